@@ -1,0 +1,22 @@
+//! BFC, a container of files in one file, and the rootfs section that makes it a complete root file system.
+//!
+//! This crate knows bytes: no FUSE, no OCI, no ZFS. FORMAT.md beside it is the specification. Any byte of an
+//! image may be hostile: every length and offset is checked before it is used, and memory stays proportional to
+//! what is there, not to what is claimed.
+
+#![forbid(unsafe_code)]
+
+pub mod aead;
+pub mod container;
+pub mod content;
+pub mod crc;
+mod error;
+pub mod format;
+pub mod key;
+pub mod rootfs;
+pub mod source;
+
+pub use container::{Container, Index};
+pub use error::{Error, Result};
+pub use key::{Key, Secret};
+pub use source::ReadAt;

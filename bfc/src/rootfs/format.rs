@@ -1,0 +1,519 @@
+//! The structures of the rootfs section, as FORMAT.md tells them: nothing but bytes and fields.
+
+use crate::crc::Flavour;
+use crate::error::{Error, Result};
+use crate::format::{Compression, Encryption, S_IFDIR, S_IFMT, array_at, u16_at, u32_at, u64_at};
+
+/// Length of the locator, the last bytes of the index blob.
+pub const LOCATOR_LEN: usize = 64;
+/// First bytes of the locator.
+pub const LOCATOR_MAGIC: [u8; 8] = *b"BFCROOTL";
+/// First bytes of the section.
+pub const SECTION_MAGIC: [u8; 8] = *b"BFCROOTF";
+/// Length of the section's header.
+pub const SECTION_HEADER_LEN: usize = 512;
+/// The section begins at a multiple of this in the file.
+pub const SECTION_ALIGN: u64 = 4096;
+/// Length of an inode record.
+pub const INODE_LEN: usize = 64;
+/// Length of a dentry record.
+pub const DENTRY_LEN: usize = 16;
+/// Length of a content record.
+pub const CONTENT_LEN: usize = 64;
+/// Length of a frame record.
+pub const FRAME_LEN: usize = 32;
+/// Length of a layer record.
+pub const LAYER_LEN: usize = 128;
+/// Length of a truncated BLAKE3, of chunks and frames.
+pub const HASH_LEN: usize = 16;
+
+/// Incompatible feature bits that this version knows: none yet.
+pub const INCOMPAT_KNOWN: u64 = 0;
+
+/// A truncated BLAKE3.
+pub type Hash = [u8; HASH_LEN];
+
+/// The truncated BLAKE3 of `bytes`.
+pub fn hash(bytes: &[u8]) -> Hash {
+    array_at(blake3::hash(bytes).as_bytes(), 0)
+}
+
+/// Where the section is, and the digest that everything in it hangs from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locator {
+    /// Offset of the section in the file, a multiple of [`SECTION_ALIGN`].
+    pub offset: u64,
+    /// Length of the section, bytes.
+    pub size: u64,
+    /// BLAKE3 of the section's header: the image's root digest.
+    pub root_digest: [u8; 32],
+}
+
+impl Locator {
+    /// The locator in the bytes; `None` when the magic is not there. `limit` is the end that the section may have in the file.
+    ///
+    /// # Errors
+    /// [`Error::Section`] when the magic is there and the rest is not right.
+    pub fn parse(b: &[u8; LOCATOR_LEN], flavour: Flavour, limit: u64) -> Result<Option<Self>> {
+        if b[..8] != LOCATOR_MAGIC {
+            return Ok(None);
+        }
+        let damaged = |reason| Err(Error::Section { offset: 0, reason });
+        if flavour.crc(&b[..56]) != u32_at(b, 56) {
+            return damaged("its locator has a wrong checksum");
+        }
+        let locator = Self { offset: u64_at(b, 8), size: u64_at(b, 16), root_digest: array_at(b, 24) };
+        if locator.offset % SECTION_ALIGN != 0
+            || locator.size < SECTION_HEADER_LEN as u64
+            || locator.offset.checked_add(locator.size).is_none_or(|end| end > limit)
+        {
+            return damaged("its locator points outside the file");
+        }
+        Ok(Some(locator))
+    }
+
+    /// The bytes.
+    pub fn encode(&self, flavour: Flavour) -> [u8; LOCATOR_LEN] {
+        let mut b = [0; LOCATOR_LEN];
+        b[..8].copy_from_slice(&LOCATOR_MAGIC);
+        b[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        b[16..24].copy_from_slice(&self.size.to_le_bytes());
+        b[24..56].copy_from_slice(&self.root_digest);
+        let crc = flavour.crc(&b[..56]);
+        b[56..60].copy_from_slice(&crc.to_le_bytes());
+        b
+    }
+}
+
+/// A range of the section: offset and length, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Region {
+    /// Offset in the section.
+    pub offset: u64,
+    /// Length.
+    pub size: u64,
+}
+
+/// The section's header.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SectionHeader {
+    /// Feature bits that a reader must know.
+    pub incompat: u64,
+    /// Feature bits that a reader may ignore.
+    pub compat: u64,
+    /// Length of the section, bytes.
+    pub size: u64,
+    /// Binary logarithm of the chunk length.
+    pub chunk_log2: u8,
+    /// Binary logarithm of the frame length.
+    pub frame_log2: u8,
+    /// Inode records; record 0 is inode 1, the root.
+    pub inodes: Region,
+    /// Dentry records, each directory's together and sorted by name.
+    pub dentries: Region,
+    /// Names and symlink targets.
+    pub names: Region,
+    /// Sets of extended attributes.
+    pub xattrs: Region,
+    /// Content records.
+    pub contents: Region,
+    /// Frame records.
+    pub frames: Region,
+    /// Layer records, lowest first.
+    pub layers: Region,
+    /// Layer skeletons and documents.
+    pub blobs: Region,
+    /// Truncated BLAKE3 of every chunk, header and this table left out.
+    pub chunks: Region,
+    /// OCI image configuration, JSON, in `blobs`; empty when there is none.
+    pub config: Region,
+    /// OCI manifest, JSON, in `blobs`; empty when there is none.
+    pub manifest: Region,
+    /// How many paths the v1 index does not show.
+    pub unsaid: u64,
+    /// A sealed empty message, all zero when nothing is encrypted: tells a wrong key at once.
+    pub key_check: [u8; 28],
+    /// BLAKE3 of the chunk table.
+    pub table_hash: [u8; 32],
+}
+
+impl SectionHeader {
+    /// The regions in the order of the header.
+    fn regions(&self) -> [Region; 11] {
+        [
+            self.inodes,
+            self.dentries,
+            self.names,
+            self.xattrs,
+            self.contents,
+            self.frames,
+            self.layers,
+            self.blobs,
+            self.chunks,
+            self.config,
+            self.manifest,
+        ]
+    }
+
+    /// The header in the bytes. Every region has been found to lie inside the section, and to hold whole records.
+    ///
+    /// # Errors
+    /// [`Error::Section`], and [`Error::Unsupported`] for an unknown incompatible feature.
+    pub fn parse(b: &[u8; SECTION_HEADER_LEN]) -> Result<Self> {
+        let damaged = |offset, reason| Err(Error::Section { offset, reason });
+        if b[..8] != SECTION_MAGIC {
+            return damaged(0, "no magic");
+        }
+        let region = |i: usize| Region { offset: u64_at(b, 40 + i * 16), size: u64_at(b, 48 + i * 16) };
+        let header = Self {
+            incompat: u64_at(b, 8),
+            compat: u64_at(b, 16),
+            size: u64_at(b, 24),
+            chunk_log2: b[32],
+            frame_log2: b[33],
+            inodes: region(0),
+            dentries: region(1),
+            names: region(2),
+            xattrs: region(3),
+            contents: region(4),
+            frames: region(5),
+            layers: region(6),
+            blobs: region(7),
+            chunks: region(8),
+            config: region(9),
+            manifest: region(10),
+            unsaid: u64_at(b, 216),
+            key_check: array_at(b, 224),
+            table_hash: array_at(b, 256),
+        };
+        let unknown = header.incompat & !INCOMPAT_KNOWN;
+        if unknown != 0 {
+            return Err(Error::Unsupported(format!("incompatible features {unknown:#x} of the rootfs section")));
+        }
+        if !(12..=24).contains(&header.chunk_log2) || !(12..=24).contains(&header.frame_log2) {
+            return damaged(32, "a chunk or frame length out of range");
+        }
+        for (i, r) in header.regions().into_iter().enumerate() {
+            if r.offset.checked_add(r.size).is_none_or(|end| end > header.size) {
+                return damaged(40 + i as u64 * 16, "a region outside the section");
+            }
+        }
+        let records = [
+            (header.inodes, INODE_LEN),
+            (header.dentries, DENTRY_LEN),
+            (header.contents, CONTENT_LEN),
+            (header.frames, FRAME_LEN),
+            (header.layers, LAYER_LEN),
+            (header.chunks, HASH_LEN),
+        ];
+        for (region, len) in records {
+            if region.offset % len as u64 != 0 || region.size % len as u64 != 0 {
+                return damaged(40, "a region of records that is not aligned");
+            }
+        }
+        if header.inodes.size == 0 || header.inodes.size / INODE_LEN as u64 > u64::from(u32::MAX) {
+            return damaged(40, "no inodes, or too many");
+        }
+        if header.chunks.size / HASH_LEN as u64 != header.chunks.offset.div_ceil(1 << header.chunk_log2)
+            || header.chunks.offset + header.chunks.size != header.size
+        {
+            return damaged(40, "a chunk table that does not fit the section");
+        }
+        Ok(header)
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; SECTION_HEADER_LEN] {
+        let mut b = [0; SECTION_HEADER_LEN];
+        b[..8].copy_from_slice(&SECTION_MAGIC);
+        b[8..16].copy_from_slice(&self.incompat.to_le_bytes());
+        b[16..24].copy_from_slice(&self.compat.to_le_bytes());
+        b[24..32].copy_from_slice(&self.size.to_le_bytes());
+        b[32] = self.chunk_log2;
+        b[33] = self.frame_log2;
+        for (i, r) in self.regions().into_iter().enumerate() {
+            b[40 + i * 16..48 + i * 16].copy_from_slice(&r.offset.to_le_bytes());
+            b[48 + i * 16..56 + i * 16].copy_from_slice(&r.size.to_le_bytes());
+        }
+        b[216..224].copy_from_slice(&self.unsaid.to_le_bytes());
+        b[224..252].copy_from_slice(&self.key_check);
+        b[256..288].copy_from_slice(&self.table_hash);
+        b
+    }
+}
+
+/// An inode record. Its number is its place among the records, plus one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Inode {
+    /// Type and permission bits, as in `st_mode`.
+    pub mode: u32,
+    /// Link count, as in `st_nlink`.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, seconds since 1970.
+    pub mtime_s: i64,
+    /// Modification time, nanoseconds past the second.
+    pub mtime_ns: u32,
+    /// Offset of the attribute set in `xattrs`; 0 for none.
+    pub xattr: u32,
+    /// File: length in bytes. Symlink: length of the target. Directory: number of dentries.
+    pub size: u64,
+    /// File: number of the content. Symlink: offset of the target in `names`. Directory: number of its first dentry. Device: major number shifted left by 32, or minor number.
+    pub data: u64,
+    /// Directory: inode number of the parent (the root's is the root).
+    pub parent: u32,
+}
+
+impl Inode {
+    /// The fields of the bytes.
+    pub fn parse(b: &[u8; INODE_LEN]) -> Self {
+        Self {
+            mode: u32_at(b, 0),
+            nlink: u32_at(b, 4),
+            uid: u32_at(b, 8),
+            gid: u32_at(b, 12),
+            mtime_s: u64_at(b, 16).cast_signed(),
+            mtime_ns: u32_at(b, 24),
+            xattr: u32_at(b, 28),
+            size: u64_at(b, 32),
+            data: u64_at(b, 40),
+            parent: u32_at(b, 48),
+        }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; INODE_LEN] {
+        let mut b = [0; INODE_LEN];
+        b[0..4].copy_from_slice(&self.mode.to_le_bytes());
+        b[4..8].copy_from_slice(&self.nlink.to_le_bytes());
+        b[8..12].copy_from_slice(&self.uid.to_le_bytes());
+        b[12..16].copy_from_slice(&self.gid.to_le_bytes());
+        b[16..24].copy_from_slice(&self.mtime_s.to_le_bytes());
+        b[24..28].copy_from_slice(&self.mtime_ns.to_le_bytes());
+        b[28..32].copy_from_slice(&self.xattr.to_le_bytes());
+        b[32..40].copy_from_slice(&self.size.to_le_bytes());
+        b[40..48].copy_from_slice(&self.data.to_le_bytes());
+        b[48..52].copy_from_slice(&self.parent.to_le_bytes());
+        b
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.mode & S_IFMT == S_IFDIR
+    }
+
+    /// Device numbers (major, minor).
+    pub fn rdev(&self) -> (u32, u32) {
+        #[allow(clippy::cast_possible_truncation)] // the two halves
+        ((self.data >> 32) as u32, self.data as u32)
+    }
+}
+
+/// A dentry record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dentry {
+    /// Inode number.
+    pub ino: u32,
+    /// Offset of the name in `names`.
+    pub name: u32,
+    /// Length of the name, bytes.
+    pub name_len: u16,
+    /// File type: bits 12..16 of the mode.
+    pub kind: u8,
+}
+
+impl Dentry {
+    /// The fields of the bytes.
+    pub fn parse(b: &[u8; DENTRY_LEN]) -> Self {
+        Self { ino: u32_at(b, 0), name: u32_at(b, 4), name_len: u16_at(b, 8), kind: b[10] }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; DENTRY_LEN] {
+        let mut b = [0; DENTRY_LEN];
+        b[0..4].copy_from_slice(&self.ino.to_le_bytes());
+        b[4..8].copy_from_slice(&self.name.to_le_bytes());
+        b[8..10].copy_from_slice(&self.name_len.to_le_bytes());
+        b[10] = self.kind;
+        b
+    }
+}
+
+/// What a content's offset points at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// The stored bytes.
+    #[default]
+    Direct,
+    /// A v1 object header, which has yet to be read. Only in sections that are built in memory.
+    Object,
+}
+
+/// A content record: the bytes of a file, wherever it is linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// Offset in the file, see [`Layout`].
+    pub offset: u64,
+    /// Length of the stored bytes.
+    pub stored: u64,
+    /// Length of the original bytes.
+    pub size: u64,
+    /// CRC of the original bytes, in the file's flavour.
+    pub crc: u32,
+    /// Compression.
+    pub comp: Compression,
+    /// Encryption.
+    pub enc: Encryption,
+    /// What `offset` points at.
+    pub layout: Layout,
+    /// Which of several images has the bytes. 0 on disk.
+    pub source: u8,
+    /// Number of the first frame record.
+    pub first_frame: u32,
+    /// How many frame records there are; 0 when the content is one piece.
+    pub frames: u32,
+    /// Offset of the path in `names`, for encrypted content: its associated data.
+    pub path: u32,
+    /// Length of that path.
+    pub path_len: u32,
+    /// Truncated BLAKE3 of the stored bytes, when the content is one piece.
+    pub hash: Hash,
+}
+
+impl Content {
+    /// The fields of the bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an unknown compression, encryption or layout.
+    pub fn parse(b: &[u8; CONTENT_LEN]) -> Result<Self> {
+        let unsupported = |what| Error::Unsupported(format!("a content record with unknown {what}"));
+        Ok(Self {
+            offset: u64_at(b, 0),
+            stored: u64_at(b, 8),
+            size: u64_at(b, 16),
+            crc: u32_at(b, 24),
+            comp: Compression::from_raw(u32::from(b[28])).ok_or_else(|| unsupported("compression"))?,
+            enc: Encryption::from_raw(u32::from(b[29])).ok_or_else(|| unsupported("encryption"))?,
+            layout: match b[30] {
+                0 => Layout::Direct,
+                1 => Layout::Object,
+                _ => return Err(unsupported("layout")),
+            },
+            source: b[31],
+            first_frame: u32_at(b, 32),
+            frames: u32_at(b, 36),
+            path: u32_at(b, 40),
+            path_len: u32_at(b, 44),
+            hash: array_at(b, 48),
+        })
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; CONTENT_LEN] {
+        let mut b = [0; CONTENT_LEN];
+        b[0..8].copy_from_slice(&self.offset.to_le_bytes());
+        b[8..16].copy_from_slice(&self.stored.to_le_bytes());
+        b[16..24].copy_from_slice(&self.size.to_le_bytes());
+        b[24..28].copy_from_slice(&self.crc.to_le_bytes());
+        b[28] = self.comp.raw();
+        b[29] = self.enc.raw();
+        b[30] = self.layout as u8;
+        b[31] = self.source;
+        b[32..36].copy_from_slice(&self.first_frame.to_le_bytes());
+        b[36..40].copy_from_slice(&self.frames.to_le_bytes());
+        b[40..44].copy_from_slice(&self.path.to_le_bytes());
+        b[44..48].copy_from_slice(&self.path_len.to_le_bytes());
+        b[48..64].copy_from_slice(&self.hash);
+        b
+    }
+}
+
+/// A frame record: a piece of a content that is decoded on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Offset from the content's stored bytes.
+    pub offset: u64,
+    /// Length of the stored bytes.
+    pub stored: u32,
+    /// CRC of the original bytes, in the file's flavour.
+    pub crc: u32,
+    /// Truncated BLAKE3 of the stored bytes.
+    pub hash: Hash,
+}
+
+impl Frame {
+    /// The fields of the bytes.
+    pub fn parse(b: &[u8; FRAME_LEN]) -> Self {
+        Self { offset: u64_at(b, 0), stored: u32_at(b, 8), crc: u32_at(b, 12), hash: array_at(b, 16) }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; FRAME_LEN] {
+        let mut b = [0; FRAME_LEN];
+        b[0..8].copy_from_slice(&self.offset.to_le_bytes());
+        b[8..12].copy_from_slice(&self.stored.to_le_bytes());
+        b[12..16].copy_from_slice(&self.crc.to_le_bytes());
+        b[16..32].copy_from_slice(&self.hash);
+        b
+    }
+}
+
+/// A layer record.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layer {
+    /// SHA-256 of the uncompressed layer tar.
+    pub diff_id: [u8; 32],
+    /// The compressed skeleton, in `blobs`.
+    pub skeleton: Region,
+    /// Length of the skeleton when decompressed, bytes.
+    pub skeleton_size: u64,
+    /// Length of the layer tar, bytes.
+    pub tar_size: u64,
+    /// Number of content records of this layer and those below.
+    pub contents_end: u32,
+    /// Number of frame records of this layer and those below.
+    pub frames_end: u32,
+    /// Offset in the file behind the last object of this layer and those below.
+    pub data_end: u64,
+    /// `created_by` of the layer's history entry, in `blobs`.
+    pub created_by: Region,
+    /// How many entries the layer tar has.
+    pub entries: u64,
+}
+
+impl Layer {
+    /// The fields of the bytes.
+    pub fn parse(b: &[u8; LAYER_LEN]) -> Self {
+        Self {
+            diff_id: array_at(b, 0),
+            skeleton: Region { offset: u64_at(b, 32), size: u64_at(b, 40) },
+            skeleton_size: u64_at(b, 48),
+            tar_size: u64_at(b, 56),
+            contents_end: u32_at(b, 64),
+            frames_end: u32_at(b, 68),
+            data_end: u64_at(b, 72),
+            created_by: Region { offset: u64_at(b, 80), size: u64_at(b, 88) },
+            entries: u64_at(b, 96),
+        }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> [u8; LAYER_LEN] {
+        let mut b = [0; LAYER_LEN];
+        b[0..32].copy_from_slice(&self.diff_id);
+        b[32..40].copy_from_slice(&self.skeleton.offset.to_le_bytes());
+        b[40..48].copy_from_slice(&self.skeleton.size.to_le_bytes());
+        b[48..56].copy_from_slice(&self.skeleton_size.to_le_bytes());
+        b[56..64].copy_from_slice(&self.tar_size.to_le_bytes());
+        b[64..68].copy_from_slice(&self.contents_end.to_le_bytes());
+        b[68..72].copy_from_slice(&self.frames_end.to_le_bytes());
+        b[72..80].copy_from_slice(&self.data_end.to_le_bytes());
+        b[80..88].copy_from_slice(&self.created_by.offset.to_le_bytes());
+        b[88..96].copy_from_slice(&self.created_by.size.to_le_bytes());
+        b[96..104].copy_from_slice(&self.entries.to_le_bytes());
+        b
+    }
+}

@@ -1,0 +1,13 @@
+//! The rootfs section: all that v1 cannot say of a root file system, read in place.
+//!
+//! FORMAT.md, "The rootfs section", has the tables. [`Tree`] is a root file system in memory, [`build`] writes it as a
+//! section, [`Section`] reads one.
+
+pub mod format;
+mod section;
+mod tree;
+mod writer;
+
+pub use section::{Section, Xattr};
+pub use tree::{Attr, Kind, Node, NodeId, Tree};
+pub use writer::{Extras, LayerEntry, Unsaid, build};

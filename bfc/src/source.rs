@@ -1,0 +1,106 @@
+//! Where the bytes of an image come from: one small trait, so that a file, a byte slice or later a remote store can stand behind it.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::error::Error;
+
+/// Random access to the bytes of an image, from several threads at once.
+pub trait ReadAt: Send + Sync {
+    /// Reads at most `buf.len()` bytes at `offset`, as pread(2) does; 0 is the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether there are no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+impl ReadAt for std::fs::File {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buf, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(Vec::len(self));
+        let n = buf.len().min(Vec::len(self) - start);
+        buf[..n].copy_from_slice(&self[start..start + n]);
+        Ok(n)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(Vec::len(self) as u64)
+    }
+}
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        (**self).read_at(buf, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+}
+
+/// Fills `buf` from `offset`.
+///
+/// # Errors
+/// [`Error::Read`] when the source fails or ends early.
+pub fn read_exact_at(source: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+    let len = buf.len();
+    let mut done = 0;
+    while done < len {
+        let result = match source.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                done += n;
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(e) => Err(e),
+        };
+        result.map_err(|source| Error::Read { offset, len: len as u64, source })?;
+    }
+    Ok(())
+}
+
+/// A range of a source as a [`io::Read`], for streaming decoders.
+pub struct RangeReader<'a> {
+    source: &'a dyn ReadAt,
+    offset: u64,
+    left: u64,
+}
+
+impl<'a> RangeReader<'a> {
+    /// The `len` bytes at `offset`.
+    pub fn new(source: &'a dyn ReadAt, offset: u64, len: u64) -> Self {
+        Self { source, offset, left: len }
+    }
+}
+
+impl io::Read for RangeReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        let n = self.source.read_at(&mut buf[..want], self.offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.offset += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
