@@ -2,9 +2,13 @@
 
 mod cache;
 mod error;
+mod extract;
 mod rootfs;
 mod v1;
+mod verify;
 
 pub use error::{Error, Result};
-pub use rootfs::{Options, ROOT, Rootfs, Source, Statfs};
+pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
+pub use rootfs::{EachEntry, Options, ROOT, Rootfs, Source, Statfs};
 pub use v1::tree_of_index;
+pub use verify::{Damage, Verified, verify};

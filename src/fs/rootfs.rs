@@ -42,6 +42,8 @@ pub struct Options {
     pub subdir: Option<PathBuf>,
     /// Root digest that the image must have, hexadecimal; every byte is then checked against it.
     pub digest: Option<String>,
+    /// Check stored bytes against their BLAKE3, besides the checksum of what is decoded; implied by `digest`.
+    pub check_hash: bool,
     /// Bound of the cache of decoded content, bytes.
     pub cache_bytes: u64,
     /// Where content goes that does not fit the cache.
@@ -50,9 +52,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { subdir: None, digest: None, cache_bytes: 32 << 20, temp_dir: std::env::temp_dir() }
+        Self { subdir: None, digest: None, check_hash: false, cache_bytes: 32 << 20, temp_dir: std::env::temp_dir() }
     }
 }
+
+/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode) or the
+/// inode, the name. Returns false to stop.
+pub type EachEntry<'a, T> = dyn FnMut(u64, u32, T, &[u8]) -> bool + 'a;
 
 /// What statfs(2) is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +74,7 @@ struct Image {
     path: PathBuf,
     container: Container,
     key: Option<Key>,
+    has_section: bool,
 }
 
 /// A read-only root file system.
@@ -101,7 +108,9 @@ impl Image {
             tracing::warn!(image = %path.display(), "the file does not end in a footer: using the previous one, which ends at offset {end}");
         }
         let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
-        let section = match container.locator().map_err(failed)? {
+        let locator = container.locator().map_err(failed)?;
+        let has_section = locator.is_some();
+        let section = match locator {
             Some(locator) => Section::open(container.source().clone(), &locator).map_err(failed)?,
             None => {
                 let index = container.index().map_err(failed)?;
@@ -110,7 +119,7 @@ impl Image {
                 Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
             }
         };
-        let image = Self { path, container, key };
+        let image = Self { path, container, key, has_section };
         image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
         Ok((image, section))
     }
@@ -120,7 +129,8 @@ impl Image {
             source: &**self.container.source(),
             flavour: self.container.flavour(),
             key: self.key.as_ref(),
-            check_hash,
+            // What v1 says of itself has no digests.
+            check_hash: check_hash && self.has_section,
         }
     }
 
@@ -132,7 +142,7 @@ impl Image {
             let key = self.key.as_ref().ok_or(bfc::Error::KeyNeeded)?;
             return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed).map(drop).ok_or(bfc::Error::WrongKey);
         }
-        if self.container.locator()?.is_some() {
+        if self.has_section {
             return Ok(());
         }
         let mut smallest: Option<Content> = None;
@@ -182,7 +192,7 @@ impl Rootfs {
             images,
             section,
             root: ROOT,
-            check_hash: options.digest.is_some(),
+            check_hash: options.digest.is_some() || options.check_hash,
             cache: Cache::new(options.cache_bytes, &options.temp_dir),
             checked: OnceLock::new(),
         };
@@ -205,6 +215,17 @@ impl Rootfs {
     /// The images' paths, lowest first.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.images.iter().map(|i| i.path.as_path())
+    }
+
+    /// Bytes of all contents, as they are when decoded.
+    pub fn content_bytes(&self) -> u64 {
+        let contents = (0..self.section.content_count()).filter_map(|n| self.section.content(n).ok());
+        contents.fold(0, |sum, content| sum.saturating_add(content.size))
+    }
+
+    /// Reads and checks all of the section.
+    pub fn verify_section(&self) -> Result<()> {
+        self.section.verify().map_err(|e| self.image_error(e))
     }
 
     fn resolve_dir(&self, path: &Path) -> Result<u32> {
@@ -278,19 +299,22 @@ impl Rootfs {
 
     /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
     /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them.
-    pub fn readdir(&self, dir: u32, from: u64, each: &mut dyn FnMut(u64, u32, u8, &[u8]) -> bool) -> Result<()> {
-        self.dentries(dir, from, &mut |next, dentry, name| Ok(each(next, self.swap(dentry.ino), dentry.kind, name)))
+    pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_, u8>) -> Result<()> {
+        self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.swap(dentry.ino), dentry.kind, name)))
     }
 
     /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
-    pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut dyn FnMut(u64, u32, &Inode, &[u8]) -> bool) -> Result<()> {
-        self.dentries(dir, from, &mut |next, dentry, name| {
+    pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachEntry<'_, &Inode>) -> Result<()> {
+        self.dentries(dir, from, |next, dentry, name| {
             let (ino, inode) = self.follow(dir, dentry)?;
             Ok(each(next, ino, &inode, name))
         })
     }
 
-    fn dentries(&self, dir: u32, from: u64, each: &mut dyn FnMut(u64, &Dentry, &[u8]) -> Result<bool>) -> Result<()> {
+    fn dentries<E>(&self, dir: u32, from: u64, mut each: E) -> Result<()>
+    where
+        E: FnMut(u64, &Dentry, &[u8]) -> Result<bool>,
+    {
         let inode = self.directory(dir)?;
         let failed = |e| self.image_error(e);
         let mut index = from;
