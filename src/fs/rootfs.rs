@@ -56,9 +56,12 @@ impl Default for Options {
     }
 }
 
-/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode) or the
-/// inode, the name. Returns false to stop.
-pub type EachEntry<'a, T> = dyn FnMut(u64, u32, T, &[u8]) -> bool + 'a;
+/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode), the name.
+/// Returns false to stop.
+pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
+
+/// As [`EachEntry`], with the inode instead of the type.
+pub type EachInode<'a> = dyn FnMut(u64, u32, &Inode, &[u8]) -> bool + 'a;
 
 /// What statfs(2) is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,12 +302,12 @@ impl Rootfs {
 
     /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
     /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them.
-    pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_, u8>) -> Result<()> {
+    pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_>) -> Result<()> {
         self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.swap(dentry.ino), dentry.kind, name)))
     }
 
     /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
-    pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachEntry<'_, &Inode>) -> Result<()> {
+    pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachInode<'_>) -> Result<()> {
         self.dentries(dir, from, |next, dentry, name| {
             let (ino, inode) = self.follow(dir, dentry)?;
             Ok(each(next, ino, &inode, name))
