@@ -100,6 +100,7 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
+            Error::Secret { .. } => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
             Error::Other { hint, .. } => hint.clone(),
             _ => None,
         }
