@@ -9,6 +9,6 @@ mod verify;
 
 pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
-pub use rootfs::{EachEntry, EachInode, Options, ROOT, Rootfs, Source, Statfs};
+pub use rootfs::{Decoded, EachEntry, EachInode, Options, ROOT, Rootfs, Source, Statfs};
 pub use v1::tree_of_index;
 pub use verify::{Damage, Verified, verify};

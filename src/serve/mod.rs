@@ -13,6 +13,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod protocol;
 pub mod state;
+mod surplus;
 pub mod unmount;
 pub mod users;
 pub mod worker;

@@ -10,6 +10,7 @@ use super::adapter::Adapter;
 use super::channel::Channel;
 use super::error::{Error, Result};
 use super::protocol::{Failure, Image, WorkerReply, WorkerRequest};
+use super::surplus;
 use crate::fs::{self, Options, Rootfs, Source};
 
 /// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
@@ -33,7 +34,11 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     // The kernel has checked who may come in.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
-    let session = Session::from_fd(Adapter::new(rootfs), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
+    let (surplus, pusher) = surplus::channel();
+    let session =
+        Session::from_fd(Adapter::new(rootfs, surplus), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
+    let notifier = session.notifier();
+    std::thread::Builder::new().name("push".into()).spawn(move || pusher.run(&notifier)).map_err(Error::system("starting a thread"))?;
     control.send(&WorkerReply::Serving, &[])?;
     session.run().map_err(Error::system("serving"))
 }
