@@ -56,10 +56,7 @@ impl Container {
         }
         read_exact_at(&*source, &mut b, 0)?;
         let header = Header::parse(&b);
-        let flavour = [Flavour::Raw, Flavour::Standard]
-            .into_iter()
-            .find(|f| f.crc(&b[12..]) == header.crc)
-            .ok_or(Error::HeaderCrc)?;
+        let flavour = [Flavour::Raw, Flavour::Standard].into_iter().find(|f| f.crc(&b[12..]) == header.crc).ok_or(Error::HeaderCrc)?;
         let (footer, torn) = match footer_at(&*source, len)? {
             Some(footer) => (footer, None),
             None => {

@@ -159,7 +159,9 @@ impl Decoder<'_> {
             return Err(damaged("its digest is wrong"));
         }
         let opened = match key {
-            Some(key) => aead::open(key, aad, buf).ok_or_else(|| damaged("its authentication tag is wrong (changed, moved, or another key)"))?,
+            Some(key) => {
+                aead::open(key, aad, buf).ok_or_else(|| damaged("its authentication tag is wrong (changed, moved, or another key)"))?
+            }
             None => &mut buf[..],
         };
         let result = match piece.comp {

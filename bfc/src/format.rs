@@ -146,13 +146,7 @@ pub struct Header {
 impl Header {
     /// The fields of the bytes; the magic and the CRC are the caller's to check.
     pub fn parse(b: &[u8; HEADER_LEN]) -> Self {
-        Self {
-            crc: u32_at(b, 8),
-            block_size: u32_at(b, 12),
-            features: u64_at(b, 16),
-            uuid: array_at(b, 24),
-            salt: array_at(b, 40),
-        }
+        Self { crc: u32_at(b, 8), block_size: u32_at(b, 12), features: u64_at(b, 16), uuid: array_at(b, 24), salt: array_at(b, 40) }
     }
 
     /// The bytes, with the CRC computed in the raw flavour.

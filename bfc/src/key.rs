@@ -6,6 +6,9 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
+/// Associated data of the empty message that tells whether a key fits a rootfs section.
+pub const CHECK_AAD: &[u8] = b"BFC key check";
+
 /// Length of a key, bytes.
 pub const KEY_LEN: usize = 32;
 

@@ -63,7 +63,7 @@ impl Locator {
             return damaged("its locator has a wrong checksum");
         }
         let locator = Self { offset: u64_at(b, 8), size: u64_at(b, 16), root_digest: array_at(b, 24) };
-        if locator.offset % SECTION_ALIGN != 0
+        if !locator.offset.is_multiple_of(SECTION_ALIGN)
             || locator.size < SECTION_HEADER_LEN as u64
             || locator.offset.checked_add(locator.size).is_none_or(|end| end > limit)
         {

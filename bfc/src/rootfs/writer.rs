@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::format::{
-    Content, Dentry, Frame, HASH_LEN, INODE_LEN, Inode, Layer, Region, SECTION_HEADER_LEN, SectionHeader, hash,
-};
-use super::tree::{Kind, NodeId, Tree, kind_matches};
 use super::Xattr;
+use super::format::{Content, Dentry, Frame, HASH_LEN, INODE_LEN, Inode, Layer, Region, SECTION_HEADER_LEN, SectionHeader, hash};
+use super::tree::{Kind, NodeId, Tree, kind_matches};
 use crate::error::{Error, Result};
 use crate::format::S_IFMT;
 

@@ -1,0 +1,39 @@
+//! `lxcri-fs cat`
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::error::Error;
+use super::open::ImageArgs;
+use crate::fs::Options;
+
+/// Print a file of an image
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs cat debian.bfc etc/os-release")]
+pub struct CatArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// The file
+    path: PathBuf,
+}
+
+pub fn run(args: &CatArgs) -> Result<(), Error> {
+    let rootfs = args.image.open(&Options::default())?;
+    let in_image = |source| Error::InImage { path: args.path.clone(), source };
+    let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
+    let mut out = std::io::stdout().lock();
+    // Read, not streamed: a content that only checks as a whole must not be printed before it did.
+    let (mut offset, mut buf) = (0, Vec::new());
+    loop {
+        buf.clear();
+        rootfs.read(ino, offset, 1 << 20, &mut buf).map_err(in_image)?;
+        if buf.is_empty() {
+            break;
+        }
+        out.write_all(&buf).map_err(Error::Output)?;
+        offset += buf.len() as u64;
+    }
+    out.flush().map_err(Error::Output)
+}

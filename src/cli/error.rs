@@ -1,0 +1,171 @@
+//! How commands fail: the cause, a hint, and an exit code.
+
+use std::error::Error as StdError;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::fs;
+
+/// Shown by `--help`.
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
+5 something named does not exist, 6 busy.";
+
+/// Exit codes of the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Anything that has no code of its own.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// An image is damaged.
+    Damaged = 3,
+    /// A password or key is missing or wrong.
+    Key = 4,
+    /// Something named does not exist.
+    NotFound = 5,
+    /// Something is in use.
+    Busy = 6,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// A failed command.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An image cannot be opened or read.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// A file operation outside any image.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done, such as "opening".
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A path of an image.
+    #[error("{}: {source}", path.display())]
+    InImage {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong.
+        source: fs::Error,
+    },
+    /// Writing to standard output.
+    #[error("writing the output")]
+    Output(#[source] std::io::Error),
+    /// The secret is not usable.
+    #[error("{what}")]
+    Secret {
+        /// What is wrong.
+        what: String,
+        /// What the system said, if it did.
+        source: Option<Box<dyn StdError + Send + Sync>>,
+    },
+    /// Anything else, with its exit code.
+    #[error("{message}")]
+    Other {
+        /// What went wrong.
+        message: String,
+        /// What to try.
+        hint: Option<String>,
+        /// Exit code.
+        exit: Exit,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an I/O error while doing something to a path.
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Error::Io { doing, path: path.to_owned(), source }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+            Error::Secret { .. } => Exit::Key,
+            Error::Other { exit, .. } => *exit,
+            Error::Io { .. } | Error::Output(_) => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
+            Error::Other { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+
+    /// Prints cause and hint, and gives the exit code. A closed pipe is silent.
+    pub(super) fn report(&self) -> ExitCode {
+        if matches!(self, Error::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe) {
+            return Exit::Failure.into();
+        }
+        eprintln!("lxcri-fs: {}", chain(self));
+        if let Some(hint) = self.hint() {
+            eprintln!("  hint: {hint}");
+        }
+        self.exit().into()
+    }
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn fs_exit(error: &fs::Error) -> Exit {
+    match error {
+        fs::Error::Image { source, .. } => match source {
+            bfc::Error::KeyNeeded | bfc::Error::WrongKey | bfc::Error::KeyFile(_) => Exit::Key,
+            bfc::Error::Read { .. } | bfc::Error::Write { .. } | bfc::Error::Unsupported(_) | bfc::Error::Digest { .. } => Exit::Failure,
+            _ => Exit::Damaged,
+        },
+        fs::Error::NotFound | fs::Error::Subdir { .. } => Exit::NotFound,
+        fs::Error::Shared(error) => fs_exit(error),
+        _ => Exit::Failure,
+    }
+}
+
+/// Whether an error is the image's fault.
+pub(super) fn is_damage(error: &fs::Error) -> bool {
+    fs_exit(error) == Exit::Damaged
+}
+
+fn fs_hint(error: &fs::Error) -> Option<&'static str> {
+    match error {
+        fs::Error::Image { source, .. } => match source {
+            bfc::Error::KeyNeeded => Some("give --password-file, --key-file, or LXCRI_FS_PASSWORD"),
+            bfc::Error::WrongKey => Some("check the password; a key file holds the 32 raw bytes"),
+            bfc::Error::NoFooter(_) => Some("the image was cut off while it was copied or written: fetch or build it again"),
+            bfc::Error::HeaderCrc | bfc::Error::IndexCrc | bfc::Error::Index { .. } | bfc::Error::Section { .. } => {
+                Some("`lxcri-fs verify` tells what can still be read; fetch or build the image again")
+            }
+            bfc::Error::NotBfc(_) => Some("`lxcri-fs build` makes an image of a directory, an archive or an OCI image"),
+            bfc::Error::Unsupported(_) => Some("a newer version of lxcri-fs may know it"),
+            _ => None,
+        },
+        fs::Error::Subdir { .. } => Some("`lxcri-fs ls IMAGE` shows what is in the image"),
+        fs::Error::Shared(error) => fs_hint(error),
+        _ => None,
+    }
+}

@@ -1,0 +1,57 @@
+//! `lxcri-fs extract`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::error::{Error, Exit, chain};
+use super::open::ImageArgs;
+use super::output::size;
+use super::progress::Progress;
+use crate::fs::{ExtractOptions, Options, extract, open_target};
+
+/// Extract an image, or some of its paths, into a directory
+///
+/// Modes, times, links and (as root) owners and devices are restored. Nothing is written outside DIR, whatever the image holds,
+/// and nothing that exists is replaced without --force.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs extract debian.bfc rootfs\n  lxcri-fs extract debian.bfc out etc/passwd usr/share/doc")]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Where to; made if it does not exist
+    dir: PathBuf,
+    /// What to extract, with all below it; everything when left out
+    paths: Vec<PathBuf>,
+    /// Replace what exists
+    #[arg(long, short)]
+    force: bool,
+    /// Do not restore owners (the default for users other than root)
+    #[arg(long)]
+    no_same_owner: bool,
+}
+
+pub fn run(args: &ExtractArgs) -> Result<(), Error> {
+    let rootfs = args.image.open(&Options::default())?;
+    // A descriptor for each level of the tree.
+    super::limits::raise_open_files();
+    let dir = open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
+    let total = if args.paths.is_empty() { rootfs.content_bytes() } else { 0 };
+    let progress = Progress::bytes("Extracting", total);
+    let owner = rustix::process::geteuid().is_root() && !args.no_same_owner;
+    let done = extract(&rootfs, &dir, &args.paths, ExtractOptions { force: args.force, owner }, &|n| progress.add(n));
+    progress.finish();
+    for failure in &done.failures {
+        eprintln!("lxcri-fs: {}", chain(failure));
+    }
+    if done.failures.is_empty() {
+        eprintln!("{}: {} entries, {}", args.dir.display(), done.entries, size(done.bytes));
+        return Ok(());
+    }
+    let damaged = done.failures.iter().any(|f| f.source.downcast_ref().is_some_and(super::error::is_damage));
+    Err(Error::Other {
+        message: format!("{} of {} entries were not extracted", done.failures.len(), done.entries + done.failures.len() as u64),
+        hint: None,
+        exit: if damaged { Exit::Damaged } else { Exit::Failure },
+    })
+}

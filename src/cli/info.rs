@@ -1,0 +1,166 @@
+//! `lxcri-fs info`
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use bfc::format::{Compression, Encryption};
+use clap::Args;
+use serde::Serialize;
+
+use super::error::Error;
+use super::open::open_image;
+use super::output::{hex, json, printable, size};
+use crate::fs::{self, tree_of_index};
+
+/// Tell what an image is: format, size, compression, layers
+///
+/// Needs no password: names and attributes are not encrypted.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs info debian.bfc")]
+pub struct InfoArgs {
+    /// The image
+    image: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Info {
+    image: String,
+    format: &'static str,
+    bytes: u64,
+    uuid: String,
+    checksums: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root_digest: Option<String>,
+    inodes: u32,
+    contents: u64,
+    content_bytes: u64,
+    stored_bytes: u64,
+    compressed: u64,
+    encrypted: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frame_bytes: Option<u64>,
+    /// Paths that tools that know v1 alone do not see.
+    unsaid: u64,
+    /// Offset where a valid image ends, when something torn follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    torn_after: Option<u64>,
+    layers: Vec<Layer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer {
+    diff_id: String,
+    entries: u64,
+    tar_bytes: u64,
+    stored_bytes: u64,
+    created_by: String,
+}
+
+pub fn run(args: &InfoArgs) -> Result<(), Error> {
+    let file = open_image(&args.image)?;
+    let info = inspect(args, file).map_err(|source| fs::Error::Image { image: args.image.clone(), source })?;
+    if args.json { json(&info) } else { print(&info).map_err(Error::Output) }
+}
+
+fn inspect(args: &InfoArgs, file: std::fs::File) -> bfc::Result<Info> {
+    let container = bfc::Container::open(std::sync::Arc::new(file))?;
+    let locator = container.locator()?;
+    let section = match &locator {
+        Some(locator) => bfc::rootfs::Section::open(container.source().clone(), locator)?,
+        None => {
+            let (tree, paths) = tree_of_index(&container, &container.index()?)?;
+            let extras = bfc::rootfs::Extras { frame_log2: 17, paths, ..Default::default() };
+            bfc::rootfs::Section::in_memory(bfc::rootfs::build(&tree, &extras)?)?
+        }
+    };
+    let mut info = Info {
+        image: printable(std::os::unix::ffi::OsStrExt::as_bytes(args.image.as_os_str())),
+        format: if locator.is_some() { "BFC v1 with a rootfs section" } else { "BFC v1" },
+        bytes: container.len(),
+        uuid: hex(&container.header().uuid),
+        checksums: match container.flavour() {
+            bfc::crc::Flavour::Raw => "CRC-32C, raw",
+            bfc::crc::Flavour::Standard => "CRC-32C, standard",
+        },
+        root_digest: locator.as_ref().map(|l| format!("blake3:{}", hex(&l.root_digest))),
+        inodes: section.inode_count(),
+        contents: section.content_count(),
+        content_bytes: 0,
+        stored_bytes: 0,
+        compressed: 0,
+        encrypted: 0,
+        frame_bytes: locator.is_some().then(|| 1 << section.header().frame_log2),
+        unsaid: section.header().unsaid,
+        torn_after: container.torn(),
+        layers: Vec::new(),
+        config: serde_json::from_slice(&section.blob(section.header().config)?).ok(),
+    };
+    for number in 0..section.content_count() {
+        let content = section.content(number)?;
+        info.content_bytes = info.content_bytes.saturating_add(content.size);
+        info.stored_bytes = info.stored_bytes.saturating_add(content.stored);
+        info.compressed += u64::from(content.comp != Compression::None);
+        info.encrypted += u64::from(content.enc != Encryption::None);
+    }
+    let mut start = bfc::format::HEADER_LEN as u64;
+    for layer in section.layers()? {
+        info.layers.push(Layer {
+            diff_id: format!("sha256:{}", hex(&layer.diff_id)),
+            entries: layer.entries,
+            tar_bytes: layer.tar_size,
+            stored_bytes: layer.data_end.saturating_sub(start),
+            created_by: printable(&section.blob(layer.created_by)?),
+        });
+        start = layer.data_end;
+    }
+    Ok(info)
+}
+
+fn print(info: &Info) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let percent = |part: u64, whole: u64| u128::from(part) * 100 / u128::from(whole.max(1));
+    writeln!(out, "Image         {}", info.image)?;
+    writeln!(out, "Format        {}, {}", info.format, info.checksums)?;
+    writeln!(out, "UUID          {}", info.uuid)?;
+    if let Some(digest) = &info.root_digest {
+        writeln!(out, "Root digest   {digest}")?;
+    }
+    writeln!(out, "Size          {} ({} bytes)", size(info.bytes), info.bytes)?;
+    writeln!(out, "Inodes        {}", info.inodes)?;
+    let (stored, original) = (size(info.stored_bytes), size(info.content_bytes));
+    let ratio = percent(info.stored_bytes, info.content_bytes);
+    writeln!(out, "Content       {} different, {original} stored in {stored} ({ratio} %)", info.contents)?;
+    writeln!(out, "Compressed    {} of them, encrypted {}", info.compressed, info.encrypted)?;
+    if let Some(frame) = info.frame_bytes {
+        writeln!(out, "Frames        {}", size(frame))?;
+    }
+    if info.unsaid > 0 {
+        writeln!(out, "Not in v1     {} paths or types, which other BFC tools do not see", info.unsaid)?;
+    }
+    if let Some(end) = info.torn_after {
+        writeln!(out, "Torn          what follows offset {end} was never finished and is not used")?;
+    }
+    for (number, layer) in info.layers.iter().enumerate() {
+        let stored = size(layer.stored_bytes);
+        writeln!(
+            out,
+            "Layer {:<7} {} {} entries, tar {}, stored {stored}",
+            number + 1,
+            layer.diff_id,
+            layer.entries,
+            size(layer.tar_bytes)
+        )?;
+        if !layer.created_by.is_empty() {
+            writeln!(out, "              {}", layer.created_by)?;
+        }
+    }
+    if let Some(config) = &info.config {
+        writeln!(out, "OCI config    {config}")?;
+    }
+    Ok(())
+}

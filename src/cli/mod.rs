@@ -1,0 +1,61 @@
+//! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
+
+mod cat;
+mod error;
+mod extract;
+mod info;
+mod limits;
+mod ls;
+mod open;
+mod output;
+mod progress;
+mod secret;
+mod verify;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::{Error, Exit};
+pub use secret::SecretArgs;
+
+/// Mounts BFC images as container root file systems.
+#[derive(Debug, Parser)]
+#[command(name = "lxcri-fs", version, after_help = error::EXIT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ls(ls::LsArgs),
+    Cat(cat::CatArgs),
+    Info(info::InfoArgs),
+    Extract(extract::ExtractArgs),
+    Verify(verify::VerifyArgs),
+}
+
+/// Runs the command line `args`, the program's name first, and returns the exit code (see `--help`).
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that closed the pipe early is no reason to complain.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Extract(args) => extract::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

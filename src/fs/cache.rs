@@ -1,0 +1,216 @@
+//! Decoded content that can only be decoded whole: what the reference tool's images hold.
+//!
+//! Bounded in bytes. When many ask for one content at once, one decodes it and the others wait. What is larger than the
+//! cache goes into an unlinked temporary file.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use lru::LruCache;
+
+use super::error::{Error, Result};
+
+/// How many temporary files are kept open at most.
+const MAX_FILES: usize = 64;
+/// What has to stay free on the file system of the temporary files, bytes.
+const RESERVE: u64 = 64 << 20;
+
+/// Decoded content.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    Memory(Box<[u8]>),
+    File(File, u64),
+}
+
+impl Decoded {
+    /// Appends the bytes from `offset`, at most `len`, to `out`.
+    pub(super) fn read(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Decoded::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                out.extend_from_slice(&bytes[start..start + len.min(bytes.len() - start)]);
+                Ok(())
+            }
+            Decoded::File(file, size) => {
+                let len = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+                let start = out.len();
+                out.resize(start + len, 0);
+                file.read_exact_at(&mut out[start..], offset)
+            }
+        }
+    }
+
+    /// What it takes of the cache, bytes.
+    fn cost(&self) -> u64 {
+        match self {
+            Decoded::Memory(bytes) => bytes.len() as u64,
+            Decoded::File(..) => 0,
+        }
+    }
+}
+
+/// Where decoded bytes go while they are decoded.
+pub(super) enum Sink {
+    Memory(Vec<u8>),
+    File(File),
+}
+
+impl Write for Sink {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Sink::Memory(out) => out.write(buf),
+            Sink::File(file) => file.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Slot = Arc<OnceLock<Result<Decoded, Arc<Error>>>>;
+
+/// The cache, keyed by content number.
+#[derive(Debug)]
+pub(super) struct Cache {
+    limit: u64,
+    temp_dir: PathBuf,
+    slots: Mutex<LruCache<u32, Slot>>,
+}
+
+impl Cache {
+    pub(super) fn new(limit: u64, temp_dir: &Path) -> Self {
+        Self { limit, temp_dir: temp_dir.to_owned(), slots: Mutex::new(LruCache::unbounded()) }
+    }
+
+    /// The content `key` of `size` bytes, from the cache, or decoded by `decode` into the sink it is given.
+    pub(super) fn get(&self, key: u32, size: u64, decode: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Guard> {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.get_or_insert(key, Slot::default).clone()
+        };
+        let mut fresh = false;
+        let failed = slot
+            .get_or_init(|| {
+                fresh = true;
+                self.decode(size, decode).map_err(Arc::new)
+            })
+            .as_ref()
+            .err()
+            .cloned();
+        if let Some(error) = failed {
+            // A failure is not kept: the cause may pass, a full disk for one.
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if slots.peek(&key).is_some_and(|s| Arc::ptr_eq(s, &slot)) {
+                slots.pop(&key);
+            }
+            return Err(Error::Shared(error));
+        }
+        if fresh {
+            self.evict();
+        }
+        Ok(Guard(slot))
+    }
+
+    fn decode(&self, size: u64, decode: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Decoded> {
+        let failed = |source| Error::Temporary { dir: self.temp_dir.clone(), size, source };
+        let mut sink = if size <= self.limit {
+            Sink::Memory(Vec::new())
+        } else {
+            let stat = rustix::fs::statvfs(&self.temp_dir).map_err(|e| failed(e.into()))?;
+            if stat.f_bavail.saturating_mul(stat.f_frsize) < size.saturating_add(RESERVE) {
+                return Err(failed(rustix::io::Errno::NOSPC.into()));
+            }
+            Sink::File(tempfile::tempfile_in(&self.temp_dir).map_err(failed)?)
+        };
+        decode(&mut sink)?;
+        Ok(match sink {
+            Sink::Memory(out) => Decoded::Memory(out.into_boxed_slice()),
+            Sink::File(file) => Decoded::File(file, size),
+        })
+    }
+
+    fn evict(&self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = |slot: &Slot| slot.get().and_then(|d| d.as_ref().ok()).map(|d| (d.cost(), usize::from(d.cost() == 0)));
+        let (mut bytes, mut files) = slots.iter().filter_map(|(_, s)| done(s)).fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+        while bytes > self.limit || files > MAX_FILES {
+            let Some((_, slot)) = slots.pop_lru() else { break };
+            let (cost, file) = done(&slot).unwrap_or_default();
+            (bytes, files) = (bytes - cost, files - file);
+        }
+    }
+}
+
+/// Decoded content that stays while this is held, whatever the cache drops.
+pub(super) struct Guard(Slot);
+
+impl Guard {
+    pub(super) fn read(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        match self.0.get() {
+            Some(Ok(decoded)) => decoded.read(offset, len, out),
+            _ => Err(io::ErrorKind::NotFound.into()), // `Cache::get` hands out what is decoded
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn content(n: u8, len: usize) -> impl FnOnce(&mut Sink) -> Result<()> {
+        move |sink| {
+            sink.write_all(&vec![n; len]).unwrap();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bounded_and_decoded_once() {
+        let cache = Cache::new(1000, &std::env::temp_dir());
+        let decodes = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let guard = cache
+                        .get(1, 400, |sink| {
+                            decodes.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(std::time::Duration::from_millis(20));
+                            content(1, 400)(sink)
+                        })
+                        .unwrap();
+                    let mut out = Vec::new();
+                    guard.read(390, 100, &mut out).unwrap();
+                    assert_eq!(out, [1; 10]);
+                });
+            }
+        });
+        assert_eq!(decodes.load(Ordering::Relaxed), 1);
+        for n in 2..10 {
+            cache.get(n.into(), 400, content(n, 400)).unwrap();
+        }
+        assert_eq!(cache.slots.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn larger_than_the_cache_goes_to_a_file() {
+        let cache = Cache::new(10, &std::env::temp_dir());
+        let guard = cache.get(1, 5000, content(9, 5000)).unwrap();
+        assert!(matches!(guard.0.get().unwrap().as_ref().unwrap(), Decoded::File(_, 5000)));
+        let mut out = Vec::new();
+        guard.read(4999, 100, &mut out).unwrap();
+        assert_eq!(out, [9]);
+    }
+
+    #[test]
+    fn a_failure_is_not_kept() {
+        let cache = Cache::new(10, &std::env::temp_dir());
+        assert!(cache.get(1, 5, |_| Err(Error::NotFound)).is_err());
+        assert!(cache.get(1, 5, content(1, 5)).is_ok());
+    }
+}

@@ -1,0 +1,535 @@
+//! One image's (or several merged images') root file system: every question that a file system is asked.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bfc::content::Decoder;
+use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
+use bfc::rootfs::format::{Content, Dentry, Inode};
+use bfc::rootfs::{Extras, Section};
+use bfc::{Container, Key, Secret};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::cache::Cache;
+use super::error::{Error, Result};
+use super::v1::tree_of_index;
+
+/// Inode number of the root.
+pub const ROOT: u32 = 1;
+/// Frame length of sections that are built in memory, binary logarithm.
+const FRAME_LOG2: u8 = 17;
+/// Content up to this length is decoded for the one who reads it, without the cache: the kernel keeps its pages.
+const SMALL: u64 = 128 << 10;
+
+/// An image to open.
+#[derive(Debug)]
+pub struct Source {
+    /// Its path, for messages.
+    pub path: PathBuf,
+    /// The open file.
+    pub file: File,
+    /// Password or key, when it is encrypted.
+    pub secret: Option<Secret>,
+}
+
+/// How to open images.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Options {
+    /// Directory of the image that is to be the root.
+    pub subdir: Option<PathBuf>,
+    /// Root digest that the image must have, hexadecimal; every byte is then checked against it.
+    pub digest: Option<String>,
+    /// Check stored bytes against their BLAKE3, besides the checksum of what is decoded; implied by `digest`.
+    pub check_hash: bool,
+    /// Bound of the cache of decoded content, bytes.
+    pub cache_bytes: u64,
+    /// Where content goes that does not fit the cache.
+    pub temp_dir: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { subdir: None, digest: None, check_hash: false, cache_bytes: 32 << 20, temp_dir: std::env::temp_dir() }
+    }
+}
+
+/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode), the name.
+/// Returns false to stop.
+pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
+
+/// As [`EachEntry`], with the inode instead of the type.
+pub type EachInode<'a> = dyn FnMut(u64, u32, &Inode, &[u8]) -> bool + 'a;
+
+/// What statfs(2) is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statfs {
+    /// Number of inodes.
+    pub files: u64,
+    /// Length of the image, bytes.
+    pub bytes: u64,
+}
+
+/// An image that contents come from.
+struct Image {
+    path: PathBuf,
+    container: Container,
+    key: Option<Key>,
+    has_section: bool,
+}
+
+/// A read-only root file system.
+pub struct Rootfs {
+    images: Vec<Image>,
+    section: Section,
+    /// Inode number of what is shown as the root.
+    root: u32,
+    check_hash: bool,
+    cache: Cache,
+    /// Stored content of one piece that is read in place, once its checksum was found right; by content number.
+    checked: OnceLock<Box<[OnceLock<()>]>>,
+}
+
+impl std::fmt::Debug for Rootfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rootfs").field("section", &self.section).field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+fn kind_error(ino: u32, reason: &'static str, errno: Errno) -> Error {
+    Error::Kind { ino, reason, errno }
+}
+
+impl Image {
+    fn open(source: Source) -> Result<(Self, Section)> {
+        let path = source.path;
+        let failed = |source| Error::Image { image: path.clone(), source };
+        let container = Container::open(Arc::new(source.file)).map_err(failed)?;
+        if let Some(end) = container.torn() {
+            tracing::warn!(image = %path.display(), "the file does not end in a footer: using the previous one, which ends at offset {end}");
+        }
+        let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
+        let locator = container.locator().map_err(failed)?;
+        let has_section = locator.is_some();
+        let section = match locator {
+            Some(locator) => Section::open(container.source().clone(), &locator).map_err(failed)?,
+            None => {
+                let index = container.index().map_err(failed)?;
+                let (tree, paths) = tree_of_index(&container, &index).map_err(failed)?;
+                let extras = Extras { frame_log2: FRAME_LOG2, paths, ..Extras::default() };
+                Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
+            }
+        };
+        let image = Self { path, container, key, has_section };
+        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
+        Ok((image, section))
+    }
+
+    fn decoder(&self, check_hash: bool) -> Decoder<'_> {
+        Decoder {
+            source: &**self.container.source(),
+            flavour: self.container.flavour(),
+            key: self.key.as_ref(),
+            // What v1 says of itself has no digests.
+            check_hash: check_hash && self.has_section,
+        }
+    }
+
+    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1 alone the smallest
+    /// encrypted content is opened.
+    fn check_key(&self, section: &Section) -> bfc::Result<()> {
+        let mut sealed = section.header().key_check;
+        if sealed != [0; 28] {
+            let key = self.key.as_ref().ok_or(bfc::Error::KeyNeeded)?;
+            return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed).map(drop).ok_or(bfc::Error::WrongKey);
+        }
+        if self.has_section {
+            return Ok(());
+        }
+        let mut smallest: Option<Content> = None;
+        for number in 0..section.content_count() {
+            let content = section.content(number)?;
+            if content.enc != Encryption::None && smallest.is_none_or(|s| content.stored < s.stored) {
+                smallest = Some(content);
+            }
+        }
+        let Some(content) = smallest else { return Ok(()) };
+        if self.key.is_none() {
+            return Err(bfc::Error::KeyNeeded);
+        }
+        let decoder = self.decoder(false);
+        let path = section.content_path(&content)?;
+        match decoder.resolve(&content).and_then(|c| decoder.stream(&c, &path, &mut std::io::sink())) {
+            Err(bfc::Error::Content { .. }) => Err(bfc::Error::WrongKey),
+            other => other,
+        }
+    }
+}
+
+impl Rootfs {
+    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked when it is used.
+    ///
+    /// # Errors
+    /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
+    pub fn open(sources: Vec<Source>, options: &Options) -> Result<Self> {
+        let mut images = Vec::new();
+        let mut sections = Vec::new();
+        for source in sources {
+            let (image, section) = Image::open(source)?;
+            if let Some(wanted) = &options.digest {
+                check_digest(&image, wanted)?;
+            }
+            images.push(image);
+            sections.push(section);
+        }
+        let section = match (sections.pop(), sections.is_empty()) {
+            (Some(section), true) => section,
+            _ => {
+                let image = images.first().map(|i| i.path.clone()).unwrap_or_default();
+                return Err(Error::Image { image, source: bfc::Error::Unsupported("a merge with other images".into()) });
+            }
+        };
+        let mut rootfs = Self {
+            images,
+            section,
+            root: ROOT,
+            check_hash: options.digest.is_some() || options.check_hash,
+            cache: Cache::new(options.cache_bytes, &options.temp_dir),
+            checked: OnceLock::new(),
+        };
+        if let Some(subdir) = &options.subdir {
+            rootfs.root = rootfs.resolve_dir(subdir)?;
+        }
+        Ok(rootfs)
+    }
+
+    /// The section that answers for the tree.
+    pub fn section(&self) -> &Section {
+        &self.section
+    }
+
+    /// The containers, lowest first.
+    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.images.iter().map(|i| &i.container)
+    }
+
+    /// The images' paths, lowest first.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.images.iter().map(|i| i.path.as_path())
+    }
+
+    /// Bytes of all contents, as they are when decoded.
+    pub fn content_bytes(&self) -> u64 {
+        let contents = (0..self.section.content_count()).filter_map(|n| self.section.content(n).ok());
+        contents.fold(0, |sum, content| sum.saturating_add(content.size))
+    }
+
+    /// Reads and checks all of the section.
+    pub fn verify_section(&self) -> Result<()> {
+        self.section.verify().map_err(|e| self.image_error(e))
+    }
+
+    fn resolve_dir(&self, path: &Path) -> Result<u32> {
+        match self.resolve(path) {
+            Ok((ino, inode)) if inode.is_dir() => Ok(ino),
+            Ok(_) | Err(Error::NotFound) => Err(Error::Subdir { path: path.to_owned() }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The inode at a path from the root. Symlinks are not followed; `.` and empty components are passed over, `..` finds nothing.
+    pub fn resolve(&self, path: &Path) -> Result<(u32, Inode)> {
+        use std::os::unix::ffi::OsStrExt;
+        let mut at = (ROOT, self.inode(ROOT)?);
+        for name in path.as_os_str().as_bytes().split(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".") {
+            at = self.lookup(at.0, name)?.ok_or(Error::NotFound)?;
+        }
+        Ok(at)
+    }
+
+    /// With `--subdir`, the root that is shown and the real one change numbers.
+    fn swap(&self, ino: u32) -> u32 {
+        match ino {
+            ROOT => self.root,
+            ino if ino == self.root => ROOT,
+            ino => ino,
+        }
+    }
+
+    fn image_error(&self, source: bfc::Error) -> Error {
+        Error::Image { image: self.images.first().map(|i| i.path.clone()).unwrap_or_default(), source }
+    }
+
+    /// The inode with this number.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and [`Error::Image`] as for all that follow.
+    pub fn inode(&self, ino: u32) -> Result<Inode> {
+        self.section.inode(self.swap(ino)).map_err(|e| self.image_error(e))?.ok_or(Error::NotFound)
+    }
+
+    fn directory(&self, ino: u32) -> Result<Inode> {
+        let inode = self.inode(ino)?;
+        if inode.is_dir() { Ok(inode) } else { Err(kind_error(ino, "not a directory", Errno::NOTDIR)) }
+    }
+
+    /// The inode that `name` leads to in a directory; `None` when there is no such name.
+    pub fn lookup(&self, parent: u32, name: &[u8]) -> Result<Option<(u32, Inode)>> {
+        let dir = self.directory(parent)?;
+        let Some(dentry) = self.section.lookup(&dir, name).map_err(|e| self.image_error(e))? else { return Ok(None) };
+        Ok(Some(self.follow(parent, &dentry)?))
+    }
+
+    /// The inode of a dentry. What the two say of the type must agree, and a directory must be its own parent's child: so no
+    /// directory is reached twice, and a walk ends.
+    fn follow(&self, dir: u32, dentry: &Dentry) -> Result<(u32, Inode)> {
+        let ino = self.swap(dentry.ino);
+        let fits = |inode: &Inode| {
+            (inode.mode & S_IFMT) >> 12 == u32::from(dentry.kind)
+                && (!inode.is_dir() || (inode.parent == self.swap(dir) && dentry.ino != 1))
+        };
+        match self.inode(ino) {
+            Ok(inode) if fits(&inode) => Ok((ino, inode)),
+            Ok(_) | Err(Error::NotFound) => {
+                let reason = "a dentry does not fit its inode";
+                Err(self.image_error(bfc::Error::Section { offset: u64::from(dentry.ino), reason }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
+    /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them.
+    pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_>) -> Result<()> {
+        self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.swap(dentry.ino), dentry.kind, name)))
+    }
+
+    /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
+    pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachInode<'_>) -> Result<()> {
+        self.dentries(dir, from, |next, dentry, name| {
+            let (ino, inode) = self.follow(dir, dentry)?;
+            Ok(each(next, ino, &inode, name))
+        })
+    }
+
+    fn dentries<E>(&self, dir: u32, from: u64, mut each: E) -> Result<()>
+    where
+        E: FnMut(u64, &Dentry, &[u8]) -> Result<bool>,
+    {
+        let inode = self.directory(dir)?;
+        let failed = |e| self.image_error(e);
+        let mut index = from;
+        while let Some(dentry) = self.section.dentry(&inode, index).map_err(failed)? {
+            let name = self.section.name(&dentry).map_err(failed)?;
+            if !valid_name(&name) {
+                return Err(failed(bfc::Error::Section { offset: dentry.name.into(), reason: "a name that is none" }));
+            }
+            index += 1;
+            if !each(index, &dentry, &name)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parent of a directory; the root's is the root.
+    pub fn parent(&self, dir: u32) -> Result<u32> {
+        Ok(if dir == ROOT { ROOT } else { self.swap(self.directory(dir)?.parent) })
+    }
+
+    /// A symlink's target.
+    pub fn readlink(&self, ino: u32) -> Result<Cow<'_, [u8]>> {
+        let inode = self.inode(ino)?;
+        self.section.target(&inode).map_err(|e| self.image_error(e))?.ok_or_else(|| kind_error(ino, "not a symlink", Errno::INVAL))
+    }
+
+    /// Whether any inode has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.section.has_xattrs()
+    }
+
+    /// The value of an extended attribute, `None` when the inode has none of that name.
+    pub fn xattr(&self, ino: u32, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let inode = self.inode(ino)?;
+        let xattrs = self.section.xattrs(&inode).map_err(|e| self.image_error(e))?;
+        Ok(xattrs.into_iter().find(|x| x.name == name).map(|x| x.value))
+    }
+
+    /// The names of all extended attributes of an inode.
+    pub fn xattr_names(&self, ino: u32) -> Result<Vec<Vec<u8>>> {
+        let inode = self.inode(ino)?;
+        let xattrs = self.section.xattrs(&inode).map_err(|e| self.image_error(e))?;
+        Ok(xattrs.into_iter().map(|x| x.name).collect())
+    }
+
+    /// What statfs(2) is told.
+    pub fn statfs(&self) -> Statfs {
+        Statfs { files: u64::from(self.section.inode_count()), bytes: self.images.iter().map(|i| i.container.len()).sum() }
+    }
+
+    /// Appends at most `len` bytes of a file from `offset` to `out`; fewer only at its end. Nothing is appended that did not pass its check.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is no regular file.
+    pub fn read(&self, ino: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let inode = self.inode(ino)?;
+        if inode.mode & S_IFMT != S_IFREG {
+            return Err(kind_error(ino, "not a regular file", if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
+        }
+        let len = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+        if len == 0 {
+            return Ok(());
+        }
+        let start = out.len();
+        let result = self.read_content(&inode, offset, len, out);
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    fn read_content(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let content = self.content(inode)?;
+        let Some(image) = self.images.get(usize::from(content.source)) else {
+            return Err(self.image_error(bfc::Error::Section { offset: inode.data, reason: "content of an image that is not there" }));
+        };
+        let failed = |source| Error::Image { image: image.path.clone(), source };
+        let decoder = image.decoder(self.check_hash);
+        let path = self.section.content_path(&content).map_err(failed)?;
+        if content.frames > 0 {
+            return self.read_frames(&decoder, &content, &path, offset, len, out).map_err(failed);
+        }
+        #[allow(clippy::cast_possible_truncation)] // a content record's number
+        let number = inode.data as u32;
+        let content = decoder.resolve(&content).map_err(failed)?;
+        if content.size <= SMALL {
+            #[allow(clippy::cast_possible_truncation)] // small, and inside the file
+            let (size, skip) = (content.size as usize, offset as usize);
+            let start = out.len();
+            out.resize(start + size, 0);
+            decoder.whole(&content, &path, &mut out[start..]).map_err(failed)?;
+            out.drain(start..start + skip);
+            out.truncate(start + len);
+            return Ok(());
+        }
+        if content.comp == Compression::None && content.enc == Encryption::None {
+            return self.read_stored(&decoder, &content, number, offset, len, out).map_err(failed);
+        }
+        let decoded = self.cache.get(number, content.size, |sink| decoder.stream(&content, &path, sink).map_err(failed))?;
+        decoded.read(offset, len, out).map_err(|source| failed(bfc::Error::Read { offset, len: len as u64, source }))
+    }
+
+    /// The content of a regular file that is not empty.
+    fn content(&self, inode: &Inode) -> Result<Content> {
+        let content = self.section.content(inode.data).map_err(|e| self.image_error(e))?;
+        if content.size != inode.size {
+            let reason = "an inode's length is not its content's";
+            return Err(self.image_error(bfc::Error::Section { offset: inode.data, reason }));
+        }
+        Ok(content)
+    }
+
+    /// Decodes the frames that a read touches, straight into the reply where they lie in it whole.
+    fn read_frames(
+        &self,
+        decoder: &Decoder<'_>,
+        content: &Content,
+        path: &[u8],
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> bfc::Result<()> {
+        let log2 = self.section.header().frame_log2;
+        let frame_len = 1_u64 << log2;
+        let end = offset + len as u64;
+        for number in offset >> log2..=(end - 1) >> log2 {
+            let start = number << log2;
+            #[allow(clippy::cast_possible_truncation)] // frames are at most 16 MiB, and there are at most 2^32
+            let (size, index) = (frame_len.min(content.size - start) as usize, number as u32);
+            let frame = self.section.frame(content, index)?;
+            let at = out.len();
+            out.resize(at + size, 0);
+            decoder.frame(content, &frame, index, path, &mut out[at..])?;
+            #[allow(clippy::cast_possible_truncation)] // both lie in the frame
+            if end < start + size as u64 {
+                out.truncate(at + (end - start) as usize);
+            }
+            #[allow(clippy::cast_possible_truncation)]
+            if offset > start {
+                out.drain(at..at + (offset - start) as usize);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads stored content of one piece in place. v1 has one checksum for all of it: it is checked on the first read, whole.
+    fn read_stored(
+        &self,
+        decoder: &Decoder<'_>,
+        content: &Content,
+        number: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> bfc::Result<()> {
+        if content.stored != content.size {
+            return Err(bfc::Error::Content { offset: content.offset, reason: "its stored length is not its length" });
+        }
+        #[allow(clippy::cast_possible_truncation)] // as many as there are records in memory
+        let checked = self.checked.get_or_init(|| (0..self.section.content_count() as usize).map(|_| OnceLock::new()).collect());
+        if let Some(cell) = checked.get(number as usize).filter(|c| c.get().is_none()) {
+            decoder.stream(content, &[], &mut std::io::sink())?;
+            cell.get_or_init(|| ());
+        }
+        let start = out.len();
+        out.resize(start + len, 0);
+        bfc::source::read_exact_at(decoder.source, &mut out[start..], content.offset + offset)
+    }
+
+    /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was written may only be used when this succeeds.
+    pub fn copy(&self, ino: u32, sink: &mut dyn std::io::Write) -> Result<()> {
+        let inode = self.inode(ino)?;
+        if inode.mode & S_IFMT != S_IFREG {
+            return Err(kind_error(ino, "not a regular file", Errno::INVAL));
+        }
+        if inode.size == 0 {
+            return Ok(());
+        }
+        let content = self.content(&inode)?;
+        if content.frames == 0 && content.size > SMALL {
+            let Some(image) = self.images.get(usize::from(content.source)) else { return Err(Error::NotFound) };
+            let failed = |source| Error::Image { image: image.path.clone(), source };
+            let decoder = image.decoder(self.check_hash);
+            let path = self.section.content_path(&content).map_err(failed)?;
+            let content = decoder.resolve(&content).map_err(failed)?;
+            return decoder.stream(&content, &path, sink).map_err(failed);
+        }
+        let step = 1 << 20;
+        let mut buf = Vec::with_capacity(step);
+        let mut offset = 0;
+        while offset < inode.size {
+            buf.clear();
+            self.read(ino, offset, step, &mut buf)?;
+            sink.write_all(&buf).map_err(|source| self.image_error(bfc::Error::Write { offset, source }))?;
+            offset += buf.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file system can show this name.
+fn valid_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
+}
+
+fn check_digest(image: &Image, wanted: &str) -> Result<()> {
+    let failed = |source| Error::Image { image: image.path.clone(), source };
+    let Some(locator) = image.container.locator().map_err(failed)? else {
+        return Err(failed(bfc::Error::Unsupported("a root digest, which a plain v1 image does not have".into())));
+    };
+    let found: String = locator.root_digest.iter().map(|b| format!("{b:02x}")).collect();
+    let wanted = wanted.trim_start_matches("blake3:").to_ascii_lowercase();
+    if found == wanted { Ok(()) } else { Err(failed(bfc::Error::Digest { found, wanted })) }
+}
