@@ -24,6 +24,9 @@ pub enum Error {
         /// What the sink said.
         source: io::Error,
     },
+    /// What an image is made from could not be read.
+    #[error("reading what is to be written")]
+    Input(#[source] io::Error),
     /// The file does not start as a BFC file does.
     #[error("not a BFC image: {0}")]
     NotBfc(&'static str),

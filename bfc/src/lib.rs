@@ -15,6 +15,7 @@ pub mod format;
 pub mod key;
 pub mod rootfs;
 pub mod source;
+pub mod writer;
 
 pub use container::{Container, Index};
 pub use error::{Error, Result};

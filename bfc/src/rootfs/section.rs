@@ -288,6 +288,12 @@ impl Section {
         Ok(frame)
     }
 
+    /// A frame record by its number among all; what it says is not checked against any content.
+    pub fn raw_frame(&self, index: u64) -> Result<Frame> {
+        let frame: [u8; FRAME_LEN] = self.record(self.header.frames, index)?;
+        Ok(Frame::parse(&frame))
+    }
+
     /// The layers, lowest first.
     pub fn layers(&self) -> Result<Vec<Layer>> {
         (0..self.header.layers.size / LAYER_LEN as u64)

@@ -1,0 +1,220 @@
+//! What the writer writes, the reader reads; and damage is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
+
+use std::sync::Arc;
+
+use bfc::content::Decoder;
+use bfc::format::{Compression, Encryption, S_IFDIR, S_IFREG};
+use bfc::rootfs::{Attr, Kind, Node, Section, Tree};
+use bfc::writer::{ContentSink, Documents, ImageWriter, Keep, WriteOptions, Written};
+use bfc::{Container, Error, Key};
+
+const FRAME_LOG2: u8 = 12;
+
+fn options() -> WriteOptions {
+    WriteOptions { frame_log2: FRAME_LOG2, ..WriteOptions::default() }
+}
+
+/// Bytes that compress, and differ with `seed`.
+fn text(seed: u32, len: usize) -> Vec<u8> {
+    (0..len as u32).flat_map(|i| (i / 7 * (seed + 3)).to_string().into_bytes()).take(len).collect()
+}
+
+/// Bytes that do not compress.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed | 1;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 32) as u8
+        })
+        .collect()
+}
+
+fn files() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("empty", vec![]),
+        ("one", b"x".to_vec()),
+        ("frame", text(1, 4096)),
+        ("frames", text(2, 50_000)),
+        ("frames-again", text(2, 50_000)),
+        ("noise", noise(5, 30_001)),
+        ("tiny-noise", noise(6, 100)),
+        ("last", text(3, 4097)),
+    ]
+}
+
+fn add_files(writer: &mut ImageWriter, tree: &mut Tree, files: &[(&str, Vec<u8>)]) {
+    for (name, bytes) in files {
+        let content = writer.add(name.as_bytes(), bytes.len() as u64, &mut &bytes[..]).unwrap();
+        let attr = Attr { mode: S_IFREG | 0o644, mtime_s: -5, mtime_ns: 7, uid: 4_000_000_000, ..Attr::default() };
+        let id = tree.add(Node { attr, kind: Kind::File { size: bytes.len() as u64, content } });
+        tree.link(Tree::ROOT, name.as_bytes(), id);
+    }
+}
+
+fn image(options: WriteOptions) -> (tempfile::NamedTempFile, Tree, Written) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ImageWriter::create(file.reopen().unwrap(), options).unwrap();
+    let mut tree = Tree::default();
+    tree.node_mut(Tree::ROOT).attr.mode = S_IFDIR | 0o750;
+    add_files(&mut writer, &mut tree, &files());
+    let layer = writer.end_layer().unwrap();
+    assert!(layer.contents_end > 0);
+    let written = writer.finish(tree.clone(), Documents::default()).unwrap();
+    (file, tree, written)
+}
+
+fn open(bytes: Vec<u8>) -> Result<(Container, Section), Error> {
+    let container = Container::open(Arc::new(bytes))?;
+    let locator = container.locator()?.ok_or(Error::NotBfc("no section"))?;
+    let section = Section::open(container.source().clone(), &locator)?;
+    Ok((container, section))
+}
+
+fn read(container: &Container, section: &Section, name: &str, key: Option<&Key>) -> Result<Vec<u8>, Error> {
+    let root = section.inode(1)?.unwrap();
+    let dentry = section.lookup(&root, name.as_bytes())?.unwrap();
+    let inode = section.inode(dentry.ino)?.unwrap();
+    if inode.size == 0 {
+        return Ok(Vec::new());
+    }
+    let content = section.content(inode.data)?;
+    let path = section.content_path(&content)?;
+    let decoder = Decoder { source: &**container.source(), flavour: container.flavour(), key, check_hash: true };
+    let mut out = vec![0; content.size as usize];
+    if content.frames == 0 {
+        decoder.whole(&content, &path, &mut out)?;
+    }
+    for index in 0..content.frames {
+        let start = (index as usize) << FRAME_LOG2;
+        let end = (start + (1 << FRAME_LOG2)).min(out.len());
+        decoder.frame(&content, &section.frame(&content, index)?, index, &path, &mut out[start..end])?;
+    }
+    Ok(out)
+}
+
+#[test]
+fn round_trip() {
+    let (file, _, written) = image(options());
+    let bytes = std::fs::read(file.path()).unwrap();
+    assert_eq!(bytes.len() as u64, written.len);
+    let (container, section) = open(bytes).unwrap();
+    section.verify().unwrap();
+    for (name, content) in files() {
+        assert_eq!(read(&container, &section, name, None).unwrap(), content, "{name}");
+    }
+    let inode = section.inode(2).unwrap().unwrap();
+    assert_eq!((inode.mtime_s, inode.mtime_ns, inode.uid), (-5, 7, 4_000_000_000));
+    // Six different contents: the two alike are one, and the empty file has none.
+    assert_eq!(section.content_count(), 6);
+    assert_eq!(container.index().unwrap().len(), files().len());
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let (a, _, _) = image(options());
+    let (b, _, _) = image(options());
+    assert_eq!(std::fs::read(a.path()).unwrap(), std::fs::read(b.path()).unwrap());
+}
+
+#[test]
+fn incompressible_content_is_stored() {
+    let (file, _, _) = image(options());
+    let (_, section) = open(std::fs::read(file.path()).unwrap()).unwrap();
+    let stored = (0..section.content_count()).map(|n| section.content(n).unwrap()).filter(|c| c.comp == Compression::None);
+    assert_eq!(stored.map(|c| c.size).collect::<Vec<_>>(), [1, 30_001, 100]);
+}
+
+#[test]
+fn v1_content_of_several_frames_is_one_zstd_stream() {
+    let (file, _, _) = image(options());
+    let container = Container::open(Arc::new(std::fs::read(file.path()).unwrap())).unwrap();
+    let index = container.index().unwrap();
+    let entry = index.entries().find(|e| e.path == b"frames").unwrap();
+    let object = &std::fs::read(file.path()).unwrap()[entry.obj_offset as usize..][..entry.obj_size as usize];
+    assert_eq!(zstd::stream::decode_all(&object[48..]).unwrap(), text(2, 50_000));
+}
+
+#[test]
+fn encrypted() {
+    let key = Key::from_slice(&[9; 32]).unwrap();
+    let sealed = WriteOptions { key: Some((key.clone(), [0; 32])), ..options() };
+    let (file, _, _) = image(sealed);
+    let (container, section) = open(std::fs::read(file.path()).unwrap()).unwrap();
+    for (name, content) in files() {
+        assert_eq!(read(&container, &section, name, Some(&key)).unwrap(), content, "{name}");
+    }
+    let other = Key::from_slice(&[8; 32]).unwrap();
+    assert!(matches!(read(&container, &section, "one", Some(&other)), Err(Error::Content { .. })));
+    assert!(matches!(read(&container, &section, "one", None), Err(Error::KeyNeeded)));
+    assert_eq!(section.content(1).unwrap().enc, Encryption::Whole);
+    let frames = section.content(2).unwrap();
+    assert_eq!(frames.enc, Encryption::Frames);
+
+    // Two frames of one file change places: each is whole, and neither opens.
+    let (a, b) = (section.frame(&frames, 0).unwrap(), section.frame(&frames, 1).unwrap());
+    let path = section.content_path(&frames).unwrap();
+    let decoder = Decoder { source: &**container.source(), flavour: container.flavour(), key: Some(&key), check_hash: false };
+    let mut out = vec![0; 1 << FRAME_LOG2];
+    decoder.frame(&frames, &a, 0, &path, &mut out).unwrap();
+    assert!(decoder.frame(&frames, &b, 0, &path, &mut out).is_err());
+    assert!(decoder.frame(&frames, &a, 0, b"elsewhere", &mut out).is_err());
+}
+
+#[test]
+fn append_in_place_keeps_the_old_image_until_the_footer() {
+    let (file, mut tree, before) = image(options());
+    let old = std::fs::read(file.path()).unwrap();
+    let (container, section) = open(old.clone()).unwrap();
+    let handle = std::fs::File::options().read(true).write(true).open(file.path()).unwrap();
+    let mut writer = ImageWriter::resume(handle, &container, &section, Keep::All, options()).unwrap();
+    // One content that is there already, one that is new.
+    add_files(&mut writer, &mut tree, &[("copy", text(2, 50_000)), ("new", text(9, 20_000))]);
+    writer.end_layer().unwrap();
+    let after = writer.finish(tree, Documents::default()).unwrap();
+    let new = std::fs::read(file.path()).unwrap();
+    assert_eq!(new[..old.len()], old);
+    assert!(after.len - before.len < 16_000, "content that is there is not stored again");
+    let (container, section) = open(new.clone()).unwrap();
+    assert_eq!(read(&container, &section, "new", None).unwrap(), text(9, 20_000));
+    assert_eq!(read(&container, &section, "copy", None).unwrap(), text(2, 50_000));
+    assert_eq!(read(&container, &section, "noise", None).unwrap(), noise(5, 30_001));
+
+    // Cut off anywhere, the old image is what opens; to the byte, the new one.
+    for cut in (old.len()..new.len()).step_by(977).chain([new.len() - 1]) {
+        let (container, section) = open(new[..cut].to_vec()).unwrap();
+        assert_eq!(container.torn().is_some(), cut > old.len());
+        assert!(section.lookup(&section.inode(1).unwrap().unwrap(), b"new").unwrap().is_none());
+    }
+}
+
+/// Every bit of section, index and footer, one at a time: refused, or served right.
+#[test]
+fn no_flipped_bit_of_the_metadata_is_believed() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ImageWriter::create(file.reopen().unwrap(), options()).unwrap();
+    let mut tree = Tree::default();
+    add_files(&mut writer, &mut tree, &[("a", b"hello".to_vec()), ("b", text(1, 5000))]);
+    writer.finish(tree, Documents::default()).unwrap();
+    let good = std::fs::read(file.path()).unwrap();
+    let start = Container::open(Arc::new(good.clone())).unwrap().locator().unwrap().unwrap().offset as usize;
+    for bit in start * 8..good.len() * 8 {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let Ok((container, section)) = open(bytes) else { continue };
+        for (name, content) in [("a", b"hello".to_vec()), ("b", text(1, 5000))] {
+            let looked_up = section.inode(1).and_then(|root| section.lookup(&root.unwrap(), name.as_bytes()));
+            match looked_up {
+                Ok(Some(_)) => match read(&container, &section, name, None) {
+                    Ok(found) => assert_eq!(found, content, "bit {bit}"),
+                    Err(_) => continue,
+                },
+                Ok(None) => panic!("bit {bit}: {name} has gone"),
+                Err(_) => continue,
+            }
+        }
+    }
+}
