@@ -2,10 +2,10 @@
 
 use std::io::{self, Read};
 
-use bfc::rootfs::skeleton::{Segment, Skeleton, SkeletonReader, SkeletonWriter};
+use bfc::rootfs::skeleton::{Skeleton, SkeletonWriter};
+use bfc::writer::ContentSink;
 
-use super::change::{self, change};
-use super::sink::ContentSink;
+use super::change::{self, change, clean_path};
 use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, Step, padding};
 use crate::fs::merge::{Change, What};
 
@@ -62,7 +62,8 @@ impl Budget {
         Ok(())
     }
 
-    fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
+    /// Room for a change in memory.
+    pub(super) fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
         let len = change.path.len()
             + match &change.what {
@@ -141,10 +142,11 @@ fn store(
 ) -> Result<Option<u32>, Error> {
     let EntryKind::File { size, sparse } = &entry.kind else { return Ok(None) };
     budget.take(*size)?;
+    let path = clean_path(&entry.path, "its path").map_err(|reason| change::Error { path: entry.path.clone(), reason })?;
     let mut stored = Stored { input, left: entry.stored, error: None };
     let added = match sparse {
-        None => sink.add(&entry.path, *size, &mut stored),
-        Some(map) => sink.add(&entry.path, *size, &mut Expand::new(&mut stored, map, *size)),
+        None => sink.add(&path, *size, &mut stored),
+        Some(map) => sink.add(&path, *size, &mut Expand::new(&mut stored, map, *size)),
     };
     let (left, error) = (stored.left, stored.error);
     // What goes wrong with the tar reaches the sink as an error of reading; the cause is here.
@@ -240,78 +242,3 @@ fn trailer(input: &mut dyn Read, skeleton: &mut SkeletonWriter, budget: &mut Bud
     }
 }
 
-/// The changes that a stored layer makes, from its skeleton.
-///
-/// # Errors
-/// [`Error`] when the skeleton is damaged.
-pub fn replay(compressed: &[u8], size: u64) -> Result<Vec<Change>, Error> {
-    let mut budget = Budget::new(u64::MAX);
-    let mut reader = SkeletonReader::new(compressed, size)?;
-    let mut parser = Parser::default();
-    let mut changes = Vec::new();
-    // The entry whose contents are awaited, what was found of them, and the padding that is still to come.
-    let mut entry: Option<Box<Entry>> = None;
-    let (mut content, mut stored, mut pad) = (None, 0_u64, 0);
-    let mut block: Block = [0; BLOCK];
-    let mut filled = 0;
-    let mut ended = false;
-    while let Some(segment) = reader.next_segment()? {
-        match segment {
-            Segment::Content { id, size, .. } => {
-                let expects = entry.as_ref().is_some_and(|_| content.is_none_or(|known| known == id)) && pad_untouched(filled);
-                if !expects {
-                    return Err(Error::Skeleton("a content where none belongs"));
-                }
-                content = Some(id);
-                stored = stored.saturating_add(size);
-            }
-            Segment::Raw(mut bytes) => {
-                while !bytes.is_empty() && !ended {
-                    if let Some(done) = entry.take() {
-                        finish_entry(*done, content.take(), std::mem::take(&mut stored), &mut changes, &mut budget)?;
-                    }
-                    let skip = pad.min(bytes.len());
-                    (pad, bytes) = (pad - skip, &bytes[skip..]);
-                    let n = bytes.len().min(BLOCK - filled);
-                    block[filled..filled + n].copy_from_slice(&bytes[..n]);
-                    (filled, bytes) = (filled + n, &bytes[n..]);
-                    if filled < BLOCK {
-                        continue;
-                    }
-                    filled = 0;
-                    match parser.block(&block)? {
-                        Step::More => {}
-                        Step::End => ended = true,
-                        Step::Entry(new) => {
-                            pad = padding(new.stored);
-                            entry = Some(new);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    if let Some(done) = entry.take() {
-        finish_entry(*done, content, stored, &mut changes, &mut budget)?;
-    }
-    if !ended {
-        parser.end_of_input()?;
-    }
-    Ok(changes)
-}
-
-fn pad_untouched(filled: usize) -> bool {
-    filled == 0
-}
-
-fn finish_entry(entry: Entry, content: Option<u32>, stored: u64, changes: &mut Vec<Change>, budget: &mut Budget) -> Result<(), Error> {
-    let size = if let EntryKind::File { size, .. } = entry.kind { size } else { 0 };
-    if stored != entry.stored || content.is_some() != (size > 0) {
-        return Err(Error::Skeleton("a file and its content differ in length"));
-    }
-    if let Some(change) = change(entry, content)? {
-        budget.take_metadata(&change)?;
-        changes.push(change);
-    }
-    Ok(())
-}

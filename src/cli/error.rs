@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::fs;
+use crate::{build, fs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -40,6 +40,9 @@ pub enum Error {
     /// An image cannot be opened or read.
     #[error(transparent)]
     Fs(#[from] fs::Error),
+    /// Building or exporting.
+    #[error(transparent)]
+    Build(#[from] build::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -89,8 +92,13 @@ impl Error {
 
     fn exit(&self) -> Exit {
         match self {
-            Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+            Error::Fs(e) | Error::InImage { source: e, .. } | Error::Build(build::Error::Fs(e)) => fs_exit(e),
+            Error::Build(build::Error::Io { source, .. }) | Error::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Exit::NotFound
+            }
+            Error::Build(_) => Exit::Failure,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
             Error::Io { .. } | Error::Output(_) => Exit::Failure,
@@ -100,7 +108,8 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
-            Error::Other { hint, .. } => hint.clone(),
+            Error::Other { hint, .. } | Error::Build(build::Error::Source { hint, .. }) => hint.clone(),
+            Error::Build(build::Error::Fs(e)) => fs_hint(e).map(str::to_owned),
             _ => None,
         }
     }

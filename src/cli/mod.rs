@@ -1,7 +1,9 @@
 //! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
 
+mod build;
 mod cat;
 mod error;
+mod export;
 mod extract;
 mod info;
 mod limits;
@@ -30,8 +32,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Build(build::BuildArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
+    Export(export::ExportArgs),
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
@@ -48,6 +52,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Build(args) => build::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
 use bfc::rootfs::format::{Content, Dentry, Inode};
-use bfc::rootfs::{Extras, Section};
+use bfc::rootfs::{Extras, Section, Xattr};
 use bfc::{Container, Key, Secret};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -357,6 +357,12 @@ impl Rootfs {
         Ok(xattrs.into_iter().find(|x| x.name == name).map(|x| x.value))
     }
 
+    /// All extended attributes of an inode.
+    pub fn xattrs(&self, ino: u32) -> Result<Vec<Xattr>> {
+        let inode = self.inode(ino)?;
+        self.section.xattrs(&inode).map_err(|e| self.image_error(e))
+    }
+
     /// The names of all extended attributes of an inode.
     pub fn xattr_names(&self, ino: u32) -> Result<Vec<Vec<u8>>> {
         let inode = self.inode(ino)?;
@@ -388,6 +394,17 @@ impl Rootfs {
             out.truncate(start);
         }
         result
+    }
+
+    /// As [`Rootfs::read`], of the content with this number: also of one that no file has any more.
+    pub fn read_by_number(&self, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let size = self.section.content(number.into()).map_err(|e| self.image_error(e))?.size;
+        let len = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+        if len == 0 {
+            return Ok(());
+        }
+        let inode = Inode { mode: S_IFREG, size, data: number.into(), ..Inode::default() };
+        self.read_content(&inode, offset, len, out)
     }
 
     fn read_content(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {

@@ -158,7 +158,8 @@ impl<R: Read> Read for Expand<'_, R> {
             let (offset, len) = self.regions.next().copied().unwrap_or((self.size, 0));
             (self.hole, self.data) = (offset - self.at, len);
         }
-        let within = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let room = buf.len();
+        let within = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(room);
         let n = if self.hole > 0 {
             let n = within(self.hole);
             buf[..n].fill(0);
