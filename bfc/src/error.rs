@@ -83,7 +83,7 @@ pub enum Error {
     #[error("the password or key is wrong")]
     WrongKey,
     /// The key file is not a key.
-    #[error("a key file holds exactly 32 bytes, this one {0}")]
+    #[error("a key file holds exactly 32 bytes, not {0}")]
     KeyFile(u64),
     /// The image is another one than was asked for.
     #[error("the image's root digest is {found}, not {wanted}")]

@@ -47,10 +47,6 @@ fn the_worked_example_reads_as_described() {
     let entries: Vec<_> = index.entries().map(|e| (e.path.to_vec(), e.obj_offset, e.mode, e.orig_size)).collect();
     assert_eq!(
         entries,
-        [
-            (b"d".to_vec(), 0x1000, 0o040_755, 0),
-            (b"d/a".to_vec(), 0x1030, 0o100_644, 3),
-            (b"l".to_vec(), 0x1063, 0o120_777, 1),
-        ]
+        [(b"d".to_vec(), 0x1000, 0o040_755, 0), (b"d/a".to_vec(), 0x1030, 0o100_644, 3), (b"l".to_vec(), 0x1063, 0o120_777, 1),]
     );
 }

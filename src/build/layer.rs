@@ -241,4 +241,3 @@ fn trailer(input: &mut dyn Read, skeleton: &mut SkeletonWriter, budget: &mut Bud
         skeleton.raw(&buf[..n])?;
     }
 }
-

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
+use bfc::rootfs::Section;
 use bfc::rootfs::format::Layer;
 use bfc::rootfs::skeleton::{Segment, SkeletonReader};
-use bfc::rootfs::Section;
 
 use super::change::change;
 use super::layer::{Budget, Error};

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::serve::{self, chain};
 use crate::{build, fs};
 
 /// Shown by `--help`.
@@ -27,6 +28,13 @@ pub enum Exit {
     Busy = 6,
 }
 
+impl Exit {
+    /// The exit code of another process of ours.
+    fn from_code(code: u8) -> Self {
+        [Exit::Usage, Exit::Damaged, Exit::Key, Exit::NotFound, Exit::Busy].into_iter().find(|e| *e as u8 == code).unwrap_or(Exit::Failure)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         ExitCode::from(exit as u8)
@@ -43,6 +51,9 @@ pub enum Error {
     /// Building or exporting.
     #[error(transparent)]
     Build(#[from] build::Error),
+    /// Mounting, unmounting, or what concerns mounts.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -93,12 +104,12 @@ impl Error {
     fn exit(&self) -> Exit {
         match self {
             Error::Fs(e) | Error::InImage { source: e, .. } | Error::Build(build::Error::Fs(e)) => fs_exit(e),
-            Error::Build(build::Error::Io { source, .. }) | Error::Io { source, .. }
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
+            Error::Build(build::Error::Io { source, .. }) | Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Exit::NotFound
             }
             Error::Build(_) => Exit::Failure,
+            Error::Serve(e) => serve_exit(e),
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
             Error::Io { .. } | Error::Output(_) => Exit::Failure,
@@ -107,9 +118,11 @@ impl Error {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Error::Serve(e) => serve_hint(e),
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
             Error::Other { hint, .. } | Error::Build(build::Error::Source { hint, .. }) => hint.clone(),
             Error::Build(build::Error::Fs(e)) => fs_hint(e).map(str::to_owned),
+            Error::Secret { .. } => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
             _ => None,
         }
     }
@@ -127,22 +140,7 @@ impl Error {
     }
 }
 
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-fn fs_exit(error: &fs::Error) -> Exit {
+pub(super) fn fs_exit(error: &fs::Error) -> Exit {
     match error {
         fs::Error::Image { source, .. } => match source {
             bfc::Error::KeyNeeded | bfc::Error::WrongKey | bfc::Error::KeyFile(_) => Exit::Key,
@@ -160,7 +158,7 @@ pub(super) fn is_damage(error: &fs::Error) -> bool {
     fs_exit(error) == Exit::Damaged
 }
 
-fn fs_hint(error: &fs::Error) -> Option<&'static str> {
+pub(super) fn fs_hint(error: &fs::Error) -> Option<&'static str> {
     match error {
         fs::Error::Image { source, .. } => match source {
             bfc::Error::KeyNeeded => Some("give --password-file, --key-file, or LXCRI_FS_PASSWORD"),
@@ -177,4 +175,29 @@ fn fs_hint(error: &fs::Error) -> Option<&'static str> {
         fs::Error::Shared(error) => fs_hint(error),
         _ => None,
     }
+}
+
+fn serve_exit(error: &serve::Error) -> Exit {
+    match error {
+        serve::Error::Failed(failure) => Exit::from_code(failure.exit),
+        serve::Error::Busy { .. } | serve::Error::Mounted { .. } => Exit::Busy,
+        serve::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        _ => Exit::Failure,
+    }
+}
+
+fn serve_hint(error: &serve::Error) -> Option<String> {
+    let hint = match error {
+        serve::Error::Failed(failure) => return failure.hint.clone(),
+        serve::Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
+        serve::Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
+        serve::Error::Foreign { .. } => "umount(8) unmounts it",
+        serve::Error::Io { doing: "opening", path, .. } if path == Path::new("/dev/fuse") => {
+            "is the fuse module loaded? try `modprobe fuse`"
+        }
+        serve::Error::Io { doing: "running", .. } => "install the package fuse3",
+        serve::Error::Gone { .. } | serve::Error::Timeout { .. } => "run it again with --foreground to see what it says",
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }

@@ -14,7 +14,9 @@ use crate::fs::Options;
 
 /// Export an image as a tar of its tree, or as an OCI image
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs export debian.bfc --tar - | tar -x --xattrs --xattrs-include='*' -C rootfs\n  lxcri-fs export debian.bfc --oci debian-oci")]
+#[command(
+    after_help = "Examples:\n  lxcri-fs export debian.bfc --tar - | tar -x --xattrs --xattrs-include='*' -C rootfs\n  lxcri-fs export debian.bfc --oci debian-oci"
+)]
 pub struct ExportArgs {
     #[command(flatten)]
     image: ImageArgs,

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::error::{Error, Exit, chain};
+use super::error::{Error, Exit};
 use super::open::ImageArgs;
 use super::output::size;
 use super::progress::Progress;
 use crate::fs::{ExtractOptions, Options, extract, open_target};
+use crate::serve::chain;
 
 /// Extract an image, or some of its paths, into a directory
 ///

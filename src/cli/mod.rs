@@ -2,22 +2,26 @@
 
 mod build;
 mod cat;
+mod daemon;
 mod error;
 mod export;
 mod extract;
 mod info;
 mod limits;
 mod ls;
+mod mount;
+mod mount_options;
 mod open;
 mod output;
 mod progress;
 mod secret;
+mod umount;
 mod verify;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use error::{Error, Exit};
 pub use secret::SecretArgs;
@@ -33,16 +37,25 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Export(export::ExportArgs),
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
+    #[command(hide = true)]
+    Keeper(daemon::DaemonArgs),
+    #[command(hide = true)]
+    Worker(daemon::DaemonArgs),
 }
 
 /// Runs the command line `args`, the program's name first, and returns the exit code (see `--help`).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let is_command = |arg: &OsStr| Cli::command().get_subcommands().any(|c| arg == c.get_name());
+    let args = mount_options::helper_arguments(&args, is_command).unwrap_or(args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -54,11 +67,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Keeper(args) => daemon::keeper(&args),
+        Command::Worker(args) => daemon::worker(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

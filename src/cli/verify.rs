@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::error::{Error, Exit, chain};
+use super::error::{Error, Exit};
 use super::open::ImageArgs;
 use super::output::{json, printable, size};
 use super::progress::Progress;
 use crate::fs::{Options, verify};
+use crate::serve::chain;
 
 /// Check everything in an image: structures, checksums, tags, every file's content
 #[derive(Debug, Args)]

@@ -1,1 +1,20 @@
-//! x
+//! Serving a file system over FUSE: the adapter, the mount, and the processes that keep it.
+//!
+//! `mount` starts a [`keeper`], which mounts and starts a [`worker`], which serves. The keeper parses nothing that comes out of an image, the
+//! worker has no privileges that it could lose.
+
+mod adapter;
+mod attr;
+mod channel;
+mod error;
+pub mod keeper;
+pub mod log;
+pub mod mount;
+pub mod mountinfo;
+pub mod protocol;
+pub mod state;
+pub mod unmount;
+pub mod users;
+pub mod worker;
+
+pub use error::{Error, Result, chain};

@@ -138,7 +138,8 @@ impl<'a> SkeletonReader<zstd::stream::read::Decoder<'static, &'a [u8]>> {
     /// # Errors
     /// [`Error::Section`] when they are not zstd's.
     pub fn new(compressed: &'a [u8], size: u64) -> Result<Self> {
-        let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| damaged(0, "a skeleton that cannot be decompressed"))?;
+        let decoder =
+            zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| damaged(0, "a skeleton that cannot be decompressed"))?;
         Ok(Self { decoder, left: size, at: 0, raw: Vec::new() })
     }
 }

@@ -102,7 +102,8 @@ impl Layout<'_> {
     /// The manifest: annotations as they were found, everything else of the blobs that are there now.
     fn manifest(&self, found: &[u8], config: &Written, layers: &[Written]) -> Vec<u8> {
         let media_type = if self.uncompressed { LAYER.to_owned() } else { format!("{LAYER}+gzip") };
-        let descriptor = |media_type: &str, blob: &Written| json!({ "mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.size });
+        let descriptor =
+            |media_type: &str, blob: &Written| json!({ "mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.size });
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,

@@ -6,9 +6,9 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Options;
 use super::blob::{Compression, Range};
 use super::spec::Kind;
-use super::Options;
 use crate::build::change::clean_path;
 use crate::build::error::{Error, Result};
 use crate::build::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};

@@ -3,8 +3,8 @@
 mod archive;
 mod blob;
 mod dir;
-mod document;
 mod docker;
+mod document;
 mod image;
 mod oci;
 mod spec;

@@ -140,7 +140,8 @@ impl Header<'_> {
 
     /// The pairs of an old GNU sparse header or (`extension`) of a block behind it, and whether another block follows.
     pub fn sparse_pairs(&self, extension: bool) -> Result<(Vec<(u64, u64)>, bool), Reason> {
-        let (start, end, more) = if extension { (0, EXTENSION_IS_EXTENDED, EXTENSION_IS_EXTENDED) } else { (GNU_SPARSE, GNU_IS_EXTENDED, GNU_IS_EXTENDED) };
+        let (start, end, more) =
+            if extension { (0, EXTENSION_IS_EXTENDED, EXTENSION_IS_EXTENDED) } else { (GNU_SPARSE, GNU_IS_EXTENDED, GNU_IS_EXTENDED) };
         let mut pairs = Vec::new();
         for at in (start..end).step_by(24) {
             // A pair without a length ends the list; one with length 0 says where the file ends.

@@ -70,11 +70,24 @@ enum Extension {
 enum State {
     Header,
     /// The data of an extension header.
-    Extension { what: Extension, size: usize, data: Vec<u8> },
+    Extension {
+        what: Extension,
+        size: usize,
+        data: Vec<u8>,
+    },
     /// Extension blocks of an old GNU sparse header.
-    OldSparse { entry: Box<Entry>, size: u64, regions: Vec<(u64, u64)>, blocks: usize },
+    OldSparse {
+        entry: Box<Entry>,
+        size: u64,
+        regions: Vec<(u64, u64)>,
+        blocks: usize,
+    },
     /// The map in front of the data of a PAX sparse file, form 1.0.
-    MapInData { entry: Box<Entry>, size: u64, reader: MapReader },
+    MapInData {
+        entry: Box<Entry>,
+        size: u64,
+        reader: MapReader,
+    },
     /// One block of zeros was seen.
     Zero,
 }

@@ -304,7 +304,9 @@ mod tests {
 
     #[test]
     fn malformed_records() {
-        for data in ["", "5 a=\n x", "9999999999999999999999 a=b\n", "6 a=b\nx", "0 a=b\n", "3 a=b\n", "6 aab\n", "6a=b\n", "6 a=b ", "-6 a=b\n"] {
+        for data in
+            ["", "5 a=\n x", "9999999999999999999999 a=b\n", "6 a=b\nx", "0 a=b\n", "3 a=b\n", "6 aab\n", "6a=b\n", "6 a=b ", "-6 a=b\n"]
+        {
             let mut pax = Pax::default();
             assert_eq!(pax.read(data.as_bytes()).is_ok(), data.is_empty(), "{data}");
         }
@@ -321,7 +323,8 @@ mod tests {
         push_record(&mut out, b"SCHILY.xattr.user.empty", b"");
         let mut pax = Pax::default();
         pax.read(&out).unwrap();
-        let expected = [odd, Xattr { name: b"user.\xe9".to_vec(), value: vec![0, 1, 255] }, Xattr { name: b"user.empty".to_vec(), value: vec![] }];
+        let expected =
+            [odd, Xattr { name: b"user.\xe9".to_vec(), value: vec![0, 1, 255] }, Xattr { name: b"user.empty".to_vec(), value: vec![] }];
         assert_eq!(pax.xattrs, expected);
     }
 }

@@ -94,7 +94,17 @@ impl<W: Write> Writer<W> {
                 pax::push_record(&mut records, pax::TYPE, b"socket");
             }
         }
-        let header = NewHeader { kind, name: &name, linkname: target, mode: attr.mode & 0o7777, uid, gid, size: size_field, mtime: mtime.unwrap_or(0), device };
+        let header = NewHeader {
+            kind,
+            name: &name,
+            linkname: target,
+            mode: attr.mode & 0o7777,
+            uid,
+            gid,
+            size: size_field,
+            mtime: mtime.unwrap_or(0),
+            device,
+        };
         if !records.is_empty() {
             self.pax_header(&name, &records)?;
         }

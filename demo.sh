@@ -1,0 +1,32 @@
+#!/bin/sh
+# The main job, end to end: build lxcri-fs, make an image of a small Debian, mount it, run a command inside it, unmount.
+# Needs a Debian machine with Rust, as root (or a user with sudo); installs what is missing.
+set -eu
+cd "$(dirname "$0")"
+sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
+
+need() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null || $sudo apt-get install -y -q "$2" || { $sudo apt-get update -q && $sudo apt-get install -y -q "$2"; }
+}
+need cc build-essential; need mmdebstrap mmdebstrap; need fusermount3 fuse3
+
+cargo build --release --locked
+lxcri_fs=$PWD/target/release/lxcri-fs
+store=$PWD/target/demo
+mkdir -p "$store/rootfs"
+
+if [ ! -e "$store/debian.tar" ]; then
+    echo "Making a root file system (a minimal Debian)"
+    $sudo mmdebstrap --quiet --variant=minbase stable "$store/debian.tar.new"
+    mv "$store/debian.tar.new" "$store/debian.tar"
+fi
+"$lxcri_fs" build "tar:$store/debian.tar" -o "$store/debian.bfc" --force
+
+$sudo "$lxcri_fs" umount "$store/rootfs" >/dev/null
+before=$(date +%s%N)
+$sudo "$lxcri_fs" mount "$store/debian.bfc" "$store/rootfs"
+after=$(date +%s%N)
+trap '$sudo "$lxcri_fs" umount "$store/rootfs"' EXIT
+echo "Mounted in $(((after - before) / 1000000)) ms. Inside it:"
+$sudo chroot "$store/rootfs" /bin/sh -c '. /etc/os-release; echo "  $PRETTY_NAME, $(dpkg-query -f . -W | wc -c) packages"'
+"$lxcri_fs" info "$store/debian.bfc" | sed 's/^/  /' | grep -v OCI

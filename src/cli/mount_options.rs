@@ -1,0 +1,199 @@
+//! What follows `-o`, on our command line and in fstab.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use super::error::{Error, Exit};
+use super::mount::MountArgs;
+use crate::serve::protocol::MountFlags;
+
+/// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
+const IGNORED: [&str; 24] = [
+    "ro",
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "exec",
+    "async",
+    "relatime",
+    "norelatime",
+    "noatime",
+    "nodiratime",
+    "strictatime",
+    "lazytime",
+    "nolazytime",
+    "default_permissions",
+    "silent",
+    "loud",
+];
+
+/// Parsed options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MountOptions {
+    /// Flags of the mount.
+    pub(super) flags: MountFlags,
+    values: Vec<(String, OsString)>,
+}
+
+impl MountOptions {
+    /// Parses options. Root may use set-user-id bits and devices unless told otherwise, others must not.
+    pub(super) fn parse(options: &[OsString]) -> Result<Self, Error> {
+        Self::parse_as(options, rustix::process::geteuid().is_root())
+    }
+
+    fn parse_as(options: &[OsString], root: bool) -> Result<Self, Error> {
+        let mut flags = MountFlags { nosuid: !root, nodev: !root, noexec: false, allow_other: root };
+        let mut values = Vec::new();
+        for option in options.iter().flat_map(|o| split(o)) {
+            let (name, value) = match option.iter().position(|&b| b == b'=') {
+                Some(at) => (&option[..at], Some(OsString::from_vec(option[at + 1..].to_vec()))),
+                None => (&option[..], None),
+            };
+            let name = String::from_utf8_lossy(name).into_owned();
+            match (name.as_str(), value) {
+                ("nosuid", None) => flags.nosuid = true,
+                ("suid", None) => flags.nosuid = !root,
+                ("nodev", None) => flags.nodev = true,
+                ("dev", None) => flags.nodev = !root,
+                ("noexec", None) => flags.noexec = true,
+                ("allow_other", None) => flags.allow_other = true,
+                ("subdir" | "digest" | "password-file" | "key-file" | "cache-size", Some(value)) => values.push((name, value)),
+                (name, _) if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
+                (name, _) => {
+                    return Err(Error::Other {
+                        message: format!("unknown mount option {name:?}"),
+                        hint: Some("`lxcri-fs mount --help` lists the options".to_owned()),
+                        exit: Exit::Usage,
+                    });
+                }
+            }
+        }
+        Ok(Self { flags, values })
+    }
+
+    /// Sets the arguments that the options stand for.
+    pub(super) fn apply(&self, args: &mut MountArgs) -> Result<(), Error> {
+        for (name, value) in &self.values {
+            let path = || Some(PathBuf::from(value));
+            match name.as_str() {
+                "subdir" => args.subdir = path(),
+                "digest" => args.digest = Some(text(name, value)?),
+                "password-file" => args.secret.password_file = path(),
+                "key-file" => args.secret.key_file = path(),
+                _ => args.cache_size = Some(text(name, value)?.parse().map_err(|_| bad_value(name, value))?),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The options of a list; a backslash keeps a comma from ending one.
+fn split(list: &OsStr) -> Vec<Vec<u8>> {
+    let mut options = vec![Vec::new()];
+    let mut bytes = list.as_bytes().iter();
+    while let Some(&b) = bytes.next() {
+        match (b, options.last_mut()) {
+            (b',', _) => options.push(Vec::new()),
+            (b'\\', Some(option)) => option.extend(bytes.next()),
+            (_, Some(option)) => option.push(b),
+            (_, None) => {}
+        }
+    }
+    options.retain(|o| !o.is_empty());
+    options
+}
+
+fn text(name: &str, value: &OsStr) -> Result<String, Error> {
+    value.to_str().map(str::to_owned).ok_or_else(|| bad_value(name, value))
+}
+
+fn bad_value(name: &str, value: &OsStr) -> Error {
+    Error::Other { message: format!("mount option {name} cannot be {value:?}"), hint: None, exit: Exit::Usage }
+}
+
+/// The command line that stands for ours, when this program was started in mount(8)'s way: as `mount.fuse.lxcri-fs`, or by `mount.fuse` as
+/// `lxcri-fs IMAGE DIR -o OPTIONS`. `None` when it was not.
+pub(super) fn helper_arguments(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) -> Option<Vec<OsString>> {
+    let (program, rest) = args.split_first()?;
+    let name = program.as_bytes().rsplit(|&b| b == b'/').next()?;
+    let first = rest.first()?;
+    let bare = !is_command(first) && !first.as_bytes().starts_with(b"-") && rest.iter().any(|a| a.as_bytes().starts_with(b"-o"));
+    if !name.starts_with(b"mount.") && !bare {
+        return None;
+    }
+    let mut paths = Vec::new();
+    let mut ours: Vec<OsString> = vec![program.clone(), "mount".into()];
+    let mut rest = rest.iter();
+    while let Some(arg) = rest.next() {
+        match arg.as_bytes() {
+            // The type, and the namespace that mount(8) has entered already.
+            b"-t" | b"-N" => drop(rest.next()),
+            b"-o" => {
+                ours.push("-o".into());
+                ours.extend(rest.next().cloned());
+            }
+            // -s, -n, -v: sloppy, no mtab, verbose.
+            [b'-', flags @ ..] if !flags.is_empty() && flags.iter().all(|f| b"snv".contains(f)) => {}
+            [b'-', ..] => ours.push(arg.clone()),
+            _ => paths.push(arg.clone()),
+        }
+    }
+    ours.push("--".into());
+    ours.extend(paths);
+    Some(ours)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn os(args: &[&str]) -> Vec<OsString> {
+        args.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn defaults_follow_who_mounts() {
+        let root = MountOptions::parse_as(&[], true).unwrap().flags;
+        assert_eq!((root.nosuid, root.nodev, root.noexec, root.allow_other), (false, false, false, true));
+        let user = MountOptions::parse_as(&os(&["rw,suid,dev"]), false).unwrap().flags;
+        assert_eq!((user.nosuid, user.nodev, user.noexec, user.allow_other), (true, true, false, false));
+        let strict = MountOptions::parse_as(&os(&["nosuid,nodev", "noexec"]), true).unwrap().flags;
+        assert_eq!((strict.nosuid, strict.nodev, strict.noexec), (true, true, true));
+    }
+
+    #[test]
+    fn fstab_options_are_ignored_and_unknown_ones_are_not() {
+        let options = os(&["defaults,noauto,_netdev,x-systemd.automount,nofail,comment=z,user"]);
+        assert!(MountOptions::parse_as(&options, true).is_ok());
+        assert!(MountOptions::parse_as(&os(&["subdri=x"]), true).is_err());
+    }
+
+    #[test]
+    fn values_may_have_commas_and_equal_signs() {
+        let options = MountOptions::parse_as(&os(&[r"subdir=a\,b=c,cache-size=5"]), true).unwrap();
+        assert_eq!(options.values, [("subdir".to_owned(), "a,b=c".into()), ("cache-size".to_owned(), "5".into())]);
+    }
+
+    #[test]
+    fn helper_command_lines() {
+        let is_command = |a: &OsStr| a == "mount";
+        let helper = |args: &[&str]| helper_arguments(&os(args), is_command);
+        let expected = os(&["/sbin/mount.fuse.lxcri-fs", "mount", "-o", "rw", "--", "i.bfc", "/mnt"]);
+        assert_eq!(helper(&["/sbin/mount.fuse.lxcri-fs", "i.bfc", "/mnt", "-sn", "-t", "fuse.lxcri-fs", "-o", "rw"]), Some(expected));
+        let expected = os(&["lxcri-fs", "mount", "-o", "ro,dev", "--", "i.bfc", "/mnt"]);
+        assert_eq!(helper(&["lxcri-fs", "i.bfc", "/mnt", "-o", "ro,dev"]), Some(expected));
+        assert_eq!(helper(&["lxcri-fs", "mount", "-o", "ro", "i.bfc", "/mnt"]), None);
+        assert_eq!(helper(&["lxcri-fs", "--help"]), None);
+        assert_eq!(helper(&["lxcri-fs", "muont", "i.bfc"]), None);
+    }
+}

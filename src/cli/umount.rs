@@ -1,0 +1,52 @@
+//! `lxcri-fs umount`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::error::Error;
+use crate::serve::mount::Unmount;
+use crate::serve::{mountinfo, unmount};
+
+/// Unmount what `lxcri-fs mount` mounted
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Nothing is wrong when nothing is mounted there.\n\nExamples:\n  lxcri-fs umount /mnt\n  lxcri-fs umount --lazy /mnt"
+)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "DIR")]
+    pub mountpoint: PathBuf,
+    /// Take it out of sight now, and end it when its last user is done
+    #[arg(short, long)]
+    pub lazy: bool,
+    /// Fail the requests under way and end it, whoever uses it
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &UmountArgs) -> Result<(), Error> {
+    let mountpoint = mountpoint(&args.mountpoint)?;
+    // What is out of sight ends by and by.
+    let how = Unmount { lazy: args.lazy || args.force, force: args.force };
+    if !unmount::unmount(&mountpoint, how)? {
+        eprintln!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display());
+    }
+    Ok(())
+}
+
+/// The directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
+fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
+    if mountinfo::at(&absolute)?.is_some() {
+        return Ok(absolute);
+    }
+    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
+        && let Ok(parent) = parent.canonicalize()
+        && mountinfo::at(&parent.join(name))?.is_some()
+    {
+        return Ok(parent.join(name));
+    }
+    Ok(absolute.canonicalize().unwrap_or(absolute))
+}

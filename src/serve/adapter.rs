@@ -1,0 +1,450 @@
+//! The FUSE adapter: requests in, answers of [`Rootfs`] out. Nothing is remembered between two requests, so that any worker can answer any request.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bfc::rootfs::format::Inode;
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::{BLOCK, file_attr, file_type, negative};
+use super::error::chain;
+use crate::fs::{self, ROOT, Rootfs};
+
+/// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to its clock.)
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);
+/// Inode numbers are never used again for something else.
+const GENERATION: Generation = Generation(0);
+/// Largest read, bytes. The kernel's default limit is 256 pages.
+const MAX_READ: u32 = 1 << 20;
+/// How many different errors are logged before they are only answered.
+const MAX_LOGGED: usize = 4096;
+/// For how many of them the path is searched, which walks the tree.
+const MAX_SEARCHES: usize = 64;
+/// Entries `.` and `..` come before those of the image.
+const DOTS: u64 = 2;
+
+/// Features that are asked for when the kernel has them. Open and opendir are not answered at all (`NO_OPEN`, `NO_OPENDIR`): the kernel
+/// then keeps pages and directory entries from one open to the next by itself.
+const WANTED: [InitFlags; 9] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_NO_OPEN_SUPPORT,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_ALLOW_IDMAP,
+];
+
+thread_local! {
+    /// The bytes of a read, from one to the next.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Serves a [`Rootfs`].
+pub(super) struct Adapter {
+    rootfs: Rootfs,
+    logged: Mutex<HashSet<(u32, u64)>>,
+}
+
+/// Why a request is not answered with what was asked for.
+enum Refusal {
+    /// The file system's own error; logged when it is about damage.
+    Fs(fs::Error),
+    /// An expected answer.
+    Errno(Errno),
+}
+
+impl From<fs::Error> for Refusal {
+    fn from(error: fs::Error) -> Self {
+        Refusal::Fs(error)
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Refusal::Errno(errno)
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+impl Adapter {
+    pub(super) fn new(rootfs: Rootfs) -> Self {
+        Self { rootfs, logged: Mutex::default() }
+    }
+
+    /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
+    fn answer<T>(&self, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
+        let Ok(number) = u32::try_from(ino.0) else { return Err(Errno::ESTALE) };
+        match catch_unwind(AssertUnwindSafe(|| f(number))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Refusal::Errno(errno))) => Err(errno),
+            Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
+            Err(_) => {
+                tracing::error!(ino = number, offset, "a request made the worker panic; answered with an I/O error");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// The errno of an error; damage is logged, once for each place.
+    fn refuse(&self, ino: u32, offset: u64, error: &fs::Error) -> Errno {
+        let errno = error.errno();
+        if errno == rustix::io::Errno::IO {
+            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+            if logged.len() < MAX_LOGGED && logged.insert((ino, offset)) {
+                let searched = logged.len() <= MAX_SEARCHES;
+                drop(logged);
+                let path = if searched { self.path(ino) } else { None };
+                let path = path.unwrap_or_else(|| PathBuf::from("?"));
+                tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
+            }
+        }
+        Errno::from_i32(errno.raw_os_error())
+    }
+
+    /// A path of an inode, for messages: found by a walk, since a file does not know where it is linked.
+    fn path(&self, wanted: u32) -> Option<PathBuf> {
+        if wanted == ROOT {
+            return Some(PathBuf::from("/"));
+        }
+        let mut directories = vec![(ROOT, PathBuf::from("/"))];
+        let mut found = None;
+        while let (Some((dir, path)), None) = (directories.pop(), &found) {
+            // A directory that cannot be read is one where the inode is not found.
+            let _ = self.rootfs.readdir(dir, 0, &mut |_, ino, kind, name| {
+                if ino == wanted {
+                    found = Some(path.join(OsStr::from_bytes(name)));
+                } else if file_type(kind) == Some(FileType::Directory) && self.rootfs.parent(ino).is_ok_and(|parent| parent == dir) {
+                    directories.push((ino, path.join(OsStr::from_bytes(name))));
+                }
+                found.is_none()
+            });
+        }
+        found
+    }
+
+    fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
+        file_attr(ino, inode).ok_or_else(|| {
+            tracing::error!(ino, mode = inode.mode, "an inode of no known type");
+            Errno::EIO.into()
+        })
+    }
+
+    fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
+        let (ino, inode) = match name {
+            // Asked for by NFS and by overlayfs when they come back with a file handle.
+            b"." => (parent, self.rootfs.inode(parent)?),
+            b".." => {
+                let ino = self.rootfs.parent(parent)?;
+                (ino, self.rootfs.inode(ino)?)
+            }
+            _ => match self.rootfs.lookup(parent, name)? {
+                Some(found) => found,
+                None => return Ok(negative()),
+            },
+        };
+        self.attr(ino, &inode)
+    }
+}
+
+/// Replies with the value, or the errno.
+macro_rules! reply {
+    ($reply:ident, $result:expr, $value:ident => $ok:expr) => {
+        match $result {
+            Ok($value) => $ok,
+            Err(errno) => $reply.error(errno),
+        }
+    };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel does not have this feature");
+            }
+        }
+        // The number of pages of a read follows from this.
+        let _ = config.set_max_write(MAX_READ);
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let result = self.answer(parent, 0, |parent| self.look_up(parent, name.as_bytes()));
+        reply!(reply, result, attr => reply.entry(&FOREVER, &attr, GENERATION));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let result = self.answer(ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
+        reply!(reply, result, attr => reply.attr(&FOREVER, &attr));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let result = self.answer(ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
+        reply!(reply, result, target => reply.data(&target));
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: fuser::ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            let result = self.answer(ino, offset, |ino| Ok(self.rootfs.read(ino, offset, size as usize, buffer)?));
+            reply!(reply, result, _unit => reply.data(buffer));
+        });
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = self.answer(ino, offset, |ino| {
+            let mut added = false;
+            let mut add = |reply: &mut ReplyDirectory, next, ino: u32, kind, name: &[u8]| {
+                let full = reply.add(INodeNo(ino.into()), next, kind, OsStr::from_bytes(name));
+                added |= !full;
+                !full
+            };
+            if offset < 1 && !add(&mut reply, 1, ino, FileType::Directory, b".") {
+                return Ok(());
+            }
+            if offset < DOTS && !add(&mut reply, DOTS, self.rootfs.parent(ino)?, FileType::Directory, b"..") {
+                return Ok(());
+            }
+            let from = offset.saturating_sub(DOTS);
+            let result = self.rootfs.readdir(ino, from, &mut |next, ino, kind, name| {
+                // An unknown type is found out when the entry is looked up.
+                let kind = file_type(kind).unwrap_or(FileType::RegularFile);
+                add(&mut reply, next + DOTS, ino, kind, name)
+            });
+            // What was found before the damage is served; the next call begins at it, and fails.
+            if added { Ok(()) } else { Ok(result?) }
+        });
+        reply!(reply, result, _unit => reply.ok());
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let result = self.answer(ino, offset, |dir| {
+            let mut added = false;
+            let mut add = |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
+                let full = reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, attr, GENERATION);
+                added |= !full;
+                !full
+            };
+            if offset < 1 && !add(&mut reply, 1, &self.look_up(dir, b".")?, b".") {
+                return Ok(());
+            }
+            if offset < DOTS && !add(&mut reply, DOTS, &self.look_up(dir, b"..")?, b"..") {
+                return Ok(());
+            }
+            let from = offset.saturating_sub(DOTS);
+            let mut unknown = None;
+            let result = self.rootfs.readdir_plus(dir, from, &mut |next, ino, inode, name| match self.attr(ino, inode) {
+                Ok(attr) => add(&mut reply, next + DOTS, &attr, name),
+                Err(refusal) => {
+                    unknown = Some(refusal);
+                    false
+                }
+            });
+            match (added, unknown) {
+                (true, _) => Ok(()),
+                (false, Some(refusal)) => Err(refusal),
+                (false, None) => Ok(result?),
+            }
+        });
+        reply!(reply, result, _unit => reply.ok());
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // The kernel never asks again after ENOSYS, which overlayfs does for every look-up otherwise.
+        if !self.rootfs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let result = self.answer(ino, 0, |ino| self.rootfs.xattr(ino, name.as_bytes())?.ok_or(Errno::NO_XATTR.into()));
+        reply!(reply, result, value => reply_xattr(reply, size, &value));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if !self.rootfs.has_xattrs() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let result = self.answer(ino, 0, |ino| {
+            let mut list = Vec::new();
+            for name in self.rootfs.xattr_names(ino)? {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+            Ok(list)
+        });
+        reply!(reply, result, list => reply_xattr(reply, size, &list));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let result = self.answer(INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
+        reply!(reply, result, s => reply.statfs(s.bytes.div_ceil(BLOCK.into()), 0, 0, s.files, 0, BLOCK, 255, BLOCK));
+    }
+
+    // What follows would write. The mount is read-only, so the kernel refuses first, unless the mount was made by hand.
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mknod(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _dir: INodeNo,
+        _name: &OsStr,
+        _new_dir: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _new_dir: INodeNo, _new_name: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn fallocate(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: u64, _length: u64, _mode: i32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn setxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+}
+
+/// `size` is the room that the caller has; 0 asks how much it needs.
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}

@@ -1,0 +1,140 @@
+//! Messages between two of our processes: JSON with file descriptors, over a socket that keeps messages apart.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use super::error::{Error, Result};
+
+/// Longest message, bytes; well below what a socket buffers.
+const MAX_MESSAGE: usize = 128 << 10;
+/// Most descriptors in a message; the kernel's limit is 253.
+pub(super) const MAX_FDS: usize = 128;
+
+/// One end of a conversation.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: OwnedFd,
+    /// Who is at the other end, for messages.
+    peer: &'static str,
+}
+
+impl Channel {
+    /// A channel to a process that is about to be started, and that process's standard input, which is its end.
+    pub(super) fn pair(peer: &'static str) -> Result<(Self, Stdio)> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(Error::system("making a socket pair"))?;
+        Ok((Self { socket: ours, peer }, theirs.into()))
+    }
+
+    /// The channel that this process was started with. Standard input is /dev/null from now on.
+    pub(super) fn from_stdin(peer: &'static str) -> Result<Self> {
+        let failed = "taking over the control socket";
+        let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(Error::system(failed))?;
+        let null = std::fs::File::open("/dev/null").map_err(Error::system(failed))?;
+        rustix::stdio::dup2_stdin(null).map_err(Error::system(failed))?;
+        Ok(Self { socket, peer })
+    }
+
+    /// Sends a message with descriptors.
+    pub(super) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let failed = |source| Error::Protocol { peer: self.peer, source };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
+        serde_json::to_writer(&mut *bytes, message).map_err(failed)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Error::System { doing: "passing descriptors", source: io::ErrorKind::ArgumentListTooLong.into() });
+        }
+        match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(_) => Ok(()),
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
+            Err(e) => Err(Error::System { doing: "sending a message", source: e.into() }),
+        }
+    }
+
+    /// Receives a message and its descriptors; `None` when the other end was closed.
+    pub(super) fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>> {
+        let failed = "receiving a message";
+        let mut bytes = Zeroizing::new(vec![0; MAX_MESSAGE]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                other => break other.map_err(Error::system(failed))?.bytes,
+            }
+        };
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                fds.extend(received);
+            }
+        }
+        if received == 0 {
+            return Ok(None);
+        }
+        let message = serde_json::from_slice(&bytes[..received]).map_err(|source| Error::Protocol { peer: self.peer, source })?;
+        Ok(Some((message, fds)))
+    }
+
+    /// Receives an answer that must come within `limit`.
+    pub(super) fn expect<T: DeserializeOwned>(&self, limit: Duration) -> Result<(T, Vec<OwnedFd>)> {
+        if !self.readable(limit)? {
+            return Err(Error::Timeout { peer: self.peer, seconds: limit.as_secs() });
+        }
+        self.receive()?.ok_or(Error::Gone { peer: self.peer })
+    }
+
+    fn readable(&self, limit: Duration) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::System { doing: "waiting for a message", source: e.into() }),
+            }
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_carry_descriptors_and_end_with_the_peer() {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (a, b) = (Channel { socket: ours, peer: "b" }, Channel { socket: theirs, peer: "a" });
+        let null = std::fs::File::open("/dev/null").unwrap();
+        a.send(&("hello", 7), &[null.as_fd(), null.as_fd()]).unwrap();
+        let ((text, number), fds) = b.expect::<(String, u32)>(Duration::from_secs(1)).unwrap();
+        assert_eq!((text.as_str(), number, fds.len()), ("hello", 7, 2));
+        assert!(matches!(b.expect::<u32>(Duration::from_millis(10)), Err(Error::Timeout { .. })));
+        drop(a);
+        assert!(b.receive::<u32>().unwrap().is_none());
+        assert!(matches!(b.send(&1, &[]), Err(Error::Gone { .. })));
+    }
+}

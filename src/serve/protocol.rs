@@ -1,0 +1,112 @@
+//! What the command, the keeper and the worker say to each other.
+
+use std::ffi::OsString;
+
+use bfc::Key;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+use crate::fs;
+
+/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The images, lowest first.
+    pub images: Vec<Image>,
+    /// How to open them.
+    pub options: fs::Options,
+    /// Where to mount: absolute, no symlinks.
+    pub mountpoint: OsString,
+    /// How to mount.
+    pub flags: MountFlags,
+    /// How many threads serve.
+    pub threads: usize,
+}
+
+/// An image to serve.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// Its path, for messages.
+    pub path: OsString,
+    /// Its key, when it is encrypted.
+    pub key: Option<ImageKey>,
+}
+
+/// Flags of the mount. It is always read-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MountFlags {
+    /// Set-user-id bits and file capabilities have no effect.
+    pub nosuid: bool,
+    /// Device files cannot be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+    /// Others than who mounts may use it.
+    pub allow_other: bool,
+}
+
+/// The keeper's answer to a [`MountRequest`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum KeeperReply {
+    /// The file system answers at the mount point.
+    Mounted,
+    /// It does not, and nothing is left behind.
+    Failed(Failure),
+}
+
+/// The keeper's requests to its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerRequest {
+    /// Open these images; their descriptors come along.
+    Open {
+        /// The images, lowest first.
+        images: Vec<Image>,
+        /// How to open them.
+        options: fs::Options,
+        /// How many threads serve.
+        threads: usize,
+    },
+    /// Serve on the /dev/fuse descriptor that comes along.
+    Serve,
+}
+
+/// The worker's answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum WorkerReply {
+    /// The images are open.
+    Opened,
+    /// The kernel has been answered: the mount is alive.
+    Serving,
+    /// It cannot be done.
+    Failed(Failure),
+}
+
+/// Why another process failed, as far as the command needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error with its causes.
+    pub message: String,
+    /// What to try.
+    pub hint: Option<String>,
+    /// Exit code of the command.
+    pub exit: u8,
+    /// The image that needs a password or key which was not given.
+    pub key_needed: Option<OsString>,
+}
+
+/// A key on its way to another process.
+#[derive(Debug, Clone)]
+pub struct ImageKey(pub Key);
+
+impl Serialize for ImageKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_bytes().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Zeroizing::new(<[u8; bfc::key::KEY_LEN]>::deserialize(deserializer)?);
+        Key::from_slice(&*bytes).map(Self).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,48 @@
+//! The worker: opens the images, serves them, and has nothing else.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bfc::Secret;
+use fuser::{Config, Session, SessionACL};
+
+use super::adapter::Adapter;
+use super::channel::Channel;
+use super::error::{Error, Result};
+use super::protocol::{Failure, Image, WorkerReply, WorkerRequest};
+use crate::fs::{self, Options, Rootfs, Source};
+
+/// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
+///
+/// # Errors
+/// Whatever ended it before the file system was unmounted.
+pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
+    let _ = rustix::thread::set_name(c"lxcri-fs-worker");
+    let control = Channel::from_stdin("keeper")?;
+    let Some((WorkerRequest::Open { images, options, threads }, files)) = control.receive()? else {
+        return Err(Error::Gone { peer: "keeper" });
+    };
+    let rootfs = match open(images, files, &options) {
+        Ok(rootfs) => rootfs,
+        Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
+    };
+    control.send(&WorkerReply::Opened, &[])?;
+    let Some((WorkerRequest::Serve, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
+    let Some(fuse) = fds.pop() else { return Err(Error::Gone { peer: "keeper" }) };
+    let mut config = Config::default();
+    // The kernel has checked who may come in.
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    let session = Session::from_fd(Adapter::new(rootfs), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
+    control.send(&WorkerReply::Serving, &[])?;
+    session.run().map_err(Error::system("serving"))
+}
+
+fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {
+    let sources = images.into_iter().zip(files).map(|(image, file)| Source {
+        path: PathBuf::from(image.path),
+        file: file.into(),
+        secret: image.key.map(|key| Secret::Key(key.0)),
+    });
+    Rootfs::open(sources.collect(), options)
+}

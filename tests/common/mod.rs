@@ -1,0 +1,165 @@
+//! What the tests share: the program under test, mounts that go away, trees to compare.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use sha2::{Digest, Sha256};
+
+/// The program under test.
+pub fn lxcri_fs() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lxcri-fs"));
+    command.env_remove("LXCRI_FS_PASSWORD").stdin(Stdio::null());
+    command
+}
+
+/// The project's test data.
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Runs a command that has to succeed; its standard output.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, stderr(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What a command complained of.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A mount that is taken away when the test ends, however it ends.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// Mounts with these arguments (options and images) on `dir`.
+    #[track_caller]
+    pub fn new(args: &[&str], dir: &Path) -> Self {
+        run(lxcri_fs().arg("mount").args(args).arg(dir));
+        Self(dir.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let output = lxcri_fs().arg("umount").arg(&self.0).output().unwrap();
+        if !output.status.success() {
+            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+            if !std::thread::panicking() {
+                panic!("umount {}: {}", self.0.display(), stderr(&output));
+            }
+        }
+    }
+}
+
+/// What a tree has at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: (i64, i64),
+    /// Not of directories: file systems differ.
+    pub size: Option<u64>,
+    pub nlink: Option<u64>,
+    pub rdev: u64,
+    /// SHA-256 of a file, target of a symlink.
+    pub content: Vec<u8>,
+    /// First path, in order, of the same inode.
+    pub linked_to: Option<Vec<u8>>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// Every entry below `root` (the root under the empty path).
+pub fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    let mut out = BTreeMap::new();
+    let mut inodes: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
+    let mut stack = vec![PathBuf::new()];
+    while let Some(path) = stack.pop() {
+        let full = if path.as_os_str().is_empty() { root.to_owned() } else { root.join(&path) };
+        let meta = full.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", full.display()));
+        let kind = meta.file_type();
+        if kind.is_dir() {
+            for entry in full.read_dir().unwrap() {
+                stack.push(path.join(entry.unwrap().file_name()));
+            }
+        }
+        let content = if kind.is_file() {
+            let mut hasher = Sha256::new();
+            let mut file = std::fs::File::open(&full).unwrap();
+            let mut buf = vec![0; 1 << 18];
+            loop {
+                let n = file.read(&mut buf).unwrap_or_else(|e| panic!("{}: {e}", full.display()));
+                if n == 0 {
+                    break;
+                }
+                hasher.update(&buf[..n]);
+            }
+            hasher.finalize().to_vec()
+        } else if kind.is_symlink() {
+            full.read_link().unwrap().as_os_str().as_bytes().to_vec()
+        } else {
+            Vec::new()
+        };
+        let bytes = path.as_os_str().as_bytes().to_vec();
+        if !kind.is_dir() && meta.nlink() > 1 {
+            inodes.entry(meta.ino()).or_default().push(bytes.clone());
+        }
+        let entry = Entry {
+            mode: meta.mode(),
+            uid: meta.uid(),
+            gid: meta.gid(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            size: (!kind.is_dir()).then(|| meta.size()),
+            nlink: (!kind.is_dir()).then(|| meta.nlink()),
+            rdev: if kind.is_char_device() || kind.is_block_device() { meta.rdev() } else { 0 },
+            content,
+            linked_to: None,
+            xattrs: xattrs(&full),
+        };
+        out.insert(bytes, entry);
+    }
+    for mut paths in inodes.into_values() {
+        paths.sort();
+        for path in &paths {
+            if let Some(entry) = out.get_mut(path) {
+                entry.linked_to = Some(paths[0].clone());
+            }
+        }
+    }
+    out
+}
+
+fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut names = vec![0; 64 << 10];
+    let Ok(len) = rustix::fs::llistxattr(path, &mut names[..]) else { return BTreeMap::new() };
+    let names = names[..len].split(|&b| b == 0).filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."));
+    names
+        .map(|name| {
+            let mut value = vec![0; 64 << 10];
+            let len = rustix::fs::lgetxattr(path, std::ffi::OsStr::from_bytes(name), &mut value[..]).unwrap();
+            (name.to_vec(), value[..len].to_vec())
+        })
+        .collect()
+}
+
+/// Panics with the first differences of two trees, unless they are equal.
+#[track_caller]
+pub fn assert_same_tree(expected: &BTreeMap<Vec<u8>, Entry>, found: &BTreeMap<Vec<u8>, Entry>) {
+    let mut differences = Vec::new();
+    for path in expected.keys().chain(found.keys().filter(|p| !expected.contains_key(*p))) {
+        if expected.get(path) != found.get(path) {
+            differences.push(format!("{}:\n  expected {:?}\n  found    {:?}", path.escape_ascii(), expected.get(path), found.get(path)));
+        }
+    }
+    let shown = differences.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
+    assert!(differences.is_empty(), "{} of {} entries differ\n{shown}", differences.len(), expected.len());
+    assert!(!expected.is_empty());
+}

@@ -1,0 +1,81 @@
+//! A real root file system in an image is usable as one: chroot, dpkg, perl; find, tar and md5sum see what the source has.
+//!
+//! Needs root and Debian's mmdebstrap; `tests/run.sh` installs it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use common::{Mounted, assert_same_tree, lxcri_fs, run, tree};
+
+/// A minimal Debian as a tar, unpacked, and as an image; made once a build directory.
+fn debian() -> &'static (PathBuf, PathBuf) {
+    static MADE: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian");
+        std::fs::create_dir_all(&base).unwrap();
+        let (tar, dir, image) = (base.join("debian.tar"), base.join("rootfs"), base.join("debian.bfc"));
+        if !dir.exists() {
+            run(Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", "stable"]).arg(&tar));
+            let half = base.join("rootfs.new");
+            let _ = std::fs::remove_dir_all(&half);
+            std::fs::create_dir(&half).unwrap();
+            run(Command::new("tar").args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-C"]).arg(&half).arg("-xpf").arg(&tar));
+            std::fs::rename(&half, &dir).unwrap();
+        }
+        run(lxcri_fs().arg("build").arg(format!("tar:{}", tar.display())).arg("--force").arg("-o").arg(&image));
+        (dir, image)
+    })
+}
+
+#[test]
+fn the_mount_equals_the_source() {
+    let (source, image) = debian();
+    let dir = tempfile::tempdir().unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], dir.path());
+    assert_same_tree(&tree(source), &tree(dir.path()));
+}
+
+#[test]
+fn programs_run_in_it() {
+    let (_, image) = debian();
+    let dir = tempfile::tempdir().unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], dir.path());
+    let chroot = |args: &[&str]| run(Command::new("chroot").arg(dir.path()).args(args));
+    assert_eq!(chroot(&["/bin/sh", "-c", "echo $((6 * 7))"]), "42\n");
+    assert!(chroot(&["dpkg", "-l"]).lines().filter(|l| l.starts_with("ii ")).count() > 50);
+    assert_eq!(chroot(&["perl", "-MPOSIX", "-e", "print floor(2.5)"]), "2");
+}
+
+#[test]
+fn ordinary_tools_see_what_the_source_has() {
+    let (source, image) = debian();
+    let dir = tempfile::tempdir().unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], dir.path());
+    let both = |script: &str| {
+        let output = |root: &Path| run(Command::new("sh").args(["-c", script]).current_dir(root));
+        let (a, b) = (output(source), output(dir.path()));
+        assert!(a == b && !a.is_empty(), "{script}: {} and {} bytes", a.len(), b.len());
+    };
+    both("find . -printf '%p %m %U %G %y %l %T@\\n' | LC_ALL=C sort");
+    both("find . -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum");
+    both("tar --sort=name --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime -cf - . | sha256sum");
+    both("ls -laR --time-style=full-iso usr/bin etc | grep -v ^total | awk '!/^d/'");
+}
+
+#[test]
+fn parallel_readers_get_the_same_bytes() {
+    let (source, image) = debian();
+    let dir = tempfile::tempdir().unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], dir.path());
+    let script = "find usr/bin usr/lib -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum | md5sum";
+    let expected = run(Command::new("sh").args(["-c", script]).current_dir(source));
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| assert_eq!(run(Command::new("sh").args(["-c", script]).current_dir(dir.path())), expected));
+        }
+    });
+}

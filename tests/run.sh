@@ -1,0 +1,45 @@
+#!/bin/bash
+# Installs what the tests need and runs them all. For a Debian machine with Rust, as root.
+#
+# Settings: LXCRI_FS_FUZZ_SECONDS (60) for each fuzz target.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "Tools"
+# command:package
+wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
+        zstd:zstd mksquashfs:squashfs-tools setpriv:util-linux fuser:psmisc"
+missing=
+for pair in $wanted; do
+    command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
+done
+if [ -n "$missing" ]; then
+    apt-get update -q
+    # shellcheck disable=SC2086 # a list of words
+    apt-get install -y -q --no-install-recommends $missing
+fi
+command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+
+step "Format, lints, documentation, licences"
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --locked -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+cargo deny --offline check --hide-inclusion-graph bans licenses sources
+
+step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-60} s a target"
+for target in fuzz/fuzz_targets/*.rs; do
+    name=$(basename "$target" .rs)
+    mkdir -p "fuzz/corpus/$name"
+    [ ! -d "tests/fuzz/$name" ] || cp "tests/fuzz/$name"/* "fuzz/corpus/$name/"
+    [ "$name" != image ] || cp tests/golden/*.bfc bfc/tests/hello.bfc "fuzz/corpus/$name/"
+    # The stable compiler has what the fuzzer needs, behind this switch.
+    RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=1024 \
+        -max_len=500000 -verbosity=0 -print_final_stats=1
+done
+
+step "Tests"
+cargo test --workspace --locked
