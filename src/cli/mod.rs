@@ -1,8 +1,10 @@
 //! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
 
+mod build;
 mod cat;
 mod daemon;
 mod error;
+mod export;
 mod extract;
 mod info;
 mod limits;
@@ -34,10 +36,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Build(build::BuildArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
+    Export(export::ExportArgs),
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
@@ -61,6 +65,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Build(args) => build::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Ls(args) => ls::run(&args),

@@ -1,8 +1,9 @@
-//! The read-only file system of an image, free of FUSE types.
+//! The read-only file system of an image, free of FUSE types, and how layers become one tree.
 
 mod cache;
 mod error;
 mod extract;
+pub mod merge;
 mod rootfs;
 mod v1;
 mod verify;

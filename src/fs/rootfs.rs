@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
 use bfc::rootfs::format::{Content, Dentry, Inode};
-use bfc::rootfs::{Extras, Section};
+use bfc::rootfs::{Extras, Section, Xattr};
 use bfc::{Container, Key, Secret};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -367,6 +367,12 @@ impl Rootfs {
         Ok(xattrs.into_iter().find(|x| x.name == name).map(|x| x.value))
     }
 
+    /// All extended attributes of an inode.
+    pub fn xattrs(&self, ino: u32) -> Result<Vec<Xattr>> {
+        let inode = self.inode(ino)?;
+        self.section.xattrs(&inode).map_err(|e| self.image_error(e))
+    }
+
     /// The names of all extended attributes of an inode.
     pub fn xattr_names(&self, ino: u32) -> Result<Vec<Vec<u8>>> {
         let inode = self.inode(ino)?;
@@ -401,13 +407,16 @@ impl Rootfs {
         if inode.mode & S_IFMT != S_IFREG {
             return Err(kind_error(ino, "not a regular file", if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
         }
+        self.read_inode(&inode, offset, len, out)
+    }
+
+    fn read_inode(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Decoded> {
         let len = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
         let start = out.len();
         if len == 0 {
             return Ok(Decoded { offset, wanted: start..start });
         }
-        let result = self.read_content(&inode, offset, len, out);
-        match result {
+        match self.read_content(inode, offset, len, out) {
             #[allow(clippy::cast_possible_truncation)] // within what was appended
             Ok(first) => {
                 let skip = start + (offset - first) as usize;
@@ -418,6 +427,17 @@ impl Rootfs {
                 Err(error)
             }
         }
+    }
+
+    /// As [`Rootfs::read`], of the content with this number: also of one that no file has any more.
+    pub fn read_by_number(&self, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let size = self.section.content(number.into()).map_err(|e| self.image_error(e))?.size;
+        let inode = Inode { mode: S_IFREG, size, data: number.into(), ..Inode::default() };
+        let start = out.len();
+        let Decoded { wanted, .. } = self.read_inode(&inode, offset, len, out)?;
+        out.truncate(wanted.end);
+        out.drain(start..wanted.start);
+        Ok(())
     }
 
     /// Appends content that holds the range; the offset in the file of the first byte that was appended.
