@@ -1,7 +1,7 @@
 //! Where the bytes of an image come from: one small trait, so that a file, a byte slice or later a remote store can stand behind it.
 
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::Arc;
 
 use crate::error::Error;
@@ -10,6 +10,9 @@ use crate::error::Error;
 pub trait ReadAt: Send + Sync {
     /// Reads at most `buf.len()` bytes at `offset`, as pread(2) does; 0 is the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Says that a range will be read soon. Nothing happens where that is of no use.
+    fn will_need(&self, _offset: u64, _len: u64) {}
 
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
@@ -25,8 +28,18 @@ impl ReadAt for std::fs::File {
         FileExt::read_at(self, buf, offset)
     }
 
+    fn will_need(&self, offset: u64, len: u64) {
+        // A hint: a file system that does not know it loses nothing.
+        let _ = rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+    }
+
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        let meta = self.metadata()?;
+        if meta.file_type().is_block_device() {
+            // Its metadata do not say. The offset that this moves is nobody's: all reads are at offsets of their own.
+            return io::Seek::seek(&mut &*self, io::SeekFrom::End(0));
+        }
+        Ok(meta.len())
     }
 }
 
@@ -46,6 +59,10 @@ impl ReadAt for Vec<u8> {
 impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         (**self).read_at(buf, offset)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len);
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bfc::Secret;
 use fuser::{Config, Session, SessionACL};
@@ -34,7 +35,8 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     // The kernel has checked who may come in.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
-    let (surplus, pusher) = surplus::channel();
+    let rootfs = Arc::new(rootfs);
+    let (surplus, pusher) = surplus::channel(rootfs.clone());
     let session =
         Session::from_fd(Adapter::new(rootfs, surplus), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
     let notifier = session.notifier();
