@@ -1,19 +1,15 @@
 //! Building images: sources become layer tars, layer tars become contents, skeletons and a merged tree.
 //!
-//! A layer is always a tar stream, whatever its source was. [`layer::read`] parses it, its contents go to the image's writer, the rest
-//! into a skeleton, and [`crate::fs::merge`] puts its changes on top of the tree of the layers below.
+//! A layer is always a tar stream, whatever its source was. [`crate::layer::read`] parses it, its contents go to the image's writer, the rest
+//! into a skeleton, and [`crate::layer::merge`] puts its changes on top of the tree of the layers below.
 
-mod change;
 mod config;
 mod digest;
 mod error;
 pub mod export;
-pub mod layer;
 mod output;
-pub mod replay;
 pub mod sources;
 mod stream;
-pub mod tar;
 
 use std::path::{Path, PathBuf};
 
@@ -26,9 +22,8 @@ pub use error::{Error, Mismatch, Result};
 pub use output::parent;
 pub use sources::{Image, Platform, Spec};
 
-use crate::fs::merge;
+use crate::layer::{self, Budget, merge};
 use config::LayerFact;
-use layer::Budget;
 use output::Output;
 
 /// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of a gigabyte.
@@ -138,7 +133,7 @@ fn read_layer(
             tar.write_to(&mut out, progress)?;
             std::io::Write::flush(&mut out).map_err(Error::io("unpacking", Path::new("the layer")))
         });
-        let read = layer::read(&mut input, sink, budget);
+        let read = layer::read::read(&mut input, sink, budget);
         let ended = input.ended();
         let (digest, size) = input.finish();
         let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
