@@ -3,7 +3,7 @@
 //! A layer is always a tar stream, whatever its source was. [`read`] parses one, and leaves its contents to a sink and the rest in a skeleton;
 //! [`replay`] makes the same changes from a stored skeleton; [`merge`] puts them on top of a tree. All of it is free of files and mounts.
 
-mod change;
+pub mod change;
 pub mod merge;
 pub mod read;
 pub mod replay;
