@@ -11,8 +11,10 @@ use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, S
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
-/// How much the paths, targets and attributes of one image's layers may take together: what memory must hold.
-const MAX_METADATA: u64 = 1 << 30;
+/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold.
+const MAX_METADATA: u64 = 4 << 30;
+/// What an entry takes besides those.
+const ENTRY: usize = 160;
 
 /// An error in a layer.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +67,18 @@ impl Budget {
     /// Room for a change in memory.
     pub(super) fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
-        let len = change.path.len()
+        let len = ENTRY
+            + change.path.len()
             + match &change.what {
                 What::HardLink(target) => target.len(),
                 What::Node(node) => attr_len(node),
                 What::Whiteout | What::Opaque => 0,
             };
-        self.metadata = self.metadata.checked_sub(len as u64).ok_or(Error::Metadata)?;
+        self.take_memory(len as u64)
+    }
+
+    fn take_memory(&mut self, len: u64) -> Result<(), Error> {
+        self.metadata = self.metadata.checked_sub(len).ok_or(Error::Metadata)?;
         Ok(())
     }
 }
@@ -127,7 +134,9 @@ pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budge
             }
         }
     }
-    Ok(Layer { changes, skeleton: skeleton.finish()?, entries: parser.entries() })
+    let skeleton = skeleton.finish()?;
+    budget.take_memory(skeleton.compressed.len() as u64)?;
+    Ok(Layer { changes, skeleton, entries: parser.entries() })
 }
 
 /// Stores the content of a file; its number.
