@@ -12,7 +12,7 @@ use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, S
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
 /// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold.
-const MAX_METADATA: u64 = 4 << 30;
+const MAX_METADATA: u64 = 1 << 30;
 /// What an entry takes besides those.
 const ENTRY: usize = 160;
 
@@ -35,8 +35,8 @@ pub enum Error {
     #[error("the layers are larger than {0} bytes when unpacked (--max-size)")]
     MaxSize(u64),
     /// More names and attributes than memory should hold.
-    #[error("paths and attributes of the layers take more than {MAX_METADATA} bytes")]
-    Metadata,
+    #[error("the entries of the layers, paths and attributes included, take more than {0} bytes of memory")]
+    Metadata(u64),
     /// Something other than zeros behind the archive's end.
     #[error("more than {MAX_TRAILER} bytes of something follow the end of the archive")]
     Trailer,
@@ -50,13 +50,19 @@ pub enum Error {
 pub struct Budget {
     max_size: u64,
     size: u64,
+    max_metadata: u64,
     metadata: u64,
 }
 
 impl Budget {
     /// At most `max_size` bytes of tar, sparse files counted at their full length.
     pub fn new(max_size: u64) -> Self {
-        Self { max_size, size: max_size, metadata: MAX_METADATA }
+        Self { max_size, size: max_size, max_metadata: MAX_METADATA, metadata: MAX_METADATA }
+    }
+
+    /// With another bound of what entries may take in memory.
+    pub fn with_memory(self, max_metadata: u64) -> Self {
+        Self { max_metadata, metadata: max_metadata, ..self }
     }
 
     fn take(&mut self, n: u64) -> Result<(), Error> {
@@ -78,7 +84,7 @@ impl Budget {
     }
 
     fn take_memory(&mut self, len: u64) -> Result<(), Error> {
-        self.metadata = self.metadata.checked_sub(len).ok_or(Error::Metadata)?;
+        self.metadata = self.metadata.checked_sub(len).ok_or(Error::Metadata(self.max_metadata))?;
         Ok(())
     }
 }
