@@ -12,6 +12,7 @@ mod mount_options;
 mod open;
 mod output;
 mod progress;
+mod ps;
 mod secret;
 mod umount;
 mod verify;
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Ps(ps::PsArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Info(info::InfoArgs),
@@ -63,6 +65,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
+        Command::Ps(args) => ps::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),

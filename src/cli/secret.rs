@@ -41,7 +41,8 @@ impl SecretArgs {
             let mut bytes = Zeroizing::new(Vec::with_capacity(64));
             let file = File::open(path).map_err(Error::io("opening the key file", path))?;
             file.take(33).read_to_end(&mut bytes).map_err(Error::io("reading the key file", path))?;
-            let key = Key::from_slice(&bytes).map_err(|e| Error::Secret { what: format!("key file {}", path.display()), source: Some(Box::new(e)) })?;
+            let key = Key::from_slice(&bytes)
+                .map_err(|e| Error::Secret { what: format!("key file {}", path.display()), source: Some(Box::new(e)) })?;
             return Ok(Some(Secret::Key(key)));
         }
         if let Some(path) = &self.password_file {

@@ -3,13 +3,15 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,6 +49,22 @@ impl Channel {
         Ok(Self { socket, peer })
     }
 
+    /// A channel to the process that listens at `path`; `None` when there is none.
+    pub(super) fn connect(path: &Path, peer: &'static str) -> Result<Option<Self>> {
+        let failed = Error::io("connecting to", path);
+        let address = match SocketAddrUnix::new(path) {
+            Ok(address) => address,
+            Err(e) => return Err(failed(e)),
+        };
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let socket = socket.map_err(Error::system("making a socket"))?;
+        match connect(&socket, &address) {
+            Ok(()) => Ok(Some(Self { socket, peer })),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
     /// Sends a message with descriptors.
     pub(super) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let failed = |source| Error::Protocol { peer: self.peer, source };
@@ -59,7 +77,7 @@ impl Channel {
         }
         match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
-            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
             Err(e) => Err(Error::System { doing: "sending a message", source: e.into() }),
         }
     }
@@ -73,8 +91,8 @@ impl Channel {
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(None),
                 other => break other.map_err(Error::system(failed))?.bytes,
             }
         };
@@ -99,6 +117,11 @@ impl Channel {
         self.receive()?.ok_or(Error::Gone { peer: self.peer })
     }
 
+    /// The process that made the other end.
+    pub(super) fn peer_pid(&self) -> Option<i32> {
+        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|c| c.pid.as_raw_nonzero().get())
+    }
+
     fn readable(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
@@ -106,10 +129,42 @@ impl Channel {
             let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::System { doing: "waiting for a message", source: e.into() }),
             }
         }
+    }
+}
+
+/// Where others may begin a conversation.
+#[derive(Debug)]
+pub(super) struct Listener(OwnedFd);
+
+impl Listener {
+    /// Listens at `path`, which must not be there yet.
+    pub(super) fn bind(path: &Path) -> Result<Self> {
+        let failed = || Error::io("listening at", path);
+        let address = SocketAddrUnix::new(path).map_err(failed())?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed())?;
+        bind(&socket, &address).map_err(failed())?;
+        listen(&socket, 128).map_err(failed())?;
+        Ok(Self(socket))
+    }
+
+    /// The next one who wants to talk; `None` when nobody waits.
+    pub(super) fn accept(&self) -> Result<Option<Channel>> {
+        match accept_with(&self.0, SocketFlags::CLOEXEC) {
+            Ok(socket) => Ok(Some(Channel { socket, peer: "command" })),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(e) => Err(Error::System { doing: "accepting a connection", source: e.into() }),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

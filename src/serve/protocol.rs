@@ -17,6 +17,8 @@ pub struct MountRequest {
     pub options: fs::Options,
     /// Where to mount: absolute, no symlinks.
     pub mountpoint: OsString,
+    /// The directory under /run of a mount that is shared: then `mountpoint` is in it, and what users see are bind mounts.
+    pub shared: Option<OsString>,
     /// How to mount.
     pub flags: MountFlags,
     /// How many threads serve.
@@ -45,13 +47,51 @@ pub struct MountFlags {
     pub allow_other: bool,
 }
 
-/// The keeper's answer to a [`MountRequest`].
+/// What a keeper is asked through its control socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum KeeperRequest {
+    /// A mount of the shared file system, not attached anywhere yet. Who asks holds the lock of the keeper's directory.
+    Attach,
+    /// To look at once whether anybody still uses the mount, rather than some time after it was unmounted.
+    Look,
+    /// How it is doing.
+    Status,
+}
+
+/// The keeper's answer to a [`MountRequest`] or a [`KeeperRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperReply {
     /// The file system answers at the mount point.
     Mounted,
+    /// The mount comes along.
+    Attached,
+    /// Whether users see the mount anywhere.
+    Used(bool),
+    /// How it is doing.
+    Status(Status),
     /// It does not, and nothing is left behind.
     Failed(Failure),
+}
+
+/// How a keeper is doing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The keeper's process number.
+    pub pid: u32,
+    /// The worker's, while there is one.
+    pub worker: Option<u32>,
+    /// The keeper's version.
+    pub version: String,
+    /// Device of the file system, major and minor number.
+    pub dev: (u32, u32),
+    /// The images, lowest first.
+    pub images: Vec<OsString>,
+    /// When it was mounted, seconds since 1970.
+    pub since: u64,
+    /// How often a worker was started again.
+    pub restarts: u64,
+    /// Why there is no worker any more.
+    pub failed: Option<String>,
 }
 
 /// The keeper's requests to its worker.
@@ -67,7 +107,10 @@ pub(super) enum WorkerRequest {
         threads: usize,
     },
     /// Serve on the /dev/fuse descriptor that comes along.
-    Serve,
+    Serve {
+        /// Whether another worker has served on it before.
+        resume: bool,
+    },
 }
 
 /// The worker's answers.

@@ -79,7 +79,7 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
 }
 
 /// Whether one of an overlay's lower directories is `path` or below it.
-fn has_lower(options: &str, path: &Path) -> bool {
+pub(super) fn has_lower(options: &str, path: &Path) -> bool {
     let lowers = options.split(',').filter_map(|o| o.strip_prefix("lowerdir=").or_else(|| o.strip_prefix("lowerdir+=")));
     lowers.flat_map(|l| l.split(':')).any(|lower| Path::new(lower).starts_with(path))
 }

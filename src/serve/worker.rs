@@ -10,6 +10,7 @@ use super::adapter::Adapter;
 use super::channel::Channel;
 use super::error::{Error, Result};
 use super::protocol::{Failure, Image, WorkerReply, WorkerRequest};
+use super::resume;
 use crate::fs::{self, Options, Rootfs, Source};
 
 /// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
@@ -27,13 +28,18 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
     control.send(&WorkerReply::Opened, &[])?;
-    let Some((WorkerRequest::Serve, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
+    let Some((WorkerRequest::Serve { resume }, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
     let Some(fuse) = fds.pop() else { return Err(Error::Gone { peer: "keeper" }) };
     let mut config = Config::default();
     // The kernel has checked who may come in.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
-    let session = Session::from_fd(Adapter::new(rootfs), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
+    let adapter = Adapter::new(rootfs);
+    let session = if resume {
+        resume::session(adapter, &fuse, config)?
+    } else {
+        Session::from_fd(adapter, fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?
+    };
     control.send(&WorkerReply::Serving, &[])?;
     session.run().map_err(Error::system("serving"))
 }

@@ -1,0 +1,377 @@
+//! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an image.
+
+mod place;
+mod process;
+mod restarts;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use self::place::Place;
+use self::process::Worker;
+use self::restarts::Restarts;
+use super::channel::{Channel, Listener};
+use super::error::{Error, Result, chain};
+use super::log::{self, Style};
+use super::mount::{self, Unmount};
+use super::mountinfo;
+use super::protocol::{Failure, KeeperReply, KeeperRequest, MountRequest, Status};
+
+/// How long opening images and mounting may take altogether.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long somebody who connects may take to say what he wants.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
+const PAUSE: Duration = Duration::from_millis(200);
+/// This program, also when its file has been replaced or removed.
+const SELF: &str = "/proc/self/exe";
+
+/// Starts a keeper of its own session and waits until the file system answers.
+///
+/// # Errors
+/// [`Error::Failed`] with what the keeper or its worker says; nothing is left behind then.
+pub fn start(request: &MountRequest, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<()> {
+    let (control, stdin) = Channel::pair("keeper")?;
+    let (stderr, style) = log::open(log_file)?;
+    let mut keeper = Command::new(SELF)
+        .arg0("lxcri-fs")
+        .args(["keeper", "--log-style", style.name()])
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .map_err(Error::system("starting the keeper"))?;
+    control.send(request, images)?;
+    // Somewhat longer than the keeper itself waits, so that it can clean up and tell.
+    let reply = control.expect(LIMIT + Duration::from_secs(10));
+    match &reply {
+        Ok((KeeperReply::Mounted, _)) => return Ok(()),
+        Ok(_) => {}
+        Err(_) => drop(keeper.kill()),
+    }
+    let _ = keeper.wait();
+    match reply? {
+        (KeeperReply::Failed(failure), _) => Err(Error::Failed(Box::new(failure))),
+        _ => Err(Error::Gone { peer: "keeper" }),
+    }
+}
+
+/// The life of a keeper that [`start`] started.
+///
+/// # Errors
+/// When the file system could not be mounted, or ended otherwise than by being unmounted.
+pub fn main(style: Style) -> Result<()> {
+    let _ = rustix::thread::set_name(c"lxcri-fs-keeper");
+    let control = Channel::from_stdin("command")?;
+    // Out of the caller's session, and away from a directory that it may want to unmount or remove.
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let (request, images) = control.expect::<MountRequest>(LIMIT)?;
+    match Keeper::mount(request, images, style) {
+        Ok(mut keeper) => {
+            if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
+                // Nobody knows of this mount.
+                keeper.place.abandon();
+                return Err(error);
+            }
+            drop(control);
+            keeper.keep()
+        }
+        Err(error) => {
+            control.send(&KeeperReply::Failed(failure_of(&error)), &[])?;
+            Err(error)
+        }
+    }
+}
+
+/// Mounts, and keeps the mount in this very process. `ready` is called when the file system answers.
+///
+/// # Errors
+/// As [`main`].
+pub fn run(request: MountRequest, images: Vec<OwnedFd>, ready: impl FnOnce()) -> Result<()> {
+    let mut keeper = Keeper::mount(request, images, Style::Plain)?;
+    ready();
+    keeper.keep()
+}
+
+fn failure_of(error: &Error) -> Failure {
+    match error {
+        Error::Failed(failure) => (**failure).clone(),
+        error => Failure { message: chain(error), hint: None, exit: 1, key_needed: None },
+    }
+}
+
+/// Whether there is somebody to answer requests.
+enum Service {
+    /// There is.
+    Worker(Worker),
+    /// There will be, from then on.
+    Restart(Instant),
+    /// There will not be: why. Requests are answered "not connected" by the kernel.
+    Failed(String),
+}
+
+struct Keeper {
+    request: MountRequest,
+    images: Vec<OwnedFd>,
+    style: Style,
+    place: Place,
+    /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there will be no other.
+    fuse: Option<OwnedFd>,
+    service: Service,
+    restarts: Restarts,
+    signals: SignalFd,
+    /// Becomes readable, with priority, when something is mounted or unmounted.
+    mounts: File,
+    control: Option<Listener>,
+    since: SystemTime,
+    /// When to look whether the mount still has users, if not before.
+    look: Option<Instant>,
+}
+
+impl Keeper {
+    /// Nothing is mounted before the images are open, and nothing stays mounted that does not answer.
+    fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
+        let signals = block_signals()?;
+        let mounts_path = Path::new("/proc/self/mountinfo");
+        let mounts = File::open(mounts_path).map_err(Error::io("opening", mounts_path))?;
+        let worker = Worker::start(style)?;
+        worker.open(&request, &images, LIMIT)?;
+        let mountpoint = Path::new(&request.mountpoint);
+        let fuse = mount::mount(Path::new(source_of(&request)), mountpoint, request.flags)?;
+        let undo = || {
+            let _ = mount::unmount(mountpoint, Unmount { lazy: true, force: true });
+        };
+        worker.serve(&fuse, false, LIMIT).inspect_err(|_| undo())?;
+        // The kernel limits it while it shakes hands, so it is raised afterwards.
+        let settled = mountinfo::at(mountpoint).and_then(|mounted| {
+            let mounted = mounted.filter(mountinfo::MountInfo::is_ours).ok_or(Error::Gone { peer: "worker" })?;
+            mount::raise_read_ahead(mounted.dev);
+            Place::settle(&request, mounted.dev)
+        });
+        let (place, control) = settled.inspect_err(|_| undo())?;
+        tracing::info!(image = %source_of(&request).display(), mountpoint = %mountpoint.display(), "mounted");
+        Ok(Self {
+            request,
+            images,
+            style,
+            place,
+            fuse: Some(fuse),
+            service: Service::Worker(worker),
+            restarts: Restarts::new(Instant::now()),
+            signals,
+            mounts,
+            control,
+            since: SystemTime::now(),
+            look: None,
+        })
+    }
+
+    /// Waits for what happens, until the file system is unmounted.
+    fn keep(&mut self) -> Result<()> {
+        // Who had it mounted may be gone before he attached it anywhere.
+        self.look = Some(Instant::now() + PAUSE);
+        loop {
+            let ready = self.wait()?;
+            if ready.signal {
+                self.terminate();
+            }
+            if ready.connection {
+                self.serve_connection();
+            }
+            if ready.worker
+                && let Some(status) = self.reap()?
+            {
+                if status.success() {
+                    break;
+                }
+                self.worker_died(status);
+            }
+            let now = Instant::now();
+            if matches!(self.service, Service::Restart(at) if at <= now) {
+                self.restart();
+            }
+            if ready.mounts {
+                self.look.get_or_insert(now + PAUSE);
+            }
+            if self.look.is_some_and(|at| at <= now) {
+                self.look = None;
+                if !self.look_for_users()? {
+                    break;
+                }
+            }
+        }
+        self.place.leave();
+        tracing::info!(image = %source_of(&self.request).display(), "unmounted");
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Ready> {
+        let now = Instant::now();
+        let restart = if let Service::Restart(at) = self.service { Some(at) } else { None };
+        let next = [restart, self.look].into_iter().flatten().min();
+        let timeout = next.map(|at| {
+            let left = at.saturating_duration_since(now);
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.mounts, PollFlags::PRI)];
+        let worker = if let Service::Worker(worker) = &self.service { Some(worker.pidfd()) } else { None };
+        fds.extend(worker.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        fds.extend(self.control.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::system("waiting for something to happen")(e)),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        Ok(Ready {
+            signal: ready[0],
+            mounts: ready[1],
+            worker: worker.is_some() && ready[2],
+            connection: self.control.is_some() && ready.last().copied().unwrap_or_default(),
+        })
+    }
+
+    /// Asked to end: does so when nobody uses the mount, and otherwise says who does.
+    fn terminate(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            tracing::info!(signal = signal.ssi_signo, "asked to end");
+        }
+        let mut own = vec![std::process::id()];
+        if let Service::Worker(worker) = &self.service {
+            own.push(worker.pid());
+        }
+        match self.place.unmount_idle(&own) {
+            Ok(()) => self.look = Some(Instant::now()),
+            Err(error @ Error::Busy { .. }) => tracing::warn!("staying: {error}"),
+            Err(error) => tracing::error!("{}", chain(&error)),
+        }
+    }
+
+    fn serve_connection(&mut self) {
+        while let Some(Ok(Some(channel))) = self.control.as_ref().map(Listener::accept) {
+            if let Err(error) = self.answer(&channel) {
+                tracing::warn!("a request of a command was not answered: {}", chain(&error));
+            }
+        }
+    }
+
+    fn answer(&mut self, channel: &Channel) -> Result<()> {
+        match channel.expect(PATIENCE)?.0 {
+            KeeperRequest::Attach => match self.place.clone_mount() {
+                Ok(mount) => {
+                    // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
+                    self.look.get_or_insert(Instant::now() + PAUSE);
+                    channel.send(&KeeperReply::Attached, &[mount.as_fd()])
+                }
+                Err(error) => channel.send(&KeeperReply::Failed(failure_of(&error)), &[]),
+            },
+            KeeperRequest::Look => {
+                self.look = Some(Instant::now());
+                channel.send(&KeeperReply::Used(self.place.is_used()?), &[])
+            }
+            KeeperRequest::Status => channel.send(&KeeperReply::Status(self.status()), &[]),
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            pid: std::process::id(),
+            worker: if let Service::Worker(worker) = &self.service { Some(worker.pid()) } else { None },
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dev: self.place.dev(),
+            images: self.request.images.iter().map(|i| i.path.clone()).collect(),
+            since: self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            restarts: self.restarts.total,
+            failed: if let Service::Failed(why) = &self.service { Some(why.clone()) } else { None },
+        }
+    }
+
+    fn reap(&mut self) -> Result<Option<ExitStatus>> {
+        if let Service::Worker(worker) = &mut self.service { worker.ended() } else { Ok(None) }
+    }
+
+    fn worker_died(&mut self, status: ExitStatus) {
+        self.schedule(Some(status), &format!("the worker ended: {status}"));
+    }
+
+    /// Starts another worker on the connection of the last.
+    fn restart(&mut self) {
+        let Some(fuse) = &self.fuse else { return };
+        let started = Worker::start(self.style).and_then(|worker| {
+            worker.open(&self.request, &self.images, LIMIT)?;
+            worker.serve(fuse, true, LIMIT)?;
+            Ok(worker)
+        });
+        self.restarts.started(Instant::now());
+        match started {
+            Ok(worker) => self.service = Service::Worker(worker),
+            Err(error) => self.schedule(None, &format!("no worker could be started: {}", chain(&error))),
+        }
+    }
+
+    /// Decides what comes after a worker that is gone.
+    fn schedule(&mut self, status: Option<ExitStatus>, why: &str) {
+        let now = Instant::now();
+        self.service = match self.restarts.died(now, status) {
+            Some(delay) => {
+                tracing::warn!(delay_ms = delay.as_millis(), restarts = self.restarts.total, "{why}; starting another");
+                Service::Restart(now + delay)
+            }
+            None => {
+                tracing::error!("{why}; giving up. What uses the mount finds it not connected");
+                self.fuse = None;
+                // Who mounts the image from now on gets a keeper that may have more luck.
+                if let Err(error) = self.place.release() {
+                    tracing::warn!("{}", chain(&error));
+                }
+                Service::Failed(why.to_owned())
+            }
+        };
+    }
+
+    /// Whether the mount is still wanted; a shared one that nobody uses any more is taken away.
+    fn look_for_users(&mut self) -> Result<bool> {
+        if self.place.is_used()? {
+            return Ok(true);
+        }
+        if !self.place.is_released() && !self.place.release()? {
+            // Somebody is about to use it.
+            self.look = Some(Instant::now() + PAUSE);
+            return Ok(true);
+        }
+        // It goes on in other namespaces, if it is used there, until the kernel tells the worker that it ends.
+        Ok(!matches!(self.service, Service::Failed(_)))
+    }
+}
+
+/// What has happened.
+struct Ready {
+    signal: bool,
+    mounts: bool,
+    worker: bool,
+    connection: bool,
+}
+
+/// What is shown as the source of the mount: the uppermost image.
+fn source_of(request: &MountRequest) -> &OsStr {
+    request.images.last().map_or(OsStr::new("lxcri-fs"), |image| &image.path)
+}
+
+/// Signals that ask to end are read from a descriptor.
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block().map_err(Error::system("blocking signals"))?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(Error::system("watching for signals"))
+}
