@@ -3,6 +3,7 @@
 //! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`serve`] is the thin FUSE adapter over [`fs`],
 //! the file system itself, which knows nothing of FUSE; `bfc` is the image format.
 
+pub mod build;
 pub mod cli;
 pub mod fs;
 pub mod serve;

@@ -13,6 +13,7 @@ pub const CHECK_AAD: &[u8] = b"BFC key check";
 pub const KEY_LEN: usize = 32;
 
 /// What a person has: a password, from which each image derives its own key, or the key itself.
+#[derive(Clone)]
 pub enum Secret {
     /// A password, bytes as typed, without a line end.
     Password(Zeroizing<Vec<u8>>),
@@ -27,6 +28,16 @@ impl fmt::Debug for Secret {
             Secret::Key(_) => "Secret::Key(..)",
         })
     }
+}
+
+/// A salt for a new image.
+///
+/// # Errors
+/// [`Error::Input`] when the system has no randomness.
+pub fn new_salt() -> Result<[u8; 32]> {
+    let mut salt = [0; 32];
+    getrandom::fill(&mut salt).map_err(|e| Error::Input(std::io::Error::other(e)))?;
+    Ok(salt)
 }
 
 impl Secret {

@@ -4,8 +4,8 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::fs;
 use crate::serve::{self, chain};
+use crate::{build, fs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -48,6 +48,9 @@ pub enum Error {
     /// An image cannot be opened or read.
     #[error(transparent)]
     Fs(#[from] fs::Error),
+    /// Building or exporting.
+    #[error(transparent)]
+    Build(#[from] build::Error),
     /// Mounting, unmounting, or what concerns mounts.
     #[error(transparent)]
     Serve(#[from] serve::Error),
@@ -100,8 +103,12 @@ impl Error {
 
     fn exit(&self) -> Exit {
         match self {
+            Error::Fs(e) | Error::InImage { source: e, .. } | Error::Build(build::Error::Fs(e)) => fs_exit(e),
+            Error::Build(build::Error::Io { source, .. }) | Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Exit::NotFound
+            }
+            Error::Build(_) => Exit::Failure,
             Error::Serve(e) => serve_exit(e),
-            Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
@@ -113,8 +120,9 @@ impl Error {
         match self {
             Error::Serve(e) => serve_hint(e),
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
+            Error::Other { hint, .. } | Error::Build(build::Error::Source { hint, .. }) => hint.clone(),
+            Error::Build(build::Error::Fs(e)) => fs_hint(e).map(str::to_owned),
             Error::Secret { .. } => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
-            Error::Other { hint, .. } => hint.clone(),
             _ => None,
         }
     }

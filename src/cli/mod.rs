@@ -1,8 +1,10 @@
 //! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
 
+mod build;
 mod cat;
 mod daemon;
 mod error;
+mod export;
 mod extract;
 mod info;
 mod limits;
@@ -35,11 +37,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Build(build::BuildArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Ps(ps::PsArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
+    Export(export::ExportArgs),
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
@@ -63,6 +67,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Build(args) => build::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Ps(args) => ps::run(&args),

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::output::{json, printable};
 use crate::serve::overview::{self, Mounted};
-use crate::serve::users;
+use crate::serve::users::{self, Used};
 
 /// List mounts, the processes that keep and serve them, and how many use them
 #[derive(Debug, Args)]
@@ -83,7 +83,7 @@ fn row(mounted: Mounted) -> Row {
         version: status.version,
         restarts: status.restarts,
         uptime_seconds: now.saturating_sub(status.since),
-        users: users::of_device(status.dev, &own).len(),
+        users: users::of(Used::Device(status.dev), &own).len(),
         failed: status.failed,
     }
 }

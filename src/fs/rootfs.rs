@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
 use bfc::rootfs::format::{Content, Dentry, Inode};
-use bfc::rootfs::{Extras, Section};
+use bfc::rootfs::{Extras, Section, Xattr};
 use bfc::{Container, Key, Secret};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,15 @@ pub struct Statfs {
     pub files: u64,
     /// Length of the image, bytes.
     pub bytes: u64,
+}
+
+/// What [`Rootfs::read_decoded`] has appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Offset in the file of the first byte that was appended.
+    pub offset: u64,
+    /// Where in the buffer the bytes are that were asked for.
+    pub wanted: Range<usize>,
 }
 
 /// An image that contents come from.
@@ -357,6 +367,12 @@ impl Rootfs {
         Ok(xattrs.into_iter().find(|x| x.name == name).map(|x| x.value))
     }
 
+    /// All extended attributes of an inode.
+    pub fn xattrs(&self, ino: u32) -> Result<Vec<Xattr>> {
+        let inode = self.inode(ino)?;
+        self.section.xattrs(&inode).map_err(|e| self.image_error(e))
+    }
+
     /// The names of all extended attributes of an inode.
     pub fn xattr_names(&self, ino: u32) -> Result<Vec<Vec<u8>>> {
         let inode = self.inode(ino)?;
@@ -372,25 +388,60 @@ impl Rootfs {
     /// Appends at most `len` bytes of a file from `offset` to `out`; fewer only at its end. Nothing is appended that did not pass its check.
     ///
     /// # Errors
-    /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is no regular file.
+    /// As [`Rootfs::read_decoded`].
     pub fn read(&self, ino: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let start = out.len();
+        let Decoded { wanted, .. } = self.read_decoded(ino, offset, len, out)?;
+        out.truncate(wanted.end);
+        out.drain(start..wanted.start);
+        Ok(())
+    }
+
+    /// Appends what had to be decoded to read at most `len` bytes of a file from `offset`, which may be more than these: whole frames. Nothing
+    /// is appended that did not pass its check.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is no regular file.
+    pub fn read_decoded(&self, ino: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Decoded> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG {
             return Err(kind_error(ino, "not a regular file", if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
         }
-        let len = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
-        if len == 0 {
-            return Ok(());
-        }
-        let start = out.len();
-        let result = self.read_content(&inode, offset, len, out);
-        if result.is_err() {
-            out.truncate(start);
-        }
-        result
+        self.read_inode(&inode, offset, len, out)
     }
 
-    fn read_content(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn read_inode(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Decoded> {
+        let len = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+        let start = out.len();
+        if len == 0 {
+            return Ok(Decoded { offset, wanted: start..start });
+        }
+        match self.read_content(inode, offset, len, out) {
+            #[allow(clippy::cast_possible_truncation)] // within what was appended
+            Ok(first) => {
+                let skip = start + (offset - first) as usize;
+                Ok(Decoded { offset: first, wanted: skip..skip + len })
+            }
+            Err(error) => {
+                out.truncate(start);
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Rootfs::read`], of the content with this number: also of one that no file has any more.
+    pub fn read_by_number(&self, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let size = self.section.content(number.into()).map_err(|e| self.image_error(e))?.size;
+        let inode = Inode { mode: S_IFREG, size, data: number.into(), ..Inode::default() };
+        let start = out.len();
+        let Decoded { wanted, .. } = self.read_inode(&inode, offset, len, out)?;
+        out.truncate(wanted.end);
+        out.drain(start..wanted.start);
+        Ok(())
+    }
+
+    /// Appends content that holds the range; the offset in the file of the first byte that was appended.
+    fn read_content(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<u64> {
         let content = self.content(inode)?;
         let Some(image) = self.images.get(usize::from(content.source)) else {
             return Err(self.image_error(bfc::Error::Section { offset: inode.data, reason: "content of an image that is not there" }));
@@ -405,20 +456,18 @@ impl Rootfs {
         let number = inode.data as u32;
         let content = decoder.resolve(&content).map_err(failed)?;
         if content.size <= SMALL {
-            #[allow(clippy::cast_possible_truncation)] // small, and inside the file
-            let (size, skip) = (content.size as usize, offset as usize);
             let start = out.len();
-            out.resize(start + size, 0);
+            #[allow(clippy::cast_possible_truncation)] // small
+            out.resize(start + content.size as usize, 0);
             decoder.whole(&content, &path, &mut out[start..]).map_err(failed)?;
-            out.drain(start..start + skip);
-            out.truncate(start + len);
-            return Ok(());
+            return Ok(0);
         }
         if content.comp == Compression::None && content.enc == Encryption::None {
             return self.read_stored(&decoder, &content, number, offset, len, out).map_err(failed);
         }
         let decoded = self.cache.get(number, content.size, |sink| decoder.stream(&content, &path, sink).map_err(failed))?;
-        decoded.read(offset, len, out).map_err(|source| failed(bfc::Error::Read { offset, len: len as u64, source }))
+        decoded.read(offset, len, out).map_err(|source| failed(bfc::Error::Read { offset, len: len as u64, source }))?;
+        Ok(offset)
     }
 
     /// The content of a regular file that is not empty.
@@ -431,7 +480,7 @@ impl Rootfs {
         Ok(content)
     }
 
-    /// Decodes the frames that a read touches, straight into the reply where they lie in it whole.
+    /// Decodes the frames that a read touches.
     fn read_frames(
         &self,
         decoder: &Decoder<'_>,
@@ -440,28 +489,19 @@ impl Rootfs {
         offset: u64,
         len: usize,
         out: &mut Vec<u8>,
-    ) -> bfc::Result<()> {
+    ) -> bfc::Result<u64> {
         let log2 = self.section.header().frame_log2;
-        let frame_len = 1_u64 << log2;
-        let end = offset + len as u64;
-        for number in offset >> log2..=(end - 1) >> log2 {
+        let (first, last) = (offset >> log2, (offset + len as u64 - 1) >> log2);
+        for number in first..=last {
             let start = number << log2;
             #[allow(clippy::cast_possible_truncation)] // frames are at most 16 MiB, and there are at most 2^32
-            let (size, index) = (frame_len.min(content.size - start) as usize, number as u32);
+            let (size, index) = ((content.size - start).min(1 << log2) as usize, number as u32);
             let frame = self.section.frame(content, index)?;
             let at = out.len();
             out.resize(at + size, 0);
             decoder.frame(content, &frame, index, path, &mut out[at..])?;
-            #[allow(clippy::cast_possible_truncation)] // both lie in the frame
-            if end < start + size as u64 {
-                out.truncate(at + (end - start) as usize);
-            }
-            #[allow(clippy::cast_possible_truncation)]
-            if offset > start {
-                out.drain(at..at + (offset - start) as usize);
-            }
         }
-        Ok(())
+        Ok(first << log2)
     }
 
     /// Reads stored content of one piece in place. v1 has one checksum for all of it: it is checked on the first read, whole.
@@ -473,7 +513,7 @@ impl Rootfs {
         offset: u64,
         len: usize,
         out: &mut Vec<u8>,
-    ) -> bfc::Result<()> {
+    ) -> bfc::Result<u64> {
         if content.stored != content.size {
             return Err(bfc::Error::Content { offset: content.offset, reason: "its stored length is not its length" });
         }
@@ -485,7 +525,8 @@ impl Rootfs {
         }
         let start = out.len();
         out.resize(start + len, 0);
-        bfc::source::read_exact_at(decoder.source, &mut out[start..], content.offset + offset)
+        bfc::source::read_exact_at(decoder.source, &mut out[start..], content.offset + offset)?;
+        Ok(offset)
     }
 
     /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was written may only be used when this succeeds.

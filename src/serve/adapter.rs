@@ -20,6 +20,7 @@ use fuser::{
 
 use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::error::chain;
+use super::surplus::Surplus;
 use crate::fs::{self, ROOT, Rootfs};
 
 /// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to its clock.)
@@ -57,6 +58,7 @@ thread_local! {
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
     rootfs: Rootfs,
+    surplus: Surplus,
     logged: Mutex<HashSet<(u32, u64)>>,
 }
 
@@ -83,8 +85,8 @@ impl From<Errno> for Refusal {
 type Answer<T> = Result<T, Refusal>;
 
 impl Adapter {
-    pub(super) fn new(rootfs: Rootfs) -> Self {
-        Self { rootfs, logged: Mutex::default() }
+    pub(super) fn new(rootfs: Rootfs, surplus: Surplus) -> Self {
+        Self { rootfs, surplus, logged: Mutex::default() }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
@@ -273,8 +275,13 @@ impl Filesystem for Adapter {
     ) {
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            let result = self.answer(ino, offset, |ino| Ok(self.rootfs.read(ino, offset, size as usize, buffer)?));
-            reply!(reply, result, _unit => reply.data(buffer));
+            match self.answer(ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
+                Ok(decoded) => {
+                    reply.data(&buffer[decoded.wanted.clone()]);
+                    self.surplus.push(ino, decoded, buffer);
+                }
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 

@@ -17,6 +17,7 @@ pub mod protocol;
 mod resume;
 pub mod rundir;
 pub mod shared;
+mod surplus;
 pub mod unmount;
 pub mod users;
 pub mod worker;

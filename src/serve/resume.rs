@@ -1,9 +1,9 @@
-//! Taking over a FUSE connection whose worker is gone.
+//! Taking over a FUSE connection whose worker is gone: a session for the next worker, and the requests that the last one left unanswered.
 //!
 //! The kernel shakes hands once per connection, and fuser wants to do it for each session. So the session is made on a socket pair where
 //! this module plays the kernel, and then its descriptor is replaced by that of the connection.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 
 use fuser::{Config, Filesystem, Session};
@@ -25,10 +25,10 @@ const INIT_EXT: u32 = 1 << 30;
 /// Notification that makes the kernel send again what was not answered. Since Linux 6.9.
 const NOTIFY_RESEND: i32 = 7;
 
-/// A session that goes on where another process stopped: it is answered nothing twice, and nothing is lost.
+/// A session that goes on where another process stopped.
 ///
 /// # Errors
-/// [`Error::System`], also when the kernel cannot send requests again.
+/// [`Error::System`].
 pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Config) -> Result<Session<FS>> {
     let failed = "playing the kernel's handshake";
     let (kernel, ours) =
@@ -39,7 +39,6 @@ pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Co
     let mut answer = [0; 256];
     recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Error::system(failed))?;
     descriptor::replace(session.as_fd(), fuse).map_err(Error::system("taking over the connection"))?;
-    resend(fuse).map_err(Error::system("having unanswered requests sent again (Linux 6.9 can)"))?;
     Ok(session)
 }
 
@@ -59,8 +58,12 @@ fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
     request
 }
 
-/// Has all requests that were read and not answered put back into the queue. Requests that wait there stay where they are.
-fn resend(fuse: &OwnedFd) -> io::Result<()> {
+/// Has the kernel put all requests that were read and not answered back into the queue. An answer that is on its way is then refused, and the
+/// request answered again: all requests of a file system that never changes can be.
+///
+/// # Errors
+/// [`Error::System`] when the kernel cannot do it.
+pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
     let mut notification = [0; 16];
     notification[0..4].copy_from_slice(&16_u32.to_ne_bytes());
     notification[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
@@ -68,8 +71,8 @@ fn resend(fuse: &OwnedFd) -> io::Result<()> {
         match rustix::io::writev(fuse, &[IoSlice::new(&notification)]) {
             Err(Errno::INTR) => {}
             // Unmounted in the meantime: the session will find out.
-            Err(Errno::NODEV) => return Ok(()),
-            other => return other.map(drop).map_err(io::Error::from),
+            Ok(_) | Err(Errno::NODEV) => return Ok(()),
+            Err(e) => return Err(Error::system("having unanswered requests sent again (Linux 6.9 can)")(e)),
         }
     }
 }
@@ -108,6 +111,7 @@ mod tests {
         let mut config = Config::default();
         config.acl = SessionACL::All;
         let session = session(Nothing, &ours, config).unwrap();
+        resend(&ours).unwrap();
         let mut bytes = [0; 64];
         // The first that comes is the notification, not an answer to the handshake.
         let (_, len) = recv(&kernel, &mut bytes, RecvFlags::DONTWAIT).unwrap();

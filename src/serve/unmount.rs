@@ -8,14 +8,18 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::{Error, Result};
 use super::mount::{self, Unmount};
+use super::mountinfo;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
-use super::{mountinfo, users};
+use super::users::{self, Used};
 
 /// How long a keeper may take to end once nobody sees its mount.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a mount that is busy without any users is tried again, and how soon.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// What became of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,17 +45,25 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     // The directory has another name once the mount is gone.
     let dir = RunDir::of_mount(&mounts, mounted.dev)?;
     let keeper = dir.connect().ok().flatten();
-    match mount::unmount(mountpoint, how) {
-        Ok(()) => {}
-        Err(Error::Busy { path, .. }) => {
-            let status = dir.status().ok().flatten();
-            let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
-            let users = users::of_device(mounted.dev, &own.collect::<Vec<_>>());
-            return Err(Error::Busy { path, users });
+    let mut tries = TRIES;
+    loop {
+        match mount::unmount(mountpoint, how) {
+            Ok(()) => break,
+            Err(Error::Busy { path, .. }) => {
+                let status = dir.status().ok().flatten();
+                let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
+                let users = users::of(Used::Mount(mounted.id), &own.collect::<Vec<_>>());
+                tries -= 1;
+                if !users.is_empty() || tries == 0 {
+                    return Err(Error::Busy { path, users });
+                }
+                // Somebody has just ended, or only looked.
+                std::thread::sleep(PAUSE);
+            }
+            // Somebody was quicker.
+            Err(_) if mountinfo::at(mountpoint)?.is_none() => return Ok(Unmounted::Nothing),
+            Err(error) => return Err(error),
         }
-        // Somebody was quicker.
-        Err(_) if mountinfo::at(mountpoint)?.is_none() => return Ok(Unmounted::Nothing),
-        Err(error) => return Err(error),
     }
     let Some(keeper) = keeper else { return Ok(Unmounted::Done) };
     let pid = keeper.peer_pid();

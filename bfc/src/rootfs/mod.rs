@@ -5,6 +5,7 @@
 
 pub mod format;
 mod section;
+pub mod skeleton;
 mod tree;
 mod writer;
 

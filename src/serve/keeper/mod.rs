@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
@@ -18,13 +18,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::place::Place;
 use self::process::Worker;
-use self::restarts::Restarts;
+use self::restarts::{End, Restarts};
 use super::channel::{Channel, Listener};
 use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
-use super::mountinfo;
 use super::protocol::{Failure, KeeperReply, KeeperRequest, MountRequest, Status};
+use super::{mountinfo, resume};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -128,6 +128,8 @@ struct Keeper {
     /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there will be no other.
     fuse: Option<OwnedFd>,
     service: Service,
+    /// Workers that were replaced before they were quite gone.
+    departed: Vec<Worker>,
     restarts: Restarts,
     signals: SignalFd,
     /// Becomes readable, with priority, when something is mounted or unmounted.
@@ -167,6 +169,7 @@ impl Keeper {
             place,
             fuse: Some(fuse),
             service: Service::Worker(worker),
+            departed: Vec::new(),
             restarts: Restarts::new(Instant::now()),
             signals,
             mounts,
@@ -188,13 +191,11 @@ impl Keeper {
             if ready.connection {
                 self.serve_connection();
             }
-            if ready.worker
-                && let Some(status) = self.reap()?
-            {
-                if status.success() {
-                    break;
-                }
-                self.worker_died(status);
+            if ready.worker && self.worker_ended()? {
+                break;
+            }
+            if ready.departed {
+                self.reap_departed();
             }
             let now = Instant::now();
             if matches!(self.service, Service::Restart(at) if at <= now) {
@@ -223,10 +224,13 @@ impl Keeper {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
         });
-        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.mounts, PollFlags::PRI)];
-        let worker = if let Service::Worker(worker) = &self.service { Some(worker.pidfd()) } else { None };
-        fds.extend(worker.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        fds.extend(self.control.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let worker = if let Service::Worker(worker) = &self.service { Some(worker.first_thread()) } else { None };
+        let read = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![read(self.signals.as_fd()), PollFd::new(&self.mounts, PollFlags::PRI)];
+        fds.extend(worker.map(read));
+        fds.extend(self.control.as_ref().map(|control| read(control.as_fd())));
+        let departed = fds.len();
+        fds.extend(self.departed.iter().map(|worker| read(worker.pidfd())));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::system("waiting for something to happen")(e)),
@@ -236,7 +240,8 @@ impl Keeper {
             signal: ready[0],
             mounts: ready[1],
             worker: worker.is_some() && ready[2],
-            connection: self.control.is_some() && ready.last().copied().unwrap_or_default(),
+            connection: self.control.is_some() && ready[departed - 1],
+            departed: ready[departed..].contains(&true),
         })
     }
 
@@ -265,8 +270,12 @@ impl Keeper {
     }
 
     fn answer(&mut self, channel: &Channel) -> Result<()> {
-        match channel.expect(PATIENCE)?.0 {
-            KeeperRequest::Attach => match self.place.clone_mount() {
+        match (channel.expect(PATIENCE)?.0, &self.service) {
+            (KeeperRequest::Attach, Service::Failed(why)) => {
+                let failure = Failure { message: why.clone(), hint: None, exit: 1, key_needed: None };
+                channel.send(&KeeperReply::Failed(failure), &[])
+            }
+            (KeeperRequest::Attach, _) => match self.place.clone_mount() {
                 Ok(mount) => {
                     // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
                     self.look.get_or_insert(Instant::now() + PAUSE);
@@ -274,11 +283,11 @@ impl Keeper {
                 }
                 Err(error) => channel.send(&KeeperReply::Failed(failure_of(&error)), &[]),
             },
-            KeeperRequest::Look => {
+            (KeeperRequest::Look, _) => {
                 self.look = Some(Instant::now());
                 channel.send(&KeeperReply::Used(self.place.is_used()?), &[])
             }
-            KeeperRequest::Status => channel.send(&KeeperReply::Status(self.status()), &[]),
+            (KeeperRequest::Status, _) => channel.send(&KeeperReply::Status(self.status()), &[]),
         }
     }
 
@@ -295,12 +304,33 @@ impl Keeper {
         }
     }
 
-    fn reap(&mut self) -> Result<Option<ExitStatus>> {
-        if let Service::Worker(worker) = &mut self.service { worker.ended() } else { Ok(None) }
+    /// The worker answers no more. Whether that is because the file system is unmounted.
+    fn worker_ended(&mut self) -> Result<bool> {
+        let Service::Worker(worker) = &mut self.service else { return Ok(false) };
+        let end = worker.end()?;
+        let why = match end {
+            End::Status(status) if status.success() => return Ok(true),
+            End::Status(status) => format!("the worker ended: {status}"),
+            End::Dying | End::NotStarted => "the worker is ending".to_owned(),
+        };
+        if let Service::Worker(worker) = self.schedule(end, &why)
+            && end == End::Dying
+        {
+            self.departed.push(worker);
+        }
+        Ok(false)
     }
 
-    fn worker_died(&mut self, status: ExitStatus) {
-        self.schedule(Some(status), &format!("the worker ended: {status}"));
+    /// What the last threads of a worker had read was not sent again when the others' was.
+    fn reap_departed(&mut self) {
+        let before = self.departed.len();
+        self.departed.retain_mut(|worker| worker.end().is_ok_and(|end| end == End::Dying));
+        if self.departed.len() < before
+            && let (Some(fuse), Service::Worker(_)) = (&self.fuse, &self.service)
+            && let Err(error) = resume::resend(fuse)
+        {
+            tracing::error!("{}", chain(&error));
+        }
     }
 
     /// Starts another worker on the connection of the last.
@@ -308,20 +338,22 @@ impl Keeper {
         let Some(fuse) = &self.fuse else { return };
         let started = Worker::start(self.style).and_then(|worker| {
             worker.open(&self.request, &self.images, LIMIT)?;
+            // Before the worker reads any, so that it has none of them twice.
+            resume::resend(fuse)?;
             worker.serve(fuse, true, LIMIT)?;
             Ok(worker)
         });
         self.restarts.started(Instant::now());
         match started {
             Ok(worker) => self.service = Service::Worker(worker),
-            Err(error) => self.schedule(None, &format!("no worker could be started: {}", chain(&error))),
+            Err(error) => drop(self.schedule(End::NotStarted, &format!("no worker could be started: {}", chain(&error)))),
         }
     }
 
-    /// Decides what comes after a worker that is gone.
-    fn schedule(&mut self, status: Option<ExitStatus>, why: &str) {
+    /// Decides what comes after a worker that is gone; returns what was.
+    fn schedule(&mut self, end: End, why: &str) -> Service {
         let now = Instant::now();
-        self.service = match self.restarts.died(now, status) {
+        let next = match self.restarts.died(now, &end) {
             Some(delay) => {
                 tracing::warn!(delay_ms = delay.as_millis(), restarts = self.restarts.total, "{why}; starting another");
                 Service::Restart(now + delay)
@@ -330,12 +362,13 @@ impl Keeper {
                 tracing::error!("{why}; giving up. What uses the mount finds it not connected");
                 self.fuse = None;
                 // Who mounts the image from now on gets a keeper that may have more luck.
-                if let Err(error) = self.place.release() {
+                if let Err(error) = self.place.disconnect() {
                     tracing::warn!("{}", chain(&error));
                 }
                 Service::Failed(why.to_owned())
             }
         };
+        std::mem::replace(&mut self.service, next)
     }
 
     /// Whether the mount is still wanted; a shared one that nobody uses any more is taken away.
@@ -359,6 +392,7 @@ struct Ready {
     mounts: bool,
     worker: bool,
     connection: bool,
+    departed: bool,
 }
 
 /// What is shown as the source of the mount: the uppermost image.

@@ -12,7 +12,7 @@ use super::super::mount::{self, Unmount};
 use super::super::mountinfo::{self, MountInfo};
 use super::super::protocol::MountRequest;
 use super::super::rundir::{RunDir, direct_name};
-use super::super::users;
+use super::super::users::{self, Used};
 
 /// A mount.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Place {
 
     /// Unmounts what users see, unless one of them (but `own`) uses it.
     pub(super) fn unmount_idle(&self, own: &[u32]) -> Result<()> {
-        let users = users::of_device(self.dev, own);
+        let users = users::of(Used::Device(self.dev), own);
         if !users.is_empty() {
             return Err(Error::Busy { path: self.mountpoint.clone(), users });
         }
@@ -104,6 +104,14 @@ impl Place {
         }
         self.released = true;
         Ok(true)
+    }
+
+    /// Has the kernel answer all requests with an error, as nobody else will any more, and makes way for another keeper. What users see stays.
+    pub(super) fn disconnect(&mut self) -> Result<()> {
+        if self.shared {
+            let _ = mount::unmount(&self.mountpoint, Unmount { lazy: false, force: true });
+        }
+        self.release().map(drop)
     }
 
     /// Takes everything away, also from users: the file system does not answer.

@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::channel::Channel;
@@ -12,15 +13,22 @@ use super::super::error::{Error, Result};
 use super::super::log::Style;
 use super::super::protocol::{MountRequest, WorkerReply, WorkerRequest};
 use super::SELF;
+use super::restarts::End;
 
-/// How much more the worker is to the out-of-memory killer's taste than its keeper.
-const OOM_DISTANCE: i32 = 100;
+/// How long a process that is going takes to be gone, unless it waits for something.
+const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// `PIDFD_THREAD`, since Linux 6.9.
+const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
 /// The process that serves.
 pub(super) struct Worker {
     process: Child,
     control: Channel,
+    /// Of the process: readable when all its threads are gone.
     pidfd: OwnedFd,
+    /// Of its first thread, which ends only with the process. Another thread may stay until a page is unlocked by the answer to a read, and
+    /// that comes from the next worker.
+    first: OwnedFd,
 }
 
 impl Worker {
@@ -37,10 +45,11 @@ impl Worker {
             .spawn()
             .map_err(Error::system("starting the worker"))?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let worker = Self { process, control, pidfd: pidfd.map_err(Error::system("watching the worker"))? };
-        worker.prefer_for_oom();
-        Ok(worker)
+        let watch = |flags| pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, flags));
+        let failed = || Error::system("watching the worker");
+        let pidfd = watch(PidfdFlags::empty()).map_err(failed())?;
+        let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| rustix::io::Errno::MFILE)).map_err(failed())?;
+        Ok(Self { process, control, pidfd, first })
     }
 
     /// Has the worker open the images.
@@ -68,28 +77,27 @@ impl Worker {
         self.process.id()
     }
 
+    /// Becomes readable when the process answers no more requests.
+    pub(super) fn first_thread(&self) -> BorrowedFd<'_> {
+        self.first.as_fd()
+    }
+
     /// Becomes readable when the process has ended.
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// How the process ended, if it has.
-    pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.process.try_wait().map_err(Error::system("waiting for the worker"))
-    }
-
-    fn prefer_for_oom(&self) {
-        let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|t| t.trim().parse::<i32>().ok()).unwrap_or(0);
-        let adjusted = (own + OOM_DISTANCE).min(1000);
-        if let Err(error) = std::fs::write(format!("/proc/{}/oom_score_adj", self.pid()), adjusted.to_string()) {
-            tracing::debug!(%error, "the worker's oom_score_adj stays as it is");
-        }
+    /// How the process ended, whose first thread has.
+    pub(super) fn end(&mut self) -> Result<End> {
+        let failed = || Error::system("waiting for the worker");
+        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));
+        Ok(self.process.try_wait().map_err(failed())?.map_or(End::Dying, End::Status))
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.end();
     }
 }

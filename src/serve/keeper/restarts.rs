@@ -14,6 +14,17 @@ const MAX_KILLS: u32 = 200;
 const MAX_DELAY: Duration = Duration::from_secs(2);
 const SIGKILL: i32 = 9;
 
+/// How a worker came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The process is gone.
+    Status(ExitStatus),
+    /// It answers no requests any more, and waits in the kernel for an answer to one of them.
+    Dying,
+    /// It did not get as far as serving.
+    NotStarted,
+}
+
 /// The deaths of workers so far.
 #[derive(Debug)]
 pub(super) struct Restarts {
@@ -35,12 +46,17 @@ impl Restarts {
         self.started = now;
     }
 
-    /// The worker died, or could not be started (no status). How long to wait before the next; `None` to give up.
-    pub(super) fn died(&mut self, now: Instant, status: Option<ExitStatus>) -> Option<Duration> {
+    /// The worker died, or could not be started. How long to wait before the next; `None` to give up.
+    pub(super) fn died(&mut self, now: Instant, end: &End) -> Option<Duration> {
         if now.duration_since(self.started) >= HEALTHY {
             (self.crashes, self.kills) = (0, 0);
         }
-        if status.is_some_and(|s| s.signal() == Some(SIGKILL)) {
+        let killed = match end {
+            End::Status(status) => status.signal() == Some(SIGKILL),
+            End::Dying => true,
+            End::NotStarted => false,
+        };
+        if killed {
             self.kills += 1;
             return (self.kills <= MAX_KILLS).then(|| Duration::from_millis(2 * u64::from(self.kills - 1)).min(MAX_DELAY));
         }
@@ -54,9 +70,12 @@ impl Restarts {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    const CRASHED: i32 = 11;
+    static CRASHED: LazyLock<End> = LazyLock::new(|| End::Status(ExitStatus::from_raw(11)));
+    static KILLED: LazyLock<End> = LazyLock::new(|| End::Status(ExitStatus::from_raw(SIGKILL)));
 
     #[test]
     fn a_worker_that_dies_at_once_again_and_again_is_given_up() {
@@ -64,7 +83,7 @@ mod tests {
         let mut restarts = Restarts::new(now);
         let mut waited = Duration::ZERO;
         let mut deaths = 0;
-        while let Some(delay) = restarts.died(now + waited, Some(ExitStatus::from_raw(CRASHED))) {
+        while let Some(delay) = restarts.died(now + waited, &CRASHED) {
             waited += delay;
             deaths += 1;
             restarts.started(now + waited);
@@ -79,7 +98,7 @@ mod tests {
         let mut restarts = Restarts::new(now);
         for _ in 0..100 {
             now += HEALTHY;
-            assert_eq!(restarts.died(now, Some(ExitStatus::from_raw(CRASHED))), Some(Duration::ZERO));
+            assert_eq!(restarts.died(now, &CRASHED), Some(Duration::ZERO));
             restarts.started(now);
         }
         assert_eq!(restarts.total, 100);
@@ -89,7 +108,7 @@ mod tests {
     fn fifty_kills_in_a_row_hold_nobody_up_for_long() {
         let now = Instant::now();
         let mut restarts = Restarts::new(now);
-        let waits = (0..50).map(|_| restarts.died(now, Some(ExitStatus::from_raw(SIGKILL))).unwrap());
+        let waits = (0..50).map(|_| restarts.died(now, &KILLED).unwrap());
         assert!(waits.max().unwrap() < Duration::from_millis(100));
     }
 }

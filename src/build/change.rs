@@ -1,0 +1,113 @@
+//! From a tar's entry to the change that it makes: paths made safe, whiteouts recognized.
+
+use bfc::rootfs::{Kind, Node};
+
+use super::tar::{Entry, EntryKind};
+use crate::fs::merge::{Change, What};
+
+/// Longest path, bytes: what v1 can say.
+const MAX_PATH: usize = 65_535;
+/// Longest component (NAME_MAX).
+const MAX_NAME: usize = 255;
+/// Longest target of a symlink (PATH_MAX with its NUL).
+const MAX_TARGET: usize = 4095;
+/// Prefix of a whiteout's name.
+pub const WHITEOUT: &[u8] = b".wh.";
+/// Prefix of names that AUFS keeps for itself.
+const META: &[u8] = b".wh..wh.";
+/// Name of an opaque mark.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// An entry that cannot be part of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the entry `{}` {reason}", String::from_utf8_lossy(path))]
+pub struct Error {
+    /// The entry's path, as the tar has it.
+    pub path: Vec<u8>,
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// `..` in a path or in a hard link's target.
+    #[error("has a `..` in {0}")]
+    DotDot(&'static str),
+    /// NUL in a path or target.
+    #[error("has a NUL byte in {0}")]
+    Nul(&'static str),
+    /// Too long.
+    #[error("has {0} longer than {1} bytes")]
+    TooLong(&'static str, usize),
+    /// A whiteout of nothing, or of a name that would be another directory.
+    #[error("is a whiteout without a name")]
+    Whiteout,
+}
+
+/// The change that `entry` makes, `content` being the number of its content; `None` when it has no meaning.
+///
+/// # Errors
+/// [`Error`] for paths that lead out of the root or are too long.
+pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Error> {
+    let Entry { path, attr, kind, .. } = entry;
+    let err = |reason| Error { path: path.clone(), reason };
+    let clean = clean_path(&path, "its path").map_err(err)?;
+    // Everything that AUFS kept for itself, wherever it stands.
+    let components = || clean.split(|&b| b == b'/');
+    if components().any(|name| name.starts_with(META) && name != OPAQUE) {
+        return Ok(None);
+    }
+    let name = components().next_back().unwrap_or_default();
+    let parent = &clean[..clean.len() - name.len()];
+    if name == OPAQUE {
+        return Ok(Some(Change { path: parent.strip_suffix(b"/").unwrap_or(parent).to_vec(), what: What::Opaque }));
+    }
+    if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(err(Reason::Whiteout));
+        }
+        return Ok(Some(Change { path: [parent, hidden].concat(), what: What::Whiteout }));
+    }
+    let kind = match kind {
+        EntryKind::HardLink(target) => {
+            let target = clean_path(&target, "its target").map_err(err)?;
+            return Ok(Some(Change { path: clean, what: What::HardLink(target) }));
+        }
+        EntryKind::Symlink(target) => {
+            if target.len() > MAX_TARGET {
+                return Err(err(Reason::TooLong("a target", MAX_TARGET)));
+            }
+            Kind::Symlink(target.into())
+        }
+        EntryKind::File { size, .. } => Kind::File { size, content },
+        EntryKind::Dir => Kind::Dir(Default::default()),
+        EntryKind::Device(major, minor) => Kind::Device(major, minor),
+        EntryKind::Other => Kind::Other,
+    };
+    Ok(Some(Change { path: clean, what: What::Node(Node { attr, kind }) }))
+}
+
+/// A path without leading, doubled and trailing slashes and without `.`. A leading slash is taken off, as GNU tar and containerd do.
+pub fn clean_path(path: &[u8], what: &'static str) -> Result<Vec<u8>, Reason> {
+    if path.contains(&0) {
+        return Err(Reason::Nul(what));
+    }
+    let mut clean = Vec::with_capacity(path.len());
+    for name in path.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
+        if name == b".." {
+            return Err(Reason::DotDot(what));
+        }
+        if name.len() > MAX_NAME {
+            return Err(Reason::TooLong("a name", MAX_NAME));
+        }
+        if !clean.is_empty() {
+            clean.push(b'/');
+        }
+        clean.extend_from_slice(name);
+    }
+    if clean.len() > MAX_PATH {
+        return Err(Reason::TooLong("a path", MAX_PATH));
+    }
+    Ok(clean)
+}

@@ -1,0 +1,7 @@
+//! Out of an image again: the merged tree as a tar, and the layers as an OCI layout.
+
+mod oci;
+mod tree;
+
+pub use oci::oci_layout;
+pub use tree::tree_tar;

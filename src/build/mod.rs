@@ -1,0 +1,169 @@
+//! Building images: sources become layer tars, layer tars become contents, skeletons and a merged tree.
+//!
+//! A layer is always a tar stream, whatever its source was. [`layer::read`] parses it, its contents go to the image's writer, the rest
+//! into a skeleton, and [`crate::fs::merge`] puts its changes on top of the tree of the layers below.
+
+mod change;
+mod config;
+mod digest;
+mod error;
+pub mod export;
+pub mod layer;
+mod output;
+pub mod replay;
+pub mod sources;
+mod stream;
+pub mod tar;
+
+use std::path::{Path, PathBuf};
+
+use bfc::format::Compression;
+use bfc::rootfs::{LayerEntry, Tree};
+use bfc::writer::{ContentSink, Documents, ImageWriter, WriteOptions, Written};
+
+pub use digest::Digest;
+pub use error::{Error, Mismatch, Result};
+pub use output::parent;
+pub use sources::{Image, Platform, Spec};
+
+use crate::fs::merge;
+use config::LayerFact;
+use layer::Budget;
+use output::Output;
+
+/// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of a gigabyte.
+pub const MAX_SIZE: u64 = 1 << 40;
+
+/// How to build.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the image goes.
+    pub output: PathBuf,
+    /// Whether to replace what is there.
+    pub force: bool,
+    /// How sources are opened.
+    pub sources: sources::Options,
+    /// How the image is written.
+    pub write: WriteOptions,
+}
+
+/// A layer that was built.
+#[derive(Debug, Clone, Copy)]
+pub struct BuiltLayer {
+    /// SHA-256 of its tar.
+    pub diff_id: Digest,
+    /// Length of its tar.
+    pub size: u64,
+    /// How many entries it has.
+    pub entries: u64,
+}
+
+/// What was built.
+#[derive(Debug)]
+pub struct Built {
+    /// What the writer says.
+    pub image: Written,
+    /// The layers, lowest first.
+    pub layers: Vec<BuiltLayer>,
+}
+
+/// Builds an image of `images`, the first of which is the lowest, and gives it its configuration.
+///
+/// # Errors
+/// [`Error`]; nothing is then left at the output's path but what was there before.
+pub fn build(images: Vec<Image>, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
+    let output = Output::create(&options.output, options.force)?;
+    check_space(&images, &output, options)?;
+    let failed = |source| Error::Image { path: options.output.clone(), source };
+    let mut writer = ImageWriter::create(output.file()?, options.write.clone()).map_err(failed)?;
+    let mut found = Documents::default();
+    if let Some(first) = images.first() {
+        found.config.clone_from(&first.config);
+        found.manifest.clone_from(&first.manifest);
+    }
+    let mut tree = Tree::default();
+    let mut budget = Budget::new(options.sources.max_size);
+    let mut layers = Vec::new();
+    for source in images.into_iter().flat_map(|image| image.layers) {
+        layers.push(add_layer(source, &mut writer, &mut tree, &mut budget, &options.output, progress)?);
+    }
+    let facts: Vec<_> = layers.iter().map(|l| LayerFact { diff_id: Digest(l.record.diff_id), created_by: &l.created_by }).collect();
+    let config = config::config(&found.config, &facts, &options.sources.platform)?;
+    // A manifest describes the layers that it came with, and no others.
+    let manifest = if config == found.config { found.manifest } else { Vec::new() };
+    let built = layers
+        .iter()
+        .map(|l| BuiltLayer { diff_id: Digest(l.record.diff_id), size: l.record.tar_size, entries: l.record.entries })
+        .collect();
+    let image = writer.finish(tree, Documents { layers, config, manifest }).map_err(failed)?;
+    output.publish()?;
+    Ok(Built { image, layers: built })
+}
+
+/// Reads a layer, writes its contents, and puts it on top of the tree.
+fn add_layer(
+    source: sources::Layer,
+    writer: &mut ImageWriter,
+    tree: &mut Tree,
+    budget: &mut Budget,
+    path: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<LayerEntry> {
+    let sources::Layer { name, created_by, diff_id: wanted, tar, .. } = source;
+    let (read, digest, tar_size) = read_layer(&name, tar, writer, budget, progress)?;
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
+        let reason = Mismatch::DiffId { found: digest.to_string(), wanted: wanted.to_string() };
+        return Err(Error::Mismatch { name, reason });
+    }
+    merge::apply(tree, read.changes).map_err(|source| Error::Merge { name, source })?;
+    let mut record = writer.end_layer().map_err(|source| Error::Image { path: path.to_owned(), source })?;
+    record.diff_id = digest.0;
+    record.skeleton_size = read.skeleton.size;
+    record.tar_size = tar_size;
+    record.entries = read.entries;
+    Ok(LayerEntry { record, skeleton: read.skeleton.compressed, created_by })
+}
+
+/// Makes the tar in one thread and parses it in another.
+fn read_layer(
+    name: &str,
+    tar: Box<dyn sources::TarSource>,
+    sink: &mut dyn ContentSink,
+    budget: &mut Budget,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(layer::Layer, Digest, u64)> {
+    let (mut out, mut input) = stream::channel();
+    std::thread::scope(|scope| {
+        let maker = scope.spawn(move || {
+            tar.write_to(&mut out, progress)?;
+            std::io::Write::flush(&mut out).map_err(Error::io("unpacking", Path::new("the layer")))
+        });
+        let read = layer::read(&mut input, sink, budget);
+        let ended = input.ended();
+        let (digest, size) = input.finish();
+        let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match (read, made) {
+            // The tar ended because its maker failed.
+            (_, Err(e)) if ended => Err(e),
+            (Err(source), _) => Err(Error::Layer { name: name.to_owned(), source }),
+            (Ok(_), Err(e)) => Err(e),
+            (Ok(read), Ok(())) => Ok((read, Digest(digest), size)),
+        }
+    })
+}
+
+/// Refuses to begin what cannot end well: an image is about as large as its compressed layers.
+fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<()> {
+    let total: u64 = images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum();
+    // Layers that are not compressed yet shrink, by how much is not known; a fifth is what they need at least.
+    let needed = if options.write.compression == Compression::None { total } else { total / 5 };
+    let free = output.free_space()?;
+    if free < needed {
+        return Err(Error::Source {
+            name: options.output.display().to_string(),
+            reason: format!("the image needs {needed} bytes or more, and {free} are free"),
+            hint: None,
+        });
+    }
+    Ok(())
+}

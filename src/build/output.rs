@@ -1,0 +1,122 @@
+//! The file that an image is written into: it has no name until it is complete.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+
+/// A file that is to appear at a path.
+pub struct Output {
+    path: PathBuf,
+    dir: PathBuf,
+    force: bool,
+    file: File,
+    /// Its temporary name, where the file system cannot make files without one.
+    name: Option<tempfile::TempPath>,
+}
+
+impl Output {
+    /// Begins a file that will be at `path`. `force` replaces what is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when something is there already.
+    pub fn create(path: &Path, force: bool) -> Result<Self> {
+        let dir = parent(path);
+        if !force && path.symlink_metadata().is_ok() {
+            return Err(exists(path));
+        }
+        if path.is_dir() {
+            return Err(Error::io("writing", path)(std::io::ErrorKind::IsADirectory.into()));
+        }
+        let failed = || Error::io("making a file in", &dir);
+        // A file without a name goes with the process, whatever ends it.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let (file, name) = match rustix::fs::open(&dir, flags, Mode::from_raw_mode(0o666)) {
+            Ok(fd) => (File::from(fd), None),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let (file, name) = tempfile::Builder::new()
+                    .prefix(&temp_prefix(path))
+                    .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+                    .tempfile_in(&dir)
+                    .map_err(failed())?
+                    .into_parts();
+                (file, Some(name))
+            }
+            Err(e) => return Err(failed()(e.into())),
+        };
+        Ok(Self { path: path.to_owned(), dir, force, file, name })
+    }
+
+    /// A descriptor of the file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn file(&self) -> Result<File> {
+        self.file.try_clone().map_err(Error::io("writing", &self.path))
+    }
+
+    /// Gives the file its name; it has been synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when something is there meanwhile.
+    pub fn publish(self) -> Result<()> {
+        let failed = || Error::io("writing", &self.path);
+        match self.name {
+            Some(name) if self.force => name.persist(&self.path).map_err(|e| failed()(e.error))?,
+            Some(name) => name.persist_noclobber(&self.path).map_err(|e| failed()(e.error))?,
+            None => {
+                let fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                let link = |to: &Path| rustix::fs::linkat(CWD, &*fd, CWD, to, AtFlags::SYMLINK_FOLLOW);
+                match link(&self.path) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) if self.force => {
+                        let mut name = temp_prefix(&self.path);
+                        name.push(std::process::id().to_string());
+                        let temp = self.dir.join(name);
+                        link(&temp).map_err(|e| failed()(e.into()))?;
+                        if let Err(e) = std::fs::rename(&temp, &self.path) {
+                            let _ = std::fs::remove_file(&temp);
+                            return Err(failed()(e));
+                        }
+                    }
+                    Err(Errno::EXIST) => return Err(exists(&self.path)),
+                    Err(e) => return Err(failed()(e.into())),
+                }
+            }
+        }
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", &self.dir))
+    }
+
+    /// How many bytes are free where the file is.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn free_space(&self) -> Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.file).map_err(|e| Error::io("reading the free space of", &self.dir)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    Error::Source { name: path.display().to_string(), reason: "it exists already".into(), hint: Some("replace it with --force".into()) }
+}
+
+fn temp_prefix(path: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".");
+    prefix
+}
+
+/// The directory that a path is in.
+pub fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

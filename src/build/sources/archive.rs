@@ -1,0 +1,231 @@
+//! A tar that holds an image: found by name, read in place.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Options;
+use super::blob::{Compression, Range};
+use super::spec::Kind;
+use crate::build::change::clean_path;
+use crate::build::error::{Error, Result};
+use crate::build::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
+
+/// Most entries that an archive may have: an image has three for each layer.
+const MAX_ENTRIES: u64 = 100_000;
+/// How many links are followed from one entry to another.
+const MAX_LINKS: usize = 8;
+
+enum Found {
+    File { offset: u64, size: u64 },
+    Link(Vec<u8>),
+}
+
+/// An open archive.
+pub struct Archive {
+    file: Range,
+    entries: HashMap<Vec<u8>, Found>,
+}
+
+impl Archive {
+    /// Opens an archive. A compressed one is unpacked into a temporary file first, for its parts are needed in another order.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Archive`].
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let mut file = Range::whole(path)?;
+        let compression = Compression::of(&file.magic::<4>()?);
+        if compression != Compression::None {
+            file = unpacked(&file, compression, options)?;
+        }
+        let mut archive = Self { entries: HashMap::new(), file };
+        let range = archive.file.clone();
+        each_entry(&mut SeekSkip(&range, 0), &range.path, &mut |path, found| {
+            archive.entries.insert(path, found);
+            true
+        })?;
+        Ok(archive)
+    }
+
+    /// What a file is that is no BFC image: an archive of an image, a tar, or nothing that is known (`None`).
+    pub fn guess(path: &Path) -> Result<Option<Kind>> {
+        let range = Range::whole(path)?;
+        let compression = Compression::of(&range.magic::<4>()?);
+        let (mut kind, mut any) = (None, false);
+        let mut look = |path: Vec<u8>, _| {
+            any = true;
+            kind = telling(&path);
+            kind.is_none()
+        };
+        let walked = match compression {
+            Compression::None => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
+            _ => {
+                let input = BufReader::with_capacity(1 << 18, range.reader());
+                let reader = compression.reader(input).map_err(Error::io("reading", path))?;
+                each_entry(&mut ReadSkip(reader), path, &mut look)
+            }
+        };
+        match walked {
+            // Not a tar at all.
+            Err(Error::Archive { .. }) if !any => Ok(None),
+            Err(e) => Err(e),
+            Ok(()) => Ok(kind.or(any.then_some(Kind::Tar))),
+        }
+    }
+
+    /// The archive's path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// The file at `path`, links between entries followed; `None` when there is none.
+    pub fn get(&self, path: &str) -> Option<Range> {
+        let mut at = path.as_bytes().to_vec();
+        for _ in 0..MAX_LINKS {
+            match self.entries.get(&at)? {
+                Found::File { offset, size } => {
+                    return Some(Range { offset: self.file.offset + offset, len: *size, ..self.file.clone() });
+                }
+                Found::Link(target) => at.clone_from(target),
+            }
+        }
+        None
+    }
+}
+
+/// What the name of an archive's entry says of the archive; `None` for those that stand in front of the telling ones.
+fn telling(path: &[u8]) -> Option<Kind> {
+    // docker save's `<64 hexadecimal digits>/layer.tar` and `<64 digits>.json`, and skopeo's `<64 digits>.tar`.
+    let docker_blob = path.len() >= 64 && path[..64].iter().all(u8::is_ascii_hexdigit);
+    match path {
+        b"oci-layout" | b"index.json" => Some(Kind::OciArchive),
+        b"manifest.json" | b"repositories" => Some(Kind::DockerArchive),
+        _ if path.is_empty() || path.starts_with(b"blobs") || docker_blob => None,
+        _ => Some(Kind::Tar),
+    }
+}
+
+fn unpacked(file: &Range, compression: Compression, options: &Options) -> Result<Range> {
+    let writing = || Error::io("unpacking the archive into", &options.temp_dir);
+    let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
+    let reader = compression.reader(BufReader::with_capacity(1 << 18, file.reader())).map_err(Error::io("reading", &file.path))?;
+    let mut limited = reader.take(options.max_size.saturating_add(1));
+    let len = io::copy(&mut limited, &mut temp).map_err(Error::io("decompressing", &file.path))?;
+    if len > options.max_size {
+        return Err(Error::Source {
+            name: file.path.display().to_string(),
+            reason: format!("it is larger than {} bytes when unpacked", options.max_size),
+            hint: Some("allow more with --max-size".into()),
+        });
+    }
+    temp.flush().map_err(writing())?;
+    temp.seek(SeekFrom::Start(0)).map_err(writing())?;
+    Ok(Range { file: Arc::new(temp), path: file.path.clone(), offset: 0, len })
+}
+
+trait Skip {
+    /// Fills `buf` as far as the input goes.
+    fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+    /// Goes `n` bytes on.
+    fn skip(&mut self, n: u64) -> io::Result<()>;
+}
+
+struct SeekSkip<'a>(&'a Range, u64);
+
+impl Skip for SeekSkip<'_> {
+    fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let at = self.1.min(self.0.len);
+        let rest = Range { offset: self.0.offset + at, len: self.0.len - at, ..self.0.clone() };
+        let n = fill(&mut rest.reader(), buf)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+
+    fn skip(&mut self, n: u64) -> io::Result<()> {
+        self.1 = self.1.saturating_add(n);
+        Ok(())
+    }
+}
+
+struct ReadSkip<R>(R);
+
+impl<R: Read> Skip for ReadSkip<R> {
+    fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        fill(&mut self.0, buf)
+    }
+
+    fn skip(&mut self, n: u64) -> io::Result<()> {
+        io::copy(&mut (&mut self.0).take(n), &mut io::sink()).map(drop)
+    }
+}
+
+fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match input.read(&mut buf[done..]) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// Calls `each` with the files and links of a tar, until it returns false.
+fn each_entry(input: &mut dyn Skip, path: &Path, each: &mut dyn FnMut(Vec<u8>, Found) -> bool) -> Result<()> {
+    let archive = |source| Error::Archive { path: path.to_owned(), source };
+    let mut parser = Parser::default();
+    let mut block = [0; BLOCK];
+    let mut offset = 0;
+    loop {
+        match input.fill(&mut block).map_err(Error::io("reading", path))? {
+            0 => return parser.end_of_input().map_err(archive),
+            BLOCK => offset += BLOCK as u64,
+            _ => return Err(archive(parser.error(Reason::CutOff))),
+        }
+        let entry = match parser.block(&block).map_err(archive)? {
+            Step::More => continue,
+            Step::End => return Ok(()),
+            Step::Entry(entry) => entry,
+        };
+        let data = offset;
+        let len = entry.stored.saturating_add(padding(entry.stored) as u64);
+        input.skip(len).map_err(Error::io("reading", path))?;
+        offset = offset.saturating_add(len);
+        if parser.entries() > MAX_ENTRIES {
+            return Ok(());
+        }
+        // What cannot be a name in an archive is not looked for either.
+        let Ok(name) = clean_path(&entry.path, "its path") else { continue };
+        let found = match entry.kind {
+            EntryKind::File { size, sparse: None } => Found::File { offset: data, size },
+            EntryKind::Symlink(target) => Found::Link(beside(&name, &target)),
+            EntryKind::HardLink(target) => Found::Link(target),
+            // Of no use, but its name may tell what the archive is.
+            _ => Found::Link(Vec::new()),
+        };
+        if !each(name, found) {
+            return Ok(());
+        }
+    }
+}
+
+/// The path that a symlink at `path` leads to, inside the archive.
+fn beside(path: &[u8], target: &[u8]) -> Vec<u8> {
+    let mut at: Vec<&[u8]> = path.split(|&b| b == b'/').collect();
+    at.pop();
+    if target.starts_with(b"/") {
+        at.clear();
+    }
+    for name in target.split(|&b| b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(at.pop()),
+            name => at.push(name),
+        }
+    }
+    at.join(&b'/')
+}

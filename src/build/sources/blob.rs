@@ -1,0 +1,172 @@
+//! A blob: a tar, plain or compressed with gzip or zstd, in a file or in a part of one.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Image, Layer, TarSource};
+use crate::build::digest::Digest;
+use crate::build::error::{Error, Mismatch, Result};
+
+/// How much is read, decompressed and handed on at a time, bytes.
+const PIECE: usize = 1 << 18;
+
+/// How a blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not.
+    None,
+    /// gzip, any number of members.
+    Gzip,
+    /// zstd, any number of frames.
+    Zstd,
+}
+
+impl Compression {
+    /// Told by the first bytes; what the media type says has often been wrong.
+    pub fn of(magic: &[u8]) -> Self {
+        match magic {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    /// A reader of the decompressed bytes.
+    pub fn reader<'a>(self, input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+        Ok(match self {
+            Self::None => Box::new(input),
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+        })
+    }
+}
+
+/// A part of a file.
+#[derive(Debug, Clone)]
+pub struct Range {
+    /// The file.
+    pub file: Arc<File>,
+    /// Its path, for messages.
+    pub path: PathBuf,
+    /// Where the part begins.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+}
+
+impl Range {
+    /// All of a file.
+    pub fn whole(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("opening", path))?;
+        let len = file.metadata().map_err(Error::io("opening", path))?.len();
+        Ok(Self { file: Arc::new(file), path: path.to_owned(), offset: 0, len })
+    }
+
+    /// The first bytes, at most `N`.
+    pub fn magic<const N: usize>(&self) -> Result<Vec<u8>> {
+        let mut magic = Vec::with_capacity(N);
+        self.reader().take(N as u64).read_to_end(&mut magic).map_err(Error::io("reading", &self.path))?;
+        Ok(magic)
+    }
+
+    /// Reads it from its beginning.
+    pub fn reader(&self) -> RangeReader {
+        RangeReader { range: self.clone(), at: 0 }
+    }
+}
+
+/// Reads a [`Range`].
+pub struct RangeReader {
+    range: Range,
+    at: u64,
+}
+
+impl Read for RangeReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.range.len - self.at).unwrap_or(usize::MAX);
+        let want = left.min(buf.len());
+        let n = self.range.file.read_at(&mut buf[..want], self.range.offset + self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// A blob that holds a tar.
+pub struct Blob {
+    /// What messages call it.
+    pub name: String,
+    /// Its bytes.
+    pub range: Range,
+    /// The digest that its bytes must have.
+    pub digest: Option<Digest>,
+}
+
+impl TarSource for Blob {
+    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let reading = || Error::io("reading", &self.range.path);
+        let mut checked = Checked { inner: self.range.reader(), hash: self.digest.map(|_| Sha256::new()), progress };
+        {
+            let mut input = BufReader::with_capacity(PIECE, &mut checked);
+            let magic = input.fill_buf().map_err(reading())?;
+            let compression = Compression::of(magic);
+            let mut tar = compression.reader(&mut input).map_err(reading())?;
+            copy(&mut *tar, out, &self.range.path)?;
+        }
+        // A decompressor stops where its data ends; the digest is of all bytes.
+        io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
+        if let (Some(hash), Some(wanted)) = (checked.hash, self.digest) {
+            let found = Digest(hash.finalize().into());
+            if found != wanted {
+                let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
+                return Err(Error::Mismatch { name: self.name, reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn copy(input: &mut dyn Read, out: &mut dyn Write, path: &Path) -> Result<()> {
+    let mut buf = vec![0; PIECE];
+    loop {
+        let n = match input.read(&mut buf) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::io("decompressing", path)(e)),
+        };
+        out.write_all(&buf[..n]).map_err(Error::io("unpacking", path))?;
+    }
+}
+
+/// Hashes and counts what is read.
+struct Checked<'a> {
+    inner: RangeReader,
+    hash: Option<Sha256>,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Read for Checked<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&buf[..n]);
+        }
+        (self.progress)(n as u64);
+        Ok(n)
+    }
+}
+
+/// Opens a tar of a root file system, or of a layer.
+pub fn open_tar(path: &Path) -> Result<Image> {
+    let range = Range::whole(path)?;
+    let name = path.display().to_string();
+    let created_by = format!("tar:{name}").into_bytes();
+    let size = range.len;
+    let layer = Layer { name: name.clone(), created_by, diff_id: None, size, tar: Box::new(Blob { name, range, digest: None }) };
+    Ok(Image { layers: vec![layer], ..Image::default() })
+}

@@ -1,0 +1,237 @@
+//! A directory as a layer: a root file system, an overlayfs upper directory, or a layer in OCI's form.
+//!
+//! It becomes a tar in canonical form: directories first, names in byte order, overlayfs's marks as OCI's whiteouts. So the same
+//! directory always has the same diff_id.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use bfc::rootfs::{Attr, Xattr};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::io::Errno;
+
+use super::{Image, Layer, TarSource};
+use crate::build::change::{OPAQUE, WHITEOUT};
+use crate::build::error::{Error, Result};
+use crate::build::tar::{Body, Writer};
+
+/// Largest set of attribute names, and largest value, that the kernel gives.
+const MAX_XATTR: usize = 1 << 16;
+/// What overlayfs keeps for itself, by who mounted it.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// Opens a directory.
+pub fn open(path: &Path) -> Result<Image> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening the directory", path)(e.into()))?;
+    let name = path.display().to_string();
+    let created_by = format!("dir:{name}").into_bytes();
+    let tar = Box::new(DirTar { root: path.to_owned(), fd });
+    Ok(Image { layers: vec![Layer { name, created_by, diff_id: None, size: 0, tar }], ..Image::default() })
+}
+
+struct DirTar {
+    root: PathBuf,
+    fd: OwnedFd,
+}
+
+impl TarSource for DirTar {
+    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let mut walk = Walk { root: self.root, tar: Writer::new(out), links: HashMap::new(), progress };
+        walk.run(self.fd)?;
+        let root = walk.root;
+        walk.tar.finish().map_err(Error::io("packing", &root))?;
+        Ok(())
+    }
+}
+
+struct Walk<'a> {
+    root: PathBuf,
+    tar: Writer<&'a mut dyn Write>,
+    /// First path of each file with several names, by device and inode number.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+/// A directory whose entries are being packed, the next one last.
+struct Level {
+    fd: OwnedFd,
+    /// Its path with a slash behind it; the root's is empty.
+    prefix: Vec<u8>,
+    names: Vec<Vec<u8>>,
+}
+
+/// What overlayfs's attributes say of an entry.
+#[derive(Default)]
+struct Marks {
+    opaque: bool,
+    whiteout: bool,
+}
+
+impl Walk<'_> {
+    fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
+        let path = self.root.join(OsStr::from_bytes(path));
+        move |e| Error::Io { doing, path, source: e.into() }
+    }
+
+    fn run(&mut self, root: OwnedFd) -> Result<()> {
+        let stat = rustix::fs::fstat(&root).map_err(self.failed("reading", b""))?;
+        let level = self.enter(root, b"", &stat, b".")?;
+        let mut levels = vec![level];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                levels.pop();
+                continue;
+            };
+            let path = [&level.prefix[..], &name].concat();
+            let stat = statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed("reading", &path))?;
+            if stat.st_mode & S_IFMT == S_IFDIR {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = openat(&level.fd, &*name, flags, Mode::empty()).map_err(self.failed("opening", &path))?;
+                let inner = self.enter(fd, &path, &stat, b".")?;
+                levels.push(inner);
+            } else if let Some(Level { fd, .. }) = levels.last() {
+                self.entry(fd, &path, &name, &stat)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Packs a directory's own entry, and lists it.
+    fn enter(&mut self, fd: OwnedFd, path: &[u8], stat: &Stat, name: &[u8]) -> Result<Level> {
+        let (attr, marks) = self.attr(&fd, path, name, stat)?;
+        self.append(path, &attr, Body::None)?;
+        let mut prefix = path.to_vec();
+        if !prefix.is_empty() {
+            prefix.push(b'/');
+        }
+        if marks.opaque {
+            self.mark(&[&prefix[..], OPAQUE].concat())?;
+        }
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&fd).map_err(self.failed("listing", path))? {
+            let entry = entry.map_err(self.failed("listing", path))?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(Level { fd, prefix, names })
+    }
+
+    fn entry(&mut self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<()> {
+        let kind = stat.st_mode & S_IFMT;
+        let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        let whiteout = |walk: &mut Self| {
+            let parent = &path[..path.len() - name.len()];
+            walk.mark(&[parent, WHITEOUT, name].concat())
+        };
+        if kind == S_IFCHR && device == (0, 0) {
+            return whiteout(self);
+        }
+        let (attr, marks) = self.attr(dir, path, name, stat)?;
+        if marks.whiteout {
+            return whiteout(self);
+        }
+        if stat.st_nlink > 1 {
+            let id = (stat.st_dev, stat.st_ino);
+            if let Some(first) = self.links.get(&id).cloned() {
+                return self.append(path, &attr, Body::HardLink(&first));
+            }
+            self.links.insert(id, path.to_vec());
+        }
+        match kind {
+            S_IFREG => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let fd = openat(dir, name, flags, Mode::empty()).map_err(self.failed("opening", path))?;
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                self.append(path, &attr, Body::File(size, &mut File::from(fd)))?;
+                (self.progress)(size);
+                Ok(())
+            }
+            S_IFLNK => {
+                let target = readlinkat(dir, name, Vec::new()).map_err(self.failed("reading the symlink", path))?;
+                self.append(path, &attr, Body::Symlink(target.as_bytes()))
+            }
+            S_IFCHR | S_IFBLK => self.append(path, &attr, Body::Device(device.0, device.1)),
+            _ => self.append(path, &attr, Body::None),
+        }
+    }
+
+    fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> Result<()> {
+        self.tar.append(path, attr, body).map_err(|e| Error::io("packing", &self.root.join(OsStr::from_bytes(path)))(e))
+    }
+
+    /// Packs a whiteout or an opaque mark.
+    fn mark(&mut self, path: &[u8]) -> Result<()> {
+        let attr = Attr { mode: S_IFREG, ..Attr::default() };
+        self.append(path, &attr, Body::File(0, &mut std::io::empty()))
+    }
+
+    fn attr(&self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<(Attr, Marks)> {
+        let (xattrs, marks) = self.xattrs(dir, path, name)?;
+        let attr = Attr {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime_s: stat.st_mtime,
+            mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            xattrs,
+        };
+        Ok((attr, marks))
+    }
+
+    /// The extended attributes of `name` in `dir`. There is no call for that of a symlink or a device by descriptor; the path through
+    /// /proc leads to the same entry however long its own path is.
+    fn xattrs(&self, dir: &OwnedFd, path: &[u8], name: &[u8]) -> Result<(Vec<Xattr>, Marks)> {
+        let mut at = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+        at.extend_from_slice(name);
+        let mut list = vec![0_u8; 1024];
+        let len = loop {
+            match rustix::fs::llistxattr(&*at, &mut list[..]) {
+                Ok(len) => break len,
+                Err(Errno::RANGE) if list.len() < MAX_XATTR => list.resize(MAX_XATTR, 0),
+                Err(Errno::OPNOTSUPP) => return Ok((Vec::new(), Marks::default())),
+                Err(e) => return Err(self.failed("listing the attributes of", path)(e)),
+            }
+        };
+        let (mut xattrs, mut marks) = (Vec::new(), Marks::default());
+        for key in list[..len].split_inclusive(|&b| b == 0).filter_map(|key| CStr::from_bytes_with_nul(key).ok()) {
+            let mut value = vec![0_u8; 256];
+            let len = loop {
+                match rustix::fs::lgetxattr(&*at, key, &mut value[..]) {
+                    Ok(len) => break Some(len),
+                    Err(Errno::RANGE) if value.len() < MAX_XATTR => value.resize(MAX_XATTR, 0),
+                    // Gone in between.
+                    Err(Errno::NODATA) => break None,
+                    Err(e) => return Err(self.failed("reading an attribute of", path)(e)),
+                }
+            };
+            let Some(len) = len else { continue };
+            value.truncate(len);
+            let key = key.to_bytes();
+            match OVERLAY.iter().find_map(|prefix| key.strip_prefix(*prefix)) {
+                None => xattrs.push(Xattr { name: key.to_vec(), value }),
+                Some(b"opaque") => marks.opaque = value == b"y",
+                Some(b"whiteout") => marks.whiteout = true,
+                Some(b"redirect" | b"metacopy") => {
+                    return Err(Error::Source {
+                        name: self.root.join(OsStr::from_bytes(path)).display().to_string(),
+                        reason: "it is an overlayfs redirect or metacopy: its content is in another layer".into(),
+                        hint: Some("mount the overlay and build from the mount, or make it with redirect_dir=off,metacopy=off".into()),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok((xattrs, marks))
+    }
+}

@@ -1,0 +1,77 @@
+//! Archives as `docker save` and skopeo write them.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::archive::Archive;
+use super::blob::Blob;
+use super::document::{Config, parse};
+use super::{Image, Layer, Options};
+use crate::build::digest::Digest;
+use crate::build::error::{Error, Mismatch, Result};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Manifest {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// Opens an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
+pub fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+    let archive = Archive::open(path, options)?;
+    let name = path.display().to_string();
+    let get = |member: &str| archive.get(member).ok_or_else(|| Error::document(&*name, format!("{member} is not in it")));
+    let document = format!("manifest.json of {name}");
+    let manifests: Vec<Manifest> = parse(&document, &get("manifest.json")?.read_document(&document)?)?;
+    let manifest = choose(&name, &manifests, reference)?;
+
+    let config_name = format!("{} of {name}", manifest.config);
+    let config_bytes = get(&manifest.config)?.read_document(&config_name)?;
+    // Its file name is its digest, in whichever of the forms.
+    let stem = manifest.config.rsplit('/').next().unwrap_or_default();
+    if let Some(wanted) = Digest::parse_hex(stem.strip_suffix(".json").unwrap_or(stem)) {
+        let found = Digest::of(&config_bytes);
+        if found != wanted {
+            let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
+            return Err(Error::Mismatch { name: config_name, reason });
+        }
+    }
+    let config: Config = parse(&config_name, &config_bytes)?;
+    let known = config.layers(&config_name, manifest.layers.len())?;
+    let mut layers = Vec::new();
+    for (member, (diff_id, created_by)) in manifest.layers.iter().zip(known) {
+        let range = get(member)?;
+        let size = range.len;
+        let tar = Box::new(Blob { name: member.clone(), range, digest: None });
+        layers.push(Layer { name: member.clone(), created_by, diff_id: Some(diff_id), size, tar });
+    }
+    Ok(Image { layers, config: config_bytes, manifest: Vec::new() })
+}
+
+fn choose<'a>(name: &str, manifests: &'a [Manifest], reference: Option<&str>) -> Result<&'a Manifest> {
+    let tags = |m: &'a Manifest| m.repo_tags.iter().flatten().map(String::as_str);
+    let has = |m: &'a Manifest, wanted: &str| {
+        // Docker leaves its own registry's name out, skopeo writes it.
+        let short = |tag: &'a str| tag.strip_prefix("docker.io/library/").or(tag.strip_prefix("docker.io/"));
+        tags(m).any(|tag| tag == wanted || short(tag) == Some(wanted))
+    };
+    let chosen = match reference {
+        None if manifests.len() == 1 => manifests.first(),
+        None => None,
+        Some(wanted) => match wanted.strip_prefix('@') {
+            Some(number) => number.parse().ok().and_then(|n: usize| manifests.get(n)),
+            None => manifests.iter().find(|m| has(m, wanted)),
+        },
+    };
+    chosen.ok_or_else(|| {
+        let known: Vec<_> = manifests.iter().flat_map(tags).collect();
+        Error::Source {
+            name: name.to_owned(),
+            reason: reference.map_or_else(|| format!("it has {} images", manifests.len()), |r| format!("it has no image named {r}")),
+            hint: Some(format!("choose one with :REFERENCE: {}", known.join(", "))),
+        }
+    })
+}

@@ -1,0 +1,146 @@
+//! The JSON documents of OCI and Docker images: parsed in bounded memory, and what is chosen by them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::build::digest::Digest;
+use crate::build::error::{Error, Result};
+
+/// Largest document that is read, bytes; registries have the same limit.
+pub const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Parses a document.
+pub fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| Error::document(name, e))
+}
+
+/// A platform, as `os/architecture[/variant]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// Operating system, in Go's words.
+    pub os: String,
+    /// Architecture, likewise.
+    pub architecture: String,
+    /// Variant of the architecture, such as `v7`; `None` takes any.
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// The platform that this program runs on.
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "x86" => "386",
+            "aarch64" => "arm64",
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "powerpc64" => "ppc64",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+
+    /// How well an image for `other` runs here: `None` not at all, and a higher number is better.
+    pub fn fit(&self, os: &str, architecture: &str, variant: Option<&str>) -> Option<u32> {
+        if os != self.os || architecture != self.architecture {
+            return None;
+        }
+        match (self.variant.as_deref(), variant) {
+            (wanted, found) if wanted == found => Some(u32::MAX),
+            // arm64 is v8 when nothing is said.
+            (None, Some("v8")) | (Some("v8"), None) if self.architecture == "arm64" => Some(u32::MAX - 1),
+            (Some(_), Some(_)) => None,
+            (Some(_), None) => Some(0),
+            // Of several variants, the highest.
+            (None, Some(found)) => Some(found.trim_start_matches('v').parse().unwrap_or(0)),
+            (None, None) => Some(u32::MAX),
+        }
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<_> = text.split('/').collect();
+        match parts[..] {
+            [os, architecture] if !os.is_empty() && !architecture.is_empty() => {
+                Ok(Self { os: os.into(), architecture: architecture.into(), variant: None })
+            }
+            [os, architecture, variant] if !os.is_empty() && !architecture.is_empty() && !variant.is_empty() => {
+                Ok(Self { os: os.into(), architecture: architecture.into(), variant: Some(variant.into()) })
+            }
+            _ => Err("a platform is OS/ARCHITECTURE[/VARIANT], such as linux/amd64 or linux/arm/v7".into()),
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if let Some(variant) = &self.variant {
+            write!(f, "/{variant}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What building needs of an image configuration; the rest is kept as it is.
+#[derive(Debug, Default, Deserialize)]
+pub struct Config {
+    rootfs: RootFs,
+    history: Option<Vec<History>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RootFs {
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct History {
+    created_by: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
+}
+
+impl Config {
+    /// The diff_id and the `created_by` of each of `layers` layers.
+    pub fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
+        let ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();
+        if ids.len() != layers {
+            return Err(Error::document(name, format!("it has {} diff_ids for {layers} layers", ids.len())));
+        }
+        let mut created_by = self.history.iter().flatten().filter(|h| !h.empty_layer).map(|h| h.created_by.clone().unwrap_or_default());
+        ids.iter()
+            .map(|id| {
+                let digest = Digest::parse(id).ok_or_else(|| Error::document(name, format!("diff_id {id:?} is no SHA-256 digest")))?;
+                Ok((digest, created_by.next().unwrap_or_default().into_bytes()))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn platforms() {
+        let arm: Platform = "linux/arm".parse().unwrap();
+        assert!(arm.fit("linux", "arm", Some("v7")) > arm.fit("linux", "arm", Some("v6")));
+        assert_eq!(arm.fit("linux", "amd64", None), None);
+        let v6: Platform = "linux/arm/v6".parse().unwrap();
+        assert_eq!(v6.fit("linux", "arm", Some("v7")), None);
+        assert!(v6.fit("linux", "arm", Some("v6")) > v6.fit("linux", "arm", None));
+        let arm64: Platform = "linux/arm64".parse().unwrap();
+        assert!(arm64.fit("linux", "arm64", Some("v8")).is_some());
+        for bad in ["", "linux", "linux/", "/amd64", "linux/arm/", "a/b/c/d"] {
+            assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        }
+    }
+}

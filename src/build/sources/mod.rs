@@ -1,0 +1,82 @@
+//! Where images come from: directories, OCI layouts, archives, tars, other images.
+
+mod archive;
+mod blob;
+mod dir;
+mod docker;
+mod document;
+mod image;
+mod oci;
+mod spec;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+pub use document::Platform;
+pub use spec::{Kind, Spec};
+
+use super::digest::Digest;
+use super::error::Result;
+
+/// An image to be built: its layers, and what is said of it.
+#[derive(Default)]
+pub struct Image {
+    /// The layers, lowest first.
+    pub layers: Vec<Layer>,
+    /// OCI image configuration, JSON, as it was found; empty when the source has none.
+    pub config: Vec<u8>,
+    /// OCI manifest, likewise.
+    pub manifest: Vec<u8>,
+}
+
+/// A layer to be read.
+pub struct Layer {
+    /// What messages call it.
+    pub name: String,
+    /// `created_by` of its history entry.
+    pub created_by: Vec<u8>,
+    /// The digest that its tar must have.
+    pub diff_id: Option<Digest>,
+    /// How many bytes will be reported as progress, if that is known.
+    pub size: u64,
+    /// The tar.
+    pub tar: Box<dyn TarSource>,
+}
+
+/// Something that makes a tar.
+pub trait TarSource: Send {
+    /// Writes the tar, telling `progress` how many bytes of [`Layer::size`] were dealt with.
+    ///
+    /// # Errors
+    /// Whatever goes wrong; nothing that was written may then be used.
+    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()>;
+}
+
+/// How to open sources.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which of an index's images.
+    pub platform: Platform,
+    /// For images that are encrypted.
+    pub secret: Option<bfc::Secret>,
+    /// Where temporary files go.
+    pub temp_dir: PathBuf,
+    /// Bound of what is unpacked, bytes.
+    pub max_size: u64,
+}
+
+/// Opens a source.
+///
+/// # Errors
+/// When it is not there, is not what its prefix says, or has no image that fits.
+pub fn open(spec: &Spec, options: &Options) -> Result<Image> {
+    let path = &spec.path;
+    match spec.kind {
+        Kind::Dir => dir::open(path),
+        Kind::Oci => oci::open_dir(path, spec.reference.as_deref(), options),
+        Kind::OciArchive => oci::open_archive(path, spec.reference.as_deref(), options),
+        Kind::DockerArchive => docker::open(path, spec.reference.as_deref(), options),
+        Kind::Tar => blob::open_tar(path),
+        Kind::Bfc => image::open(path, options),
+    }
+}

@@ -1,0 +1,124 @@
+//! How a source is named: `oci:PATH:TAG` and its like, guessed when the prefix is left out.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::archive::Archive;
+use super::blob::Range;
+use crate::build::error::{Error, Result};
+
+/// What a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory: a root file system, or a layer in overlayfs's or OCI's form.
+    Dir,
+    /// An OCI image layout.
+    Oci,
+    /// An OCI image layout in a tar.
+    OciArchive,
+    /// What `docker save` writes.
+    DockerArchive,
+    /// A tar of a root file system or of a layer.
+    Tar,
+    /// An image of ours, or any BFC v1 image.
+    Bfc,
+}
+
+impl Kind {
+    const PREFIXES: [(&'static [u8], Self); 6] = [
+        (b"dir:", Self::Dir),
+        (b"oci:", Self::Oci),
+        (b"oci-archive:", Self::OciArchive),
+        (b"docker-archive:", Self::DockerArchive),
+        (b"tar:", Self::Tar),
+        (b"bfc:", Self::Bfc),
+    ];
+
+    fn has_reference(self) -> bool {
+        matches!(self, Self::Oci | Self::OciArchive | Self::DockerArchive)
+    }
+}
+
+/// A source as it is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Which of its images.
+    pub reference: Option<String>,
+}
+
+impl Spec {
+    /// Understands `text`; looks at the file where the prefix is left out.
+    ///
+    /// # Errors
+    /// When nothing is there, or it is nothing that is known.
+    pub fn parse(text: &OsStr) -> Result<Self> {
+        let bytes = text.as_bytes();
+        for (prefix, kind) in Kind::PREFIXES {
+            if let Some(rest) = bytes.strip_prefix(prefix) {
+                return Ok(Self::with_kind(kind, rest));
+            }
+        }
+        if let Some(at) = bytes.windows(3).position(|w| w == b"://") {
+            return Err(unknown(text, &format!("{}:// is not a kind of source", String::from_utf8_lossy(&bytes[..at]))));
+        }
+        let path = Path::new(text);
+        if let Some(kind) = guess(path)? {
+            return Ok(Self { kind, path: path.to_owned(), reference: None });
+        }
+        // PATH:TAG, of which PATH exists.
+        let colon = bytes.iter().rposition(|&b| b == b':');
+        if let Some(at) = colon.filter(|_| !path.exists()) {
+            let path = Path::new(OsStr::from_bytes(&bytes[..at]));
+            if let Some(kind) = guess(path)?.filter(|kind| kind.has_reference()) {
+                let reference = Some(String::from_utf8_lossy(&bytes[at + 1..]).into_owned());
+                return Ok(Self { kind, path: path.to_owned(), reference });
+            }
+        }
+        if path.exists() {
+            return Err(unknown(text, "it is neither a directory, a tar, an archive of an image, nor a BFC image"));
+        }
+        Err(Error::Io { doing: "opening", path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() })
+    }
+
+    /// `PATH[:REFERENCE]`. As skopeo has it, what follows the first colon is the reference; but a path that exists is one.
+    fn with_kind(kind: Kind, rest: &[u8]) -> Self {
+        let whole = Self { kind, path: OsStr::from_bytes(rest).into(), reference: None };
+        if !kind.has_reference() || whole.path.exists() {
+            return whole;
+        }
+        match rest.iter().position(|&b| b == b':') {
+            Some(at) => Self {
+                kind,
+                path: OsStr::from_bytes(&rest[..at]).into(),
+                reference: Some(String::from_utf8_lossy(&rest[at + 1..]).into_owned()),
+            },
+            None => whole,
+        }
+    }
+}
+
+fn unknown(text: &OsStr, reason: &str) -> Error {
+    Error::Source {
+        name: text.to_string_lossy().into_owned(),
+        reason: reason.to_owned(),
+        hint: Some("name it as dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE or bfc:FILE".into()),
+    }
+}
+
+fn guess(path: &Path) -> Result<Option<Kind>> {
+    if path.is_dir() {
+        return Ok(Some(if path.join("oci-layout").is_file() { Kind::Oci } else { Kind::Dir }));
+    }
+    if !path.is_file() {
+        return Ok(None);
+    }
+    if Range::whole(path)?.magic::<8>()?.starts_with(b"BFCFv1") {
+        return Ok(Some(Kind::Bfc));
+    }
+    Archive::guess(path)
+}

@@ -1,0 +1,146 @@
+//! The canonical form of a tar: ustar headers, and a PAX header in front of each entry that ustar cannot say.
+//! The same entries always give the same bytes.
+
+use std::io::{self, Read, Write};
+
+use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
+use bfc::rootfs::Attr;
+
+use super::header::{MAX_OCTAL_7, MAX_OCTAL_11, NewHeader};
+use super::{BLOCK, pax};
+
+/// Longest name and target in a header.
+const MAX_NAME: usize = 100;
+
+/// What an entry has besides its path and attributes.
+pub enum Body<'a> {
+    /// A regular file: its length and its bytes.
+    File(u64, &'a mut dyn Read),
+    /// Another name of the file at this path.
+    HardLink(&'a [u8]),
+    /// A symbolic link's target.
+    Symlink(&'a [u8]),
+    /// A device's major and minor number.
+    Device(u32, u32),
+    /// Nothing: a directory, a fifo, a socket.
+    None,
+}
+
+/// Writes a tar.
+pub struct Writer<W> {
+    out: W,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out }
+    }
+
+    /// Appends an entry. `path` is relative and ends in a slash for no entry; the root's is empty.
+    ///
+    /// # Errors
+    /// What `out` or the file's reader fail with; [`io::ErrorKind::UnexpectedEof`] when the file is shorter than it should be.
+    pub fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> io::Result<()> {
+        let mut name = if path.is_empty() { b".".to_vec() } else { path.to_vec() };
+        let is_link = matches!(body, Body::HardLink(_));
+        let kind = match attr.mode & S_IFMT {
+            _ if is_link => b'1',
+            S_IFREG => b'0',
+            S_IFLNK => b'2',
+            S_IFCHR => b'3',
+            S_IFBLK => b'4',
+            S_IFDIR => {
+                name.push(b'/');
+                b'5'
+            }
+            S_IFIFO | S_IFSOCK => b'6',
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file of unknown type")),
+        };
+        let (target, size, device) = match &body {
+            Body::File(size, _) => (b"".as_slice(), *size, (0, 0)),
+            Body::HardLink(target) | Body::Symlink(target) => (*target, 0, (0, 0)),
+            Body::Device(major, minor) => (b"".as_slice(), 0, (*major, *minor)),
+            Body::None => (b"".as_slice(), 0, (0, 0)),
+        };
+        let mut records = Vec::new();
+        let mut number = |key: &[u8], value: u64, max| {
+            if value <= max {
+                return value;
+            }
+            pax::push_record(&mut records, key, value.to_string().as_bytes());
+            0
+        };
+        let uid = number(b"uid", u64::from(attr.uid), MAX_OCTAL_7);
+        let gid = number(b"gid", u64::from(attr.gid), MAX_OCTAL_7);
+        let size_field = number(b"size", size, MAX_OCTAL_11);
+        let mtime = u64::try_from(attr.mtime_s).ok().filter(|&s| s <= MAX_OCTAL_11);
+        if attr.mtime_ns != 0 || mtime.is_none() {
+            pax::push_record(&mut records, b"mtime", pax::format_time(attr.mtime_s, attr.mtime_ns).as_bytes());
+        }
+        if name.len() > MAX_NAME {
+            pax::push_record(&mut records, b"path", &name);
+        }
+        if target.len() > MAX_NAME {
+            pax::push_record(&mut records, b"linkpath", target);
+        }
+        if !is_link {
+            let mut xattrs: Vec<_> = attr.xattrs.iter().collect();
+            xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+            for xattr in xattrs {
+                pax::push_xattr(&mut records, xattr);
+            }
+            if attr.mode & S_IFMT == S_IFSOCK {
+                pax::push_record(&mut records, pax::TYPE, b"socket");
+            }
+        }
+        let header = NewHeader {
+            kind,
+            name: &name,
+            linkname: target,
+            mode: attr.mode & 0o7777,
+            uid,
+            gid,
+            size: size_field,
+            mtime: mtime.unwrap_or(0),
+            device,
+        };
+        if !records.is_empty() {
+            self.pax_header(&name, &records)?;
+        }
+        self.out.write_all(&header.encode())?;
+        if let Body::File(size, input) = body {
+            let copied = io::copy(&mut input.take(size), &mut self.out)?;
+            if copied != size {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.pad(size)?;
+        }
+        Ok(())
+    }
+
+    fn pax_header(&mut self, name: &[u8], records: &[u8]) -> io::Result<()> {
+        let base = name.strip_suffix(b"/").unwrap_or(name).rsplit(|&b| b == b'/').next().unwrap_or_default();
+        let mut pax_name = b"PaxHeaders/".to_vec();
+        pax_name.extend_from_slice(&base[..base.len().min(MAX_NAME - pax_name.len())]);
+        let size = records.len() as u64;
+        let header = NewHeader { kind: b'x', name: &pax_name, linkname: b"", mode: 0o644, uid: 0, gid: 0, size, mtime: 0, device: (0, 0) };
+        self.out.write_all(&header.encode())?;
+        self.out.write_all(records)?;
+        self.pad(size)
+    }
+
+    fn pad(&mut self, size: u64) -> io::Result<()> {
+        self.out.write_all(&[0; BLOCK][..super::padding(size)])
+    }
+
+    /// Writes the end of the archive.
+    ///
+    /// # Errors
+    /// What the output fails with.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.out.write_all(&[0; 2 * BLOCK])?;
+        self.out.flush()?;
+        Ok(self.out)
+    }
+}

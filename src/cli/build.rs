@@ -1,0 +1,130 @@
+//! `lxcri-fs build`
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bfc::format::Compression;
+use bfc::writer::{LEVEL, WriteOptions};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::error::Error;
+use super::output::{hex, json, size};
+use super::progress::Progress;
+use super::secret::SecretArgs;
+use crate::build::{self, MAX_SIZE, Platform, Spec, sources};
+
+/// Build an image of a directory, an OCI image or an archive
+///
+/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE or bfc:FILE; what it is is
+/// guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -o nginx.bfc\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
+pub struct BuildArgs {
+    /// What to build the image of
+    source: OsString,
+    /// Where the image goes
+    #[arg(short, long, value_name = "IMAGE")]
+    output: PathBuf,
+    /// Put the layers of another source on top; may be given several times
+    #[arg(long = "layer", value_name = "SOURCE")]
+    layers: Vec<OsString>,
+    /// Replace the image if it exists
+    #[arg(short, long)]
+    force: bool,
+    /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// How contents are compressed
+    #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
+    compression: CompressionArg,
+    /// zstd level, 1 to 22
+    #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: i32,
+    /// Refuse layers that are larger when unpacked, all together, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
+    max_size: u64,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressionArg {
+    Zstd,
+    None,
+}
+
+#[derive(Serialize)]
+struct Report {
+    image: PathBuf,
+    size: u64,
+    root_digest: String,
+    layers: Vec<LayerReport>,
+    contents: u64,
+    content_bytes: u64,
+    stored_bytes: u64,
+    paths_not_in_v1: u64,
+}
+
+#[derive(Serialize)]
+struct LayerReport {
+    diff_id: String,
+    size: u64,
+    entries: u64,
+}
+
+pub fn run(args: &BuildArgs) -> Result<(), Error> {
+    // A descriptor for each level of a directory.
+    super::limits::raise_open_files();
+    let secret = args.secret.load()?;
+    let sources = sources::Options {
+        platform: args.platform.clone().unwrap_or_else(Platform::host),
+        secret: secret.clone(),
+        temp_dir: build::parent(&args.output),
+        max_size: args.max_size,
+    };
+    let mut images = Vec::new();
+    for text in std::iter::once(&args.source).chain(&args.layers) {
+        images.push(sources::open(&Spec::parse(text)?, &sources)?);
+    }
+    let compression = match args.compression {
+        CompressionArg::Zstd => Compression::Zstd,
+        CompressionArg::None => Compression::None,
+    };
+    let write = WriteOptions { compression, level: args.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
+    let total = images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum();
+    let progress = Progress::bytes("Building", total);
+    let options = build::Options { output: args.output.clone(), force: args.force, sources, write };
+    let built = build::build(images, &options, &|n| progress.add(n));
+    progress.finish();
+    let built = built?;
+    if args.json {
+        let layer = |l: &build::BuiltLayer| LayerReport { diff_id: l.diff_id.to_string(), size: l.size, entries: l.entries };
+        return json(&Report {
+            image: args.output.clone(),
+            size: built.image.len,
+            root_digest: hex(&built.image.root_digest),
+            layers: built.layers.iter().map(layer).collect(),
+            contents: built.image.contents,
+            content_bytes: built.image.content_bytes,
+            stored_bytes: built.image.stored_bytes,
+            paths_not_in_v1: built.image.unsaid,
+        });
+    }
+    println!("{}: {}, {} layers", args.output.display(), size(built.image.len), built.layers.len());
+    println!("root digest {}", hex(&built.image.root_digest));
+    Ok(())
+}
+
+/// The key of a new image, and its salt.
+fn new_key(secret: bfc::Secret) -> Result<(bfc::Key, [u8; 32]), Error> {
+    let mut salt = [0; 32];
+    if matches!(secret, bfc::Secret::Password(_)) {
+        salt = bfc::key::new_salt().map_err(|e| Error::Secret { what: "making a salt".into(), source: Some(Box::new(e)) })?;
+    }
+    let key = secret.key(&salt).map_err(|e| Error::Secret { what: "deriving the key".into(), source: Some(Box::new(e)) })?;
+    Ok((key, salt))
+}
