@@ -17,7 +17,8 @@ mkdir -p "$store/rootfs"
 
 if [ ! -e "$store/debian.tar" ]; then
     echo "Making a root file system (a minimal Debian)"
-    $sudo mmdebstrap --quiet --variant=minbase stable "$store/debian.tar.new"
+    # A mirror that is a snapshot may be past its date.
+    $sudo mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' stable "$store/debian.tar.new"
     mv "$store/debian.tar.new" "$store/debian.tar"
 fi
 "$lxcri_fs" build "tar:$store/debian.tar" -o "$store/debian.bfc" --force

@@ -181,7 +181,8 @@ fn footer_field(bytes: &[u8], at: usize) -> usize {
 
 #[test]
 fn damage_has_its_own_error() {
-    let cases: [(&str, &str, Box<dyn FnOnce(&mut Vec<u8>)>); 8] = [
+    type Change = Box<dyn FnOnce(&mut Vec<u8>)>;
+    let cases: [(&str, &str, Change); 8] = [
         ("header", "the header is damaged", Box::new(|b| b[20] ^= 1)),
         ("magic", "not a BFC image", Box::new(|b| b[0] ^= 1)),
         ("footer magic", "no valid footer", Box::new(|b| *b.last_mut().unwrap() ^= 1)),

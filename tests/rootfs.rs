@@ -19,7 +19,9 @@ fn debian() -> &'static (PathBuf, PathBuf) {
         std::fs::create_dir_all(&base).unwrap();
         let (tar, dir, image) = (base.join("debian.tar"), base.join("rootfs"), base.join("debian.bfc"));
         if !dir.exists() {
-            run(Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", "stable"]).arg(&tar));
+            // A mirror that is a snapshot may be past its date.
+            let lenient = "--aptopt=Acquire::Check-Valid-Until \"false\"";
+            run(Command::new("mmdebstrap").args(["--quiet", "--variant=minbase", lenient, "stable"]).arg(&tar));
             let half = base.join("rootfs.new");
             let _ = std::fs::remove_dir_all(&half);
             std::fs::create_dir(&half).unwrap();
