@@ -35,9 +35,20 @@ pub(super) struct Channel {
 impl Channel {
     /// A channel to a process that is about to be started, and that process's standard input, which is its end.
     pub(super) fn pair(peer: &'static str) -> Result<(Self, Stdio)> {
+        let (ours, theirs) = Self::to_pass(peer)?;
+        Ok((ours, theirs.into()))
+    }
+
+    /// A channel to a process that is given the other end.
+    pub(super) fn to_pass(peer: &'static str) -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(Error::system("making a socket pair"))?;
-        Ok((Self { socket: ours, peer }, theirs.into()))
+        Ok((Self { socket: ours, peer }, theirs))
+    }
+
+    /// The end that this process was given.
+    pub(super) fn from_passed(socket: OwnedFd, peer: &'static str) -> Self {
+        Self { socket, peer }
     }
 
     /// The channel that this process was started with. Standard input is /dev/null from now on.

@@ -6,7 +6,9 @@
 mod adapter;
 mod attr;
 mod channel;
+pub mod confine;
 mod error;
+pub mod inherited;
 pub mod keeper;
 pub mod log;
 pub mod mount;

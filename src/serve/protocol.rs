@@ -97,7 +97,7 @@ pub struct Status {
 /// The keeper's requests to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerRequest {
-    /// Open these images; their descriptors come along.
+    /// Open these images. Their descriptors come along, and before them a socket that takes [`TemporaryFile`] requests.
     Open {
         /// The images, lowest first.
         images: Vec<Image>,
@@ -122,6 +122,14 @@ pub(super) enum WorkerReply {
     Serving,
     /// It cannot be done.
     Failed(Failure),
+}
+
+/// The worker's request for a file that is gone when it is closed: it may not make one itself. The answer is an error number, or 0 and the
+/// descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TemporaryFile {
+    /// How long it will be, bytes.
+    pub(super) size: u64,
 }
 
 /// Why another process failed, as far as the command needs to know it.

@@ -17,6 +17,7 @@ const FUSE_INIT: u32 = 26;
 /// Lengths of `fuse_in_header` and `fuse_init_in`.
 const HEADER_LEN: usize = 40;
 const INIT_LEN: usize = 64;
+const REQUEST_LEN: u32 = 104;
 /// The protocol that the kernel is made to speak. What was agreed on with the real one holds.
 const MAJOR: u32 = 7;
 const MINOR: u32 = 40;
@@ -45,7 +46,7 @@ pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Co
 fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
     let mut request = [0; HEADER_LEN + INIT_LEN];
     let mut put = |at: usize, value: u32| request[at..at + 4].copy_from_slice(&value.to_ne_bytes());
-    put(0, (HEADER_LEN + INIT_LEN) as u32);
+    put(0, REQUEST_LEN);
     put(4, FUSE_INIT);
     // The number of the request, as the answer will have it.
     put(8, 1);

@@ -1,18 +1,25 @@
 //! The worker: opens the images, serves them, and has nothing else.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bfc::Secret;
 use fuser::{Config, Session, SessionACL};
-use rustix::process::DumpableBehavior;
+use nix::sys::signal::SigSet;
 
 use super::adapter::Adapter;
 use super::channel::Channel;
 use super::error::{Error, Result};
-use super::protocol::{Failure, Image, WorkerReply, WorkerRequest};
-use super::{resume, surplus};
-use crate::fs::{self, Options, Rootfs, Source};
+use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
+use super::{confine, resume, surplus};
+use crate::fs::{self, Options, Rootfs, Source, Spool};
+
+/// How long the keeper may take to make a file.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
 ///
@@ -21,7 +28,9 @@ use crate::fs::{self, Options, Rootfs, Source};
 pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
-    confine();
+    confine::confine();
+    // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the keeper decides.
+    let _ = SigSet::all().thread_block();
     let Some((WorkerRequest::Open { images, options, threads }, files)) = control.receive()? else {
         return Err(Error::Gone { peer: "keeper" });
     };
@@ -49,28 +58,32 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     session.run().map_err(Error::system("serving"))
 }
 
-/// How much more the worker is to the out-of-memory killer's taste than its keeper.
-const OOM_DISTANCE: i32 = 100;
-
-fn prefer_for_oom() -> std::io::Result<()> {
-    const PATH: &str = "/proc/self/oom_score_adj";
-    let inherited = std::fs::read_to_string(PATH)?.trim().parse::<i32>().map_err(std::io::Error::other)?;
-    std::fs::write(PATH, (inherited + OOM_DISTANCE).min(1000).to_string())
-}
-
-fn confine() {
-    if let Err(error) = prefer_for_oom() {
-        tracing::debug!(%error, "oom_score_adj stays as it is");
-    }
-    // Keys are in its memory. And a dump would wait for threads which wait for this process to be replaced.
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-}
-
 fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {
+    let mut files = files.into_iter();
+    let spool = KeeperSpool(Mutex::new(files.next().map(|socket| Channel::from_passed(socket, "keeper"))));
     let sources = images.into_iter().zip(files).map(|(image, file)| Source {
         path: PathBuf::from(image.path),
         file: file.into(),
         secret: image.key.map(|key| Secret::Key(key.0)),
     });
-    Rootfs::open(sources.collect(), options)
+    Rootfs::open_with(sources.collect(), options, Box::new(spool))
+}
+
+/// Temporary files that the keeper makes.
+struct KeeperSpool(Mutex<Option<Channel>>);
+
+impl Spool for KeeperSpool {
+    fn file(&self, size: u64) -> io::Result<File> {
+        let keeper = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = |keeper: &Channel| {
+            keeper.send(&TemporaryFile { size }, &[])?;
+            keeper.expect::<i32>(PATIENCE)
+        };
+        match keeper.as_ref().map(ask) {
+            Some(Ok((0, mut fds))) => fds.pop().map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            Some(Ok((errno, _))) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Err(error)) => Err(io::Error::other(error)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
 }

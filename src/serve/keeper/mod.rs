@@ -146,7 +146,7 @@ impl Keeper {
         let signals = block_signals()?;
         let mounts_path = Path::new("/proc/self/mountinfo");
         let mounts = File::open(mounts_path).map_err(Error::io("opening", mounts_path))?;
-        let worker = Worker::start(style)?;
+        let mut worker = Worker::start(style)?;
         worker.open(&request, &images, LIMIT)?;
         let mountpoint = Path::new(&request.mountpoint);
         let fuse = mount::mount(Path::new(source_of(&request)), mountpoint, request.flags)?;
@@ -184,39 +184,43 @@ impl Keeper {
         // Who had it mounted may be gone before he attached it anywhere.
         self.look = Some(Instant::now() + PAUSE);
         loop {
-            let ready = self.wait()?;
-            if ready.signal {
-                self.terminate();
-            }
-            if ready.connection {
-                self.serve_connection();
-            }
-            if ready.worker && self.worker_ended()? {
-                break;
-            }
-            if ready.departed {
-                self.reap_departed();
+            for event in self.wait()? {
+                match event {
+                    Event::Signal => self.terminate(),
+                    Event::Mounts => drop(self.look.get_or_insert(Instant::now() + PAUSE)),
+                    Event::Connection => self.serve_connection(),
+                    Event::FileWanted => self.lend_file(),
+                    Event::DepartedEnded => self.reap_departed(),
+                    Event::WorkerEnded if self.worker_ended()? => return self.end(),
+                    Event::WorkerEnded => {}
+                }
             }
             let now = Instant::now();
             if matches!(self.service, Service::Restart(at) if at <= now) {
                 self.restart();
             }
-            if ready.mounts {
-                self.look.get_or_insert(now + PAUSE);
-            }
             if self.look.is_some_and(|at| at <= now) {
                 self.look = None;
                 if !self.look_for_users()? {
-                    break;
+                    return self.end();
                 }
             }
         }
+    }
+
+    fn end(&mut self) -> Result<()> {
         self.place.leave();
         tracing::info!(image = %source_of(&self.request).display(), "unmounted");
         Ok(())
     }
 
-    fn wait(&self) -> Result<Ready> {
+    fn lend_file(&mut self) {
+        if let Service::Worker(worker) = &mut self.service {
+            worker.lend_file(&self.request.options.temp_dir);
+        }
+    }
+
+    fn wait(&self) -> Result<Vec<Event>> {
         let now = Instant::now();
         let restart = if let Service::Restart(at) = self.service { Some(at) } else { None };
         let next = [restart, self.look].into_iter().flatten().min();
@@ -224,25 +228,30 @@ impl Keeper {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
         });
-        let worker = if let Service::Worker(worker) = &self.service { Some(worker.first_thread()) } else { None };
         let read = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut fds = vec![read(self.signals.as_fd()), PollFd::new(&self.mounts, PollFlags::PRI)];
-        fds.extend(worker.map(read));
-        fds.extend(self.control.as_ref().map(|control| read(control.as_fd())));
-        let departed = fds.len();
-        fds.extend(self.departed.iter().map(|worker| read(worker.pidfd())));
+        let mut events = vec![Event::Signal, Event::Mounts];
+        let mut watch = |fd, event| {
+            fds.push(read(fd));
+            events.push(event);
+        };
+        if let Service::Worker(worker) = &self.service {
+            watch(worker.first_thread(), Event::WorkerEnded);
+            if let Some(spool) = worker.spool() {
+                watch(spool, Event::FileWanted);
+            }
+        }
+        for worker in &self.departed {
+            watch(worker.pidfd(), Event::DepartedEnded);
+        }
+        if let Some(control) = &self.control {
+            watch(control.as_fd(), Event::Connection);
+        }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::system("waiting for something to happen")(e)),
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        Ok(Ready {
-            signal: ready[0],
-            mounts: ready[1],
-            worker: worker.is_some() && ready[2],
-            connection: self.control.is_some() && ready[departed - 1],
-            departed: ready[departed..].contains(&true),
-        })
+        Ok(events.into_iter().zip(fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(event, _)| event).collect())
     }
 
     /// Asked to end: does so when nobody uses the mount, and otherwise says who does.
@@ -336,7 +345,7 @@ impl Keeper {
     /// Starts another worker on the connection of the last.
     fn restart(&mut self) {
         let Some(fuse) = &self.fuse else { return };
-        let started = Worker::start(self.style).and_then(|worker| {
+        let started = Worker::start(self.style).and_then(|mut worker| {
             worker.open(&self.request, &self.images, LIMIT)?;
             // Before the worker reads any, so that it has none of them twice.
             resume::resend(fuse)?;
@@ -386,13 +395,21 @@ impl Keeper {
     }
 }
 
-/// What has happened.
-struct Ready {
-    signal: bool,
-    mounts: bool,
-    worker: bool,
-    connection: bool,
-    departed: bool,
+/// What may happen.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// A signal asks the keeper to end.
+    Signal,
+    /// Something was mounted or unmounted.
+    Mounts,
+    /// The worker answers no more.
+    WorkerEnded,
+    /// The worker wants a temporary file.
+    FileWanted,
+    /// A worker that was replaced is gone.
+    DepartedEnded,
+    /// A command wants something.
+    Connection,
 }
 
 /// What is shown as the source of the mount: the uppermost image.

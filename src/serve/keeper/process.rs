@@ -2,18 +2,21 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::channel::Channel;
-use super::super::error::{Error, Result};
+use super::super::error::{Error, Result, chain};
 use super::super::log::Style;
-use super::super::protocol::{MountRequest, WorkerReply, WorkerRequest};
+use super::super::protocol::{MountRequest, TemporaryFile, WorkerReply, WorkerRequest};
 use super::SELF;
 use super::restarts::End;
+use crate::fs::{Spool, TempDir};
 
 /// How long a process that is going takes to be gone, unless it waits for something.
 const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -24,6 +27,9 @@ const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 pub(super) struct Worker {
     process: Child,
     control: Channel,
+    /// Where it asks for temporary files.
+    spool: Option<Channel>,
+    spool_end: Option<OwnedFd>,
     /// Of the process: readable when all its threads are gone.
     pidfd: OwnedFd,
     /// Of its first thread, which ends only with the process. Another thread may stay until a page is unlocked by the answer to a read, and
@@ -45,17 +51,19 @@ impl Worker {
             .spawn()
             .map_err(Error::system("starting the worker"))?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-        let watch = |flags| pid.ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, flags));
+        let watch = |flags| pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, flags));
         let failed = || Error::system("watching the worker");
         let pidfd = watch(PidfdFlags::empty()).map_err(failed())?;
-        let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| rustix::io::Errno::MFILE)).map_err(failed())?;
-        Ok(Self { process, control, pidfd, first })
+        let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| Errno::MFILE)).map_err(failed())?;
+        let (spool, spool_end) = Channel::to_pass("worker")?;
+        Ok(Self { process, control, spool: Some(spool), spool_end: Some(spool_end), pidfd, first })
     }
 
     /// Has the worker open the images.
-    pub(super) fn open(&self, request: &MountRequest, images: &[OwnedFd], limit: Duration) -> Result<()> {
+    pub(super) fn open(&mut self, request: &MountRequest, images: &[OwnedFd], limit: Duration) -> Result<()> {
+        let spool = self.spool_end.take();
         let open = WorkerRequest::Open { images: request.images.clone(), options: request.options.clone(), threads: request.threads };
-        let files: Vec<BorrowedFd<'_>> = images.iter().map(AsFd::as_fd).collect();
+        let files: Vec<BorrowedFd<'_>> = spool.iter().chain(images).map(AsFd::as_fd).collect();
         self.ask(&open, &files, limit).map(drop)
     }
 
@@ -71,6 +79,27 @@ impl Worker {
             WorkerReply::Failed(failure) => Err(Error::Failed(Box::new(failure))),
             reply => Ok(reply),
         }
+    }
+
+    /// Makes a temporary file in `directory` for the worker, which has asked for one.
+    pub(super) fn lend_file(&mut self, directory: &Path) {
+        let Some(spool) = &self.spool else { return };
+        let lent = spool.receive::<TemporaryFile>().and_then(|request| {
+            let Some((TemporaryFile { size }, _)) = request else { return Err(Error::Gone { peer: "worker" }) };
+            match TempDir(directory.to_owned()).file(size) {
+                Ok(file) => spool.send(&0, &[file.as_fd()]),
+                Err(error) => spool.send(&error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), &[]),
+            }
+        });
+        if let Err(error) = lent {
+            tracing::debug!("no more temporary files for the worker: {}", chain(&error));
+            self.spool = None;
+        }
+    }
+
+    /// Becomes readable when the worker wants a temporary file.
+    pub(super) fn spool(&self) -> Option<BorrowedFd<'_>> {
+        self.spool.as_ref().map(AsFd::as_fd)
     }
 
     pub(super) fn pid(&self) -> u32 {
