@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use zeroize::Zeroize;
 
-use crate::aead::{self, BadTag, OVERHEAD, Opener};
+use crate::aead::{self, BadTag, Opener};
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{Compression, Encryption, OBJECT_LEN, ObjectHeader};
@@ -20,6 +20,8 @@ const WINDOW_LOG_MAX: u32 = 27;
 pub struct Decoder<'a> {
     /// The image.
     pub source: &'a dyn ReadAt,
+    /// Its length, bytes: nothing that claims to lie behind it is read.
+    pub len: u64,
     /// Which CRC it uses.
     pub flavour: Flavour,
     /// The key, for encrypted content.
@@ -31,7 +33,6 @@ pub struct Decoder<'a> {
 /// One piece of stored bytes that is decoded on its own.
 struct Piece<'a> {
     offset: u64,
-    stored: u64,
     crc: u32,
     hash: Option<&'a Hash>,
     comp: Compression,
@@ -87,97 +88,89 @@ impl Decoder<'_> {
     pub fn whole(&self, content: &Content, path: &[u8], out: &mut [u8]) -> Result<()> {
         let piece = Piece {
             offset: content.offset,
-            stored: content.stored,
             crc: content.crc,
             hash: Some(&content.hash),
             comp: content.comp,
             sealed: content.enc != Encryption::None,
         };
-        if content.enc == Encryption::Frames {
-            return self.piece(&piece, &frame_aad(path, 0, 1), out);
-        }
-        self.piece(&piece, path, out)
+        let frame = frame_aad(path, 0, 1);
+        let aad = if content.enc == Encryption::Frames { &frame[..] } else { path };
+        self.with_stored(content.offset, content.stored, |stored| self.piece(&piece, aad, stored, out))
     }
 
-    /// Decodes one frame of a content into `out`, which is as long as the frame's original.
+    /// Decodes consecutive frames of a content, the first of them number `first`, into `out`, which is as long as their originals. What is
+    /// stored of them is read at once.
     ///
     /// # Errors
     /// As [`Decoder::whole`].
-    pub fn frame(&self, content: &Content, frame: &Frame, index: u32, path: &[u8], out: &mut [u8]) -> Result<()> {
-        let piece = Piece {
-            offset: content.offset.saturating_add(frame.offset),
-            stored: u64::from(frame.stored),
-            crc: frame.crc,
-            hash: Some(&frame.hash),
-            comp: content.comp,
-            sealed: content.enc != Encryption::None,
-        };
-        if piece.sealed {
-            return self.piece(&piece, &frame_aad(path, index, content.frames), out);
-        }
-        self.piece(&piece, &[], out)
+    pub fn frames(&self, content: &Content, frames: &[Frame], first: u32, path: &[u8], frame_len: usize, out: &mut [u8]) -> Result<()> {
+        let damaged = |reason| Error::Content { offset: content.offset, reason };
+        let (Some(head), Some(tail)) = (frames.first(), frames.last()) else { return Ok(()) };
+        let start = content.offset.saturating_add(head.offset);
+        let stored =
+            (tail.offset + u64::from(tail.stored)).checked_sub(head.offset).ok_or_else(|| damaged("its frames are not in order"))?;
+        self.with_stored(start, stored, |buf| {
+            for ((frame, index), out) in frames.iter().zip(first..).zip(out.chunks_mut(frame_len)) {
+                let piece = Piece {
+                    offset: content.offset.saturating_add(frame.offset),
+                    crc: frame.crc,
+                    hash: Some(&frame.hash),
+                    comp: content.comp,
+                    sealed: content.enc != Encryption::None,
+                };
+                let range = frame.offset.checked_sub(head.offset).and_then(|at| usize::try_from(at).ok());
+                let bytes = range.and_then(|at| buf.get_mut(at..)?.get_mut(..frame.stored as usize));
+                let bytes = bytes.ok_or_else(|| damaged("its frames are not in order"))?;
+                let aad = if piece.sealed { frame_aad(path, index, content.frames) } else { Vec::new() };
+                self.piece(&piece, &aad, bytes, out)?;
+            }
+            Ok(())
+        })
     }
 
-    fn piece(&self, piece: &Piece<'_>, aad: &[u8], out: &mut [u8]) -> Result<()> {
-        let damaged = |reason| Error::Content { offset: piece.offset, reason };
-        let overhead = if piece.sealed { OVERHEAD as u64 } else { 0 };
-        let expected = out.len() as u64 + overhead;
-        if piece.comp == Compression::None && piece.stored != expected {
-            return Err(damaged("its stored length is not its length"));
-        }
-        if piece.comp == Compression::None && !piece.sealed {
-            read_exact_at(self.source, out, piece.offset)?;
-            if self.check_hash && piece.hash.is_some_and(|h| hash(out) != *h) {
-                return Err(damaged("its digest is wrong"));
+    /// Reads `stored` bytes at `offset` into a buffer of this thread's.
+    fn with_stored(&self, offset: u64, stored: u64, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        /// A buffer that grew past this is not kept.
+        const KEEP: usize = 1 << 20;
+        let fits = offset.checked_add(stored).is_some_and(|end| end <= self.len);
+        let Some(stored) = usize::try_from(stored).ok().filter(|_| fits) else {
+            return Err(Error::Content { offset, reason: "it ends outside the file" });
+        };
+        STORED.with_borrow_mut(|buf| {
+            buf.resize(stored, 0);
+            let result = read_exact_at(self.source, buf, offset).and_then(|()| f(buf));
+            if self.key.is_some() {
+                buf.zeroize();
             }
-        } else {
-            STORED.with_borrow_mut(|buf| self.decode(piece, aad, buf, out))?;
+            if buf.capacity() > KEEP {
+                *buf = Vec::new();
+            }
+            result
+        })
+    }
+
+    /// Decodes the stored bytes of a piece, which opening overwrites.
+    fn piece(&self, piece: &Piece<'_>, aad: &[u8], stored: &mut [u8], out: &mut [u8]) -> Result<()> {
+        let damaged = |reason| Error::Content { offset: piece.offset, reason };
+        if self.check_hash && piece.hash.is_some_and(|h| hash(stored) != *h) {
+            return Err(damaged("its digest is wrong"));
+        }
+        let opened = match (piece.sealed, self.key) {
+            (false, _) => stored,
+            (true, None) => return Err(Error::KeyNeeded),
+            (true, Some(key)) => {
+                aead::open(key, aad, stored).ok_or_else(|| damaged("its authentication tag is wrong (changed, moved, or another key)"))?
+            }
+        };
+        match piece.comp {
+            Compression::None if opened.len() == out.len() => out.copy_from_slice(opened),
+            Compression::None => return Err(damaged("its stored length is not its length")),
+            Compression::Zstd => decompress(opened, out).map_err(|()| damaged("its compressed data is damaged"))?,
         }
         if self.flavour.crc(out) != piece.crc {
             return Err(damaged("its checksum is wrong"));
         }
         Ok(())
-    }
-
-    fn decode(&self, piece: &Piece<'_>, aad: &[u8], buf: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
-        /// A buffer that grew past this is not kept.
-        const KEEP: usize = 1 << 20;
-        let damaged = |reason| Error::Content { offset: piece.offset, reason };
-        let key = match (piece.sealed, self.key) {
-            (true, None) => return Err(Error::KeyNeeded),
-            (true, key) => key,
-            (false, _) => None,
-        };
-        let stored = usize::try_from(piece.stored).map_err(|_| damaged("it claims more bytes than memory holds"))?;
-        let len = self.source.len().map_err(|source| Error::Read { offset: piece.offset, len: piece.stored, source })?;
-        if piece.offset.checked_add(piece.stored).is_none_or(|end| end > len) {
-            return Err(damaged("it ends outside the file"));
-        }
-        buf.resize(stored, 0);
-        read_exact_at(self.source, buf, piece.offset)?;
-        if self.check_hash && piece.hash.is_some_and(|h| hash(buf) != *h) {
-            return Err(damaged("its digest is wrong"));
-        }
-        let opened = match key {
-            Some(key) => {
-                aead::open(key, aad, buf).ok_or_else(|| damaged("its authentication tag is wrong (changed, moved, or another key)"))?
-            }
-            None => &mut buf[..],
-        };
-        let result = match piece.comp {
-            Compression::None => {
-                out.copy_from_slice(opened);
-                Ok(())
-            }
-            Compression::Zstd => decompress(opened, out).map_err(|()| damaged("its compressed data is damaged")),
-        };
-        if piece.sealed {
-            buf.zeroize();
-        }
-        if buf.capacity() > KEEP {
-            *buf = Vec::new();
-        }
-        result
     }
 
     /// Decodes a content of one piece, of any size, into `sink` in bounded memory. Nothing that was written may be used unless this succeeds.

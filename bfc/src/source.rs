@@ -11,6 +11,9 @@ pub trait ReadAt: Send + Sync {
     /// Reads at most `buf.len()` bytes at `offset`, as pread(2) does; 0 is the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Says that a range will be read soon. Nothing happens where that is of no use.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 
@@ -25,8 +28,14 @@ impl ReadAt for std::fs::File {
         FileExt::read_at(self, buf, offset)
     }
 
+    fn will_need(&self, offset: u64, len: u64) {
+        // A hint: a file system that does not know it loses nothing.
+        let _ = rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+    }
+
     fn len(&self) -> io::Result<u64> {
-        // Of a block device, metadata says 0. The offset that this moves is not used by `read_at`.
+        // The metadata of a block device do not say, and who is confined may not ask for them. The offset that this moves is nobody's: all
+        // reads are at offsets of their own.
         (&*self).seek(SeekFrom::End(0))
     }
 }
@@ -47,6 +56,10 @@ impl ReadAt for Vec<u8> {
 impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         (**self).read_at(buf, offset)
+    }
+
+    fn will_need(&self, offset: u64, len: u64) {
+        (**self).will_need(offset, len);
     }
 
     fn len(&self) -> io::Result<u64> {

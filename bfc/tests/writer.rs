@@ -83,16 +83,13 @@ fn read(container: &Container, section: &Section, name: &str, key: Option<&Key>)
     }
     let content = section.content(inode.data)?;
     let path = section.content_path(&content)?;
-    let decoder = Decoder { source: &**container.source(), flavour: container.flavour(), key, check_hash: true };
+    let decoder = Decoder { source: &**container.source(), len: container.len(), flavour: container.flavour(), key, check_hash: true };
     let mut out = vec![0; content.size as usize];
     if content.frames == 0 {
         decoder.whole(&content, &path, &mut out)?;
     }
-    for index in 0..content.frames {
-        let start = (index as usize) << FRAME_LOG2;
-        let end = (start + (1 << FRAME_LOG2)).min(out.len());
-        decoder.frame(&content, &section.frame(&content, index)?, index, &path, &mut out[start..end])?;
-    }
+    let frames = (0..content.frames).map(|index| section.frame(&content, index)).collect::<Result<Vec<_>, _>>()?;
+    decoder.frames(&content, &frames, 0, &path, 1 << FRAME_LOG2, &mut out)?;
     Ok(out)
 }
 
@@ -157,11 +154,12 @@ fn encrypted() {
     // Two frames of one file change places: each is whole, and neither opens.
     let (a, b) = (section.frame(&frames, 0).unwrap(), section.frame(&frames, 1).unwrap());
     let path = section.content_path(&frames).unwrap();
-    let decoder = Decoder { source: &**container.source(), flavour: container.flavour(), key: Some(&key), check_hash: false };
+    let decoder =
+        Decoder { source: &**container.source(), len: container.len(), flavour: container.flavour(), key: Some(&key), check_hash: false };
     let mut out = vec![0; 1 << FRAME_LOG2];
-    decoder.frame(&frames, &a, 0, &path, &mut out).unwrap();
-    assert!(decoder.frame(&frames, &b, 0, &path, &mut out).is_err());
-    assert!(decoder.frame(&frames, &a, 0, b"elsewhere", &mut out).is_err());
+    decoder.frames(&frames, &[a], 0, &path, 4096, &mut out).unwrap();
+    assert!(decoder.frames(&frames, &[b], 0, &path, 4096, &mut out).is_err());
+    assert!(decoder.frames(&frames, &[a], 0, b"elsewhere", 4096, &mut out).is_err());
 }
 
 #[test]

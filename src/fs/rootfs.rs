@@ -141,6 +141,7 @@ impl Image {
     fn decoder(&self, check_hash: bool) -> Decoder<'_> {
         Decoder {
             source: &**self.container.source(),
+            len: self.container.len(),
             flavour: self.container.flavour(),
             key: self.key.as_ref(),
             // What v1 says of itself has no digests.
@@ -479,6 +480,26 @@ impl Rootfs {
         Ok(offset)
     }
 
+    /// Says that a range of a file will be read soon: what is stored of it is fetched, if it is not there already. Does nothing for content of
+    /// one piece.
+    pub fn will_need(&self, ino: u32, offset: u64, len: u64) -> Result<()> {
+        let inode = self.inode(ino)?;
+        if inode.mode & S_IFMT != S_IFREG || offset >= inode.size {
+            return Ok(());
+        }
+        let content = self.content(&inode)?;
+        let (Some(image), Some(last)) = (self.images.get(usize::from(content.source)), content.frames.checked_sub(1)) else {
+            return Ok(());
+        };
+        let log2 = self.section.header().frame_log2;
+        let number = |at: u64| u32::try_from(at >> log2).unwrap_or(last).min(last);
+        let frame = |number| self.section.frame(&content, number).map_err(|e| self.image_error(e));
+        let (first, last) = (frame(number(offset))?, frame(number(offset.saturating_add(len)))?);
+        let end = last.offset.saturating_add(last.stored.into());
+        image.container.source().will_need(content.offset.saturating_add(first.offset), end.saturating_sub(first.offset));
+        Ok(())
+    }
+
     /// The content of a regular file that is not empty.
     fn content(&self, inode: &Inode) -> Result<Content> {
         let content = self.section.content(inode.data).map_err(|e| self.image_error(e))?;
@@ -501,15 +522,14 @@ impl Rootfs {
     ) -> bfc::Result<u64> {
         let log2 = self.section.header().frame_log2;
         let (first, last) = (offset >> log2, (offset + len as u64 - 1) >> log2);
-        for number in first..=last {
-            let start = number << log2;
-            #[allow(clippy::cast_possible_truncation)] // frames are at most 16 MiB, and there are at most 2^32
-            let (size, index) = ((content.size - start).min(1 << log2) as usize, number as u32);
-            let frame = self.section.frame(content, index)?;
-            let at = out.len();
-            out.resize(at + size, 0);
-            decoder.frame(content, &frame, index, path, &mut out[at..])?;
-        }
+        #[allow(clippy::cast_possible_truncation)] // a content has at most 2^32 frames
+        let numbers = first as u32..=last as u32;
+        let frames = numbers.map(|number| self.section.frame(content, number)).collect::<bfc::Result<Vec<_>>>()?;
+        let start = out.len();
+        #[allow(clippy::cast_possible_truncation)] // the length asked for and two frames of at most 16 MiB
+        out.resize(start + (content.size.min((last + 1) << log2) - (first << log2)) as usize, 0);
+        #[allow(clippy::cast_possible_truncation)]
+        decoder.frames(content, &frames, first as u32, path, 1 << log2, &mut out[start..])?;
         Ok(first << log2)
     }
 

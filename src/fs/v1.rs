@@ -104,7 +104,13 @@ fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u
     if content.size == 0 || content.size > MAX_TARGET {
         return Err(damaged("a symlink target of an impossible length"));
     }
-    let decoder = bfc::content::Decoder { source: &**container.source(), flavour: container.flavour(), key: None, check_hash: false };
+    let decoder = bfc::content::Decoder {
+        source: &**container.source(),
+        len: container.len(),
+        flavour: container.flavour(),
+        key: None,
+        check_hash: false,
+    };
     let resolved = decoder.resolve(content)?;
     let mut out = vec![0; usize::try_from(content.size).unwrap_or(0)];
     if resolved.comp == Compression::None && resolved.enc == Encryption::None {

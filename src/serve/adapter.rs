@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bfc::rootfs::format::Inode;
@@ -27,8 +27,8 @@ use crate::fs::{self, ROOT, Rootfs};
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);
 /// Inode numbers are never used again for something else.
 const GENERATION: Generation = Generation(0);
-/// Largest read, bytes. The kernel's default limit is 256 pages.
-const MAX_READ: u32 = 1 << 20;
+/// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are decoded at the same time (docs/PERFORMANCE.md).
+const MAX_READ: u32 = 128 << 10;
 /// How many different errors are logged before they are only answered.
 const MAX_LOGGED: usize = 4096;
 /// For how many of them the path is searched, which walks the tree.
@@ -57,7 +57,7 @@ thread_local! {
 
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
-    rootfs: Rootfs,
+    rootfs: Arc<Rootfs>,
     surplus: Surplus,
     logged: Mutex<HashSet<(u32, u64)>>,
 }
@@ -85,7 +85,7 @@ impl From<Errno> for Refusal {
 type Answer<T> = Result<T, Refusal>;
 
 impl Adapter {
-    pub(super) fn new(rootfs: Rootfs, surplus: Surplus) -> Self {
+    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus) -> Self {
         Self { rootfs, surplus, logged: Mutex::default() }
     }
 

@@ -19,8 +19,8 @@ use super::protocol::MountFlags;
 
 const DEV_FUSE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
-/// Read-ahead of the mount. The kernel's 128 KiB would decode little more than one frame at a time.
-const READ_AHEAD_KIB: u32 = 512;
+/// Read-ahead of the mount. The kernel's 128 KiB would decode one request at a time.
+const READ_AHEAD_KIB: u32 = 1024;
 
 /// Mounts a FUSE file system; returns the descriptor that its requests come from.
 ///

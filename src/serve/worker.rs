@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bfc::Secret;
@@ -45,7 +45,8 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     // The kernel has checked who may come in.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
-    let (surplus, pusher) = surplus::channel();
+    let rootfs = Arc::new(rootfs);
+    let (surplus, pusher) = surplus::channel(rootfs.clone());
     let adapter = Adapter::new(rootfs, surplus);
     let session = if resume {
         resume::session(adapter, &fuse, config)?
