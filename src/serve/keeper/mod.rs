@@ -158,7 +158,7 @@ impl Keeper {
         let settled = mountinfo::at(mountpoint).and_then(|mounted| {
             let mounted = mounted.filter(mountinfo::MountInfo::is_ours).ok_or(Error::Gone { peer: "worker" })?;
             mount::raise_read_ahead(mounted.dev);
-            Place::settle(&request, mounted.dev)
+            Place::settle(&request, mounted)
         });
         let (place, control) = settled.inspect_err(|_| undo())?;
         tracing::info!(image = %source_of(&request).display(), mountpoint = %mountpoint.display(), "mounted");

@@ -18,6 +18,8 @@ use super::super::users::{self, Used};
 #[derive(Debug)]
 pub(super) struct Place {
     dev: (u32, u32),
+    /// What mountinfo says is mounted.
+    source: PathBuf,
     /// Where the file system itself is mounted.
     mountpoint: PathBuf,
     /// Whether that is out of sight, and what users see are bind mounts of it.
@@ -30,9 +32,9 @@ pub(super) struct Place {
 
 impl Place {
     /// The place of a mount that was just made, and the socket of its keeper.
-    pub(super) fn settle(request: &MountRequest, dev: (u32, u32)) -> Result<(Self, Option<Listener>)> {
-        let mountpoint = PathBuf::from(&request.mountpoint);
-        let mut place = Self { dev, mountpoint, shared: request.shared.is_some(), dir: None, released: false };
+    pub(super) fn settle(request: &MountRequest, mounted: MountInfo) -> Result<(Self, Option<Listener>)> {
+        let MountInfo { dev, source, mountpoint, .. } = mounted;
+        let mut place = Self { dev, source, mountpoint, shared: request.shared.is_some(), dir: None, released: false };
         if let Some(name) = &request.shared {
             // Who asked for the mount holds the lock.
             let dir = RunDir::named(&name.to_string_lossy())?;
@@ -71,8 +73,9 @@ impl Place {
         Ok(mounts.iter().any(|m| self.is_seen(m) || overlay(m)))
     }
 
+    /// The device alone would not do: once the file system is gone, another may have it.
     fn is_seen(&self, mount: &MountInfo) -> bool {
-        mount.dev == self.dev && !(self.shared && mount.mountpoint == self.mountpoint)
+        mount.dev == self.dev && mount.is_ours() && mount.source == self.source && !(self.shared && mount.mountpoint == self.mountpoint)
     }
 
     /// Unmounts what users see, unless one of them (but `own`) uses it.
