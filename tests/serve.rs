@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -382,4 +383,130 @@ fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
     wait_until("the end of the worker", || !is_alive(pid(&row, "worker")));
     let left = std::fs::read_dir("/run/lxcri-fs").unwrap().flatten().map(|e| e.path().join("mnt"));
     assert!(!left.into_iter().any(|mnt| mnt.exists() && is_mounted(&mnt) && ps(&image).is_some()));
+}
+
+/// Reads a tree in several threads until `act` is done; every content must be right every time. How often it was read.
+fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
+    let expected = tree(root);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = || {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let found = tree(root);
+                assert_eq!(found.len(), expected.len());
+                assert!(found.iter().all(|(path, entry)| entry.content == expected[path].content));
+                rounds += 1;
+            }
+            rounds
+        };
+        let readers: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
+        act();
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().map(|r| r.join().unwrap()).sum()
+    })
+}
+
+#[test]
+fn an_upgrade_costs_no_reader_an_error() {
+    let (_temp, image, [dir]) = setup();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let before = ps(&image).unwrap();
+    let rounds = under_load(&dir, || {
+        for _ in 0..10 {
+            std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            let output = lxcri_fs().arg("upgrade").output().unwrap();
+            // Keepers of other tests may have a worker that is being killed just now.
+            assert!(output.status.success() || stderr(&output).contains("cannot go on"), "{}", stderr(&output));
+        }
+    });
+    assert!(rounds > 0);
+    let after = ps(&image).unwrap();
+    assert_eq!(pid(&before, "keeper"), pid(&after, "keeper"));
+    assert!(pid(&after, "restarts") > 0);
+}
+
+#[test]
+fn stats_tell_what_was_asked_for() {
+    let (_temp, image, [dir]) = setup();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let bytes: u64 = tree(&dir).values().filter_map(|e| e.size.filter(|_| e.mode & 0o170_000 == 0o100_000)).sum();
+    let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&dir))).unwrap();
+    assert!(stats["served_bytes"].as_u64().unwrap() >= bytes, "{stats}");
+    assert_eq!(stats["damaged"], 0);
+    let read = stats["requests"].as_array().unwrap().iter().find(|r| r["op"] == "read").unwrap();
+    assert!(read["count"].as_u64().unwrap() > 10 && read["p50"].as_u64() <= read["p99"].as_u64(), "{read}");
+    let text = run(lxcri_fs().args(["stats", "--prometheus"]));
+    let label = format!("lxcri_fs_worker_restarts_total{{image=\"{}\"", image.display());
+    assert!(text.lines().any(|l| l.starts_with(&label)), "{text}");
+    assert!(run(lxcri_fs().arg("stats").arg(&dir)).contains("readdirplus"));
+}
+
+#[test]
+fn a_damaged_file_is_an_error_for_its_readers_alone() {
+    let (temp, image, [dir]) = setup();
+    std::fs::copy(golden("plain.bfc"), &image).unwrap();
+    let log = temp.path().join("log");
+    let good = std::fs::read(&image).unwrap();
+    let _mounted = Mounted::new(&["--log-file", log.to_str().unwrap(), image.to_str().unwrap()], &dir);
+    // Not read through the mount before: stored content of v1 has one checksum, which is checked once.
+    let content = lxcri_fs().arg("cat").arg(golden("plain.bfc")).arg("tree/blob/mixed").output().unwrap().stdout;
+    let at = good.windows(64).position(|w| w == &content[..64]).unwrap();
+    let mut bad = good;
+    bad[at] ^= 1;
+    std::fs::write(&image, &bad).unwrap();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let error = std::fs::read(dir.join("tree/blob/mixed")).map(drop).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(std::fs::read(dir.join("tree/text.txt")).is_ok());
+    let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&dir))).unwrap();
+    assert!(stats["damaged"].as_u64().unwrap() > 0, "{stats}");
+    let _ = std::fs::read(dir.join("tree/blob/mixed"));
+    let log = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = log.lines().filter(|l| l.contains("ERROR")).collect();
+    assert!(!lines.is_empty() && lines.iter().all(|l| l.contains("path=/tree/blob/mixed")), "{log}");
+    let mut once = lines.clone();
+    once.dedup_by_key(|l| l.split("offset=").nth(1).map(str::to_owned));
+    assert_eq!(once.len(), lines.len(), "{log}");
+}
+
+#[test]
+fn an_image_that_is_deleted_is_served_to_the_end_and_a_truncated_one_says_so() {
+    let (temp, image, [dir]) = setup();
+    std::fs::copy(golden("plain.bfc"), &image).unwrap();
+    let kept = temp.path().join("kept.bfc");
+    std::fs::hard_link(&image, &kept).unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let expected = tree(&dir);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_eq!(tree(&dir), expected);
+    File::options().write(true).open(&kept).unwrap().set_len(5000).unwrap();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    assert_eq!(std::fs::read(dir.join("tree/blob/mixed")).map(drop).unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(std::fs::read_dir(dir.join("tree")).unwrap().count(), dir.join("tree").read_dir().unwrap().count());
+}
+
+#[test]
+fn two_hundred_images_are_mounted_at_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let numbers: Vec<usize> = (0..200).collect();
+    let dirs: Vec<PathBuf> = numbers.iter().map(|n| temp.path().join(format!("mnt{n}"))).collect();
+    std::thread::scope(|scope| {
+        for (part, dirs) in numbers.chunks(25).zip(dirs.chunks(25)) {
+            let temp = temp.path();
+            scope.spawn(move || {
+                for (n, dir) in part.iter().zip(dirs) {
+                    let image = temp.join(format!("image{n}.bfc"));
+                    std::fs::copy(golden("block8192.bfc"), &image).unwrap();
+                    std::fs::create_dir(dir).unwrap();
+                    run(lxcri_fs().arg("mount").arg(&image).arg(dir));
+                }
+            });
+        }
+    });
+    let mounted: Vec<Mounted> = dirs.iter().cloned().map(Mounted).collect();
+    assert!(dirs.iter().all(|d| d.join("bin/tool").exists()));
+    drop(mounted);
+    assert!(!dirs.iter().any(|d| is_mounted(d)));
 }

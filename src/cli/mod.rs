@@ -16,7 +16,9 @@ mod output;
 mod progress;
 mod ps;
 mod secret;
+mod stats;
 mod umount;
+mod upgrade;
 mod verify;
 
 use std::ffi::{OsStr, OsString};
@@ -41,6 +43,8 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Ps(ps::PsArgs),
+    Stats(stats::StatsArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Export(export::ExportArgs),
@@ -72,6 +76,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Ps(args) => ps::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),

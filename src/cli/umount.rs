@@ -40,7 +40,7 @@ pub fn run(args: &UmountArgs) -> Result<(), Error> {
 }
 
 /// The directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
-fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
     if mountinfo::at(&absolute)?.is_some() {
         return Ok(absolute);

@@ -19,8 +19,10 @@ pub mod protocol;
 mod resume;
 pub mod rundir;
 pub mod shared;
+pub mod stats;
 mod surplus;
 pub mod unmount;
+pub mod upgrade;
 pub mod users;
 pub mod worker;
 

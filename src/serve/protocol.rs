@@ -1,15 +1,49 @@
 //! What the command, the keeper and the worker say to each other.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bfc::Key;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::keeper::Place;
+use super::stats::Stats;
 use crate::fs;
 
-/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+/// Changed when a keeper could not go on with what another version hands over.
+pub(super) const VERSION: u32 = 1;
+
+/// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
+pub(super) enum KeeperStart {
+    /// To mount. The images' descriptors come along.
+    Mount(MountRequest),
+    /// To go on where another version of the program stopped. The descriptors of the connection and of the control socket, if there is one, come
+    /// along before those of the images.
+    Resume(Handover),
+}
+
+/// All that a keeper knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Handover {
+    /// What was asked for.
+    pub(super) request: MountRequest,
+    /// Where it is mounted.
+    pub(super) place: Place,
+    /// Whether there is a control socket.
+    pub(super) control: bool,
+    /// When it was mounted.
+    pub(super) since: SystemTime,
+    /// How often a worker was started again.
+    pub(super) restarts: u64,
+    /// How often the program was replaced.
+    pub(super) upgrades: u64,
+}
+
+/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The images, lowest first.
     pub images: Vec<Image>,
@@ -56,6 +90,10 @@ pub(super) enum KeeperRequest {
     Look,
     /// How it is doing.
     Status,
+    /// What its worker has done.
+    Stats,
+    /// To go on as the program whose descriptor comes along.
+    Upgrade,
 }
 
 /// The keeper's answer to a [`MountRequest`] or a [`KeeperRequest`].
@@ -67,8 +105,12 @@ pub(super) enum KeeperReply {
     Attached,
     /// Whether users see the mount anywhere.
     Used(bool),
+    /// The program is being replaced.
+    Upgrading,
     /// How it is doing.
     Status(Status),
+    /// What its worker has done; nothing when there is none, or it does not answer.
+    Stats(Option<Stats>),
     /// It does not, and nothing is left behind.
     Failed(Failure),
 }
@@ -82,6 +124,10 @@ pub struct Status {
     pub worker: Option<u32>,
     /// The keeper's version.
     pub version: String,
+    /// Version of what keepers hand over.
+    pub protocol: u32,
+    /// How often the program was replaced.
+    pub upgrades: u64,
     /// Device of the file system, major and minor number.
     pub dev: (u32, u32),
     /// The images, lowest first.
@@ -111,6 +157,8 @@ pub(super) enum WorkerRequest {
         /// Whether another worker has served on it before.
         resume: bool,
     },
+    /// Tell what was counted.
+    Stats,
 }
 
 /// The worker's answers.
@@ -120,6 +168,8 @@ pub(super) enum WorkerReply {
     Opened,
     /// The kernel has been answered: the mount is alive.
     Serving,
+    /// What was counted.
+    Stats(Stats),
     /// It cannot be done.
     Failed(Failure),
 }
@@ -159,5 +209,18 @@ impl<'de> Deserialize<'de> for ImageKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Zeroizing::new(<[u8; bfc::key::KEY_LEN]>::deserialize(deserializer)?);
         Key::from_slice(&*bytes).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Paths of any bytes: serde's own are UTF-8.
+pub(super) mod path {
+    use super::{Deserialize, Deserializer, OsString, Path, PathBuf, Serialize, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(deserializer).map(PathBuf::from)
     }
 }

@@ -5,24 +5,27 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 
 use super::channel::Channel;
 use super::error::{Error, Result};
 use super::mount::{self, Unmount};
 use super::mountinfo::{self, MountInfo};
 use super::protocol::{KeeperReply, KeeperRequest, Status};
+use super::stats::Stats;
 
 const SOCKET: &str = "control";
 const MOUNT: &str = "mnt";
 /// How long a lock is waited for; starting a keeper takes a part of it.
 const LIMIT: Duration = Duration::from_secs(90);
 /// How long a keeper may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The directory of this user's keepers, made when it is missing.
 ///
@@ -52,8 +55,8 @@ fn make_directory(path: &Path) -> Result<()> {
 }
 
 /// A keeper's directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunDir(PathBuf);
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDir(#[serde(with = "super::protocol::path")] PathBuf);
 
 impl RunDir {
     /// The directory of this name.
@@ -154,12 +157,38 @@ impl RunDir {
     /// # Errors
     /// When it does not answer.
     pub fn status(&self) -> Result<Option<Status>> {
-        let Some(keeper) = self.connect()? else { return Ok(None) };
-        keeper.send(&KeeperRequest::Status, &[])?;
-        match keeper.expect(PATIENCE)?.0 {
-            KeeperReply::Status(status) => Ok(Some(status)),
-            _ => Err(Error::Gone { peer: "keeper" }),
+        match self.ask(&KeeperRequest::Status)? {
+            Some(KeeperReply::Status(status)) => Ok(Some(status)),
+            None => Ok(None),
+            Some(_) => Err(Error::Gone { peer: "keeper" }),
         }
+    }
+
+    /// What the keeper's worker has done; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub fn stats(&self) -> Result<Option<Stats>> {
+        match self.ask(&KeeperRequest::Stats)? {
+            Some(KeeperReply::Stats(stats)) => Ok(stats),
+            None => Ok(None),
+            Some(_) => Err(Error::Gone { peer: "keeper" }),
+        }
+    }
+
+    /// Has the keeper go on as another program.
+    pub(super) fn upgrade(&self, program: BorrowedFd<'_>) -> Result<()> {
+        self.ask_with(&KeeperRequest::Upgrade, &[program]).map(drop)
+    }
+
+    fn ask(&self, request: &KeeperRequest) -> Result<Option<KeeperReply>> {
+        self.ask_with(request, &[])
+    }
+
+    fn ask_with(&self, request: &KeeperRequest, fds: &[BorrowedFd<'_>]) -> Result<Option<KeeperReply>> {
+        let Some(keeper) = self.connect()? else { return Ok(None) };
+        keeper.send(request, fds)?;
+        Ok(Some(keeper.expect(PATIENCE)?.0))
     }
 }
 

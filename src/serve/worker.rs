@@ -15,6 +15,7 @@ use super::adapter::Adapter;
 use super::channel::Channel;
 use super::error::{Error, Result};
 use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
+use super::stats::Metrics;
 use super::{confine, resume, surplus};
 use crate::fs::{self, Options, Rootfs, Source, Spool};
 
@@ -47,16 +48,31 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     config.n_threads = Some(threads);
     let rootfs = Arc::new(rootfs);
     let (surplus, pusher) = surplus::channel(rootfs.clone());
-    let adapter = Adapter::new(rootfs, surplus);
+    let metrics = Arc::new(Metrics::new());
+    let adapter = Adapter::new(rootfs, surplus, metrics.clone());
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {
         Session::from_fd(adapter, fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?
     };
     let notifier = session.notifier();
-    std::thread::Builder::new().name("push".into()).spawn(move || pusher.run(&notifier)).map_err(Error::system("starting a thread"))?;
+    start_thread("push", move || pusher.run(&notifier))?;
     control.send(&WorkerReply::Serving, &[])?;
+    start_thread("control", move || tell(&control, &metrics))?;
     session.run().map_err(Error::system("serving"))
+}
+
+fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(f).map(drop).map_err(Error::system("starting a thread"))
+}
+
+/// Tells the keeper, for as long as it lives, what was counted.
+fn tell(control: &Channel, metrics: &Metrics) {
+    while let Ok(Some((WorkerRequest::Stats, _))) = control.receive() {
+        if control.send(&WorkerReply::Stats(metrics.snapshot()), &[]).is_err() {
+            break;
+        }
+    }
 }
 
 fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {

@@ -3,12 +3,13 @@
 mod place;
 mod process;
 mod restarts;
+mod upgrade;
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,14 +17,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use self::place::Place;
+pub(super) use self::place::Place;
 use self::process::Worker;
 use self::restarts::{End, Restarts};
 use super::channel::{Channel, Listener};
 use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
-use super::protocol::{Failure, KeeperReply, KeeperRequest, MountRequest, Status};
+use super::protocol::{self, Failure, KeeperReply, KeeperRequest, KeeperStart, MountRequest, Status};
 use super::{mountinfo, resume};
 
 /// How long opening images and mounting may take altogether.
@@ -50,7 +51,7 @@ pub fn start(request: &MountRequest, images: &[BorrowedFd<'_>], log_file: Option
         .stderr(stderr)
         .spawn()
         .map_err(Error::system("starting the keeper"))?;
-    control.send(request, images)?;
+    control.send(&KeeperStart::Mount(request.clone()), images)?;
     // Somewhat longer than the keeper itself waits, so that it can clean up and tell.
     let reply = control.expect(LIMIT + Duration::from_secs(10));
     match &reply {
@@ -75,7 +76,10 @@ pub fn main(style: Style) -> Result<()> {
     // Out of the caller's session, and away from a directory that it may want to unmount or remove.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
-    let (request, images) = control.expect::<MountRequest>(LIMIT)?;
+    let (request, images) = match control.expect(LIMIT)? {
+        (KeeperStart::Mount(request), images) => (request, images),
+        (KeeperStart::Resume(handover), fds) => return Keeper::resume(handover, fds, style)?.keep(),
+    };
     match Keeper::mount(request, images, style) {
         Ok(mut keeper) => {
             if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
@@ -136,6 +140,8 @@ struct Keeper {
     mounts: File,
     control: Option<Listener>,
     since: SystemTime,
+    /// How often the program was replaced.
+    upgrades: u64,
     /// When to look whether the mount still has users, if not before.
     look: Option<Instant>,
 }
@@ -143,12 +149,10 @@ struct Keeper {
 impl Keeper {
     /// Nothing is mounted before the images are open, and nothing stays mounted that does not answer.
     fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
-        let signals = block_signals()?;
-        let mounts_path = Path::new("/proc/self/mountinfo");
-        let mounts = File::open(mounts_path).map_err(Error::io("opening", mounts_path))?;
         let mut worker = Worker::start(style)?;
         worker.open(&request, &images, LIMIT)?;
-        let mountpoint = Path::new(&request.mountpoint);
+        let mountpoint = PathBuf::from(&request.mountpoint);
+        let mountpoint = &*mountpoint;
         let fuse = mount::mount(Path::new(source_of(&request)), mountpoint, request.flags)?;
         let undo = || {
             let _ = mount::unmount(mountpoint, Unmount { lazy: true, force: true });
@@ -162,19 +166,33 @@ impl Keeper {
         });
         let (place, control) = settled.inspect_err(|_| undo())?;
         tracing::info!(image = %source_of(&request).display(), mountpoint = %mountpoint.display(), "mounted");
+        Self::assemble(request, images, style, place, fuse, Service::Worker(worker), control).inspect_err(|_| undo())
+    }
+
+    fn assemble(
+        request: MountRequest,
+        images: Vec<OwnedFd>,
+        style: Style,
+        place: Place,
+        fuse: OwnedFd,
+        service: Service,
+        control: Option<Listener>,
+    ) -> Result<Self> {
+        let mounts = Path::new("/proc/self/mountinfo");
         Ok(Self {
             request,
             images,
             style,
             place,
             fuse: Some(fuse),
-            service: Service::Worker(worker),
+            service,
             departed: Vec::new(),
             restarts: Restarts::new(Instant::now()),
-            signals,
-            mounts,
+            signals: block_signals()?,
+            mounts: File::open(mounts).map_err(Error::io("opening", mounts))?,
             control,
             since: SystemTime::now(),
+            upgrades: 0,
             look: None,
         })
     }
@@ -279,7 +297,8 @@ impl Keeper {
     }
 
     fn answer(&mut self, channel: &Channel) -> Result<()> {
-        match (channel.expect(PATIENCE)?.0, &self.service) {
+        let (request, fds) = channel.expect(PATIENCE)?;
+        match (request, &self.service) {
             (KeeperRequest::Attach, Service::Failed(why)) => {
                 let failure = Failure { message: why.clone(), hint: None, exit: 1, key_needed: None };
                 channel.send(&KeeperReply::Failed(failure), &[])
@@ -296,6 +315,15 @@ impl Keeper {
                 self.look = Some(Instant::now());
                 channel.send(&KeeperReply::Used(self.place.is_used()?), &[])
             }
+            (KeeperRequest::Upgrade, _) => {
+                let program = fds.first().ok_or(Error::Gone { peer: "command" })?;
+                channel.send(&KeeperReply::Upgrading, &[])?;
+                self.upgrade(program)
+            }
+            (KeeperRequest::Stats, _) => {
+                let stats = if let Service::Worker(worker) = &mut self.service { worker.stats(PATIENCE) } else { None };
+                channel.send(&KeeperReply::Stats(stats), &[])
+            }
             (KeeperRequest::Status, _) => channel.send(&KeeperReply::Status(self.status()), &[]),
         }
     }
@@ -305,6 +333,8 @@ impl Keeper {
             pid: std::process::id(),
             worker: if let Service::Worker(worker) = &self.service { Some(worker.pid()) } else { None },
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: protocol::VERSION,
+            upgrades: self.upgrades,
             dev: self.place.dev(),
             images: self.request.images.iter().map(|i| i.path.clone()).collect(),
             since: self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),

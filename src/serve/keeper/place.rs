@@ -5,22 +5,25 @@ use std::path::PathBuf;
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use serde::{Deserialize, Serialize};
 
 use super::super::channel::Listener;
 use super::super::error::{Error, Result, chain};
 use super::super::mount::{self, Unmount};
 use super::super::mountinfo::{self, MountInfo};
-use super::super::protocol::MountRequest;
+use super::super::protocol::{self, MountRequest};
 use super::super::rundir::{RunDir, direct_name};
 use super::super::users::{self, Used};
 
 /// A mount.
-#[derive(Debug)]
-pub(super) struct Place {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in super::super) struct Place {
     dev: (u32, u32),
     /// What mountinfo says is mounted.
+    #[serde(with = "protocol::path")]
     source: PathBuf,
     /// Where the file system itself is mounted.
+    #[serde(with = "protocol::path")]
     mountpoint: PathBuf,
     /// Whether that is out of sight, and what users see are bind mounts of it.
     shared: bool,

@@ -14,6 +14,7 @@ use super::super::channel::Channel;
 use super::super::error::{Error, Result, chain};
 use super::super::log::Style;
 use super::super::protocol::{MountRequest, TemporaryFile, WorkerReply, WorkerRequest};
+use super::super::stats::Stats;
 use super::SELF;
 use super::restarts::End;
 use crate::fs::{Spool, TempDir};
@@ -27,6 +28,8 @@ const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 pub(super) struct Worker {
     process: Child,
     control: Channel,
+    /// Whether it has failed to answer, and is asked no more.
+    mute: bool,
     /// Where it asks for temporary files.
     spool: Option<Channel>,
     spool_end: Option<OwnedFd>,
@@ -56,7 +59,7 @@ impl Worker {
         let pidfd = watch(PidfdFlags::empty()).map_err(failed())?;
         let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| Errno::MFILE)).map_err(failed())?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
-        Ok(Self { process, control, spool: Some(spool), spool_end: Some(spool_end), pidfd, first })
+        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, first })
     }
 
     /// Has the worker open the images.
@@ -81,6 +84,21 @@ impl Worker {
         }
     }
 
+    /// What the worker has done; nothing when it does not answer.
+    pub(super) fn stats(&mut self, limit: Duration) -> Option<Stats> {
+        if self.mute {
+            return None;
+        }
+        match self.ask(&WorkerRequest::Stats, &[], limit) {
+            Ok(WorkerReply::Stats(stats)) => Some(stats),
+            // A late answer would be taken for that to the next question.
+            _ => {
+                self.mute = true;
+                None
+            }
+        }
+    }
+
     /// Makes a temporary file in `directory` for the worker, which has asked for one.
     pub(super) fn lend_file(&mut self, directory: &Path) {
         let Some(spool) = &self.spool else { return };
@@ -100,6 +118,11 @@ impl Worker {
     /// Becomes readable when the worker wants a temporary file.
     pub(super) fn spool(&self) -> Option<BorrowedFd<'_>> {
         self.spool.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Ends the process, by and by.
+    pub(super) fn kill(&mut self) {
+        let _ = self.process.kill();
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -126,7 +149,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let _ = self.process.kill();
+        self.kill();
         let _ = self.end();
     }
 }
