@@ -141,7 +141,8 @@ class Bench:
 
         def shell(commands):
             with open(log, "ab") as output:
-                return subprocess.run(commands, shell=True, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+                options = {"env": env, "stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+                return subprocess.run(commands, shell=True, check=False, **options).returncode
 
         before = set(processes())
         drop_caches()
@@ -491,9 +492,12 @@ def run(args, output):
         shutil.rmtree(temp)
 
 
+def words(text):
+    return text.split(",")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words = lambda text: text.split(",")  # noqa: E731
     parser.add_argument("--workload", type=Path, default=Path("/var/tmp/lxcri-fs-bench"), metavar="DIR")
     parser.add_argument("-n", type=int, default=3, help="repetitions (3)")
     parser.add_argument("--rows", type=words, default=list(ROWS), help=", ".join(ROWS))
