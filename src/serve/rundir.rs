@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,6 @@ use super::stats::Stats;
 
 const SOCKET: &str = "control";
 const MOUNT: &str = "mnt";
-/// How long a lock is waited for; starting a keeper takes a part of it.
-const LIMIT: Duration = Duration::from_secs(90);
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -107,23 +105,16 @@ impl RunDir {
         self.0.join(MOUNT)
     }
 
-    /// Makes the directory if need be, and locks it.
+    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for longer than a keeper may take to start.
     ///
     /// # Errors
-    /// [`Error::Io`], also when somebody holds the lock for too long.
+    /// [`Error::Io`].
     pub fn lock(&self) -> Result<Locked> {
-        let deadline = Instant::now() + LIMIT;
-        let mut pause = Duration::from_millis(1);
         loop {
             make_directory(&self.0)?;
-            if let Some(locked) = self.try_lock()? {
+            if let Some(locked) = self.lock_with(FlockOperation::LockExclusive)? {
                 return Ok(locked);
             }
-            if Instant::now() > deadline {
-                return Err(Error::io("waiting for the lock of", &self.0)(io::Error::from(io::ErrorKind::TimedOut)));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 
@@ -132,12 +123,16 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn try_lock(&self) -> Result<Option<Locked>> {
+        self.lock_with(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn lock_with(&self, operation: FlockOperation) -> Result<Option<Locked>> {
         let failed = |e: io::Error| Error::io("locking", &self.0)(e);
         let dir = match File::open(&self.0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
-        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::io::retry_on_intr(|| flock(&dir, operation)) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other.map_err(|e| failed(e.into()))?,
         }

@@ -1,5 +1,6 @@
 //! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an image.
 
+mod detach;
 mod place;
 mod process;
 mod restarts;
@@ -32,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How long somebody who connects may take to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
@@ -80,6 +81,7 @@ pub fn main(style: Style) -> Result<()> {
         (KeeperStart::Mount(request), images) => (request, images),
         (KeeperStart::Resume(handover), fds) => return Keeper::resume(handover, fds, style)?.keep(),
     };
+    detach::leave_control_group();
     match Keeper::mount(request, images, style) {
         Ok(mut keeper) => {
             if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
@@ -88,6 +90,7 @@ pub fn main(style: Style) -> Result<()> {
                 return Err(error);
             }
             drop(control);
+            detach::into_scope(&keeper.pids());
             keeper.keep()
         }
         Err(error) => {
@@ -277,15 +280,17 @@ impl Keeper {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             tracing::info!(signal = signal.ssi_signo, "asked to end");
         }
-        let mut own = vec![std::process::id()];
-        if let Service::Worker(worker) = &self.service {
-            own.push(worker.pid());
-        }
-        match self.place.unmount_idle(&own) {
+        match self.place.unmount_idle(&self.pids()) {
             Ok(()) => self.look = Some(Instant::now()),
             Err(error @ Error::Busy { .. }) => tracing::warn!("staying: {error}"),
             Err(error) => tracing::error!("{}", chain(&error)),
         }
+    }
+
+    /// The processes of this mount.
+    fn pids(&self) -> Vec<u32> {
+        let worker = if let Service::Worker(worker) = &self.service { Some(worker.pid()) } else { None };
+        [Some(std::process::id()), worker].into_iter().flatten().collect()
     }
 
     fn serve_connection(&mut self) {
