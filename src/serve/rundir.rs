@@ -65,7 +65,7 @@ impl RunDir {
         Ok(Self(base()?.join(name)))
     }
 
-    /// The directory of a mount's keeper: told by where the shared mount is, or by its device when it is not shared.
+    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it is not shared, or else by the keepers.
     ///
     /// # Errors
     /// As [`base`].
@@ -73,9 +73,15 @@ impl RunDir {
         let base = base()?;
         let shared = mounts.iter().filter(|m| m.dev == dev).find_map(|m| {
             let dir = m.mountpoint.parent()?;
-            (dir.parent()? == base).then(|| dir.to_owned())
+            (dir.parent()? == base).then(|| Self(dir.to_owned()))
         });
-        Ok(Self(shared.unwrap_or_else(|| base.join(direct_name(dev)))))
+        let direct = Self(base.join(direct_name(dev)));
+        if let Some(dir) = shared.into_iter().chain([direct.clone()]).find(|dir| dir.socket().exists()) {
+            return Ok(dir);
+        }
+        // The shared mount is in another namespace than this process.
+        let answers = |dir: &Self| dir.status().is_ok_and(|status| status.is_some_and(|s| s.dev == dev));
+        Ok(Self::all()?.into_iter().find(answers).unwrap_or(direct))
     }
 
     /// All directories, of keepers that live and of such that do not.

@@ -26,7 +26,7 @@ use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
 use super::protocol::{self, Failure, KeeperReply, KeeperRequest, KeeperStart, MountRequest, Status};
-use super::{mountinfo, resume};
+use super::{mountinfo, namespace, resume, rundir};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,6 +34,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked after users in other mount namespaces.
+const LONG_PAUSE: Duration = Duration::from_secs(5);
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
@@ -82,6 +84,11 @@ pub fn main(style: Style) -> Result<()> {
         (KeeperStart::Resume(handover), fds) => return Keeper::resume(handover, fds, style)?.keep(),
     };
     detach::leave_control_group();
+    if request.shared.is_some()
+        && let Err(error) = rundir::base().and_then(|base| namespace::enter_init(&base))
+    {
+        tracing::debug!("staying in the mount namespace of who mounted: {}", chain(&error));
+    }
     match Keeper::mount(request, images, style) {
         Ok(mut keeper) => {
             if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
@@ -310,6 +317,7 @@ impl Keeper {
             }
             (KeeperRequest::Attach, _) => match self.place.clone_mount() {
                 Ok(mount) => {
+                    self.place.is_wanted_by(channel.peer_pid());
                     // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
                     self.look.get_or_insert(Instant::now() + PAUSE);
                     channel.send(&KeeperReply::Attached, &[mount.as_fd()])
@@ -418,6 +426,10 @@ impl Keeper {
     /// Whether the mount is still wanted; a shared one that nobody uses any more is taken away.
     fn look_for_users(&mut self) -> Result<bool> {
         if self.place.is_used()? {
+            // No event tells of other namespaces.
+            if self.place.is_elsewhere() {
+                self.look.get_or_insert(Instant::now() + LONG_PAUSE);
+            }
             return Ok(true);
         }
         if !self.place.is_released() && !self.place.release()? {
