@@ -6,4 +6,5 @@
 pub mod build;
 pub mod cli;
 pub mod fs;
+pub mod layer;
 pub mod serve;

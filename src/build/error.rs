@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{layer, tar};
-use crate::fs::{self, merge};
+use crate::fs;
+use crate::layer::{self, merge, tar};
 
 /// An error of building or exporting.
 #[derive(Debug, thiserror::Error)]

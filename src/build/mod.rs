@@ -1,34 +1,33 @@
 //! Building images: sources become layer tars, layer tars become contents, skeletons and a merged tree.
 //!
-//! A layer is always a tar stream, whatever its source was. [`layer::read`] parses it, its contents go to the image's writer, the rest
-//! into a skeleton, and [`crate::fs::merge`] puts its changes on top of the tree of the layers below.
+//! A layer is always a tar stream, whatever its source was. [`crate::layer::read`] parses it, its contents go to the image's writer, the rest
+//! into a skeleton, and [`crate::layer::merge`] puts its changes on top of the tree of the layers below.
 
-mod change;
+mod append;
+mod base;
 mod config;
 mod digest;
 mod error;
 pub mod export;
-pub mod layer;
 mod output;
-pub mod replay;
 pub mod sources;
 mod stream;
-pub mod tar;
 
 use std::path::{Path, PathBuf};
 
 use bfc::format::Compression;
 use bfc::rootfs::{LayerEntry, Tree};
-use bfc::writer::{ContentSink, Documents, ImageWriter, WriteOptions, Written};
+use bfc::writer::{ContentSink, Documents, ImageWriter, Keep, WriteOptions, Written};
 
+pub use append::{AppendOptions, append};
+pub use base::Base;
 pub use digest::Digest;
 pub use error::{Error, Mismatch, Result};
 pub use output::parent;
 pub use sources::{Image, Platform, Spec};
 
-use crate::fs::merge;
+use crate::layer::{self, Budget, merge};
 use config::LayerFact;
-use layer::Budget;
 use output::Output;
 
 /// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of a gigabyte.
@@ -45,6 +44,9 @@ pub struct Options {
     pub sources: sources::Options,
     /// How the image is written.
     pub write: WriteOptions,
+    /// An image whose first layers are taken over where they are the ones to build, instead of being read again. Its frame length, and its
+    /// salt, are then the new image's.
+    pub base: Option<PathBuf>,
 }
 
 /// A layer that was built.
@@ -74,34 +76,66 @@ pub struct Built {
 pub fn build(images: Vec<Image>, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
     let output = Output::create(&options.output, options.force)?;
     check_space(&images, &output, options)?;
-    let failed = |source| Error::Image { path: options.output.clone(), source };
-    let mut writer = ImageWriter::create(output.file()?, options.write.clone()).map_err(failed)?;
+    let diff_ids: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
+    let mut start = start(&diff_ids, &output, options)?;
     let mut found = Documents::default();
     if let Some(first) = images.first() {
         found.config.clone_from(&first.config);
         found.manifest.clone_from(&first.manifest);
     }
-    let mut tree = Tree::default();
     let mut budget = Budget::new(options.sources.max_size);
-    let mut layers = Vec::new();
-    for source in images.into_iter().flat_map(|image| image.layers) {
-        layers.push(add_layer(source, &mut writer, &mut tree, &mut budget, &options.output, progress)?);
+    for source in images.into_iter().flat_map(|image| image.layers).skip(start.layers.len()) {
+        start.layers.push(added(source, &mut start.writer, &mut start.tree, &mut budget, &options.output, progress)?);
     }
+    found.layers = start.layers;
+    let built = finish(start.writer, start.tree, found, &options.sources.platform, &options.output)?;
+    output.publish()?;
+    Ok(built)
+}
+
+/// What a build begins with: nothing, or the first layers of another image.
+struct Start {
+    writer: ImageWriter,
+    tree: Tree,
+    layers: Vec<LayerEntry>,
+}
+
+fn start(diff_ids: &[Option<Digest>], output: &Output, options: &Options) -> Result<Start> {
+    if let Some(path) = &options.base {
+        let base = Base::open(path, std::fs::File::open(path).map_err(Error::io("opening the image", path))?)?;
+        let common = base.common(diff_ids);
+        tracing::debug!(base = %path.display(), common, "layers taken over");
+        if common > 0 {
+            let write = WriteOptions { key: base.key(options.sources.secret.as_ref())?, ..options.write.clone() };
+            let file = output.file()?;
+            base.copy_layers(common, &file)?;
+            let writer = base.resume(file, Keep::Layers(common), write)?;
+            return Ok(Start { writer, tree: base.tree(common)?, layers: base.layers[..common].to_vec() });
+        }
+    }
+    let writer = ImageWriter::create(output.file()?, options.write.clone());
+    let writer = writer.map_err(|source| Error::Image { path: options.output.clone(), source })?;
+    Ok(Start { writer, tree: Tree::default(), layers: Vec::new() })
+}
+
+/// Writes what follows the contents: the configuration brought in line with the layers, the tree, the indexes.
+fn finish(writer: ImageWriter, tree: Tree, found: Documents, platform: &Platform, path: &Path) -> Result<Built> {
+    let Documents { layers, config, manifest } = found;
     let facts: Vec<_> = layers.iter().map(|l| LayerFact { diff_id: Digest(l.record.diff_id), created_by: &l.created_by }).collect();
-    let config = config::config(&found.config, &facts, &options.sources.platform)?;
+    let new_config = config::config(&config, &facts, platform)?;
     // A manifest describes the layers that it came with, and no others.
-    let manifest = if config == found.config { found.manifest } else { Vec::new() };
+    let manifest = if config == new_config { manifest } else { Vec::new() };
     let built = layers
         .iter()
         .map(|l| BuiltLayer { diff_id: Digest(l.record.diff_id), size: l.record.tar_size, entries: l.record.entries })
         .collect();
-    let image = writer.finish(tree, Documents { layers, config, manifest }).map_err(failed)?;
-    output.publish()?;
+    let written = writer.finish(tree, Documents { layers, config: new_config, manifest });
+    let image = written.map_err(|source| Error::Image { path: path.to_owned(), source })?;
     Ok(Built { image, layers: built })
 }
 
 /// Reads a layer, writes its contents, and puts it on top of the tree.
-fn add_layer(
+fn added(
     source: sources::Layer,
     writer: &mut ImageWriter,
     tree: &mut Tree,
@@ -138,7 +172,7 @@ fn read_layer(
             tar.write_to(&mut out, progress)?;
             std::io::Write::flush(&mut out).map_err(Error::io("unpacking", Path::new("the layer")))
         });
-        let read = layer::read(&mut input, sink, budget);
+        let read = layer::read::read(&mut input, sink, budget);
         let ended = input.ended();
         let (digest, size) = input.finish();
         let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -1,7 +1,7 @@
 //! `lxcri-fs build`
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bfc::format::Compression;
 use bfc::writer::{LEVEL, WriteOptions};
@@ -29,6 +29,9 @@ pub struct BuildArgs {
     /// Put the layers of another source on top; may be given several times
     #[arg(long = "layer", value_name = "SOURCE")]
     layers: Vec<OsString>,
+    /// Take the layers that this image has too from it, instead of reading them again: shared where the file system can
+    #[arg(long, value_name = "IMAGE")]
+    from: Option<PathBuf>,
     /// Replace the image if it exists
     #[arg(short, long)]
     force: bool,
@@ -95,16 +98,24 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
         CompressionArg::None => Compression::None,
     };
     let write = WriteOptions { compression, level: args.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
-    let total = images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum();
-    let progress = Progress::bytes("Building", total);
-    let options = build::Options { output: args.output.clone(), force: args.force, sources, write };
+    let progress = Progress::bytes("Building", total(&images));
+    let options = build::Options { output: args.output.clone(), force: args.force, sources, write, base: args.from.clone() };
     let built = build::build(images, &options, &|n| progress.add(n));
     progress.finish();
-    let built = built?;
-    if args.json {
+    print(&args.output, &built?, args.json)
+}
+
+/// How many bytes will be read for these images.
+pub fn total(images: &[build::Image]) -> u64 {
+    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum()
+}
+
+/// Tells what was built.
+pub fn print(path: &Path, built: &build::Built, as_json: bool) -> Result<(), Error> {
+    if as_json {
         let layer = |l: &build::BuiltLayer| LayerReport { diff_id: l.diff_id.to_string(), size: l.size, entries: l.entries };
         return json(&Report {
-            image: args.output.clone(),
+            image: path.to_owned(),
             size: built.image.len,
             root_digest: hex(&built.image.root_digest),
             layers: built.layers.iter().map(layer).collect(),
@@ -114,8 +125,8 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
             paths_not_in_v1: built.image.unsaid,
         });
     }
-    println!("{}: {}, {} layers", args.output.display(), size(built.image.len), built.layers.len());
-    println!("root digest {}", hex(&built.image.root_digest));
+    println!("{}: {}, {} layers", path.display(), size(built.image.len), built.layers.len());
+    println!("root digest blake3:{}", hex(&built.image.root_digest));
     Ok(())
 }
 

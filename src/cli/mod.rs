@@ -1,5 +1,6 @@
 //! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
 
+mod append;
 mod build;
 mod cat;
 mod daemon;
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Append(append::AppendArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Ps(ps::PsArgs),
@@ -72,6 +74,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
+        Command::Append(args) => append::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),

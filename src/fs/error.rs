@@ -16,6 +16,14 @@ pub enum Error {
         /// What is wrong with it.
         source: bfc::Error,
     },
+    /// Several images cannot be mounted as one.
+    #[error("image {}", image.display())]
+    Stack {
+        /// The image that does not fit those before it.
+        image: PathBuf,
+        /// Why.
+        source: super::StackError,
+    },
     /// No such inode, or no such name.
     #[error("no such file or directory")]
     NotFound,
@@ -58,7 +66,7 @@ impl Error {
             Error::NotFound => Errno::NOENT,
             Error::Kind { errno, .. } => *errno,
             Error::Image { source: bfc::Error::KeyNeeded | bfc::Error::WrongKey, .. } => Errno::KEYREJECTED,
-            Error::Image { .. } | Error::Subdir { .. } | Error::Temporary { .. } => Errno::IO,
+            Error::Image { .. } | Error::Stack { .. } | Error::Subdir { .. } | Error::Temporary { .. } => Errno::IO,
             Error::Shared(error) => error.errno(),
         }
     }

@@ -1,11 +1,11 @@
-//! The read-only file system of an image, free of FUSE types, and how layers become one tree.
+//! The read-only file system of an image, free of FUSE types.
 
 mod cache;
 mod error;
 mod extract;
-pub mod merge;
 mod rootfs;
 mod spool;
+mod stack;
 mod v1;
 mod verify;
 
@@ -13,5 +13,6 @@ pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
 pub use rootfs::{Decoded, EachEntry, EachInode, Options, ROOT, Rootfs, Source, Statfs};
 pub use spool::{Spool, TempDir};
+pub use stack::StackError;
 pub use v1::tree_of_index;
 pub use verify::{Damage, Verified, verify};

@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 use super::cache::Cache;
 use super::error::{Error, Result};
 use super::spool::{Spool, TempDir};
+use super::stack::stack;
 use super::v1::tree_of_index;
 
 /// Inode number of the root.
 pub const ROOT: u32 = 1;
 /// Frame length of sections that are built in memory, binary logarithm.
-const FRAME_LOG2: u8 = 17;
+pub(super) const FRAME_LOG2: u8 = 17;
 /// Content up to this length is decoded for the one who reads it, without the cache: the kernel keeps its pages.
 const SMALL: u64 = 128 << 10;
 
@@ -84,8 +85,8 @@ pub struct Decoded {
 }
 
 /// An image that contents come from.
-struct Image {
-    path: PathBuf,
+pub(super) struct Image {
+    pub(super) path: PathBuf,
     container: Container,
     key: Option<Key>,
     has_section: bool,
@@ -181,7 +182,8 @@ impl Image {
 }
 
 impl Rootfs {
-    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked when it is used.
+    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked when it is used. Of several images, the first is
+    /// the lowest, and their layers are merged.
     ///
     /// # Errors
     /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
@@ -194,23 +196,24 @@ impl Rootfs {
     /// # Errors
     /// As [`Rootfs::open`].
     pub fn open_with(sources: Vec<Source>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
-        let mut images = Vec::new();
-        let mut sections = Vec::new();
+        let mut opened = Vec::new();
         for source in sources {
-            let (image, section) = Image::open(source)?;
-            if let Some(wanted) = &options.digest {
-                check_digest(&image, wanted)?;
-            }
-            images.push(image);
-            sections.push(section);
+            opened.push(Image::open(source)?);
         }
-        let section = match (sections.pop(), sections.is_empty()) {
-            (Some(section), true) => section,
-            _ => {
-                let image = images.first().map(|i| i.path.clone()).unwrap_or_default();
-                return Err(Error::Image { image, source: bfc::Error::Unsupported("a merge with other images".into()) });
+        let (images, section) = match (opened.len(), opened.pop()) {
+            (1, Some((image, section))) => (vec![image], section),
+            (_, Some(top)) => {
+                opened.push(top);
+                let stacked = stack(&opened);
+                let images: Vec<_> = opened.into_iter().map(|(image, _)| image).collect();
+                let section = stacked.map_err(|(number, source)| Error::Stack { image: images[number].path.clone(), source })?;
+                (images, section)
             }
+            (_, None) => return Err(Error::NotFound),
         };
+        if let Some(wanted) = &options.digest {
+            check_digest(&images, wanted)?;
+        }
         let mut rootfs = Self {
             images,
             section,
@@ -594,7 +597,11 @@ fn valid_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }
 
-fn check_digest(image: &Image, wanted: &str) -> Result<()> {
+fn check_digest(images: &[Image], wanted: &str) -> Result<()> {
+    let [image] = images else {
+        let source = bfc::Error::Unsupported("a root digest for several images together".into());
+        return Err(Error::Image { image: images.last().map(|i| i.path.clone()).unwrap_or_default(), source });
+    };
     let failed = |source| Error::Image { image: image.path.clone(), source };
     let Some(locator) = image.container.locator().map_err(failed)? else {
         return Err(failed(bfc::Error::Unsupported("a root digest, which a plain v1 image does not have".into())));

@@ -1,7 +1,9 @@
 //! Out of an image again: the merged tree as a tar, and the layers as an OCI layout.
 
+mod layer;
 mod oci;
 mod tree;
 
+pub use layer::{WriteError, write_tar};
 pub use oci::oci_layout;
 pub use tree::tree_tar;

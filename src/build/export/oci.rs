@@ -8,11 +8,10 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::tree_tar;
+use super::{WriteError, tree_tar, write_tar};
 use crate::build::config::{LayerFact, config};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
-use crate::build::replay::{self, WriteError};
 use crate::build::sources::Platform;
 use crate::fs::{self, Rootfs};
 
@@ -67,7 +66,7 @@ impl Layout<'_> {
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
         for (index, record) in records.iter().enumerate() {
-            let (blob, diff_id) = self.layer(&mut |out| replay::write_tar(self.rootfs, record, out))?;
+            let (blob, diff_id) = self.layer(&mut |out| write_tar(self.rootfs, record, out))?;
             if diff_id.0 != record.diff_id {
                 let reason = Mismatch::DiffId { found: diff_id.to_string(), wanted: Digest(record.diff_id).to_string() };
                 return Err(Error::Mismatch { name: format!("layer {} of {}", index + 1, image.display()), reason });

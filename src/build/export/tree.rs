@@ -7,9 +7,9 @@ use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::Attr;
 use bfc::rootfs::format::Inode;
 
-use crate::build::replay::WriteError;
-use crate::build::tar::{Body, Writer};
+use super::WriteError;
 use crate::fs::{ROOT, Rootfs};
+use crate::layer::tar::{Body, Writer};
 
 /// How much content is decoded at a time, bytes.
 const PIECE: usize = 1 << 20;

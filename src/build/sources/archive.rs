@@ -9,9 +9,9 @@ use std::sync::Arc;
 use super::Options;
 use super::blob::{Compression, Range};
 use super::spec::Kind;
-use crate::build::change::clean_path;
 use crate::build::error::{Error, Result};
-use crate::build::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
+use crate::layer::clean_path;
+use crate::layer::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
 
 /// Most entries that an archive may have: an image has three for each layer.
 const MAX_ENTRIES: u64 = 100_000;

@@ -17,9 +17,9 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::{Image, Layer, TarSource};
-use crate::build::change::{OPAQUE, WHITEOUT};
 use crate::build::error::{Error, Result};
-use crate::build::tar::{Body, Writer};
+use crate::layer::tar::{Body, Writer};
+use crate::layer::{OPAQUE, WHITEOUT};
 
 /// Largest set of attribute names, and largest value, that the kernel gives.
 const MAX_XATTR: usize = 1 << 16;

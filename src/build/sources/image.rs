@@ -9,8 +9,7 @@ use bfc::rootfs::format;
 use super::{Image, Layer, Options, TarSource};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Result};
-use crate::build::export::tree_tar;
-use crate::build::replay::{self, WriteError};
+use crate::build::export::{WriteError, tree_tar, write_tar};
 use crate::fs::{self, Rootfs, Source};
 
 /// Opens an image.
@@ -58,7 +57,7 @@ struct LayerTar {
 impl TarSource for LayerTar {
     fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
         let mut counted = Counted { out, progress };
-        replay::write_tar(&self.rootfs, &self.record, &mut counted).map_err(|e| e.with_output("packing".as_ref()))
+        write_tar(&self.rootfs, &self.record, &mut counted).map_err(|e| e.with_output("packing".as_ref()))
     }
 }
 

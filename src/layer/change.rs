@@ -2,8 +2,8 @@
 
 use bfc::rootfs::{Kind, Node};
 
+use super::merge::{Change, What};
 use super::tar::{Entry, EntryKind};
-use crate::fs::merge::{Change, What};
 
 /// Longest path, bytes: what v1 can say.
 const MAX_PATH: usize = 65_535;
@@ -58,16 +58,8 @@ pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Erro
     if components().any(|name| name.starts_with(META) && name != OPAQUE) {
         return Ok(None);
     }
-    let name = components().next_back().unwrap_or_default();
-    let parent = &clean[..clean.len() - name.len()];
-    if name == OPAQUE {
-        return Ok(Some(Change { path: parent.strip_suffix(b"/").unwrap_or(parent).to_vec(), what: What::Opaque }));
-    }
-    if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-        if matches!(hidden, b"" | b"." | b"..") {
-            return Err(err(Reason::Whiteout));
-        }
-        return Ok(Some(Change { path: [parent, hidden].concat(), what: What::Whiteout }));
+    if let Some(mark) = mark(&clean).map_err(err)? {
+        return Ok(Some(mark));
     }
     let kind = match kind {
         EntryKind::HardLink(target) => {
@@ -86,6 +78,23 @@ pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Erro
         EntryKind::Other => Kind::Other,
     };
     Ok(Some(Change { path: clean, what: What::Node(Node { attr, kind }) }))
+}
+
+/// The whiteout or opaque mark that a clean path stands for, if its name is one's.
+///
+/// # Errors
+/// [`Reason::Whiteout`] for a whiteout of no possible name.
+pub fn mark(path: &[u8]) -> Result<Option<Change>, Reason> {
+    let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    let parent = &path[..path.len() - name.len()];
+    if name == OPAQUE {
+        return Ok(Some(Change { path: parent.strip_suffix(b"/").unwrap_or(parent).to_vec(), what: What::Opaque }));
+    }
+    match name.strip_prefix(WHITEOUT) {
+        None => Ok(None),
+        Some(b"" | b"." | b"..") => Err(Reason::Whiteout),
+        Some(hidden) => Ok(Some(Change { path: [parent, hidden].concat(), what: What::Whiteout })),
+    }
 }
 
 /// A path without leading, doubled and trailing slashes and without `.`. A leading slash is taken off, as GNU tar and containerd do.

@@ -6,8 +6,8 @@ use bfc::rootfs::skeleton::{Skeleton, SkeletonWriter};
 use bfc::writer::ContentSink;
 
 use super::change::{self, change, clean_path};
+use super::merge::{Change, What};
 use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, Step, padding};
-use crate::fs::merge::{Change, What};
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;

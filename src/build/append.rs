@@ -1,0 +1,68 @@
+//! Adding layers to an image, in place.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use bfc::rootfs::LayerEntry;
+use bfc::writer::{Documents, Keep, WriteOptions};
+
+use super::base::Base;
+use super::error::{Error, Result};
+use super::{Built, Image, added, finish};
+use crate::layer::Budget;
+
+/// How to append.
+#[derive(Debug, Clone)]
+pub struct AppendOptions {
+    /// How contents are written; length of frames and encryption are the image's.
+    pub write: WriteOptions,
+    /// Password or key, when the image is encrypted.
+    pub secret: Option<bfc::Secret>,
+    /// How sources were opened.
+    pub sources: super::sources::Options,
+}
+
+/// Puts the layers of `images` on top of the image at `path`. Until the last write, the image is what it was: what is not finished is
+/// cut off again, or, when the process is killed, passed over by whoever opens the image.
+///
+/// # Errors
+/// [`Error`]; the image is then as it was.
+pub fn append(path: &Path, images: Vec<Image>, options: &AppendOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
+    let file = File::options().read(true).write(true).open(path).map_err(Error::io("opening the image", path))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => Error::Source {
+            name: path.display().to_string(),
+            reason: "another process is appending to it".into(),
+            hint: Some("try again when that is done".into()),
+        },
+        TryLockError::Error(e) => Error::io("locking the image", path)(e),
+    })?;
+    let base = Base::open(path, file.try_clone().map_err(Error::io("opening the image", path))?)?;
+    let appended = append_to(&base, &file, path, images, options, progress);
+    if appended.is_err() {
+        // Without this the image is as valid, and longer.
+        let _ = file.set_len(base.end());
+    }
+    appended
+}
+
+fn append_to(
+    base: &Base,
+    file: &File,
+    path: &Path,
+    images: Vec<Image>,
+    options: &AppendOptions,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Built> {
+    let mut tree = base.tree(base.layers.len())?;
+    let write = WriteOptions { key: base.key(options.secret.as_ref())?, ..options.write.clone() };
+    let file = file.try_clone().map_err(Error::io("opening the image", path))?;
+    let mut writer = base.resume(file, Keep::All, write)?;
+    let mut budget = Budget::new(options.sources.max_size);
+    let mut layers: Vec<LayerEntry> = base.layers.clone();
+    for source in images.into_iter().flat_map(|image| image.layers) {
+        layers.push(added(source, &mut writer, &mut tree, &mut budget, path, progress)?);
+    }
+    let found = Documents { layers, config: base.config.clone(), manifest: base.manifest.clone() };
+    finish(writer, tree, found, &options.sources.platform, path)
+}

@@ -1,0 +1,58 @@
+//! `lxcri-fs append`
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bfc::writer::{LEVEL, WriteOptions};
+use clap::Args;
+
+use super::build::{print, total};
+use super::error::Error;
+use super::progress::Progress;
+use super::secret::SecretArgs;
+use crate::build::{self, AppendOptions, MAX_SIZE, Platform, Spec, sources};
+
+/// Put layers on top of an image, in place
+///
+/// LAYER is a directory (in overlayfs or OCI form), a tar, or anything that `build` takes. When it is interrupted, the image is what it was.
+/// Mounts of the image go on showing what it was.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs append nginx.bfc upper/")]
+pub struct AppendArgs {
+    /// The image
+    image: PathBuf,
+    /// What to put on top, lowest first
+    #[arg(required = true, value_name = "LAYER")]
+    layers: Vec<OsString>,
+    /// zstd level, 1 to 22
+    #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: i32,
+    /// Refuse layers that are larger when unpacked, all together, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
+    max_size: u64,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &AppendArgs) -> Result<(), Error> {
+    super::limits::raise_open_files();
+    let secret = args.secret.load()?;
+    let sources = sources::Options {
+        platform: Platform::host(),
+        secret: secret.clone(),
+        temp_dir: build::parent(&args.image),
+        max_size: args.max_size,
+    };
+    let mut images = Vec::new();
+    for text in &args.layers {
+        images.push(sources::open(&Spec::parse(text)?, &sources)?);
+    }
+    let progress = Progress::bytes("Appending", total(&images));
+    let options = AppendOptions { write: WriteOptions { level: args.level, ..WriteOptions::default() }, secret, sources };
+    let built = build::append(&args.image, images, &options, &|n| progress.add(n));
+    progress.finish();
+    print(&args.image, &built?, args.json)
+}

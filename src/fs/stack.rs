@@ -1,0 +1,171 @@
+//! Several images as one tree: each image's layers on top of those of the images before it.
+
+use std::collections::HashMap;
+
+use bfc::rootfs::{Attr, Extras, Kind, Node, Section, Tree};
+use bfc::{Error, Result};
+
+use super::rootfs::{Image, ROOT};
+use crate::layer::merge::{self, Change, What};
+use crate::layer::{self, replay};
+
+/// How many images may be stacked: a content says in one byte which image it is of.
+const MAX_IMAGES: usize = 256;
+
+/// An image and its own section.
+pub(super) type Opened = (Image, Section);
+
+/// The section of all images together, the first the lowest. Its contents are those of all of them.
+///
+/// # Errors
+/// What is wrong, and with which image (by its place).
+pub(super) fn stack(images: &[Opened]) -> Result<Section, (usize, StackError)> {
+    let mut stack = Stack { tree: Tree::default(), extras: Extras::default(), frames_in: None };
+    for (number, opened) in images.iter().enumerate() {
+        stack.add(number, opened).map_err(|e| (number, e))?;
+    }
+    let Stack { tree, mut extras, frames_in } = stack;
+    extras.frame_log2 = frames_in.unwrap_or(super::rootfs::FRAME_LOG2);
+    bfc::rootfs::build(&tree, &extras).and_then(Section::in_memory).map_err(|e| (images.len() - 1, e.into()))
+}
+
+/// Why images cannot be stacked.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] Error),
+    /// The record of one of its layers is damaged.
+    #[error("its layer {number}")]
+    Layer {
+        /// Which, from 1.
+        number: usize,
+        /// What is wrong.
+        source: layer::Error,
+    },
+    /// A layer does not fit what is below it.
+    #[error("stacking it on the images before it")]
+    Merge(#[from] merge::Error),
+}
+
+struct Stack {
+    tree: Tree,
+    extras: Extras,
+    /// Frame length of the images that have frames, binary logarithm.
+    frames_in: Option<u8>,
+}
+
+impl Stack {
+    fn add(&mut self, number: usize, (image, section): &Opened) -> Result<(), StackError> {
+        if number >= MAX_IMAGES {
+            return Err(Error::TooLarge("the number of images (the limit is 256)").into());
+        }
+        let first = self.contents(number, section)?;
+        let layers = section.layers()?;
+        if layers.is_empty() {
+            let changes = tree_changes(section)?;
+            return Ok(merge::apply(&mut self.tree, moved(changes, first))?);
+        }
+        for (index, record) in layers.iter().enumerate() {
+            let damaged = |source| StackError::Layer { number: index + 1, source };
+            let skeleton = section.blob(record.skeleton)?;
+            let changes = replay::changes(&skeleton, record.skeleton_size).map_err(damaged)?;
+            merge::apply(&mut self.tree, moved(changes, first))?;
+        }
+        tracing::debug!(image = %image.path.display(), layers = layers.len(), "stacked");
+        Ok(())
+    }
+
+    /// Takes over the contents and frames of an image; the number of its first content.
+    fn contents(&mut self, number: usize, section: &Section) -> Result<u32, StackError> {
+        let count = |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the contents of all images"));
+        let (first, first_frame) = (count(self.tree.contents.len())?, count(self.extras.frames.len())?);
+        let log2 = section.header().frame_log2;
+        if section.frame_count() > 0 && *self.frames_in.get_or_insert(log2) != log2 {
+            return Err(Error::Unsupported("frames as long as those of the images before it".into()).into());
+        }
+        for index in 0..section.content_count() {
+            let mut content = section.content(index)?;
+            if content.path_len > 0 {
+                self.extras.paths.insert(count(self.tree.contents.len())?, section.content_path(&content)?.into_owned());
+            }
+            content.first_frame = content.first_frame.checked_add(first_frame).ok_or(Error::TooLarge("the frames of all images"))?;
+            #[allow(clippy::cast_possible_truncation)] // at most 255, checked above
+            {
+                content.source = number as u8;
+            }
+            self.tree.contents.push(content);
+        }
+        for index in 0..section.frame_count() {
+            self.extras.frames.push(section.raw_frame(index)?);
+        }
+        Ok(first)
+    }
+}
+
+/// The changes with their contents' numbers moved by `first`.
+fn moved(changes: Vec<Change>, first: u32) -> Vec<Change> {
+    let mut changes = changes;
+    for change in &mut changes {
+        if let What::Node(Node { kind: Kind::File { content: Some(number), .. }, .. }) = &mut change.what {
+            *number = number.saturating_add(first);
+        }
+    }
+    changes
+}
+
+/// The tree of a section without layers, as one layer. Names that begin with `.wh.` are whiteouts, as in any layer.
+fn tree_changes(section: &Section) -> Result<Vec<Change>, StackError> {
+    let mut out = Vec::new();
+    let mut linked: HashMap<u32, Vec<u8>> = HashMap::new();
+    let mut stack = vec![(ROOT, Vec::new())];
+    let damaged = |reason| Error::Section { offset: 0, reason };
+    while let Some((dir, prefix)) = stack.pop() {
+        let inode = section.inode(dir)?.ok_or_else(|| damaged("a directory that is not there"))?;
+        let mut index = 0;
+        while let Some(dentry) = section.dentry(&inode, index)? {
+            index += 1;
+            let path = [&prefix[..], &section.name(&dentry)?].concat();
+            let child = section.inode(dentry.ino)?.ok_or_else(|| damaged("an inode that is not there"))?;
+            if let Ok(Some(mark)) = layer::mark(&path) {
+                out.push(mark);
+                continue;
+            }
+            if let Some(target) = linked.get(&dentry.ino) {
+                out.push(Change { path, what: What::HardLink(target.clone()) });
+                continue;
+            }
+            if child.nlink > 1 && !child.is_dir() {
+                linked.insert(dentry.ino, path.clone());
+            }
+            if child.is_dir() {
+                stack.push((dentry.ino, [&path[..], b"/"].concat()));
+            }
+            out.push(Change { path, what: What::Node(node(section, &child)?) });
+        }
+    }
+    Ok(out)
+}
+
+fn node(section: &Section, inode: &bfc::rootfs::format::Inode) -> Result<Node, StackError> {
+    use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+    let attr = Attr {
+        mode: inode.mode,
+        uid: inode.uid,
+        gid: inode.gid,
+        mtime_s: inode.mtime_s,
+        mtime_ns: inode.mtime_ns,
+        xattrs: section.xattrs(inode)?,
+    };
+    let kind = match inode.mode & S_IFMT {
+        S_IFDIR => Kind::Dir(std::collections::BTreeMap::new()),
+        S_IFLNK => Kind::Symlink(section.target(inode)?.unwrap_or_default().into()),
+        S_IFREG => Kind::File { size: inode.size, content: (inode.size > 0).then(|| u32::try_from(inode.data).unwrap_or(u32::MAX)) },
+        S_IFCHR | S_IFBLK => {
+            let (major, minor) = inode.rdev();
+            Kind::Device(major, minor)
+        }
+        _ => Kind::Other,
+    };
+    Ok(Node { attr, kind })
+}
