@@ -106,3 +106,26 @@ fn a_keeper_lets_go_of_its_caller() {
     drop(Mounted(mountpoint));
     assert_eq!(done, Ok(true));
 }
+
+#[test]
+fn a_keeper_leaves_the_control_group_of_its_caller() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let top = mounts.lines().find(|l| l.contains(" - cgroup2 ")).map(|l| Path::new(l.split(' ').nth(4).unwrap()).to_owned());
+    // Where systemd has the control groups, it is asked, and takes its time.
+    let Some(top) = top.filter(|_| !Path::new("/run/systemd/system").exists()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [image, mountpoint] = ["image.bfc", "mnt"].map(|name| dir.path().join(name));
+    fs::copy(golden("zstd.bfc"), &image).unwrap();
+    fs::create_dir(&mountpoint).unwrap();
+    let group = top.join(format!("lxcri-fs-test-{}", std::process::id()));
+    fs::create_dir(&group).unwrap();
+    let script = r#"echo 0 > "$1/cgroup.procs"; exec "$0" mount "$2" "$3""#;
+    let mut mount = Command::new("sh");
+    mount.args(["-c", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&group).arg(&image).arg(&mountpoint);
+    run(&mut mount);
+    let mounted = Mounted(mountpoint);
+    let left = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+    drop(mounted);
+    fs::remove_dir(&group).unwrap();
+    assert_eq!(left, "");
+}

@@ -510,3 +510,47 @@ fn two_hundred_images_are_mounted_at_once() {
     drop(mounted);
     assert!(!dirs.iter().any(|d| is_mounted(d)));
 }
+
+#[test]
+fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
+    let (temp, image, [a, b]) = setup();
+    let first = Mounted::new(&[image.to_str().unwrap()], &a);
+    let row = ps(&image).unwrap();
+    let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    // A namespace in which the image is mounted, and which lives on without the command that mounted it.
+    let script =
+        r#""$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" && while [ ! -e "$3/done" ]; do sleep 0.05; done; "$0" umount "$2""#;
+    let elsewhere = |temp: &Path, dir: &Path| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&image).arg(dir).arg(temp);
+        Process(command.stdout(Stdio::piped()).spawn().unwrap())
+    };
+    let mut other = elsewhere(temp.path(), &b);
+    wait_until("mounting elsewhere", || temp.path().join("ready").exists());
+    assert!(!is_mounted(&b));
+    assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
+    // It stays for the other namespace, and can be shared again.
+    drop(first);
+    std::thread::sleep(Duration::from_millis(1500));
+    let second = Mounted::new(&[image.to_str().unwrap()], &a);
+    assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
+    drop(second);
+    File::create(temp.path().join("done")).unwrap();
+    assert!(other.0.wait().unwrap().success());
+    wait_until("the end of the keeper", || !is_alive(pid(&row, "keeper")));
+    // One that is first mounted in another namespace does not keep that alive.
+    for name in ["ready", "done"] {
+        std::fs::remove_file(temp.path().join(name)).unwrap();
+    }
+    let mut other = elsewhere(temp.path(), &b);
+    wait_until("mounting elsewhere", || temp.path().join("ready").exists());
+    let keeper = pid(&ps(&image).unwrap(), "keeper");
+    // Where we may not enter the first process's namespace, the keeper has to stay.
+    if namespace(1).is_some() {
+        assert_eq!(namespace(keeper), namespace(1));
+        assert_ne!(namespace(keeper), namespace(other.0.id().into()));
+    }
+    File::create(temp.path().join("done")).unwrap();
+    assert!(other.0.wait().unwrap().success());
+    wait_until("the end of the keeper", || !is_alive(keeper));
+}

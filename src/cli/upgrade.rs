@@ -15,10 +15,10 @@ pub fn run(_args: &UpgradeArgs) -> Result<(), Error> {
     let mut failed = None;
     for mounted in overview::all()? {
         // One that stays as it is keeps nobody else from going on.
-        if let Err(error) = upgrade::upgrade(&mounted) {
-            if let Some(error) = failed.replace(error) {
-                eprintln!("lxcri-fs: {}", chain(&error));
-            }
+        if let Err(error) = upgrade::upgrade(&mounted)
+            && let Some(before) = failed.replace(error)
+        {
+            eprintln!("lxcri-fs: {}", chain(&before));
         }
     }
     failed.map_or(Ok(()), |error| Err(error.into()))

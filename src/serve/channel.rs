@@ -129,8 +129,8 @@ impl Channel {
     }
 
     /// The process that made the other end.
-    pub(super) fn peer_pid(&self) -> Option<i32> {
-        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|c| c.pid.as_raw_nonzero().get())
+    pub(super) fn peer_pid(&self) -> Option<u32> {
+        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|c| c.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
     fn readable(&self, limit: Duration) -> Result<bool> {

@@ -14,6 +14,7 @@ pub mod log;
 pub mod mount;
 mod mount_attr;
 pub mod mountinfo;
+mod namespace;
 pub mod overview;
 pub mod protocol;
 mod resume;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,6 @@ use super::stats::Stats;
 
 const SOCKET: &str = "control";
 const MOUNT: &str = "mnt";
-/// How long a lock is waited for; starting a keeper takes a part of it.
-const LIMIT: Duration = Duration::from_secs(90);
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,7 +65,7 @@ impl RunDir {
         Ok(Self(base()?.join(name)))
     }
 
-    /// The directory of a mount's keeper: told by where the shared mount is, or by its device when it is not shared.
+    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it is not shared, or else by the keepers.
     ///
     /// # Errors
     /// As [`base`].
@@ -75,9 +73,15 @@ impl RunDir {
         let base = base()?;
         let shared = mounts.iter().filter(|m| m.dev == dev).find_map(|m| {
             let dir = m.mountpoint.parent()?;
-            (dir.parent()? == base).then(|| dir.to_owned())
+            (dir.parent()? == base).then(|| Self(dir.to_owned()))
         });
-        Ok(Self(shared.unwrap_or_else(|| base.join(direct_name(dev)))))
+        let direct = Self(base.join(direct_name(dev)));
+        if let Some(dir) = shared.into_iter().chain([direct.clone()]).find(|dir| dir.socket().exists()) {
+            return Ok(dir);
+        }
+        // The shared mount is in another namespace than this process.
+        let answers = |dir: &Self| dir.status().is_ok_and(|status| status.is_some_and(|s| s.dev == dev));
+        Ok(Self::all()?.into_iter().find(answers).unwrap_or(direct))
     }
 
     /// All directories, of keepers that live and of such that do not.
@@ -107,23 +111,16 @@ impl RunDir {
         self.0.join(MOUNT)
     }
 
-    /// Makes the directory if need be, and locks it.
+    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for longer than a keeper may take to start.
     ///
     /// # Errors
-    /// [`Error::Io`], also when somebody holds the lock for too long.
+    /// [`Error::Io`].
     pub fn lock(&self) -> Result<Locked> {
-        let deadline = Instant::now() + LIMIT;
-        let mut pause = Duration::from_millis(1);
         loop {
             make_directory(&self.0)?;
-            if let Some(locked) = self.try_lock()? {
+            if let Some(locked) = self.lock_with(FlockOperation::LockExclusive)? {
                 return Ok(locked);
             }
-            if Instant::now() > deadline {
-                return Err(Error::io("waiting for the lock of", &self.0)(io::Error::from(io::ErrorKind::TimedOut)));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 
@@ -132,12 +129,16 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn try_lock(&self) -> Result<Option<Locked>> {
+        self.lock_with(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn lock_with(&self, operation: FlockOperation) -> Result<Option<Locked>> {
         let failed = |e: io::Error| Error::io("locking", &self.0)(e);
         let dir = match File::open(&self.0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
-        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::io::retry_on_intr(|| flock(&dir, operation)) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             other => other.map_err(|e| failed(e.into()))?,
         }

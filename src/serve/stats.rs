@@ -185,7 +185,6 @@ fn quantile(times: &[u64], count: u64, thousandths: u64) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -212,7 +211,8 @@ mod tests {
         metrics.answered(Op::Read, 1, 0, Instant::now() - Duration::from_millis(100), true);
         metrics.read(10, 20);
         let stats = metrics.snapshot();
-        let [read] = &stats.requests[..] else { panic!("{stats:?}") };
+        assert_eq!(stats.requests.len(), 1);
+        let read = &stats.requests[0];
         assert_eq!((read.op.as_str(), read.count, read.errors), ("read", 100, 1));
         assert_eq!((read.p50, read.p99), (1024, 1024));
         assert!(read.max >= 100_000_000 && read.max < 150_000_000);

@@ -68,7 +68,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     let Some(keeper) = keeper else { return Ok(Unmounted::Done) };
     let pid = keeper.peer_pid();
     // A number may be given to another process once its own is gone; a descriptor is not.
-    let pidfd = pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let pidfd = pid.and_then(|pid| Pid::from_raw(pid.cast_signed())).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let look = keeper.send(&KeeperRequest::Look, &[]).and_then(|()| keeper.expect(PATIENCE));
     let (Ok((KeeperReply::Used(false), _)), Some(pidfd)) = (look, pidfd) else { return Ok(Unmounted::Done) };
     let limit = if how.lazy { Duration::ZERO } else { LIMIT };

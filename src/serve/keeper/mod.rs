@@ -1,5 +1,6 @@
 //! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an image.
 
+mod detach;
 mod place;
 mod process;
 mod restarts;
@@ -25,14 +26,16 @@ use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
 use super::protocol::{self, Failure, KeeperReply, KeeperRequest, KeeperStart, MountRequest, Status};
-use super::{mountinfo, resume};
+use super::{mountinfo, namespace, resume, rundir};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long somebody who connects may take to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked after users in other mount namespaces.
+const LONG_PAUSE: Duration = Duration::from_secs(5);
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
@@ -80,6 +83,12 @@ pub fn main(style: Style) -> Result<()> {
         (KeeperStart::Mount(request), images) => (request, images),
         (KeeperStart::Resume(handover), fds) => return Keeper::resume(handover, fds, style)?.keep(),
     };
+    detach::leave_control_group();
+    if request.shared.is_some()
+        && let Err(error) = rundir::base().and_then(|base| namespace::enter_init(&base))
+    {
+        tracing::debug!("staying in the mount namespace of who mounted: {}", chain(&error));
+    }
     match Keeper::mount(request, images, style) {
         Ok(mut keeper) => {
             if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
@@ -88,6 +97,7 @@ pub fn main(style: Style) -> Result<()> {
                 return Err(error);
             }
             drop(control);
+            detach::into_scope(&keeper.pids());
             keeper.keep()
         }
         Err(error) => {
@@ -277,15 +287,17 @@ impl Keeper {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             tracing::info!(signal = signal.ssi_signo, "asked to end");
         }
-        let mut own = vec![std::process::id()];
-        if let Service::Worker(worker) = &self.service {
-            own.push(worker.pid());
-        }
-        match self.place.unmount_idle(&own) {
+        match self.place.unmount_idle(&self.pids()) {
             Ok(()) => self.look = Some(Instant::now()),
             Err(error @ Error::Busy { .. }) => tracing::warn!("staying: {error}"),
             Err(error) => tracing::error!("{}", chain(&error)),
         }
+    }
+
+    /// The processes of this mount.
+    fn pids(&self) -> Vec<u32> {
+        let worker = if let Service::Worker(worker) = &self.service { Some(worker.pid()) } else { None };
+        [Some(std::process::id()), worker].into_iter().flatten().collect()
     }
 
     fn serve_connection(&mut self) {
@@ -305,6 +317,7 @@ impl Keeper {
             }
             (KeeperRequest::Attach, _) => match self.place.clone_mount() {
                 Ok(mount) => {
+                    self.place.is_wanted_by(channel.peer_pid());
                     // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
                     self.look.get_or_insert(Instant::now() + PAUSE);
                     channel.send(&KeeperReply::Attached, &[mount.as_fd()])
@@ -413,6 +426,10 @@ impl Keeper {
     /// Whether the mount is still wanted; a shared one that nobody uses any more is taken away.
     fn look_for_users(&mut self) -> Result<bool> {
         if self.place.is_used()? {
+            // No event tells of other namespaces.
+            if self.place.is_elsewhere() {
+                self.look.get_or_insert(Instant::now() + LONG_PAUSE);
+            }
             return Ok(true);
         }
         if !self.place.is_released() && !self.place.release()? {

@@ -1,5 +1,6 @@
 //! Where a keeper's file system is mounted, and who uses it there.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use super::super::channel::Listener;
 use super::super::error::{Error, Result, chain};
 use super::super::mount::{self, Unmount};
 use super::super::mountinfo::{self, MountInfo};
+use super::super::namespace;
 use super::super::protocol::{self, MountRequest};
 use super::super::rundir::{RunDir, direct_name};
 use super::super::users::{self, Used};
@@ -31,13 +33,16 @@ pub(in super::super) struct Place {
     dir: Option<RunDir>,
     /// Whether new users start a keeper of their own.
     released: bool,
+    /// Numbers of other mount namespaces where it may be seen.
+    elsewhere: BTreeSet<u64>,
 }
 
 impl Place {
     /// The place of a mount that was just made, and the socket of its keeper.
     pub(super) fn settle(request: &MountRequest, mounted: MountInfo) -> Result<(Self, Option<Listener>)> {
         let MountInfo { dev, source, mountpoint, .. } = mounted;
-        let mut place = Self { dev, source, mountpoint, shared: request.shared.is_some(), dir: None, released: false };
+        let mut place =
+            Self { dev, source, mountpoint, shared: request.shared.is_some(), dir: None, released: false, elsewhere: BTreeSet::new() };
         if let Some(name) = &request.shared {
             // Who asked for the mount holds the lock.
             let dir = RunDir::named(&name.to_string_lossy())?;
@@ -68,12 +73,35 @@ impl Place {
         open_tree(CWD, &self.mountpoint, flags).map_err(Error::io("making a bind mount of", &self.mountpoint))
     }
 
-    /// Whether users see the file system anywhere: mounted, or as the lower directory of an overlay. Only this process's namespace is
-    /// looked at: from elsewhere the kernel keeps it alive, but nobody new will share it.
-    pub(super) fn is_used(&self) -> Result<bool> {
-        let mounts = mountinfo::all()?;
-        let overlay = |m: &MountInfo| self.shared && m.fs_type == "overlay" && users::has_lower(&m.super_options, &self.mountpoint);
-        Ok(mounts.iter().any(|m| self.is_seen(m) || overlay(m)))
+    /// A process is about to attach the mount in its namespace.
+    pub(super) fn is_wanted_by(&mut self, pid: Option<u32>) {
+        let namespace = pid.and_then(namespace::of_process);
+        let own = namespace::of_process(std::process::id());
+        self.elsewhere.extend(namespace.filter(|_| namespace != own));
+    }
+
+    /// Whether it is seen in other namespaces than the keeper's.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        !self.elsewhere.is_empty()
+    }
+
+    /// Whether users see the file system anywhere: mounted, or as the lower directory of an overlay.
+    pub(super) fn is_used(&mut self) -> Result<bool> {
+        let seen = |mounts: Vec<MountInfo>| mounts.iter().any(|m| self.is_seen(m) || self.is_lower_of(m));
+        if seen(mountinfo::all()?) {
+            return Ok(true);
+        }
+        let used_in = |namespace: &u64| {
+            let process = namespace::some_process_in(*namespace)?;
+            mountinfo::of_process(&process).ok()
+        };
+        let elsewhere: BTreeSet<u64> = self.elsewhere.iter().copied().filter(|ns| used_in(ns).is_some_and(seen)).collect();
+        self.elsewhere = elsewhere;
+        Ok(self.is_elsewhere())
+    }
+
+    fn is_lower_of(&self, mount: &MountInfo) -> bool {
+        self.shared && mount.fs_type == "overlay" && users::has_lower(&mount.super_options, &self.mountpoint)
     }
 
     /// The device alone would not do: once the file system is gone, another may have it.
