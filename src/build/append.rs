@@ -41,7 +41,7 @@ pub fn append(path: &Path, images: Vec<Image>, options: &AppendOptions, progress
     let appended = append_to(&base, &file, path, images, options, progress);
     if appended.is_err() {
         // Without this the image is as valid, and longer.
-        let _ = file.set_len(base.len());
+        let _ = file.set_len(base.end());
     }
     appended
 }

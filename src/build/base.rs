@@ -112,8 +112,8 @@ impl Base {
         writer.map_err(|source| Error::Fs(fs::Error::Image { image: self.path.clone(), source }))
     }
 
-    /// Length of the image, bytes.
-    pub fn len(&self) -> u64 {
+    /// Where the image ends, bytes.
+    pub fn end(&self) -> u64 {
         self.container.len()
     }
 }

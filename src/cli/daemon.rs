@@ -5,7 +5,7 @@ use clap::Args;
 use super::error::{Error, fs_exit, fs_hint};
 use crate::fs;
 use crate::serve::protocol::Failure;
-use crate::serve::{chain, keeper, log, worker};
+use crate::serve::{chain, inherited, keeper, log, worker};
 
 /// How the process logs.
 #[derive(Debug, Args)]
@@ -16,6 +16,7 @@ pub struct DaemonArgs {
 
 /// Is a keeper. Its errors go to the log, and to the command that waits for it.
 pub fn keeper(args: &DaemonArgs) -> Result<(), Error> {
+    inherited::close_descriptors();
     log::init(args.log_style);
     Ok(keeper::main(args.log_style).inspect_err(|error| tracing::error!("{}", chain(error)))?)
 }

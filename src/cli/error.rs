@@ -191,6 +191,7 @@ fn serve_hint(error: &serve::Error) -> Option<String> {
         serve::Error::Failed(failure) => return failure.hint.clone(),
         serve::Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
         serve::Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
+        serve::Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
         serve::Error::Foreign { .. } => "umount(8) unmounts it",
         serve::Error::Io { doing: "opening", path, .. } if path == Path::new("/dev/fuse") => {
             "is the fuse module loaded? try `modprobe fuse`"

@@ -15,8 +15,11 @@ mod mount_options;
 mod open;
 mod output;
 mod progress;
+mod ps;
 mod secret;
+mod stats;
 mod umount;
+mod upgrade;
 mod verify;
 
 use std::ffi::{OsStr, OsString};
@@ -41,6 +44,9 @@ enum Command {
     Append(append::AppendArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Ps(ps::PsArgs),
+    Stats(stats::StatsArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Export(export::ExportArgs),
@@ -72,6 +78,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
+        Command::Ps(args) => ps::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),

@@ -16,7 +16,7 @@ use super::open::open_image;
 use super::secret::{SecretArgs, prompt};
 use crate::fs::Options;
 use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
-use crate::serve::{self, keeper, log, mountinfo};
+use crate::serve::{self, keeper, log, mountinfo, shared};
 
 /// Mount images as a read-only file system
 #[derive(Debug, Args)]
@@ -91,7 +91,7 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         ..defaults
     };
     let threads = args.threads.map_or_else(default_threads, usize::from);
-    let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), flags, threads };
+    let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), shared: None, flags, threads };
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     if args.foreground {
         log::init(log::Style::Plain);
@@ -99,7 +99,12 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         let owned = owned.map_err(Error::io("keeping", mountpoint))?;
         return Ok(keeper::run(request, owned, || ())?);
     }
-    Ok(keeper::start(&request, &fds, args.log_file.as_deref())?)
+    if !shared::is_possible() {
+        return Ok(keeper::start(&request, &fds, args.log_file.as_deref())?);
+    }
+    // Flags are those of each mount, not of what is shared.
+    let lower = MountRequest { flags: MountFlags { allow_other: flags.allow_other, ..MountFlags::default() }, ..request };
+    Ok(shared::acquire(lower, &fds, args.log_file.as_deref())?.attach(mountpoint, flags)?)
 }
 
 /// The directory to mount on, absolute and without symlinks.

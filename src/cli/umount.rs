@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::error::Error;
 use crate::serve::mount::Unmount;
-use crate::serve::{mountinfo, unmount};
+use crate::serve::mountinfo;
+use crate::serve::unmount::{self, Unmounted};
 
 /// Unmount what `lxcri-fs mount` mounted
 #[derive(Debug, Args)]
@@ -30,14 +31,16 @@ pub fn run(args: &UmountArgs) -> Result<(), Error> {
     let mountpoint = mountpoint(&args.mountpoint)?;
     // What is out of sight ends by and by.
     let how = Unmount { lazy: args.lazy || args.force, force: args.force };
-    if !unmount::unmount(&mountpoint, how)? {
-        eprintln!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display());
+    match unmount::unmount(&mountpoint, how)? {
+        Unmounted::Done => {}
+        Unmounted::Nothing => eprintln!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display()),
+        Unmounted::StillUsed => eprintln!("lxcri-fs: {} is out of sight, and ends with its last user", args.mountpoint.display()),
     }
     Ok(())
 }
 
 /// The directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
-fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
     if mountinfo::at(&absolute)?.is_some() {
         return Ok(absolute);

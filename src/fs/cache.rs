@@ -6,17 +6,15 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
 
 use super::error::{Error, Result};
+use super::spool::Spool;
 
 /// How many temporary files are kept open at most.
 const MAX_FILES: usize = 64;
-/// What has to stay free on the file system of the temporary files, bytes.
-const RESERVE: u64 = 64 << 20;
 
 /// Decoded content.
 #[derive(Debug)]
@@ -74,16 +72,15 @@ impl Write for Sink {
 type Slot = Arc<OnceLock<Result<Decoded, Arc<Error>>>>;
 
 /// The cache, keyed by content number.
-#[derive(Debug)]
 pub(super) struct Cache {
     limit: u64,
-    temp_dir: PathBuf,
+    spool: Box<dyn Spool>,
     slots: Mutex<LruCache<u32, Slot>>,
 }
 
 impl Cache {
-    pub(super) fn new(limit: u64, temp_dir: &Path) -> Self {
-        Self { limit, temp_dir: temp_dir.to_owned(), slots: Mutex::new(LruCache::unbounded()) }
+    pub(super) fn new(limit: u64, spool: Box<dyn Spool>) -> Self {
+        Self { limit, spool, slots: Mutex::new(LruCache::unbounded()) }
     }
 
     /// The content `key` of `size` bytes, from the cache, or decoded by `decode` into the sink it is given.
@@ -116,15 +113,10 @@ impl Cache {
     }
 
     fn decode(&self, size: u64, decode: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Decoded> {
-        let failed = |source| Error::Temporary { dir: self.temp_dir.clone(), size, source };
         let mut sink = if size <= self.limit {
             Sink::Memory(Vec::new())
         } else {
-            let stat = rustix::fs::statvfs(&self.temp_dir).map_err(|e| failed(e.into()))?;
-            if stat.f_bavail.saturating_mul(stat.f_frsize) < size.saturating_add(RESERVE) {
-                return Err(failed(rustix::io::Errno::NOSPC.into()));
-            }
-            Sink::File(tempfile::tempfile_in(&self.temp_dir).map_err(failed)?)
+            Sink::File(self.spool.file(size).map_err(|source| Error::Temporary { size, source })?)
         };
         decode(&mut sink)?;
         Ok(match sink {
@@ -160,8 +152,13 @@ impl Guard {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::spool::TempDir;
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn temp_dir() -> Box<dyn Spool> {
+        Box::new(TempDir(std::env::temp_dir()))
+    }
 
     fn content(n: u8, len: usize) -> impl FnOnce(&mut Sink) -> Result<()> {
         move |sink| {
@@ -172,7 +169,7 @@ mod tests {
 
     #[test]
     fn bounded_and_decoded_once() {
-        let cache = Cache::new(1000, &std::env::temp_dir());
+        let cache = Cache::new(1000, temp_dir());
         let decodes = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -199,7 +196,7 @@ mod tests {
 
     #[test]
     fn larger_than_the_cache_goes_to_a_file() {
-        let cache = Cache::new(10, &std::env::temp_dir());
+        let cache = Cache::new(10, temp_dir());
         let guard = cache.get(1, 5000, content(9, 5000)).unwrap();
         assert!(matches!(guard.0.get().unwrap().as_ref().unwrap(), Decoded::File(_, 5000)));
         let mut out = Vec::new();
@@ -209,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_not_kept() {
-        let cache = Cache::new(10, &std::env::temp_dir());
+        let cache = Cache::new(10, temp_dir());
         assert!(cache.get(1, 5, |_| Err(Error::NotFound)).is_err());
         assert!(cache.get(1, 5, content(1, 5)).is_ok());
     }

@@ -44,10 +44,8 @@ pub enum Error {
         path: PathBuf,
     },
     /// Content that does not fit the cache could not be decoded into a temporary file.
-    #[error("decoding {size} bytes into a temporary file in {}", dir.display())]
+    #[error("decoding {size} bytes into a temporary file")]
     Temporary {
-        /// Where the file was to be.
-        dir: PathBuf,
         /// How long the content is, bytes.
         size: u64,
         /// What the system said.

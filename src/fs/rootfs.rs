@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
 use super::error::{Error, Result};
+use super::spool::{Spool, TempDir};
 use super::stack::stack;
 use super::v1::tree_of_index;
 
@@ -187,6 +188,14 @@ impl Rootfs {
     /// # Errors
     /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
     pub fn open(sources: Vec<Source>, options: &Options) -> Result<Self> {
+        Self::open_with(sources, options, Box::new(TempDir(options.temp_dir.clone())))
+    }
+
+    /// As [`Rootfs::open`], with another place for content that does not fit the cache.
+    ///
+    /// # Errors
+    /// As [`Rootfs::open`].
+    pub fn open_with(sources: Vec<Source>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
         let mut opened = Vec::new();
         for source in sources {
             opened.push(Image::open(source)?);
@@ -210,7 +219,7 @@ impl Rootfs {
             section,
             root: ROOT,
             check_hash: options.digest.is_some() || options.check_hash,
-            cache: Cache::new(options.cache_bytes, &options.temp_dir),
+            cache: Cache::new(options.cache_bytes, spool),
             checked: OnceLock::new(),
         };
         if let Some(subdir) = &options.subdir {

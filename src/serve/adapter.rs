@@ -8,17 +8,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bfc::rootfs::format::Inode;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
 use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::error::chain;
+use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
 use crate::fs::{self, ROOT, Rootfs};
 
@@ -58,6 +60,7 @@ thread_local! {
 pub(super) struct Adapter {
     rootfs: Arc<Rootfs>,
     surplus: Surplus,
+    metrics: Arc<Metrics>,
     logged: Mutex<HashSet<(u32, u64)>>,
 }
 
@@ -84,28 +87,32 @@ impl From<Errno> for Refusal {
 type Answer<T> = Result<T, Refusal>;
 
 impl Adapter {
-    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus) -> Self {
-        Self { rootfs, surplus, logged: Mutex::default() }
+    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus, metrics: Arc<Metrics>) -> Self {
+        Self { rootfs, surplus, metrics, logged: Mutex::default() }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
-    fn answer<T>(&self, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
+    fn answer<T>(&self, op: Op, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
         let Ok(number) = u32::try_from(ino.0) else { return Err(Errno::ESTALE) };
-        match catch_unwind(AssertUnwindSafe(|| f(number))) {
+        let began = Instant::now();
+        let result = match catch_unwind(AssertUnwindSafe(|| f(number))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Refusal::Errno(errno))) => Err(errno),
             Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
             Err(_) => {
-                tracing::error!(ino = number, offset, "a request made the worker panic; answered with an I/O error");
+                tracing::error!(op = op.name(), ino = number, offset, "a request made the worker panic; answered with an I/O error");
                 Err(Errno::EIO)
             }
-        }
+        };
+        self.metrics.answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
+        result
     }
 
     /// The errno of an error; damage is logged, once for each place.
     fn refuse(&self, ino: u32, offset: u64, error: &fs::Error) -> Errno {
         let errno = error.errno();
         if errno == rustix::io::Errno::IO {
+            self.metrics.damaged();
             let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
             if logged.len() < MAX_LOGGED && logged.insert((ino, offset)) {
                 let searched = logged.len() <= MAX_SEARCHES;
@@ -187,17 +194,17 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let result = self.answer(parent, 0, |parent| self.look_up(parent, name.as_bytes()));
+        let result = self.answer(Op::Lookup, parent, 0, |parent| self.look_up(parent, name.as_bytes()));
         reply!(reply, result, attr => reply.entry(&FOREVER, &attr, GENERATION));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.answer(ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
+        let result = self.answer(Op::Getattr, ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
         reply!(reply, result, attr => reply.attr(&FOREVER, &attr));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.answer(ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
+        let result = self.answer(Op::Readlink, ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
         reply!(reply, result, target => reply.data(&target));
     }
 
@@ -225,7 +232,39 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: fuser::ReplyLseek) {
+    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Mostly isatty(3).
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -242,8 +281,9 @@ impl Filesystem for Adapter {
     ) {
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            match self.answer(ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
+            match self.answer(Op::Read, ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
                 Ok(decoded) => {
+                    self.metrics.read(decoded.wanted.len(), buffer.len());
                     reply.data(&buffer[decoded.wanted.clone()]);
                     self.surplus.push(ino, decoded, buffer);
                 }
@@ -253,7 +293,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.answer(ino, offset, |ino| {
+        let result = self.answer(Op::Readdir, ino, offset, |ino| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectory, next, ino: u32, kind, name: &[u8]| {
                 let full = reply.add(INodeNo(ino.into()), next, kind, OsStr::from_bytes(name));
@@ -279,7 +319,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = self.answer(ino, offset, |dir| {
+        let result = self.answer(Op::Readdirplus, ino, offset, |dir| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
                 let full = reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, attr, GENERATION);
@@ -315,7 +355,7 @@ impl Filesystem for Adapter {
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(ino, 0, |ino| self.rootfs.xattr(ino, name.as_bytes())?.ok_or(Errno::NO_XATTR.into()));
+        let result = self.answer(Op::Getxattr, ino, 0, |ino| self.rootfs.xattr(ino, name.as_bytes())?.ok_or(Errno::NO_XATTR.into()));
         reply!(reply, result, value => reply_xattr(reply, size, &value));
     }
 
@@ -323,7 +363,7 @@ impl Filesystem for Adapter {
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(ino, 0, |ino| {
+        let result = self.answer(Op::Listxattr, ino, 0, |ino| {
             let mut list = Vec::new();
             for name in self.rootfs.xattr_names(ino)? {
                 list.extend_from_slice(&name);
@@ -335,7 +375,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let result = self.answer(INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
+        let result = self.answer(Op::Statfs, INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
         reply!(reply, result, s => reply.statfs(s.bytes.div_ceil(BLOCK.into()), 0, 0, s.files, 0, BLOCK, 255, BLOCK));
     }
 

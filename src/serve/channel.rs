@@ -3,13 +3,15 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,9 +35,20 @@ pub(super) struct Channel {
 impl Channel {
     /// A channel to a process that is about to be started, and that process's standard input, which is its end.
     pub(super) fn pair(peer: &'static str) -> Result<(Self, Stdio)> {
+        let (ours, theirs) = Self::to_pass(peer)?;
+        Ok((ours, theirs.into()))
+    }
+
+    /// A channel to a process that is given the other end.
+    pub(super) fn to_pass(peer: &'static str) -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(Error::system("making a socket pair"))?;
-        Ok((Self { socket: ours, peer }, theirs.into()))
+        Ok((Self { socket: ours, peer }, theirs))
+    }
+
+    /// The end that this process was given.
+    pub(super) fn from_passed(socket: OwnedFd, peer: &'static str) -> Self {
+        Self { socket, peer }
     }
 
     /// The channel that this process was started with. Standard input is /dev/null from now on.
@@ -45,6 +58,22 @@ impl Channel {
         let null = std::fs::File::open("/dev/null").map_err(Error::system(failed))?;
         rustix::stdio::dup2_stdin(null).map_err(Error::system(failed))?;
         Ok(Self { socket, peer })
+    }
+
+    /// A channel to the process that listens at `path`; `None` when there is none.
+    pub(super) fn connect(path: &Path, peer: &'static str) -> Result<Option<Self>> {
+        let failed = Error::io("connecting to", path);
+        let address = match SocketAddrUnix::new(path) {
+            Ok(address) => address,
+            Err(e) => return Err(failed(e)),
+        };
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let socket = socket.map_err(Error::system("making a socket"))?;
+        match connect(&socket, &address) {
+            Ok(()) => Ok(Some(Self { socket, peer })),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
+            Err(e) => Err(failed(e)),
+        }
     }
 
     /// Sends a message with descriptors.
@@ -59,7 +88,7 @@ impl Channel {
         }
         match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
-            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
             Err(e) => Err(Error::System { doing: "sending a message", source: e.into() }),
         }
     }
@@ -73,8 +102,8 @@ impl Channel {
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) => return Ok(None),
                 other => break other.map_err(Error::system(failed))?.bytes,
             }
         };
@@ -99,6 +128,11 @@ impl Channel {
         self.receive()?.ok_or(Error::Gone { peer: self.peer })
     }
 
+    /// The process that made the other end.
+    pub(super) fn peer_pid(&self) -> Option<u32> {
+        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|c| c.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
     fn readable(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
@@ -106,10 +140,48 @@ impl Channel {
             let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(e) => return Err(Error::System { doing: "waiting for a message", source: e.into() }),
             }
         }
+    }
+}
+
+/// Where others may begin a conversation.
+#[derive(Debug)]
+pub(super) struct Listener(OwnedFd);
+
+impl Listener {
+    /// Listens at `path`, which must not be there yet.
+    pub(super) fn bind(path: &Path) -> Result<Self> {
+        let failed = || Error::io("listening at", path);
+        let address = SocketAddrUnix::new(path).map_err(failed())?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed())?;
+        bind(&socket, &address).map_err(failed())?;
+        listen(&socket, 128).map_err(failed())?;
+        Ok(Self(socket))
+    }
+
+    /// The next one who wants to talk; `None` when nobody waits.
+    pub(super) fn accept(&self) -> Result<Option<Channel>> {
+        match accept_with(&self.0, SocketFlags::CLOEXEC) {
+            Ok(socket) => Ok(Some(Channel { socket, peer: "command" })),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(e) => Err(Error::System { doing: "accepting a connection", source: e.into() }),
+        }
+    }
+}
+
+impl From<OwnedFd> for Listener {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

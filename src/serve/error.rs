@@ -79,6 +79,14 @@ pub enum Error {
         /// Its type.
         fs_type: String,
     },
+    /// A keeper cannot go on as this version of the program.
+    #[error("the keeper of {} (version {version}) cannot go on as this version of the program", image.display())]
+    Upgrade {
+        /// The image that it keeps.
+        image: PathBuf,
+        /// Its version.
+        version: String,
+    },
     /// Our file system is mounted there already.
     #[error("{} has {} mounted on it already", path.display(), image.display())]
     Mounted {

@@ -6,15 +6,24 @@
 mod adapter;
 mod attr;
 mod channel;
+pub mod confine;
 mod error;
+pub mod inherited;
 pub mod keeper;
 pub mod log;
 pub mod mount;
+mod mount_attr;
 pub mod mountinfo;
+mod namespace;
+pub mod overview;
 pub mod protocol;
-pub mod state;
+mod resume;
+pub mod rundir;
+pub mod shared;
+pub mod stats;
 mod surplus;
 pub mod unmount;
+pub mod upgrade;
 pub mod users;
 pub mod worker;
 

@@ -1,15 +1,49 @@
 //! What the command, the keeper and the worker say to each other.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bfc::Key;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::keeper::Place;
+use super::stats::Stats;
 use crate::fs;
 
-/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+/// Changed when a keeper could not go on with what another version hands over.
+pub(super) const VERSION: u32 = 1;
+
+/// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
+pub(super) enum KeeperStart {
+    /// To mount. The images' descriptors come along.
+    Mount(MountRequest),
+    /// To go on where another version of the program stopped. The descriptors of the connection and of the control socket, if there is one, come
+    /// along before those of the images.
+    Resume(Handover),
+}
+
+/// All that a keeper knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Handover {
+    /// What was asked for.
+    pub(super) request: MountRequest,
+    /// Where it is mounted.
+    pub(super) place: Place,
+    /// Whether there is a control socket.
+    pub(super) control: bool,
+    /// When it was mounted.
+    pub(super) since: SystemTime,
+    /// How often a worker was started again.
+    pub(super) restarts: u64,
+    /// How often the program was replaced.
+    pub(super) upgrades: u64,
+}
+
+/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The images, lowest first.
     pub images: Vec<Image>,
@@ -17,6 +51,8 @@ pub struct MountRequest {
     pub options: fs::Options,
     /// Where to mount: absolute, no symlinks.
     pub mountpoint: OsString,
+    /// The directory under /run of a mount that is shared: then `mountpoint` is in it, and what users see are bind mounts.
+    pub shared: Option<OsString>,
     /// How to mount.
     pub flags: MountFlags,
     /// How many threads serve.
@@ -45,19 +81,69 @@ pub struct MountFlags {
     pub allow_other: bool,
 }
 
-/// The keeper's answer to a [`MountRequest`].
+/// What a keeper is asked through its control socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum KeeperRequest {
+    /// A mount of the shared file system, not attached anywhere yet. Who asks holds the lock of the keeper's directory.
+    Attach,
+    /// To look at once whether anybody still uses the mount, rather than some time after it was unmounted.
+    Look,
+    /// How it is doing.
+    Status,
+    /// What its worker has done.
+    Stats,
+    /// To go on as the program whose descriptor comes along.
+    Upgrade,
+}
+
+/// The keeper's answer to a [`MountRequest`] or a [`KeeperRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperReply {
     /// The file system answers at the mount point.
     Mounted,
+    /// The mount comes along.
+    Attached,
+    /// Whether users see the mount anywhere.
+    Used(bool),
+    /// The program is being replaced.
+    Upgrading,
+    /// How it is doing.
+    Status(Status),
+    /// What its worker has done; nothing when there is none, or it does not answer.
+    Stats(Option<Stats>),
     /// It does not, and nothing is left behind.
     Failed(Failure),
+}
+
+/// How a keeper is doing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The keeper's process number.
+    pub pid: u32,
+    /// The worker's, while there is one.
+    pub worker: Option<u32>,
+    /// The keeper's version.
+    pub version: String,
+    /// Version of what keepers hand over.
+    pub protocol: u32,
+    /// How often the program was replaced.
+    pub upgrades: u64,
+    /// Device of the file system, major and minor number.
+    pub dev: (u32, u32),
+    /// The images, lowest first.
+    pub images: Vec<OsString>,
+    /// When it was mounted, seconds since 1970.
+    pub since: u64,
+    /// How often a worker was started again.
+    pub restarts: u64,
+    /// Why there is no worker any more.
+    pub failed: Option<String>,
 }
 
 /// The keeper's requests to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerRequest {
-    /// Open these images; their descriptors come along.
+    /// Open these images. Their descriptors come along, and before them a socket that takes [`TemporaryFile`] requests.
     Open {
         /// The images, lowest first.
         images: Vec<Image>,
@@ -67,7 +153,12 @@ pub(super) enum WorkerRequest {
         threads: usize,
     },
     /// Serve on the /dev/fuse descriptor that comes along.
-    Serve,
+    Serve {
+        /// Whether another worker has served on it before.
+        resume: bool,
+    },
+    /// Tell what was counted.
+    Stats,
 }
 
 /// The worker's answers.
@@ -77,8 +168,18 @@ pub(super) enum WorkerReply {
     Opened,
     /// The kernel has been answered: the mount is alive.
     Serving,
+    /// What was counted.
+    Stats(Stats),
     /// It cannot be done.
     Failed(Failure),
+}
+
+/// The worker's request for a file that is gone when it is closed: it may not make one itself. The answer is an error number, or 0 and the
+/// descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TemporaryFile {
+    /// How long it will be, bytes.
+    pub(super) size: u64,
 }
 
 /// Why another process failed, as far as the command needs to know it.
@@ -108,5 +209,18 @@ impl<'de> Deserialize<'de> for ImageKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Zeroizing::new(<[u8; bfc::key::KEY_LEN]>::deserialize(deserializer)?);
         Key::from_slice(&*bytes).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Paths of any bytes: serde's own are UTF-8.
+pub(super) mod path {
+    use super::{Deserialize, Deserializer, OsString, Path, PathBuf, Serialize, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(serializer)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(deserializer).map(PathBuf::from)
     }
 }

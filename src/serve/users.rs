@@ -27,15 +27,25 @@ impl fmt::Display for User {
     }
 }
 
-/// The processes that use the file system of device `dev` (major, minor), as far as this user may see them; `but` are left out.
-pub fn of_device(dev: (u32, u32), but: &[u32]) -> Vec<User> {
+/// What is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Used {
+    /// A file system, wherever it is mounted: major and minor number of its device.
+    Device((u32, u32)),
+    /// One mount: its number in mountinfo.
+    Mount(u32),
+}
+
+/// The processes that use it, as far as this user may see them; `but` are left out.
+pub fn of(used: Used, but: &[u32]) -> Vec<User> {
     let mut users = Vec::new();
     let mut namespaces = HashSet::new();
     let Ok(entries) = std::fs::read_dir("/proc") else { return users };
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| !but.contains(p)) else { continue };
         let proc = entry.path();
-        let how = use_of(&proc, dev).map(str::to_owned).or_else(|| overlay_of(&proc, dev, &mut namespaces));
+        let overlay = |namespaces| if let Used::Device(dev) = used { overlay_of(&proc, dev, namespaces) } else { None };
+        let how = use_of(&proc, used).map(str::to_owned).or_else(|| overlay(&mut namespaces));
         if let Some(how) = how {
             let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
             users.push(User { pid, name, how });
@@ -44,26 +54,26 @@ pub fn of_device(dev: (u32, u32), but: &[u32]) -> Vec<User> {
     users
 }
 
-fn use_of(proc: &Path, dev: (u32, u32)) -> Option<&'static str> {
+fn use_of(proc: &Path, used: Used) -> Option<&'static str> {
     for (link, how) in [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")] {
-        if device_of(&proc.join(link)) == Some(dev) {
+        if is_of(&proc.join(link), used) {
             return Some(how);
         }
     }
-    if let Ok(fds) = std::fs::read_dir(proc.join("fd"))
-        && fds.flatten().any(|fd| device_of(&fd.path()) == Some(dev))
-    {
+    let any_of = |dir: &str| std::fs::read_dir(proc.join(dir)).is_ok_and(|links| links.flatten().any(|l| is_of(&l.path(), used)));
+    if any_of("fd") {
         return Some("open file");
     }
-    let wanted = format!("{:02x}:{:02x}", dev.0, dev.1);
-    let maps = std::fs::read_to_string(proc.join("maps")).unwrap_or_default();
-    maps.lines().any(|line| line.split_ascii_whitespace().nth(3) == Some(&wanted)).then_some("mapped file")
+    any_of("map_files").then_some("mapped file")
 }
 
-/// The device of what a link in /proc leads to. It is told from what the kernel has in memory: no request is made, not even to a dead mount.
-fn device_of(link: &Path) -> Option<(u32, u32)> {
+/// Whether a link in /proc leads to what is used. It is told from what the kernel has in memory: no request is made, not even to a dead mount.
+fn is_of(link: &Path, used: Used) -> bool {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    statx(CWD, link, flags, StatxFlags::empty()).ok().map(|s| (s.stx_dev_major, s.stx_dev_minor))
+    statx(CWD, link, flags, StatxFlags::MNT_ID).is_ok_and(|s| match used {
+        Used::Device(dev) => (s.stx_dev_major, s.stx_dev_minor) == dev,
+        Used::Mount(id) => s.stx_mnt_id == u64::from(id),
+    })
 }
 
 /// An overlay mount over the file system, in a namespace that was not looked at yet.
@@ -79,7 +89,7 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
 }
 
 /// Whether one of an overlay's lower directories is `path` or below it.
-fn has_lower(options: &str, path: &Path) -> bool {
+pub(super) fn has_lower(options: &str, path: &Path) -> bool {
     let lowers = options.split(',').filter_map(|o| o.strip_prefix("lowerdir=").or_else(|| o.strip_prefix("lowerdir+=")));
     lowers.flat_map(|l| l.split(':')).any(|lower| Path::new(lower).starts_with(path))
 }
@@ -100,8 +110,11 @@ mod tests {
 
     #[test]
     fn this_process_uses_its_root() {
-        let dev = device_of(Path::new("/proc/self/root")).unwrap();
-        assert!(of_device(dev, &[]).iter().any(|u| u.pid == std::process::id()));
-        assert!(!of_device(dev, &[std::process::id()]).iter().any(|u| u.pid == std::process::id()));
+        let root = mountinfo::at(Path::new("/")).unwrap().unwrap();
+        let own = std::process::id();
+        for used in [Used::Device(root.dev), Used::Mount(root.id)] {
+            assert!(of(used, &[]).iter().any(|u| u.pid == own), "{used:?}");
+            assert!(!of(used, &[own]).iter().any(|u| u.pid == own));
+        }
     }
 }

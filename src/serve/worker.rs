@@ -1,18 +1,26 @@
 //! The worker: opens the images, serves them, and has nothing else.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bfc::Secret;
 use fuser::{Config, Session, SessionACL};
+use nix::sys::signal::SigSet;
 
 use super::adapter::Adapter;
 use super::channel::Channel;
 use super::error::{Error, Result};
-use super::protocol::{Failure, Image, WorkerReply, WorkerRequest};
-use super::surplus;
-use crate::fs::{self, Options, Rootfs, Source};
+use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
+use super::stats::Metrics;
+use super::{confine, resume, surplus};
+use crate::fs::{self, Options, Rootfs, Source, Spool};
+
+/// How long the keeper may take to make a file.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
 ///
@@ -21,6 +29,9 @@ use crate::fs::{self, Options, Rootfs, Source};
 pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
+    confine::confine();
+    // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the keeper decides.
+    let _ = SigSet::all().thread_block();
     let Some((WorkerRequest::Open { images, options, threads }, files)) = control.receive()? else {
         return Err(Error::Gone { peer: "keeper" });
     };
@@ -29,7 +40,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
     control.send(&WorkerReply::Opened, &[])?;
-    let Some((WorkerRequest::Serve, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
+    let Some((WorkerRequest::Serve { resume }, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
     let Some(fuse) = fds.pop() else { return Err(Error::Gone { peer: "keeper" }) };
     let mut config = Config::default();
     // The kernel has checked who may come in.
@@ -37,19 +48,59 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     config.n_threads = Some(threads);
     let rootfs = Arc::new(rootfs);
     let (surplus, pusher) = surplus::channel(rootfs.clone());
-    let session =
-        Session::from_fd(Adapter::new(rootfs, surplus), fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?;
+    let metrics = Arc::new(Metrics::new());
+    let adapter = Adapter::new(rootfs, surplus, metrics.clone());
+    let session = if resume {
+        resume::session(adapter, &fuse, config)?
+    } else {
+        Session::from_fd(adapter, fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?
+    };
     let notifier = session.notifier();
-    std::thread::Builder::new().name("push".into()).spawn(move || pusher.run(&notifier)).map_err(Error::system("starting a thread"))?;
+    start_thread("push", move || pusher.run(&notifier))?;
     control.send(&WorkerReply::Serving, &[])?;
+    start_thread("control", move || tell(&control, &metrics))?;
     session.run().map_err(Error::system("serving"))
 }
 
+fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(f).map(drop).map_err(Error::system("starting a thread"))
+}
+
+/// Tells the keeper, for as long as it lives, what was counted.
+fn tell(control: &Channel, metrics: &Metrics) {
+    while let Ok(Some((WorkerRequest::Stats, _))) = control.receive() {
+        if control.send(&WorkerReply::Stats(metrics.snapshot()), &[]).is_err() {
+            break;
+        }
+    }
+}
+
 fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {
+    let mut files = files.into_iter();
+    let spool = KeeperSpool(Mutex::new(files.next().map(|socket| Channel::from_passed(socket, "keeper"))));
     let sources = images.into_iter().zip(files).map(|(image, file)| Source {
         path: PathBuf::from(image.path),
         file: file.into(),
         secret: image.key.map(|key| Secret::Key(key.0)),
     });
-    Rootfs::open(sources.collect(), options)
+    Rootfs::open_with(sources.collect(), options, Box::new(spool))
+}
+
+/// Temporary files that the keeper makes.
+struct KeeperSpool(Mutex<Option<Channel>>);
+
+impl Spool for KeeperSpool {
+    fn file(&self, size: u64) -> io::Result<File> {
+        let keeper = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = |keeper: &Channel| {
+            keeper.send(&TemporaryFile { size }, &[])?;
+            keeper.expect::<i32>(PATIENCE)
+        };
+        match keeper.as_ref().map(ask) {
+            Some(Ok((0, mut fds))) => fds.pop().map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            Some(Ok((errno, _))) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Err(error)) => Err(io::Error::other(error)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
 }

@@ -1,0 +1,172 @@
+//! `lxcri-fs stats`.
+
+use std::fmt::Write as _;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::{Error, Exit};
+use super::output::{json, printable, size};
+use super::umount;
+use crate::serve::overview::{self, Mounted};
+use crate::serve::stats::{OpStats, Stats};
+
+/// Show what mounts have been asked for, how long it took, and what was found damaged
+#[derive(Debug, Args)]
+#[command(after_help = "Counts begin when a worker starts.\n\nExamples:\n  lxcri-fs stats /mnt\n  \
+lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
+pub struct StatsArgs {
+    /// Where it is mounted; all mounts if left out
+    #[arg(value_name = "DIR")]
+    mountpoint: Option<PathBuf>,
+    /// One JSON object per image; times are in nanoseconds
+    #[arg(long, conflicts_with = "prometheus")]
+    json: bool,
+    /// In Prometheus's text format
+    #[arg(long)]
+    prometheus: bool,
+}
+
+/// What is known of an image's mounts.
+#[derive(Debug, Serialize)]
+struct Row {
+    image: String,
+    mountpoints: Vec<String>,
+    restarts: u64,
+    #[serde(flatten)]
+    stats: Stats,
+}
+
+/// Runs the command.
+pub fn run(args: &StatsArgs) -> Result<(), Error> {
+    let mut mounts = overview::all()?;
+    if let Some(path) = &args.mountpoint {
+        let mountpoint = umount::mountpoint(path)?;
+        mounts.retain(|m| m.mountpoints.contains(&mountpoint));
+        if mounts.is_empty() {
+            let message = format!("{} has nothing mounted on it that lxcri-fs knows", path.display());
+            return Err(Error::Other { message, hint: Some("`lxcri-fs ps` lists mounts".to_owned()), exit: Exit::NotFound });
+        }
+    }
+    let mut rows = Vec::new();
+    for mounted in mounts {
+        // None while a worker is being replaced, or when it has failed: nothing was counted then.
+        if let Some(stats) = mounted.dir.stats()? {
+            rows.push(row(&mounted, stats));
+        }
+    }
+    if args.json {
+        return rows.iter().try_for_each(json);
+    }
+    let text = if args.prometheus { prometheus(&rows) } else { rows.iter().map(table).collect::<Vec<_>>().join("\n") };
+    std::io::stdout().lock().write_all(text.as_bytes()).map_err(Error::Output)
+}
+
+fn row(mounted: &Mounted, stats: Stats) -> Row {
+    let text = |path: &Path| printable(path.as_os_str().as_bytes());
+    Row {
+        image: mounted.status.images.iter().map(|i| text(Path::new(i))).collect::<Vec<_>>().join(" "),
+        mountpoints: mounted.mountpoints.iter().map(|p| text(p)).collect(),
+        restarts: mounted.status.restarts,
+        stats,
+    }
+}
+
+fn table(row: &Row) -> String {
+    let mut out = format!("{} on {}\n", row.image, row.mountpoints.join(" "));
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "  {:<12} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}", "REQUEST", "COUNT", "ERRORS", "50%", "90%", "99%", "MAX");
+    for OpStats { op, count, errors, p50, p90, p99, max, .. } in &row.stats.requests {
+        let [p50, p90, p99, max] = [p50, p90, p99, max].map(|t| time(*t));
+        let _ = writeln!(out, "  {op:<12} {count:>10} {errors:>7} {p50:>9} {p90:>9} {p99:>9} {max:>9}");
+    }
+    let Stats { served_bytes, decoded_bytes, damaged, .. } = row.stats;
+    let (served, decoded) = (size(served_bytes), size(decoded_bytes));
+    let _ = writeln!(out, "  read {served}, for which {decoded} were decoded; {damaged} times damage; {} worker restarts", row.restarts);
+    out
+}
+
+/// Microseconds, milliseconds or seconds, three digits.
+fn time(nanoseconds: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // for people
+    let microseconds = nanoseconds as f64 / 1000.0;
+    let (value, unit) = match microseconds {
+        v if v < 1000.0 => (v, "µs"),
+        v if v < 1_000_000.0 => (v / 1000.0, "ms"),
+        v => (v / 1_000_000.0, "s"),
+    };
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$} {unit}")
+}
+
+fn prometheus(rows: &[Row]) -> String {
+    let mut out = String::new();
+    let mut metric = |name: &str, kind: &str, help: &str, lines: &mut dyn FnMut(&mut String)| {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        lines(&mut out);
+    };
+    let each = |out: &mut String, name: &str, value: &dyn Fn(&Row) -> u64| {
+        for row in rows {
+            let _ = writeln!(out, "{name}{{{}}} {}", labels(row), value(row));
+        }
+    };
+    metric("lxcri_fs_request_seconds", "summary", "How long requests took, by kind.", &mut |out| {
+        for (row, op) in rows.iter().flat_map(|row| row.stats.requests.iter().map(move |op| (row, op))) {
+            let labels = format!("{},op=\"{}\"", labels(row), op.op);
+            for (quantile, nanoseconds) in [("0.5", op.p50), ("0.9", op.p90), ("0.99", op.p99), ("1", op.max)] {
+                let _ = writeln!(out, "lxcri_fs_request_seconds{{{labels},quantile=\"{quantile}\"}} {}", seconds(nanoseconds));
+            }
+            let _ = writeln!(out, "lxcri_fs_request_seconds_sum{{{labels}}} {}", seconds(op.nanoseconds));
+            let _ = writeln!(out, "lxcri_fs_request_seconds_count{{{labels}}} {}", op.count);
+        }
+    });
+    metric("lxcri_fs_request_errors_total", "counter", "Requests that were answered with an I/O error, by kind.", &mut |out| {
+        for (row, op) in rows.iter().flat_map(|row| row.stats.requests.iter().map(move |op| (row, op))) {
+            let _ = writeln!(out, "lxcri_fs_request_errors_total{{{},op=\"{}\"}} {}", labels(row), op.op, op.errors);
+        }
+    });
+    for (name, help, value) in [
+        ("lxcri_fs_served_bytes_total", "Bytes of files given out.", (|row| row.stats.served_bytes) as fn(&Row) -> u64),
+        ("lxcri_fs_decoded_bytes_total", "Bytes of files decoded for that.", |row| row.stats.decoded_bytes),
+        ("lxcri_fs_damage_total", "Answers that were an error because the image is damaged or cannot be read.", |row| row.stats.damaged),
+        ("lxcri_fs_worker_restarts_total", "How often a worker was started again.", |row| row.restarts),
+    ] {
+        metric(name, "counter", help, &mut |out| each(out, name, &value));
+    }
+    out
+}
+
+fn seconds(nanoseconds: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss)] // a float is what is asked for
+    let value = nanoseconds as f64 / 1e9;
+    value
+}
+
+/// An image may be mounted twice, with different options.
+fn labels(row: &Row) -> String {
+    let mountpoint = row.mountpoints.first().map_or("", String::as_str);
+    format!("image=\"{}\",mountpoint=\"{}\"", label(&row.image), label(mountpoint))
+}
+
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits() {
+        let times = [0, 1500, 45_600, 999_000, 12_345_678, 2_500_000_000].map(time);
+        assert_eq!(times, ["0.00 µs", "1.50 µs", "45.6 µs", "999 µs", "12.3 ms", "2.50 s"]);
+    }
+
+    #[test]
+    fn labels_are_escaped() {
+        assert_eq!(label("a\"b\\c\n"), r#"a\"b\\c\n"#);
+    }
+}

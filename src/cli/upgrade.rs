@@ -1,0 +1,25 @@
+//! `lxcri-fs upgrade`.
+
+use clap::Args;
+
+use super::error::Error;
+use crate::serve::{chain, overview, upgrade};
+
+/// Have live mounts go on as this version of the program, without unmounting them
+#[derive(Debug, Args)]
+#[command(after_help = "Run it after another version was installed, for instance from a package's postinst script.")]
+pub struct UpgradeArgs {}
+
+/// Runs the command.
+pub fn run(_args: &UpgradeArgs) -> Result<(), Error> {
+    let mut failed = None;
+    for mounted in overview::all()? {
+        // One that stays as it is keeps nobody else from going on.
+        if let Err(error) = upgrade::upgrade(&mounted)
+            && let Some(before) = failed.replace(error)
+        {
+            eprintln!("lxcri-fs: {}", chain(&before));
+        }
+    }
+    failed.map_or(Ok(()), |error| Err(error.into()))
+}

@@ -1,0 +1,155 @@
+//! A worker as its keeper sees it: a process that is asked and may be gone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::super::channel::Channel;
+use super::super::error::{Error, Result, chain};
+use super::super::log::Style;
+use super::super::protocol::{MountRequest, TemporaryFile, WorkerReply, WorkerRequest};
+use super::super::stats::Stats;
+use super::SELF;
+use super::restarts::End;
+use crate::fs::{Spool, TempDir};
+
+/// How long a process that is going takes to be gone, unless it waits for something.
+const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// `PIDFD_THREAD`, since Linux 6.9.
+const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
+
+/// The process that serves.
+pub(super) struct Worker {
+    process: Child,
+    control: Channel,
+    /// Whether it has failed to answer, and is asked no more.
+    mute: bool,
+    /// Where it asks for temporary files.
+    spool: Option<Channel>,
+    spool_end: Option<OwnedFd>,
+    /// Of the process: readable when all its threads are gone.
+    pidfd: OwnedFd,
+    /// Of its first thread, which ends only with the process. Another thread may stay until a page is unlocked by the answer to a read, and
+    /// that comes from the next worker.
+    first: OwnedFd,
+}
+
+impl Worker {
+    /// Starts a worker, which does nothing yet.
+    pub(super) fn start(style: Style) -> Result<Self> {
+        let (control, stdin) = Channel::pair("worker")?;
+        let process = Command::new(SELF)
+            .arg0("lxcri-fs")
+            .args(["worker", "--log-style", style.name()])
+            .stdin(stdin)
+            .stdout(Stdio::null())
+            // A terminal's interrupt is for the keeper alone.
+            .process_group(0)
+            .spawn()
+            .map_err(Error::system("starting the worker"))?;
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
+        let watch = |flags| pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, flags));
+        let failed = || Error::system("watching the worker");
+        let pidfd = watch(PidfdFlags::empty()).map_err(failed())?;
+        let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| Errno::MFILE)).map_err(failed())?;
+        let (spool, spool_end) = Channel::to_pass("worker")?;
+        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, first })
+    }
+
+    /// Has the worker open the images.
+    pub(super) fn open(&mut self, request: &MountRequest, images: &[OwnedFd], limit: Duration) -> Result<()> {
+        let spool = self.spool_end.take();
+        let open = WorkerRequest::Open { images: request.images.clone(), options: request.options.clone(), threads: request.threads };
+        let files: Vec<BorrowedFd<'_>> = spool.iter().chain(images).map(AsFd::as_fd).collect();
+        self.ask(&open, &files, limit).map(drop)
+    }
+
+    /// Has the worker answer the requests of a connection.
+    pub(super) fn serve(&self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<()> {
+        self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit).map(drop)
+    }
+
+    /// Sends a request, and waits for its answer.
+    pub(super) fn ask(&self, request: &WorkerRequest, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<WorkerReply> {
+        self.control.send(request, fds)?;
+        match self.control.expect(limit)?.0 {
+            WorkerReply::Failed(failure) => Err(Error::Failed(Box::new(failure))),
+            reply => Ok(reply),
+        }
+    }
+
+    /// What the worker has done; nothing when it does not answer.
+    pub(super) fn stats(&mut self, limit: Duration) -> Option<Stats> {
+        if self.mute {
+            return None;
+        }
+        match self.ask(&WorkerRequest::Stats, &[], limit) {
+            Ok(WorkerReply::Stats(stats)) => Some(stats),
+            // A late answer would be taken for that to the next question.
+            _ => {
+                self.mute = true;
+                None
+            }
+        }
+    }
+
+    /// Makes a temporary file in `directory` for the worker, which has asked for one.
+    pub(super) fn lend_file(&mut self, directory: &Path) {
+        let Some(spool) = &self.spool else { return };
+        let lent = spool.receive::<TemporaryFile>().and_then(|request| {
+            let Some((TemporaryFile { size }, _)) = request else { return Err(Error::Gone { peer: "worker" }) };
+            match TempDir(directory.to_owned()).file(size) {
+                Ok(file) => spool.send(&0, &[file.as_fd()]),
+                Err(error) => spool.send(&error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), &[]),
+            }
+        });
+        if let Err(error) = lent {
+            tracing::debug!("no more temporary files for the worker: {}", chain(&error));
+            self.spool = None;
+        }
+    }
+
+    /// Becomes readable when the worker wants a temporary file.
+    pub(super) fn spool(&self) -> Option<BorrowedFd<'_>> {
+        self.spool.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Ends the process, by and by.
+    pub(super) fn kill(&mut self) {
+        let _ = self.process.kill();
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Becomes readable when the process answers no more requests.
+    pub(super) fn first_thread(&self) -> BorrowedFd<'_> {
+        self.first.as_fd()
+    }
+
+    /// Becomes readable when the process has ended.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How the process ended, whose first thread has.
+    pub(super) fn end(&mut self) -> Result<End> {
+        let failed = || Error::system("waiting for the worker");
+        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));
+        Ok(self.process.try_wait().map_err(failed())?.map_or(End::Dying, End::Status))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,51 @@
+//! Mount namespaces: an image may be mounted in several, and its keeper is in one.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::error::{Error, Result};
+
+const INIT: &str = "/proc/1/ns/mnt";
+
+/// The number of a process's mount namespace.
+pub(super) fn of_process(pid: u32) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|m| m.ino())
+}
+
+/// The directory under /proc of a process in this mount namespace; `None` when there is none any more.
+pub(super) fn some_process_in(namespace: u64) -> Option<PathBuf> {
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
+    pids.into_iter().find(|pid| of_process(*pid) == Some(namespace)).map(|pid: u32| PathBuf::from(format!("/proc/{pid}")))
+}
+
+/// Moves this process into the first process's mount namespace, unless `directory` is another one there. A process keeps its namespace, and
+/// all that is mounted in it, alive: a keeper must not do that to the namespace of a container that is not the only user of its image.
+///
+/// # Errors
+/// [`Error::Io`] when it is not allowed, or not the same place. The process stays where it is.
+pub(super) fn enter_init(directory: &Path) -> Result<()> {
+    let identity = || std::fs::metadata(directory).map(|m| (m.dev(), m.ino())).map_err(Error::io("looking at", directory));
+    let open = |path: &Path| File::open(path).map_err(Error::io("opening the mount namespace", path));
+    let enter = |namespace: &File, path| {
+        use std::os::fd::AsFd;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+            .map_err(Error::io("entering the mount namespace", path))
+    };
+    if of_process(1) == of_process(std::process::id()) {
+        return Ok(());
+    }
+    let (init, own) = (Path::new(INIT), Path::new("/proc/self/ns/mnt"));
+    let (theirs, ours, before) = (open(init)?, open(own)?, identity()?);
+    enter(&theirs, init)?;
+    match identity() {
+        Ok(after) if after == before => Ok(()),
+        other => {
+            enter(&ours, own)?;
+            other.and(Err(Error::io("sharing mounts through", directory)(std::io::Error::from(std::io::ErrorKind::CrossesDevices))))
+        }
+    }
+}

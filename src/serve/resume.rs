@@ -1,0 +1,124 @@
+//! Taking over a FUSE connection whose worker is gone: a session for the next worker, and the requests that the last one left unanswered.
+//!
+//! The kernel shakes hands once per connection, and fuser wants to do it for each session. So the session is made on a socket pair where
+//! this module plays the kernel, and then its descriptor is replaced by that of the connection.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+
+use fuser::{Config, Filesystem, Session};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+use super::error::{Error, Result};
+
+/// Opcode of the handshake.
+const FUSE_INIT: u32 = 26;
+/// Lengths of `fuse_in_header` and `fuse_init_in`.
+const HEADER_LEN: usize = 40;
+const INIT_LEN: usize = 64;
+const REQUEST_LEN: u32 = 104;
+/// The protocol that the kernel is made to speak. What was agreed on with the real one holds.
+const MAJOR: u32 = 7;
+const MINOR: u32 = 40;
+/// `FUSE_INIT_EXT`: there are more than 32 feature bits.
+const INIT_EXT: u32 = 1 << 30;
+/// Notification that makes the kernel send again what was not answered. Since Linux 6.9.
+const NOTIFY_RESEND: i32 = 7;
+
+/// A session that goes on where another process stopped.
+///
+/// # Errors
+/// [`Error::System`].
+pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Config) -> Result<Session<FS>> {
+    let failed = "playing the kernel's handshake";
+    let (kernel, ours) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(Error::system(failed))?;
+    send(&kernel, &init_request(), SendFlags::NOSIGNAL).map_err(Error::system(failed))?;
+    let acl = config.acl;
+    let session = Session::from_fd(filesystem, ours, acl, config).map_err(Error::system(failed))?;
+    let mut answer = [0; 256];
+    recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Error::system(failed))?;
+    descriptor::replace(session.as_fd(), fuse).map_err(Error::system("taking over the connection"))?;
+    Ok(session)
+}
+
+fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
+    let mut request = [0; HEADER_LEN + INIT_LEN];
+    let mut put = |at: usize, value: u32| request[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    put(0, REQUEST_LEN);
+    put(4, FUSE_INIT);
+    // The number of the request, as the answer will have it.
+    put(8, 1);
+    put(HEADER_LEN, MAJOR);
+    put(HEADER_LEN + 4, MINOR);
+    // Read-ahead, which was agreed on before.
+    put(HEADER_LEN + 8, 1 << 20);
+    put(HEADER_LEN + 12, u32::MAX | INIT_EXT);
+    put(HEADER_LEN + 16, u32::MAX);
+    request
+}
+
+/// Has the kernel put all requests that were read and not answered back into the queue. An answer that is on its way is then refused, and the
+/// request answered again: all requests of a file system that never changes can be.
+///
+/// # Errors
+/// [`Error::System`] when the kernel cannot do it.
+pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
+    let mut notification = [0; 16];
+    notification[0..4].copy_from_slice(&16_u32.to_ne_bytes());
+    notification[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+    loop {
+        match rustix::io::writev(fuse, &[IoSlice::new(&notification)]) {
+            Err(Errno::INTR) => {}
+            // Unmounted in the meantime: the session will find out.
+            Ok(_) | Err(Errno::NODEV) => return Ok(()),
+            Err(e) => return Err(Error::system("having unanswered requests sent again (Linux 6.9 can)")(e)),
+        }
+    }
+}
+
+/// Replacing what a descriptor that belongs to somebody else leads to.
+#[allow(unsafe_code)]
+mod descriptor {
+    use std::io;
+    use std::mem::ManuallyDrop;
+    use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+    use rustix::io::DupFlags;
+
+    /// From now on `target` is another name of what `source` is.
+    pub(super) fn replace(target: BorrowedFd<'_>, source: &OwnedFd) -> io::Result<()> {
+        // SAFETY: the number belongs to an open descriptor for as long as `target` is borrowed, and is not closed here.
+        let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(target.as_raw_fd()) });
+        Ok(rustix::io::dup3(source, &mut target, DupFlags::CLOEXEC)?)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use fuser::SessionACL;
+
+    use super::*;
+
+    struct Nothing;
+
+    impl Filesystem for Nothing {}
+
+    #[test]
+    fn a_session_is_moved_to_another_descriptor() {
+        let (kernel, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let mut config = Config::default();
+        config.acl = SessionACL::All;
+        let session = session(Nothing, &ours, config).unwrap();
+        resend(&ours).unwrap();
+        let mut bytes = [0; 64];
+        // The first that comes is the notification, not an answer to the handshake.
+        let (_, len) = recv(&kernel, &mut bytes, RecvFlags::DONTWAIT).unwrap();
+        assert_eq!((len, bytes[4]), (16, 7));
+        // What the session writes comes out here.
+        let _ = session.notifier().inval_inode(fuser::INodeNo(1), 0, 0);
+        assert!(recv(&kernel, &mut bytes, RecvFlags::DONTWAIT).is_ok());
+    }
+}

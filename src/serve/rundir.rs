@@ -1,0 +1,264 @@
+//! The directories under /run through which commands find keepers: one for each keeper, with its control socket and, when its mount is shared, the mount.
+//!
+//! Who holds the lock of a directory may start, end or clear away its keeper. Nothing else is written down: what is mounted where is told
+//! by mountinfo, and what a keeper does by itself.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::channel::Channel;
+use super::error::{Error, Result};
+use super::mount::{self, Unmount};
+use super::mountinfo::{self, MountInfo};
+use super::protocol::{KeeperReply, KeeperRequest, Status};
+use super::stats::Stats;
+
+const SOCKET: &str = "control";
+const MOUNT: &str = "mnt";
+/// How long a keeper may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The directory of this user's keepers, made when it is missing.
+///
+/// # Errors
+/// [`Error::Io`], also when the directory belongs to somebody else.
+pub fn base() -> Result<PathBuf> {
+    let uid = rustix::process::geteuid();
+    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
+        _ if uid.is_root() => PathBuf::from("/run/lxcri-fs"),
+        Some(runtime) => Path::new(&runtime).join("lxcri-fs"),
+        None => std::env::temp_dir().join(format!("lxcri-fs-{}", uid.as_raw())),
+    };
+    make_directory(&path)?;
+    let metadata = std::fs::symlink_metadata(&path).map_err(Error::io("looking at", &path))?;
+    if !metadata.is_dir() || metadata.uid() != uid.as_raw() || metadata.mode() & 0o077 != 0 {
+        let refused = io::Error::from(rustix::io::Errno::PERM);
+        return Err(Error::io("using the directory (it must be its user's alone)", &path)(refused));
+    }
+    Ok(path)
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// A keeper's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunDir(#[serde(with = "super::protocol::path")] PathBuf);
+
+impl RunDir {
+    /// The directory of this name.
+    ///
+    /// # Errors
+    /// As [`base`].
+    pub fn named(name: &str) -> Result<Self> {
+        Ok(Self(base()?.join(name)))
+    }
+
+    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it is not shared, or else by the keepers.
+    ///
+    /// # Errors
+    /// As [`base`].
+    pub fn of_mount(mounts: &[MountInfo], dev: (u32, u32)) -> Result<Self> {
+        let base = base()?;
+        let shared = mounts.iter().filter(|m| m.dev == dev).find_map(|m| {
+            let dir = m.mountpoint.parent()?;
+            (dir.parent()? == base).then(|| Self(dir.to_owned()))
+        });
+        let direct = Self(base.join(direct_name(dev)));
+        if let Some(dir) = shared.into_iter().chain([direct.clone()]).find(|dir| dir.socket().exists()) {
+            return Ok(dir);
+        }
+        // The shared mount is in another namespace than this process.
+        let answers = |dir: &Self| dir.status().is_ok_and(|status| status.is_some_and(|s| s.dev == dev));
+        Ok(Self::all()?.into_iter().find(answers).unwrap_or(direct))
+    }
+
+    /// All directories, of keepers that live and of such that do not.
+    ///
+    /// # Errors
+    /// As [`base`].
+    pub fn all() -> Result<Vec<Self>> {
+        let base = base()?;
+        let entries = std::fs::read_dir(&base).map_err(Error::io("reading", &base))?.flatten();
+        let mut all: Vec<Self> = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| Self(e.path())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the keeper listens.
+    pub fn socket(&self) -> PathBuf {
+        self.0.join(SOCKET)
+    }
+
+    /// Where a shared file system is mounted, out of everybody's sight.
+    pub fn mountpoint(&self) -> PathBuf {
+        self.0.join(MOUNT)
+    }
+
+    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for longer than a keeper may take to start.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock(&self) -> Result<Locked> {
+        loop {
+            make_directory(&self.0)?;
+            if let Some(locked) = self.lock_with(FlockOperation::LockExclusive)? {
+                return Ok(locked);
+            }
+        }
+    }
+
+    /// Locks the directory, unless it is locked or gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn try_lock(&self) -> Result<Option<Locked>> {
+        self.lock_with(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn lock_with(&self, operation: FlockOperation) -> Result<Option<Locked>> {
+        let failed = |e: io::Error| Error::io("locking", &self.0)(e);
+        let dir = match File::open(&self.0) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        match rustix::io::retry_on_intr(|| flock(&dir, operation)) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other.map_err(|e| failed(e.into()))?,
+        }
+        // It may have been removed before it was locked, and made again.
+        let now = std::fs::metadata(&self.0).ok().map(|m| m.ino());
+        let locked = dir.metadata().map_err(failed)?.ino();
+        Ok((now == Some(locked)).then(|| Locked { dir: self.clone(), _file: dir }))
+    }
+
+    /// Connects to the keeper; `None` when there is none.
+    pub(super) fn connect(&self) -> Result<Option<Channel>> {
+        Channel::connect(&self.socket(), "keeper")
+    }
+
+    /// How the keeper is doing; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> Result<Option<Status>> {
+        match self.ask(&KeeperRequest::Status)? {
+            Some(KeeperReply::Status(status)) => Ok(Some(status)),
+            None => Ok(None),
+            Some(_) => Err(Error::Gone { peer: "keeper" }),
+        }
+    }
+
+    /// What the keeper's worker has done; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub fn stats(&self) -> Result<Option<Stats>> {
+        match self.ask(&KeeperRequest::Stats)? {
+            Some(KeeperReply::Stats(stats)) => Ok(stats),
+            None => Ok(None),
+            Some(_) => Err(Error::Gone { peer: "keeper" }),
+        }
+    }
+
+    /// Has the keeper go on as another program.
+    pub(super) fn upgrade(&self, program: BorrowedFd<'_>) -> Result<()> {
+        self.ask_with(&KeeperRequest::Upgrade, &[program]).map(drop)
+    }
+
+    fn ask(&self, request: &KeeperRequest) -> Result<Option<KeeperReply>> {
+        self.ask_with(request, &[])
+    }
+
+    fn ask_with(&self, request: &KeeperRequest, fds: &[BorrowedFd<'_>]) -> Result<Option<KeeperReply>> {
+        let Some(keeper) = self.connect()? else { return Ok(None) };
+        keeper.send(request, fds)?;
+        Ok(Some(keeper.expect(PATIENCE)?.0))
+    }
+}
+
+/// The name of the directory of a keeper whose mount is where the user wants it.
+pub(super) fn direct_name((major, minor): (u32, u32)) -> String {
+    format!("dev-{major}-{minor}")
+}
+
+/// A locked directory.
+#[derive(Debug)]
+pub struct Locked {
+    dir: RunDir,
+    _file: File,
+}
+
+impl Locked {
+    /// The directory.
+    pub fn dir(&self) -> &RunDir {
+        &self.dir
+    }
+
+    /// Removes what a keeper leaves behind: its mount and its socket. The directory stays, for the next.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn clear(&self) -> Result<()> {
+        self.unmount()?;
+        let socket = self.dir.socket();
+        match std::fs::remove_file(&socket) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &socket)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the mount away, and gives the directory, where the keeper goes on listening, a name that nobody looks for.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn retire(self) -> Result<RunDir> {
+        self.unmount()?;
+        let mountpoint = self.dir.mountpoint();
+        std::fs::remove_dir(&mountpoint).map_err(Error::io("removing", &mountpoint))?;
+        let mut name = self.dir.0.clone().into_os_string();
+        name.push(format!(".{}", std::process::id()));
+        let retired = PathBuf::from(name);
+        std::fs::rename(&self.dir.0, &retired).map_err(Error::io("renaming", &self.dir.0))?;
+        Ok(RunDir(retired))
+    }
+
+    fn unmount(&self) -> Result<()> {
+        let mountpoint = self.dir.mountpoint();
+        while mountinfo::at(&mountpoint)?.is_some() {
+            mount::unmount(&mountpoint, Unmount { lazy: true, force: false })?;
+        }
+        Ok(())
+    }
+
+    /// Removes all, the directory as well.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remove(self) -> Result<()> {
+        self.clear()?;
+        for path in [self.dir.mountpoint(), self.dir.0.clone()] {
+            match std::fs::remove_dir(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &path)(e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! One FUSE mount for all who mount the same image: the first starts its keeper, the others get bind mounts, the last one's end ends it.
+
+use std::fmt::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::error::{Error, Result};
+use super::protocol::{KeeperReply, KeeperRequest, MountFlags, MountRequest};
+use super::rundir::{Locked, RunDir};
+use super::{keeper, mount_attr, mountinfo};
+
+/// How long a keeper may take to make a bind mount.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Name of the lock under which mount points are found free and taken.
+const ATTACHING: &str = "attaching";
+
+/// Whether this process may make bind mounts.
+pub fn is_possible() -> bool {
+    capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// A mount that is attached nowhere yet. Its keeper stays for as long as this is held.
+#[derive(Debug)]
+pub struct Detached {
+    mount: OwnedFd,
+    _lock: Locked,
+}
+
+/// A mount of these images: of the keeper that has them mounted already, or of a new one.
+///
+/// # Errors
+/// As [`keeper::start`], and when the keeper cannot be talked to.
+pub fn acquire(mut request: MountRequest, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<Detached> {
+    let name = identity(&request, images)?;
+    let lock = RunDir::named(&name)?.lock()?;
+    let dir = lock.dir();
+    let channel = match dir.connect()? {
+        Some(channel) => channel,
+        None => {
+            // Left by a keeper that was killed, or by a reboot.
+            lock.clear()?;
+            let mountpoint = dir.mountpoint();
+            std::fs::create_dir_all(&mountpoint).map_err(Error::io("making the directory", &mountpoint))?;
+            request.mountpoint = mountpoint.into_os_string();
+            request.shared = Some(name.into());
+            if let Err(error) = keeper::start(&request, images, log_file) {
+                let _ = lock.remove();
+                return Err(error);
+            }
+            dir.connect()?.ok_or(Error::Gone { peer: "keeper" })?
+        }
+    };
+    channel.send(&KeeperRequest::Attach, &[])?;
+    match channel.expect(LIMIT)? {
+        (KeeperReply::Attached, mut fds) => {
+            let mount = fds.pop().ok_or(Error::Gone { peer: "keeper" })?;
+            Ok(Detached { mount, _lock: lock })
+        }
+        (KeeperReply::Failed(failure), _) => Err(Error::Failed(Box::new(failure))),
+        _ => Err(Error::Gone { peer: "keeper" }),
+    }
+}
+
+impl Detached {
+    /// Attaches the mount at a directory, unless one of ours is there already.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`], [`Error::Io`].
+    pub fn attach(self, mountpoint: &Path, flags: MountFlags) -> Result<()> {
+        mount_attr::set(self.mount.as_fd(), flags).map_err(Error::io("setting the mount options of", mountpoint))?;
+        let _one_at_a_time = RunDir::named(ATTACHING)?.lock()?;
+        if let Some(mounted) = mountinfo::at(mountpoint)?.filter(mountinfo::MountInfo::is_ours) {
+            return Err(Error::Mounted { path: mountpoint.to_owned(), image: mounted.source });
+        }
+        move_mount(&self.mount, "", CWD, mountpoint, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::io("mounting on", mountpoint))
+    }
+
+    /// The mount: a directory descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
+/// What two mounts must have in common to be one: the very files, as they are now, how they are opened, and the keys. Not their paths.
+fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for fd in images {
+        let stat = rustix::fs::fstat(fd).map_err(Error::system("looking at an image"))?;
+        for number in [stat.st_dev, stat.st_ino, stat.st_size.cast_unsigned()] {
+            hasher.update(&number.to_le_bytes());
+        }
+        for number in [stat.st_mtime, stat.st_ctime] {
+            hasher.update(&number.to_le_bytes());
+        }
+        for number in [stat.st_mtime_nsec, stat.st_ctime_nsec] {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    for image in &request.images {
+        let key = image.key.as_ref().map_or(&[][..], |key| key.0.as_bytes());
+        hasher.update(&[u8::from(image.key.is_some())]).update(key);
+    }
+    let options = serde_json::to_vec(&request.options).map_err(|source| Error::Protocol { peer: "keeper", source })?;
+    hasher.update(&options).update(&[u8::from(request.flags.allow_other)]);
+    let mut name = String::from("image-");
+    for byte in &hasher.finalize().as_bytes()[..16] {
+        let _ = write!(name, "{byte:02x}");
+    }
+    Ok(name)
+}

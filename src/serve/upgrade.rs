@@ -1,0 +1,41 @@
+//! Live mounts go on as this version of the program.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::{Error, Result};
+use super::overview::Mounted;
+use super::protocol::VERSION;
+
+/// How long a keeper may take to have a worker again.
+const LIMIT: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Has the keeper of a mount go on as this program. Its users wait for a moment, and see no error.
+///
+/// # Errors
+/// [`Error::Upgrade`] when it cannot, [`Error::Timeout`] when it does not.
+pub fn upgrade(mounted: &Mounted) -> Result<()> {
+    let before = &mounted.status;
+    let refused =
+        || Error::Upgrade { image: PathBuf::from(before.images.last().cloned().unwrap_or_default()), version: before.version.clone() };
+    if before.protocol != VERSION || before.failed.is_some() {
+        return Err(refused());
+    }
+    let own = Path::new("/proc/self/exe");
+    let program = File::open(own).map_err(Error::io("opening", own))?;
+    mounted.dir.upgrade(program.as_fd())?;
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        // While it is being replaced, nobody answers.
+        if let Ok(Some(now)) = mounted.dir.status()
+            && now.worker.is_some()
+        {
+            return if now.upgrades > before.upgrades { Ok(()) } else { Err(refused()) };
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(Error::Timeout { peer: "keeper", seconds: LIMIT.as_secs() })
+}
