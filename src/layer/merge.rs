@@ -105,8 +105,8 @@ pub fn apply(tree: &mut Tree, layer: impl IntoIterator<Item = Change>) -> Result
             What::HardLink(target) => hard_link(tree, &path, &target),
             What::Whiteout | What::Opaque => Ok(()),
         };
-        let put = put.and_then(|()| if tree.nodes.len() > MAX_NODES { Err(Reason::TooMany) } else { Ok(()) });
-        put.map_err(|reason| Error { path, reason })?;
+        let room = if tree.nodes.len() > MAX_NODES { Err(Reason::TooMany) } else { Ok(()) };
+        put.and(room).map_err(|reason| Error { path, reason })?;
     }
     Ok(())
 }
