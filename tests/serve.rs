@@ -85,6 +85,15 @@ fn the_second_mount_of_an_image_is_the_first_ones() {
     assert_eq!(a.metadata().unwrap().dev(), b.metadata().unwrap().dev());
     let row = ps(&image).unwrap();
     assert_eq!(row["mountpoints"].as_array().unwrap().len(), 2);
+    // What was read through one is in the page cache for the other.
+    let reads = || {
+        let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&a))).unwrap();
+        stats["served_bytes"].as_u64().unwrap()
+    };
+    let through_first = tree(&a);
+    let before = reads();
+    assert_eq!(tree(&b), through_first);
+    assert!(before > 100_000 && reads() < before + before / 10, "{before} {}", reads());
     drop(first);
     assert!(b.join("tree/text.txt").exists());
     assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
@@ -275,6 +284,8 @@ fn a_user_who_is_not_root_mounts_and_unmounts() {
         as cat mnt0/tree/text.txt > text
         findmnt -no VFS-OPTIONS mnt0 > options
         as ./lxcri-fs ps > ps
+        kill -9 "$(as ./lxcri-fs ps --json | sed 's/.*"worker":\([0-9]*\).*/\1/')"
+        as cat mnt0/tree/a/b.txt > /dev/null
         as ./lxcri-fs umount mnt0
         ! findmnt mnt0
     "#;
@@ -357,6 +368,8 @@ fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
     wait_until("giving up", || ps(&image).is_some_and(|row| row["failed"].is_string()));
     let error = a.join("tree/имя").metadata().unwrap_err();
     assert!([Some(107), Some(103)].contains(&error.raw_os_error()), "{error}");
+    let output = lxcri_fs().arg("mount").arg(&image).arg(a.join("tree")).output().unwrap();
+    assert!(stderr(&output).contains("lxcri-fs umount"), "{}", stderr(&output));
     // Whoever mounts it when it is well again gets it.
     std::fs::write(&image, bytes).unwrap();
     let again = Mounted::new(&[image.to_str().unwrap()], &b);

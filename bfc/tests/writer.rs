@@ -216,3 +216,29 @@ fn no_flipped_bit_of_the_metadata_is_believed() {
         }
     }
 }
+
+/// A feature that a reader must know, and one that it may ignore.
+#[test]
+fn unknown_features() {
+    let (file, _, _) = image(options());
+    let good = std::fs::read(file.path()).unwrap();
+    let container = Container::open(Arc::new(good.clone())).unwrap();
+    let (footer, locator) = (container.footer(), container.locator().unwrap().unwrap());
+    let changed = |field: usize| {
+        let mut bytes = good.clone();
+        let section = locator.offset as usize;
+        bytes[section + field + 5] = 0x80;
+        // The root digest, the locator's checksum and the index's follow from the header.
+        let digest = *blake3::hash(&bytes[section..section + 512]).as_bytes();
+        let locator = bfc::rootfs::format::Locator { root_digest: digest, ..locator }.encode(container.flavour());
+        let end = (footer.index_offset + footer.index_size) as usize;
+        bytes[end - 64..end].copy_from_slice(&locator);
+        let crc = container.flavour().crc(&bytes[footer.index_offset as usize..end]).to_le_bytes();
+        bytes[end + 16..end + 20].copy_from_slice(&crc);
+        open(bytes)
+    };
+    let error = changed(8).unwrap_err();
+    assert!(error.to_string().contains("incompatible features 0x800000000000"), "{error}");
+    let (container, section) = changed(16).unwrap();
+    assert_eq!(read(&container, &section, "frames", None).unwrap(), text(2, 50_000));
+}

@@ -116,6 +116,9 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Serve(e) => serve_hint(e),
+            Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
+                Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
+            }
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
             Error::Other { hint, .. } | Error::Build(build::Error::Source { hint, .. }) => hint.clone(),
             Error::Build(build::Error::Fs(e)) => fs_hint(e).map(str::to_owned),

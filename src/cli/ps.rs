@@ -1,5 +1,6 @@
 //! `lxcri-fs ps`.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::output::{json, printable};
 use crate::serve::overview::{self, Mounted};
-use crate::serve::users::{self, Used};
+use crate::serve::users;
 
 /// List mounts, the processes that keep and serve them, and how many use them
 #[derive(Debug, Args)]
@@ -42,7 +43,8 @@ struct Row {
 
 /// Runs the command.
 pub fn run(args: &PsArgs) -> Result<(), Error> {
-    let rows: Vec<Row> = overview::all()?.into_iter().map(row).collect();
+    let users = users::count_by_device();
+    let rows: Vec<Row> = overview::all()?.into_iter().map(|mounted| row(mounted, &users)).collect();
     if args.json {
         return rows.iter().try_for_each(json);
     }
@@ -70,9 +72,8 @@ pub fn run(args: &PsArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn row(mounted: Mounted) -> Row {
+fn row(mounted: Mounted, users: &HashMap<(u32, u32), usize>) -> Row {
     let status = mounted.status;
-    let own: Vec<u32> = [Some(status.pid), status.worker].into_iter().flatten().collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let text = |path: &Path| printable(path.as_os_str().as_bytes());
     Row {
@@ -83,7 +84,7 @@ fn row(mounted: Mounted) -> Row {
         version: status.version,
         restarts: status.restarts,
         uptime_seconds: now.saturating_sub(status.since),
-        users: users::of(Used::Device(status.dev), &own).len(),
+        users: users.get(&status.dev).copied().unwrap_or_default(),
         failed: status.failed,
     }
 }

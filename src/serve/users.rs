@@ -1,11 +1,12 @@
 //! Who uses a mount: processes with a directory, a file, a mapping or another mount in it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use super::mountinfo;
@@ -36,6 +37,20 @@ pub enum Used {
     Mount(u32),
 }
 
+/// How many processes use each file system, by device, as far as this user may see them.
+pub fn count_by_device() -> HashMap<(u32, u32), usize> {
+    let mut counts = HashMap::new();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return counts };
+    for entry in entries.flatten().filter(|e| e.file_name().as_bytes().iter().all(u8::is_ascii_digit)) {
+        let devices: HashSet<(u32, u32)> =
+            links(&entry.path()).filter_map(|(link, _)| look(&link)).map(|s| (s.stx_dev_major, s.stx_dev_minor)).collect();
+        for device in devices {
+            *counts.entry(device).or_default() += 1;
+        }
+    }
+    counts
+}
+
 /// The processes that use it, as far as this user may see them; `but` are left out.
 pub fn of(used: Used, but: &[u32]) -> Vec<User> {
     let mut users = Vec::new();
@@ -55,25 +70,29 @@ pub fn of(used: Used, but: &[u32]) -> Vec<User> {
 }
 
 fn use_of(proc: &Path, used: Used) -> Option<&'static str> {
-    for (link, how) in [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")] {
-        if is_of(&proc.join(link), used) {
-            return Some(how);
-        }
-    }
-    let any_of = |dir: &str| std::fs::read_dir(proc.join(dir)).is_ok_and(|links| links.flatten().any(|l| is_of(&l.path(), used)));
-    if any_of("fd") {
-        return Some("open file");
-    }
-    any_of("map_files").then_some("mapped file")
+    let is_of = |link: &Path| {
+        look(link).is_some_and(|s| match used {
+            Used::Device(dev) => (s.stx_dev_major, s.stx_dev_minor) == dev,
+            Used::Mount(id) => s.stx_mnt_id == u64::from(id),
+        })
+    };
+    links(proc).find(|(link, _)| is_of(link)).map(|(_, how)| how)
 }
 
-/// Whether a link in /proc leads to what is used. It is told from what the kernel has in memory: no request is made, not even to a dead mount.
-fn is_of(link: &Path, used: Used) -> bool {
+/// The links under /proc to all that a process uses, and how it uses it.
+fn links(proc: &Path) -> impl Iterator<Item = (PathBuf, &'static str)> {
+    let single = [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")].map(|(name, how)| (proc.join(name), how));
+    let all_of = |name: &str, how| {
+        let entries = std::fs::read_dir(proc.join(name)).into_iter().flatten().flatten();
+        entries.map(move |entry| (entry.path(), how))
+    };
+    single.into_iter().chain(all_of("fd", "open file")).chain(all_of("map_files", "mapped file"))
+}
+
+/// Where a link in /proc leads. It is told from what the kernel has in memory: no request is made, not even to a dead mount.
+fn look(link: &Path) -> Option<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    statx(CWD, link, flags, StatxFlags::MNT_ID).is_ok_and(|s| match used {
-        Used::Device(dev) => (s.stx_dev_major, s.stx_dev_minor) == dev,
-        Used::Mount(id) => s.stx_mnt_id == u64::from(id),
-    })
+    statx(CWD, link, flags, StatxFlags::MNT_ID).ok()
 }
 
 /// An overlay mount over the file system, in a namespace that was not looked at yet.
@@ -116,5 +135,6 @@ mod tests {
             assert!(of(used, &[]).iter().any(|u| u.pid == own), "{used:?}");
             assert!(!of(used, &[own]).iter().any(|u| u.pid == own));
         }
+        assert!(count_by_device()[&root.dev] > 0);
     }
 }

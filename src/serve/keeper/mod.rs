@@ -34,6 +34,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long until a connection is accepted that could not be.
+const SHORTAGE: Duration = Duration::from_millis(100);
 /// How often it is looked after users in other mount namespaces.
 const LONG_PAUSE: Duration = Duration::from_secs(5);
 /// This program, also when its file has been replaced or removed.
@@ -301,8 +303,18 @@ impl Keeper {
     }
 
     fn serve_connection(&mut self) {
-        while let Some(Ok(Some(channel))) = self.control.as_ref().map(Listener::accept) {
-            if let Err(error) = self.answer(&channel) {
+        while let Some(control) = &self.control {
+            let answered = match control.accept() {
+                Ok(Some(channel)) => self.answer(&channel),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!("{}", chain(&error));
+                    // Descriptors or memory are short, and whoever waits will go on waiting.
+                    std::thread::sleep(SHORTAGE);
+                    return;
+                }
+            };
+            if let Err(error) = answered {
                 tracing::warn!("a request of a command was not answered: {}", chain(&error));
             }
         }
