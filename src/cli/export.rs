@@ -1,6 +1,5 @@
 //! `lxcri-fs export`
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::progress::Progress;
 use crate::build::export;
-use crate::fs::Options;
+use crate::fs::{Options, Rootfs};
 
 /// Export an image as a tar of its tree, or as an OCI image
 #[derive(Debug, Args)]
@@ -40,23 +39,24 @@ struct Target {
 
 pub fn run(args: &ExportArgs) -> Result<(), Error> {
     let rootfs = args.image.open(&Options::default())?;
-    let progress = Progress::bytes("Exporting", rootfs.content_bytes());
-    if let Some(path) = &args.target.tar {
-        let out: Box<dyn Write> = if path == Path::new("-") {
-            Box::new(std::io::stdout().lock())
-        } else {
-            Box::new(File::create_new(path).map_err(Error::io("writing", path))?)
-        };
-        let mut out = BufWriter::with_capacity(1 << 18, out);
-        let written = export::tree_tar(&rootfs, &mut out, &|n| progress.add(n)).map_err(|e| e.with_output(path));
-        progress.finish();
-        written?;
-        return out.flush().map_err(Error::io("writing", path));
-    }
-    if let Some(dir) = &args.target.oci {
-        let written = export::oci_layout(&rootfs, dir, args.uncompressed, &|n| progress.add(n));
-        progress.finish();
-        written?;
-    }
-    Ok(())
+    let total = if args.target.oci.is_some() { export::oci_layout_size(&rootfs) } else { rootfs.content_bytes() };
+    let progress = Progress::bytes("Exporting", total);
+    let add = |n| progress.add(n);
+    let written = match &args.target {
+        Target { tar: Some(path), .. } if path == Path::new("-") => to_stdout(&rootfs, &add),
+        Target { tar: Some(path), .. } => export::tree_tar_file(&rootfs, path, &add).map_err(Error::from),
+        Target { oci: Some(dir), .. } => export::oci_layout(&rootfs, dir, args.uncompressed, &add).map_err(Error::from),
+        Target { oci: None, tar: None } => Ok(()),
+    };
+    progress.finish();
+    written
+}
+
+fn to_stdout(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
+    let mut out = BufWriter::with_capacity(1 << 18, std::io::stdout().lock());
+    export::tree_tar(rootfs, &mut out, progress).map_err(|e| match e {
+        export::WriteError::Output(e) => Error::Output(e),
+        other => other.with_output(Path::new("-")).into(),
+    })?;
+    out.flush().map_err(Error::Output)
 }

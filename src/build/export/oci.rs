@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use bfc::rootfs::format;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -42,6 +43,14 @@ pub fn oci_layout(rootfs: &Rootfs, dir: &Path, uncompressed: bool, progress: &(d
     Ok(())
 }
 
+/// How many bytes of progress [`oci_layout`] will report.
+pub fn oci_layout_size(rootfs: &Rootfs) -> u64 {
+    match rootfs.section().layers() {
+        Ok(layers) if !layers.is_empty() => layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.tar_size)),
+        _ => rootfs.content_bytes(),
+    }
+}
+
 struct Layout<'a> {
     rootfs: &'a Rootfs,
     root: &'a Path,
@@ -63,22 +72,23 @@ impl Layout<'_> {
         let failed = |source| Error::Fs(fs::Error::Image { image: image.clone(), source });
         let section = self.rootfs.section();
         let records = section.layers().map_err(failed)?;
-        let mut layers = Vec::new();
-        let mut diff_ids = Vec::new();
-        for (index, record) in records.iter().enumerate() {
-            let (blob, diff_id) = self.layer(&mut |out| write_tar(self.rootfs, record, out))?;
-            if diff_id.0 != record.diff_id {
-                let reason = Mismatch::DiffId { found: diff_id.to_string(), wanted: Digest(record.diff_id).to_string() };
-                return Err(Error::Mismatch { name: format!("layer {} of {}", index + 1, image.display()), reason });
+        let mut made = Vec::new();
+        // Compression is what takes the time: as many layers at once as there are cores.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for (first, some) in records.chunks(cores).enumerate().map(|(chunk, some)| (chunk * cores, some)) {
+            let results: Vec<_> = std::thread::scope(|scope| {
+                let start = |(at, record)| scope.spawn(move || self.recorded_layer(first + at, record));
+                let threads: Vec<_> = some.iter().enumerate().map(start).collect();
+                threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            });
+            for result in results {
+                made.push(result?);
             }
-            layers.push(blob);
-            diff_ids.push(diff_id);
         }
         if records.is_empty() {
-            let (blob, diff_id) = self.layer(&mut |out| tree_tar(self.rootfs, out, self.progress))?;
-            layers.push(blob);
-            diff_ids.push(diff_id);
+            made.push(self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?);
         }
+        let (layers, diff_ids): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         let found = section.blob(section.header().config).map_err(failed)?;
         let facts: Vec<_> = diff_ids.iter().map(|&diff_id| LayerFact { diff_id, created_by: b"lxcri-fs export" }).collect();
         let config = config(&found, &facts, &Platform::host())?;
@@ -127,9 +137,20 @@ impl Layout<'_> {
         Ok(Written { digest, size: bytes.len() as u64 })
     }
 
+    /// Writes the blob of a layer of the image, whose tar must come out as it was.
+    fn recorded_layer(&self, index: usize, record: &format::Layer) -> Result<(Written, Digest)> {
+        let (blob, found) = self.layer(index, &mut |out| write_tar(self.rootfs, record, out))?;
+        let wanted = Digest(record.diff_id);
+        if found != wanted {
+            let reason = Mismatch::DiffId { found: found.to_string(), wanted: wanted.to_string() };
+            return Err(Error::Mismatch { name: format!("layer {}", index + 1), reason });
+        }
+        Ok((blob, found))
+    }
+
     /// Writes a layer's blob; the blob, and the digest of its tar.
-    fn layer(&self, make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>) -> Result<(Written, Digest)> {
-        let temp = self.root.join("blobs/sha256/layer");
+    fn layer(&self, index: usize, make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>) -> Result<(Written, Digest)> {
+        let temp = self.root.join(format!("blobs/sha256/layer-{index}"));
         let writing = || Error::io("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));

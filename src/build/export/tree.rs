@@ -1,13 +1,16 @@
 //! The merged tree as a tar.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::Path;
 
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::Attr;
 use bfc::rootfs::format::Inode;
 
 use super::WriteError;
+use crate::build::error::Error;
+use crate::build::output::Output;
 use crate::fs::{ROOT, Rootfs};
 use crate::layer::tar::{Body, Writer};
 
@@ -68,6 +71,19 @@ pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + 
     }
     tar.finish()?;
     Ok(())
+}
+
+/// As [`tree_tar`], into a file that does not exist. When something goes wrong, it is not there.
+///
+/// # Errors
+/// As [`tree_tar`], and when there is something at `path`.
+pub fn tree_tar_file(rootfs: &Rootfs, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
+    let output = Output::create(path, false)?;
+    let mut out = BufWriter::with_capacity(1 << 18, output.file()?);
+    tree_tar(rootfs, &mut out, progress).map_err(|e| e.with_output(path))?;
+    let file = out.into_inner().map_err(|e| Error::io("writing", path)(e.into_error()))?;
+    file.sync_all().map_err(Error::io("writing", path))?;
+    output.publish()
 }
 
 fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
