@@ -11,7 +11,7 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        zstd:zstd mksquashfs:squashfs-tools setpriv:util-linux fuser:psmisc"
+        zstd:zstd strace:strace setpriv:util-linux fuser:psmisc"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -34,8 +34,12 @@ step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-60} s a target"
 for target in fuzz/fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     mkdir -p "fuzz/corpus/$name"
-    [ ! -d "tests/fuzz/$name" ] || cp "tests/fuzz/$name"/* "fuzz/corpus/$name/"
-    [ "$name" != image ] || cp tests/golden/*.bfc bfc/tests/hello.bfc "fuzz/corpus/$name/"
+    case $name in
+        image) cp tests/golden/*.bfc bfc/tests/hello.bfc "fuzz/corpus/$name/" ;;
+        layer) for format in v7 oldgnu gnu ustar posix; do # in each form: directories, files, links, a long name where it can be said
+                   tar --format=$format --sparse -cf "fuzz/corpus/$name/$format.tar" .ci tests/common bfc/Cargo.toml 2>/dev/null || :
+               done ;;
+    esac
     # The stable compiler has what the fuzzer needs, behind this switch.
     RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=1024 \
         -max_len=500000 -verbosity=0 -print_final_stats=1

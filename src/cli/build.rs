@@ -125,7 +125,8 @@ pub fn print(path: &Path, built: &build::Built, as_json: bool) -> Result<(), Err
             paths_not_in_v1: built.image.unsaid,
         });
     }
-    println!("{}: {}, {} layers", path.display(), size(built.image.len), built.layers.len());
+    let layers = built.layers.len();
+    println!("{}: {}, {layers} layer{}", path.display(), size(built.image.len), if layers == 1 { "" } else { "s" });
     println!("root digest blake3:{}", hex(&built.image.root_digest));
     Ok(())
 }

@@ -205,7 +205,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn segments(skeleton: &Skeleton) -> Result<Vec<(Vec<u8>, Option<(u32, u64, u64)>)>> {
+    /// Raw bytes, and a reference (content, offset, size) instead of them.
+    type Segments = Vec<(Vec<u8>, Option<(u32, u64, u64)>)>;
+
+    fn segments(skeleton: &Skeleton) -> Result<Segments> {
         let mut reader = SkeletonReader::new(&skeleton.compressed, skeleton.size)?;
         let mut out = Vec::new();
         while let Some(segment) = reader.next_segment()? {

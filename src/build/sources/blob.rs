@@ -165,7 +165,7 @@ impl Read for Checked<'_> {
 pub fn open_tar(path: &Path) -> Result<Image> {
     let range = Range::whole(path)?;
     let name = path.display().to_string();
-    let created_by = format!("tar:{name}").into_bytes();
+    let created_by = super::created_by("tar", path);
     let size = range.len;
     let layer = Layer { name: name.clone(), created_by, diff_id: None, size, tar: Box::new(Blob { name, range, digest: None }) };
     Ok(Image { layers: vec![layer], ..Image::default() })

@@ -31,7 +31,7 @@ pub fn open(path: &Path) -> Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening the directory", path)(e.into()))?;
     let name = path.display().to_string();
-    let created_by = format!("dir:{name}").into_bytes();
+    let created_by = super::created_by("dir", path);
     let tar = Box::new(DirTar { root: path.to_owned(), fd });
     Ok(Image { layers: vec![Layer { name, created_by, diff_id: None, size: 0, tar }], ..Image::default() })
 }

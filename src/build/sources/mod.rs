@@ -65,6 +65,12 @@ pub struct Options {
     pub max_size: u64,
 }
 
+/// What the history says of a layer that had none. Where the source lies is nobody's business, and must not change the image.
+fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("lxcri-fs build {kind}:{name}").into_bytes()
+}
+
 /// Opens a source.
 ///
 /// # Errors
