@@ -248,7 +248,7 @@ fn a_blob_that_lies_is_refused_and_nothing_is_left() {
     let last = bad.len() - 30;
     bad[last] ^= 1;
     std::fs::write(&largest, &bad).unwrap();
-    refused("a changed byte", "blobs/sha256/");
+    refused("a changed byte", "its digest is");
     std::fs::write(&largest, &good[..good.len() - 1]).unwrap();
     refused("a byte too few", "bytes");
     std::fs::write(&largest, [&good[..], b"x"].concat()).unwrap();

@@ -36,9 +36,7 @@ for target in fuzz/fuzz_targets/*.rs; do
     mkdir -p "fuzz/corpus/$name"
     case $name in
         image) cp tests/golden/*.bfc bfc/tests/hello.bfc "fuzz/corpus/$name/" ;;
-        layer) for format in v7 oldgnu gnu ustar posix; do # in each form: directories, files, links, a long name where it can be said
-                   tar --format=$format --sparse -cf "fuzz/corpus/$name/$format.tar" .ci tests/common bfc/Cargo.toml 2>/dev/null || :
-               done ;;
+        layer) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
     RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=1024 \

@@ -36,6 +36,14 @@ pub enum Error {
         /// Which change.
         source: merge::Error,
     },
+    /// A compressed layer cannot be decompressed.
+    #[error("decompressing {name}")]
+    Decompress {
+        /// The blob or layer.
+        name: String,
+        /// What the decompressor said.
+        source: io::Error,
+    },
     /// A blob is not what its descriptor says.
     #[error("{name}: {reason}")]
     Mismatch {
@@ -81,9 +89,6 @@ pub enum Error {
         /// What went wrong.
         source: bfc::Error,
     },
-    /// The work was interrupted.
-    #[error("interrupted")]
-    Interrupted,
 }
 
 /// How a blob differs from its descriptor.

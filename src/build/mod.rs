@@ -186,11 +186,15 @@ fn read_layer(
     })
 }
 
-/// Refuses to begin what cannot end well: an image is about as large as its compressed layers.
+/// Refuses to begin what cannot end well.
 fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<()> {
-    let total: u64 = images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum();
-    // Layers that are not compressed yet shrink, by how much is not known; a fifth is what they need at least.
-    let needed = if options.write.compression == Compression::None { total } else { total / 5 };
+    // An image is about as large as its compressed layers. What is not compressed yet shrinks, by how much is not known: a fifth is what it
+    // needs at least.
+    let estimate = |layer: &sources::Layer| match (layer.compressed, options.write.compression) {
+        (false, Compression::Zstd) => layer.size / 5,
+        (true, _) | (_, Compression::None) => layer.size,
+    };
+    let needed: u64 = images.iter().flat_map(|image| &image.layers).map(estimate).fold(0, u64::saturating_add);
     let free = output.free_space()?;
     if free < needed {
         return Err(Error::Source {

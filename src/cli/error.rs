@@ -103,11 +103,8 @@ impl Error {
 
     fn exit(&self) -> Exit {
         match self {
-            Error::Fs(e) | Error::InImage { source: e, .. } | Error::Build(build::Error::Fs(e)) => fs_exit(e),
-            Error::Build(build::Error::Io { source, .. }) | Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Exit::NotFound
-            }
-            Error::Build(_) => Exit::Failure,
+            Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
+            Error::Build(e) => build_exit(e),
             Error::Serve(e) => serve_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
@@ -152,6 +149,21 @@ pub(super) fn fs_exit(error: &fs::Error) -> Exit {
         },
         fs::Error::NotFound | fs::Error::Subdir { .. } => Exit::NotFound,
         fs::Error::Shared(error) => fs_exit(error),
+        _ => Exit::Failure,
+    }
+}
+
+fn build_exit(error: &build::Error) -> Exit {
+    use crate::layer::Error as Layer;
+    match error {
+        build::Error::Fs(e) => fs_exit(e),
+        build::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        build::Error::Layer { source: Layer::Tar(_) | Layer::Entry(_) | Layer::Skeleton(_), .. }
+        | build::Error::Merge { .. }
+        | build::Error::Decompress { .. }
+        | build::Error::Mismatch { .. }
+        | build::Error::Document { .. }
+        | build::Error::Archive { .. } => Exit::Damaged,
         _ => Exit::Failure,
     }
 }

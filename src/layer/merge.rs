@@ -11,6 +11,9 @@
 
 use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 
+/// Most inodes that a tree may have, replaced ones included: what memory should hold (some 1 GiB). A layer of a few bytes can ask for many, for a path
+/// of 64 KiB implies 32,768 directories.
+const MAX_NODES: usize = 1 << 23;
 /// How many symlinks are followed for one path: what the kernel follows.
 const MAX_SYMLINKS: usize = 40;
 
@@ -58,6 +61,9 @@ pub enum Reason {
     /// More than 40 symlinks on the way.
     #[error("has too many symlinks on its way")]
     Symlinks,
+    /// More inodes than a tree may have.
+    #[error("is one too many: a tree may have {MAX_NODES} inodes")]
+    TooMany,
     /// The root would become something that is no directory.
     #[error("is the root, and not a directory")]
     Root,
@@ -99,7 +105,8 @@ pub fn apply(tree: &mut Tree, layer: impl IntoIterator<Item = Change>) -> Result
             What::HardLink(target) => hard_link(tree, &path, &target),
             What::Whiteout | What::Opaque => Ok(()),
         };
-        put.map_err(|reason| Error { path, reason })?;
+        let room = if tree.nodes.len() > MAX_NODES { Err(Reason::TooMany) } else { Ok(()) };
+        put.and(room).map_err(|reason| Error { path, reason })?;
     }
     Ok(())
 }

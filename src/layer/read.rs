@@ -11,8 +11,10 @@ use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, S
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
-/// How much the paths, targets and attributes of one image's layers may take together: what memory must hold.
+/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold.
 const MAX_METADATA: u64 = 1 << 30;
+/// What an entry takes besides those.
+const ENTRY: usize = 160;
 
 /// An error in a layer.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +35,8 @@ pub enum Error {
     #[error("the layers are larger than {0} bytes when unpacked (--max-size)")]
     MaxSize(u64),
     /// More names and attributes than memory should hold.
-    #[error("paths and attributes of the layers take more than {MAX_METADATA} bytes")]
-    Metadata,
+    #[error("the entries of the layers, paths and attributes included, take more than {0} bytes of memory")]
+    Metadata(u64),
     /// Something other than zeros behind the archive's end.
     #[error("more than {MAX_TRAILER} bytes of something follow the end of the archive")]
     Trailer,
@@ -48,13 +50,19 @@ pub enum Error {
 pub struct Budget {
     max_size: u64,
     size: u64,
+    max_metadata: u64,
     metadata: u64,
 }
 
 impl Budget {
     /// At most `max_size` bytes of tar, sparse files counted at their full length.
     pub fn new(max_size: u64) -> Self {
-        Self { max_size, size: max_size, metadata: MAX_METADATA }
+        Self { max_size, size: max_size, max_metadata: MAX_METADATA, metadata: MAX_METADATA }
+    }
+
+    /// With another bound of what entries may take in memory.
+    pub fn with_memory(self, max_metadata: u64) -> Self {
+        Self { max_metadata, metadata: max_metadata, ..self }
     }
 
     fn take(&mut self, n: u64) -> Result<(), Error> {
@@ -65,13 +73,18 @@ impl Budget {
     /// Room for a change in memory.
     pub(super) fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
-        let len = change.path.len()
+        let len = ENTRY
+            + change.path.len()
             + match &change.what {
                 What::HardLink(target) => target.len(),
                 What::Node(node) => attr_len(node),
                 What::Whiteout | What::Opaque => 0,
             };
-        self.metadata = self.metadata.checked_sub(len as u64).ok_or(Error::Metadata)?;
+        self.take_memory(len as u64)
+    }
+
+    fn take_memory(&mut self, len: u64) -> Result<(), Error> {
+        self.metadata = self.metadata.checked_sub(len).ok_or(Error::Metadata(self.max_metadata))?;
         Ok(())
     }
 }
@@ -127,7 +140,9 @@ pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budge
             }
         }
     }
-    Ok(Layer { changes, skeleton: skeleton.finish()?, entries: parser.entries() })
+    let skeleton = skeleton.finish()?;
+    budget.take_memory(skeleton.compressed.len() as u64)?;
+    Ok(Layer { changes, skeleton, entries: parser.entries() })
 }
 
 /// Stores the content of a file; its number.

@@ -106,18 +106,29 @@ pub struct Blob {
     pub digest: Option<Digest>,
 }
 
+impl Blob {
+    /// The layer that it is.
+    pub fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<Layer> {
+        let (name, size) = (self.name.clone(), self.range.len);
+        let compressed = Compression::of(&self.range.magic::<4>()?) != Compression::None;
+        Ok(Layer { name, created_by, diff_id, size, compressed, tar: Box::new(self) })
+    }
+}
+
 impl TarSource for Blob {
     fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
         let reading = || Error::io("reading", &self.range.path);
         let mut checked = Checked { inner: self.range.reader(), hash: self.digest.map(|_| Sha256::new()), progress };
-        {
+        let unpacked = {
             let mut input = BufReader::with_capacity(PIECE, &mut checked);
-            let magic = input.fill_buf().map_err(reading())?;
-            let compression = Compression::of(magic);
+            let compression = Compression::of(input.fill_buf().map_err(reading())?);
             let mut tar = compression.reader(&mut input).map_err(reading())?;
-            copy(&mut *tar, out, &self.range.path)?;
+            copy(&mut *tar, out)
+        };
+        if let Err(Failed::Write(source)) = unpacked {
+            return Err(Error::io("unpacking", &self.range.path)(source));
         }
-        // A decompressor stops where its data ends; the digest is of all bytes.
+        // A decompressor stops where its data ends, or where they are wrong; the digest is of all bytes, and the better message.
         io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
         if let (Some(hash), Some(wanted)) = (checked.hash, self.digest) {
             let found = Digest(hash.finalize().into());
@@ -126,20 +137,28 @@ impl TarSource for Blob {
                 return Err(Error::Mismatch { name: self.name, reason });
             }
         }
-        Ok(())
+        match unpacked {
+            Err(Failed::Read(source)) => Err(Error::Decompress { name: self.name, source }),
+            _ => Ok(()),
+        }
     }
 }
 
-fn copy(input: &mut dyn Read, out: &mut dyn Write, path: &Path) -> Result<()> {
+enum Failed {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+fn copy(input: &mut dyn Read, out: &mut dyn Write) -> Result<(), Failed> {
     let mut buf = vec![0; PIECE];
     loop {
         let n = match input.read(&mut buf) {
             Ok(0) => return Ok(()),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io("decompressing", path)(e)),
+            Err(e) => return Err(Failed::Read(e)),
         };
-        out.write_all(&buf[..n]).map_err(Error::io("unpacking", path))?;
+        out.write_all(&buf[..n]).map_err(Failed::Write)?;
     }
 }
 
@@ -166,7 +185,6 @@ pub fn open_tar(path: &Path) -> Result<Image> {
     let range = Range::whole(path)?;
     let name = path.display().to_string();
     let created_by = super::created_by("tar", path);
-    let size = range.len;
-    let layer = Layer { name: name.clone(), created_by, diff_id: None, size, tar: Box::new(Blob { name, range, digest: None }) };
+    let layer = Blob { name, range, digest: None }.layer(created_by, None)?;
     Ok(Image { layers: vec![layer], ..Image::default() })
 }

@@ -32,8 +32,46 @@ pub fn open(path: &Path) -> Result<Image> {
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening the directory", path)(e.into()))?;
     let name = path.display().to_string();
     let created_by = super::created_by("dir", path);
+    let size = size_of(path, &fd)?;
     let tar = Box::new(DirTar { root: path.to_owned(), fd });
-    Ok(Image { layers: vec![Layer { name, created_by, diff_id: None, size: 0, tar }], ..Image::default() })
+    Ok(Image { layers: vec![Layer { name, created_by, diff_id: None, size, compressed: false, tar }], ..Image::default() })
+}
+
+/// How many bytes the files of a directory hold, for progress and the check of free space: what changes meanwhile does no harm.
+fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
+    let failed = |e: Errno| Error::io("listing", root)(e.into());
+    let mut total = 0_u64;
+    let mut levels = vec![Dir::read_from(fd).map_err(failed)?];
+    while let Some(dir) = levels.last_mut() {
+        let Some(entry) = dir.read().transpose().map_err(failed)? else {
+            levels.pop();
+            continue;
+        };
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let at = dir.fd().map_err(failed)?;
+        // What is gone by now, or may not be read, is the packing's to complain of.
+        let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        match stat.st_mode & S_IFMT {
+            S_IFREG => total = total.saturating_add(held(&stat)),
+            S_IFDIR => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                if let Ok(inner) = openat(at, name, flags, Mode::empty()).and_then(Dir::new) {
+                    levels.push(inner);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(total)
+}
+
+/// How many bytes a file holds, holes left out.
+fn held(stat: &Stat) -> u64 {
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    u64::try_from(stat.st_size).unwrap_or(0).min(blocks)
 }
 
 struct DirTar {
@@ -153,7 +191,7 @@ impl Walk<'_> {
                 let fd = openat(dir, name, flags, Mode::empty()).map_err(self.failed("opening", path))?;
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.append(path, &attr, Body::File(size, &mut File::from(fd)))?;
-                (self.progress)(size);
+                (self.progress)(held(stat));
                 Ok(())
             }
             S_IFLNK => {

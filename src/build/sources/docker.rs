@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::document::{Config, parse};
-use super::{Image, Layer, Options};
+use super::{Image, Options};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -41,12 +41,10 @@ pub fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<I
     }
     let config: Config = parse(&config_name, &config_bytes)?;
     let known = config.layers(&config_name, manifest.layers.len())?;
+    config.warn_of_platform(&name, &options.platform);
     let mut layers = Vec::new();
     for (member, (diff_id, created_by)) in manifest.layers.iter().zip(known) {
-        let range = get(member)?;
-        let size = range.len;
-        let tar = Box::new(Blob { name: member.clone(), range, digest: None });
-        layers.push(Layer { name: member.clone(), created_by, diff_id: Some(diff_id), size, tar });
+        layers.push(Blob { name: member.clone(), range: get(member)?, digest: None }.layer(created_by, Some(diff_id))?);
     }
     Ok(Image { layers, config: config_bytes, manifest: Vec::new() })
 }

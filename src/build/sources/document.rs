@@ -91,6 +91,9 @@ impl fmt::Display for Platform {
 /// What building needs of an image configuration; the rest is kept as it is.
 #[derive(Debug, Default, Deserialize)]
 pub struct Config {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
     rootfs: RootFs,
     history: Option<Vec<History>>,
 }
@@ -108,6 +111,14 @@ struct History {
 }
 
 impl Config {
+    /// Warns when the image `name` is for another platform: it was the only one there was.
+    pub fn warn_of_platform(&self, name: &str, wanted: &Platform) {
+        let (Some(os), Some(architecture)) = (&self.os, &self.architecture) else { return };
+        if wanted.fit(os, architecture, self.variant.as_deref()).is_none() {
+            tracing::warn!("{name} is an image for {os}/{architecture}, not for {wanted}");
+        }
+    }
+
     /// The diff_id and the `created_by` of each of `layers` layers.
     pub fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
         let ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();

@@ -23,7 +23,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Image> {
     let name = path.display().to_string();
     if records.is_empty() {
         let size = rootfs.content_bytes();
-        let layer = Layer { name, created_by: Vec::new(), diff_id: None, size, tar: Box::new(TreeTar(rootfs)) };
+        let layer = Layer { name, created_by: Vec::new(), diff_id: None, size, compressed: false, tar: Box::new(TreeTar(rootfs)) };
         return Ok(Image { layers: vec![layer], ..Image::default() });
     }
     let blob = |region| section.blob(region).map(std::borrow::Cow::into_owned).map_err(failed);
@@ -35,6 +35,7 @@ pub fn open(path: &Path, options: &Options) -> Result<Image> {
             created_by: blob(record.created_by)?,
             diff_id: Some(Digest(record.diff_id)),
             size: record.tar_size,
+            compressed: false,
             tar: Box::new(LayerTar { rootfs: rootfs.clone(), record }),
         });
     }

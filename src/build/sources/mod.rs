@@ -37,8 +37,10 @@ pub struct Layer {
     pub created_by: Vec<u8>,
     /// The digest that its tar must have.
     pub diff_id: Option<Digest>,
-    /// How many bytes will be reported as progress, if that is known.
+    /// How many bytes will be reported as progress.
     pub size: u64,
+    /// Whether those are compressed bytes.
+    pub compressed: bool,
     /// The tar.
     pub tar: Box<dyn TarSource>,
 }

@@ -7,7 +7,7 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use super::archive::Archive;
 use super::blob::{Blob, Range};
 use super::document::{Config, MAX_DOCUMENT, parse};
-use super::{Image, Layer, Options};
+use super::{Image, Options};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -106,13 +106,11 @@ fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Im
     let config_name = format!("configuration {}", manifest.config().digest());
     let config: Config = parse(&config_name, &config_bytes)?;
     let known = config.layers(&config_name, manifest.layers().len())?;
+    config.warn_of_platform(&layout.name(), &options.platform);
     let mut layers = Vec::new();
     for (descriptor, (diff_id, created_by)) in manifest.layers().iter().zip(known) {
         let (range, digest) = layout.blob(descriptor)?;
-        let size = range.len;
-        let name = digest.to_string();
-        let tar = Box::new(Blob { name: name.clone(), range, digest: Some(digest) });
-        layers.push(Layer { name, created_by, diff_id: Some(diff_id), size, tar });
+        layers.push(Blob { name: digest.to_string(), range, digest: Some(digest) }.layer(created_by, Some(diff_id))?);
     }
     Ok(Image { layers, config: config_bytes, manifest: manifest_bytes })
 }
@@ -131,8 +129,7 @@ fn choose(layout: &Layout, index: &ImageIndex, reference: Option<&str>, options:
     }
     let fit = |d: &Descriptor| match d.platform() {
         Some(p) => options.platform.fit(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()),
-        // Nothing is said of it: it is taken when it is the only one.
-        None if found.len() == 1 => Some(0),
+        // Nothing is said of it: it is taken when there is no better one.
         None => Some(0),
     };
     let best = found.iter().filter_map(fit).max();

@@ -70,9 +70,9 @@ impl Spec {
         if let Some(kind) = guess(path)? {
             return Ok(Self { kind, path: path.to_owned(), reference: None });
         }
-        // PATH:TAG, of which PATH exists.
-        let colon = bytes.iter().rposition(|&b| b == b':');
-        if let Some(at) = colon.filter(|_| !path.exists()) {
+        // PATH:REFERENCE, of which PATH exists; both may have more colons.
+        let colons = bytes.iter().enumerate().filter(|&(_, &b)| b == b':').map(|(at, _)| at);
+        for at in colons.filter(|_| !path.exists()) {
             let path = Path::new(OsStr::from_bytes(&bytes[..at]));
             if let Some(kind) = guess(path)?.filter(|kind| kind.has_reference()) {
                 let reference = Some(String::from_utf8_lossy(&bytes[at + 1..]).into_owned());
