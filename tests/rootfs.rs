@@ -6,8 +6,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Mounted, assert_same_tree, lxcri_fs, run, tree};
 
@@ -80,4 +82,55 @@ fn parallel_readers_get_the_same_bytes() {
             scope.spawn(|| assert_eq!(run(Command::new("sh").args(["-c", script]).current_dir(dir.path())), expected));
         }
     });
+}
+
+#[test]
+fn killed_workers_cost_no_program_an_error() {
+    let (_, image) = debian();
+    let temp = tempfile::tempdir().unwrap();
+    let [dir, overlay, upper, work] = ["mnt", "overlay", "upper", "work"].map(|name| temp.path().join(name));
+    for path in [&dir, &overlay, &upper, &work] {
+        std::fs::create_dir(path).unwrap();
+    }
+    let _mounted = Mounted::new(&["--log-file", "/dev/null", image.to_str().unwrap()], &dir);
+    let options = format!("lowerdir={},upperdir={},workdir={}", dir.display(), upper.display(), work.display());
+    run(Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(&overlay));
+    let loads = [
+        (&dir, "find . -ls | wc -l"),
+        (&dir, "find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 -P 3 -n 100 cat | wc -c"),
+        (&overlay, "find usr/bin usr/lib -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum | md5sum"),
+        // Programs and libraries are mapped.
+        (&overlay, "for i in 1 2 3 4 5; do chroot . perl -MPOSIX -MList::Util -e 'print floor(2.5)'; done"),
+        (&dir, "chroot . dpkg -l | wc -l"),
+    ];
+    let load = |(root, script): (&PathBuf, &str)| run(Command::new("sh").args(["-ec", script]).current_dir(root));
+    let expected = loads.map(load);
+    let row = || {
+        let rows = run(lxcri_fs().args(["ps", "--json"]));
+        let rows = rows.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        rows.into_iter().find(|row| row["mountpoints"][0] == dir.to_str().unwrap()).unwrap()
+    };
+    let stop = AtomicBool::new(false);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for (work, expected) in loads.into_iter().zip(&expected) {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(load(work), *expected, "{}", work.1);
+                }
+            });
+        }
+        while row()["restarts"].as_u64().unwrap() < 50 && start.elapsed() < Duration::from_secs(120) {
+            // Or nobody would have to ask.
+            std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            if let Some(worker) = row()["worker"].as_u64() {
+                let _ = Command::new("kill").args(["-9", &worker.to_string()]).stderr(Stdio::null()).status();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    run(Command::new("umount").arg(&overlay));
+    assert!(row()["restarts"].as_u64().unwrap() >= 50, "{}", row());
 }

@@ -42,9 +42,10 @@ pub const S_IFIFO: u32 = 0o010_000;
 pub const S_IFSOCK: u32 = 0o140_000;
 
 /// Compression of content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
     /// Stored as it is.
+    #[default]
     None,
     /// zstd frames, one or several, skippable ones included.
     Zstd,
@@ -70,9 +71,10 @@ impl Compression {
 }
 
 /// Encryption of content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Encryption {
     /// Not encrypted.
+    #[default]
     None,
     /// v1: `nonce(12) || ciphertext || tag(16)` over the whole (compressed) content, ChaCha20-Poly1305, the path as associated data.
     Whole,
@@ -175,7 +177,7 @@ pub enum ObjectType {
 }
 
 /// The fixed part of an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObjectHeader {
     /// 1 file, 2 directory, 3 symlink.
     pub kind: u8,
@@ -226,6 +228,11 @@ impl ObjectHeader {
         b[28..36].copy_from_slice(&self.stored_size.to_le_bytes());
         b[36..40].copy_from_slice(&self.crc.to_le_bytes());
         b
+    }
+
+    /// The header of a file's object without a name, mode or time: only the index's say of these counts.
+    pub(crate) fn of_file() -> Self {
+        Self { kind: 1, ..Self::default() }
     }
 
     /// Distance from the start of the object to its content, bytes.

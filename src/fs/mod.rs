@@ -3,6 +3,7 @@
 mod cache;
 mod error;
 mod extract;
+mod image;
 mod rootfs;
 mod spool;
 mod stack;
@@ -11,7 +12,8 @@ mod verify;
 
 pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
-pub use rootfs::{Decoded, EachEntry, EachInode, Options, ROOT, Rootfs, Source, Statfs};
+pub use image::Source;
+pub use rootfs::{Decoded, EachEntry, EachInode, Options, ROOT, Rootfs, Statfs};
 pub use spool::{Spool, TempDir};
 pub use stack::StackError;
 pub use v1::tree_of_index;

@@ -1,42 +1,28 @@
 //! One image's (or several merged images') root file system: every question that a file system is asked.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
+use bfc::Container;
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
 use bfc::rootfs::format::{Content, Dentry, Inode};
-use bfc::rootfs::{Extras, Section, Xattr};
-use bfc::{Container, Key, Secret};
+use bfc::rootfs::{Section, Xattr};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::cache::Cache;
 use super::error::{Error, Result};
+use super::image::{Image, Source, check_digest};
 use super::spool::{Spool, TempDir};
 use super::stack::stack;
-use super::v1::tree_of_index;
 
 /// Inode number of the root.
-pub const ROOT: u32 = 1;
-/// Frame length of sections that are built in memory, binary logarithm.
-pub(super) const FRAME_LOG2: u8 = 17;
+pub const ROOT: u32 = bfc::rootfs::format::ROOT;
 /// Content up to this length is decoded for the one who reads it, without the cache: the kernel keeps its pages.
 const SMALL: u64 = 128 << 10;
-
-/// An image to open.
-#[derive(Debug)]
-pub struct Source {
-    /// Its path, for messages.
-    pub path: PathBuf,
-    /// The open file.
-    pub file: File,
-    /// Password or key, when it is encrypted.
-    pub secret: Option<Secret>,
-}
 
 /// How to open images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -84,14 +70,6 @@ pub struct Decoded {
     pub wanted: Range<usize>,
 }
 
-/// An image that contents come from.
-pub(super) struct Image {
-    pub(super) path: PathBuf,
-    container: Container,
-    key: Option<Key>,
-    has_section: bool,
-}
-
 /// A read-only root file system.
 pub struct Rootfs {
     images: Vec<Image>,
@@ -112,73 +90,6 @@ impl std::fmt::Debug for Rootfs {
 
 fn kind_error(ino: u32, reason: &'static str, errno: Errno) -> Error {
     Error::Kind { ino, reason, errno }
-}
-
-impl Image {
-    fn open(source: Source) -> Result<(Self, Section)> {
-        let path = source.path;
-        let failed = |source| Error::Image { image: path.clone(), source };
-        let container = Container::open(Arc::new(source.file)).map_err(failed)?;
-        if let Some(end) = container.torn() {
-            tracing::warn!(image = %path.display(), "the file does not end in a footer: using the previous one, which ends at offset {end}");
-        }
-        let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
-        let locator = container.locator().map_err(failed)?;
-        let has_section = locator.is_some();
-        let section = match locator {
-            Some(locator) => Section::open(container.source().clone(), &locator).map_err(failed)?,
-            None => {
-                let index = container.index().map_err(failed)?;
-                let (tree, paths) = tree_of_index(&container, &index).map_err(failed)?;
-                let extras = Extras { frame_log2: FRAME_LOG2, paths, ..Extras::default() };
-                Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
-            }
-        };
-        let image = Self { path, container, key, has_section };
-        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
-        Ok((image, section))
-    }
-
-    fn decoder(&self, check_hash: bool) -> Decoder<'_> {
-        Decoder {
-            source: &**self.container.source(),
-            len: self.container.len(),
-            flavour: self.container.flavour(),
-            key: self.key.as_ref(),
-            // What v1 says of itself has no digests.
-            check_hash: check_hash && self.has_section,
-        }
-    }
-
-    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1 alone the smallest
-    /// encrypted content is opened.
-    fn check_key(&self, section: &Section) -> bfc::Result<()> {
-        let mut sealed = section.header().key_check;
-        if sealed != [0; 28] {
-            let key = self.key.as_ref().ok_or(bfc::Error::KeyNeeded)?;
-            return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed).map(drop).ok_or(bfc::Error::WrongKey);
-        }
-        if self.has_section {
-            return Ok(());
-        }
-        let mut smallest: Option<Content> = None;
-        for number in 0..section.content_count() {
-            let content = section.content(number)?;
-            if content.enc != Encryption::None && smallest.is_none_or(|s| content.stored < s.stored) {
-                smallest = Some(content);
-            }
-        }
-        let Some(content) = smallest else { return Ok(()) };
-        if self.key.is_none() {
-            return Err(bfc::Error::KeyNeeded);
-        }
-        let decoder = self.decoder(false);
-        let path = section.content_path(&content)?;
-        match decoder.resolve(&content).and_then(|c| decoder.stream(&c, &path, &mut std::io::sink())) {
-            Err(bfc::Error::Content { .. }) => Err(bfc::Error::WrongKey),
-            other => other,
-        }
-    }
 }
 
 impl Rootfs {
@@ -595,18 +506,4 @@ impl Rootfs {
 /// Whether a file system can show this name.
 fn valid_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
-}
-
-fn check_digest(images: &[Image], wanted: &str) -> Result<()> {
-    let [image] = images else {
-        let source = bfc::Error::Unsupported("a root digest for several images together".into());
-        return Err(Error::Image { image: images.last().map(|i| i.path.clone()).unwrap_or_default(), source });
-    };
-    let failed = |source| Error::Image { image: image.path.clone(), source };
-    let Some(locator) = image.container.locator().map_err(failed)? else {
-        return Err(failed(bfc::Error::Unsupported("a root digest, which a plain v1 image does not have".into())));
-    };
-    let found: String = locator.root_digest.iter().map(|b| format!("{b:02x}")).collect();
-    let wanted = wanted.trim_start_matches("blake3:").to_ascii_lowercase();
-    if found == wanted { Ok(()) } else { Err(failed(bfc::Error::Digest { found, wanted })) }
 }

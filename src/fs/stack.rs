@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use bfc::rootfs::format::ROOT;
 use bfc::rootfs::{Attr, Extras, Kind, Node, Section, Tree};
 use bfc::{Error, Result};
 
-use super::rootfs::{Image, ROOT};
+use super::image::{FRAME_LOG2, Image};
 use crate::layer::merge::{self, Change, What};
 use crate::layer::{self, replay};
 
@@ -25,7 +26,7 @@ pub(super) fn stack(images: &[Opened]) -> Result<Section, (usize, StackError)> {
         stack.add(number, opened).map_err(|e| (number, e))?;
     }
     let Stack { tree, mut extras, frames_in } = stack;
-    extras.frame_log2 = frames_in.unwrap_or(super::rootfs::FRAME_LOG2);
+    extras.frame_log2 = frames_in.unwrap_or(FRAME_LOG2);
     bfc::rootfs::build(&tree, &extras).and_then(Section::in_memory).map_err(|e| (images.len() - 1, e.into()))
 }
 

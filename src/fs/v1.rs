@@ -61,12 +61,7 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
             comp: Compression::from_raw(entry.comp).ok_or_else(|| unsupported("the compression"))?,
             enc: Encryption::from_raw(entry.enc).ok_or_else(|| unsupported("the encryption"))?,
             layout: Layout::Object,
-            source: 0,
-            first_frame: 0,
-            frames: 0,
-            path: 0,
-            path_len: 0,
-            hash: [0; 16],
+            ..Content::default()
         };
         let kind = match entry.mode & S_IFMT {
             S_IFREG if entry.orig_size == 0 && entry.enc == 0 => Kind::File { size: 0, content: None },

@@ -16,6 +16,8 @@ use super::error::{Error, Result};
 
 /// Environment variable that says what is logged, in the syntax of `tracing_subscriber`.
 pub const FILTER_VARIABLE: &str = "LXCRI_FS_LOG";
+/// What is logged otherwise. fuser complains of answers that are refused because the kernel has sent the request to the next worker.
+const DEFAULT_FILTER: &str = "info,fuser::reply=off";
 const JOURNAL: &str = "/run/systemd/journal/stdout";
 const SYSLOG: &str = "/dev/log";
 const NAME: &str = "lxcri-fs";
@@ -70,7 +72,7 @@ fn journal() -> io::Result<UnixStream> {
 
 /// Logs this process's events, and those of the libraries that it uses, to standard error.
 pub fn init(style: Style) {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false).with_writer(Stderr(style));
     // A second initialisation is none.
     let _ = match style {

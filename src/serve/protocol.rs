@@ -167,7 +167,10 @@ pub(super) enum WorkerReply {
     /// The images are open.
     Opened,
     /// The kernel has been answered: the mount is alive.
-    Serving,
+    Serving {
+        /// Number of a thread that ends as soon as the worker does.
+        sentinel: i32,
+    },
     /// What was counted.
     Stats(Stats),
     /// It cannot be done.

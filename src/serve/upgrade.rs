@@ -12,6 +12,8 @@ use super::protocol::VERSION;
 /// How long a keeper may take to have a worker again.
 const LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
+/// A keeper goes on as it is when its worker does not end in time, because it waits for the kernel.
+const TRIES: u32 = 5;
 
 /// Has the keeper of a mount go on as this program. Its users wait for a moment, and see no error.
 ///
@@ -26,14 +28,24 @@ pub fn upgrade(mounted: &Mounted) -> Result<()> {
     }
     let own = Path::new("/proc/self/exe");
     let program = File::open(own).map_err(Error::io("opening", own))?;
-    mounted.dir.upgrade(program.as_fd())?;
+    for _ in 0..TRIES {
+        mounted.dir.upgrade(program.as_fd())?;
+        if served_again(mounted)? > before.upgrades {
+            return Ok(());
+        }
+    }
+    Err(refused())
+}
+
+/// Waits until a keeper has a worker; how often its program was replaced by then.
+fn served_again(mounted: &Mounted) -> Result<u64> {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
         // While it is being replaced, nobody answers.
         if let Ok(Some(now)) = mounted.dir.status()
             && now.worker.is_some()
         {
-            return if now.upgrades > before.upgrades { Ok(()) } else { Err(refused()) };
+            return Ok(now.upgrades);
         }
         std::thread::sleep(PAUSE);
     }

@@ -57,7 +57,6 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     };
     let notifier = session.notifier();
     start_thread("push", move || pusher.run(&notifier))?;
-    control.send(&WorkerReply::Serving, &[])?;
     start_thread("control", move || tell(&control, &metrics))?;
     session.run().map_err(Error::system("serving"))
 }
@@ -66,12 +65,13 @@ fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(f).map(drop).map_err(Error::system("starting a thread"))
 }
 
-/// Tells the keeper, for as long as it lives, what was counted.
+/// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that this thread does is wait, so it ends as soon
+/// as the process is killed: the keeper watches it.
 fn tell(control: &Channel, metrics: &Metrics) {
-    while let Ok(Some((WorkerRequest::Stats, _))) = control.receive() {
-        if control.send(&WorkerReply::Stats(metrics.snapshot()), &[]).is_err() {
-            break;
-        }
+    let mut told = control.send(&WorkerReply::Serving { sentinel: rustix::thread::gettid().as_raw_nonzero().get() }, &[]);
+    while told.is_ok() {
+        let Ok(Some((WorkerRequest::Stats, _))) = control.receive() else { break };
+        told = control.send(&WorkerReply::Stats(metrics.snapshot()), &[]);
     }
 }
 

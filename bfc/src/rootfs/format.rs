@@ -30,6 +30,9 @@ pub const HASH_LEN: usize = 16;
 /// Incompatible feature bits that this version knows: none yet.
 pub const INCOMPAT_KNOWN: u64 = 0;
 
+/// Inode number of the root.
+pub const ROOT: u32 = 1;
+
 /// A truncated BLAKE3.
 pub type Hash = [u8; HASH_LEN];
 
@@ -353,7 +356,7 @@ pub enum Layout {
 }
 
 /// A content record: the bytes of a file, wherever it is linked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Content {
     /// Offset in the file, see [`Layout`].
     pub offset: u64,

@@ -16,7 +16,7 @@ use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{Compression, Encryption, ObjectHeader};
 use crate::key::Key;
-use crate::rootfs::format::{Content, Frame, Hash, Layer, Layout, hash};
+use crate::rootfs::format::{Content, Frame, Hash, Layer, hash};
 
 /// Pieces that are under way at most; of a frame's length each.
 const IN_FLIGHT: usize = 256;
@@ -380,7 +380,7 @@ impl Writer {
             }
             Event::Frame(packed) => {
                 let Some(open) = &self.open else { return Ok(()) };
-                let offset = self.position() - open.position - super::v1::EMPTY.content_offset();
+                let offset = self.position() - open.position - ObjectHeader::of_file().content_offset();
                 let stored = u32::try_from(packed.bytes.len()).map_err(|_| Error::TooLarge("a frame"))?;
                 self.frames.push(Frame { offset, stored, crc: packed.crc, hash: packed.hash });
                 self.write(&packed.bytes)
@@ -412,19 +412,19 @@ impl Writer {
             orig_size: packed.size,
             stored_size: stored,
             crc: packed.crc,
-            ..super::v1::EMPTY
+            ..ObjectHeader::of_file()
         };
         let offset = self.position() + header.content_offset();
         self.write(&padded(&header))?;
         self.write(&packed.bytes)?;
         let Packed { comp, size, crc, hash, .. } = *packed;
-        self.contents.push(Content { offset, stored, size, crc, comp, enc, hash, ..BLANK });
+        self.contents.push(Content { offset, stored, size, crc, comp, enc, hash, ..Content::default() });
         Ok(())
     }
 
     fn end(&mut self, size: u64, crc: u32, comp: Compression, duplicate: bool) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let offset = open.position + super::v1::EMPTY.content_offset();
+        let offset = open.position + ObjectHeader::of_file().content_offset();
         let enc = if self.sealed { Encryption::Frames } else { Encryption::None };
         let count = |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the number of frames"));
         let content = Content {
@@ -436,7 +436,7 @@ impl Writer {
             enc,
             first_frame: count(open.first_frame)?,
             frames: count(self.frames.len() - open.first_frame)?,
-            ..BLANK
+            ..Content::default()
         };
         let known = self.stored.get(&(stored_hash(&content, &self.frames), size)).copied();
         if duplicate || known.is_some() {
@@ -452,7 +452,7 @@ impl Writer {
             self.write(&table)?;
         }
         let stored_size = self.position() - offset;
-        let header = ObjectHeader { comp: comp.raw(), enc: enc.raw(), orig_size: size, stored_size, crc, ..super::v1::EMPTY };
+        let header = ObjectHeader { comp: comp.raw(), enc: enc.raw(), orig_size: size, stored_size, crc, ..ObjectHeader::of_file() };
         self.patch(open.position, &padded(&header))?;
         self.contents.push(content);
         Ok(())
@@ -499,23 +499,6 @@ impl Writer {
         }
     }
 }
-
-/// A content with nothing in it.
-const BLANK: Content = Content {
-    offset: 0,
-    stored: 0,
-    size: 0,
-    crc: 0,
-    comp: Compression::None,
-    enc: Encryption::None,
-    layout: Layout::Direct,
-    source: 0,
-    first_frame: 0,
-    frames: 0,
-    path: 0,
-    path_len: 0,
-    hash: [0; 16],
-};
 
 fn padded(header: &ObjectHeader) -> [u8; 48] {
     let mut out = [0; 48];

@@ -101,7 +101,7 @@ impl Writer<'_> {
                     self.unsaid += 1;
                     return Ok(());
                 }
-                let header = ObjectHeader::content_offset(&EMPTY);
+                let header = ObjectHeader::of_file().content_offset();
                 entry.obj_offset = content.offset - header;
                 entry.obj_size = header + content.stored + super::pipeline::table_len(content);
                 (entry.comp, entry.enc) = (content.comp.raw().into(), content.enc.raw().into());
@@ -127,7 +127,7 @@ impl Writer<'_> {
             return known;
         }
         let at = self.tail.position();
-        let header = ObjectHeader { kind, ..EMPTY };
+        let header = ObjectHeader { kind, ..ObjectHeader::default() };
         self.tail.bytes.extend_from_slice(&header.encode());
         self.tail.bytes.resize(self.tail.bytes.len() + padding(OBJECT_LEN), 0);
         let object = (at, header.content_offset());
@@ -144,7 +144,7 @@ impl<'a> Writer<'a> {
         let at = self.tail.position();
         let crc = self.flavour.crc(target);
         let len = target.len() as u64;
-        let header = ObjectHeader { kind: 3, orig_size: len, stored_size: len, crc, ..EMPTY };
+        let header = ObjectHeader { kind: 3, orig_size: len, stored_size: len, crc, ..ObjectHeader::default() };
         let bytes = &mut self.tail.bytes;
         bytes.extend_from_slice(&header.encode());
         bytes.resize(bytes.len() + padding(OBJECT_LEN), 0);
@@ -155,10 +155,6 @@ impl<'a> Writer<'a> {
         object
     }
 }
-
-/// An object without name, times and content. Only the index's say of these counts.
-pub(super) const EMPTY: ObjectHeader =
-    ObjectHeader { kind: 1, comp: 0, enc: 0, name_len: 0, mode: 0, mtime_ns: 0, orig_size: 0, stored_size: 0, crc: 0 };
 
 /// Bytes that align `len`.
 fn padding(len: usize) -> usize {

@@ -266,7 +266,7 @@ impl Keeper {
             events.push(event);
         };
         if let Service::Worker(worker) = &self.service {
-            watch(worker.first_thread(), Event::WorkerEnded);
+            watch(worker.sentinel(), Event::WorkerEnded);
             if let Some(spool) = worker.spool() {
                 watch(spool, Event::FileWanted);
             }
@@ -377,9 +377,10 @@ impl Keeper {
             End::Status(status) => format!("the worker ended: {status}"),
             End::Dying | End::NotStarted => "the worker is ending".to_owned(),
         };
-        if let Service::Worker(worker) = self.schedule(end, &why)
+        if let Service::Worker(mut worker) = self.schedule(end, &why)
             && end == End::Dying
         {
+            worker.kill();
             self.departed.push(worker);
         }
         Ok(false)

@@ -35,9 +35,9 @@ pub(super) struct Worker {
     spool_end: Option<OwnedFd>,
     /// Of the process: readable when all its threads are gone.
     pidfd: OwnedFd,
-    /// Of its first thread, which ends only with the process. Another thread may stay until a page is unlocked by the answer to a read, and
-    /// that comes from the next worker.
-    first: OwnedFd,
+    /// Of a thread that only waits, and so ends at once with the process. Another thread may stay until a page is unlocked by the answer to a
+    /// read, and that comes from the next worker.
+    sentinel: Option<OwnedFd>,
 }
 
 impl Worker {
@@ -54,12 +54,10 @@ impl Worker {
             .spawn()
             .map_err(Error::system("starting the worker"))?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-        let watch = |flags| pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, flags));
-        let failed = || Error::system("watching the worker");
-        let pidfd = watch(PidfdFlags::empty()).map_err(failed())?;
-        let first = watch(THREAD).or_else(|_| pidfd.try_clone().map_err(|_| Errno::MFILE)).map_err(failed())?;
+        let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let pidfd = pidfd.map_err(Error::system("watching the worker"))?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
-        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, first })
+        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, sentinel: None })
     }
 
     /// Has the worker open the images.
@@ -71,8 +69,13 @@ impl Worker {
     }
 
     /// Has the worker answer the requests of a connection.
-    pub(super) fn serve(&self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<()> {
-        self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit).map(drop)
+    pub(super) fn serve(&mut self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<()> {
+        let WorkerReply::Serving { sentinel } = self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit)? else {
+            return Err(Error::Gone { peer: "worker" });
+        };
+        // Kernels that cannot watch a thread cannot have requests answered by another worker either.
+        self.sentinel = Pid::from_raw(sentinel).and_then(|thread| pidfd_open(thread, THREAD).ok());
+        Ok(())
     }
 
     /// Sends a request, and waits for its answer.
@@ -130,8 +133,8 @@ impl Worker {
     }
 
     /// Becomes readable when the process answers no more requests.
-    pub(super) fn first_thread(&self) -> BorrowedFd<'_> {
-        self.first.as_fd()
+    pub(super) fn sentinel(&self) -> BorrowedFd<'_> {
+        self.sentinel.as_ref().unwrap_or(&self.pidfd).as_fd()
     }
 
     /// Becomes readable when the process has ended.
@@ -139,7 +142,7 @@ impl Worker {
         self.pidfd.as_fd()
     }
 
-    /// How the process ended, whose first thread has.
+    /// How the process ended, whose sentinel has.
     pub(super) fn end(&mut self) -> Result<End> {
         let failed = || Error::system("waiting for the worker");
         let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));

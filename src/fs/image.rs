@@ -1,0 +1,126 @@
+//! One image: its file, its key, and the section that tells its tree.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bfc::content::Decoder;
+use bfc::format::Encryption;
+use bfc::rootfs::format::Content;
+use bfc::rootfs::{Extras, Section};
+use bfc::{Container, Key, Secret};
+
+use super::error::{Error, Result};
+use super::v1::tree_of_index;
+
+/// Frame length of sections that are built in memory, binary logarithm.
+pub(super) const FRAME_LOG2: u8 = 17;
+
+/// An image to open.
+#[derive(Debug)]
+pub struct Source {
+    /// Its path, for messages.
+    pub path: PathBuf,
+    /// The open file.
+    pub file: File,
+    /// Password or key, when it is encrypted.
+    pub secret: Option<Secret>,
+}
+
+/// An image that contents come from.
+pub(super) struct Image {
+    pub(super) path: PathBuf,
+    pub(super) container: Container,
+    key: Option<Key>,
+    has_section: bool,
+}
+
+impl Image {
+    /// Opens an image, and its section, or makes one of its v1 index.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub(super) fn open(source: Source) -> Result<(Self, Section)> {
+        let path = source.path;
+        let failed = |source| Error::Image { image: path.clone(), source };
+        let container = Container::open(Arc::new(source.file)).map_err(failed)?;
+        if let Some(end) = container.torn() {
+            tracing::warn!(image = %path.display(), "the file does not end in a footer: using the previous one, which ends at offset {end}");
+        }
+        let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
+        let locator = container.locator().map_err(failed)?;
+        let has_section = locator.is_some();
+        let section = match locator {
+            Some(locator) => Section::open(container.source().clone(), &locator).map_err(failed)?,
+            None => {
+                let index = container.index().map_err(failed)?;
+                let (tree, paths) = tree_of_index(&container, &index).map_err(failed)?;
+                let extras = Extras { frame_log2: FRAME_LOG2, paths, ..Extras::default() };
+                Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
+            }
+        };
+        let image = Self { path, container, key, has_section };
+        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
+        Ok((image, section))
+    }
+
+    /// What decodes its contents.
+    pub(super) fn decoder(&self, check_hash: bool) -> Decoder<'_> {
+        Decoder {
+            source: &**self.container.source(),
+            len: self.container.len(),
+            flavour: self.container.flavour(),
+            key: self.key.as_ref(),
+            // What v1 says of itself has no digests.
+            check_hash: check_hash && self.has_section,
+        }
+    }
+
+    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1 alone the smallest
+    /// encrypted content is opened.
+    fn check_key(&self, section: &Section) -> bfc::Result<()> {
+        let mut sealed = section.header().key_check;
+        if sealed != [0; 28] {
+            let key = self.key.as_ref().ok_or(bfc::Error::KeyNeeded)?;
+            return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed).map(drop).ok_or(bfc::Error::WrongKey);
+        }
+        if self.has_section {
+            return Ok(());
+        }
+        let mut smallest: Option<Content> = None;
+        for number in 0..section.content_count() {
+            let content = section.content(number)?;
+            if content.enc != Encryption::None && smallest.is_none_or(|s| content.stored < s.stored) {
+                smallest = Some(content);
+            }
+        }
+        let Some(content) = smallest else { return Ok(()) };
+        if self.key.is_none() {
+            return Err(bfc::Error::KeyNeeded);
+        }
+        let decoder = self.decoder(false);
+        let path = section.content_path(&content)?;
+        match decoder.resolve(&content).and_then(|c| decoder.stream(&c, &path, &mut std::io::sink())) {
+            Err(bfc::Error::Content { .. }) => Err(bfc::Error::WrongKey),
+            other => other,
+        }
+    }
+}
+
+/// Refuses images that do not have the root digest (hexadecimal) that is wanted.
+///
+/// # Errors
+/// [`Error::Image`].
+pub(super) fn check_digest(images: &[Image], wanted: &str) -> Result<()> {
+    let [image] = images else {
+        let source = bfc::Error::Unsupported("a root digest for several images together".into());
+        return Err(Error::Image { image: images.last().map(|i| i.path.clone()).unwrap_or_default(), source });
+    };
+    let failed = |source| Error::Image { image: image.path.clone(), source };
+    let Some(locator) = image.container.locator().map_err(failed)? else {
+        return Err(failed(bfc::Error::Unsupported("a root digest, which a plain v1 image does not have".into())));
+    };
+    let found: String = locator.root_digest.iter().map(|b| format!("{b:02x}")).collect();
+    let wanted = wanted.trim_start_matches("blake3:").to_ascii_lowercase();
+    if found == wanted { Ok(()) } else { Err(failed(bfc::Error::Digest { found, wanted })) }
+}
