@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Mounted, assert_same_tree, lxcri_fs, run, tree};
+use common::{Mounted, Stop, assert_same_tree, eventually, lxcri_fs, run, tree};
 
 /// A minimal Debian as a tar, unpacked, and as an image; made once a build directory.
 fn debian() -> &'static (PathBuf, PathBuf) {
@@ -106,9 +106,11 @@ fn killed_workers_cost_no_program_an_error() {
     let load = |(root, script): (&PathBuf, &str)| run(Command::new("sh").args(["-ec", script]).current_dir(root));
     let expected = loads.map(load);
     let row = || {
-        let rows = run(lxcri_fs().args(["ps", "--json"]));
-        let rows = rows.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
-        rows.into_iter().find(|row| row["mountpoints"][0] == dir.to_str().unwrap()).unwrap()
+        eventually("row of the mount", || {
+            let rows = run(lxcri_fs().args(["ps", "--json"]));
+            let mut rows = rows.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+            rows.find(|row| row["mountpoints"].as_array().unwrap().iter().any(|m| m == dir.to_str().unwrap()))
+        })
     };
     let stop = AtomicBool::new(false);
     let start = Instant::now();
@@ -121,6 +123,7 @@ fn killed_workers_cost_no_program_an_error() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         while row()["restarts"].as_u64().unwrap() < 50 && start.elapsed() < Duration::from_secs(120) {
             // Or nobody would have to ask.
             std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -129,7 +132,6 @@ fn killed_workers_cost_no_program_an_error() {
                 let _ = Command::new("kill").args(["-9", &worker.to_string()]).stderr(Stdio::null()).status();
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     run(Command::new("umount").arg(&overlay));
     assert!(row()["restarts"].as_u64().unwrap() >= 50, "{}", row());

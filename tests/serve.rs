@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Mounted, golden, lxcri_fs, run, stderr, tree};
+use common::{Mounted, Stop, eventually, golden, lxcri_fs, run, stderr, tree};
 use serde_json::Value;
 
 /// A copy of a golden image: another image to the keepers, so that tests do not meet in one.
@@ -36,6 +36,12 @@ fn setup<const N: usize>() -> (tempfile::TempDir, PathBuf, [PathBuf; N]) {
 fn ps(image: &Path) -> Option<Value> {
     let rows = run(lxcri_fs().args(["ps", "--json"]));
     rows.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).find(|row| row["images"][0] == image.to_str().unwrap())
+}
+
+/// As [`ps`], of what is mounted.
+#[track_caller]
+fn row_of(image: &Path) -> Value {
+    eventually("row of the mount", || ps(image))
 }
 
 fn pid(row: &Value, name: &str) -> u64 {
@@ -83,20 +89,26 @@ fn the_second_mount_of_an_image_is_the_first_ones() {
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
     let second = Mounted::new(&[link.to_str().unwrap()], &b);
     assert_eq!(a.metadata().unwrap().dev(), b.metadata().unwrap().dev());
-    let row = ps(&image).unwrap();
+    let row = row_of(&image);
     assert_eq!(row["mountpoints"].as_array().unwrap().len(), 2);
     // What was read through one is in the page cache for the other.
     let reads = || {
         let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&a))).unwrap();
         stats["served_bytes"].as_u64().unwrap()
     };
-    let through_first = tree(&a);
-    let before = reads();
-    assert_eq!(tree(&b), through_first);
-    assert!(before > 100_000 && reads() < before + before / 10, "{before} {}", reads());
+    // Other tests drop the caches now and then: once in a few times nobody does.
+    let mut served = Vec::new();
+    let shared = (0..10).any(|_| {
+        let through_first = tree(&a);
+        let before = reads();
+        assert_eq!(tree(&b), through_first);
+        served.push((before, reads()));
+        before > 100_000 && reads() < before + 40_000
+    });
+    assert!(shared, "{served:?}");
     drop(first);
     assert!(b.join("tree/text.txt").exists());
-    assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
+    assert_eq!(pid(&row_of(&image), "keeper"), pid(&row, "keeper"));
     drop(second);
     // The unmounting command has waited for them.
     assert!(!is_alive(pid(&row, "keeper")) && !is_alive(pid(&row, "worker")));
@@ -186,7 +198,7 @@ fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
     let (_temp, image, [a, b]) = setup();
     let _a = Mounted::new(&[image.to_str().unwrap()], &a);
     let _b = Mounted::new(&[image.to_str().unwrap()], &b);
-    let keeper = pid(&ps(&image).unwrap(), "keeper");
+    let keeper = pid(&row_of(&image), "keeper");
     let user = Process(Command::new("sleep").arg("60").current_dir(&a).spawn().unwrap());
     kill("TERM", keeper);
     std::thread::sleep(Duration::from_millis(300));
@@ -201,7 +213,7 @@ fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
 fn a_plain_umount_ends_the_processes_as_well() {
     let (_temp, image, [dir]) = setup();
     let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let row = ps(&image).unwrap();
+    let row = row_of(&image);
     run(Command::new("umount").arg(&dir));
     wait_until("the end of the keeper", || !is_alive(pid(&row, "keeper")) && !is_alive(pid(&row, "worker")));
     drop(mounted);
@@ -340,16 +352,16 @@ fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
                 rounds
             }));
         }
-        let row = || ps(&image).unwrap();
-        while pid(&row(), "restarts") < 50 {
+        let stopped = Stop(&stop);
+        while pid(&row_of(&image), "restarts") < 50 {
             // Or nobody would have to ask.
             std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
             std::thread::sleep(Duration::from_millis(20));
-            if let Some(worker) = row()["worker"].as_u64() {
+            if let Some(worker) = row_of(&image)["worker"].as_u64() {
                 kill("KILL", worker);
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped);
         readers.into_iter().map(|r| r.join().unwrap()).sum::<u32>()
     });
     run(Command::new("umount").arg(&overlay));
@@ -360,7 +372,7 @@ fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
 fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
     let (_temp, image, [a, b]) = setup();
     let mounted = Mounted::new(&[image.to_str().unwrap()], &a);
-    let row = ps(&image).unwrap();
+    let row = row_of(&image);
     // Nobody can open it any more.
     let bytes = std::fs::read(&image).unwrap();
     std::fs::write(&image, "").unwrap();
@@ -383,7 +395,7 @@ fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
 fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
     let (_temp, image, [a, b]) = setup();
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
-    let row = ps(&image).unwrap();
+    let row = row_of(&image);
     kill("KILL", pid(&row, "keeper"));
     wait_until("the end of the keeper", || !is_alive(pid(&row, "keeper")));
     // The worker serves on, without somebody to replace it.
@@ -414,8 +426,9 @@ fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
             rounds
         };
         let readers: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
+        let stopped = Stop(&stop);
         act();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopped);
         readers.into_iter().map(|r| r.join().unwrap()).sum()
     })
 }
@@ -424,7 +437,7 @@ fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
 fn an_upgrade_costs_no_reader_an_error() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let before = ps(&image).unwrap();
+    let before = row_of(&image);
     let rounds = under_load(&dir, || {
         for _ in 0..10 {
             std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -434,7 +447,7 @@ fn an_upgrade_costs_no_reader_an_error() {
         }
     });
     assert!(rounds > 0);
-    let after = ps(&image).unwrap();
+    let after = row_of(&image);
     assert_eq!(pid(&before, "keeper"), pid(&after, "keeper"));
     assert!(pid(&after, "restarts") > 0);
 }
@@ -528,7 +541,7 @@ fn two_hundred_images_are_mounted_at_once() {
 fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
     let (temp, image, [a, b]) = setup();
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
-    let row = ps(&image).unwrap();
+    let row = row_of(&image);
     let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     // A namespace in which the image is mounted, and which lives on without the command that mounted it.
     let script =
@@ -541,12 +554,12 @@ fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
     let mut other = elsewhere(temp.path(), &b);
     wait_until("mounting elsewhere", || temp.path().join("ready").exists());
     assert!(!is_mounted(&b));
-    assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
+    assert_eq!(pid(&row_of(&image), "keeper"), pid(&row, "keeper"));
     // It stays for the other namespace, and can be shared again.
     drop(first);
     std::thread::sleep(Duration::from_millis(1500));
     let second = Mounted::new(&[image.to_str().unwrap()], &a);
-    assert_eq!(pid(&ps(&image).unwrap(), "keeper"), pid(&row, "keeper"));
+    assert_eq!(pid(&row_of(&image), "keeper"), pid(&row, "keeper"));
     drop(second);
     File::create(temp.path().join("done")).unwrap();
     assert!(other.0.wait().unwrap().success());
@@ -557,7 +570,7 @@ fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
     }
     let mut other = elsewhere(temp.path(), &b);
     wait_until("mounting elsewhere", || temp.path().join("ready").exists());
-    let keeper = pid(&ps(&image).unwrap(), "keeper");
+    let keeper = pid(&row_of(&image), "keeper");
     // Where we may not enter the first process's namespace, the keeper has to stay.
     if namespace(1).is_some() {
         assert_eq!(namespace(keeper), namespace(1));

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
@@ -56,6 +58,28 @@ impl Drop for Mounted {
                 panic!("umount {}: {}", self.0.display(), stderr(&output));
             }
         }
+    }
+}
+
+/// Tells the other threads of a test to stop, also when the test fails: they would go on for ever.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What `find` finds, tried again for half a minute: a keeper that is just starting a worker on a busy machine may be slow to answer.
+#[track_caller]
+pub fn eventually<T>(what: &str, find: impl Fn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "no {what}");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
