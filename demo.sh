@@ -18,12 +18,12 @@ mkdir -p "$store/rootfs"
 if [ ! -e "$store/debian.tar" ]; then
     echo "Making a root file system (a minimal Debian)"
     # A mirror that is a snapshot may be past its date.
-    $sudo mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' stable "$store/debian.tar.new"
-    mv "$store/debian.tar.new" "$store/debian.tar"
+    $sudo mmdebstrap --quiet --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' stable "$store/new.tar"
+    mv "$store/new.tar" "$store/debian.tar"
 fi
 "$lxcri_fs" build "tar:$store/debian.tar" -o "$store/debian.bfc" --force
 
-$sudo "$lxcri_fs" umount "$store/rootfs" >/dev/null
+$sudo "$lxcri_fs" umount "$store/rootfs" 2>/dev/null
 before=$(date +%s%N)
 $sudo "$lxcri_fs" mount "$store/debian.bfc" "$store/rootfs"
 after=$(date +%s%N)
