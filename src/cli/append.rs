@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use bfc::writer::{LEVEL, WriteOptions};
+use bfc::writer::WriteOptions;
 use clap::Args;
 
-use super::build::{print, total};
+use super::build::{WriteArgs, print, total};
 use super::error::Error;
 use super::progress::Progress;
 use super::secret::SecretArgs;
-use crate::build::{self, AppendOptions, MAX_SIZE, Platform, Spec, sources};
+use crate::build::{self, AppendOptions, Platform, Spec, sources};
 
 /// Put layers on top of an image, in place
 ///
@@ -24,12 +24,8 @@ pub struct AppendArgs {
     /// What to put on top, lowest first
     #[arg(required = true, value_name = "LAYER")]
     layers: Vec<OsString>,
-    /// zstd level, 1 to 22
-    #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
-    level: i32,
-    /// Refuse layers that are larger when unpacked, all together, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
-    max_size: u64,
+    #[command(flatten)]
+    write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
     /// Print the result as JSON
@@ -44,14 +40,14 @@ pub fn run(args: &AppendArgs) -> Result<(), Error> {
         platform: Platform::host(),
         secret: secret.clone(),
         temp_dir: build::parent(&args.image),
-        max_size: args.max_size,
+        max_size: args.write.max_size,
     };
     let mut images = Vec::new();
     for text in &args.layers {
         images.push(sources::open(&Spec::parse(text)?, &sources)?);
     }
     let progress = Progress::bytes("Appending", total(&images));
-    let options = AppendOptions { write: WriteOptions { level: args.level, ..WriteOptions::default() }, secret, sources };
+    let options = AppendOptions { write: WriteOptions { level: args.write.level, ..WriteOptions::default() }, secret, sources };
     let built = build::append(&args.image, images, &options, &|n| progress.add(n));
     progress.finish();
     print(&args.image, &built?, args.json)

@@ -41,17 +41,24 @@ pub struct BuildArgs {
     /// How contents are compressed
     #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
     compression: CompressionArg,
-    /// zstd level, 1 to 22
-    #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
-    level: i32,
-    /// Refuse layers that are larger when unpacked, all together, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
-    max_size: u64,
+    #[command(flatten)]
+    write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What `build` and `append` have in common.
+#[derive(Debug, Args)]
+pub struct WriteArgs {
+    /// zstd level, 1 to 22
+    #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
+    pub level: i32,
+    /// Refuse layers that are larger when unpacked, all together, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
+    pub max_size: u64,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -87,7 +94,7 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         secret: secret.clone(),
         temp_dir: build::parent(&args.output),
-        max_size: args.max_size,
+        max_size: args.write.max_size,
     };
     let mut images = Vec::new();
     for text in std::iter::once(&args.source).chain(&args.layers) {
@@ -97,7 +104,7 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
         CompressionArg::Zstd => Compression::Zstd,
         CompressionArg::None => Compression::None,
     };
-    let write = WriteOptions { compression, level: args.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
+    let write = WriteOptions { compression, level: args.write.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
     let progress = Progress::bytes("Building", total(&images));
     let options = build::Options { output: args.output.clone(), force: args.force, sources, write, base: args.from.clone() };
     let built = build::build(images, &options, &|n| progress.add(n));

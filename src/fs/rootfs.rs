@@ -70,6 +70,14 @@ pub struct Decoded {
     pub wanted: Range<usize>,
 }
 
+impl Decoded {
+    /// Leaves of what was appended to `out` behind `start` only the bytes that were asked for.
+    fn trim(&self, out: &mut Vec<u8>, start: usize) {
+        out.truncate(self.wanted.end);
+        out.drain(start..self.wanted.start);
+    }
+}
+
 /// A read-only root file system.
 pub struct Rootfs {
     images: Vec<Image>,
@@ -315,9 +323,7 @@ impl Rootfs {
     /// As [`Rootfs::read_decoded`].
     pub fn read(&self, ino: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
-        let Decoded { wanted, .. } = self.read_decoded(ino, offset, len, out)?;
-        out.truncate(wanted.end);
-        out.drain(start..wanted.start);
+        self.read_decoded(ino, offset, len, out)?.trim(out, start);
         Ok(())
     }
 
@@ -358,9 +364,7 @@ impl Rootfs {
         let size = self.section.content(number.into()).map_err(|e| self.image_error(e))?.size;
         let inode = Inode { mode: S_IFREG, size, data: number.into(), ..Inode::default() };
         let start = out.len();
-        let Decoded { wanted, .. } = self.read_inode(&inode, offset, len, out)?;
-        out.truncate(wanted.end);
-        out.drain(start..wanted.start);
+        self.read_inode(&inode, offset, len, out)?.trim(out, start);
         Ok(())
     }
 

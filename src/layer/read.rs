@@ -110,7 +110,7 @@ pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budge
     let mut changes = Vec::new();
     let mut block: Block = [0; BLOCK];
     loop {
-        match fill(input, &mut block)? {
+        match fill(input, &mut block).map_err(Error::Read)? {
             0 => {
                 parser.end_of_input()?;
                 break;
@@ -125,7 +125,7 @@ pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budge
             Step::Entry(entry) => {
                 let content = store(&entry, input, sink, &mut skeleton, budget)?;
                 let pad = padding(entry.stored);
-                if fill(input, &mut block[..pad])? != pad {
+                if fill(input, &mut block[..pad]).map_err(Error::Read)? != pad {
                     return Err(cut_off(&entry).into());
                 }
                 skeleton.raw(&block[..pad])?;
@@ -223,15 +223,18 @@ impl Read for Stored<'_> {
     }
 }
 
-/// Fills `buf` as far as the input goes.
-fn fill(input: &mut dyn Read, buf: &mut [u8]) -> Result<usize, Error> {
+/// Fills `buf` as far as the input goes; how far that is.
+///
+/// # Errors
+/// What `input` fails with.
+pub fn fill(input: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < buf.len() {
         match input.read(&mut buf[done..]) {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::Read(e)),
+            Err(e) => return Err(e),
         }
     }
     Ok(done)
@@ -242,7 +245,7 @@ fn trailer(input: &mut dyn Read, skeleton: &mut SkeletonWriter, budget: &mut Bud
     let mut buf = vec![0; 1 << 16];
     let mut other = 0;
     loop {
-        let n = fill(input, &mut buf)?;
+        let n = fill(input, &mut buf).map_err(Error::Read)?;
         if n == 0 {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use super::blob::{Compression, Range};
 use super::spec::Kind;
 use crate::build::error::{Error, Result};
 use crate::layer::clean_path;
+use crate::layer::read::fill;
 use crate::layer::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
 
 /// Most entries that an archive may have: an image has three for each layer.
@@ -159,19 +160,6 @@ impl<R: Read> Skip for ReadSkip<R> {
     fn skip(&mut self, n: u64) -> io::Result<()> {
         io::copy(&mut (&mut self.0).take(n), &mut io::sink()).map(drop)
     }
-}
-
-fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match input.read(&mut buf[done..]) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(done)
 }
 
 /// Calls `each` with the files and links of a tar, until it returns false.
