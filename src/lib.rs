@@ -1,10 +1,11 @@
 //! lxcri-fs: container root file systems out of single-file BFC images.
 //!
-//! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`serve`] is the thin FUSE adapter over [`fs`],
-//! the file system itself, which knows nothing of FUSE; `bfc` is the image format.
+//! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`upper`] puts what a container writes
+//! over an image, [`serve`] is the thin FUSE adapter over [`fs`], the file system itself, which knows nothing of FUSE; `bfc` is the image format.
 
 pub mod build;
 pub mod cli;
 pub mod fs;
 pub mod layer;
 pub mod serve;
+pub mod upper;

@@ -1,11 +1,13 @@
 //! The hidden commands that our own processes are started with.
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::error::{Error, fs_exit, fs_hint};
 use crate::fs;
 use crate::serve::protocol::Failure;
-use crate::serve::{chain, inherited, keeper, log, worker};
+use crate::serve::{chain, idmap, inherited, keeper, log, worker};
 
 /// How the process logs.
 #[derive(Debug, Args)]
@@ -25,6 +27,11 @@ pub fn keeper(args: &DaemonArgs) -> Result<(), Error> {
 pub fn worker(args: &DaemonArgs) -> Result<(), Error> {
     log::init(args.log_style);
     Ok(worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))?)
+}
+
+/// Is a process in a user namespace of its own.
+pub fn user_namespace() -> Result<(), Error> {
+    idmap::namespace_main().map_err(Error::io("making", Path::new("a user namespace")))
 }
 
 /// What the command that mounts will say.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::serve::{self, chain};
-use crate::{build, fs};
+use crate::{build, fs, upper};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -54,6 +54,9 @@ pub enum Error {
     /// Mounting, unmounting, or what concerns mounts.
     #[error(transparent)]
     Serve(#[from] serve::Error),
+    /// What a container writes.
+    #[error(transparent)]
+    Upper(#[from] upper::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -106,6 +109,7 @@ impl Error {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
             Error::Build(e) => build_exit(e),
             Error::Serve(e) => serve_exit(e),
+            Error::Upper(e) => upper_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
@@ -116,6 +120,7 @@ impl Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Serve(e) => serve_hint(e),
+            Error::Upper(e) => upper_hint(e),
             Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
                 Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
             }
@@ -213,6 +218,36 @@ fn serve_hint(error: &serve::Error) -> Option<String> {
         }
         serve::Error::Io { doing: "running", .. } => "install the package fuse3",
         serve::Error::Gone { .. } | serve::Error::Timeout { .. } => "run it again with --foreground to see what it says",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn upper_exit(error: &upper::Error) -> Exit {
+    match error {
+        upper::Error::Serve(e) => serve_exit(e),
+        upper::Error::Fs(e) => fs_exit(e),
+        upper::Error::InUse { .. } => Exit::Busy,
+        upper::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        _ => Exit::Failure,
+    }
+}
+
+fn upper_hint(error: &upper::Error) -> Option<String> {
+    let hint = match error {
+        upper::Error::Serve(e) => return serve_hint(e),
+        upper::Error::Fs(e) => return fs_hint(e).map(str::to_owned),
+        upper::Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
+        upper::Error::Foreign { .. } => {
+            "mount it with what it belongs to, or take another directory; `lxcri-fs commit` makes an image of both"
+        }
+        upper::Error::InUse { .. } => "each mount needs an upper of its own; `lxcri-fs ps` shows who has this one",
+        upper::Error::Refused { source, .. } if source.raw_os_error() == Some(libc::ESTALE) => {
+            "its work directory belongs to another upper: if it was copied here, remove `work` and mount again"
+        }
+        upper::Error::Refused { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "mounting an overlay needs root, or a user namespace of one's own (`unshare -rm`)"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

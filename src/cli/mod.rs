@@ -30,6 +30,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use error::{Error, Exit};
 pub use secret::SecretArgs;
 
+use crate::serve::idmap::NAMESPACE_COMMAND;
+
 /// Mounts BFC images as container root file systems.
 #[derive(Debug, Parser)]
 #[command(name = "lxcri-fs", version, after_help = error::EXIT_CODES, propagate_version = true)]
@@ -53,6 +55,8 @@ enum Command {
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
+    #[command(hide = true, name = NAMESPACE_COMMAND)]
+    UserNamespace,
     #[command(hide = true)]
     Keeper(daemon::DaemonArgs),
     #[command(hide = true)]
@@ -86,6 +90,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::UserNamespace => daemon::user_namespace(),
         Command::Keeper(args) => daemon::keeper(&args),
         Command::Worker(args) => daemon::worker(&args),
     };

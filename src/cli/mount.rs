@@ -10,17 +10,20 @@ use bfc::Secret;
 use bfc::format::{HEADER_LEN, Header};
 use clap::Args;
 
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
 use super::open::open_image;
 use super::secret::{SecretArgs, prompt};
 use crate::fs::Options;
+use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
-use crate::serve::{self, keeper, log, mountinfo, shared};
+use crate::serve::{self, keeper, log, mountinfo, shared, worker};
+use crate::upper::{self, Request, Upper};
 
-/// Mount images as a read-only file system
+/// Mount images as a file system: read-only, or under an upper that takes what is written
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs mount nginx.bfc /mnt\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
+#[command(after_help = "Examples:\n  lxcri-fs mount nginx.bfc /mnt\n  lxcri-fs mount nginx.bfc /mnt --upper /srv/web1\n  \
+lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
     /// The images, the lowest first
@@ -29,7 +32,16 @@ pub struct MountArgs {
     /// Where to mount
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Mount read-only, as is done anyway without an upper directory
+    /// Write to this directory, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
+    #[arg(long, value_name = "DIR", conflicts_with = "foreground")]
+    pub upper: Option<OsString>,
+    /// Write to memory, BYTES at most (default: half of it), and keep nothing
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, conflicts_with_all = ["upper", "foreground"])]
+    pub ephemeral: Option<Option<u64>>,
+    /// Show the host's ids of a container's user namespace: INSIDE:OUTSIDE:COUNT[,...], for users or groups alone after `uid:` or `gid:`
+    #[arg(long, value_name = "MAP", conflicts_with = "foreground")]
+    pub idmap: Option<IdMap>,
+    /// Mount read-only, as is done anyway without an upper
     #[arg(long)]
     pub read_only: bool,
     /// Show this directory of the image as the root
@@ -46,7 +58,8 @@ pub struct MountArgs {
     /// Log to FILE instead of the journal or syslog
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Mount options, as in fstab: nosuid, nodev, noexec, allow_other, subdir=, digest=, password-file=, key-file=, cache-size=
+    /// Mount options, as in fstab: ro, nosuid, nodev, noexec, allow_other, upper=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
+    /// cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
     /// Bound of the cache of decoded content that cannot be read in pieces, bytes
@@ -65,7 +78,9 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     let mountpoint = mountpoint(&args.mountpoint)?;
     let files = args.images.iter().map(|path| open_image(path)).collect::<Result<Vec<File>, Error>>()?;
     match mount(&args, options.flags, &mountpoint, &files, secret.as_ref()) {
-        Err(Error::Serve(serve::Error::Failed(failure))) if failure.key_needed.is_some() => {
+        Err(Error::Serve(serve::Error::Failed(failure)) | Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))))
+            if failure.key_needed.is_some() =>
+        {
             let image = failure.key_needed.clone().unwrap_or_default();
             match prompt(Path::new(&image))? {
                 Some(secret) => mount(&args, options.flags, &mountpoint, &files, Some(&secret)),
@@ -90,21 +105,33 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         cache_bytes: args.cache_size.unwrap_or(defaults.cache_bytes),
         ..defaults
     };
-    let threads = args.threads.map_or_else(default_threads, usize::from);
-    let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), shared: None, flags, threads };
+    let threads = args.threads.map_or_else(worker::default_threads, usize::from);
+    let upper = match (&args.upper, args.ephemeral) {
+        (Some(text), _) => Some(Upper::parse(text)),
+        (None, Some(size)) => Some(Upper::Ephemeral { size }),
+        (None, None) => None,
+    };
+    let log_file = args.log_file.as_deref();
+    if shared::is_possible() && !args.foreground {
+        let (idmap, read_only) = (args.idmap.clone(), args.read_only);
+        return Ok(upper::mount(Request { images, files, options, threads, upper, idmap, flags, read_only, mountpoint, log_file })?);
+    }
+    if upper.is_some() || args.idmap.is_some() {
+        return Err(Error::Other {
+            message: "an upper or mapped ids need the right to mount, which this user does not have".to_owned(),
+            hint: Some("run it as root, or in a user namespace of your own (`unshare -rm`)".to_owned()),
+            exit: Exit::Failure,
+        });
+    }
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), shared: None, flags, threads };
     if args.foreground {
         log::init(log::Style::Plain);
         let owned = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<_>>>();
         let owned = owned.map_err(Error::io("keeping", mountpoint))?;
         return Ok(keeper::run(request, owned, || ())?);
     }
-    if !shared::is_possible() {
-        return Ok(keeper::start(&request, &fds, args.log_file.as_deref())?);
-    }
-    // Flags are those of each mount, not of what is shared.
-    let lower = MountRequest { flags: MountFlags { allow_other: flags.allow_other, ..MountFlags::default() }, ..request };
-    Ok(shared::acquire(lower, &fds, args.log_file.as_deref())?.attach(mountpoint, flags)?)
+    Ok(keeper::start(&request, &fds, log_file)?)
 }
 
 /// The directory to mount on, absolute and without symlinks.
@@ -135,9 +162,4 @@ fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option
     }
     let key = secret.key(&header.salt).map_err(|source| crate::fs::Error::Image { image: path.to_owned(), source })?;
     Ok(Some(ImageKey(key)))
-}
-
-/// Requests wait for the image's disk, so there may be more threads than processors.
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16)
 }

@@ -9,8 +9,7 @@ use super::mount::MountArgs;
 use crate::serve::protocol::MountFlags;
 
 /// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
-const IGNORED: [&str; 24] = [
-    "ro",
+const IGNORED: [&str; 23] = [
     "rw",
     "defaults",
     "auto",
@@ -66,7 +65,10 @@ impl MountOptions {
                 ("dev", None) => flags.nodev = !root,
                 ("noexec", None) => flags.noexec = true,
                 ("allow_other", None) => flags.allow_other = true,
-                ("subdir" | "digest" | "password-file" | "key-file" | "cache-size", Some(value)) => values.push((name, value)),
+                ("ro" | "ephemeral", None) => values.push((name, OsString::new())),
+                ("upper" | "idmap" | "subdir" | "digest" | "password-file" | "key-file" | "cache-size", Some(value)) => {
+                    values.push((name, value))
+                }
                 (name, _) if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
                 (name, _) => {
                     return Err(Error::Other {
@@ -85,6 +87,10 @@ impl MountOptions {
         for (name, value) in &self.values {
             let path = || Some(PathBuf::from(value));
             match name.as_str() {
+                "ro" => args.read_only = true,
+                "ephemeral" => args.ephemeral = Some(None),
+                "upper" => args.upper = Some(value.clone()),
+                "idmap" => args.idmap = Some(text(name, value)?.parse().map_err(|_| bad_value(name, value))?),
                 "subdir" => args.subdir = path(),
                 "digest" => args.digest = Some(text(name, value)?),
                 "password-file" => args.secret.password_file = path(),

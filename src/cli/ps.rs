@@ -1,6 +1,6 @@
 //! `lxcri-fs ps`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::output::{json, printable};
-use crate::serve::overview::{self, Mounted};
+use crate::serve::overview::{self, Mounted, Seen};
 use crate::serve::users;
+use crate::upper::place::is_ephemeral;
 
 /// List mounts, the processes that keep and serve them, and how many use them
 #[derive(Debug, Args)]
@@ -26,8 +27,10 @@ pub struct PsArgs {
 /// A mounted image as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Where it is seen; `\xNN` for bytes that are not UTF-8, here and in `images`.
+    /// Where it is seen, by itself or under an upper; `\xNN` for bytes that are not UTF-8, here and in all paths.
     mountpoints: Vec<String>,
+    /// The mounts that can be written to.
+    uppers: Vec<UpperRow>,
     images: Vec<String>,
     keeper: u32,
     worker: Option<u32>,
@@ -39,6 +42,13 @@ struct Row {
     /// Why nobody serves it any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct UpperRow {
+    mountpoint: String,
+    /// The upper directory; none when what is written goes with the mount.
+    upper: Option<String>,
 }
 
 /// Runs the command.
@@ -65,6 +75,10 @@ pub fn run(args: &PsArgs) -> Result<(), Error> {
         let uptime = duration(row.uptime_seconds);
         writeln!(out, "{:>7} {worker:>7} {:>8} {uptime:>9} {:>5}  {state:<7} {image:<32} {mounted}", row.keeper, row.restarts, row.users)
             .map_err(Error::Output)?;
+        for UpperRow { mountpoint, upper } in &row.uppers {
+            let upper = upper.as_deref().unwrap_or("nothing that is kept");
+            writeln!(out, "{:>8}{mountpoint} is written to {upper}", "").map_err(Error::Output)?;
+        }
         if let Some(why) = &row.failed {
             writeln!(out, "{:>8}{why}", "").map_err(Error::Output)?;
         }
@@ -75,18 +89,28 @@ pub fn run(args: &PsArgs) -> Result<(), Error> {
 fn row(mounted: Mounted, users: &HashMap<(u32, u32), usize>) -> Row {
     let status = mounted.status;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let text = |path: &Path| printable(path.as_os_str().as_bytes());
+    let devices: BTreeSet<(u32, u32)> = mounted.seen.iter().map(|s| s.dev).chain([status.dev]).collect();
     Row {
-        mountpoints: mounted.mountpoints.iter().map(|p| text(p)).collect(),
+        mountpoints: mounted.seen.iter().map(|s| text(&s.mountpoint)).collect(),
+        uppers: mounted.seen.iter().filter_map(upper).collect(),
         images: status.images.iter().map(|i| text(&PathBuf::from(i))).collect(),
         keeper: status.pid,
         worker: status.worker,
         version: status.version,
         restarts: status.restarts,
         uptime_seconds: now.saturating_sub(status.since),
-        users: users.get(&status.dev).copied().unwrap_or_default(),
+        users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
         failed: status.failed,
     }
+}
+
+fn text(path: &Path) -> String {
+    printable(path.as_os_str().as_bytes())
+}
+
+fn upper(seen: &Seen) -> Option<UpperRow> {
+    let upper = seen.upper.as_ref()?;
+    Some(UpperRow { mountpoint: text(&seen.mountpoint), upper: (!is_ephemeral(upper)).then(|| text(upper)) })
 }
 
 /// `3d 4h`, `5h 6m`, `7m 8s`.

@@ -45,7 +45,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Error> {
     let mut mounts = overview::all()?;
     if let Some(path) = &args.mountpoint {
         let mountpoint = umount::mountpoint(path)?;
-        mounts.retain(|m| m.mountpoints.contains(&mountpoint));
+        mounts.retain(|m| m.seen.iter().any(|s| s.mountpoint == mountpoint));
         if mounts.is_empty() {
             let message = format!("{} has nothing mounted on it that lxcri-fs knows", path.display());
             return Err(Error::Other { message, hint: Some("`lxcri-fs ps` lists mounts".to_owned()), exit: Exit::NotFound });
@@ -69,7 +69,7 @@ fn row(mounted: &Mounted, stats: Stats) -> Row {
     let text = |path: &Path| printable(path.as_os_str().as_bytes());
     Row {
         image: mounted.status.images.iter().map(|i| text(Path::new(i))).collect::<Vec<_>>().join(" "),
-        mountpoints: mounted.mountpoints.iter().map(|p| text(p)).collect(),
+        mountpoints: mounted.seen.iter().map(|s| text(&s.mountpoint)).collect(),
         restarts: mounted.status.restarts,
         stats,
     }

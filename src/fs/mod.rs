@@ -4,6 +4,7 @@ mod cache;
 mod error;
 mod extract;
 mod image;
+pub mod paths;
 mod rootfs;
 mod spool;
 mod stack;

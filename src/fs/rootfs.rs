@@ -28,6 +28,7 @@ const SMALL: u64 = 128 << 10;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
     /// Directory of the image that is to be the root.
+    #[serde(with = "super::paths::optional_path")]
     pub subdir: Option<PathBuf>,
     /// Root digest that the image must have, hexadecimal; every byte is then checked against it.
     pub digest: Option<String>,
@@ -36,6 +37,7 @@ pub struct Options {
     /// Bound of the cache of decoded content, bytes.
     pub cache_bytes: u64,
     /// Where content goes that does not fit the cache.
+    #[serde(with = "super::paths::path")]
     pub temp_dir: PathBuf,
 }
 

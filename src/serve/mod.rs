@@ -8,6 +8,7 @@ mod attr;
 mod channel;
 pub mod confine;
 mod error;
+pub mod idmap;
 pub mod inherited;
 pub mod keeper;
 pub mod log;

@@ -1,7 +1,7 @@
 //! mount_setattr(2), which rustix does not have: flags of a mount, and whose ids it shows.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::protocol::MountFlags;
 
@@ -16,6 +16,13 @@ pub(super) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
             attr.attr_clr |= bit;
         }
     }
+    call::mount_setattr(mount, &attr)
+}
+
+/// Has a mount that nobody can see yet show other ids: those that the user namespace maps the stored ones to.
+pub(super) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
     call::mount_setattr(mount, &attr)
 }
 

@@ -1,13 +1,16 @@
 //! What is mounted where, without touching any of it: a stat of a dead FUSE mount may wait for ever.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 
 /// Type of our mounts.
 pub const FS_TYPE: &str = "fuse.lxcri-fs";
+/// What the name of a directory begins with where the lower directory of an overlay is, or was while the overlay was made; the numbers of the
+/// device that is mounted there follow.
+pub(super) const LOWER: &str = "lower-";
 
 /// A line of /proc/PID/mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,14 +29,55 @@ pub struct MountInfo {
     pub fs_type: String,
     /// What is mounted: the image's path, for ours.
     pub source: PathBuf,
-    /// Options of the file system.
-    pub super_options: String,
+    /// Options of the file system, as the kernel escapes them.
+    pub super_options: OsString,
+}
+
+/// What an overlay over one of our file systems is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// Device of the file system below, major and minor number.
+    pub lower: (u32, u32),
+    /// Its upper directory.
+    pub upper: PathBuf,
 }
 
 impl MountInfo {
-    /// Whether this is one of our file systems.
+    /// Whether this is one of our file systems, or an overlay of ours over one.
     pub fn is_ours(&self) -> bool {
-        self.fs_type == FS_TYPE
+        self.fs_type == FS_TYPE || self.overlay().is_some()
+    }
+
+    /// What is known of an overlay of ours. Its lower directory's name tells the device that is mounted there.
+    pub fn overlay(&self) -> Option<Overlay> {
+        if self.fs_type != "overlay" {
+            return None;
+        }
+        let lower = self.values("lowerdir").next()?;
+        let name = lower.parent()?.file_name()?.to_str()?.strip_prefix(LOWER)?.to_owned();
+        let mut numbers = name.split('-').map(|n| n.parse().ok());
+        let (major, minor) = (numbers.next()??, numbers.next()??);
+        // As it was given to overlayfs, where a backslash stands before one that is meant.
+        let upper = self.values("upperdir").next()?.into_os_string().into_vec();
+        let mut bytes = upper.into_iter();
+        let upper = std::iter::from_fn(|| bytes.next().map(|b| if b == b'\\' { bytes.next().unwrap_or(b) } else { b })).collect();
+        Some(Overlay { lower: (major, minor), upper: PathBuf::from(OsString::from_vec(upper)) })
+    }
+
+    /// The lower directories of an overlay.
+    pub(super) fn lowers(&self) -> impl Iterator<Item = PathBuf> {
+        let split = self.values("lowerdir").flat_map(|l| {
+            let parts: Vec<_> =
+                l.as_os_str().as_bytes().split(|&b| b == b':').map(|p| PathBuf::from(OsString::from_vec(p.to_vec()))).collect();
+            parts
+        });
+        split.chain(self.values("lowerdir+")).filter(|_| self.fs_type == "overlay")
+    }
+
+    /// The values of a file system's option.
+    fn values(&self, name: &str) -> impl Iterator<Item = PathBuf> {
+        let options = self.super_options.as_bytes().split(|&b| b == b',');
+        options.filter_map(move |o| Some(unescape(o.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?)))
     }
 
     fn parse(line: &[u8]) -> Option<Self> {
@@ -54,7 +98,7 @@ impl MountInfo {
             options,
             fs_type: text(fields.next()?),
             source: unescape(fields.next()?),
-            super_options: fields.next().map(text).unwrap_or_default(),
+            super_options: OsString::from_vec(fields.next().unwrap_or_default().to_vec()),
         })
     }
 }
@@ -117,10 +161,22 @@ mod tests {
         assert_eq!((info.id, info.dev), (36, (0, 57)));
         assert_eq!(info.mountpoint, Path::new(r"/mnt/a b\"));
         assert_eq!(info.source, Path::new("/images/x y.bfc"));
-        assert_eq!((info.options.as_str(), info.super_options.as_str()), ("ro,nosuid", "ro,user_id=0"));
+        assert_eq!((info.options.as_str(), info.super_options.to_str()), ("ro,nosuid", Some("ro,user_id=0")));
         assert!(info.is_ours());
+        assert_eq!(info.overlay(), None);
         assert_eq!(MountInfo::parse(b"36 35 0:57 / /mnt"), None);
         assert_eq!(MountInfo::parse(b""), None);
+    }
+
+    #[test]
+    fn an_overlay_tells_what_it_is_made_of() {
+        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/u\054p\134\040/upper,workdir=/w,xino=on";
+        let info = MountInfo::parse(line).unwrap();
+        assert_eq!(info.overlay(), Some(Overlay { lower: (0, 57), upper: PathBuf::from(r"/u,p\ /upper") }));
+        assert!(info.is_ours());
+        let other = MountInfo::parse(br"40 35 0:60 / /c rw - overlay ov rw,lowerdir=/a/b:/c,lowerdir+=/x,upperdir=/u,workdir=/w").unwrap();
+        assert_eq!(other.overlay(), None);
+        assert_eq!(other.lowers().collect::<Vec<_>>(), ["/a/b", "/c", "/x"].map(PathBuf::from));
     }
 
     #[test]

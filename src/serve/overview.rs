@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::error::{Result, chain};
-use super::mountinfo;
+use super::mountinfo::{self, MountInfo};
 use super::protocol::Status;
 use super::rundir::RunDir;
 
@@ -14,8 +14,28 @@ pub struct Mounted {
     pub dir: RunDir,
     /// How it is doing.
     pub status: Status,
-    /// Where its file system is seen in this mount namespace.
-    pub mountpoints: Vec<PathBuf>,
+    /// Where its file system is seen in this mount namespace, by itself or in an overlay.
+    pub seen: Vec<Seen>,
+}
+
+/// A mount.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// Its device, major and minor number.
+    pub dev: (u32, u32),
+    /// The upper directory, if it is an overlay.
+    pub upper: Option<PathBuf>,
+}
+
+impl Seen {
+    /// How a mount shows the file system that has the device `dev`; `None` when it does not.
+    fn of(mount: &MountInfo, dev: (u32, u32)) -> Option<Self> {
+        let overlay = mount.overlay();
+        let is_seen = mount.dev == dev || overlay.as_ref().is_some_and(|o| o.lower == dev);
+        is_seen.then(|| Self { mountpoint: mount.mountpoint.clone(), dev: mount.dev, upper: overlay.map(|o| o.upper) })
+    }
 }
 
 /// All keepers of this user. What dead ones left behind is cleared away.
@@ -29,8 +49,8 @@ pub fn all() -> Result<Vec<Mounted>> {
         match dir.status() {
             Ok(Some(status)) => {
                 let hidden = dir.mountpoint();
-                let seen = mounts.iter().filter(|m| m.dev == status.dev && m.mountpoint != hidden);
-                all.push(Mounted { mountpoints: seen.map(|m| m.mountpoint.clone()).collect(), dir, status });
+                let seen = mounts.iter().filter(|m| m.mountpoint != hidden).filter_map(|m| Seen::of(m, status.dev)).collect();
+                all.push(Mounted { seen, dir, status });
             }
             Ok(None) => clear(&dir),
             Err(error) => tracing::warn!("{}: {}", dir.path().display(), chain(&error)),

@@ -1,7 +1,6 @@
 //! What the command, the keeper and the worker say to each other.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bfc::Key;
@@ -13,7 +12,7 @@ use super::stats::Stats;
 use crate::fs;
 
 /// Changed when a keeper could not go on with what another version hands over.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -212,18 +211,5 @@ impl<'de> Deserialize<'de> for ImageKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Zeroizing::new(<[u8; bfc::key::KEY_LEN]>::deserialize(deserializer)?);
         Key::from_slice(&*bytes).map(Self).map_err(serde::de::Error::custom)
-    }
-}
-
-/// Paths of any bytes: serde's own are UTF-8.
-pub(super) mod path {
-    use super::{Deserialize, Deserializer, OsString, Path, PathBuf, Serialize, Serializer};
-
-    pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-        path.as_os_str().serialize(serializer)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-        OsString::deserialize(deserializer).map(PathBuf::from)
     }
 }

@@ -54,7 +54,7 @@ fn make_directory(path: &Path) -> Result<()> {
 
 /// A keeper's directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunDir(#[serde(with = "super::protocol::path")] PathBuf);
+pub struct RunDir(#[serde(with = "crate::fs::paths::path")] PathBuf);
 
 impl RunDir {
     /// The directory of this name.

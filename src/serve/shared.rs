@@ -2,14 +2,16 @@
 
 use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, chain};
+use super::idmap::IdMap;
 use super::protocol::{KeeperReply, KeeperRequest, MountFlags, MountRequest};
 use super::rundir::{Locked, RunDir};
 use super::{keeper, mount_attr, mountinfo};
@@ -73,17 +75,81 @@ impl Detached {
     /// [`Error::Mounted`], [`Error::Io`].
     pub fn attach(self, mountpoint: &Path, flags: MountFlags) -> Result<()> {
         mount_attr::set(self.mount.as_fd(), flags).map_err(Error::io("setting the mount options of", mountpoint))?;
-        let _one_at_a_time = RunDir::named(ATTACHING)?.lock()?;
-        if let Some(mounted) = mountinfo::at(mountpoint)?.filter(mountinfo::MountInfo::is_ours) {
-            return Err(Error::Mounted { path: mountpoint.to_owned(), image: mounted.source });
-        }
-        move_mount(&self.mount, "", CWD, mountpoint, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::io("mounting on", mountpoint))
+        attach(self.mount.as_fd(), mountpoint)
+    }
+
+    /// Has it show the host's ids of this map, instead of those in the image.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the map cannot be made, or the kernel (before 6.12) cannot show others.
+    pub fn map_ids(&self, map: &IdMap) -> Result<()> {
+        let namespace = map.namespace()?;
+        mount_attr::map_ids(self.mount.as_fd(), namespace.as_fd()).map_err(Error::system("mapping the ids of the image (needs Linux 6.12)"))
     }
 
     /// The mount: a directory descriptor.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
     }
+
+    /// Attaches the mount out of sight for as long as it takes to make an overlay over it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn hide(self) -> Result<Hidden> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let dev = rustix::fs::fstat(&self.mount).map_err(Error::system("looking at the image's mount"))?.st_dev;
+        let (major, minor, pid) = (rustix::fs::major(dev), rustix::fs::minor(dev), std::process::id());
+        let name = format!("{}{major}-{minor}-{pid}-{}", mountinfo::LOWER, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let locked = RunDir::named(&name)?.lock()?;
+        let path = locked.dir().mountpoint();
+        std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
+        let hidden = Hidden { path, locked: Some(locked), detached: self };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&hidden.detached.mount, "", CWD, &hidden.path, flags).map_err(Error::io("mounting on", &hidden.path))?;
+        Ok(hidden)
+    }
+}
+
+/// A mount where nobody looks for it, to be the lower directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
+/// name. Gone when this is dropped, or when its process is and anybody asks what is mounted.
+#[derive(Debug)]
+pub struct Hidden {
+    path: PathBuf,
+    locked: Option<Locked>,
+    detached: Detached,
+}
+
+impl Hidden {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its root directory.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.detached.as_fd()
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.locked.take().map(Locked::remove) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+}
+
+/// Attaches a mount of another file system, unless one of ours is there already.
+///
+/// # Errors
+/// As [`Detached::attach`].
+pub fn attach(mount: BorrowedFd<'_>, mountpoint: &Path) -> Result<()> {
+    let _one_at_a_time = RunDir::named(ATTACHING)?.lock()?;
+    if let Some(mounted) = mountinfo::at(mountpoint)?.filter(mountinfo::MountInfo::is_ours) {
+        return Err(Error::Mounted { path: mountpoint.to_owned(), image: mounted.source });
+    }
+    move_mount(mount, "", CWD, mountpoint, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::io("mounting on", mountpoint))
 }
 
 /// What two mounts must have in common to be one: the very files, as they are now, how they are opened, and the keys. Not their paths.

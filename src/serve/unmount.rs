@@ -43,7 +43,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
         return Err(Error::Foreign { path: mountpoint.to_owned(), fs_type: mounted.fs_type.clone() });
     }
     // The directory has another name once the mount is gone.
-    let dir = RunDir::of_mount(&mounts, mounted.dev)?;
+    let dir = RunDir::of_mount(&mounts, mounted.overlay().map_or(mounted.dev, |overlay| overlay.lower))?;
     let keeper = dir.connect().ok().flatten();
     let mut tries = TRIES;
     loop {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
-use super::mountinfo;
+use super::mountinfo::{self, MountInfo};
 
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,29 +103,24 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
     }
     let mounts = mountinfo::of_process(proc).ok()?;
     let ours: Vec<&PathBuf> = mounts.iter().filter(|m| m.dev == dev).map(|m| &m.mountpoint).collect();
-    let overlay = mounts.iter().find(|m| m.fs_type == "overlay" && ours.iter().any(|path| has_lower(&m.super_options, path)))?;
+    let overlay = mounts.iter().find(|m| is_over(m, dev) || ours.iter().any(|path| has_lower(m, path)))?;
     Some(format!("overlay on {}", overlay.mountpoint.display()))
 }
 
-/// Whether one of an overlay's lower directories is `path` or below it.
-pub(super) fn has_lower(options: &str, path: &Path) -> bool {
-    let lowers = options.split(',').filter_map(|o| o.strip_prefix("lowerdir=").or_else(|| o.strip_prefix("lowerdir+=")));
-    lowers.flat_map(|l| l.split(':')).any(|lower| Path::new(lower).starts_with(path))
+/// Whether a mount is an overlay of ours over the file system with this device.
+pub(super) fn is_over(mount: &MountInfo, dev: (u32, u32)) -> bool {
+    mount.overlay().is_some_and(|overlay| overlay.lower == dev)
+}
+
+/// Whether a mount is an overlay one of whose lower directories is `path` or below it.
+pub(super) fn has_lower(mount: &MountInfo, path: &Path) -> bool {
+    mount.lowers().any(|lower| lower.starts_with(path))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lower_directories_are_found_in_the_options() {
-        let options = "ro,lowerdir=/a/b:/c,upperdir=/u,workdir=/w";
-        assert!(has_lower(options, Path::new("/c")));
-        assert!(has_lower(options, Path::new("/a")));
-        assert!(!has_lower(options, Path::new("/u")));
-        assert!(has_lower("rw,lowerdir+=/x", Path::new("/x")));
-    }
 
     #[test]
     fn this_process_uses_its_root() {

@@ -104,3 +104,8 @@ impl Spool for KeeperSpool {
         }
     }
 }
+
+/// How many threads serve unless it is said: requests wait for the image's disk, so there may be more than processors.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16)
+}

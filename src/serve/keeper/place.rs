@@ -13,7 +13,7 @@ use super::super::error::{Error, Result, chain};
 use super::super::mount::{self, Unmount};
 use super::super::mountinfo::{self, MountInfo};
 use super::super::namespace;
-use super::super::protocol::{self, MountRequest};
+use super::super::protocol::MountRequest;
 use super::super::rundir::{RunDir, direct_name};
 use super::super::users::{self, Used};
 
@@ -22,10 +22,10 @@ use super::super::users::{self, Used};
 pub(in super::super) struct Place {
     dev: (u32, u32),
     /// What mountinfo says is mounted.
-    #[serde(with = "protocol::path")]
+    #[serde(with = "crate::fs::paths::path")]
     source: PathBuf,
     /// Where the file system itself is mounted.
-    #[serde(with = "protocol::path")]
+    #[serde(with = "crate::fs::paths::path")]
     mountpoint: PathBuf,
     /// Whether that is out of sight, and what users see are bind mounts of it.
     shared: bool,
@@ -101,7 +101,7 @@ impl Place {
     }
 
     fn is_lower_of(&self, mount: &MountInfo) -> bool {
-        self.shared && mount.fs_type == "overlay" && users::has_lower(&mount.super_options, &self.mountpoint)
+        self.shared && (users::is_over(mount, self.dev) || users::has_lower(mount, &self.mountpoint))
     }
 
     /// The device alone would not do: once the file system is gone, another may have it.

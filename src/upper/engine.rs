@@ -1,0 +1,33 @@
+//! How an image and an upper become one file system.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use super::error::Result;
+use super::place::Layout;
+use crate::serve::protocol::MountFlags;
+use crate::serve::shared::Hidden;
+
+/// What is to be put together.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// What mountinfo will say is mounted.
+    pub source: &'a Path,
+    /// The image.
+    pub lower: &'a Hidden,
+    /// Where is written.
+    pub upper: &'a Layout,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+    /// Whether nothing may be written after all.
+    pub read_only: bool,
+}
+
+/// A way to merge an image and an upper and to copy up what is written to.
+pub trait Engine {
+    /// A mount of the merged file system, attached nowhere yet.
+    ///
+    /// # Errors
+    /// [`super::Error::Refused`] and [`super::Error::InUse`].
+    fn mount(&self, parts: &Parts<'_>) -> Result<OwnedFd>;
+}

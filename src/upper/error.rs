@@ -1,0 +1,82 @@
+//! What can go wrong with an upper.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{fs, serve};
+
+/// An error of an upper.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on a path failed.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done, such as "making the directory".
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image's mount.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
+    /// The image.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// Nothing can be written there in overlayfs's way.
+    #[error("{} cannot be an upper: {reason}", path.display())]
+    Unusable {
+        /// The upper's directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// It belongs to something else than what is to be mounted with it.
+    #[error("{} belongs to {recorded}, not to {wanted}", path.display())]
+    Foreign {
+        /// The upper's directory.
+        path: PathBuf,
+        /// What it was mounted with before.
+        recorded: String,
+        /// What it is to be mounted with.
+        wanted: String,
+    },
+    /// It is mounted.
+    #[error("{} is in use{}", path.display(), mountpoint.as_ref().map(|m| format!(" by what is mounted on {}", m.display())).unwrap_or_default())]
+    InUse {
+        /// The upper's directory.
+        path: PathBuf,
+        /// Where; `None` when it is in another mount namespace.
+        mountpoint: Option<PathBuf>,
+    },
+    /// The kernel would not mount the overlay.
+    #[error("overlayfs cannot use {}{}", path.display(), if said.is_empty() { String::new() } else { format!(" ({said})") })]
+    Refused {
+        /// The upper's directory.
+        path: PathBuf,
+        /// What the kernel had to say about it.
+        said: String,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The record beside the upper cannot be understood.
+    #[error("{} is no record of an upper", path.display())]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// A result with this module's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For `map_err`: an error while doing something to a path.
+    pub(super) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Error::Io { doing, path: path.to_owned(), source: source.into() }
+    }
+}

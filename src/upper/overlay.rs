@@ -1,0 +1,98 @@
+//! The kernel's overlayfs over an image.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+
+use super::engine::{Engine, Parts};
+use super::error::{Error, Result};
+use crate::serve::idmap::in_user_namespace;
+use crate::serve::mountinfo;
+
+/// Overlayfs as it is told to be for an image:
+/// - `xino`: an inode number is the image's, before and after copy-up and in every mount.
+/// - `index`: a file that is copied up is so under all its names.
+/// - `redirect_dir`, `metacopy`: directories of the image can be renamed, and a change of owner or mode copies no content. `diff` and `commit` know both.
+const PRIVILEGED: [(&str, &str); 4] = [("xino", "on"), ("index", "on"), ("redirect_dir", "on"), ("metacopy", "on")];
+
+/// The kernel's overlayfs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Overlay;
+
+impl Engine for Overlay {
+    fn mount(&self, parts: &Parts<'_>) -> Result<OwnedFd> {
+        let place = &parts.upper.place;
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(place, None))?;
+        let set = |key: &str, value: &Path| fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())));
+        set("source", parts.source)?;
+        set("lowerdir", parts.lower.path())?;
+        set("upperdir", &escape(&parts.upper.upper))?;
+        set("workdir", &escape(&parts.upper.work))?;
+        if in_user_namespace() {
+            // trusted.* is the host's root's.
+            fsconfig_set_flag(fs.as_fd(), "userxattr").map_err(refused(place, Some(fs.as_fd())))?;
+            set("xino", Path::new("on"))?;
+        } else {
+            for (key, value) in PRIVILEGED {
+                set(key, Path::new(value))?;
+            }
+        }
+        fsconfig_create(fs.as_fd()).map_err(|error| match error {
+            Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(&parts.upper.upper) },
+            error => refused(place, Some(fs.as_fd()))(error),
+        })?;
+        let mut attributes = MountAttrFlags::empty();
+        let flags = [
+            (parts.flags.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+            (parts.flags.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+            (parts.flags.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+            (parts.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        ];
+        for (set, flag) in flags {
+            attributes.set(flag, set);
+        }
+        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(place, Some(fs.as_fd())))
+    }
+}
+
+/// Overlayfs takes a backslash for the mark of a character that means itself.
+fn escape(path: &Path) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    let escaped = bytes.iter().flat_map(|&b| if b == b'\\' { vec![b'\\', b] } else { vec![b] });
+    PathBuf::from(OsString::from_vec(escaped.collect()))
+}
+
+/// Where an upper directory is mounted, as far as this mount namespace shows.
+pub(super) fn user_of(upper: &Path) -> Option<PathBuf> {
+    let mounts = mountinfo::all().ok()?;
+    mounts.into_iter().find(|m| m.overlay().is_some_and(|o| o.upper == upper)).map(|m| m.mountpoint)
+}
+
+/// For `map_err`: why the kernel would not.
+fn refused(place: &Path, fs: Option<BorrowedFd<'_>>) -> impl FnOnce(Errno) -> Error {
+    let path = place.to_owned();
+    move |error| {
+        let said = fs.map(messages).unwrap_or_default();
+        Error::Refused { path, said, source: io::Error::from(error) }
+    }
+}
+
+/// What the kernel has written about a mount that it refused, in one line.
+fn messages(fs: BorrowedFd<'_>) -> String {
+    let (mut text, mut line) = (String::new(), [0; 1024]);
+    while let Ok(len) = rustix::io::read(fs, &mut line) {
+        let message = String::from_utf8_lossy(&line[..len]);
+        let message = message.trim_start_matches(['e', 'w', 'i']).trim();
+        if len == 0 {
+            break;
+        }
+        let _ = write!(text, "{}{message}", if text.is_empty() { "" } else { "; " });
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! What is written beside an upper: the images that it was made on, and whose ids are in it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bfc::Container;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use crate::fs::{self, paths};
+use crate::serve::idmap::IdMap;
+
+/// Name of the record in an upper's directory.
+pub const NAME: &str = "lxcri-fs.json";
+/// Version of what is written.
+const VERSION: u32 = 1;
+/// Longest record, bytes.
+const MAX: u64 = 1 << 20;
+
+/// An image, as far as an upper is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Where it was when the upper was made.
+    #[serde(with = "paths::path")]
+    pub path: PathBuf,
+    /// What it is: `blake3:` and its root digest, or `uuid:` for an image without one.
+    pub digest: String,
+}
+
+/// What belongs to an upper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// The images, lowest first.
+    pub images: Vec<ImageRecord>,
+    /// The directory of the image that is the root.
+    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    pub subdir: Option<PathBuf>,
+    /// Whose ids are in it, when not the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idmap: Option<IdMap>,
+}
+
+impl Record {
+    /// A record of these images.
+    pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
+        Self { version: VERSION, images, subdir, idmap }
+    }
+
+    /// Reads the record of the upper in `place`; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Record`].
+    pub fn read(place: &Path) -> Result<Option<Self>> {
+        let path = place.join(NAME);
+        let file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(Error::io("opening", &path))?,
+        };
+        let record: Self =
+            serde_json::from_reader(io::Read::take(file, MAX)).map_err(|source| Error::Record { path: path.clone(), source })?;
+        if record.version != VERSION {
+            let source = serde::de::Error::custom(format_args!("version {} is not known", record.version));
+            return Err(Error::Record { path, source });
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes it, so that there is always a whole one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, place: &Path) -> Result<()> {
+        let path = place.join(NAME);
+        let failed = || Error::io("writing", &path);
+        let mut file = tempfile::NamedTempFile::new_in(place).map_err(failed())?;
+        serde_json::to_writer_pretty(&mut file, self).map_err(|e| failed()(io::Error::from(e)))?;
+        file.write_all(b"\n").map_err(failed())?;
+        file.as_file().sync_all().map_err(failed())?;
+        file.persist(&path).map_err(|e| failed()(e.error))?;
+        Ok(())
+    }
+
+    /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows is not defined.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`].
+    pub fn check(&self, wanted: &Self, place: &Path) -> Result<()> {
+        let foreign = |recorded: String, wanted: String| Err(Error::Foreign { path: place.to_owned(), recorded, wanted });
+        let digests = |record: &Self| record.images.iter().map(|i| i.digest.clone()).collect::<Vec<_>>();
+        if digests(self) != digests(wanted) || self.subdir != wanted.subdir {
+            return foreign(self.describe_images(), wanted.describe_images());
+        }
+        if self.idmap != wanted.idmap {
+            let text = |map: &Option<IdMap>| map.as_ref().map_or_else(|| "the image's own ids".to_owned(), |m| format!("the ids {m}"));
+            return foreign(text(&self.idmap), text(&wanted.idmap));
+        }
+        Ok(())
+    }
+
+    fn describe_images(&self) -> String {
+        let images: Vec<_> = self.images.iter().map(|i| format!("{} ({})", i.path.display(), i.digest)).collect();
+        let subdir = self.subdir.as_ref().map(|s| format!(", subdirectory {}", s.display())).unwrap_or_default();
+        images.join(" and ") + &subdir
+    }
+}
+
+/// What an image is, read from its end.
+///
+/// # Errors
+/// [`Error::Fs`] when it is no image.
+pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
+    let failed = |source| fs::Error::Image { image: path.to_owned(), source };
+    let source = file.try_clone().map_err(Error::io("opening the image", path))?;
+    let container = Container::open(Arc::new(source)).map_err(failed)?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let digest = match container.locator().map_err(failed)? {
+        Some(locator) => format!("blake3:{}", hex(&locator.root_digest)),
+        None => format!("uuid:{}", hex(&container.header().uuid)),
+    };
+    Ok(ImageRecord { path: path.to_owned(), digest })
+}
