@@ -1,7 +1,8 @@
 //! lxcri-fs: container root file systems out of single-file BFC images.
 //!
 //! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`upper`] puts what a container writes
-//! over an image, [`serve`] is the thin FUSE adapter over [`fs`], the file system itself, which knows nothing of FUSE; `bfc` is the image format.
+//! over an image, [`serve`] is the thin FUSE adapter over [`fs`], the file system itself, which knows nothing of FUSE; [`zfs`] is the `zfs`
+//! command behind types; `bfc` is the image format.
 
 pub mod build;
 pub mod cli;
@@ -9,3 +10,4 @@ pub mod fs;
 pub mod layer;
 pub mod serve;
 pub mod upper;
+pub mod zfs;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::serve::{self, chain};
-use crate::{build, fs, upper};
+use crate::{build, fs, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -57,6 +57,9 @@ pub enum Error {
     /// What a container writes.
     #[error(transparent)]
     Upper(#[from] upper::Error),
+    /// What concerns datasets and snapshots.
+    #[error(transparent)]
+    Zfs(#[from] zfs::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -110,6 +113,7 @@ impl Error {
             Error::Build(e) => build_exit(e),
             Error::Serve(e) => serve_exit(e),
             Error::Upper(e) => upper_exit(e),
+            Error::Zfs(e) => zfs_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
@@ -121,6 +125,7 @@ impl Error {
         match self {
             Error::Serve(e) => serve_hint(e),
             Error::Upper(e) => upper_hint(e),
+            Error::Zfs(e) => e.hint(),
             Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
                 Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
             }
@@ -194,6 +199,15 @@ pub(super) fn fs_hint(error: &fs::Error) -> Option<&'static str> {
         fs::Error::Subdir { .. } => Some("`lxcri-fs ls IMAGE` shows what is in the image"),
         fs::Error::Shared(error) => fs_hint(error),
         _ => None,
+    }
+}
+
+fn zfs_exit(error: &zfs::Error) -> Exit {
+    match error {
+        zfs::Error::Name { .. } => Exit::Usage,
+        zfs::Error::Command { cause: zfs::Cause::NotFound, .. } => Exit::NotFound,
+        zfs::Error::Command { cause: zfs::Cause::Busy | zfs::Cause::HasClones | zfs::Cause::HasChildren, .. } => Exit::Busy,
+        _ => Exit::Failure,
     }
 }
 

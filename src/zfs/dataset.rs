@@ -1,0 +1,181 @@
+//! What can be done with a dataset.
+
+use std::path::PathBuf;
+
+use super::command::Command;
+use super::error::{Cause, Error, Result};
+use super::name::{Dataset, Snapshot};
+use super::property::{self, Properties};
+
+/// How a dataset is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Create<'a> {
+    /// Properties of the new dataset, not of its parents.
+    pub properties: &'a [(&'a str, &'a str)],
+    /// Make missing parents too; then nothing is wrong when the dataset exists already.
+    pub parents: bool,
+}
+
+/// Whether what is in a dataset is destroyed with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Children {
+    /// A dataset with children or snapshots is left alone.
+    Keep,
+    /// Its children and all snapshots are destroyed with it; a clone of one of them is never touched, and prevents it.
+    Destroy,
+}
+
+/// What a dataset takes and may take, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Space {
+    /// Taken by it, its snapshots and children.
+    pub used: u64,
+    /// What it shows, wherever that is stored: also what it shares with its origin.
+    pub referenced: u64,
+    /// What may still be written, by pool, quota and reservations.
+    pub available: u64,
+    /// The snapshot that it is a clone of.
+    pub origin: Option<Snapshot>,
+}
+
+impl Dataset {
+    /// Whether it exists.
+    ///
+    /// # Errors
+    /// [`Error::NotInstalled`], [`Error::Command`].
+    pub fn exists(&self) -> Result<bool> {
+        exists(self.as_str(), "filesystem")
+    }
+
+    /// The properties of these names that are set.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Property`] for a name that cannot be one, [`Error::Output`].
+    pub fn properties(&self, names: &[&str]) -> Result<Properties> {
+        properties(self.as_str(), names)
+    }
+
+    /// Sets properties, all or none where the running version can.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Property`].
+    pub fn set(&self, properties: &[(&str, &str)]) -> Result<()> {
+        Command::zfs("set", self.as_str()).args(property::assignments(properties)?).run().map(drop)
+    }
+
+    /// It and the file systems in it, to a depth (0: only it; `None`: all), with those of the named properties that are set.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Property`], [`Error::Output`].
+    pub fn list(&self, depth: Option<u32>, names: &[&str]) -> Result<Vec<(Dataset, Properties)>> {
+        // Something has to be asked for.
+        let asked = if names.is_empty() { "type".to_owned() } else { property::names(names)? };
+        let mut command = Command::zfs("get", self.as_str()).args(["-Hp", "-t", "filesystem", "-o", property::COLUMNS]);
+        command = match depth {
+            Some(depth) => command.args(["-d", &depth.to_string()]),
+            None => command.args(["-r"]),
+        };
+        let output = command.args([asked]).run()?;
+        property::parse(&output)?.into_iter().map(|(name, properties)| Ok((name.parse()?, properties))).collect()
+    }
+
+    /// Makes the dataset, and mounts it where its properties say.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Property`].
+    pub fn create(&self, how: &Create<'_>) -> Result<()> {
+        let parents = how.parents.then_some("-p");
+        Command::zfs("create", self.as_str()).args(parents).args(property::options(how.properties)?).run().map(drop)
+    }
+
+    /// Mounts it where its properties say. Nothing is wrong when it is mounted already.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    pub fn mount(&self) -> Result<()> {
+        match Command::zfs("mount", self.as_str()).run() {
+            Err(error) if error.cause() == Some(Cause::Mounted) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Unmounts it. Nothing is wrong when it is not mounted.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    pub fn unmount(&self) -> Result<()> {
+        match Command::zfs("unmount", self.as_str()).run() {
+            Err(error) if error.cause() == Some(Cause::NotMounted) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// The directory that it is mounted on in this mount namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoDirectory`] when it is not mounted, or only `mount -t zfs` could mount it; [`Error::Command`].
+    pub fn mountpoint(&self) -> Result<PathBuf> {
+        let found = self.properties(&["mountpoint", "mounted", "canmount"])?;
+        let none = |why, hint: String| Err(Error::NoDirectory { dataset: self.to_string(), why, hint });
+        let set = format!("`zfs set mountpoint=/somewhere {self}` gives it one");
+        match (found.get("mountpoint").unwrap_or("-"), found.get("mounted"), found.get("canmount")) {
+            ("none", ..) => none("its mountpoint is none", set),
+            ("legacy", ..) => none("its mountpoint is legacy", format!("name the directory that it is mounted on, or: {set}")),
+            (path, Some("yes"), _) if path.starts_with('/') => Ok(PathBuf::from(path)),
+            (path, _, Some("off")) if path.starts_with('/') => none("canmount is off", format!("`zfs set canmount=on {self}`")),
+            (path, ..) if path.starts_with('/') => none("it is not mounted", format!("`zfs mount {self}` mounts it")),
+            _ => none("it is not a file system", "a volume cannot be used here".to_owned()),
+        }
+    }
+
+    /// What it takes and may take.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Output`].
+    pub fn space(&self) -> Result<Space> {
+        let found = self.properties(&["used", "referenced", "available", "origin"])?;
+        let number = |name| found.number(name).ok_or_else(|| Error::Output { command: "zfs get", output: format!("no {name} of {self}") });
+        Ok(Space {
+            used: number("used")?,
+            referenced: number("referenced")?,
+            available: number("available")?,
+            origin: found.get("origin").map(str::parse).transpose()?,
+        })
+    }
+
+    /// Swaps roles with the origin of this clone: the snapshot becomes this dataset's own, and the origin can be destroyed.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    pub fn promote(&self) -> Result<()> {
+        Command::zfs("promote", self.as_str()).run().map(drop)
+    }
+
+    /// Destroys it. A clone elsewhere is never destroyed along.
+    ///
+    /// # Errors
+    /// [`Error::Command`], with [`Cause::HasChildren`], [`Cause::HasClones`] or [`Cause::Busy`] where those prevent it.
+    pub fn destroy(&self, children: Children) -> Result<()> {
+        let recursive = (children == Children::Destroy).then_some("-r");
+        Command::zfs("destroy", self.as_str()).args(recursive).run().map(drop)
+    }
+}
+
+/// Whether there is a dataset or snapshot of this name.
+pub(super) fn exists(name: &str, kind: &'static str) -> Result<bool> {
+    match Command::zfs("list", name).args(["-H", "-o", "name", "-t", kind]).run() {
+        Ok(_) => Ok(true),
+        Err(error) if error.cause() == Some(Cause::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The properties of one dataset or snapshot.
+pub(super) fn properties(name: &str, names: &[&str]) -> Result<Properties> {
+    let output = Command::zfs("get", name).args(["-Hp", "-o", property::COLUMNS, &property::names(names)?]).run()?;
+    let mut all = property::parse(&output)?;
+    match (all.pop(), all.is_empty()) {
+        (Some((found, properties)), true) if found == name => Ok(properties),
+        _ => Err(Error::Output { command: "zfs get", output }),
+    }
+}
