@@ -241,6 +241,7 @@ fn upper_exit(error: &upper::Error) -> Exit {
     match error {
         upper::Error::Serve(e) => serve_exit(e),
         upper::Error::Fs(e) => fs_exit(e),
+        upper::Error::Zfs(e) => zfs_exit(e),
         upper::Error::InUse { .. } => Exit::Busy,
         upper::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
         _ => Exit::Failure,
@@ -251,6 +252,12 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
     let hint = match error {
         upper::Error::Serve(e) => return serve_hint(e),
         upper::Error::Fs(e) => return fs_hint(e).map(str::to_owned),
+        upper::Error::Zfs(e) => return e.hint(),
+        upper::Error::Unfit { property: property @ ("xattr" | "acltype"), dataset, .. } => {
+            let value = if *property == "xattr" { "sa" } else { "posixacl" };
+            return Some(format!("`zfs set {property}={value} {dataset}`"));
+        }
+        upper::Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
         upper::Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
         upper::Error::Foreign { .. } => {
             "mount it with what it belongs to, or take another directory; `lxcri-fs commit` makes an image of both"

@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod ps;
 mod secret;
+mod size;
 mod stats;
 mod umount;
 mod upgrade;

@@ -14,15 +14,18 @@ use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
 use super::open::open_image;
 use super::secret::{SecretArgs, prompt};
+use super::size;
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
 use crate::serve::{self, keeper, log, mountinfo, shared, worker};
+use crate::upper::dataset::Limits;
 use crate::upper::{self, Request, Upper};
 
 /// Mount images as a file system: read-only, or under an upper that takes what is written
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs mount nginx.bfc /mnt\n  lxcri-fs mount nginx.bfc /mnt --upper /srv/web1\n  \
+lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
 lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
@@ -32,9 +35,15 @@ pub struct MountArgs {
     /// Where to mount
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Write to this directory, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
-    #[arg(long, value_name = "DIR", conflicts_with = "foreground")]
+    /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
+    #[arg(long, value_name = "UPPER", conflicts_with = "foreground")]
     pub upper: Option<OsString>,
+    /// How much the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 for no limit. Stays set
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
+    pub quota: Option<u64>,
+    /// How much room is set aside for the dataset of `--upper zfs:DATASET`, such as 1G. Stays set
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
+    pub reservation: Option<u64>,
     /// Write to memory, BYTES at most (default: half of it), and keep nothing
     #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, conflicts_with_all = ["upper", "foreground"])]
     pub ephemeral: Option<Option<u64>>,
@@ -58,7 +67,7 @@ pub struct MountArgs {
     /// Log to FILE instead of the journal or syslog
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Mount options, as in fstab: ro, nosuid, nodev, noexec, allow_other, upper=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
+    /// Mount options, as in fstab: ro, nosuid, nodev, noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
     /// cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
@@ -107,7 +116,7 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
     };
     let threads = args.threads.map_or_else(worker::default_threads, usize::from);
     let upper = match (&args.upper, args.ephemeral) {
-        (Some(text), _) => Some(Upper::parse(text)),
+        (Some(text), _) => Some(limited(Upper::parse(text)?, args)?),
         (None, Some(size)) => Some(Upper::Ephemeral { size }),
         (None, None) => None,
     };
@@ -132,6 +141,20 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         return Ok(keeper::run(request, owned, || ())?);
     }
     Ok(keeper::start(&request, &fds, log_file)?)
+}
+
+/// The upper with the room that the arguments give it.
+fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
+    let (quota, reservation) = (args.quota, args.reservation);
+    match upper {
+        Upper::Zfs { dataset, .. } => Ok(Upper::Zfs { dataset, limits: Limits { quota, reservation } }),
+        other if quota.is_none() && reservation.is_none() => Ok(other),
+        _ => Err(Error::Other {
+            message: "only a dataset can have a quota or a reservation".to_owned(),
+            hint: Some("name one: --upper zfs:POOL/DATASET".to_owned()),
+            exit: Exit::Usage,
+        }),
+    }
 }
 
 /// The directory to mount on, absolute and without symlinks.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::error::{Error, Exit};
 use super::mount::MountArgs;
+use super::size;
 use crate::serve::protocol::MountFlags;
 
 /// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
@@ -66,9 +67,10 @@ impl MountOptions {
                 ("noexec", None) => flags.noexec = true,
                 ("allow_other", None) => flags.allow_other = true,
                 ("ro" | "ephemeral", None) => values.push((name, OsString::new())),
-                ("upper" | "idmap" | "subdir" | "digest" | "password-file" | "key-file" | "cache-size", Some(value)) => {
-                    values.push((name, value))
-                }
+                (
+                    "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest" | "password-file" | "key-file" | "cache-size",
+                    Some(value),
+                ) => values.push((name, value)),
                 (name, _) if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
                 (name, _) => {
                     return Err(Error::Other {
@@ -90,6 +92,8 @@ impl MountOptions {
                 "ro" => args.read_only = true,
                 "ephemeral" => args.ephemeral = Some(None),
                 "upper" => args.upper = Some(value.clone()),
+                "quota" => args.quota = Some(size::parse(&text(name, value)?).map_err(|_| bad_value(name, value))?),
+                "reservation" => args.reservation = Some(size::parse(&text(name, value)?).map_err(|_| bad_value(name, value))?),
                 "idmap" => args.idmap = Some(text(name, value)?.parse().map_err(|_| bad_value(name, value))?),
                 "subdir" => args.subdir = path(),
                 "digest" => args.digest = Some(text(name, value)?),

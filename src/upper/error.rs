@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{fs, serve};
+use crate::{fs, serve, zfs};
 
 /// An error of an upper.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,19 @@ pub enum Error {
     /// The image.
     #[error(transparent)]
     Fs(#[from] fs::Error),
+    /// The dataset.
+    #[error(transparent)]
+    Zfs(#[from] zfs::Error),
+    /// The dataset has a property that an upper cannot have.
+    #[error("{dataset} cannot be an upper: it {reason}")]
+    Unfit {
+        /// The dataset.
+        dataset: zfs::Dataset,
+        /// The property.
+        property: &'static str,
+        /// What follows from it.
+        reason: &'static str,
+    },
     /// Nothing can be written there in overlayfs's way.
     #[error("{} cannot be an upper: {reason}", path.display())]
     Unusable {

@@ -3,6 +3,7 @@
 //! On disk an upper is what overlayfs makes of it, whichever [`engine`] is used: `upper/` with what was written, 0/0 character devices as whiteouts and
 //! `trusted.overlay.*` attributes, and `work/`, which is overlayfs's own. Beside them, a [`record`] of the image that it belongs to.
 
+pub mod dataset;
 pub mod engine;
 mod error;
 pub mod mount;

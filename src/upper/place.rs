@@ -11,12 +11,16 @@ use rustix::fs::{CWD, FileType, FsWord, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
 
+use super::dataset::{self, Limits};
 use super::error::{Error, Result};
 use crate::serve::idmap::in_user_namespace;
 use crate::serve::rundir::{Locked, RunDir};
+use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// What stands before the name of a dataset.
+const DATASET: &[u8] = b"zfs:";
 /// Largest set of attribute names, and largest value, that the kernel gives.
 const MAX_XATTR: usize = 1 << 16;
 
@@ -25,6 +29,13 @@ const MAX_XATTR: usize = 1 << 16;
 pub enum Upper {
     /// In a directory, which is made when it is missing.
     Dir(PathBuf),
+    /// In a ZFS dataset, which is made when it is missing.
+    Zfs {
+        /// The dataset.
+        dataset: Dataset,
+        /// How much room it gets.
+        limits: Limits,
+    },
     /// In memory, and nowhere after the unmount.
     Ephemeral {
         /// How much at most, bytes; half of the memory when it is not said.
@@ -33,9 +44,15 @@ pub enum Upper {
 }
 
 impl Upper {
-    /// What `--upper` names.
-    pub fn parse(text: &OsStr) -> Self {
-        Self::Dir(PathBuf::from(text))
+    /// What `--upper` names: a directory, or `zfs:DATASET`.
+    ///
+    /// # Errors
+    /// [`zfs::Error::Name`].
+    pub fn parse(text: &OsStr) -> Result<Self, zfs::Error> {
+        match text.as_encoded_bytes().strip_prefix(DATASET) {
+            Some(name) => Ok(Self::Zfs { dataset: String::from_utf8_lossy(name).parse()?, limits: Limits::default() }),
+            None => Ok(Self::Dir(PathBuf::from(text))),
+        }
     }
 }
 
@@ -69,15 +86,22 @@ impl Place {
         match upper {
             Upper::Dir(path) => {
                 std::fs::create_dir_all(path).map_err(Error::io("making the directory", path))?;
-                let path = path.canonicalize().map_err(Error::io("finding", path))?;
-                check_type(&path)?;
-                Ok(Self { layout: Layout::in_place(path), is_kept: true, _tmpfs: None })
+                Self::kept(path)
             }
+            Upper::Zfs { dataset, limits } => Self::kept(&dataset::ready(dataset, *limits)?),
             Upper::Ephemeral { size } => {
                 let tmpfs = Tmpfs::new(*size)?;
                 Ok(Self { layout: Layout::in_place(tmpfs.path.clone()), is_kept: false, _tmpfs: Some(tmpfs) })
             }
         }
+    }
+}
+
+impl Place {
+    fn kept(path: &Path) -> Result<Self> {
+        let path = path.canonicalize().map_err(Error::io("finding", path))?;
+        check_type(&path)?;
+        Ok(Self { layout: Layout::in_place(path), is_kept: true, _tmpfs: None })
     }
 }
 

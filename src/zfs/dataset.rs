@@ -113,7 +113,7 @@ impl Dataset {
     /// The directory that it is mounted on in this mount namespace.
     ///
     /// # Errors
-    /// [`Error::NoDirectory`] when it is not mounted, or only `mount -t zfs` could mount it; [`Error::Command`].
+    /// [`Error::NotMounted`], [`Error::NoDirectory`] when its properties give it none; [`Error::Command`].
     pub fn mountpoint(&self) -> Result<PathBuf> {
         let found = self.properties(&["mountpoint", "mounted", "canmount"])?;
         let none = |why, hint: String| Err(Error::NoDirectory { dataset: self.to_string(), why, hint });
@@ -123,7 +123,7 @@ impl Dataset {
             ("legacy", ..) => none("its mountpoint is legacy", format!("name the directory that it is mounted on, or: {set}")),
             (path, Some("yes"), _) if path.starts_with('/') => Ok(PathBuf::from(path)),
             (path, _, Some("off")) if path.starts_with('/') => none("canmount is off", format!("`zfs set canmount=on {self}`")),
-            (path, ..) if path.starts_with('/') => none("it is not mounted", format!("`zfs mount {self}` mounts it")),
+            (path, ..) if path.starts_with('/') => Err(Error::NotMounted { dataset: self.to_string() }),
             _ => none("it is not a file system", "a volume cannot be used here".to_owned()),
         }
     }

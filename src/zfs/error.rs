@@ -48,7 +48,13 @@ pub enum Error {
         /// What it printed: the reason, in its own words.
         message: String,
     },
-    /// The dataset has no directory at the moment.
+    /// The dataset could be mounted, and is not.
+    #[error("{dataset} is not mounted")]
+    NotMounted {
+        /// The dataset.
+        dataset: String,
+    },
+    /// The dataset cannot be mounted as it is.
     #[error("{dataset} has no directory: {why}")]
     NoDirectory {
         /// The dataset.
@@ -158,6 +164,7 @@ impl Error {
         let hint = match self {
             Error::NotInstalled { .. } => "install the ZFS utilities (Debian: zfsutils-linux), or use a directory instead",
             Error::NoDirectory { hint, .. } => return Some(hint.clone()),
+            Error::NotMounted { dataset } => return Some(format!("`zfs mount {dataset}` mounts it")),
             Error::Command { cause, doing, name, .. } => match cause {
                 Cause::NotFound => "`zfs list -t all` shows what exists",
                 Cause::Busy => return Some(format!("end what uses it (`fuser -vm` on its directory), and {doing} {name} again")),
