@@ -6,6 +6,7 @@
 mod append;
 mod base;
 mod config;
+mod content;
 mod digest;
 mod error;
 pub mod export;

@@ -242,7 +242,9 @@ fn upper_exit(error: &upper::Error) -> Exit {
         upper::Error::Serve(e) => serve_exit(e),
         upper::Error::Fs(e) => fs_exit(e),
         upper::Error::Zfs(e) => zfs_exit(e),
-        upper::Error::InUse { .. } => Exit::Busy,
+        upper::Error::Build(e) => build_exit(e),
+        upper::Error::NoUpper { .. } => Exit::NotFound,
+        upper::Error::InUse { .. } | upper::Error::Busy { .. } => Exit::Busy,
         upper::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
         _ => Exit::Failure,
     }
@@ -251,7 +253,10 @@ fn upper_exit(error: &upper::Error) -> Exit {
 fn upper_hint(error: &upper::Error) -> Option<String> {
     let hint = match error {
         upper::Error::Serve(e) => return serve_hint(e),
-        upper::Error::Fs(e) => return fs_hint(e).map(str::to_owned),
+        upper::Error::Fs(e) | upper::Error::Build(build::Error::Fs(e)) => return fs_hint(e).map(str::to_owned),
+        upper::Error::Build(build::Error::Source { hint, .. }) => return hint.clone(),
+        upper::Error::NoUpper { .. } => "name the directory that was given to `mount --upper`, or what is mounted over it",
+        upper::Error::Busy { .. } => "unmount it first, or keep it on ZFS, where a snapshot is taken of it",
         upper::Error::Zfs(e) => return e.hint(),
         upper::Error::Unfit { property: property @ ("xattr" | "acltype"), dataset, .. } => {
             let value = if *property == "xattr" { "sa" } else { "posixacl" };

@@ -3,7 +3,9 @@
 mod append;
 mod build;
 mod cat;
+mod commit;
 mod daemon;
+mod diff;
 mod error;
 mod export;
 mod extract;
@@ -47,6 +49,8 @@ enum Command {
     Append(append::AppendArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
+    Diff(diff::DiffArgs),
+    Commit(commit::CommitArgs),
     Ps(ps::PsArgs),
     Stats(stats::StatsArgs),
     Upgrade(upgrade::UpgradeArgs),
@@ -83,6 +87,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Commit(args) => commit::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),

@@ -8,6 +8,7 @@ use clap::Args;
 use super::error::Error;
 use super::secret::{SecretArgs, prompt};
 use crate::fs::{self, Options, Rootfs, Source};
+use crate::upper::record::{self, Record};
 
 /// The image a command looks into.
 #[derive(Debug, Args)]
@@ -35,6 +36,25 @@ impl ImageArgs {
         let file = open_image(&self.image)?;
         Ok(Rootfs::open(vec![Source { path: self.image.clone(), file, secret }], options)?)
     }
+}
+
+/// Opens the images that an upper lies on: those that are named, or where its record says they were.
+///
+/// # Errors
+/// As [`ImageArgs::open`], and when they are not the ones that the upper was made on.
+pub fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> Result<Rootfs, Error> {
+    let paths: Vec<PathBuf> = if named.is_empty() { record.images.iter().map(|i| i.path.clone()).collect() } else { named.to_vec() };
+    let secret = secret.load()?;
+    let (mut sources, mut found) = (Vec::new(), Vec::new());
+    for path in paths {
+        let file = open_image(&path)?;
+        found.push(record::identify(&path, &file)?);
+        sources.push(Source { path, file, secret: secret.clone() });
+    }
+    let found = Record::new(found, record.subdir.clone(), record.idmap.clone());
+    record.check(&found, "the upper".as_ref())?;
+    let options = Options { subdir: record.subdir.clone(), ..Options::default() };
+    Ok(Rootfs::open(sources, &options)?)
 }
 
 /// Opens an image file.

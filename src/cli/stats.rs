@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use super::output::{json, printable, size};
-use super::umount;
 use crate::serve::overview::{self, Mounted};
 use crate::serve::stats::{OpStats, Stats};
+use crate::serve::unmount;
 
 /// Show what mounts have been asked for, how long it took, and what was found damaged
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ struct Row {
 pub fn run(args: &StatsArgs) -> Result<(), Error> {
     let mut mounts = overview::all()?;
     if let Some(path) = &args.mountpoint {
-        let mountpoint = umount::mountpoint(path)?;
+        let mountpoint = unmount::mountpoint(path);
         mounts.retain(|m| m.seen.iter().any(|s| s.mountpoint == mountpoint));
         if mounts.is_empty() {
             let message = format!("{} has nothing mounted on it that lxcri-fs knows", path.display());

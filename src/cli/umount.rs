@@ -1,12 +1,11 @@
 //! `lxcri-fs umount`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::error::Error;
 use crate::serve::mount::Unmount;
-use crate::serve::mountinfo;
 use crate::serve::unmount::{self, Unmounted};
 
 /// Unmount what `lxcri-fs mount` mounted
@@ -28,7 +27,7 @@ pub struct UmountArgs {
 
 /// Runs the command.
 pub fn run(args: &UmountArgs) -> Result<(), Error> {
-    let mountpoint = mountpoint(&args.mountpoint)?;
+    let mountpoint = unmount::mountpoint(&args.mountpoint);
     // What is out of sight ends by and by.
     let how = Unmount { lazy: args.lazy || args.force, force: args.force };
     match unmount::unmount(&mountpoint, how)? {
@@ -37,19 +36,4 @@ pub fn run(args: &UmountArgs) -> Result<(), Error> {
         Unmounted::StillUsed => eprintln!("lxcri-fs: {} is out of sight, and ends with its last user", args.mountpoint.display()),
     }
     Ok(())
-}
-
-/// The directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
-pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
-    let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
-    if mountinfo::at(&absolute)?.is_some() {
-        return Ok(absolute);
-    }
-    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
-        && let Ok(parent) = parent.canonicalize()
-        && mountinfo::at(&parent.join(name))?.is_some()
-    {
-        return Ok(parent.join(name));
-    }
-    Ok(absolute.canonicalize().unwrap_or(absolute))
 }

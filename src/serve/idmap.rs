@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 
@@ -190,9 +190,21 @@ pub fn namespace_main() -> io::Result<()> {
 
 /// Whether this process is in a user namespace of its own, where even root is not the host's.
 pub fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string(Path::new("/proc/self/uid_map")).unwrap_or_default();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let fields: Vec<&str> = map.split_ascii_whitespace().collect();
     !matches!(fields[..], ["0", "0", "4294967295"] | [])
+}
+
+/// The number that this process's user has outside of its user namespace, as far as that can be seen.
+pub(super) fn host_uid() -> u32 {
+    let uid = rustix::process::geteuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let outside = map.lines().find_map(|line| {
+        let numbers: Vec<u32> = line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let &[inside, outside, count] = &numbers[..] else { return None };
+        (uid.checked_sub(inside)? < count).then(|| outside + (uid - inside))
+    });
+    outside.unwrap_or(uid)
 }
 
 #[cfg(test)]

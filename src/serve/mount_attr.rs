@@ -19,6 +19,12 @@ pub(super) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
     call::mount_setattr(mount, &attr)
 }
 
+/// Makes a mount read-only, or no longer so.
+pub(super) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let (attr_set, attr_clr) = if on { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
+    call::mount_setattr(mount, &libc::mount_attr { attr_set, attr_clr, propagation: 0, userns_fd: 0 })
+}
+
 /// Has a mount that nobody can see yet show other ids: those that the user namespace maps the stored ones to.
 pub(super) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);

@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn an_overlay_tells_what_it_is_made_of() {
-        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/u\054p\134\040/upper,workdir=/w,xino=on";
+        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/u\054p\134\134\040/upper,workdir=/w,xino=on";
         let info = MountInfo::parse(line).unwrap();
         assert_eq!(info.overlay(), Some(Overlay { lower: (0, 57), upper: PathBuf::from(r"/u,p\ /upper") }));
         assert!(info.is_ours());

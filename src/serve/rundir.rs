@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::channel::Channel;
 use super::error::{Error, Result};
+use super::idmap::{self, in_user_namespace};
 use super::mount::{self, Unmount};
 use super::mountinfo::{self, MountInfo};
 use super::protocol::{KeeperReply, KeeperRequest, Status};
@@ -30,19 +31,31 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Io`], also when the directory belongs to somebody else.
 pub fn base() -> Result<PathBuf> {
-    let uid = rustix::process::geteuid();
-    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
-        _ if uid.is_root() => PathBuf::from("/run/lxcri-fs"),
-        Some(runtime) => Path::new(&runtime).join("lxcri-fs"),
-        None => std::env::temp_dir().join(format!("lxcri-fs-{}", uid.as_raw())),
-    };
-    make_directory(&path)?;
-    let metadata = std::fs::symlink_metadata(&path).map_err(Error::io("looking at", &path))?;
-    if !metadata.is_dir() || metadata.uid() != uid.as_raw() || metadata.mode() & 0o077 != 0 {
-        let refused = io::Error::from(rustix::io::Errno::PERM);
-        return Err(Error::io("using the directory (it must be its user's alone)", &path)(refused));
+    if rustix::process::geteuid().is_root() {
+        let path = PathBuf::from("/run/lxcri-fs");
+        match own_directory(&path) {
+            // The root of a user namespace that a user has made, who owns nothing in /run.
+            Err(_) if in_user_namespace() => {}
+            other => return other.map(|()| path),
+        }
     }
+    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
+        Some(runtime) => Path::new(&runtime).join("lxcri-fs"),
+        None => std::env::temp_dir().join(format!("lxcri-fs-{}", idmap::host_uid())),
+    };
+    own_directory(&path)?;
     Ok(path)
+}
+
+/// Makes sure that a directory is there, and this user's alone.
+fn own_directory(path: &Path) -> Result<()> {
+    make_directory(path)?;
+    let metadata = std::fs::symlink_metadata(path).map_err(Error::io("looking at", path))?;
+    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
+        let refused = io::Error::from(rustix::io::Errno::PERM);
+        return Err(Error::io("using the directory (it must be its user's alone)", path)(refused));
+    }
+    Ok(())
 }
 
 fn make_directory(path: &Path) -> Result<()> {

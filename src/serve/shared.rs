@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -83,8 +83,7 @@ impl Detached {
     /// # Errors
     /// [`Error::System`] when the map cannot be made, or the kernel (before 6.12) cannot show others.
     pub fn map_ids(&self, map: &IdMap) -> Result<()> {
-        let namespace = map.namespace()?;
-        mount_attr::map_ids(self.mount.as_fd(), namespace.as_fd()).map_err(Error::system("mapping the ids of the image (needs Linux 6.12)"))
+        map_ids(self.mount.as_fd(), map)
     }
 
     /// The mount: a directory descriptor.
@@ -138,6 +137,25 @@ impl Drop for Hidden {
             tracing::warn!("{}", chain(&error));
         }
     }
+}
+
+/// Has a mount that is attached nowhere show the host's ids of this map, instead of those that are stored.
+///
+/// # Errors
+/// [`Error::System`] when the map cannot be made, or the file system cannot show others.
+pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
+    let namespace = map.namespace()?;
+    mount_attr::map_ids(mount, namespace.as_fd()).map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
+}
+
+/// Makes a mount read-only, or no longer so.
+///
+/// # Errors
+/// What the kernel says: EBUSY when somebody has a file open for writing.
+pub fn set_read_only(mountpoint: &Path, on: bool) -> std::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mount = rustix::fs::open(mountpoint, flags, Mode::empty())?;
+    mount_attr::set_read_only(mount.as_fd(), on)
 }
 
 /// Attaches a mount of another file system, unless one of ours is there already.

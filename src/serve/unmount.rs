@@ -1,6 +1,6 @@
 //! Unmounting as a command does it: only what is ours, and until nothing of it is left.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -75,4 +75,20 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     let limit = Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
     let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).map_err(Error::system("waiting for the keeper"))?;
     Ok(if ended == 0 { Unmounted::StillUsed } else { Unmounted::Done })
+}
+
+/// A directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
+pub fn mountpoint(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_mounted = |path: &Path| mountinfo::at(path).is_ok_and(|mounted| mounted.is_some());
+    if is_mounted(&absolute) {
+        return absolute;
+    }
+    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
+        && let Ok(parent) = parent.canonicalize()
+        && is_mounted(&parent.join(name))
+    {
+        return parent.join(name);
+    }
+    absolute.canonicalize().unwrap_or(absolute)
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{fs, serve, zfs};
+use crate::serve::users::User;
+use crate::{build, fs, serve, zfs};
 
 /// An error of an upper.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum Error {
     /// The image's mount.
     #[error(transparent)]
     Serve(#[from] serve::Error),
+    /// What is written cannot be read.
+    #[error(transparent)]
+    Build(#[from] build::Error),
     /// The image.
     #[error(transparent)]
     Fs(#[from] fs::Error),
@@ -37,6 +41,22 @@ pub enum Error {
         property: &'static str,
         /// What follows from it.
         reason: &'static str,
+    },
+    /// There is no upper.
+    #[error("{} {reason}", path.display())]
+    NoUpper {
+        /// Where it should be.
+        path: PathBuf,
+        /// What there is instead.
+        reason: &'static str,
+    },
+    /// An upper that is in use.
+    #[error("{} is being written to{}", path.display(), users.first().map(|user| format!(" by {user}")).unwrap_or_default())]
+    Busy {
+        /// The upper's directory, or where it is mounted.
+        path: PathBuf,
+        /// By whom; empty when that could not be found out.
+        users: Vec<User>,
     },
     /// Nothing can be written there in overlayfs's way.
     #[error("{} cannot be an upper: {reason}", path.display())]

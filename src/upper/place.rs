@@ -111,6 +111,17 @@ impl Layout {
         Self { upper: place.join(UPPER), work: place.join(WORK), place }
     }
 
+    /// Refuses what is no upper.
+    ///
+    /// # Errors
+    /// [`Error::NoUpper`].
+    pub fn check(&self) -> Result<()> {
+        if self.upper.is_dir() && self.work.is_dir() {
+            return Ok(());
+        }
+        Err(Error::NoUpper { path: self.place.clone(), reason: "is no upper: it has no directories `upper` and `work`" })
+    }
+
     /// Makes what is missing. A new upper directory looks like `root`, the image's root directory, since that is what the container's will look like.
     ///
     /// # Errors

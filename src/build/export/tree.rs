@@ -1,21 +1,17 @@
 //! The merged tree as a tar.
 
 use std::collections::HashMap;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
-use bfc::rootfs::Attr;
-use bfc::rootfs::format::Inode;
 
 use super::WriteError;
+use crate::build::content::{Content, attr_of};
 use crate::build::error::Error;
 use crate::build::output::Output;
 use crate::fs::{ROOT, Rootfs};
 use crate::layer::tar::{Body, Writer};
-
-/// How much content is decoded at a time, bytes.
-const PIECE: usize = 1 << 20;
 
 /// Writes the tree as a tar in canonical form: the same tree gives the same bytes.
 ///
@@ -53,12 +49,9 @@ pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + 
         }
         match inode.mode & S_IFMT {
             S_IFREG => {
-                let mut content = Content { rootfs, ino, offset: 0, piece: Vec::new(), at: 0, error: None };
+                let mut content = Content::new(rootfs, ino);
                 let written = tar.append(&path, &attr, Body::File(inode.size, &mut content));
-                if let Some(error) = content.error {
-                    return Err(error.into());
-                }
-                written?;
+                content.checked::<WriteError>(written)?;
                 progress(inode.size);
             }
             S_IFLNK => tar.append(&path, &attr, Body::Symlink(&rootfs.readlink(ino)?))?,
@@ -84,43 +77,4 @@ pub fn tree_tar_file(rootfs: &Rootfs, path: &Path, progress: &(dyn Fn(u64) + Syn
     let file = out.into_inner().map_err(|e| Error::io("writing", path)(e.into_error()))?;
     file.sync_all().map_err(Error::io("writing", path))?;
     output.publish()
-}
-
-fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
-    Ok(Attr {
-        mode: inode.mode,
-        uid: inode.uid,
-        gid: inode.gid,
-        mtime_s: inode.mtime_s,
-        mtime_ns: inode.mtime_ns,
-        xattrs: if inode.xattr == 0 { Vec::new() } else { rootfs.xattrs(ino)? },
-    })
-}
-
-/// Reads a file's content. Keeps what went wrong, which an [`io::Error`] cannot hold well.
-struct Content<'a> {
-    rootfs: &'a Rootfs,
-    ino: u32,
-    offset: u64,
-    piece: Vec<u8>,
-    at: usize,
-    error: Option<crate::fs::Error>,
-}
-
-impl Read for Content<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.piece.len() {
-            self.piece.clear();
-            self.at = 0;
-            if let Err(error) = self.rootfs.read(self.ino, self.offset, PIECE, &mut self.piece) {
-                self.error = Some(error);
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            self.offset += self.piece.len() as u64;
-        }
-        let n = buf.len().min(self.piece.len() - self.at);
-        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
-        self.at += n;
-        Ok(n)
-    }
 }

@@ -4,27 +4,23 @@
 //! directory always has the same diff_id.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
-use bfc::rootfs::{Attr, Xattr};
+use bfc::rootfs::Attr;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use super::attributes::{self, Marks};
 use super::{Image, Layer, TarSource};
 use crate::build::error::{Error, Result};
 use crate::layer::tar::{Body, Writer};
 use crate::layer::{OPAQUE, WHITEOUT};
-
-/// Largest set of attribute names, and largest value, that the kernel gives.
-const MAX_XATTR: usize = 1 << 16;
-/// What overlayfs keeps for itself, by who mounted it.
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// Opens a directory.
 pub fn open(path: &Path) -> Result<Image> {
@@ -103,13 +99,6 @@ struct Level {
     /// Its path with a slash behind it; the root's is empty.
     prefix: Vec<u8>,
     names: Vec<Vec<u8>>,
-}
-
-/// What overlayfs's attributes say of an entry.
-#[derive(Default)]
-struct Marks {
-    opaque: bool,
-    whiteout: bool,
 }
 
 impl Walk<'_> {
@@ -214,7 +203,16 @@ impl Walk<'_> {
     }
 
     fn attr(&self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<(Attr, Marks)> {
-        let (xattrs, marks) = self.xattrs(dir, path, name)?;
+        let (xattrs, marks) = attributes::read(dir.as_fd(), name).map_err(|(doing, e)| self.failed(doing, path)(e))?;
+        if marks.metacopy || marks.redirect.is_some() {
+            return Err(Error::Source {
+                name: self.root.join(OsStr::from_bytes(path)).display().to_string(),
+                reason: "it is an overlayfs redirect or metacopy: its content is in another layer".into(),
+                hint: Some(
+                    "`lxcri-fs commit` knows what an upper of `lxcri-fs mount` lies on; of another overlay, build from its mount".into(),
+                ),
+            });
+        }
         let attr = Attr {
             mode: stat.st_mode,
             uid: stat.st_uid,
@@ -224,52 +222,5 @@ impl Walk<'_> {
             xattrs,
         };
         Ok((attr, marks))
-    }
-
-    /// The extended attributes of `name` in `dir`. There is no call for that of a symlink or a device by descriptor; the path through
-    /// /proc leads to the same entry however long its own path is.
-    fn xattrs(&self, dir: &OwnedFd, path: &[u8], name: &[u8]) -> Result<(Vec<Xattr>, Marks)> {
-        let mut at = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-        at.extend_from_slice(name);
-        let mut list = vec![0_u8; 1024];
-        let len = loop {
-            match rustix::fs::llistxattr(&*at, &mut list[..]) {
-                Ok(len) => break len,
-                Err(Errno::RANGE) if list.len() < MAX_XATTR => list.resize(MAX_XATTR, 0),
-                Err(Errno::OPNOTSUPP) => return Ok((Vec::new(), Marks::default())),
-                Err(e) => return Err(self.failed("listing the attributes of", path)(e)),
-            }
-        };
-        let (mut xattrs, mut marks) = (Vec::new(), Marks::default());
-        for key in list[..len].split_inclusive(|&b| b == 0).filter_map(|key| CStr::from_bytes_with_nul(key).ok()) {
-            let mut value = vec![0_u8; 256];
-            let len = loop {
-                match rustix::fs::lgetxattr(&*at, key, &mut value[..]) {
-                    Ok(len) => break Some(len),
-                    Err(Errno::RANGE) if value.len() < MAX_XATTR => value.resize(MAX_XATTR, 0),
-                    // Gone in between.
-                    Err(Errno::NODATA) => break None,
-                    Err(e) => return Err(self.failed("reading an attribute of", path)(e)),
-                }
-            };
-            let Some(len) = len else { continue };
-            value.truncate(len);
-            let key = key.to_bytes();
-            match OVERLAY.iter().find_map(|prefix| key.strip_prefix(*prefix)) {
-                None => xattrs.push(Xattr { name: key.to_vec(), value }),
-                Some(b"opaque") => marks.opaque = value == b"y",
-                Some(b"whiteout") => marks.whiteout = true,
-                Some(b"redirect" | b"metacopy") => {
-                    return Err(Error::Source {
-                        name: self.root.join(OsStr::from_bytes(path)).display().to_string(),
-                        reason: "it is an overlayfs redirect or metacopy: its content is in another layer".into(),
-                        hint: Some("mount the overlay and build from the mount, or make it with redirect_dir=off,metacopy=off".into()),
-                    });
-                }
-                Some(_) => {}
-            }
-        }
-        xattrs.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok((xattrs, marks))
     }
 }

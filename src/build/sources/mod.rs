@@ -1,6 +1,7 @@
 //! Where images come from: directories, OCI layouts, archives, tars, other images.
 
 mod archive;
+mod attributes;
 mod blob;
 mod dir;
 mod docker;
@@ -8,6 +9,7 @@ mod document;
 mod image;
 mod oci;
 mod spec;
+pub mod upper;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,0 +1,72 @@
+//! What an image's tree has, as a tar takes it.
+
+use std::io::{self, Read};
+
+use bfc::rootfs::Attr;
+use bfc::rootfs::format::Inode;
+
+use crate::fs::Rootfs;
+
+/// How much content is decoded at a time, bytes.
+const PIECE: usize = 1 << 20;
+
+/// What a tar says of an inode.
+///
+/// # Errors
+/// When the image is damaged.
+pub fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
+    Ok(Attr {
+        mode: inode.mode,
+        uid: inode.uid,
+        gid: inode.gid,
+        mtime_s: inode.mtime_s,
+        mtime_ns: inode.mtime_ns,
+        xattrs: if inode.xattr == 0 { Vec::new() } else { rootfs.xattrs(ino)? },
+    })
+}
+
+/// Reads a file's content. Keeps what went wrong, which an [`io::Error`] cannot hold well.
+pub struct Content<'a> {
+    rootfs: &'a Rootfs,
+    ino: u32,
+    offset: u64,
+    piece: Vec<u8>,
+    at: usize,
+    error: Option<crate::fs::Error>,
+}
+
+impl<'a> Content<'a> {
+    /// Reads the file with this inode number.
+    pub fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
+        Self { rootfs, ino, offset: 0, piece: Vec::new(), at: 0, error: None }
+    }
+
+    /// What writing the content somewhere has come to, the image's error first.
+    ///
+    /// # Errors
+    /// The image's, or the writer's.
+    pub fn checked<E: From<crate::fs::Error> + From<io::Error>>(self, written: io::Result<()>) -> Result<(), E> {
+        match self.error {
+            Some(error) => Err(error.into()),
+            None => Ok(written?),
+        }
+    }
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            self.piece.clear();
+            self.at = 0;
+            if let Err(error) = self.rootfs.read(self.ino, self.offset, PIECE, &mut self.piece) {
+                self.error = Some(error);
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            self.offset += self.piece.len() as u64;
+        }
+        let n = buf.len().min(self.piece.len() - self.at);
+        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}

@@ -1,0 +1,93 @@
+//! What an overlayfs upper directory changes in the image below it: as a list, and as a layer.
+//!
+//! As overlayfs itself does, a directory of the upper may show the entries of one that is elsewhere in the image (`redirect`), a file may have
+//! its content there (`metacopy`), and a file with several names in the image is copied up under all of them at once (`index`). A layer can say none of that, so
+//! such directories are packed with all that they show, and such files with their content and names.
+
+mod handle;
+mod links;
+mod plan;
+mod tar;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::{Image, Layer};
+use crate::build::error::{Error, Result};
+use crate::fs::Rootfs;
+use plan::Plan;
+
+/// What has become of a path of the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// It is new.
+    Added,
+    /// It is not what it was.
+    Changed,
+    /// It is gone.
+    Deleted,
+}
+
+/// An upper, as a directory that holds `upper/` and `work/`.
+pub struct Upper {
+    /// The directory.
+    pub place: OwnedFd,
+    /// What messages call it.
+    pub name: String,
+    /// What lies below it.
+    pub image: Arc<Rootfs>,
+}
+
+impl Upper {
+    /// The paths that differ from the image, sorted, without a leading slash. The root is not among them.
+    ///
+    /// # Errors
+    /// When the upper cannot be read, does not fit the image, or the image is damaged.
+    pub fn changes(&self) -> Result<Vec<(Kind, Vec<u8>)>> {
+        Plan::read(self)?.changes(&self.image)
+    }
+
+    /// The upper as a layer.
+    ///
+    /// # Errors
+    /// As [`Upper::changes`].
+    pub fn into_image(self, created_by: &str) -> Result<Image> {
+        let plan = Plan::read(&self)?;
+        let name = self.name.clone();
+        let size = plan.size;
+        let tar = Box::new(tar::UpperTar { upper: self, plan });
+        let layer = Layer { name, created_by: created_by.as_bytes().to_vec(), diff_id: None, size, compressed: false, tar };
+        Ok(Image { layers: vec![layer], ..Image::default() })
+    }
+
+    /// A directory below the place.
+    fn directory(&self, path: &str) -> Result<OwnedFd> {
+        open_dir(&self.place, path.as_bytes()).map_err(|e| self.failed("opening", path.as_bytes())(e))
+    }
+
+    /// For `map_err`: an error while doing something to a path below the place.
+    fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(&self.name).join(std::ffi::OsStr::from_bytes(path));
+        move |e| Error::Io { doing, path, source: e.into() }
+    }
+
+    /// An upper that is not what it should be.
+    fn unfit(&self, path: &[u8], reason: &str) -> Error {
+        let path = String::from_utf8_lossy(path);
+        Error::Source { name: format!("{}: {path}", self.name), reason: reason.into(), hint: Some("is it of another image?".into()) }
+    }
+}
+
+fn open_dir(at: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// `name` in the directory `path`.
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}

@@ -1,0 +1,319 @@
+//! What an upper changes, found by walking it beside the image.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+use bfc::format::{S_IFCHR, S_IFDIR, S_IFMT, S_IFREG};
+use rustix::fs::{AtFlags, Dir, Stat, statat};
+use rustix::io::Errno;
+
+use super::links::{Merged, Names};
+use super::{Kind, Upper, handle, join, open_dir};
+use crate::build::error::{Error, Result};
+use crate::build::sources::attributes::{self, Marks};
+use crate::fs::{ROOT, Rootfs};
+
+/// Everything that an upper changes, parents before what is in them.
+pub(super) struct Plan {
+    pub(super) items: Vec<Item>,
+    /// Bytes of the files that will be packed.
+    pub(super) size: u64,
+}
+
+/// A change.
+pub(super) struct Item {
+    pub(super) path: Vec<u8>,
+    /// Whether the image has something at this path.
+    was: bool,
+    pub(super) what: What,
+    /// Which file it is, if that may have more names.
+    file: Option<FileId>,
+}
+
+/// What is at a path.
+pub(super) enum What {
+    /// Nothing any more.
+    Whiteout,
+    /// A directory that does not show what the image has there: which is this inode.
+    Opaque(u32),
+    /// Another name of what is at a path.
+    HardLink(Vec<u8>),
+    /// Something of the upper's. The content may be that of an inode of the image.
+    Upper(Option<u32>),
+    /// A file that was copied up, but not under this name: an entry of the index, and as above.
+    Index(Vec<u8>, Option<u32>),
+    /// Something of the image's that was elsewhere.
+    Image(u32),
+}
+
+/// A file with several names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum FileId {
+    /// In the upper: device and inode number.
+    Upper(u64, u64),
+    /// In the image.
+    Image(u32),
+}
+
+/// A file of the image that is copied up under all its names.
+struct Indexed {
+    name: Vec<u8>,
+    file: FileId,
+    content: Option<u32>,
+    size: u64,
+}
+
+/// A directory of the upper that is being walked.
+struct Level {
+    fd: OwnedFd,
+    path: Vec<u8>,
+    /// The directory of the image that is seen in it.
+    lower: Option<u32>,
+    /// The directory of the image at the same path.
+    image: Option<u32>,
+    /// Whether a layer hides what the image has there.
+    hidden: bool,
+    /// What is still to be looked at, the next last.
+    names: Vec<Vec<u8>>,
+}
+
+struct Walk<'a> {
+    upper: &'a Upper,
+    image: &'a Rootfs,
+    index: BTreeMap<u32, Indexed>,
+    merged: HashMap<u32, Merged>,
+    plan: Plan,
+}
+
+impl Plan {
+    pub(super) fn read(upper: &Upper) -> Result<Self> {
+        let mut walk =
+            Walk { upper, image: &upper.image, index: BTreeMap::new(), merged: HashMap::new(), plan: Self { items: Vec::new(), size: 0 } };
+        walk.read_index()?;
+        walk.run()?;
+        walk.link()?;
+        Ok(walk.plan)
+    }
+
+    /// The changes as a person sees them.
+    pub(super) fn changes(self, image: &Rootfs) -> Result<Vec<(Kind, Vec<u8>)>> {
+        let mut changes = BTreeMap::new();
+        let mut hidden = Vec::new();
+        for Item { path, was, what, .. } in self.items {
+            match what {
+                What::Opaque(ino) => hidden.push((path, ino)),
+                What::Whiteout => drop(changes.insert(path, Kind::Deleted)),
+                _ if path.is_empty() => {}
+                _ => drop(changes.insert(path, if was { Kind::Changed } else { Kind::Added })),
+            }
+        }
+        for (dir, ino) in hidden {
+            image.readdir(ino, 0, &mut |_, _, _, name| {
+                changes.entry(join(&dir, name)).or_insert(Kind::Deleted);
+                true
+            })?;
+        }
+        Ok(changes.into_iter().map(|(path, kind)| (kind, path)).collect())
+    }
+}
+
+impl Walk<'_> {
+    /// Finds the files that are copied up under all their names.
+    fn read_index(&mut self) -> Result<()> {
+        let work = self.upper.directory("work")?;
+        let index = match open_dir(&work, b"index") {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(self.upper.failed("opening", b"work/index"))?,
+        };
+        for name in self.list(&index, b"work/index")? {
+            let Some(ino) = handle::inode_of_index(&name) else { continue };
+            let path = join(b"work/index", &name);
+            let stat = statat(&index, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.upper.failed("reading", &path))?;
+            let known = match self.image.inode(ino) {
+                Ok(inode) => inode,
+                Err(crate::fs::Error::NotFound) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            // What is of another type is the mark of a file that is gone.
+            if known.is_dir() || stat.st_mode & S_IFMT != known.mode & S_IFMT {
+                continue;
+            }
+            let (_, marks) = attributes::read(index.as_fd(), &name).map_err(|(doing, e)| self.upper.failed(doing, &path)(e))?;
+            let content = marks.metacopy.then_some(ino);
+            let file = FileId::Upper(stat.st_dev, stat.st_ino);
+            self.index.insert(ino, Indexed { name, file, content, size: length(&stat) });
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let root = self.upper.directory("upper")?;
+        let mut levels = vec![self.enter(root, Vec::new(), Some(ROOT), Some(ROOT), false)?];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                levels.pop();
+                continue;
+            };
+            let path = join(&level.path, &name);
+            let within = join(b"upper", &path);
+            let failed = |doing| self.upper.failed(doing, &within);
+            let stat = statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("reading"))?;
+            let there = match level.image {
+                Some(dir) => self.image.lookup(dir, &name)?,
+                None => None,
+            };
+            let is_device = stat.st_mode & S_IFMT == S_IFCHR && stat.st_rdev == 0;
+            let marks = if is_device {
+                Marks { whiteout: true, ..Marks::default() }
+            } else {
+                attributes::read(level.fd.as_fd(), &name).map_err(|(doing, e)| failed(doing)(e))?.1
+            };
+            if marks.whiteout {
+                if there.is_some() && !level.hidden {
+                    self.plan.items.push(Item { path, was: true, what: What::Whiteout, file: None });
+                }
+                continue;
+            }
+            if stat.st_mode & S_IFMT == S_IFDIR {
+                let lower = if marks.opaque { None } else { self.lower(level.lower, &name, marks.redirect.as_deref())? };
+                let fd = open_dir(&level.fd, &name).map_err(failed("opening"))?;
+                let hidden = level.hidden;
+                let inner =
+                    self.enter(fd, path, lower.filter(|&(_, is_dir)| is_dir).map(|(ino, _)| ino), there.map(|(ino, _)| ino), hidden)?;
+                levels.push(inner);
+                continue;
+            }
+            let content = if marks.metacopy && stat.st_mode & S_IFMT == S_IFREG {
+                let found = self.lower(level.lower, &name, marks.redirect.as_deref())?.filter(|&(_, is_dir)| !is_dir);
+                let (ino, _) = found.ok_or_else(|| self.upper.unfit(&path, "its content should be in the image, and is not"))?;
+                Some(ino)
+            } else {
+                None
+            };
+            self.plan.size = self.plan.size.saturating_add(length(&stat));
+            let file = (stat.st_nlink > 1).then_some(FileId::Upper(stat.st_dev, stat.st_ino));
+            self.plan.items.push(Item { path, was: there.is_some(), what: What::Upper(content), file });
+        }
+        Ok(())
+    }
+
+    /// What of the image is seen through an entry of the upper, and whether it is a directory.
+    fn lower(&self, dir: Option<u32>, name: &[u8], redirect: Option<&[u8]>) -> Result<Option<(u32, bool)>> {
+        use std::os::unix::ffi::OsStrExt;
+        let found = match (redirect, dir) {
+            (Some(path), _) if path.starts_with(b"/") => match self.image.resolve(std::ffi::OsStr::from_bytes(path).as_ref()) {
+                Err(crate::fs::Error::NotFound) => None,
+                other => Some(other?),
+            },
+            (redirect, Some(dir)) => self.image.lookup(dir, redirect.unwrap_or(name))?,
+            (_, None) => None,
+        };
+        Ok(found.map(|(ino, inode)| (ino, inode.is_dir())))
+    }
+
+    /// Plans a directory's own entry, and lists it. `there` is what the image has at its path, `lower` the directory that is seen in it.
+    fn enter(&mut self, fd: OwnedFd, path: Vec<u8>, lower: Option<u32>, there: Option<u32>, hidden: bool) -> Result<Level> {
+        let image = match there {
+            Some(ino) if self.image.inode(ino)?.is_dir() => Some(ino),
+            _ => None,
+        };
+        let mut names = self.list(&fd, &join(b"upper", &path))?;
+        self.plan.items.push(Item { path: path.clone(), was: there.is_some(), what: What::Upper(None), file: None });
+        let inherited = if hidden { None } else { image };
+        if let Some(ino) = inherited.filter(|_| lower != inherited) {
+            self.plan.items.push(Item { path: path.clone(), was: true, what: What::Opaque(ino), file: None });
+        }
+        if let Some(dir) = lower {
+            let set: HashSet<_> = names.iter().cloned().collect();
+            let moved = lower != inherited;
+            if moved {
+                self.take_along(dir, &path, &set)?;
+            }
+            self.merged.insert(dir, Merged { names: set, moved });
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(Level { fd, path, lower, image, hidden: hidden || lower != inherited, names })
+    }
+
+    /// Plans what a directory shows of one of the image's that was elsewhere.
+    fn take_along(&mut self, dir: u32, path: &[u8], but: &HashSet<Vec<u8>>) -> Result<()> {
+        let mut stack = Vec::new();
+        let list = |dir, path: &[u8], but: Option<&HashSet<Vec<u8>>>, stack: &mut Vec<(Vec<u8>, u32)>| {
+            self.image.readdir(dir, 0, &mut |_, ino, _, name| {
+                if but.is_none_or(|names| !names.contains(name)) {
+                    stack.push((join(path, name), ino));
+                }
+                true
+            })
+        };
+        list(dir, path, Some(but), &mut stack)?;
+        while let Some((path, ino)) = stack.pop() {
+            let inode = self.image.inode(ino)?;
+            if inode.is_dir() {
+                list(ino, &path, None, &mut stack)?;
+            }
+            let (what, file, size) = match self.index.get(&ino) {
+                Some(Indexed { name, file, content, size }) => (What::Index(name.clone(), *content), Some(*file), *size),
+                None => {
+                    let several = inode.nlink > 1 && !inode.is_dir();
+                    (What::Image(ino), several.then_some(FileId::Image(ino)), if inode.is_dir() { 0 } else { inode.size })
+                }
+            };
+            self.plan.size = self.plan.size.saturating_add(size);
+            // What the image has at this path is hidden already.
+            self.plan.items.push(Item { path, was: false, what, file });
+        }
+        Ok(())
+    }
+
+    /// Makes hard links of all names of a file but the first, and adds the names that the upper does not mention.
+    fn link(&mut self) -> Result<()> {
+        let mut wanted: HashSet<u32> = self.index.keys().copied().collect();
+        wanted.extend(self.plan.items.iter().filter_map(|i| if let Some(FileId::Image(ino)) = i.file { Some(ino) } else { None }));
+        let names = Names::find(self.image, &wanted)?;
+        let mut first: HashMap<FileId, Vec<u8>> = HashMap::new();
+        for item in &mut self.plan.items {
+            let Some(file) = item.file else { continue };
+            if let FileId::Image(ino) = file
+                && !first.contains_key(&file)
+                && let Some(path) = names.untouched(ino, &self.merged).into_iter().next()
+            {
+                first.insert(file, path);
+            }
+            match first.get(&file) {
+                Some(path) => item.what = What::HardLink(path.clone()),
+                None => drop(first.insert(file, item.path.clone())),
+            }
+        }
+        for (ino, indexed) in &self.index {
+            for path in names.untouched(*ino, &self.merged) {
+                let what = match first.get(&indexed.file) {
+                    Some(path) => What::HardLink(path.clone()),
+                    None => {
+                        first.insert(indexed.file, path.clone());
+                        self.plan.size = self.plan.size.saturating_add(indexed.size);
+                        What::Index(indexed.name.clone(), indexed.content)
+                    }
+                };
+                self.plan.items.push(Item { path, was: true, what, file: None });
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(dir).map_err(self.upper.failed("listing", path))? {
+            let name = entry.map_err(self.upper.failed("listing", path))?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// The length of a regular file; 0 of anything else.
+fn length(stat: &Stat) -> u64 {
+    if stat.st_mode & S_IFMT == S_IFREG { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 }
+}

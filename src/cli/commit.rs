@@ -1,0 +1,106 @@
+//! `lxcri-fs commit`
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bfc::writer::WriteOptions;
+use clap::Args;
+
+use super::build::{WriteArgs, print, total};
+use super::error::{Error, Exit};
+use super::open::open_images;
+use super::progress::Progress;
+use super::secret::SecretArgs;
+use crate::build::{self, AppendOptions, Platform, Spec, sources};
+use crate::upper::written::Written;
+
+/// Make an image of an image and what was written over it: a new layer
+///
+/// What is written must not change meanwhile: on ZFS a snapshot is read, a directory must not be in use.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc\n  lxcri-fs commit zfs:tank/web1 --in-place")]
+pub struct CommitArgs {
+    /// Where it is mounted, or the upper: its directory, or its dataset after `zfs:`
+    #[arg(value_name = "UPPER")]
+    upper: OsString,
+    /// The image, when it is not where it was; of several, the lowest first
+    #[arg(value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// Where the new image goes; it shares the image's blocks where the file system can
+    #[arg(short, long, value_name = "NEW", required_unless_present = "in_place")]
+    output: Option<PathBuf>,
+    /// Append the layer to the image itself. The upper has served its time then: another one, empty, shows the same
+    #[arg(long, conflicts_with_all = ["output", "force"])]
+    in_place: bool,
+    /// Replace the new image if it exists
+    #[arg(short, long)]
+    force: bool,
+    /// What the layer's history says
+    #[arg(short, long, value_name = "TEXT", default_value = "lxcri-fs commit")]
+    message: String,
+    #[command(flatten)]
+    write: WriteArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &CommitArgs) -> Result<(), Error> {
+    super::limits::raise_open_files();
+    let written = Written::find(&args.upper)?;
+    let record = written.record()?;
+    if record.subdir.is_some() {
+        return Err(Error::Other {
+            message: "what was written over a subdirectory of an image cannot be a layer of it".to_owned(),
+            hint: Some("`lxcri-fs build dir:WHERE-IT-IS-MOUNTED` makes an image of all that is seen".to_owned()),
+            exit: Exit::Failure,
+        });
+    }
+    let image = Arc::new(open_images(&record, &args.images, &args.secret)?);
+    let paths: Vec<PathBuf> = image.paths().map(PathBuf::from).collect();
+    // A plain v1 image has no layers to continue from.
+    let base = paths.first().filter(|_| image.section().layers().is_ok_and(|layers| !layers.is_empty())).cloned();
+    let secret = args.secret.load()?;
+    let output = args.output.as_ref().or(paths.first()).cloned().unwrap_or_default();
+    let sources = sources::Options {
+        platform: Platform::host(),
+        secret: secret.clone(),
+        temp_dir: build::parent(&output),
+        max_size: args.write.max_size,
+    };
+    let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
+    let still = written.hold()?;
+    let layer = still.source(&record, image)?.into_image(&args.message)?;
+    let built = match &args.output {
+        None => {
+            let [path] = &paths[..] else {
+                return Err(Error::Other {
+                    message: "the upper lies on several images".to_owned(),
+                    hint: Some("make a new image of them with -o".to_owned()),
+                    exit: Exit::Usage,
+                });
+            };
+            let progress = Progress::bytes("Committing", total(std::slice::from_ref(&layer)));
+            let options = AppendOptions { write, secret, sources };
+            let built = build::append(path, vec![layer], &options, &|n| progress.add(n));
+            progress.finish();
+            built
+        }
+        Some(output) => {
+            let mut images = Vec::new();
+            for path in &paths {
+                images.push(sources::open(&Spec { kind: sources::Kind::Bfc, path: path.clone(), reference: None }, &sources)?);
+            }
+            images.push(layer);
+            let progress = Progress::bytes("Committing", images.last().map_or(0, |layer| total(std::slice::from_ref(layer))));
+            let options = build::Options { output: output.clone(), force: args.force, sources, write, base };
+            let built = build::build(images, &options, &|n| progress.add(n));
+            progress.finish();
+            built
+        }
+    };
+    print(&output, &built?, args.json)
+}

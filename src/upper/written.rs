@@ -1,0 +1,173 @@
+//! What was written to an upper, for those who read it: found by its directory, its dataset or its mount, and held still meanwhile.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::error::{Error, Result};
+use super::place::{Layout, Upper, is_ephemeral};
+use super::record::Record;
+use crate::build::sources::upper::Upper as Source;
+use crate::fs::Rootfs;
+use crate::serve::idmap::IdMap;
+use crate::serve::mountinfo;
+use crate::serve::users::{self, Used};
+use crate::serve::{shared, unmount};
+use crate::zfs::{Dataset, Snapshot};
+
+/// An upper that has been written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Its directories.
+    pub layout: Layout,
+    /// Its dataset, when it is the root of one.
+    pub dataset: Option<Dataset>,
+}
+
+impl Written {
+    /// The upper that is at a directory or a dataset (`zfs:` before its name), or that is mounted at a directory.
+    ///
+    /// # Errors
+    /// [`Error::NoUpper`], [`Error::Zfs`], [`Error::Io`].
+    pub fn find(text: &OsStr) -> Result<Self> {
+        let path = match Upper::parse(text)? {
+            Upper::Zfs { dataset, .. } => {
+                dataset.mount()?;
+                let layout = Layout::in_place(dataset.mountpoint()?);
+                layout.check()?;
+                return Ok(Self { layout, dataset: Some(dataset) });
+            }
+            Upper::Dir(path) => unmount::mountpoint(&path),
+            Upper::Ephemeral { .. } => PathBuf::from(text),
+        };
+        let place = match mountinfo::at(&path)?.map(|m| (m.overlay(), m.is_ours())) {
+            Some((Some(overlay), _)) if is_ephemeral(&overlay.upper) => {
+                return Err(Error::NoUpper { path, reason: "keeps nothing of what is written" });
+            }
+            Some((Some(overlay), _)) => overlay.upper.parent().unwrap_or(&overlay.upper).to_owned(),
+            Some((None, true)) => return Err(Error::NoUpper { path, reason: "is mounted read-only" }),
+            _ => path.canonicalize().map_err(Error::io("finding", &path))?,
+        };
+        let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
+        let layout = Layout::in_place(place);
+        layout.check()?;
+        Ok(Self { layout, dataset: zfs.and_then(|m| m.source.to_str()?.parse().ok()) })
+    }
+
+    /// What belongs to it.
+    ///
+    /// # Errors
+    /// [`Error::NoUpper`] when nothing does, [`Error::Record`], [`Error::Io`].
+    pub fn record(&self) -> Result<Record> {
+        let none = || Error::NoUpper { path: self.layout.place.clone(), reason: "has no record of an image" };
+        Record::read(&self.layout.place)?.ok_or_else(none)
+    }
+
+    /// Reads it as it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Serve`] when its ids cannot be mapped back.
+    pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+        source(&self.layout.place, record.idmap.as_ref(), image)
+    }
+
+    /// Where it is mounted, as far as this mount namespace shows.
+    ///
+    /// # Errors
+    /// [`Error::Serve`] when the mounts cannot be read.
+    pub fn mounts(&self) -> Result<Vec<mountinfo::MountInfo>> {
+        let is_over = |m: &mountinfo::MountInfo| m.overlay().is_some_and(|o| o.upper == self.layout.upper);
+        Ok(mountinfo::all()?.into_iter().filter(is_over).collect())
+    }
+
+    /// Sees to it that nobody writes to it for as long as the result is held: a dataset is read from a snapshot, and a directory that is mounted made
+    /// read-only, if nobody uses it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::Zfs`], [`Error::Io`].
+    pub fn hold(&self) -> Result<Still> {
+        let mounts = self.mounts()?;
+        if mounts.is_empty() {
+            return Ok(Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() });
+        }
+        if let Some(dataset) = &self.dataset {
+            return Still::snapshot(dataset, &self.layout.place);
+        }
+        let mut still = Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() };
+        for mount in mounts {
+            let path = mount.mountpoint;
+            let users = users::of(Used::Device(mount.dev), &[std::process::id()]);
+            if !users.is_empty() {
+                return Err(Error::Busy { path, users });
+            }
+            match shared::set_read_only(&path, true) {
+                Ok(()) => still.frozen.push(path),
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(Error::Busy { path, users }),
+                Err(e) => return Err(Error::io("making read-only", &path)(e)),
+            }
+        }
+        Ok(still)
+    }
+}
+
+/// An upper that stays as it is. When this is dropped, it does no longer.
+#[derive(Debug)]
+pub struct Still {
+    place: PathBuf,
+    snapshot: Option<Snapshot>,
+    frozen: Vec<PathBuf>,
+}
+
+impl Still {
+    fn snapshot(dataset: &Dataset, place: &Path) -> Result<Self> {
+        let snapshot = dataset.at(&format!("lxcri-fs-{}", std::process::id()))?;
+        snapshot.take()?;
+        let place = place.join(".zfs/snapshot").join(snapshot.name());
+        Ok(Self { place, snapshot: Some(snapshot), frozen: Vec::new() })
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// As [`Written::source`].
+    pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+        source(&self.place, record.idmap.as_ref(), image)
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        for path in &self.frozen {
+            if let Err(error) = shared::set_read_only(path, false) {
+                tracing::warn!(path = %path.display(), %error, "it stays read-only");
+            }
+        }
+        if let Some(snapshot) = &self.snapshot {
+            // Looking into a snapshot has mounted it.
+            let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
+            if let Err(error) = snapshot.destroy() {
+                tracing::warn!("{}", crate::serve::chain(&error));
+            }
+        }
+    }
+}
+
+fn source(place: &Path, idmap: Option<&IdMap>, image: Arc<Rootfs>) -> Result<Source> {
+    let fd: OwnedFd = match idmap {
+        None => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(place, flags, Mode::empty()).map_err(Error::io("opening", place))?
+        }
+        Some(idmap) => {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let mount = open_tree(CWD, place, flags).map_err(Error::io("making a bind mount of", place))?;
+            shared::map_ids(mount.as_fd(), &idmap.inverse())?;
+            mount
+        }
+    };
+    Ok(Source { place: fd, name: place.display().to_string(), image })
+}
