@@ -50,5 +50,5 @@ pub fn run(args: &AppendArgs) -> Result<(), Error> {
     let options = AppendOptions { write: WriteOptions { level: args.write.level, ..WriteOptions::default() }, secret, sources };
     let built = build::append(&args.image, images, &options, &|n| progress.add(n));
     progress.finish();
-    print(&args.image, &built?, args.json)
+    print(&args.image.display().to_string(), &built?, args.json)
 }

@@ -12,20 +12,21 @@ use super::error::Error;
 use super::output::{hex, json, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
+use super::store::StoreArgs;
 use crate::build::{self, MAX_SIZE, Platform, Spec, sources};
+use crate::store::Reference;
 
 /// Build an image of a directory, an OCI image or an archive
 ///
 /// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE or bfc:FILE; what it is is
 /// guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -o nginx.bfc\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
+#[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -t nginx:1.27\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
 pub struct BuildArgs {
     /// What to build the image of
     source: OsString,
-    /// Where the image goes
-    #[arg(short, long, value_name = "IMAGE")]
-    output: PathBuf,
+    #[command(flatten)]
+    target: Target,
     /// Put the layers of another source on top; may be given several times
     #[arg(long = "layer", value_name = "SOURCE")]
     layers: Vec<OsString>,
@@ -45,9 +46,23 @@ pub struct BuildArgs {
     write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Where the image goes; to one of them at least.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// Write the image into this file
+    #[arg(short, long, value_name = "IMAGE")]
+    output: Option<PathBuf>,
+    /// Put the image into the store under this name; an image that has the name keeps its layers, and loses the name
+    #[arg(short, long, value_name = "NAME")]
+    tag: Option<Reference>,
 }
 
 /// What `build` and `append` have in common.
@@ -69,7 +84,7 @@ enum CompressionArg {
 
 #[derive(Serialize)]
 struct Report {
-    image: PathBuf,
+    image: String,
     size: u64,
     root_digest: String,
     layers: Vec<LayerReport>,
@@ -89,11 +104,32 @@ struct LayerReport {
 pub fn run(args: &BuildArgs) -> Result<(), Error> {
     // A descriptor for each level of a directory.
     super::limits::raise_open_files();
+    match &args.target {
+        Target { tag: Some(reference), .. } => to_store(args, reference),
+        Target { output: Some(path), .. } => {
+            let built = build_to(args, path, &build::parent(path))?;
+            print(&path.display().to_string(), &built, args.json)
+        }
+        Target { output: None, tag: None } => Ok(()),
+    }
+}
+
+fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
+    let store = args.store.open()?;
+    let _one_at_a_time = store.lock_reference(reference, || eprintln!("lxcri-fs: waiting for another process that makes {reference}"))?;
+    let new = store.begin_image()?;
+    let built = build_to(args, &new.path(), new.dir())?;
+    new.publish(reference, None)?;
+    print(reference.familiar(), &built, args.json)
+}
+
+/// Builds into a file.
+fn build_to(args: &BuildArgs, output: &Path, temp_dir: &Path) -> Result<build::Built, Error> {
     let secret = args.secret.load()?;
     let sources = sources::Options {
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         secret: secret.clone(),
-        temp_dir: build::parent(&args.output),
+        temp_dir: temp_dir.to_owned(),
         max_size: args.write.max_size,
     };
     let mut images = Vec::new();
@@ -106,10 +142,13 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
     };
     let write = WriteOptions { compression, level: args.write.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
     let progress = Progress::bytes("Building", total(&images));
-    let options = build::Options { output: args.output.clone(), force: args.force, sources, write, base: args.from.clone() };
+    // Open for as long as it is read.
+    let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
+    let base = held.as_ref().map(|(path, _)| path.clone());
+    let options = build::Options { output: output.to_owned(), force: args.force, sources, write, base };
     let built = build::build(images, &options, &|n| progress.add(n));
     progress.finish();
-    print(&args.output, &built?, args.json)
+    Ok(built?)
 }
 
 /// How many bytes will be read for these images.
@@ -118,11 +157,11 @@ pub fn total(images: &[build::Image]) -> u64 {
 }
 
 /// Tells what was built.
-pub fn print(path: &Path, built: &build::Built, as_json: bool) -> Result<(), Error> {
+pub fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Error> {
     if as_json {
         let layer = |l: &build::BuiltLayer| LayerReport { diff_id: l.diff_id.to_string(), size: l.size, entries: l.entries };
         return json(&Report {
-            image: path.to_owned(),
+            image: name.to_owned(),
             size: built.image.len,
             root_digest: hex(&built.image.root_digest),
             layers: built.layers.iter().map(layer).collect(),
@@ -133,7 +172,7 @@ pub fn print(path: &Path, built: &build::Built, as_json: bool) -> Result<(), Err
         });
     }
     let layers = built.layers.len();
-    println!("{}: {}, {layers} layer{}", path.display(), size(built.image.len), if layers == 1 { "" } else { "s" });
+    println!("{name}: {}, {layers} layer{}", size(built.image.len), if layers == 1 { "" } else { "s" });
     println!("root digest blake3:{}", hex(&built.image.root_digest));
     Ok(())
 }

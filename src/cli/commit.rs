@@ -102,5 +102,5 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
             built
         }
     };
-    print(&output, &built?, args.json)
+    print(&output.display().to_string(), &built?, args.json)
 }

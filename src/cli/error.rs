@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::serve::{self, chain};
-use crate::{build, fs, upper, zfs};
+use crate::{build, fs, store, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -60,6 +60,9 @@ pub enum Error {
     /// What concerns datasets and snapshots.
     #[error(transparent)]
     Zfs(#[from] zfs::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -114,6 +117,7 @@ impl Error {
             Error::Serve(e) => serve_exit(e),
             Error::Upper(e) => upper_exit(e),
             Error::Zfs(e) => zfs_exit(e),
+            Error::Store(e) => store_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
@@ -126,6 +130,7 @@ impl Error {
             Error::Serve(e) => serve_hint(e),
             Error::Upper(e) => upper_hint(e),
             Error::Zfs(e) => e.hint(),
+            Error::Store(e) => store_hint(e),
             Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
                 Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
             }
@@ -209,6 +214,39 @@ fn zfs_exit(error: &zfs::Error) -> Exit {
         zfs::Error::Command { cause: zfs::Cause::Busy | zfs::Cause::HasClones | zfs::Cause::HasChildren, .. } => Exit::Busy,
         _ => Exit::Failure,
     }
+}
+
+fn store_exit(error: &store::Error) -> Exit {
+    match error {
+        store::Error::NotFound { .. } => Exit::NotFound,
+        store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        store::Error::InUse { .. } => Exit::Busy,
+        store::Error::Fs(e) => fs_exit(e),
+        store::Error::Serve(e) => serve_exit(e),
+        store::Error::Facts { .. } => Exit::Damaged,
+        store::Error::Location { .. } | store::Error::Reference { .. } | store::Error::Name { .. } | store::Error::Ambiguous { .. } => {
+            Exit::Usage
+        }
+        _ => Exit::Failure,
+    }
+}
+
+fn store_hint(error: &store::Error) -> Option<String> {
+    let hint = match error {
+        store::Error::Fs(e) => return fs_hint(e).map(str::to_owned),
+        store::Error::Serve(e) => return serve_hint(e),
+        store::Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
+        store::Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
+        store::Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
+        store::Error::Config { .. } => "docs/STORE.md describes the configuration",
+        store::Error::Ambiguous { .. } => "give more digits",
+        store::Error::Facts { .. } => "`lxcri-fs doctor` tells more",
+        store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            "the store of the machine is root's; another is given by --store or LXCRI_FS_STORE"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn serve_exit(error: &serve::Error) -> Exit {

@@ -1,15 +1,15 @@
 //! `lxcri-fs info`
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bfc::format::{Compression, Encryption};
 use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::open::open_image;
 use super::output::{hex, json, printable, size};
+use super::store::StoreArgs;
 use crate::fs::{self, tree_of_index};
 
 /// Tell what an image is: format, size, compression, layers
@@ -18,8 +18,10 @@ use crate::fs::{self, tree_of_index};
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs info debian.bfc")]
 pub struct InfoArgs {
-    /// The image
+    /// The image: a file, or the name or digest of an image in the store
     image: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -62,12 +64,12 @@ struct Layer {
 }
 
 pub fn run(args: &InfoArgs) -> Result<(), Error> {
-    let file = open_image(&args.image)?;
-    let info = inspect(args, file).map_err(|source| fs::Error::Image { image: args.image.clone(), source })?;
+    let (path, file) = args.store.open_image(&args.image)?;
+    let info = inspect(&path, file).map_err(|source| fs::Error::Image { image: path.clone(), source })?;
     if args.json { json(&info) } else { print(&info).map_err(Error::Output) }
 }
 
-fn inspect(args: &InfoArgs, file: std::fs::File) -> bfc::Result<Info> {
+fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
     let container = bfc::Container::open(std::sync::Arc::new(file))?;
     let locator = container.locator()?;
     let section = match &locator {
@@ -79,7 +81,7 @@ fn inspect(args: &InfoArgs, file: std::fs::File) -> bfc::Result<Info> {
         }
     };
     let mut info = Info {
-        image: printable(std::os::unix::ffi::OsStrExt::as_bytes(args.image.as_os_str())),
+        image: printable(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())),
         format: if locator.is_some() { "BFC v1 with a rootfs section" } else { "BFC v1" },
         bytes: container.len(),
         uuid: hex(&container.header().uuid),

@@ -4,6 +4,7 @@ mod append;
 mod build;
 mod cat;
 mod commit;
+mod config;
 mod daemon;
 mod diff;
 mod error;
@@ -21,6 +22,7 @@ mod ps;
 mod secret;
 mod size;
 mod stats;
+mod store;
 mod umount;
 mod upgrade;
 mod verify;
@@ -39,6 +41,8 @@ use crate::serve::idmap::NAMESPACE_COMMAND;
 #[derive(Debug, Parser)]
 #[command(name = "lxcri-fs", version, after_help = error::EXIT_CODES, propagate_version = true)]
 struct Cli {
+    #[command(flatten)]
+    _store: store::StoreArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,6 +66,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     #[command(hide = true, name = NAMESPACE_COMMAND)]
     UserNamespace,
+    Config(config::ConfigArgs),
     #[command(hide = true)]
     Keeper(daemon::DaemonArgs),
     #[command(hide = true)]
@@ -98,6 +103,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::UserNamespace => daemon::user_namespace(),
+        Command::Config(args) => config::run(&args),
         Command::Keeper(args) => daemon::keeper(&args),
         Command::Worker(args) => daemon::worker(&args),
     };

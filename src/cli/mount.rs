@@ -12,9 +12,9 @@ use clap::Args;
 
 use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
-use super::open::open_image;
 use super::secret::{SecretArgs, prompt};
 use super::size;
+use super::store::StoreArgs;
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
@@ -29,7 +29,7 @@ lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
 lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
-    /// The images, the lowest first
+    /// The images, the lowest first: files, or names or digests of images in the store
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<PathBuf>,
     /// Where to mount
@@ -61,6 +61,8 @@ pub struct MountArgs {
     pub digest: Option<String>,
     #[command(flatten)]
     pub secret: SecretArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Serve from this process, and log to standard error
     #[arg(long)]
     pub foreground: bool,
@@ -85,7 +87,12 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     options.apply(&mut args)?;
     let secret = args.secret.load()?;
     let mountpoint = mountpoint(&args.mountpoint)?;
-    let files = args.images.iter().map(|path| open_image(path)).collect::<Result<Vec<File>, Error>>()?;
+    let mut files = Vec::new();
+    for image in &mut args.images {
+        let (path, file) = args.store.open_image(image)?;
+        *image = path;
+        files.push(file);
+    }
     match mount(&args, options.flags, &mountpoint, &files, secret.as_ref()) {
         Err(Error::Serve(serve::Error::Failed(failure)) | Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))))
             if failure.key_needed.is_some() =>

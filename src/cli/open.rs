@@ -7,17 +7,20 @@ use clap::Args;
 
 use super::error::Error;
 use super::secret::{SecretArgs, prompt};
+use super::store::StoreArgs;
 use crate::fs::{self, Options, Rootfs, Source};
 use crate::upper::record::{self, Record};
 
 /// The image a command looks into.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
-    /// The image
+    /// The image: a file, or the name or digest of an image in the store
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     #[command(flatten)]
     pub secret: SecretArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 impl ImageArgs {
@@ -33,8 +36,8 @@ impl ImageArgs {
     }
 
     fn open_with(&self, secret: Option<bfc::Secret>, options: &Options) -> Result<Rootfs, Error> {
-        let file = open_image(&self.image)?;
-        Ok(Rootfs::open(vec![Source { path: self.image.clone(), file, secret }], options)?)
+        let (path, file) = self.store.open_image(&self.image)?;
+        Ok(Rootfs::open(vec![Source { path, file, secret }], options)?)
     }
 }
 

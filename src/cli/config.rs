@@ -1,0 +1,68 @@
+//! `lxcri-fs config`
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::error::Error;
+use super::output;
+use super::store::StoreArgs;
+use crate::store::config::{Config, Setting};
+
+/// Show the configuration
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Show every value, and where it comes from
+    #[command(after_help = "Example: LXCRI_FS_STORE=zfs:tank lxcri-fs config show")]
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object: for every key its value, and where it comes from
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    value: Value,
+    from: String,
+}
+
+/// Runs the command.
+pub fn run(args: &ConfigArgs) -> Result<(), Error> {
+    let ConfigCommand::Show(args) = &args.command;
+    let rows = rows(&args.store.config()?);
+    if args.json {
+        return output::json(&rows);
+    }
+    let mut out = std::io::stdout().lock();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let wide = rows.values().map(|row| text(&row.value).len()).max().unwrap_or_default();
+    rows.iter().try_for_each(|(key, row)| writeln!(out, "{key:<20} {:<wide$}  {}", text(&row.value), row.from)).map_err(Error::Output)
+}
+
+fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
+    fn row<T>(setting: &Setting<T>, value: Value) -> Row {
+        Row { value, from: setting.origin.to_string() }
+    }
+    let Config { store, grace, registries } = config;
+    BTreeMap::from([
+        ("store", row(store, json!(store.value))),
+        ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
+        ("registries.insecure", row(registries, json!(registries.value.insecure))),
+        ("registries.mirrors", row(registries, json!(registries.value.mirrors))),
+    ])
+}

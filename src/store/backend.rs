@@ -1,0 +1,84 @@
+//! What a store needs of the place where it is: few operations, each of which happens as a whole or not at all.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use super::error::{Error, Result};
+use super::facts::Facts;
+use super::name::Name;
+
+/// An image in a store.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Its name among the store's directories or datasets.
+    pub name: Name,
+    /// The image file.
+    pub path: PathBuf,
+    /// What is known of it.
+    pub facts: Facts,
+    /// The image that it was cloned from, where the file system knows.
+    pub parent: Option<Name>,
+}
+
+/// A container in a store.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Its name.
+    pub name: Name,
+    /// Its directory.
+    pub path: PathBuf,
+    /// The images that it is made of, the lowest first.
+    pub images: Vec<ImageUse>,
+}
+
+/// An image that a container is made of.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ImageUse {
+    /// The image's name in the store.
+    pub name: String,
+    /// Its root digest, 64 hexadecimal digits.
+    pub root_digest: String,
+}
+
+/// What is found where images are.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Images that are complete.
+    pub images: Vec<Image>,
+    /// What has an image's name and cannot be used as one.
+    pub broken: Vec<(Name, Error)>,
+    /// Images that are being written or removed, or were when somebody was killed.
+    pub work: Vec<Name>,
+    /// Names that are none of ours.
+    pub strange: Vec<String>,
+}
+
+/// A place for images and containers. What changes something is called under the store's lock, but for [`Backend::begin`].
+pub trait Backend: Debug + Send + Sync {
+    /// Where locks are.
+    fn locks(&self) -> PathBuf;
+
+    /// All that is there.
+    fn scan(&self) -> Result<Scan>;
+
+    /// A directory to write an image in; [`Name::work`] gives its name.
+    fn begin(&self, work: &Name) -> Result<PathBuf>;
+
+    /// Makes what was begun an image: it is synced to the disk, and then there under this name, facts included.
+    fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
+
+    /// Replaces an image's facts.
+    fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()>;
+
+    /// Removes an image, complete or not.
+    fn remove(&self, name: &Name) -> Result<()>;
+
+    /// The containers, and what is left of containers that were being made or removed.
+    fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)>;
+
+    /// Makes a container's directory, unless there is a container of this name.
+    fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container>;
+
+    /// Removes a container with all that is in its directory.
+    fn remove_container(&self, name: &Name) -> Result<()>;
+}

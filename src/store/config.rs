@@ -1,0 +1,241 @@
+//! The configuration: what a file, the environment and the command line say, and which of them said it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use crate::zfs::Dataset;
+
+/// Where the configuration is, unless [`CONFIG_VARIABLE`] says otherwise.
+pub const CONFIG: &str = "/etc/lxcri-fs/config.toml";
+/// Environment variable with the path of the configuration.
+pub const CONFIG_VARIABLE: &str = "LXCRI_FS_CONFIG";
+/// Environment variable with the place of the store.
+pub const STORE_VARIABLE: &str = "LXCRI_FS_STORE";
+/// Root's store, unless something says otherwise.
+const STORE: &str = "/var/lib/lxcri-fs";
+/// How long an image without a name is kept.
+const GRACE: SignedDuration = SignedDuration::from_hours(24);
+/// Longest configuration, bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Where a store is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Location {
+    /// `dir:PATH`.
+    Directory(PathBuf),
+    /// `zfs:POOL[/PARENT]`: datasets below this one.
+    Zfs(Dataset),
+}
+
+impl FromStr for Location {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |reason: &str| Error::Location { text: text.to_owned(), reason: reason.to_owned() };
+        if let Some(dataset) = text.strip_prefix("zfs:") {
+            return dataset.parse().map(Self::Zfs).map_err(|e: crate::zfs::Error| wrong(&e.to_string()));
+        }
+        let path = text.strip_prefix("dir:").unwrap_or(text);
+        if path.is_empty() || path == text && !text.starts_with(['/', '.']) {
+            return Err(wrong("it is dir:PATH or zfs:POOL[/PARENT]"));
+        }
+        std::path::absolute(path).map(Self::Directory).map_err(|e| wrong(&e.to_string()))
+    }
+}
+
+impl TryFrom<String> for Location {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Location> for String {
+    fn from(location: Location) -> Self {
+        location.to_string()
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
+            Self::Zfs(dataset) => write!(f, "zfs:{dataset}"),
+        }
+    }
+}
+
+/// Who said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody.
+    Default,
+    /// A configuration file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(&'static str),
+    /// An argument.
+    Argument(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) | Self::Argument(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A value, and who said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Who said it.
+    pub origin: Origin,
+}
+
+impl<T> Setting<T> {
+    fn new(said: Option<T>, file: &Path, default: impl FnOnce() -> T) -> Self {
+        match said {
+            Some(value) => Self { value, origin: Origin::File(file.to_owned()) },
+            None => Self { value: default(), origin: Origin::Default },
+        }
+    }
+}
+
+/// `[registries]`: where images are pulled from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registries {
+    /// Registries that speak plain HTTP, or have certificates that nobody vouches for: `host[:port]`.
+    pub insecure: Vec<String>,
+    /// For a registry, others that are asked first, in this order.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+}
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where images and containers are.
+    pub store: Setting<Location>,
+    /// How long `gc` keeps an image that has no name any more.
+    pub grace: Setting<SignedDuration>,
+    /// Where images are pulled from.
+    pub registries: Setting<Registries>,
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    store: Option<Location>,
+    gc: Gc,
+    registries: Option<Registries>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Gc {
+    grace: Option<SignedDuration>,
+}
+
+impl Config {
+    /// Reads the configuration. `store` is what the command line says of it.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Location`], [`Error::Io`] when a file that the environment names cannot be read.
+    pub fn load(store: Option<&Location>) -> Result<Self> {
+        let named = std::env::var_os(CONFIG_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let path = named.clone().unwrap_or_else(|| PathBuf::from(CONFIG));
+        let file = match std::fs::File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => File::default(),
+            opened => {
+                let mut text = String::new();
+                let file = opened.map_err(Error::io("opening the configuration", &path))?;
+                std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_CONFIG), &mut text)
+                    .map_err(Error::io("reading the configuration", &path))?;
+                parse(&text, &path)?
+            }
+        };
+        let mut config = Self {
+            store: Setting::new(file.store, &path, default_store),
+            grace: Setting::new(file.gc.grace, &path, || GRACE),
+            registries: Setting::new(file.registries, &path, Registries::default),
+        };
+        if let Some(location) = store {
+            config.store = Setting { value: location.clone(), origin: Origin::Argument("--store") };
+        } else if let Some(text) = std::env::var_os(STORE_VARIABLE).filter(|v| !v.is_empty()) {
+            config.store = Setting { value: text_of(&text)?.parse()?, origin: Origin::Environment(STORE_VARIABLE) };
+        }
+        Ok(config)
+    }
+}
+
+fn text_of(text: &OsStr) -> Result<&str> {
+    text.to_str().ok_or_else(|| Error::Location { text: text.to_string_lossy().into_owned(), reason: "it is not UTF-8".into() })
+}
+
+fn parse(text: &str, path: &Path) -> Result<File> {
+    toml::from_str(text).map_err(|e| Error::Config {
+        path: path.to_owned(),
+        line: e.span().map(|span| 1 + text.bytes().take(span.start).filter(|&b| b == b'\n').count()),
+        reason: e.message().to_owned(),
+    })
+}
+
+/// Root's store is the machine's; others have their own.
+fn default_store() -> Location {
+    let home = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
+    let own = || home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
+    match own().filter(|_| !rustix::process::geteuid().is_root()) {
+        Some(data) => Location::Directory(data.join("lxcri-fs")),
+        None => Location::Directory(STORE.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations() {
+        for (text, shown) in [("dir:/a/b", "dir:/a/b"), ("/a", "dir:/a"), ("zfs:tank/c", "zfs:tank/c")] {
+            assert_eq!(text.parse::<Location>().unwrap().to_string(), shown);
+        }
+        for text in ["", "dir:", "zfs:", "tank", "http://x"] {
+            assert!(text.parse::<Location>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let path = Path::new("/c.toml");
+        let good = "store = \"zfs:tank\"\n[gc]\ngrace = \"30m\"\n[registries]\ninsecure = [\"a:5000\"]\n[registries.mirrors]\n\"docker.io\" = [\"m\"]\n";
+        let file = parse(good, path).unwrap();
+        assert_eq!((file.store, file.gc.grace), (Some(Location::Zfs("tank".parse().unwrap())), Some(SignedDuration::from_mins(30))));
+        let cases = [
+            ("store = \"dir:/a\"\nstroe = 1\n", "/c.toml, line 2: unknown field `stroe`"),
+            ("[gc]\n\ngrce = \"1h\"\n", "/c.toml, line 3: unknown field `grce`"),
+            ("store = \"tank\"\n", "/c.toml, line 1: \"tank\" is not a store"),
+            ("[gc]\ngrace = \"soon\"\n", "/c.toml, line 2: "),
+            ("store = \n", "/c.toml, line 1: "),
+        ];
+        for (text, message) in cases {
+            let found = parse(text, path).unwrap_err().to_string();
+            assert!(found.starts_with(message) && !found.contains('\n'), "{found}");
+        }
+    }
+}

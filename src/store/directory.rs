@@ -1,0 +1,239 @@
+//! A store in a directory.
+//!
+//! ```text
+//! images/NAME/NAME.bfc      the image
+//! images/NAME/image.json    its facts
+//! images/_w…/               an image that is being written or removed
+//! containers/NAME/          a container's directory, which has its images in store.json
+//! locks/                    locks that are held
+//! ```
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::backend::{Backend, Container, Image, ImageUse, Scan};
+use super::error::{Error, Result};
+use super::facts::Facts;
+use super::name::Name;
+use super::remove_tree::remove_tree;
+
+/// Beside each image.
+const FACTS: &str = "image.json";
+/// In each container's directory.
+const CONTAINER: &str = "store.json";
+/// Longest of those files, bytes.
+const MAX_JSON: u64 = 1 << 20;
+
+/// A store in a directory.
+#[derive(Debug)]
+pub struct DirectoryStore {
+    root: PathBuf,
+}
+
+impl DirectoryStore {
+    /// The store in a directory, which is made when something is put there.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    fn container_dirs(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    fn image(&self, name: &Name) -> Result<Image> {
+        let dir = self.images().join(name);
+        let path = image_file(&dir, name)?;
+        let facts = match read_json(&dir.join(FACTS))? {
+            Some(facts) => facts,
+            None => facts_of(&path, name)?,
+        };
+        Ok(Image { name: name.clone(), path, facts, parent: None })
+    }
+}
+
+/// The facts of an image that came here without them: they are in the image, and its name is a reference's.
+pub(super) fn facts_of(path: &Path, name: &Name) -> Result<Facts> {
+    let file = File::open(path).map_err(Error::io("opening the image", path))?;
+    Ok(Facts { refs: name.reference().into_iter().collect(), ..Facts::of(path, file)? })
+}
+
+/// The image in a directory: the file of its name, or the only one there is.
+pub(super) fn image_file(dir: &Path, name: &Name) -> Result<PathBuf> {
+    let own = dir.join(format!("{name}.bfc"));
+    if own.symlink_metadata().is_ok_and(|m| m.is_file()) {
+        return Ok(own);
+    }
+    let failed = |e| Error::io("looking for an image in", dir)(e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if Path::new(&entry.file_name()).extension().is_some_and(|e| e == "bfc") && entry.file_type().is_ok_and(|t| t.is_file()) {
+            found.push(entry.path());
+        }
+    }
+    match <[PathBuf; 1]>::try_from(found) {
+        Ok([path]) => Ok(path),
+        Err(_) => Err(failed(io::ErrorKind::NotFound.into())),
+    }
+}
+
+impl Backend for DirectoryStore {
+    fn locks(&self) -> PathBuf {
+        self.root.join("locks")
+    }
+
+    fn scan(&self) -> Result<Scan> {
+        let mut scan = Scan::default();
+        for name in entries(&self.images())? {
+            match Name::new(&name) {
+                Err(_) => scan.strange.push(name),
+                Ok(name) if name.is_work() => scan.work.push(name),
+                Ok(name) => match self.image(&name) {
+                    Ok(image) => scan.images.push(image),
+                    // Removed since it was listed.
+                    Err(_) if !self.images().join(&name).exists() => {}
+                    Err(error) => scan.broken.push((name, error)),
+                },
+            }
+        }
+        Ok(scan)
+    }
+
+    fn begin(&self, work: &Name) -> Result<PathBuf> {
+        // Images may hold what is nobody's business: keys, hashes of passwords.
+        make_dir(&self.root, 0o711)?;
+        make_dir(&self.images(), 0o700)?;
+        let dir = self.images().join(work);
+        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("making the directory", &dir))?;
+        Ok(dir)
+    }
+
+    fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
+        let (from, to) = (self.images().join(work), self.images().join(name));
+        let failed = |e: io::Error| Error::io("putting an image into", &to)(e);
+        let file = image_file(&from, work)?;
+        std::fs::rename(&file, from.join(format!("{name}.bfc"))).map_err(failed)?;
+        write_json(&from, FACTS, facts)?;
+        renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE).map_err(|e| failed(e.into()))?;
+        sync(&self.images())
+    }
+
+    fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
+        write_json(&self.images().join(name), FACTS, facts)
+    }
+
+    fn remove(&self, name: &Name) -> Result<()> {
+        remove_dir(&self.images(), name)
+    }
+
+    fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
+        let (mut containers, mut work) = (Vec::new(), Vec::new());
+        for name in entries(&self.container_dirs())?.iter().filter_map(|name| Name::new(name).ok()) {
+            let path = self.container_dirs().join(&name);
+            if name.is_work() {
+                work.push(name);
+            } else {
+                let images = read_json(&path.join(CONTAINER))?.unwrap_or_default();
+                containers.push(Container { name, path, images });
+            }
+        }
+        Ok((containers, work))
+    }
+
+    fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container> {
+        let (all, work) = (self.container_dirs(), Name::work()?);
+        make_dir(&self.root, 0o711)?;
+        make_dir(&all, 0o711)?;
+        let (new, path) = (all.join(&work), all.join(name));
+        let failed = |e: io::Error| Error::io("making the container's directory", &path)(e);
+        DirBuilder::new().mode(0o700).create(&new).map_err(failed)?;
+        let made = write_json(&new, CONTAINER, &images).and_then(|()| {
+            renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE).map_err(|e| match e {
+                Errno::EXIST | Errno::NOTEMPTY => {
+                    Error::Exists { kind: "container", name: name.to_string(), store: format!("dir:{}", self.root.display()) }
+                }
+                other => failed(other.into()),
+            })
+        });
+        if let Err(error) = made {
+            let _ = std::fs::remove_dir_all(&new);
+            return Err(error);
+        }
+        sync(&all)?;
+        Ok(Container { name: name.clone(), path, images: images.to_vec() })
+    }
+
+    fn remove_container(&self, name: &Name) -> Result<()> {
+        remove_dir(&self.container_dirs(), name)
+    }
+}
+
+/// Removes a directory: at once for those who look, and then what is in it.
+fn remove_dir(all: &Path, name: &Name) -> Result<()> {
+    let dir = all.join(name);
+    let work = if name.is_work() { name.clone() } else { Name::work()? };
+    if work != *name {
+        renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE).map_err(|e| Error::io("removing", &dir)(e.into()))?;
+    }
+    remove_tree(all, work.as_str())
+}
+
+/// What is in a directory; nothing, when it is not there.
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io("reading", dir)(e);
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+    let mut names: Vec<String> = names.collect::<io::Result<_>>().map_err(failed)?;
+    names.sort();
+    Ok(names)
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(Error::io("making the directory", path))
+        }
+        other => other.map_err(Error::io("making the directory", path)),
+    }
+}
+
+fn sync(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(Error::io("opening", path))?,
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_JSON).read_to_end(&mut bytes).map_err(Error::io("reading", path))?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Facts { path: path.to_owned(), reason: e.to_string() })
+}
+
+/// Writes a file as a whole: readers find the old one or the new one.
+fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let (path, temp) = (dir.join(name), dir.join(format!("{name}.new")));
+    let failed = |e| Error::io("writing", &path)(e);
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
+    bytes.push(b'\n');
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temp).map_err(failed)?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&temp, &path).map_err(failed)?;
+    sync(dir)
+}

@@ -1,0 +1,118 @@
+//! What can go wrong in a store.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{fs, serve};
+
+/// An error of the store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file operation.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done, such as "opening".
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The configuration is wrong.
+    #[error("{}{}: {reason}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Something that does not say where a store is.
+    #[error("{text:?} is not a store: {reason}")]
+    Location {
+        /// As it was given.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Something that is no reference.
+    #[error("{text:?} is not the name of an image: {reason}")]
+    Reference {
+        /// As it was given.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A name that cannot be a directory's or dataset's.
+    #[error("the name {name:?} cannot be used: {reason}")]
+    Name {
+        /// As it was given.
+        name: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// There is no such thing in the store.
+    #[error("there is no {kind} {name} in the store {store}")]
+    NotFound {
+        /// `image` or `container`.
+        kind: &'static str,
+        /// As it was asked for.
+        name: String,
+        /// The store.
+        store: String,
+    },
+    /// There is one already.
+    #[error("there is a {kind} {name} already in the store {store}")]
+    Exists {
+        /// `image` or `container`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The store.
+        store: String,
+    },
+    /// A digest's beginning that several images have.
+    #[error("{text} may be any of {}", names.join(", "))]
+    Ambiguous {
+        /// As it was given.
+        text: String,
+        /// The images.
+        names: Vec<String>,
+    },
+    /// It cannot be removed as long as it is used.
+    #[error("{kind} {name} is in use: {}", users.join(", "))]
+    InUse {
+        /// `image` or `container`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// By what, such as "mounted on /mnt".
+        users: Vec<String>,
+    },
+    /// An image's facts do not parse.
+    #[error("{}: {reason}", path.display())]
+    Facts {
+        /// The file that says them.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An image cannot be read.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// What is mounted could not be found out.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
+}
+
+impl Error {
+    /// For `map_err`: an I/O error while doing something to a path.
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Error::Io { doing, path: path.to_owned(), source }
+    }
+}
+
+/// A result with this module's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,79 @@
+//! What a store knows of an image without opening it. All but references and times could be read from the image again.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use bfc::format::{Compression, FEATURE_AEAD, FEATURE_ZSTD};
+use bfc::rootfs::Section;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::reference::Reference;
+use crate::build::Digest;
+use crate::fs;
+
+/// The facts of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What it is called; nothing, when another image took its name.
+    #[serde(default)]
+    pub refs: Vec<Reference>,
+    /// Root digest: BLAKE3, 64 hexadecimal digits.
+    pub root_digest: String,
+    /// What the registry said that the reference leads to, or else the digest of the manifest in the image.
+    #[serde(default)]
+    pub manifest_digest: Option<Digest>,
+    /// When it was put into the store.
+    pub created: Timestamp,
+    /// diff_ids, lowest first.
+    pub layers: Vec<Digest>,
+    /// How new contents are compressed: `zstd` or `none`.
+    pub compression: String,
+    /// How contents are encrypted: `none`, `password` or `key`.
+    pub encryption: String,
+    /// Length of the image, bytes.
+    pub size: u64,
+}
+
+impl Facts {
+    /// Reads an image's facts from the image; what it is called, and since when, it does not say.
+    ///
+    /// # Errors
+    /// [`Error::Fs`] when it is damaged, [`Error::Facts`] when it is a plain v1 image.
+    pub fn of(path: &Path, file: File) -> Result<Self> {
+        let created = file.metadata().and_then(|m| m.modified()).map_err(Error::io("looking at", path))?;
+        let failed = |source| Error::Fs(fs::Error::Image { image: path.to_owned(), source });
+        let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
+        let Some(locator) = container.locator().map_err(failed)? else {
+            let reason = "it is a plain v1 image; `lxcri-fs build bfc:IMAGE -t NAME` makes one with layers of it".into();
+            return Err(Error::Facts { path: path.to_owned(), reason });
+        };
+        let section = Section::open(container.source().clone(), &locator).map_err(failed)?;
+        let layers = section.layers().map_err(failed)?.iter().map(|layer| Digest(layer.diff_id)).collect();
+        let manifest = section.blob(section.header().manifest).map_err(failed)?;
+        let header = container.header();
+        let compression = if header.features & FEATURE_ZSTD == 0 { Compression::None } else { Compression::Zstd };
+        let encryption = match (header.features & FEATURE_AEAD != 0, header.salt == [0; 32]) {
+            (false, _) => "none",
+            (true, false) => "password",
+            (true, true) => "key",
+        };
+        Ok(Self {
+            refs: Vec::new(),
+            root_digest: locator.root_digest.iter().map(|b| format!("{b:02x}")).collect(),
+            manifest_digest: (!manifest.is_empty()).then(|| Digest::of(&manifest)),
+            created: Timestamp::try_from(created).unwrap_or(Timestamp::UNIX_EPOCH),
+            layers,
+            compression: if compression == Compression::None { "none" } else { "zstd" }.to_owned(),
+            encryption: encryption.to_owned(),
+            size: container.len(),
+        })
+    }
+
+    /// As many digits of the root digest as tell images apart.
+    pub fn short_digest(&self) -> &str {
+        self.root_digest.get(..12).unwrap_or(&self.root_digest)
+    }
+}

@@ -1,0 +1,133 @@
+//! Locks: files that are locked with flock(2), so that a lock ends with its holder, whatever ends it.
+
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+
+/// A directory of locks.
+#[derive(Debug)]
+pub struct Locks {
+    dir: PathBuf,
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Locks {
+    /// The locks in a directory, which is made when it is needed.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Waits for a lock; `waiting` is called once if somebody else holds it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
+        if let Some(lock) = self.try_lock(name)? {
+            return Ok(lock);
+        }
+        waiting();
+        loop {
+            if let Some(lock) = self.lock_with(name, FlockOperation::LockExclusive)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Takes a lock unless somebody holds it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        self.lock_with(name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// The names of the locks that are held, or were by a process that was killed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn names(&self) -> Result<Vec<String>> {
+        let failed = |e| Error::io("reading", &self.dir)(e);
+        let entries = match std::fs::read_dir(&self.dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+        names.collect::<Result<_, _>>().map_err(failed)
+    }
+
+    /// `None` when it is held by somebody else, or was removed by its holder meanwhile.
+    fn lock_with(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>> {
+        let path = self.dir.join(name);
+        let failed = |e| Error::io("locking", &path)(e);
+        let file = match open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+                open(&path)
+            }
+            other => other,
+        }
+        .map_err(failed)?;
+        match rustix::io::retry_on_intr(|| flock(&file, operation)) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            other => other.map_err(|e| failed(e.into()))?,
+        }
+        let now = std::fs::metadata(&path).ok().map(|m| m.ino());
+        let locked = file.metadata().map_err(failed)?.ino();
+        Ok((now == Some(locked)).then_some(Lock { path, _file: file }))
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is locked: who waits for it sees that it is gone, and makes another.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_holds_a_lock_at_a_time_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let locks = Locks::new(dir.path().join("locks"));
+                    for _ in 0..200 {
+                        let _lock = locks.lock("a", || {}).unwrap();
+                        most.fetch_max(inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), 0);
+        let locks = Locks::new(dir.path().join("locks"));
+        assert_eq!(locks.names().unwrap(), Vec::<String>::new());
+        let held = locks.try_lock("b").unwrap().unwrap();
+        assert!(locks.try_lock("b").unwrap().is_none());
+        drop(held);
+        assert!(locks.try_lock("b").unwrap().is_some());
+    }
+}

@@ -1,0 +1,224 @@
+//! The store: where images and containers are, in a directory or on ZFS.
+//!
+//! [`Store`] has what is the same everywhere: which image has a name, what may be removed, who waits for whom. A [`Backend`] has what differs.
+//! docs/STORE.md describes the layout.
+
+mod backend;
+pub mod config;
+mod directory;
+mod error;
+mod facts;
+mod lock;
+mod name;
+mod new_image;
+mod reference;
+mod remove_tree;
+mod uses;
+
+use std::fs::File;
+
+pub use backend::{Backend, Container, Image, ImageUse, Scan};
+pub use config::{Config, Location};
+pub use error::{Error, Result};
+pub use facts::Facts;
+pub use lock::{Lock, Locks};
+pub use name::Name;
+pub use new_image::{NewImage, Published};
+pub use reference::Reference;
+pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
+
+use directory::DirectoryStore;
+
+/// The lock under which the store is changed. It is held for moments only.
+const STORE_LOCK: &str = "store";
+/// Fewest digits of a root digest that stand for an image.
+const MIN_DIGEST: usize = 6;
+
+/// A store.
+#[derive(Debug)]
+pub struct Store {
+    location: Location,
+    backend: Box<dyn Backend>,
+    locks: Locks,
+}
+
+impl Store {
+    /// The store that the configuration names. Nothing is made before something is put there.
+    ///
+    /// # Errors
+    /// [`Error::Location`].
+    pub fn open(config: &Config) -> Result<Self> {
+        let location = config.store.value.clone();
+        let backend: Box<dyn Backend> = match &location {
+            Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
+            Location::Zfs(_) => {
+                return Err(Error::Location { text: location.to_string(), reason: "stores on ZFS are not there yet".into() });
+            }
+        };
+        Ok(Self { locks: Locks::new(backend.locks()), location, backend })
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The images, by name; each reference is of one image only.
+    ///
+    /// # Errors
+    /// Those of [`Error`]; images that cannot be read are left out, and logged.
+    pub fn images(&self) -> Result<Vec<Image>> {
+        let scan = self.scan()?;
+        for (name, error) in &scan.broken {
+            tracing::warn!("image {name}: {}", crate::serve::chain(error));
+        }
+        Ok(scan.images)
+    }
+
+    /// All that is where images are, good or not.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn scan(&self) -> Result<Scan> {
+        let mut scan = self.backend.scan()?;
+        settle_references(&mut scan.images);
+        scan.images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(scan)
+    }
+
+    /// The image that `text` means: a reference, `blake3:` and the root digest or its beginning, the bare beginning, or the image's name in the store.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name of an image.
+    pub fn image(&self, text: &str) -> Result<Image> {
+        let images = self.images()?;
+        let reference = text.parse::<Reference>();
+        if let Some(image) = images.iter().find(|i| reference.as_ref().is_ok_and(|r| i.facts.refs.contains(r)) || i.name.as_str() == text) {
+            return Ok(image.clone());
+        }
+        let digest = text.strip_prefix("blake3:").unwrap_or(text);
+        let mut found = images.into_iter().filter(|i| digest.len() >= MIN_DIGEST && i.facts.root_digest.starts_with(digest));
+        match (found.next(), found.next(), reference) {
+            (Some(image), None, _) => Ok(image),
+            (Some(one), Some(two), _) => {
+                let names = [one, two].into_iter().chain(found).map(|i| i.name.to_string()).collect();
+                Err(Error::Ambiguous { text: text.to_owned(), names })
+            }
+            (None, _, Err(error)) if digest == text => Err(error),
+            (None, ..) => Err(self.not_found("image", text)),
+        }
+    }
+
+    /// Opens an image so that it is not removed as long as the file is open, by whatever process.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it has been removed.
+    pub fn open_image(&self, image: &Image) -> Result<File> {
+        let file = match File::open(&image.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(self.not_found("image", image.name.as_str())),
+            other => other.map_err(Error::io("opening the image", &image.path))?,
+        };
+        uses::hold(&file, &image.path)?;
+        // Somebody may have removed it before it was held.
+        if image.path.exists() { Ok(file) } else { Err(self.not_found("image", image.name.as_str())) }
+    }
+
+    /// Waits until nobody else makes the image of this reference; `waiting` is called once when somebody does. Who then finds it made need not make it again.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn lock_reference(&self, reference: &Reference, waiting: impl FnOnce()) -> Result<Lock> {
+        self.locks.lock(&format!("make-{}", Name::of(reference, 1)), waiting)
+    }
+
+    /// Begins a new image. Nobody sees it before it is published, and nothing is left of it when it is not.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn begin_image(&self) -> Result<NewImage<'_>> {
+        NewImage::begin(self)
+    }
+
+    /// The containers, by name.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn containers(&self) -> Result<Vec<Container>> {
+        Ok(self.backend.containers()?.0)
+    }
+
+    /// A container.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn container(&self, name: &str) -> Result<Container> {
+        let container = self.containers()?.into_iter().find(|c| c.name.as_str() == name);
+        container.ok_or_else(|| self.not_found("container", name))
+    }
+
+    /// Makes a container of images, the first of which is the lowest: from now on they are not removed. Its directory is empty but for our own record.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed meanwhile.
+    pub fn create_container(&self, name: &str, images: &[&Image]) -> Result<Container> {
+        let name = Name::new(name)?;
+        if name.is_work() {
+            return Err(Error::Name { name: name.to_string(), reason: "names that begin with _w are the store's own" });
+        }
+        let _lock = self.change()?;
+        if let Some(gone) = images.iter().find(|image| !image.path.exists()) {
+            return Err(self.not_found("image", gone.name.as_str()));
+        }
+        let uses = images.iter().map(|i| ImageUse { name: i.name.to_string(), root_digest: i.facts.root_digest.clone() });
+        self.backend.create_container(&name, &uses.collect::<Vec<_>>())
+    }
+
+    /// Removes a container with all that it wrote.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::InUse`] when something is mounted in its directory.
+    pub fn remove_container(&self, name: &str) -> Result<()> {
+        let _lock = self.change()?;
+        let container = self.container(name)?;
+        let mounted: Vec<_> = mounts_below(&container.path)?.iter().map(|m| format!("mounted on {}", m.display())).collect();
+        if !mounted.is_empty() {
+            return Err(Error::InUse { kind: "container", name: name.to_owned(), users: mounted });
+        }
+        self.backend.remove_container(&container.name)
+    }
+
+    /// The lock under which the store is changed.
+    fn change(&self) -> Result<Lock> {
+        self.locks.lock(STORE_LOCK, || {})
+    }
+
+    fn not_found(&self, kind: &'static str, name: &str) -> Error {
+        Error::NotFound { kind, name: name.to_owned(), store: self.location.to_string() }
+    }
+
+    /// Gives an image one more reference, and takes it from the one that had it.
+    fn give(&self, name: &Name, reference: &Reference) -> Result<()> {
+        // Whoever is killed in between leaves two with the reference: the newer one counts.
+        let images = self.backend.scan()?.images;
+        for image in images.iter().filter(|i| i.name == *name && !i.facts.refs.contains(reference)) {
+            let mut facts = image.facts.clone();
+            facts.refs.push(reference.clone());
+            self.backend.set_facts(name, &facts)?;
+        }
+        for image in images.iter().filter(|i| i.name != *name && i.facts.refs.contains(reference)) {
+            let mut facts = image.facts.clone();
+            facts.refs.retain(|r| r != reference);
+            self.backend.set_facts(&image.name, &facts)?;
+        }
+        Ok(())
+    }
+}
+
+/// Of several images with one reference, the newest has it: another host's may have been received, or somebody was killed while it was moved.
+fn settle_references(images: &mut [Image]) {
+    images.sort_by(|a, b| b.facts.created.cmp(&a.facts.created).then_with(|| a.name.cmp(&b.name)));
+    let mut taken = std::collections::HashSet::new();
+    for image in images {
+        image.facts.refs.retain(|reference| taken.insert(reference.clone()));
+    }
+}

@@ -1,0 +1,97 @@
+//! An image on its way into the store.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::backend::Image;
+use super::error::{Error, Result};
+use super::facts::Facts;
+use super::lock::Lock;
+use super::name::Name;
+use super::reference::Reference;
+use super::{Store, directory};
+use crate::build::Digest;
+
+/// An image that is being written. Dropping it removes what was written.
+#[derive(Debug)]
+pub struct NewImage<'a> {
+    store: &'a Store,
+    work: Name,
+    dir: PathBuf,
+    published: bool,
+    /// Tells others that somebody is at work.
+    _lock: Lock,
+}
+
+/// What became of a new image.
+#[derive(Debug)]
+pub struct Published {
+    /// The image in the store.
+    pub image: Image,
+    /// Whether it was there already, and has only been given the reference.
+    pub known: bool,
+}
+
+impl<'a> NewImage<'a> {
+    pub(super) fn begin(store: &'a Store) -> Result<Self> {
+        let work = Name::work()?;
+        let lock = store.locks.try_lock(work.as_str())?;
+        let lock = lock.ok_or_else(|| Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy.into()))?;
+        let dir = store.backend.begin(&work)?;
+        Ok(Self { store, work, dir, published: false, _lock: lock })
+    }
+
+    /// Where to write the image: nothing is there yet.
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(format!("{}.bfc", self.work))
+    }
+
+    /// A directory for temporary files, on the file system of the store.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Puts the image, which is complete and closed, into the store under a reference, which is taken from the image that had it. `manifest_digest` is what a registry says that
+    /// the reference leads to; else it is the manifest in the image.
+    ///
+    /// # Errors
+    /// Those of [`Error`]; the store is then as it was.
+    pub fn publish(mut self, reference: &Reference, manifest_digest: Option<Digest>) -> Result<Published> {
+        let path = directory::image_file(&self.dir, &self.work)?;
+        let file = File::open(&path).map_err(Error::io("opening the image", &path))?;
+        let mut facts = Facts { refs: vec![reference.clone()], created: Timestamp::now(), ..Facts::of(&path, file)? };
+        if manifest_digest.is_some() {
+            facts.manifest_digest = manifest_digest;
+        }
+        let _lock = self.store.change()?;
+        let scan = self.store.backend.scan()?;
+        if let Some(same) = scan.images.iter().find(|i| i.facts.root_digest == facts.root_digest) {
+            if manifest_digest.is_some() && manifest_digest != same.facts.manifest_digest {
+                self.store.backend.set_facts(&same.name, &Facts { manifest_digest, ..same.facts.clone() })?;
+            }
+            self.store.give(&same.name, reference)?;
+            let image = self.store.image(same.name.as_str())?;
+            return Ok(Published { image, known: true });
+        }
+        let is_taken = |name: &Name| scan.images.iter().any(|i| i.name == *name) || scan.broken.iter().any(|(broken, _)| broken == name);
+        let name = (1..=u32::MAX).map(|generation| Name::of(reference, generation)).find(|name| !is_taken(name));
+        let name = name.unwrap_or_else(|| self.work.clone());
+        self.store.backend.publish(&self.work, &name, &facts)?;
+        self.published = true;
+        self.store.give(&name, reference)?;
+        Ok(Published { image: self.store.image(name.as_str())?, known: false })
+    }
+}
+
+impl Drop for NewImage<'_> {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        if let Err(error) = self.store.backend.remove(&self.work) {
+            tracing::warn!("what is left of an image that was not finished: {}", crate::serve::chain(&error));
+        }
+    }
+}

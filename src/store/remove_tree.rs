@@ -1,0 +1,142 @@
+//! Removing a directory with all that is in it, whatever that is: without following symlinks, without entering mounts, and with
+//! two descriptors, however deep it goes.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with, unlinkat};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+use crate::serve::mountinfo;
+
+/// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are moved up to its top first, so that their depth does
+/// not matter; a mount point cannot be moved, and stops it.
+///
+/// # Errors
+/// [`Error::InUse`] when something is mounted in it, [`Error::Io`].
+pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
+    let path = parent.join(name);
+    refuse_mounts(&path)?;
+    let failed = |e: Errno| Error::io("removing", &path)(e.into());
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
+    let top = open(&parent, OsStr::new(name)).map_err(failed)?;
+    let mut moved = 0_u64;
+    // What is moved up is found by another pass.
+    while !empty(&top, true, &top, &mut moved).map_err(failed)? {}
+    unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(failed)
+}
+
+/// Refuses when something is mounted at a path or below it.
+///
+/// # Errors
+/// [`Error::InUse`].
+pub fn refuse_mounts(path: &Path) -> Result<()> {
+    let mounted: Vec<String> = mounts_below(path)?.iter().map(|m| format!("something is mounted on {}", m.display())).collect();
+    if mounted.is_empty() {
+        return Ok(());
+    }
+    Err(Error::InUse { kind: "directory", name: path.display().to_string(), users: mounted })
+}
+
+/// Where something is mounted at a path or below it.
+///
+/// # Errors
+/// [`Error::Serve`] when the mounts cannot be read.
+pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    Ok(mountinfo::all()?.into_iter().map(|m| m.mountpoint).filter(|m| m.starts_with(&path)).collect())
+}
+
+fn open(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH)
+}
+
+/// Removes what is in `dir`. Directories that are not empty are emptied, when `dir` is the top, or moved to the top. Says whether all is gone.
+fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<bool, Errno> {
+    let mut all = true;
+    let mut names: Vec<CString> = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_owned());
+        }
+    }
+    for name in names {
+        match unlinkat(dir, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR) => {}
+            Err(e) => return Err(e),
+        }
+        match unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+        if !is_top {
+            move_up(dir, &name, top, moved)?;
+            all = false;
+            continue;
+        }
+        let inner = open(dir, OsStr::from_bytes(name.to_bytes()))?;
+        all &= empty(&inner, false, top, moved)?;
+        match unlinkat(dir, &name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // Somebody is writing in it.
+            Err(Errno::NOTEMPTY | Errno::EXIST) => all = false,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// Moves a directory to the top, under a name that is free there.
+fn move_up(dir: &OwnedFd, name: &CString, top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
+    loop {
+        *moved += 1;
+        match renameat_with(dir, name, top, format!("moved-{moved}"), RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_and_wide_and_with_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("kept"), "kept").unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::create_dir_all(victim.join("a/b/c")).unwrap();
+        std::fs::create_dir_all(victim.join("moved-1/x/y")).unwrap();
+        for i in 0..500 {
+            std::fs::write(victim.join(format!("a/b/f{i}")), "x").unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, victim.join("a/link")).unwrap();
+        std::os::unix::fs::symlink("/", victim.join("root")).unwrap();
+        // Deeper than a path or descriptors reach.
+        let mut at = rustix::fs::open(&victim, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..3000 {
+            rustix::fs::mkdirat(&at, "deeper", Mode::RWXU).unwrap();
+            at = rustix::fs::openat(&at, "deeper", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        remove_tree(dir.path(), "victim").unwrap();
+        assert!(!victim.exists());
+        assert_eq!(std::fs::read(outside.join("kept")).unwrap(), b"kept");
+        // Nor is a symlink followed when it is what is to be removed.
+        std::os::unix::fs::symlink(&outside, &victim).unwrap();
+        assert!(remove_tree(dir.path(), "victim").is_err());
+        assert!(outside.join("kept").exists());
+    }
+}

@@ -1,0 +1,60 @@
+//! Who uses an image.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::Store;
+use super::backend::Image;
+use super::error::{Error, Result};
+use crate::serve::overview;
+
+/// Marks an image as used for as long as the open file is: the mark goes to whom the descriptor is handed, and ends with the last who has it.
+pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
+    match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
+        // Somebody appends to it, or is about to remove it.
+        Err(Errno::WOULDBLOCK) => {
+            let users = vec!["it is being changed or removed".to_owned()];
+            Err(Error::InUse { kind: "image", name: path.display().to_string(), users })
+        }
+        other => other.map_err(|e| Error::io("locking the image", path)(e.into())),
+    }
+}
+
+impl Store {
+    /// Who uses an image: mounts, processes that have it open, containers.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn users(&self, image: &Image) -> Result<Vec<String>> {
+        let mut users = Vec::new();
+        for mounted in overview::all()? {
+            if !mounted.status.images.iter().any(|path| Path::new(path) == image.path) {
+                continue;
+            }
+            match mounted.seen.as_slice() {
+                [] => users.push(format!("served by process {}", mounted.status.pid)),
+                seen => users.extend(seen.iter().map(|m| format!("mounted on {}", m.mountpoint.display()))),
+            }
+        }
+        for container in self.containers()? {
+            if container.images.iter().any(|used| used.root_digest == image.facts.root_digest) {
+                users.push(format!("container {}", container.name));
+            }
+        }
+        if users.is_empty() && is_held(&image.path)? {
+            users.push("a process has it open".to_owned());
+        }
+        Ok(users)
+    }
+}
+
+fn is_held(path: &Path) -> Result<bool> {
+    let file = File::open(path).map_err(Error::io("opening the image", path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        other => other.map(|()| false).map_err(|e| Error::io("locking the image", path)(e.into())),
+    }
+}
