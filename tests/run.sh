@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what the tests need and runs them all. For a Debian machine with Rust, as root.
 #
-# Settings: LXCRI_FS_FUZZ_SECONDS (60) for each fuzz target.
+# Settings: LXCRI_FS_FUZZ_SECONDS (60) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
@@ -11,7 +11,7 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        zstd:zstd strace:strace setpriv:util-linux fuser:psmisc"
+        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -23,6 +23,14 @@ if [ -n "$missing" ]; then
 fi
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+
+if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
+    # Minutes, while the rest goes on.
+    vm_log=$(mktemp)
+    setsid nice -n 10 tests/zfs/vm build >"$vm_log" 2>&1 &
+    vm=$!
+    trap '[ -z "$vm" ] || kill -- -$vm 2>/dev/null || :' EXIT
+fi
 
 step "Format, lints, documentation, licences"
 cargo fmt --all --check
@@ -45,3 +53,10 @@ done
 
 step "Tests"
 cargo test --workspace --locked
+
+step "Tests on ZFS"
+if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
+    wait $vm || { cat "$vm_log" >&2; exit 1; }
+    vm=
+fi
+tests/zfs/run
