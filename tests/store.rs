@@ -62,7 +62,50 @@ impl Store {
         let dir = self.dir.path().join(format!("source-{name}"));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join(name), content).unwrap();
+        // The same again is the same image.
+        run(Command::new("touch").args(["-d", "2026-01-01"]).arg(dir.join(name)).arg(&dir));
         dir
+    }
+
+    /// The images, as `list` tells them.
+    #[track_caller]
+    fn images(&self) -> Vec<Value> {
+        self.run(&["list", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Names of images that are being written.
+    fn work(&self) -> Vec<String> {
+        let names: Vec<String> = match self.location.split_once(':').unwrap() {
+            ("dir", dir) => {
+                let Ok(entries) = std::fs::read_dir(Path::new(dir).join("images")) else { return Vec::new() };
+                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+            }
+            (_, dataset) => {
+                let output = Command::new("zfs").args(["list", "-Hr", "-o", "name", &format!("{dataset}/images")]).output().unwrap();
+                String::from_utf8(output.stdout).unwrap().lines().map(|l| l.rsplit('/').next().unwrap().to_owned()).collect()
+            }
+        };
+        names.into_iter().filter(|name| name.starts_with("_w")).collect()
+    }
+
+    /// Changes a byte of these in an image.
+    fn damage(&self, path: &Path, bytes: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        let dataset = self
+            .location
+            .strip_prefix("zfs:")
+            .map(|d| format!("{d}/images/{}", path.parent().unwrap().file_name().unwrap().to_str().unwrap()));
+        if let Some(dataset) = &dataset {
+            run(Command::new("zfs").args(["set", "readonly=off", dataset]));
+        }
+        let image = std::fs::read(path).unwrap();
+        let offset = image.windows(bytes.len()).position(|w| w == bytes).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[image[offset] ^ 0x55], offset as u64).unwrap();
+        drop(file);
+        if let Some(dataset) = &dataset {
+            run(Command::new("zfs").args(["set", "readonly=on", dataset]));
+        }
     }
 
     /// Builds an image with one file, `name`.
@@ -136,6 +179,152 @@ fn a_failed_build_leaves_nothing() {
         assert_eq!(names(Path::new(dir).join("images")), ["app:latest"]);
         assert_eq!(names(Path::new(dir).join("locks")), [""; 0]);
     }
+}
+
+#[test]
+fn names_are_given_moved_and_taken() {
+    let store = Store::new();
+    store.build("one", "app:1");
+    store.run(&["tag", "app:1", "app:latest", "registry.example.org/app:v1"]);
+    let images = store.images();
+    assert_eq!(images.len(), 1);
+    let references = ["docker.io/library/app:1", "docker.io/library/app:latest", "registry.example.org/app:v1"];
+    assert_eq!(images[0]["references"], serde_json::json!(references));
+    // The same again is the same image.
+    store.build("one", "app:again");
+    assert_eq!(store.images().len(), 1);
+    assert!(store.run(&["rm", "app:again", "registry.example.org/app:v1"]).contains("name removed"));
+    // Another image takes a name, and the image that had it stays.
+    store.build("two", "app:latest");
+    assert_eq!((store.run(&["ls", "app"]), store.run(&["ls", "app:1"])), ("two\n".into(), "one\n".into()));
+    store.build("three", "app:latest");
+    let images = store.images();
+    let unnamed: Vec<&Value> = images.iter().filter(|i| i["references"] == serde_json::json!([])).collect();
+    assert_eq!((images.len(), unnamed.len()), (3, 1));
+    let digest = unnamed[0]["root_digest"].as_str().unwrap();
+    assert_eq!(store.run(&["ls", digest]), "two\n");
+    assert!(store.run(&["list"]).contains("<none>"));
+    // A name for it again.
+    store.run(&["tag", digest, "app:2"]);
+    assert_eq!(store.run(&["ls", "app:2"]), "two\n");
+    let complaint = store.fails(&["rm", "app:1", "no-such", "app:2"], 5);
+    assert!(complaint.contains("no image no-such") && complaint.contains("1 of 3"), "{complaint}");
+    assert_eq!(store.images().len(), 1);
+    store.fails(&["tag", "app:latest", "Not A Name"], 2);
+    store.fails(&["tag", "no-such", "app:3"], 5);
+}
+
+#[test]
+fn an_image_in_use_is_not_removed_and_it_is_said_by_whom() {
+    let store = Store::new();
+    store.build("file", "app");
+    let mountpoint = store.dir.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    {
+        run(&mut store.command(&["mount", "app", "mnt"]));
+        let _mounted = Mounted(mountpoint.clone());
+        let complaint = store.fails(&["rm", "app"], 6);
+        assert!(complaint.contains(&format!("mounted on {}", mountpoint.display())), "{complaint}");
+        store.build("newer", "app");
+        let kept = store.run(&["gc", "--grace", "0s", "--json"]);
+        assert_eq!(kept, "");
+        assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
+    }
+    let digest =
+        store.images().iter().find(|i| i["references"] == serde_json::json!([])).unwrap()["root_digest"].as_str().unwrap().to_owned();
+    // Read by somebody who is not known.
+    let path = PathBuf::from(store.images().iter().find(|i| i["root_digest"] == *digest).unwrap()["path"].as_str().unwrap());
+    let file = std::fs::File::open(&path).unwrap();
+    file.lock_shared().unwrap();
+    assert!(store.fails(&["rm", &digest], 6).contains("has it open"));
+    drop(file);
+    store.run(&["rm", &digest]);
+    assert!(!path.exists());
+    assert_eq!(store.run(&["ls", "app"]), "newer\n");
+}
+
+#[test]
+fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it() {
+    let store = Store::new();
+    store.run(&["build", store.source("large", &vec![7; 9_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
+    store.build("new", "app");
+    // A build that is killed while it reads its source.
+    let fifo = store.dir.path().join("fifo.tar");
+    run(Command::new("mkfifo").arg(&fifo));
+    let mut build = store.command(&["build", "tar:fifo.tar", "-t", "app"]).spawn().unwrap();
+    common::eventually("build at work", || store.work().pop());
+    assert_eq!(store.run(&["gc", "--grace", "0s", "--dry-run", "--json"]).lines().count(), 1, "it is at work");
+    build.kill().unwrap();
+    build.wait().unwrap();
+    assert_eq!(store.run(&["gc", "--dry-run", "--json"]).lines().count(), 1, "the image is too young");
+    let plan = store.run(&["gc", "--grace", "0s", "--dry-run"]);
+    assert!(plan.contains("unfinished image") && plan.contains("would be freed"), "{plan}");
+    assert_eq!(store.images().len(), 2);
+    let done: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let freed: u64 = done.iter().map(|row| row["freed"].as_u64().unwrap()).sum();
+    assert!((9_000_000..9_300_000).contains(&freed), "{done:?}");
+    assert_eq!((store.images().len(), store.work().len()), (1, 0));
+    assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
+    assert_eq!(store.run(&["ls", "app"]), "new\n");
+}
+
+#[test]
+fn df_adds_up() {
+    let store = Store::new();
+    assert_eq!(store.json(&["df", "--json"])["images"], 0);
+    store.run(&["build", store.source("large", &vec![7; 3_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
+    store.build("new", "app");
+    let df = store.json(&["df", "--json"]);
+    let bytes = |key: &str| df[key].as_u64().unwrap();
+    let listed: u64 = store.images().iter().map(|i| i["bytes"].as_u64().unwrap()).sum();
+    assert!(bytes("image_bytes") >= 3_000_000 && bytes("image_bytes").abs_diff(listed) < 200_000, "{df} {listed}");
+    assert!(bytes("garbage_bytes") >= 3_000_000 && bytes("free_bytes") > 0);
+    assert!(store.run(&["df"]).contains("Garbage"));
+}
+
+#[test]
+fn verify_all_lists_what_is_damaged() {
+    let store = Store::new();
+    store.build("good", "good");
+    store.build("gone", "gone");
+    store.run(&["build", store.source("bad", b"not anywhere else").to_str().unwrap(), "-t", "bad"]);
+    assert_eq!(store.run(&["verify", "--all"]).lines().filter(|l| l.contains("sound")).count(), 3);
+    let path = |name: &str| store.json(&["info", "--json", name])["image"].as_str().unwrap().to_owned();
+    store.damage(Path::new(&path("bad")), b"not anywhere else");
+    store.damage(Path::new(&path("gone")), b"BFCFv1");
+    let output = store.output(&["verify", "--all"]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("good:latest: sound") && text.contains("bad:latest: bad:"), "{text}");
+    assert!(stderr(&output).contains("2 of 3 images are damaged: bad:latest, gone:latest"), "{}", stderr(&output));
+    // What is whole is listed, and works.
+    assert_eq!(store.run(&["cat", "good", "good"]), "good");
+    assert_eq!(store.images().len(), 3);
+}
+
+#[test]
+fn an_image_that_was_copied_there_is_there() {
+    let (from, to) = (Store::new(), Store::new());
+    let Some(target) = to.location.strip_prefix("dir:") else { return };
+    from.build("file", "registry.example.org/team/app:v1_RC");
+    let path = PathBuf::from(from.images()[0]["path"].as_str().unwrap());
+    let name = path.parent().unwrap().file_name().unwrap();
+    assert_eq!(name, "registry.example.org__team__app:v1_5fRC");
+    let images = Path::new(target).join("images");
+    std::fs::create_dir_all(images.join(name)).unwrap();
+    // Only the file: what is known of it is in it, and its name in the directory's.
+    std::fs::copy(&path, images.join(name).join("any.bfc")).unwrap();
+    let (mut a, mut b) = (from.images().remove(0), to.images().remove(0));
+    for image in [&mut a, &mut b] {
+        let image = image.as_object_mut().unwrap();
+        image.retain(|key, _| !["path", "created", "bytes", "own_bytes"].contains(&key.as_str()));
+    }
+    assert_eq!(a, b);
+    assert_eq!(to.run(&["ls", "registry.example.org/team/app:v1_RC"]), "file\n");
+    // What is no image's name, and what is no image, is passed over.
+    std::fs::create_dir(images.join("..strange")).unwrap();
+    std::fs::create_dir(images.join("empty")).unwrap();
+    assert_eq!(to.images().len(), 1);
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Error {
         move |source| Error::Io { doing, path: path.to_owned(), source }
     }
 
-    fn exit(&self) -> Exit {
+    pub(super) fn exit(&self) -> Exit {
         match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
             Error::Build(e) => build_exit(e),

@@ -6,12 +6,15 @@ mod cat;
 mod commit;
 mod config;
 mod daemon;
+mod df;
 mod diff;
 mod error;
 mod export;
 mod extract;
+mod gc;
 mod info;
 mod limits;
+mod list;
 mod ls;
 mod mount;
 mod mount_options;
@@ -19,10 +22,12 @@ mod open;
 mod output;
 mod progress;
 mod ps;
+mod rm;
 mod secret;
 mod size;
 mod stats;
 mod store;
+mod tag;
 mod umount;
 mod upgrade;
 mod verify;
@@ -66,6 +71,11 @@ enum Command {
     Verify(verify::VerifyArgs),
     #[command(hide = true, name = NAMESPACE_COMMAND)]
     UserNamespace,
+    List(list::ListArgs),
+    Tag(tag::TagArgs),
+    Rm(rm::RmArgs),
+    Gc(gc::GcArgs),
+    Df(df::DfArgs),
     Config(config::ConfigArgs),
     #[command(hide = true)]
     Keeper(daemon::DaemonArgs),
@@ -103,6 +113,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::UserNamespace => daemon::user_namespace(),
+        Command::List(args) => list::run(&args),
+        Command::Tag(args) => tag::run(&args),
+        Command::Rm(args) => rm::run(&args),
+        Command::Gc(args) => gc::run(&args),
+        Command::Df(args) => df::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Keeper(args) => daemon::keeper(&args),
         Command::Worker(args) => daemon::worker(&args),

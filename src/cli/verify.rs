@@ -7,57 +7,131 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
-use super::output::{json, printable, size};
+use super::output::{hex, json, printable, size};
 use super::progress::Progress;
-use crate::fs::{Options, verify};
+use super::secret::SecretArgs;
+use super::store::StoreArgs;
+use crate::fs::{Options, Rootfs, verify};
 use crate::serve::chain;
 
-/// Check everything in an image: structures, checksums, tags, every file's content
+/// Check everything in images: structures, checksums, tags, every file's content
 #[derive(Debug, Args)]
-#[command(after_help = "Example: lxcri-fs verify debian.bfc && echo sound")]
+#[command(after_help = "Examples:\n  lxcri-fs verify debian.bfc && echo sound\n  lxcri-fs verify --all")]
 pub struct VerifyArgs {
+    /// The images: files, or names or digests of images in the store
+    #[arg(value_name = "IMAGE", required_unless_present = "all", conflicts_with = "all")]
+    images: Vec<PathBuf>,
+    /// All images of the store
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
-    image: ImageArgs,
-    /// The result as one JSON object
+    secret: SecretArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object per image
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
-    image: &'a PathBuf,
+    image: &'a str,
     sound: bool,
     entries: u64,
     contents: u64,
     bytes: u64,
+    /// Path in the image (empty for the image as a whole), and what is wrong.
     damage: Vec<(String, String)>,
 }
 
+/// An image to check.
+struct Subject {
+    name: String,
+    opened: Result<Rootfs, Error>,
+    /// The root digest that the store knows.
+    root_digest: Option<String>,
+}
+
+/// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<(), Error> {
-    let rootfs = args.image.open(&Options { check_hash: true, ..Options::default() })?;
-    let progress = Progress::bytes("Verifying", rootfs.content_bytes());
-    let verified = verify(&rootfs, &|n| progress.add(n));
+    let subjects = subjects(args)?;
+    let total = subjects.iter().filter_map(|s| s.opened.as_ref().ok()).map(Rootfs::content_bytes).sum();
+    let progress = Progress::bytes("Verifying", total);
+    let (count, mut damaged, mut unopened) = (subjects.len(), Vec::new(), Vec::new());
+    for Subject { name, opened, root_digest } in subjects {
+        match opened {
+            Ok(rootfs) => {
+                if !check(args, &name, &rootfs, root_digest, &progress)? {
+                    damaged.push(name);
+                }
+            }
+            Err(error) if count == 1 => return Err(error),
+            Err(error) => {
+                let what = chain(&error);
+                print(
+                    args,
+                    &Report { image: &name, sound: false, entries: 0, contents: 0, bytes: 0, damage: vec![(String::new(), what)] },
+                )?;
+                if error.exit() == Exit::Damaged { damaged.push(name) } else { unopened.push(error) }
+            }
+        }
+    }
     progress.finish();
-    let sound = verified.damage.is_empty();
-    let damage: Vec<_> = verified.damage.iter().map(|d| (printable(&d.path), chain(&d.error))).collect();
-    let count = damage.len();
+    if damaged.is_empty() {
+        // Such as one that needs a password.
+        return unopened.pop().map_or(Ok(()), Err);
+    }
+    let names = damaged.join(", ");
+    let message =
+        if count == 1 { format!("{names} is damaged") } else { format!("{} of {count} images are damaged: {names}", damaged.len()) };
+    let hint = Some("what is not listed can still be read; fetch or build the image again".into());
+    Err(Error::Other { message, hint, exit: Exit::Damaged })
+}
+
+fn subjects(args: &VerifyArgs) -> Result<Vec<Subject>, Error> {
+    let options = Options { check_hash: true, ..Options::default() };
+    let open = |image: PathBuf| ImageArgs { image, secret: args.secret.clone(), store: args.store.clone() }.open(&options);
+    if !args.all {
+        let named =
+            args.images.iter().map(|path| Subject { name: path.display().to_string(), opened: open(path.clone()), root_digest: None });
+        return Ok(named.collect());
+    }
+    let scan = args.store.open()?.scan()?;
+    let broken = scan.broken.into_iter().map(|(name, e)| Subject { name: name.to_string(), opened: Err(e.into()), root_digest: None });
+    let images = scan.images.into_iter().map(|image| Subject {
+        name: image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string),
+        opened: open(image.path),
+        root_digest: Some(image.facts.root_digest),
+    });
+    Ok(images.chain(broken).collect())
+}
+
+/// Checks an image, and says whether it is sound.
+fn check(args: &VerifyArgs, name: &str, rootfs: &Rootfs, root_digest: Option<String>, progress: &Progress) -> Result<bool, Error> {
+    let verified = verify(rootfs, &|n| progress.add(n));
+    let mut damage: Vec<_> = verified.damage.iter().map(|d| (printable(&d.path), chain(&d.error))).collect();
+    let locator = rootfs.containers().next().and_then(|container| container.locator().ok().flatten());
+    let found = locator.map(|locator| hex(&locator.root_digest));
+    if let Some(known) = root_digest.filter(|known| found.as_ref() != Some(known)) {
+        damage.push((String::new(), format!("it is another image than the store knows, with root digest {known}")));
+    }
+    let (entries, contents, bytes) = (verified.entries, verified.contents, verified.bytes);
+    let report = Report { image: name, sound: damage.is_empty(), entries, contents, bytes, damage };
+    print(args, &report)?;
+    Ok(report.sound)
+}
+
+fn print(args: &VerifyArgs, report: &Report<'_>) -> Result<(), Error> {
     if args.json {
-        let (entries, contents, bytes) = (verified.entries, verified.contents, verified.bytes);
-        json(&Report { image: &args.image.image, sound, entries, contents, bytes, damage })?;
-    } else {
-        for (path, what) in &damage {
-            println!("{}: {what}", if path.is_empty() { "(image)" } else { path });
-        }
-        if sound {
-            println!("{}: sound: {} entries, {} of content", args.image.image.display(), verified.entries, size(verified.bytes));
-        }
+        return json(report);
     }
-    if sound {
-        return Ok(());
+    let several = args.all || args.images.len() > 1;
+    for (path, what) in &report.damage {
+        let place = if path.is_empty() { "(image)" } else { path };
+        if several { println!("{}: {place}: {what}", report.image) } else { println!("{place}: {what}") }
     }
-    Err(Error::Other {
-        message: format!("{} is damaged in {count} place{}", args.image.image.display(), if count == 1 { "" } else { "s" }),
-        hint: Some("what is not listed can still be read; fetch or build the image again".into()),
-        exit: Exit::Damaged,
-    })
+    if report.sound {
+        println!("{}: sound: {} entries, {} of content", report.image, report.entries, size(report.bytes));
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 
 use super::error::{Error, Result};
+use super::extents::Usage;
 use super::facts::Facts;
 use super::name::Name;
 
@@ -69,6 +70,15 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Replaces an image's facts.
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()>;
+
+    /// What an image takes, complete or not.
+    fn usage(&self, name: &Name) -> Result<Usage>;
+
+    /// What a container takes.
+    fn container_usage(&self, name: &Name) -> Result<Usage>;
+
+    /// How many bytes may still be written.
+    fn free(&self) -> Result<u64>;
 
     /// Removes an image, complete or not.
     fn remove(&self, name: &Name) -> Result<()>;

@@ -8,18 +8,20 @@
 //! locks/                    locks that are held
 //! ```
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::backend::{Backend, Container, Image, ImageUse, Scan};
 use super::error::{Error, Result};
+use super::extents::{self, Usage};
 use super::facts::Facts;
 use super::name::Name;
 use super::remove_tree::remove_tree;
@@ -107,6 +109,12 @@ impl Backend for DirectoryStore {
                 },
             }
         }
+        let digests: HashMap<String, Name> = scan.images.iter().map(|i| (i.facts.root_digest.clone(), i.name.clone())).collect();
+        for image in &mut scan.images {
+            // One that is not there is told by its digest.
+            let named = |digest: &String| digests.get(digest).cloned().or_else(|| Name::new(digest).ok());
+            image.parent = image.facts.parent.as_ref().and_then(named);
+        }
         Ok(scan)
     }
 
@@ -131,6 +139,20 @@ impl Backend for DirectoryStore {
 
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
         write_json(&self.images().join(name), FACTS, facts)
+    }
+
+    fn usage(&self, name: &Name) -> Result<Usage> {
+        tree_usage(&self.images().join(name))
+    }
+
+    fn container_usage(&self, name: &Name) -> Result<Usage> {
+        tree_usage(&self.container_dirs().join(name))
+    }
+
+    fn free(&self) -> Result<u64> {
+        let there = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
+        let stat = rustix::fs::statvfs(there).map_err(|e| Error::io("reading the free space of", there)(e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     fn remove(&self, name: &Name) -> Result<()> {
@@ -177,6 +199,32 @@ impl Backend for DirectoryStore {
     fn remove_container(&self, name: &Name) -> Result<()> {
         remove_dir(&self.container_dirs(), name)
     }
+}
+
+/// What a directory takes, with all that is in it on the same file system.
+fn tree_usage(dir: &Path) -> Result<Usage> {
+    let (mut usage, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
+    let device = dir.symlink_metadata().map_err(Error::io("looking at", dir))?.dev();
+    let mut seen = std::collections::HashSet::new();
+    while let Some(dir) = dirs.pop() {
+        let failed = |e| Error::io("reading", &dir)(e);
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let Ok(metadata) = path.symlink_metadata() else { continue };
+            if metadata.dev() != device || metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino()) {
+                continue;
+            }
+            if metadata.is_dir() {
+                dirs.push(path);
+            } else if metadata.is_file() {
+                let file = File::options().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
+                usage += file.and_then(|file| extents::usage(&file)).map_err(Error::io("looking at", &path))?;
+            } else {
+                usage += Usage { bytes: metadata.blocks().saturating_mul(512), shared: 0 };
+            }
+        }
+    }
+    Ok(usage)
 }
 
 /// Removes a directory: at once for those who look, and then what is in it.

@@ -35,6 +35,9 @@ pub struct Facts {
     pub encryption: String,
     /// Length of the image, bytes.
     pub size: u64,
+    /// Root digest of the image that it was cloned from, while that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
 }
 
 impl Facts {
@@ -69,6 +72,7 @@ impl Facts {
             compression: if compression == Compression::None { "none" } else { "zstd" }.to_owned(),
             encryption: encryption.to_owned(),
             size: container.len(),
+            parent: None,
         })
     }
 

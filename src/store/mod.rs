@@ -7,7 +7,10 @@ mod backend;
 pub mod config;
 mod directory;
 mod error;
+mod extents;
 mod facts;
+mod gc;
+pub mod graph;
 mod lock;
 mod name;
 mod new_image;
@@ -20,7 +23,9 @@ use std::fs::File;
 pub use backend::{Backend, Container, Image, ImageUse, Scan};
 pub use config::{Config, Location};
 pub use error::{Error, Result};
+pub use extents::Usage;
 pub use facts::Facts;
+pub use gc::{Garbage, Outcome, Step};
 pub use lock::{Lock, Locks};
 pub use name::Name;
 pub use new_image::{NewImage, Published};
@@ -33,6 +38,18 @@ use directory::DirectoryStore;
 const STORE_LOCK: &str = "store";
 /// Fewest digits of a root digest that stand for an image.
 const MIN_DIGEST: usize = 6;
+
+/// What [`Store::remove`] did.
+#[derive(Debug)]
+pub enum Removed {
+    /// It took one of several names.
+    Reference(Reference),
+    /// It removed the image.
+    Image {
+        /// How many bytes that freed.
+        freed: u64,
+    },
+}
 
 /// A store.
 #[derive(Debug)]
@@ -185,6 +202,75 @@ impl Store {
             return Err(Error::InUse { kind: "container", name: name.to_owned(), users: mounted });
         }
         self.backend.remove_container(&container.name)
+    }
+
+    /// Gives an image a reference; an image that had it loses it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the image is gone.
+    pub fn tag(&self, image: &Image, reference: &Reference) -> Result<()> {
+        let _lock = self.change()?;
+        // It may have been removed since it was looked up.
+        if !self.backend.scan()?.images.iter().any(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest) {
+            return Err(self.not_found("image", image.name.as_str()));
+        }
+        self.give(&image.name, reference)
+    }
+
+    /// Takes a name from an image, and removes the image with its last name; what is named by its digest or as it is called in the store goes with all names.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when something uses the image, [`Error::NotFound`].
+    pub fn remove(&self, text: &str) -> Result<Removed> {
+        let _lock = self.change()?;
+        let mut image = self.image(text)?;
+        if let Some(at) = text.parse().ok().and_then(|reference: Reference| image.facts.refs.iter().position(|r| *r == reference))
+            && image.facts.refs.len() > 1
+        {
+            let reference = image.facts.refs.remove(at);
+            self.backend.set_facts(&image.name, &image.facts)?;
+            return Ok(Removed::Reference(reference));
+        }
+        let freed = self.backend.usage(&image.name)?.own();
+        self.remove_image(&image)?;
+        Ok(Removed::Image { freed })
+    }
+
+    /// Removes an image that nobody uses. The store is locked.
+    fn remove_image(&self, image: &Image) -> Result<()> {
+        let users = self.users(image)?;
+        if !users.is_empty() {
+            let name = image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string);
+            return Err(Error::InUse { kind: "image", name, users });
+        }
+        for child in self.backend.scan()?.images.iter().filter(|i| i.facts.parent.as_ref() == Some(&image.facts.root_digest)) {
+            self.backend.set_facts(&child.name, &Facts { parent: None, ..child.facts.clone() })?;
+        }
+        self.backend.remove(&image.name)
+    }
+
+    /// What an image takes.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn usage_of(&self, image: &Image) -> Result<Usage> {
+        self.backend.usage(&image.name)
+    }
+
+    /// What a container takes.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn usage_of_container(&self, container: &Container) -> Result<Usage> {
+        self.backend.container_usage(&container.name)
+    }
+
+    /// How many bytes may still be written.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn free(&self) -> Result<u64> {
+        self.backend.free()
     }
 
     /// The lock under which the store is changed.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -11,15 +12,22 @@ use super::backend::Image;
 use super::error::{Error, Result};
 use crate::serve::overview;
 
+/// How long an image may be locked by those who only look.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Marks an image as used for as long as the open file is: the mark goes to whom the descriptor is handed, and ends with the last who has it.
 pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
-    match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
-        // Somebody appends to it, or is about to remove it.
-        Err(Errno::WOULDBLOCK) => {
-            let users = vec!["it is being changed or removed".to_owned()];
-            Err(Error::InUse { kind: "image", name: path.display().to_string(), users })
+    let start = Instant::now();
+    loop {
+        match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
+            // Somebody just looks whether it is used.
+            Err(Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 100),
+            Err(Errno::WOULDBLOCK) => {
+                let users = vec!["a process is changing it".to_owned()];
+                return Err(Error::InUse { kind: "image", name: path.display().to_string(), users });
+            }
+            other => return other.map_err(|e| Error::io("locking the image", path)(e.into())),
         }
-        other => other.map_err(|e| Error::io("locking the image", path)(e.into())),
     }
 }
 

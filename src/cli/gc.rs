@@ -1,0 +1,91 @@
+//! `lxcri-fs gc`
+
+use clap::Args;
+use jiff::SignedDuration;
+use serde::Serialize;
+
+use super::error::{Error, Exit};
+use super::output::{json, size};
+use super::store::StoreArgs;
+use crate::serve::chain;
+use crate::store::{Garbage, Outcome, Step};
+
+/// Remove what the store does not need: images without a name, and what interrupted work left behind
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs gc --dry-run\n  lxcri-fs gc --grace 0s")]
+pub struct GcArgs {
+    /// Only tell what would be removed
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Keep images without a name that are younger, such as 30m or 24h (default: 24h, or what the configuration says)
+    #[arg(long, value_name = "DURATION")]
+    grace: Option<SignedDuration>,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object per thing
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    kind: &'static str,
+    name: String,
+    /// What it takes alone; with what others share, until they go too.
+    bytes: u64,
+    /// Bytes; absent when it was not removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    freed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &GcArgs) -> Result<(), Error> {
+    let config = args.store.config()?;
+    let store = args.store.open()?;
+    let grace = args.grace.unwrap_or(config.grace.value);
+    let plan = store.garbage(grace)?;
+    let (mut total, mut failed) = (0, 0);
+    for step in &plan {
+        let outcome = (!args.dry_run).then(|| store.collect(step, grace));
+        let mut row = row(step);
+        match outcome {
+            None => total += step.usage.own(),
+            Some(Outcome::Freed(bytes)) => {
+                total += bytes;
+                row.freed = Some(bytes);
+            }
+            Some(Outcome::Kept(why)) => row.kept = Some(why),
+            Some(Outcome::Failed(error)) => {
+                failed += 1;
+                row.kept = Some(chain(&error));
+            }
+        }
+        if args.json {
+            json(&row)?;
+            continue;
+        }
+        match (&row.kept, row.freed) {
+            (Some(why), _) => println!("{} {}: kept: {why}", row.kind, row.name),
+            (None, Some(freed)) => println!("{} {}: {freed} bytes freed", row.kind, row.name),
+            (None, None) => println!("{} {}: {} bytes", row.kind, row.name, row.bytes),
+        }
+    }
+    if !args.json {
+        println!("{} ({total} bytes) {}", size(total), if args.dry_run { "would be freed" } else { "freed" });
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Error::Other { message: format!("{failed} of {} could not be removed", plan.len()), hint: None, exit: Exit::Failure })
+}
+
+fn row(step: &Step) -> Row {
+    let (kind, name) = match &step.garbage {
+        Garbage::Image(image) => ("image", format!("{} ({})", image.name, image.facts.short_digest())),
+        Garbage::Work(name) => ("unfinished image", name.to_string()),
+        Garbage::Container(name) => ("unfinished container", name.to_string()),
+    };
+    Row { kind, name, bytes: step.usage.own(), freed: None, kept: None }
+}

@@ -1,0 +1,95 @@
+//! `lxcri-fs list`
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::Error;
+use super::output::{json, size, time};
+use super::store::StoreArgs;
+use crate::store::{Image, Usage};
+
+/// List the images of the store
+///
+/// SIZE is what an image takes, OWN how much of that others do not share: what is freed when it is removed.
+#[derive(Debug, Args)]
+#[command(visible_alias = "images", after_help = "Examples:\n  lxcri-fs list\n  lxcri-fs list --json | jq -r .references[]")]
+pub struct ListArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object per image
+    #[arg(long)]
+    json: bool,
+}
+
+/// An image as `--json` prints it.
+#[derive(Serialize)]
+struct Row<'a> {
+    name: &'a str,
+    path: String,
+    references: Vec<&'a str>,
+    root_digest: String,
+    manifest_digest: Option<String>,
+    created: String,
+    layers: Vec<String>,
+    compression: &'a str,
+    encryption: &'a str,
+    /// Length of the file.
+    size: u64,
+    /// What it takes on the disk.
+    bytes: u64,
+    own_bytes: u64,
+    shared_bytes: u64,
+    /// The image that it was cloned from.
+    parent: Option<&'a str>,
+}
+
+/// Runs the command.
+pub fn run(args: &ListArgs) -> Result<(), Error> {
+    let store = args.store.open()?;
+    let images = store.images()?;
+    let mut out = std::io::stdout().lock();
+    if !args.json && !images.is_empty() {
+        writeln!(out, "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}", "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN")
+            .map_err(Error::Output)?;
+    }
+    for image in &images {
+        // It may have been removed meanwhile.
+        let Ok(usage) = store.usage_of(image) else { continue };
+        if args.json {
+            json(&row(image, usage))?;
+        } else {
+            print(&mut out, image, usage).map_err(Error::Output)?;
+        }
+    }
+    Ok(())
+}
+
+fn print(out: &mut impl Write, image: &Image, usage: Usage) -> std::io::Result<()> {
+    let facts = &image.facts;
+    let first = facts.refs.first().map_or("<none>", |r| r.familiar());
+    let (digest, created, layers) = (facts.short_digest(), time(facts.created.as_second()), facts.layers.len());
+    writeln!(out, "{first:<40} {digest:<12}  {created:<16} {layers:>6} {:>10} {:>10}", size(usage.bytes), size(usage.own()))?;
+    facts.refs.iter().skip(1).try_for_each(|reference| writeln!(out, "{:<40} {digest:<12}", reference.familiar()))
+}
+
+fn row(image: &Image, usage: Usage) -> Row<'_> {
+    let facts = &image.facts;
+    Row {
+        name: image.name.as_str(),
+        path: image.path.display().to_string(),
+        references: facts.refs.iter().map(|r| r.as_str()).collect(),
+        root_digest: format!("blake3:{}", facts.root_digest),
+        manifest_digest: facts.manifest_digest.map(|d| d.to_string()),
+        created: facts.created.to_string(),
+        layers: facts.layers.iter().map(ToString::to_string).collect(),
+        compression: &facts.compression,
+        encryption: &facts.encryption,
+        size: facts.size,
+        bytes: usage.bytes,
+        own_bytes: usage.own(),
+        shared_bytes: usage.shared,
+        parent: image.parent.as_ref().map(|p| p.as_str()),
+    }
+}

@@ -1,0 +1,54 @@
+//! `lxcri-fs rm`
+
+use clap::Args;
+
+use super::error::{Error, Exit};
+use super::output::size;
+use super::store::StoreArgs;
+use crate::store::Removed;
+
+/// Remove images from the store
+///
+/// Of an image that has several names, only the name is removed; a digest stands for the image with all its names. What is mounted, or belongs to a container, is
+/// not removed.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs rm nginx:1.26 nginx:1.25")]
+pub struct RmArgs {
+    /// The images: names or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &RmArgs) -> Result<(), Error> {
+    let store = args.store.open()?;
+    let mut failures = Vec::new();
+    for image in &args.images {
+        match store.remove(image) {
+            Ok(Removed::Reference(reference)) => println!("{reference}: name removed"),
+            Ok(Removed::Image { freed }) => println!("{image}: removed, {} freed", size(freed)),
+            Err(error) => failures.push(Error::from(error)),
+        }
+    }
+    all_or(failures, args.images.len(), "images were not removed")
+}
+
+/// The failures of a command that went on: all but the last are reported here.
+pub fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
+    let Some(last) = failures.pop() else { return Ok(()) };
+    if of == 1 {
+        return Err(last);
+    }
+    let exit = failures.first().unwrap_or(&last).exit();
+    failures.push(last);
+    for error in &failures {
+        let _ = error.report();
+    }
+    Err(Error::Other {
+        message: format!("{} of {of} {what}", failures.len()),
+        hint: None,
+        exit: if exit == Exit::Usage { Exit::Failure } else { exit },
+    })
+}

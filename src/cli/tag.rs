@@ -1,0 +1,29 @@
+//! `lxcri-fs tag`
+
+use clap::Args;
+
+use super::error::Error;
+use super::store::StoreArgs;
+use crate::store::Reference;
+
+/// Give an image of the store more names
+///
+/// An image that had such a name loses it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs tag nginx:1.27 registry.example.org/web:stable")]
+pub struct TagArgs {
+    /// The image: a name or digest
+    image: String,
+    /// The new names
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<Reference>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &TagArgs) -> Result<(), Error> {
+    let store = args.store.open()?;
+    let image = store.image(&args.image)?;
+    Ok(args.names.iter().try_for_each(|name| store.tag(&image, name))?)
+}

@@ -1,0 +1,124 @@
+//! Removing what nobody needs: first a plan, then its execution, which looks again before each step.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::backend::Image;
+use super::error::{Error, Result};
+use super::extents::Usage;
+use super::lock::Lock;
+use super::name::Name;
+use super::{Store, graph};
+
+/// Something that can go.
+#[derive(Debug, Clone)]
+pub enum Garbage {
+    /// An image without a name.
+    Image(Box<Image>),
+    /// An image whose writing or removal was interrupted.
+    Work(Name),
+    /// A container whose making or removal was interrupted.
+    Container(Name),
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What is to go.
+    pub garbage: Garbage,
+    /// What it takes; the space that others share is freed with the last of them.
+    pub usage: Usage,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// So many bytes were freed.
+    Freed(u64),
+    /// It is used by now, or gone.
+    Kept(String),
+    /// It could not be removed.
+    Failed(Error),
+}
+
+impl Store {
+    /// What may be removed: images without a name that are older than `grace` and not used, what killed processes left behind. Clones come before
+    /// what they were cloned from.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn garbage(&self, grace: SignedDuration) -> Result<Vec<Step>> {
+        let scan = self.scan()?;
+        let mut steps = Vec::new();
+        let work = scan.work.into_iter().map(Garbage::Work).chain(self.backend.containers()?.1.into_iter().map(Garbage::Container));
+        for garbage in work {
+            let (Garbage::Work(name) | Garbage::Container(name)) = &garbage else { continue };
+            // Whoever is at work holds it.
+            if self.locks.try_lock(name.as_str())?.is_some() {
+                let usage = self.usage(&garbage);
+                steps.push(Step { garbage, usage });
+            }
+        }
+        let order = graph::order(&scan.images);
+        for name in order.names.iter().rev() {
+            let Some(image) = scan.images.iter().find(|i| i.name == *name) else { continue };
+            if image.facts.refs.is_empty() && is_old(image, grace) && self.users(image)?.is_empty() {
+                let garbage = Garbage::Image(Box::new(image.clone()));
+                steps.push(Step { usage: self.usage(&garbage), garbage });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Executes a step of a plan.
+    pub fn collect(&self, step: &Step, grace: SignedDuration) -> Outcome {
+        self.try_collect(&step.garbage, grace).unwrap_or_else(Outcome::Failed)
+    }
+
+    fn try_collect(&self, garbage: &Garbage, grace: SignedDuration) -> Result<Outcome> {
+        let _change;
+        let _work: Option<Lock>;
+        match garbage {
+            Garbage::Image(image) => {
+                _change = self.change()?;
+                let found =
+                    self.scan()?.images.into_iter().find(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest);
+                let Some(now) = found else { return Ok(Outcome::Kept("it is gone already".to_owned())) };
+                if !now.facts.refs.is_empty() || !is_old(&now, grace) {
+                    return Ok(Outcome::Kept("it has a name by now".to_owned()));
+                }
+                let usage = self.usage(garbage);
+                match self.remove_image(&now) {
+                    Ok(()) => Ok(Outcome::Freed(usage.own())),
+                    Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
+                    Err(error) => Err(error),
+                }
+            }
+            Garbage::Work(name) | Garbage::Container(name) => {
+                _work = self.locks.try_lock(name.as_str())?;
+                if _work.is_none() {
+                    return Ok(Outcome::Kept("somebody is at work on it".to_owned()));
+                }
+                let usage = self.usage(garbage);
+                match garbage {
+                    Garbage::Container(name) => self.backend.remove_container(name)?,
+                    _ => self.backend.remove(name)?,
+                }
+                Ok(Outcome::Freed(usage.own()))
+            }
+        }
+    }
+
+    /// What something takes; nothing, when that cannot be found out.
+    fn usage(&self, garbage: &Garbage) -> Usage {
+        let usage = match garbage {
+            Garbage::Image(image) => self.backend.usage(&image.name),
+            Garbage::Work(name) => self.backend.usage(name),
+            Garbage::Container(name) => self.backend.container_usage(name),
+        };
+        usage.unwrap_or_default()
+    }
+}
+
+fn is_old(image: &Image, grace: SignedDuration) -> bool {
+    Timestamp::now().duration_since(image.facts.created) >= grace
+}
