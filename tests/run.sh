@@ -11,7 +11,8 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc"
+        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc
+        stress-ng:stress-ng"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -23,6 +24,8 @@ if [ -n "$missing" ]; then
 fi
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+command -v pjdfstest >/dev/null || cargo install --locked --quiet pjdfstest
+command -v fsx >/dev/null || cargo install --locked --quiet fsx
 
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     # Minutes, while the rest goes on.
@@ -60,3 +63,6 @@ if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     vm=
 fi
 tests/zfs/run
+
+step "File-system suites on an image with an upper"
+timeout --kill-after=30 600 tests/suites.sh
