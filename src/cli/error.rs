@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::serve::{self, chain};
-use crate::{build, fs, store, upper, zfs};
+use crate::{build, fs, runtime, store, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -63,6 +63,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Containers.
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
     /// A file operation outside any image.
     #[error("{doing} {}", path.display())]
     Io {
@@ -118,6 +121,7 @@ impl Error {
             Error::Upper(e) => upper_exit(e),
             Error::Zfs(e) => zfs_exit(e),
             Error::Store(e) => store_exit(e),
+            Error::Runtime(e) => runtime_exit(e),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
             Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
@@ -131,6 +135,7 @@ impl Error {
             Error::Upper(e) => upper_hint(e),
             Error::Zfs(e) => e.hint(),
             Error::Store(e) => store_hint(e),
+            Error::Runtime(e) => runtime_hint(e),
             Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
                 Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
             }
@@ -315,4 +320,26 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint.to_owned())
+}
+
+fn runtime_exit(error: &runtime::Error) -> Exit {
+    match error {
+        runtime::Error::Fs(e) => fs_exit(e),
+        runtime::Error::Serve(e) => serve_exit(e),
+        runtime::Error::Store(e) => store_exit(e),
+        runtime::Error::Mount { exit, .. } => Exit::from_code(*exit),
+        runtime::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
+        _ => Exit::Failure,
+    }
+}
+
+fn runtime_hint(error: &runtime::Error) -> Option<String> {
+    match error {
+        runtime::Error::Fs(e) => fs_hint(e).map(str::to_owned),
+        runtime::Error::Serve(serve::Error::Busy { .. }) => Some("stop the container first".to_owned()),
+        runtime::Error::Serve(e) => serve_hint(e),
+        runtime::Error::Store(e) => store_hint(e),
+        runtime::Error::Mount { hint, .. } | runtime::Error::Unfit { hint, .. } => hint.clone(),
+        _ => None,
+    }
 }

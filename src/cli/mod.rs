@@ -5,14 +5,18 @@ mod build;
 mod cat;
 mod commit;
 mod config;
+mod create;
 mod daemon;
+mod delete;
 mod df;
 mod diff;
 mod error;
 mod export;
 mod extract;
 mod gc;
+mod hook;
 mod info;
+mod inspect;
 mod limits;
 mod list;
 mod ls;
@@ -23,6 +27,7 @@ mod output;
 mod progress;
 mod ps;
 mod rm;
+mod runtime;
 mod secret;
 mod size;
 mod stats;
@@ -77,6 +82,11 @@ enum Command {
     Gc(gc::GcArgs),
     Df(df::DfArgs),
     Config(config::ConfigArgs),
+    Create(Box<create::CreateArgs>),
+    Delete(delete::DeleteArgs),
+    Inspect(inspect::InspectArgs),
+    Hook(hook::HookArgs),
+    Runtime(runtime::RuntimeArgs),
     #[command(hide = true)]
     Keeper(daemon::DaemonArgs),
     #[command(hide = true)]
@@ -87,7 +97,7 @@ enum Command {
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let is_command = |arg: &OsStr| Cli::command().get_subcommands().any(|c| arg == c.get_name());
-    let args = mount_options::helper_arguments(&args, is_command).unwrap_or(args);
+    let args = runtime::wrapper_arguments(&args).or_else(|| mount_options::helper_arguments(&args, is_command)).unwrap_or(args);
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -119,6 +129,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Gc(args) => gc::run(&args),
         Command::Df(args) => df::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Create(args) => create::run(&args),
+        Command::Delete(args) => delete::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Hook(args) => hook::run(&args),
+        Command::Runtime(args) => runtime::run(&args),
         Command::Keeper(args) => daemon::keeper(&args),
         Command::Worker(args) => daemon::worker(&args),
     };

@@ -16,6 +16,7 @@ use super::secret::{SecretArgs, prompt};
 use super::size;
 use super::store::StoreArgs;
 use crate::fs::Options;
+use crate::runtime;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
 use crate::serve::{self, keeper, log, mountinfo, shared, worker};
@@ -30,13 +31,16 @@ lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mou
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
     /// The images, the lowest first: files, or names or digests of images in the store
-    #[arg(value_name = "IMAGE", required = true)]
+    #[arg(value_name = "IMAGE", required_unless_present = "all")]
     pub images: Vec<PathBuf>,
     /// Where to mount
-    #[arg(value_name = "DIR")]
-    pub mountpoint: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "all")]
+    pub mountpoint: Option<PathBuf>,
+    /// Mount what the containers in the store need, as after a reboot; those of LXC mount when they start
+    #[arg(long, conflicts_with_all = ["images", "mountpoint"])]
+    pub all: bool,
     /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
-    #[arg(long, value_name = "UPPER", conflicts_with = "foreground")]
+    #[arg(long, alias = "persist", value_name = "UPPER", conflicts_with = "foreground")]
     pub upper: Option<OsString>,
     /// How much the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 for no limit. Stays set
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
@@ -83,10 +87,11 @@ pub struct MountArgs {
 
 /// Runs the command.
 pub fn run(mut args: MountArgs) -> Result<(), Error> {
+    let Some(mountpoint) = args.mountpoint.clone() else { return mount_containers(&args.store) };
     let options = MountOptions::parse(&args.options)?;
     options.apply(&mut args)?;
     let secret = args.secret.load()?;
-    let mountpoint = mountpoint(&args.mountpoint)?;
+    let mountpoint = self::mountpoint(&mountpoint)?;
     let mut files = Vec::new();
     for image in &mut args.images {
         let (path, file) = args.store.open_image(image)?;
@@ -148,6 +153,19 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         return Ok(keeper::run(request, owned, || ())?);
     }
     Ok(keeper::start(&request, &fds, log_file)?)
+}
+
+/// Mounts what records of containers say. One that cannot be mounted does not keep the others from it.
+fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
+    let failures = runtime::mount::mount_all(&store.open()?)?;
+    for (name, error) in &failures {
+        eprintln!("lxcri-fs: container {name}: {}", serve::chain(error));
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} containers could not be mounted", failures.len());
+    Err(Error::Other { message, hint: Some("`lxcri-fs inspect NAME` tells more".to_owned()), exit: Exit::Failure })
 }
 
 /// The upper with the room that the arguments give it.

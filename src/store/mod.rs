@@ -148,6 +148,14 @@ impl Store {
         self.locks.lock(&format!("make-{}", Name::of(reference, 1)), waiting)
     }
 
+    /// Waits until nobody else makes or removes the container of this name; `waiting` is called once when somebody does.
+    ///
+    /// # Errors
+    /// [`Error::Name`], [`Error::Io`].
+    pub fn lock_container(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
+        self.locks.lock(&format!("container-{}", Name::new(name)?), waiting)
+    }
+
     /// Begins a new image. Nobody sees it before it is published, and nothing is left of it when it is not.
     ///
     /// # Errors

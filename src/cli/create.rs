@@ -1,0 +1,225 @@
+//! `lxcri-fs create`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{ArgGroup, Args, ValueEnum};
+
+use super::error::{Error, Exit};
+use super::secret::SecretArgs;
+use super::size;
+use super::store::StoreArgs;
+use crate::fs::{Options, Rootfs, Source, verify};
+use crate::runtime::bundle;
+use crate::runtime::create::{Request, Target, create};
+use crate::runtime::process::Overrides;
+use crate::runtime::record::{ImageRecord, Place};
+use crate::serve::chain;
+use crate::serve::idmap::IdMap;
+
+/// Where LXC has its containers, unless it is configured otherwise.
+const LXC_PATH: &str = "/var/lib/lxc";
+
+/// What of an image is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Verify {
+    /// Structures, digests of what describes it, platform and layers; content when it is read
+    Fast,
+    /// Everything, by reading all of it
+    Full,
+}
+
+/// Make a container of an image, ready to be started by LXC or an OCI runtime
+///
+/// Nothing is unpacked. When something fails, nothing is left; when it is killed, the next create or delete of this name takes away what was left.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs create web1 --image nginx:1.27 --lxc && lxc-start web1\n  \
+lxcri-fs create web2 --image nginx.bfc --bundle /srv/web2 && crun run -b /srv/web2 web2\n  \
+lxcri-fs create job --image debian.bfc --bundle /srv/job --ephemeral -- sh -c 'echo $HOME'")]
+#[command(group = ArgGroup::new("target").required(true))]
+pub struct CreateArgs {
+    /// The container's name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The image: a file, or the name or digest of an image in the store
+    #[arg(long, value_name = "IMAGE")]
+    image: PathBuf,
+    /// For LXC: a container that lxc-start starts
+    #[arg(long, group = "target")]
+    lxc: bool,
+    /// For crun, runc and others: an OCI bundle in DIR
+    #[arg(long, value_name = "DIR", group = "target")]
+    bundle: Option<PathBuf>,
+    /// Write to this directory or `zfs:DATASET` instead of the container's own in the store. It is not deleted with the container
+    #[arg(long, value_name = "UPPER", conflicts_with = "ephemeral")]
+    upper: Option<String>,
+    /// Write to memory, BYTES at most (default: half of it), and keep nothing
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, value_parser = size::parse)]
+    ephemeral: Option<Option<u64>>,
+    /// Give it a user namespace with these of the host's ids: INSIDE:OUTSIDE:COUNT[,...]
+    #[arg(long, value_name = "MAP")]
+    idmap: Option<IdMap>,
+    /// Its host name (default: NAME)
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// What of the image to check first
+    #[arg(long, value_name = "HOW", default_value = "fast")]
+    verify: Verify,
+    /// Run PROGRAM in place of the image's entrypoint; with '' there is none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Set a variable, also in place of the image's
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<String>,
+    /// Run as another user: `USER[:GROUP]`, names of the image or numbers
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// Run in another directory, which is made when it is missing
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Have the container see its root file system read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Give its process a terminal
+    #[arg(short, long, conflicts_with = "lxc")]
+    tty: bool,
+    /// Filter system calls by this profile, as the OCI runtime specification has it
+    #[arg(long, value_name = "FILE", conflicts_with = "lxc")]
+    seccomp: Option<PathBuf>,
+    /// Have set-user-id programs work: sudo, su, ping
+    #[arg(long, conflicts_with = "lxc")]
+    allow_new_privileges: bool,
+    /// Where LXC has its containers (default: as lxc-config says)
+    #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
+    lxc_path: Option<PathBuf>,
+    /// Have LXC read this configuration as well: network, limits. Without one there is no network
+    #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
+    include: Vec<PathBuf>,
+    #[command(flatten)]
+    secret: SecretArgs,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// What to run in place of the image's own arguments
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &CreateArgs) -> Result<(), Error> {
+    let (store, stored, path) = resolve(args)?;
+    let file = match &stored {
+        Some(image) => store.open_image(image)?,
+        None => super::open::open_image(&path)?,
+    };
+    let record = image_record(args, &path)?;
+    let secret = args.secret.load()?;
+    let options = Options { check_hash: args.verify == Verify::Full, ..Options::default() };
+    let rootfs = Rootfs::open(vec![Source { path: path.clone(), file, secret }], &options)?;
+    if args.verify == Verify::Full {
+        let damage = verify(&rootfs, &|_| {}).damage;
+        if let Some(first) = damage.first() {
+            return Err(Error::Other {
+                message: format!("{} is damaged in {} places, first {}", path.display(), damage.len(), chain(&first.error)),
+                hint: Some("`lxcri-fs verify` lists them; fetch or build the image again".into()),
+                exit: Exit::Damaged,
+            });
+        }
+    }
+    let request = Request {
+        name: &args.name,
+        rootfs: &rootfs,
+        image: record,
+        stored: stored.as_ref(),
+        upper: match (&args.upper, args.ephemeral) {
+            (Some(text), _) => Place::Elsewhere(elsewhere(text)?),
+            (None, Some(size)) => Place::Ephemeral { size },
+            (None, None) => Place::Store,
+        },
+        idmap: args.idmap.clone(),
+        overrides: Overrides {
+            entrypoint: args.entrypoint.clone(),
+            command: args.command.clone(),
+            env: args.env.clone(),
+            user: args.user.clone(),
+            cwd: args.workdir.clone(),
+        },
+        hostname: args.hostname.clone(),
+        read_only: args.read_only,
+        target: target(args)?,
+    };
+    let created = create(&store, request)?;
+    println!("{}", created.record.runtime.dir().display());
+    Ok(())
+}
+
+/// The image in the store, or the file that it is.
+fn resolve(args: &CreateArgs) -> Result<(crate::store::Store, Option<crate::store::Image>, PathBuf), Error> {
+    match args.store.in_store(&args.image) {
+        Ok(Some((store, image))) => {
+            let path = image.path.clone();
+            Ok((store, Some(image), path))
+        }
+        Ok(None) => Ok((args.store.open()?, None, absolute(&args.image)?)),
+        Err(error) => Err(error),
+    }
+}
+
+/// How the image is found again, and read, by those who have nobody to ask.
+fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
+    let file = |file: &Option<PathBuf>| file.as_deref().map(absolute).transpose();
+    let (password_file, key_file) = (file(&args.secret.password_file)?, file(&args.secret.key_file)?);
+    if args.secret.password_fd.is_some() || args.secret.password_file.as_deref() == Some(Path::new("-")) {
+        return Err(Error::Other {
+            message: "the password of a container's image has to be in a file: it is needed again at every start".into(),
+            hint: Some("--key-file or --password-file with a file that only root can read".into()),
+            exit: Exit::Usage,
+        });
+    }
+    Ok(ImageRecord { path: path.to_owned(), name: args.image.display().to_string(), root_digest: None, password_file, key_file })
+}
+
+fn target(args: &CreateArgs) -> Result<Target, Error> {
+    let Some(bundle) = &args.bundle else {
+        let path = args.lxc_path.clone().unwrap_or_else(lxc_path);
+        let includes = args.include.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
+        return Ok(Target::Lxc { path: absolute(&path)?, includes });
+    };
+    Ok(Target::Bundle {
+        dir: absolute(bundle)?,
+        terminal: args.tty,
+        seccomp: args.seccomp.as_deref().map(bundle::seccomp).transpose()?,
+        new_privileges: args.allow_new_privileges,
+    })
+}
+
+/// Where LXC says that its containers are.
+fn lxc_path() -> PathBuf {
+    let said = Command::new("lxc-config").arg("lxc.lxcpath").output().ok().filter(|o| o.status.success());
+    let said = said.and_then(|o| String::from_utf8(o.stdout).ok()).map(|text| PathBuf::from(text.trim()));
+    said.filter(|path| path.is_absolute()).unwrap_or_else(|| PathBuf::from(LXC_PATH))
+}
+
+/// An upper's directory is found from anywhere, a dataset is anyway.
+fn elsewhere(text: &str) -> Result<String, Error> {
+    if text.starts_with("zfs:") {
+        return Ok(text.to_owned());
+    }
+    let path = absolute(Path::new(text))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// Absolute, and without symlinks as far as it is there.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
+    if let Ok(found) = absolute.canonicalize() {
+        return Ok(found);
+    }
+    match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+        _ => Ok(absolute),
+    }
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    if text.split_once('=').is_some_and(|(name, _)| !name.is_empty()) { Ok(text.to_owned()) } else { Err("it is not NAME=VALUE".into()) }
+}

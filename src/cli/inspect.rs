@@ -1,0 +1,92 @@
+//! `lxcri-fs inspect`.
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::Error;
+use super::output::{json, printable, time};
+use super::store::StoreArgs;
+use crate::runtime::delete::{find, users};
+use crate::runtime::mount::is_mounted;
+use crate::runtime::record::{Place, Record, Runtime, State};
+
+/// Tell of a container: its image, where it writes, whether it is mounted and running
+#[derive(Debug, Args)]
+#[command(after_help = "Example: lxcri-fs inspect web1 --json | jq -r .image.path")]
+pub struct InspectArgs {
+    /// The container
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Inspected<'a> {
+    #[serde(flatten)]
+    record: &'a Record,
+    /// Its directory in the store.
+    directory: String,
+    root: String,
+    configuration: String,
+    mounted: bool,
+    /// How many processes use its root file system.
+    processes: usize,
+}
+
+/// Runs the command.
+pub fn run(args: &InspectArgs) -> Result<(), Error> {
+    let (record, directory) = find(&args.store.open()?, &args.name)?;
+    let (root, config) = (record.runtime.root(), record.runtime.config());
+    let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
+    let inspected = Inspected {
+        directory: text(&directory),
+        root: text(&root),
+        configuration: text(&config),
+        mounted: is_mounted(&root)?,
+        processes: users(&record)?.len(),
+        record: &record,
+    };
+    if args.json { json(&inspected) } else { print(&inspected).map_err(Error::Output) }
+}
+
+fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let record = inspected.record;
+    let state = match record.state {
+        State::Creating => "not finished: the next create or delete of it takes it away",
+        State::Ready => "ready",
+        State::Deleting => "not deleted completely: the next create or delete of it goes on",
+        State::Kept => "deleted, and what it wrote kept",
+    };
+    writeln!(out, "Name          {}", printable(record.name.as_bytes()))?;
+    writeln!(out, "State         {state}")?;
+    writeln!(out, "Created       {}", time(i64::try_from(record.created).unwrap_or(i64::MAX)))?;
+    writeln!(out, "Image         {}", printable(record.image.path.as_os_str().as_encoded_bytes()))?;
+    if let Some(digest) = &record.image.root_digest {
+        writeln!(out, "Root digest   {}", printable(digest.as_bytes()))?;
+    }
+    let written = match &record.upper {
+        Place::Store => inspected.directory.clone(),
+        Place::Elsewhere(place) => printable(place.as_bytes()),
+        Place::Ephemeral { .. } => "memory".to_owned(),
+    };
+    writeln!(out, "Writes to     {written}")?;
+    if let Some(map) = &record.idmap {
+        writeln!(out, "Ids           {map}")?;
+    }
+    let runtime = match record.runtime {
+        Runtime::Lxc { system: true, .. } => "LXC, a system",
+        Runtime::Lxc { system: false, .. } => "LXC, an application",
+        Runtime::Bundle { .. } => "OCI",
+    };
+    writeln!(out, "Runtime       {runtime}")?;
+    writeln!(out, "Configured in {}", inspected.configuration)?;
+    let mounted = if inspected.mounted { "mounted" } else { "not mounted" };
+    writeln!(out, "Root          {}, {mounted}, used by {} processes", inspected.root, inspected.processes)
+}

@@ -1,0 +1,268 @@
+//! Making a container, as one transaction: what fails is undone, and what was cut off is undone by the next `create` or `delete` of that name.
+
+use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxSeccomp;
+
+use super::error::{Error, Result};
+use super::image::Image;
+use super::mount::{self, Mount};
+use super::process::{Overrides, Process};
+use super::record::{ImageRecord, Place, Record, Runtime, State};
+use super::{bundle, files, lxc};
+use crate::fs::Rootfs;
+use crate::serve::idmap::IdMap;
+use crate::store::{self, Store};
+
+/// Annotation of bundles that `create` wrote: the container's directory.
+pub const CONTAINER: &str = "org.lxcri-fs.container";
+/// Has crun show what a hook complains of, which others do anyway.
+const CRUN_STDERR: (&str, &str) = ("run.oci.hooks.stderr", "/dev/stderr");
+/// Programs that start a whole system.
+const INIT: [&str; 3] = ["init", "systemd", "openrc-init"];
+
+/// What is to be made.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The container's name.
+    pub name: &'a str,
+    /// Its image, open.
+    pub rootfs: &'a Rootfs,
+    /// How to find the image again.
+    pub image: ImageRecord,
+    /// The image, when it is one of the store's: it is not removed before the container is.
+    pub stored: Option<&'a store::Image>,
+    /// Where it writes.
+    pub upper: Place,
+    /// Whose ids it sees.
+    pub idmap: Option<IdMap>,
+    /// What is to run instead of what the image says.
+    pub overrides: Overrides,
+    /// Host name; the container's name when there is none.
+    pub hostname: Option<String>,
+    /// Whether its root file system is read-only to it.
+    pub read_only: bool,
+    /// For which runtime.
+    pub target: Target,
+}
+
+/// For which runtime a container is.
+#[derive(Debug)]
+pub enum Target {
+    /// LXC.
+    Lxc {
+        /// Where LXC's containers are.
+        path: PathBuf,
+        /// Configurations to include last.
+        includes: Vec<PathBuf>,
+    },
+    /// An OCI runtime.
+    Bundle {
+        /// The bundle, absolute. It may be there, empty.
+        dir: PathBuf,
+        /// Whether it is given a terminal.
+        terminal: bool,
+        /// Seccomp filter.
+        seccomp: Option<LinuxSeccomp>,
+        /// Whether set-user-id programs give what they promise.
+        new_privileges: bool,
+    },
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Created {
+    /// The record.
+    pub record: Record,
+    /// The container's directory.
+    pub dir: PathBuf,
+}
+
+/// Makes a container.
+///
+/// # Errors
+/// [`Error`]; nothing is left behind then but an upper elsewhere that was there before.
+pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
+    let image = Image::open(request.rootfs)?;
+    let process = Process::of(&image, &request.overrides)?;
+    let runtime = match &request.target {
+        Target::Lxc { path, .. } => Runtime::Lxc { dir: path.join(request.name), system: is_system(&image, &process, &request.overrides)? },
+        Target::Bundle { dir, .. } => Runtime::Bundle { dir: dir.clone() },
+    };
+    let _lock = store.lock_container(request.name, || tracing::info!("waiting for another create or delete of {}", request.name))?;
+    let kept = clear_away(store, request.name)?;
+    let described = ImageRecord { root_digest: image.root_digest.clone(), ..request.image.clone() };
+    let record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
+    check_target(&record.runtime)?;
+    let dir = match kept {
+        Some(dir) => dir,
+        None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
+    };
+    let config = configuration(&request, &image, &process, &record, &dir);
+    match config.and_then(|config| make(record.clone(), &dir, &config)) {
+        Ok(record) => Ok(Created { record, dir }),
+        Err(error) => {
+            if let Err(undoing) = undo(store, &record) {
+                tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// All that is made outside the store, in the order in which [`undo`] takes it away again.
+fn make(mut record: Record, dir: &Path, config: &str) -> Result<Record> {
+    record.write(dir)?;
+    let (runtime, root) = (record.runtime.clone(), record.runtime.root());
+    for path in [runtime.dir(), &root] {
+        make_directory(path)?;
+    }
+    Mount::of(&record, dir).mount()?;
+    mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
+    files::replace_with_mode(&runtime.config(), config.as_bytes(), 0o644)?;
+    record.state = State::Ready;
+    record.write(dir)?;
+    Ok(record)
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    // A user namespace's root has to come through.
+    match DirBuilder::new().mode(0o755).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away what `create` made, as far as it came; what is not there is none of it.
+///
+/// # Errors
+/// [`Error`], when something cannot be taken away.
+pub(super) fn undo(store: &Store, record: &Record) -> Result<()> {
+    mount::unmount_ended(&record.runtime.root())?;
+    remove_configuration(record)?;
+    Ok(store.remove_container(&record.name)?)
+}
+
+/// Removes the runtime's directory, unless somebody has put something there.
+pub(super) fn remove_configuration(record: &Record) -> Result<()> {
+    let (config, root, dir) = (record.runtime.config(), record.runtime.root(), record.runtime.dir());
+    let ignored = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
+    match std::fs::remove_file(&config) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &config)(e)),
+        _ => {}
+    }
+    // Runtimes make mount points there when they are started without a mount.
+    remove_empty_directories(&root)?;
+    let dir = Some(dir).filter(|_| !record.found_dir);
+    for path in [Some(&*root), dir].into_iter().flatten() {
+        match std::fs::remove_dir(path) {
+            Err(e) if !ignored.contains(&e.kind()) => return Err(Error::io("removing", path)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes directories below `dir` that have no files in them, and nothing mounted on them.
+fn remove_empty_directories(dir: &Path) -> Result<()> {
+    let mut left = vec![dir.to_owned()];
+    let mut found = Vec::new();
+    while let Some(dir) = left.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other.map_err(Error::io("reading", &dir))?,
+        };
+        let below = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path());
+        let below: Vec<_> = below.collect();
+        found.extend(below.iter().cloned());
+        left.extend(below);
+    }
+    // Deepest first. What is not empty, or a mount point, stays.
+    for dir in found.iter().rev() {
+        let _ = std::fs::remove_dir(dir);
+    }
+    Ok(())
+}
+
+/// Undoes what a `create` or `delete` of this name left that was cut off. The container's directory, when what it wrote was kept.
+fn clear_away(store: &Store, name: &str) -> Result<Option<PathBuf>> {
+    let container = match store.container(name) {
+        Err(store::Error::NotFound { .. }) => return Ok(None),
+        other => other?,
+    };
+    match Record::read(&container.path)? {
+        Some(record) if record.state == State::Ready => {
+            Err(store::Error::Exists { kind: "container", name: name.to_owned(), store: store.location().to_string() }.into())
+        }
+        Some(record) if record.state == State::Kept => Ok(Some(container.path)),
+        Some(record) => undo(store, &record).map(|()| None),
+        // Cut off before anything was made of it.
+        None => Ok(store.remove_container(name).map(|()| None)?),
+    }
+}
+
+/// Refuses to write where something is already.
+fn check_target(runtime: &Runtime) -> Result<()> {
+    let dir = runtime.dir();
+    let used = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        other => other.map_err(Error::io("reading", dir))?.next().is_some(),
+    };
+    if used {
+        return Err(Error::Unfit {
+            what: format!("{} is not empty", dir.display()),
+            hint: Some("`create` makes the directory of a container, and wants it empty or not there".into()),
+        });
+    }
+    Ok(())
+}
+
+/// Whether an image is a whole system: it has an init, and nothing else is to run.
+fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
+    let config = image.config.config().as_ref();
+    let says = config.is_some_and(|c| [c.entrypoint(), c.cmd()].into_iter().flatten().any(|words| !words.is_empty()));
+    if !says && overrides.command.is_empty() && overrides.entrypoint.is_none() {
+        return image.has_program("/sbin/init");
+    }
+    let program = process.args[0].rsplit('/').next().unwrap_or_default();
+    Ok(process.args.len() == 1 && INIT.contains(&program) && image.has_program("/sbin/init")?)
+}
+
+fn configuration(request: &Request<'_>, image: &Image<'_>, process: &Process, record: &Record, dir: &Path) -> Result<String> {
+    let hostname = request.hostname.clone().unwrap_or_else(|| request.name.to_owned());
+    let (root, read_only, idmap) = (record.runtime.root(), request.read_only, request.idmap.clone());
+    match &request.target {
+        Target::Bundle { terminal, seccomp, new_privileges, .. } => {
+            let (terminal, seccomp, new_privileges) = (*terminal, seccomp.clone(), *new_privileges);
+            let annotations = HashMap::from([(CONTAINER.to_owned(), text(dir)?), (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned())]);
+            let create_hooks = vec![super::command_line(&["hook", "oci", "prestart"])?];
+            let settings =
+                bundle::Settings { root, read_only, terminal, hostname, idmap, seccomp, new_privileges, annotations, create_hooks };
+            bundle::to_json(&bundle::spec(process, &settings)?)
+        }
+        Target::Lxc { includes, .. } => {
+            let mut defaults = vec![PathBuf::from(lxc::COMMON)];
+            defaults.extend(idmap.is_some().then(|| PathBuf::from(lxc::USER_NAMESPACE)));
+            defaults.retain(|path| path.exists());
+            let hook = super::command_line(&["hook", "lxc", &text(dir)?])?;
+            let settings = lxc::Settings { root, read_only, hostname, idmap, defaults, includes: includes.clone(), hook };
+            if matches!(record.runtime, Runtime::Lxc { system: true, .. }) {
+                return lxc::config(process, lxc::Start::System, &settings);
+            }
+            let program = process.program(image)?.ok_or_else(|| Error::unfit(format!("the image has no program {:?}", process.args[0])))?;
+            let shell = image.has_program("/bin/sh")?;
+            lxc::config(process, lxc::Start::Application { process, program: &program, shell }, &settings)
+        }
+    }
+}
+
+/// A path that has to be text.
+fn text(path: &Path) -> Result<String> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Error::unfit(format!("{} is not UTF-8, which a configuration has to be", path.display())))
+}

@@ -1,0 +1,76 @@
+//! What can go wrong between an image and its container.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::{fs, serve, store};
+
+/// An error of the runtime side.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An image cannot be opened or read.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// Mounting or unmounting.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A file operation outside any image.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done, such as "writing".
+        doing: &'static str,
+        /// To which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A JSON document cannot be used.
+    #[error("{name}")]
+    Document {
+        /// What it is, such as "the image's configuration".
+        name: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The `mount` that was started failed.
+    #[error("{message}")]
+    Mount {
+        /// What it said.
+        message: String,
+        /// What it said to try.
+        hint: Option<String>,
+        /// Its exit code.
+        exit: u8,
+    },
+    /// The image, or its configuration, cannot become a container as it was asked for.
+    #[error("{what}")]
+    Unfit {
+        /// What does not fit.
+        what: String,
+        /// What to try.
+        hint: Option<String>,
+    },
+}
+
+/// A result with this module's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For `map_err`: an I/O error while doing something to a path.
+    pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Error::Io { doing, path: path.to_owned(), source: source.into() }
+    }
+
+    /// For `map_err`: a document that is not what it should be.
+    pub(crate) fn document(name: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
+        move |source| Error::Document { name: name.into(), source }
+    }
+
+    pub(crate) fn unfit(what: impl Into<String>) -> Self {
+        Error::Unfit { what: what.into(), hint: None }
+    }
+}

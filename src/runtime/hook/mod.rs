@@ -1,0 +1,12 @@
+//! What runtimes call while a container comes and goes.
+//!
+//! A hook may find an empty environment, and may run twice, or without the one before it. None of them leaves a process behind that its caller could
+//! take for its own: see [`super::mount::Mount::mount`].
+
+mod lxc;
+mod oci;
+mod podman;
+
+pub use lxc::{Facts as LxcFacts, lxc};
+pub use oci::{Moment, oci};
+pub use podman::podman_precreate;

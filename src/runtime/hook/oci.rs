@@ -1,0 +1,90 @@
+//! Hooks of the OCI runtime specification.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::State;
+
+use super::super::annotations::Wanted;
+use super::super::error::{Error, Result};
+use super::super::mount::{self, is_mounted};
+use super::super::record::Record;
+use super::super::{bundle, create, files};
+use crate::serve::mountinfo;
+
+/// Longest state that is read, bytes.
+const MAX_STATE: u64 = 1 << 20;
+
+/// When a hook is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// While the container is being created: `prestart`, `createRuntime`.
+    Create,
+    /// After its end: `poststop`.
+    Stop,
+}
+
+/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root file system is, if not where the bundle says.
+///
+/// # Errors
+/// [`Error`]: at [`Moment::Create`], the runtime then does not start the container.
+pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>) -> Result<()> {
+    let state = files::take(state, MAX_STATE).map_err(Error::io("reading the container's state from", Path::new("standard input")))?;
+    let state: State = serde_json::from_slice(&state).map_err(Error::document("the container's state on standard input"))?;
+    if moment == Moment::Stop
+        && let Some(root) = root
+    {
+        mount::unmount_ended(root)?;
+        return super::super::roots::remove(root);
+    }
+    let root = match root {
+        Some(root) => root.to_owned(),
+        None => root_of(state.bundle())?,
+    };
+    match moment {
+        Moment::Stop => mount::unmount_ended(&root),
+        Moment::Create if is_mounted(&root)? => Ok(()),
+        Moment::Create if is_early(&state, &root) => mount_now(&state, &root),
+        Moment::Create => Err(Error::Unfit {
+            what: format!("nothing is mounted on {}, and what this hook mounted would come too late for the runtime", root.display()),
+            hint: Some("`lxcri-fs mount --all` mounts what was created; `lxcri-fs runtime` mounts what an annotation names".into()),
+        }),
+    }
+}
+
+/// Where a bundle's root file system is.
+fn root_of(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("config.json");
+    let config: serde_json::Value =
+        serde_json::from_slice(&files::read(&path, bundle::MAX_CONFIG)?).map_err(Error::document(path.display().to_string()))?;
+    let root = config.pointer("/root/path").and_then(serde_json::Value::as_str).unwrap_or("rootfs");
+    let root = dir.join(root);
+    Ok(root.canonicalize().unwrap_or(root))
+}
+
+/// Whether what is mounted now is seen by the container: its runtime has not taken the root file system yet, and calls the hook in the container's own mount
+/// namespace. That is so where LXC's pre-mount calls OCI hooks (lxcri), and nowhere else: crun and runc have the root file system bound by now.
+fn is_early(state: &State, root: &Path) -> bool {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace("self");
+    let same = state.pid().is_some_and(|pid| pid > 0 && own.is_some() && namespace(&pid.to_string()) == own);
+    let elsewhere = own != namespace("1");
+    let untouched = mountinfo::all().is_ok_and(|mounts| !mounts.iter().any(|m| m.mountpoint.starts_with(root)));
+    let by_lxc = std::env::var_os("LXC_HOOK_TYPE").is_some_and(|hook| hook == "pre-mount");
+    untouched && (by_lxc || same && elsewhere)
+}
+
+fn mount_now(state: &State, root: &Path) -> Result<()> {
+    let annotations = state.annotations().clone().unwrap_or_default();
+    if let Some(container) = annotations.get(create::CONTAINER) {
+        let record =
+            Record::read(Path::new(container))?.ok_or_else(|| Error::unfit(format!("{container} has no record of a container")))?;
+        return mount::Mount::of(&record, Path::new(container)).mount().map(drop);
+    }
+    let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str))?;
+    let wanted = wanted.ok_or_else(|| Error::Unfit {
+        what: format!("nothing says what to mount on {}", root.display()),
+        hint: Some("the annotation org.lxcri-fs.image names the image".into()),
+    })?;
+    wanted.mount(root).map(drop)
+}

@@ -1,0 +1,192 @@
+//! Mounting what a container's root file system is, by this program's own `mount`.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+use super::error::{Error, Result};
+use super::record::{ImageRecord, Place, Record, Runtime, State};
+use crate::serve::idmap::IdMap;
+use crate::serve::mount::Unmount;
+use crate::serve::unmount::{Unmounted, unmount};
+use crate::serve::{self, mountinfo};
+use crate::store::Store;
+
+/// This program, also when its file has been replaced or removed.
+const SELF: &str = "/proc/self/exe";
+/// How often a file system that is busy right after its container's end is tried again, and how soon.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What to mount, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The image.
+    pub image: ImageRecord,
+    /// `--upper`, or `--ephemeral` with its size; nothing can be written without one.
+    pub upper: Option<Writable>,
+    /// Whose ids are seen.
+    pub idmap: Option<IdMap>,
+    /// Where.
+    pub root: PathBuf,
+}
+
+/// Where is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Writable {
+    /// As `--upper` takes it.
+    Upper(OsString),
+    /// In memory, and how much, bytes.
+    Ephemeral(Option<u64>),
+}
+
+impl Mount {
+    /// What a record says is to be mounted, for the container of this directory.
+    pub fn of(record: &Record, container: &Path) -> Self {
+        let upper = match &record.upper {
+            Place::Store => Writable::Upper(container.into()),
+            Place::Elsewhere(text) => Writable::Upper(text.into()),
+            Place::Ephemeral { size } => Writable::Ephemeral(*size),
+        };
+        Self { image: record.image.clone(), upper: Some(upper), idmap: record.idmap.clone(), root: record.runtime.root() }
+    }
+
+    /// Mounts it, unless it is mounted already; whether it was not.
+    ///
+    /// A process of its own does it: a keeper is the child of whoever mounts, and runtimes wait for every child they find to be theirs.
+    ///
+    /// # Errors
+    /// [`Error::Mount`] with what `mount` said, [`Error::Serve`] when something else is mounted there.
+    pub fn mount(&self) -> Result<bool> {
+        if is_mounted(&self.root)? {
+            return Ok(false);
+        }
+        let mut command = Command::new(SELF);
+        command.arg("mount");
+        match &self.upper {
+            Some(Writable::Upper(place)) => drop(command.arg("--upper").arg(place)),
+            Some(Writable::Ephemeral(Some(size))) => drop(command.arg(format!("--ephemeral={size}"))),
+            Some(Writable::Ephemeral(None)) => drop(command.arg("--ephemeral")),
+            None => {}
+        }
+        if let Some(map) = &self.idmap {
+            command.arg("--idmap").arg(map.to_string());
+        }
+        for (option, file) in [("--password-file", &self.image.password_file), ("--key-file", &self.image.key_file)] {
+            if let Some(file) = file {
+                command.arg(option).arg(file);
+            }
+        }
+        command.arg("--").arg(&self.image.path).arg(&self.root).stdin(Stdio::null());
+        let output = command.output().map_err(Error::io("running", Path::new(SELF)))?;
+        if output.status.success() {
+            return Ok(true);
+        }
+        // Somebody was quicker.
+        if is_mounted(&self.root)? {
+            return Ok(false);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let mut lines = said.lines().map(str::trim);
+        let message = lines.next().unwrap_or_default().trim_start_matches("lxcri-fs: ").to_owned();
+        let hint = lines.find_map(|line| line.strip_prefix("hint: ")).map(str::to_owned);
+        let exit = output.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        let message =
+            if message.is_empty() { format!("mounting {} failed: {}", self.image.path.display(), output.status) } else { message };
+        Err(Error::Mount { message, hint, exit })
+    }
+}
+
+/// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.
+///
+/// # Errors
+/// [`Error::Store`] when the containers cannot be listed.
+pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
+    let mut failures = Vec::new();
+    for container in store.containers()? {
+        let mounted = Record::read(&container.path).and_then(|record| match record {
+            Some(record) if record.state == State::Ready && matches!(record.runtime, Runtime::Bundle { .. }) => {
+                Mount::of(&record, &container.path).mount()?;
+                make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
+            }
+            _ => Ok(()),
+        });
+        failures.extend(mounted.err().map(|error| (container.name.to_string(), error)));
+    }
+    Ok(failures)
+}
+
+/// Whether one of our file systems is mounted at a path.
+///
+/// # Errors
+/// [`serve::Error::Foreign`] when it is another's.
+pub fn is_mounted(root: &Path) -> Result<bool> {
+    match mountinfo::at(root)? {
+        None => Ok(false),
+        Some(mounted) if mounted.is_ours() => Ok(true),
+        Some(mounted) => Err(serve::Error::Foreign { path: root.to_owned(), fs_type: mounted.fs_type }.into()),
+    }
+}
+
+/// Unmounts a root file system that nobody is meant to use any more; nothing is wrong when it is not mounted. What is still used is taken out of sight.
+///
+/// # Errors
+/// [`Error::Serve`].
+pub fn unmount_ended(root: &Path) -> Result<()> {
+    for _ in 0..TRIES {
+        match unmount(root, Unmount::default()) {
+            Err(serve::Error::Busy { .. }) => std::thread::sleep(PAUSE),
+            other => return Ok(other.map(drop)?),
+        }
+    }
+    Ok(unmount(root, Unmount { lazy: true, force: false }).map(drop)?)
+}
+
+/// Unmounts a root file system, unless it is in use; whether anything was mounted.
+///
+/// # Errors
+/// [`serve::Error::Busy`] and others of [`Error::Serve`].
+pub fn unmount_idle(root: &Path) -> Result<bool> {
+    Ok(unmount(root, Unmount::default())? != Unmounted::Nothing)
+}
+
+/// Makes the directory at `path` in a mounted root file system, and those above it, as the container's root would: what is a symlink leads nowhere outside.
+///
+/// # Errors
+/// [`Error::Io`], also when something else is there.
+pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<()> {
+    let failed = |e: Errno| Error::io("making the working directory", &root.join(path.trim_start_matches('/')))(e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
+    let open = |path: &str| rustix::fs::openat2(&top, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+    let mut parent: OwnedFd = top.as_fd().try_clone_to_owned().map_err(Error::io("opening", root))?;
+    let mut at = String::new();
+    for name in path.split('/').filter(|n| !n.is_empty()) {
+        at.push('/');
+        at.push_str(name);
+        parent = match open(&at) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+                if let Some((uid, gid)) = idmap.and_then(root_of) {
+                    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                }
+                open(&at).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+    }
+    Ok(())
+}
+
+/// Which ids on the host the container's root has.
+fn root_of(map: &IdMap) -> Option<(Uid, Gid)> {
+    let zero = |mut ranges: Box<dyn Iterator<Item = (u32, u32, u32)> + '_>| {
+        ranges.find(|(inside, ..)| *inside == 0).map(|(_, outside, _)| outside)
+    };
+    Some((Uid::from_raw(zero(Box::new(map.uids()))?), Gid::from_raw(zero(Box::new(map.gids()))?)))
+}

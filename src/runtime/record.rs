@@ -1,0 +1,171 @@
+//! What is written down of a container: `container.json` in its directory. It is there before anything else of the container is, so that whoever finds it
+//! knows what may have to be taken away.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::files;
+use crate::fs::paths;
+use crate::serve::idmap::IdMap;
+
+/// Its name in the container's directory.
+pub const FILE: &str = "container.json";
+/// Longest record that is read, bytes.
+const MAX_RECORD: u64 = 1 << 20;
+/// Version of the fields.
+const VERSION: u32 = 1;
+
+/// How far a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// `create` is at work, or was when it was killed.
+    Creating,
+    /// It can be started.
+    Ready,
+    /// `delete` is at work, or was when it was killed.
+    Deleting,
+    /// Only what it wrote is left, for another `create` of this name.
+    Kept,
+}
+
+/// The image of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The file, absolute.
+    #[serde(with = "paths::path")]
+    pub path: PathBuf,
+    /// As it was asked for.
+    pub name: String,
+    /// `blake3:` and the root digest; none of a plain v1 image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_digest: Option<String>,
+    /// File with the password that it is encrypted with.
+    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// File with the key that it is encrypted with.
+    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Where a container writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// In its own directory.
+    Store,
+    /// Elsewhere, as `--upper` names it. It is not removed with the container.
+    Elsewhere(String),
+    /// In memory: gone when it is unmounted.
+    Ephemeral {
+        /// How much at most, bytes.
+        size: Option<u64>,
+    },
+}
+
+/// Which runtime the container is for, and what was made for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// LXC: its directory with `config` and `rootfs`.
+    Lxc {
+        /// The directory.
+        #[serde(with = "paths::path")]
+        dir: PathBuf,
+        /// Whether it is a whole system, not an application.
+        system: bool,
+    },
+    /// An OCI runtime: the bundle with `config.json` and `rootfs`.
+    Bundle {
+        /// The directory.
+        #[serde(with = "paths::path")]
+        dir: PathBuf,
+    },
+}
+
+impl Runtime {
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        match self {
+            Runtime::Lxc { dir, .. } | Runtime::Bundle { dir } => dir,
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir().join(match self {
+            Runtime::Lxc { .. } => "config",
+            Runtime::Bundle { .. } => "config.json",
+        })
+    }
+
+    /// Where the root file system is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.dir().join("rootfs")
+    }
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of the fields.
+    version: u32,
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: State,
+    /// When it was created, seconds since 1970.
+    pub created: u64,
+    /// Its image.
+    pub image: ImageRecord,
+    /// Where it writes.
+    pub upper: Place,
+    /// Whose ids it sees; the image's own when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idmap: Option<IdMap>,
+    /// Its runtime.
+    pub runtime: Runtime,
+    /// Whether the runtime's directory was there before.
+    pub found_dir: bool,
+    /// Working directory of its process, made when the image has none.
+    pub cwd: String,
+}
+
+impl Record {
+    /// A record of a container that is about to be made.
+    pub fn new(name: &str, image: ImageRecord, upper: Place, idmap: Option<IdMap>, runtime: Runtime, cwd: &str) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let found_dir = runtime.dir().exists();
+        let (name, cwd) = (name.to_owned(), cwd.to_owned());
+        Self { version: VERSION, name, state: State::Creating, created: now, image, upper, idmap, runtime, found_dir, cwd }
+    }
+
+    /// The record in a container's directory; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Document`], [`Error::Unfit`] when it is of a later version.
+    pub fn read(container: &Path) -> Result<Option<Self>> {
+        let path = container.join(FILE);
+        let bytes = match files::read(&path, MAX_RECORD) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let record: Self = serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))?;
+        if record.version > VERSION {
+            return Err(Error::unfit(format!("{} is of a later version of this program", path.display())));
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes it into a container's directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, container: &Path) -> Result<()> {
+        let path = container.join(FILE);
+        let text = serde_json::to_vec_pretty(self).map_err(Error::document(path.display().to_string()))?;
+        files::replace(&path, &text)
+    }
+}

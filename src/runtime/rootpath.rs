@@ -1,0 +1,65 @@
+//! Paths of an image as a process inside it would resolve them: symlinks are followed, and the image's root is where they end.
+
+use bfc::format::{S_IFLNK, S_IFMT, S_IFREG};
+use bfc::rootfs::format::Inode;
+
+use crate::fs::{Error, ROOT, Result, Rootfs};
+
+/// How many symlinks a path may lead through, as in the kernel.
+const MAX_LINKS: usize = 40;
+/// How long a path may become, bytes.
+const MAX_PATH: usize = 4096;
+
+/// The inode at a path, `None` when there is nothing or nothing that could be reached.
+pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode)>> {
+    let mut left: Vec<Vec<u8>> = components(path);
+    let mut at = vec![(ROOT, rootfs.inode(ROOT)?)];
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        let Some(&(dir, inode)) = at.last() else { return Ok(None) };
+        if name == b".." {
+            // The root's parent is the root.
+            at.truncate(at.len().saturating_sub(1).max(1));
+            continue;
+        }
+        if !inode.is_dir() {
+            return Ok(None);
+        }
+        let Some((ino, inode)) = rootfs.lookup(dir, &name)? else { return Ok(None) };
+        if inode.mode & S_IFMT != S_IFLNK {
+            at.push((ino, inode));
+            continue;
+        }
+        let target = rootfs.readlink(ino)?;
+        links += 1;
+        if links > MAX_LINKS || target.len() + left.iter().map(Vec::len).sum::<usize>() > MAX_PATH {
+            return Ok(None);
+        }
+        if target.starts_with(b"/") {
+            at.truncate(1);
+        }
+        left.extend(components(&target));
+    }
+    Ok(at.pop())
+}
+
+/// The components of a path, the first one last.
+fn components(path: &[u8]) -> Vec<Vec<u8>> {
+    path.rsplit(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".").map(<[u8]>::to_vec).collect()
+}
+
+/// The content of a regular file of at most `limit` bytes; `None` when there is none at that path.
+///
+/// # Errors
+/// [`Error::Kind`] when it is longer, or no regular file.
+pub(super) fn read(rootfs: &Rootfs, path: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
+    let Some((ino, inode)) = resolve(rootfs, path)? else { return Ok(None) };
+    if inode.mode & S_IFMT != S_IFREG {
+        return Err(Error::Kind { ino, reason: "not a regular file", errno: rustix::io::Errno::INVAL });
+    }
+    let size = usize::try_from(inode.size).ok().filter(|_| inode.size <= limit);
+    let size = size.ok_or(Error::Kind { ino, reason: "longer than such a file may be", errno: rustix::io::Errno::FBIG })?;
+    let mut content = Vec::new();
+    rootfs.read(ino, 0, size, &mut content)?;
+    Ok(Some(content))
+}
