@@ -287,7 +287,9 @@ fn upper_exit(error: &upper::Error) -> Exit {
         upper::Error::Zfs(e) => zfs_exit(e),
         upper::Error::Build(e) => build_exit(e),
         upper::Error::NoUpper { .. } => Exit::NotFound,
-        upper::Error::InUse { .. } | upper::Error::Busy { .. } => Exit::Busy,
+        upper::Error::InUse { .. } | upper::Error::Mounted { .. } | upper::Error::NewerSnapshots { .. } | upper::Error::Busy { .. } => {
+            Exit::Busy
+        }
         upper::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
         _ => Exit::Failure,
     }
@@ -305,6 +307,14 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
             let value = if *property == "xattr" { "sa" } else { "posixacl" };
             return Some(format!("`zfs set {property}={value} {dataset}`"));
         }
+        upper::Error::NoSnapshots { .. } => "copy the directory while it is not mounted, or begin with `--upper zfs:DATASET` next time",
+        upper::Error::Mounted { remount: true, .. } => "unmount it, or have --force unmount it and mount it again",
+        upper::Error::Mounted { .. } => "unmount it",
+        upper::Error::NewerSnapshots { clone: Some(clone), .. } => {
+            return Some(format!("{clone} was cloned from one of them: `zfs promote {clone}` takes it along"));
+        }
+        upper::Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
+        upper::Error::NotRemounted { .. } => "`lxcri-fs mount` mounts it with the image that it belongs to",
         upper::Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
         upper::Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
         upper::Error::Foreign { .. } => {

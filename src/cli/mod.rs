@@ -3,6 +3,7 @@
 mod append;
 mod build;
 mod cat;
+mod clone;
 mod commit;
 mod config;
 mod create;
@@ -27,14 +28,18 @@ mod output;
 mod progress;
 mod ps;
 mod rm;
+mod rollback;
 mod runtime;
 mod secret;
 mod size;
+mod snapshot;
+mod snapshots;
 mod stats;
 mod store;
 mod tag;
 mod umount;
 mod upgrade;
+mod upper_name;
 mod verify;
 
 use std::ffi::{OsStr, OsString};
@@ -68,6 +73,10 @@ enum Command {
     Ps(ps::PsArgs),
     Stats(stats::StatsArgs),
     Upgrade(upgrade::UpgradeArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Snapshots(snapshots::SnapshotsArgs),
+    Rollback(rollback::RollbackArgs),
+    Clone(clone::CloneArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
     Export(export::ExportArgs),
@@ -117,6 +126,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Snapshots(args) => snapshots::run(&args),
+        Command::Rollback(args) => rollback::run(&args),
+        Command::Clone(args) => clone::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
         Command::Info(args) => info::run(&args),

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use super::channel::Channel;
 use super::error::{Error, Result, chain};
 use super::idmap::IdMap;
 use super::protocol::{KeeperReply, KeeperRequest, MountFlags, MountRequest};
@@ -57,6 +58,26 @@ pub fn acquire(mut request: MountRequest, images: &[BorrowedFd<'_>], log_file: O
             dir.connect()?.ok_or(Error::Gone { peer: "keeper" })?
         }
     };
+    attached(&channel, lock)
+}
+
+/// Another mount of what its keeper has mounted already, told by the device.
+///
+/// # Errors
+/// [`Error::Gone`] when nobody keeps it any more.
+pub fn another(dev: (u32, u32)) -> Result<Detached> {
+    let dir = RunDir::of_mount(&mountinfo::all()?, dev)?;
+    let lock = dir.lock()?;
+    match dir.connect()? {
+        Some(channel) => attached(&channel, lock),
+        None => {
+            let _ = lock.remove();
+            Err(Error::Gone { peer: "keeper" })
+        }
+    }
+}
+
+fn attached(channel: &Channel, lock: Locked) -> Result<Detached> {
     channel.send(&KeeperRequest::Attach, &[])?;
     match channel.expect(LIMIT)? {
         (KeeperReply::Attached, mut fds) => {

@@ -107,6 +107,25 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
     Some(format!("overlay on {}", overlay.mountpoint.display()))
 }
 
+/// A process in another mount namespace where this upper directory is mounted, as far as this user may see.
+pub fn of_upper(upper: &Path) -> Option<User> {
+    let mut seen = HashSet::from([std::fs::metadata("/proc/self/ns/mnt").ok()?.ino()]);
+    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let namespace = std::fs::metadata(proc.join("ns/mnt")).map(|m| m.ino());
+        if !namespace.is_ok_and(|number| seen.insert(number)) {
+            continue;
+        }
+        let mounts = mountinfo::of_process(&proc).unwrap_or_default();
+        if let Some(mount) = mounts.iter().find(|m| m.overlay().is_some_and(|o| o.upper == upper)) {
+            let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
+            return Some(User { pid, name, how: format!("overlay on {}", mount.mountpoint.display()) });
+        }
+    }
+    None
+}
+
 /// Whether a mount is an overlay of ours over the file system with this device.
 pub(super) fn is_over(mount: &MountInfo, dev: (u32, u32)) -> bool {
     mount.overlay().is_some_and(|overlay| overlay.lower == dev)

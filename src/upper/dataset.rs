@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::error::{Error, Result};
-use crate::zfs::{self, Cause, Create, Dataset};
+use crate::zfs::{self, Cause, Children, Create, Dataset, Snapshot};
 
 /// What a dataset made for an upper is given; the rest is inherited. Attributes are kept beside the inode instead of in a directory of
 /// their own (overlayfs looks at some in every look-up), with inodes large enough for them, and ACLs are possible.
@@ -61,6 +61,24 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
         other => return Ok(other?),
     }
     Ok(dataset.mountpoint()?)
+}
+
+/// Makes a dataset of a snapshot of an upper, and mounts it.
+///
+/// # Errors
+/// [`Error::Zfs`]. Then there is none.
+pub(super) fn clone(snapshot: &Snapshot, to: &Dataset, limits: Limits) -> Result<()> {
+    let limits = limits.properties();
+    // What is local to the origin is not the clone's.
+    let wanted: Vec<(&str, &str)> = PROPERTIES.into_iter().chain(limits.iter().map(|(name, value)| (*name, value.as_str()))).collect();
+    snapshot.clone_to(to, &wanted)?;
+    match to.mountpoint() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let _ = to.destroy(Children::Keep);
+            Err(error.into())
+        }
+    }
 }
 
 fn check(dataset: &Dataset) -> Result<()> {

@@ -58,6 +58,40 @@ pub enum Error {
         /// By whom; empty when that could not be found out.
         users: Vec<User>,
     },
+    /// It is in a directory, which has no snapshots.
+    #[error("{} is not a ZFS dataset, and has no snapshots", path.display())]
+    NoSnapshots {
+        /// The upper's directory.
+        path: PathBuf,
+    },
+    /// The dataset cannot be rolled back while it is mounted.
+    #[error("what is written to {dataset} is mounted {place}")]
+    Mounted {
+        /// The dataset.
+        dataset: zfs::Dataset,
+        /// Where.
+        place: String,
+        /// Whether it could be unmounted and mounted again.
+        remount: bool,
+    },
+    /// Snapshots that were taken since would be lost.
+    #[error("{snapshot} has younger snapshots: {}", younger.join(", "))]
+    NewerSnapshots {
+        /// Where to go back to.
+        snapshot: zfs::Snapshot,
+        /// Their names.
+        younger: Vec<String>,
+        /// A dataset that was cloned from one of them.
+        clone: Option<zfs::Dataset>,
+    },
+    /// The dataset went back to where it belonged to something else.
+    #[error("rolled back to {snapshot}, which does not belong to what was mounted on {}", mountpoint.display())]
+    NotRemounted {
+        /// The snapshot.
+        snapshot: zfs::Snapshot,
+        /// Where it was mounted.
+        mountpoint: PathBuf,
+    },
     /// Nothing can be written there in overlayfs's way.
     #[error("{} cannot be an upper: {reason}", path.display())]
     Unusable {

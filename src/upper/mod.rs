@@ -10,6 +10,7 @@ pub mod mount;
 mod overlay;
 pub mod place;
 pub mod record;
+pub mod snapshots;
 pub mod written;
 
 pub use error::{Error, Result};

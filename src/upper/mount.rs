@@ -7,12 +7,12 @@ use std::path::Path;
 use super::engine::{Engine, Parts};
 use super::error::Result;
 use super::overlay::Overlay;
-use super::place::{Place, Upper};
+use super::place::{Layout, Place, Upper};
 use super::record::{Record, identify};
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
-use crate::serve::shared;
+use crate::serve::shared::{self, Detached};
 
 /// What to mount, and where.
 #[derive(Debug)]
@@ -78,7 +78,12 @@ pub fn mount(request: Request<'_>) -> Result<()> {
     if known.is_none() {
         record.write(&layout.place)?;
     }
+    over(lower, Path::new(&source), layout, flags, read_only, mountpoint)
+}
+
+/// Mounts an upper over an image that is mounted, attached nowhere yet.
+pub(super) fn over(lower: Detached, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &Path) -> Result<()> {
     let lower = lower.hide()?;
-    let merged = Overlay.mount(&Parts { source: Path::new(&source), lower: &lower, upper: layout, flags, read_only })?;
+    let merged = Overlay.mount(&Parts { source, lower: &lower, upper, flags, read_only })?;
     Ok(shared::attach(merged.as_fd(), mountpoint)?)
 }

@@ -1,0 +1,51 @@
+//! `lxcri-fs clone`
+
+use std::ffi::OsString;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use super::error::{Error, Exit};
+use super::size;
+use super::store::StoreArgs;
+use super::upper_name::{UpperName, find};
+use crate::upper::dataset::Limits;
+use crate::upper::{Upper, snapshots};
+
+/// Make a second upper of what a container has written: both go on from there, and share what they have in common (ZFS)
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  lxcri-fs clone zfs:tank/web1 zfs:tank/web2\n  lxcri-fs clone web1@before-upgrade zfs:tank/web2 --quota 10G\n  \
+lxcri-fs mount nginx.bfc /mnt/web2 --upper zfs:tank/web2"
+)]
+pub struct CloneArgs {
+    /// The container, the dataset after `zfs:`, or where it is mounted; and a snapshot's name, or one is taken now
+    #[arg(value_name = "UPPER[@NAME]", value_parser = OsStringValueParser::new().map(UpperName::parse))]
+    from: UpperName,
+    /// The new dataset, after `zfs:`, in the same pool
+    #[arg(value_name = "zfs:NEW")]
+    to: OsString,
+    /// How much the new dataset may hold, such as 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    quota: Option<u64>,
+    /// How much room is set aside for the new dataset, such as 1G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    reservation: Option<u64>,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &CloneArgs) -> Result<(), Error> {
+    let Upper::Zfs { dataset: to, .. } = Upper::parse(&args.to)? else {
+        return Err(Error::Other {
+            message: format!("{} is no dataset", args.to.display()),
+            hint: Some("name one that does not exist yet: zfs:POOL/NEW".to_owned()),
+            exit: Exit::Usage,
+        });
+    };
+    let from = find(&args.from.upper, &args.store)?;
+    let limits = Limits { quota: args.quota, reservation: args.reservation };
+    snapshots::clone(&from, args.from.snapshot.as_deref(), &to, limits)?;
+    Ok(())
+}

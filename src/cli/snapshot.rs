@@ -1,0 +1,34 @@
+//! `lxcri-fs snapshot`
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use super::error::Error;
+use super::store::StoreArgs;
+use super::upper_name::{UpperName, find};
+
+/// Take a snapshot of what a container has written, running or not (ZFS)
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs snapshot web1@before-upgrade\n  lxcri-fs snapshot zfs:tank/web1@before-upgrade\n  \
+lxcri-fs snapshot --delete web1@before-upgrade")]
+pub struct SnapshotArgs {
+    /// The container, the dataset after `zfs:`, or where it is mounted; and the snapshot's name
+    #[arg(value_name = "UPPER@NAME", value_parser = OsStringValueParser::new().map(UpperName::parse))]
+    name: UpperName,
+    /// Delete the snapshot
+    #[arg(short, long)]
+    delete: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &SnapshotArgs) -> Result<(), Error> {
+    let name = args.name.snapshot()?;
+    let written = find(&args.name.upper, &args.store)?;
+    if args.delete {
+        return Ok(written.on_zfs()?.at(name)?.destroy()?);
+    }
+    written.snapshot(name)?;
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `lxcri-fs snapshots`
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::Error;
+use super::output::{json, size, time};
+use super::store::StoreArgs;
+use super::upper_name::find;
+
+/// List the snapshots of what a container has written, the oldest first (ZFS)
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lxcri-fs snapshots web1\n  lxcri-fs snapshots zfs:tank/web1 --json")]
+pub struct SnapshotsArgs {
+    /// The container, the dataset after `zfs:`, or where it is mounted
+    #[arg(value_name = "UPPER")]
+    upper: OsString,
+    /// One JSON object per snapshot
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// A snapshot as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    /// With its dataset.
+    snapshot: String,
+    /// Seconds of the epoch.
+    created: u64,
+    /// What deleting it would free, bytes.
+    used: u64,
+    /// What it shows, bytes.
+    referenced: u64,
+    /// Datasets that were cloned from it.
+    clones: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &SnapshotsArgs) -> Result<(), Error> {
+    let snapshots = find(&args.upper, &args.store)?.snapshots()?;
+    let rows: Vec<Row> = snapshots
+        .into_iter()
+        .map(|info| Row {
+            name: info.snapshot.name().to_owned(),
+            snapshot: info.snapshot.to_string(),
+            created: info.creation,
+            used: info.used,
+            referenced: info.referenced,
+            clones: info.clones.iter().map(ToString::to_string).collect(),
+        })
+        .collect();
+    if args.json {
+        return rows.iter().try_for_each(json);
+    }
+    let mut out = std::io::stdout().lock();
+    if !rows.is_empty() {
+        writeln!(out, "{:<24} {:<16} {:>10} {:>10}  CLONES", "NAME", "CREATED", "OWN", "SHOWN").map_err(Error::Output)?;
+    }
+    for row in rows {
+        let created = time(i64::try_from(row.created).unwrap_or(i64::MAX));
+        let (own, shown) = (size(row.used), size(row.referenced));
+        writeln!(out, "{:<24} {created:<16} {own:>10} {shown:>10}  {}", row.name, row.clones.join(" ")).map_err(Error::Output)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Snapshots of what a container wrote, on ZFS: taking one, going back to it, and going on from it beside the first.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::dataset::{self, Limits};
+use super::error::{Error, Result};
+use super::mount::over;
+use super::written::Written;
+use crate::serve::mount::Unmount;
+use crate::serve::mountinfo::MountInfo;
+use crate::serve::protocol::MountFlags;
+use crate::serve::{shared, unmount, users};
+use crate::zfs::{Dataset, Info, Newer, Snapshot};
+
+impl Written {
+    /// Its dataset.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshots`] when it is in a directory.
+    pub fn on_zfs(&self) -> Result<&Dataset> {
+        self.dataset.as_ref().ok_or_else(|| Error::NoSnapshots { path: self.layout.place.clone() })
+    }
+
+    /// Takes a snapshot of it. Nothing needs to be stopped for that: it has what a power cut at this moment would leave, and all that was written
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`].
+    pub fn snapshot(&self, name: &str) -> Result<Snapshot> {
+        let snapshot = self.on_zfs()?.at(name)?;
+        // What programs wrote through mappings is in memory until somebody asks for it.
+        let place = &self.layout.place;
+        let dir = std::fs::File::open(place).map_err(Error::io("opening", place))?;
+        rustix::fs::syncfs(&dir).map_err(Error::io("syncing", place))?;
+        snapshot.take()?;
+        Ok(snapshot)
+    }
+
+    /// Its snapshots, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshots`], [`Error::Zfs`].
+    pub fn snapshots(&self) -> Result<Vec<Info>> {
+        Ok(self.on_zfs()?.snapshots()?)
+    }
+
+    /// Goes back to a snapshot. Where it is mounted it is unmounted for that if `remount` says so, and mounted again as it was.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`], [`Error::NewerSnapshots`], [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Serve`] when it cannot be unmounted. Then all is as
+    /// it was.
+    pub fn rollback(&self, name: &str, newer: Newer, remount: bool) -> Result<()> {
+        let dataset = self.on_zfs()?;
+        let snapshot = dataset.at(name)?;
+        let known = dataset.snapshots()?;
+        let younger = match known.iter().position(|info| info.snapshot == snapshot) {
+            Some(at) => &known[at + 1..],
+            // Its own words for what is missing.
+            None => return Ok(snapshot.properties(&["creation"]).map(drop)?),
+        };
+        if let Some(in_use) = younger.iter().find(|info| newer == Newer::Keep || !info.clones.is_empty()) {
+            let younger = younger.iter().map(|info| info.snapshot.name().to_owned()).collect();
+            return Err(Error::NewerSnapshots { snapshot, younger, clone: in_use.clones.first().cloned() });
+        }
+        let mounts = self.mounts()?;
+        if let Some(user) = users::of_upper(&self.layout.upper) {
+            return Err(Error::Mounted { dataset: dataset.clone(), place: format!("in the mount namespace of {user}"), remount: false });
+        }
+        match &mounts[..] {
+            [] => Ok(snapshot.rollback(newer)?),
+            [mount] if remount => self.rollback_mounted(mount, &snapshot, newer),
+            mounts => {
+                let places: Vec<_> = mounts.iter().map(|m| m.mountpoint.display().to_string()).collect();
+                Err(Error::Mounted { dataset: dataset.clone(), place: format!("on {}", places.join(" and ")), remount: mounts.len() == 1 })
+            }
+        }
+    }
+
+    fn rollback_mounted(&self, mount: &MountInfo, snapshot: &Snapshot, newer: Newer) -> Result<()> {
+        let Some(overlay) = mount.overlay() else { return Ok(snapshot.rollback(newer)?) };
+        let before = self.record()?;
+        // The image stays mounted, so that nothing has to be known of its keys.
+        let lower = shared::another(overlay.lower)?;
+        unmount::unmount(&mount.mountpoint, Unmount::default())?;
+        let rolled_back = snapshot.rollback(newer);
+        let record = self.record().ok().filter(|record| record.check(&before, &self.layout.place).is_ok());
+        let Some(record) = record else {
+            rolled_back?;
+            return Err(Error::NotRemounted { snapshot: snapshot.clone(), mountpoint: mount.mountpoint.clone() });
+        };
+        if let Some(idmap) = &record.idmap {
+            lower.map_ids(idmap)?;
+        }
+        let has = |flag| mount.options.split(',').any(|option| option == flag);
+        let flags = MountFlags { nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec"), ..MountFlags::default() };
+        over(lower, &mount.source, &self.layout, flags, has("ro"), &mount.mountpoint)?;
+        Ok(rolled_back?)
+    }
+}
+
+/// Makes a dataset that begins as another upper is, or was at a snapshot, and goes on beside it: one more container of the same image. Takes a
+/// snapshot when none is named; which one it was is told.
+///
+/// # Errors
+/// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`]. Then nothing is left.
+pub fn clone(from: &Written, snapshot: Option<&str>, to: &Dataset, limits: Limits) -> Result<Snapshot> {
+    let (origin, is_new) = match snapshot {
+        Some(name) => (from.on_zfs()?.at(name)?, false),
+        None => (from.snapshot(&format!("for-{}-{}", to.name(), now()))?, true),
+    };
+    let cloned = dataset::clone(&origin, to, limits);
+    if cloned.is_err() && is_new {
+        let _ = origin.destroy();
+    }
+    cloned.map(|()| origin)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
