@@ -30,14 +30,12 @@ lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
 lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
-    /// The images, the lowest first: files, or names or digests of images in the store
-    #[arg(value_name = "IMAGE", required_unless_present = "all")]
-    pub images: Vec<PathBuf>,
-    /// Where to mount
-    #[arg(value_name = "DIR", required_unless_present = "all")]
-    pub mountpoint: Option<PathBuf>,
+    /// The images, the lowest first: files, or names or digests of images in the store; and where to mount
+    // In one list, since options may stand between them.
+    #[arg(value_names = ["IMAGE", "DIR"], required_unless_present = "all", num_args = 1..)]
+    paths: Vec<PathBuf>,
     /// Mount what the containers in the store need, as after a reboot; those of LXC mount when they start
-    #[arg(long, conflicts_with_all = ["images", "mountpoint"])]
+    #[arg(long, conflicts_with = "paths")]
     pub all: bool,
     /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
     #[arg(long, alias = "persist", value_name = "UPPER", conflicts_with = "foreground")]
@@ -87,13 +85,21 @@ pub struct MountArgs {
 
 /// Runs the command.
 pub fn run(mut args: MountArgs) -> Result<(), Error> {
-    let Some(mountpoint) = args.mountpoint.clone() else { return mount_containers(&args.store) };
+    if args.all {
+        return mount_containers(&args.store);
+    }
     let options = MountOptions::parse(&args.options)?;
     options.apply(&mut args)?;
     let secret = args.secret.load()?;
-    let mountpoint = self::mountpoint(&mountpoint)?;
+    let missing = || Error::Other {
+        message: "where to mount is missing".to_owned(),
+        hint: Some("lxcri-fs mount IMAGE... DIR".to_owned()),
+        exit: Exit::Usage,
+    };
+    let dir = args.paths.pop().filter(|_| !args.paths.is_empty()).ok_or_else(missing)?;
+    let mountpoint = mountpoint(&dir)?;
     let mut files = Vec::new();
-    for image in &mut args.images {
+    for image in &mut args.paths {
         let (path, file) = args.store.open_image(image)?;
         *image = path;
         files.push(file);
@@ -114,7 +120,7 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
 
 fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File], secret: Option<&Secret>) -> Result<(), Error> {
     let mut images = Vec::new();
-    for (path, file) in args.images.iter().zip(files) {
+    for (path, file) in args.paths.iter().zip(files) {
         let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
         let key = image_key(&path, file, secret)?;
         images.push(Image { path: path.into_os_string(), key });

@@ -39,17 +39,21 @@ const DOTS: u64 = 2;
 
 /// Features that are asked for when the kernel has them. Open and opendir are not answered at all (`NO_OPEN`, `NO_OPENDIR`): the kernel
 /// then keeps pages and directory entries from one open to the next by itself.
-const WANTED: [InitFlags; 9] = [
+const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_NO_OPEN_SUPPORT,
     InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-    InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
+
+/// The version of the protocol with which the kernel began to take what it finds by file handle for out of date (Linux 6.16; `epoch` in fs/fuse/dir.c).
+/// Overlayfs must not find files of ours that way then, or reading them fails with ESTALE: a file that is copied up has another inode number
+/// when it is looked up again, and is copied up under one of its names only.
+const STALE_HANDLES: (u32, u32) = (7, 44);
 
 thread_local! {
     /// The bytes of a read, from one to the next.
@@ -155,8 +159,9 @@ impl Adapter {
 
     fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
         let (ino, inode) = match name {
-            // Asked for by NFS and by overlayfs when they come back with a file handle.
-            b"." => (parent, self.rootfs.inode(parent)?),
+            // Asked for by NFS and by overlayfs when they come back with a file handle. What they found has the name `/` in the kernel until it is
+            // found by its own, and is asked for under that when it is looked at again.
+            b"." | b"/" => (parent, self.rootfs.inode(parent)?),
             b".." => {
                 let ino = self.rootfs.parent(parent)?;
                 (ino, self.rootfs.inode(ino)?)
@@ -182,7 +187,10 @@ macro_rules! reply {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
+        let kernel = config.kernel_abi();
+        let has_stale_handles = (kernel.0, kernel.1) >= STALE_HANDLES;
+        let handles = if has_stale_handles { InitFlags::FUSE_NO_EXPORT_SUPPORT } else { InitFlags::FUSE_EXPORT_SUPPORT };
+        for flag in WANTED.into_iter().chain([handles]) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not have this feature");
             }

@@ -133,10 +133,18 @@ impl IdMap {
         self.gids.iter().map(|r| (r.inside, r.outside, r.count))
     }
 
-    /// The map the other way round: what is stored with the host's ids shown with the container's.
+    /// The map the other way round: what is stored with the host's ids shown with the container's. The host's root, who owns what is overlayfs's own,
+    /// becomes the last id: who is nobody in a map cannot be read by root either.
     #[must_use]
     pub fn inverse(&self) -> Self {
-        let turn = |ranges: &[Range]| ranges.iter().map(|r| Range { inside: r.outside, outside: r.inside, ..*r }).collect();
+        let turn = |ranges: &[Range]| {
+            let mut turned: Vec<Range> = ranges.iter().map(|r| Range { inside: r.outside, outside: r.inside, ..*r }).collect();
+            let root = Range { inside: 0, outside: u32::MAX - 1, count: 1 };
+            if !turned.iter().any(|r| r.overlaps(&root)) {
+                turned.push(root);
+            }
+            turned
+        };
         Self { uids: turn(&self.uids), gids: turn(&self.gids) }
     }
 
@@ -218,8 +226,8 @@ mod tests {
             assert_eq!(text.parse::<IdMap>().unwrap().to_string(), text);
         }
         let map: IdMap = "0:100000:65536".parse().unwrap();
-        assert_eq!(map.inverse().to_string(), "100000:0:65536");
-        assert_eq!(map.inverse().inverse(), map);
+        assert_eq!(map.inverse().to_string(), "100000:0:65536,0:4294967294:1");
+        assert_eq!("0:0:10".parse::<IdMap>().unwrap().inverse().to_string(), "0:0:10");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::plan::DIRECTORY;
 use crate::fs::{ROOT, Result, Rootfs};
 
 /// A directory of the image that a directory of the upper is merged with.
@@ -30,7 +31,7 @@ impl Names {
         let mut stack = vec![ROOT];
         while let Some(dir) = stack.pop() {
             image.readdir(dir, 0, &mut |_, ino, kind, name| {
-                if kind == 4 {
+                if kind == DIRECTORY {
                     names.dirs.insert(ino, (dir, name.to_vec()));
                     stack.push(ino);
                 } else if wanted.contains(&ino) {

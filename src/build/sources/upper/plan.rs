@@ -1,9 +1,12 @@
 //! What an upper changes, found by walking it beside the image.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use bfc::format::{S_IFCHR, S_IFDIR, S_IFMT, S_IFREG};
+use bfc::rootfs::format::Inode;
 use rustix::fs::{AtFlags, Dir, Stat, statat};
 use rustix::io::Errno;
 
@@ -11,7 +14,10 @@ use super::links::{Merged, Names};
 use super::{Kind, Upper, handle, join, open_dir};
 use crate::build::error::{Error, Result};
 use crate::build::sources::attributes::{self, Marks};
-use crate::fs::{ROOT, Rootfs};
+use crate::fs::{self, ROOT, Rootfs};
+
+/// Type of a directory in a dentry: bits 12 to 15 of its mode.
+pub(super) const DIRECTORY: u8 = 4;
 
 /// Everything that an upper changes, parents before what is in them.
 pub(super) struct Plan {
@@ -25,6 +31,7 @@ pub(super) struct Item {
     pub(super) path: Vec<u8>,
     /// Whether the image has something at this path.
     was: bool,
+    is_dir: bool,
     pub(super) what: What,
     /// Which file it is, if that may have more names.
     file: Option<FileId>,
@@ -98,8 +105,11 @@ impl Plan {
     /// The changes as a person sees them.
     pub(super) fn changes(self, image: &Rootfs) -> Result<Vec<(Kind, Vec<u8>)>> {
         let mut changes = BTreeMap::new();
-        let mut hidden = Vec::new();
-        for Item { path, was, what, .. } in self.items {
+        let (mut hidden, mut dirs) = (Vec::new(), HashSet::new());
+        for Item { path, was, is_dir, what, .. } in self.items {
+            if is_dir {
+                dirs.insert(path.clone());
+            }
             match what {
                 What::Opaque(ino) => hidden.push((path, ino)),
                 What::Whiteout => drop(changes.insert(path, Kind::Deleted)),
@@ -107,9 +117,14 @@ impl Plan {
                 _ => drop(changes.insert(path, if was { Kind::Changed } else { Kind::Added })),
             }
         }
-        for (dir, ino) in hidden {
-            image.readdir(ino, 0, &mut |_, _, _, name| {
-                changes.entry(join(&dir, name)).or_insert(Kind::Deleted);
+        while let Some((dir, ino)) = hidden.pop() {
+            image.readdir(ino, 0, &mut |_, ino, kind, name| {
+                let path = join(&dir, name);
+                if kind == DIRECTORY && dirs.contains(&path) {
+                    hidden.push((path, ino));
+                } else {
+                    changes.entry(path).or_insert(Kind::Deleted);
+                }
                 true
             })?;
         }
@@ -131,7 +146,7 @@ impl Walk<'_> {
             let stat = statat(&index, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.upper.failed("reading", &path))?;
             let known = match self.image.inode(ino) {
                 Ok(inode) => inode,
-                Err(crate::fs::Error::NotFound) => continue,
+                Err(fs::Error::NotFound) => continue,
                 Err(error) => return Err(error.into()),
             };
             // What is of another type is the mark of a file that is gone.
@@ -170,7 +185,7 @@ impl Walk<'_> {
             };
             if marks.whiteout {
                 if there.is_some() && !level.hidden {
-                    self.plan.items.push(Item { path, was: true, what: What::Whiteout, file: None });
+                    self.plan.items.push(Item { path, was: true, is_dir: false, what: What::Whiteout, file: None });
                 }
                 continue;
             }
@@ -192,19 +207,24 @@ impl Walk<'_> {
             };
             self.plan.size = self.plan.size.saturating_add(length(&stat));
             let file = (stat.st_nlink > 1).then_some(FileId::Upper(stat.st_dev, stat.st_ino));
-            self.plan.items.push(Item { path, was: there.is_some(), what: What::Upper(content), file });
+            self.plan.items.push(Item { path, was: there.is_some(), is_dir: false, what: What::Upper(content), file });
         }
         Ok(())
     }
 
+    /// What the image has at a path.
+    fn at(&self, path: &[u8]) -> Result<Option<(u32, Inode)>> {
+        match self.image.resolve(OsStr::from_bytes(path).as_ref()) {
+            // Something on the way is not there, or no directory.
+            Err(fs::Error::NotFound | fs::Error::Kind { .. }) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
     /// What of the image is seen through an entry of the upper, and whether it is a directory.
     fn lower(&self, dir: Option<u32>, name: &[u8], redirect: Option<&[u8]>) -> Result<Option<(u32, bool)>> {
-        use std::os::unix::ffi::OsStrExt;
         let found = match (redirect, dir) {
-            (Some(path), _) if path.starts_with(b"/") => match self.image.resolve(std::ffi::OsStr::from_bytes(path).as_ref()) {
-                Err(crate::fs::Error::NotFound) => None,
-                other => Some(other?),
-            },
+            (Some(path), _) if path.starts_with(b"/") => self.at(path)?,
             (redirect, Some(dir)) => self.image.lookup(dir, redirect.unwrap_or(name))?,
             (_, None) => None,
         };
@@ -218,10 +238,10 @@ impl Walk<'_> {
             _ => None,
         };
         let mut names = self.list(&fd, &join(b"upper", &path))?;
-        self.plan.items.push(Item { path: path.clone(), was: there.is_some(), what: What::Upper(None), file: None });
+        self.plan.items.push(Item { path: path.clone(), was: there.is_some(), is_dir: true, what: What::Upper(None), file: None });
         let inherited = if hidden { None } else { image };
         if let Some(ino) = inherited.filter(|_| lower != inherited) {
-            self.plan.items.push(Item { path: path.clone(), was: true, what: What::Opaque(ino), file: None });
+            self.plan.items.push(Item { path: path.clone(), was: true, is_dir: true, what: What::Opaque(ino), file: None });
         }
         if let Some(dir) = lower {
             let set: HashSet<_> = names.iter().cloned().collect();
@@ -260,8 +280,8 @@ impl Walk<'_> {
                 }
             };
             self.plan.size = self.plan.size.saturating_add(size);
-            // What the image has at this path is hidden already.
-            self.plan.items.push(Item { path, was: false, what, file });
+            let was = self.at(&path)?.is_some();
+            self.plan.items.push(Item { path, was, is_dir: inode.is_dir(), what, file });
         }
         Ok(())
     }
@@ -295,7 +315,7 @@ impl Walk<'_> {
                         What::Index(indexed.name.clone(), indexed.content)
                     }
                 };
-                self.plan.items.push(Item { path, was: true, what, file: None });
+                self.plan.items.push(Item { path, was: true, is_dir: false, what, file: None });
             }
         }
         Ok(())
