@@ -1,13 +1,14 @@
 //! lxcri-fs: container root file systems out of single-file BFC images.
 //!
 //! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`runtime`] makes containers of images, [`store`] knows where
-//! images and containers are, [`upper`] puts what a container writes over an image, [`serve`] is the thin FUSE adapter over [`fs`], the file system
-//! itself, which knows nothing of FUSE; [`zfs`] is the `zfs` command behind types; `bfc` is the image format.
+//! images and containers are, [`registry`] pulls images and pushes them, [`upper`] puts what a container writes over an image, [`serve`] is the thin FUSE
+//! adapter over [`fs`], the file system itself, which knows nothing of FUSE; [`zfs`] is the `zfs` command behind types; `bfc` is the image format.
 
 pub mod build;
 pub mod cli;
 pub mod fs;
 pub mod layer;
+pub mod registry;
 pub mod runtime;
 pub mod serve;
 pub mod store;

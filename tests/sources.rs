@@ -205,7 +205,8 @@ fn what_a_source_is_is_guessed() {
     bench.refused(&["text"], 1, "name it as dir:PATH");
     bench.refused(&["empty"], 1, "name it as dir:PATH");
     bench.refused(&["missing"], 5, "missing");
-    bench.refused(&["docker://example/image"], 1, "docker:// is not a kind of source");
+    bench.refused(&["ftp://example/image"], 1, "ftp:// is not a kind of source");
+    bench.refused(&["docker://Example/image"], 2, "is no reference");
     bench.refused(&["docker-archive:docker.tar:other:1"], 1, "no image named other:1");
 }
 

@@ -338,7 +338,7 @@ fn the_configuration_says_where_its_values_come_from() {
         let output = command.output().unwrap();
         (serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(), stderr(&output))
     };
-    let text = "store = \"dir:/srv/images\"\n[registries]\ninsecure = [\"localhost:5000\"]\n";
+    let text = "store = \"dir:/srv/images\"\n[registries.\"localhost:5000\"]\ninsecure = true\n";
     let cases: [(Option<&str>, &[&str], &str, &str); 3] = [
         (None, &[], "dir:/srv/images", config.to_str().unwrap()),
         (Some("zfs:tank"), &[], "zfs:tank", "LXCRI_FS_STORE"),
@@ -348,7 +348,7 @@ fn the_configuration_says_where_its_values_come_from() {
         let (shown, _) = show(text, variable, args);
         assert_eq!((shown["store"]["value"].as_str(), shown["store"]["from"].as_str()), (Some(value), Some(from)));
         assert_eq!(shown["gc.grace"]["from"], "default");
-        assert_eq!(shown["registries.insecure"]["value"][0], "localhost:5000");
+        assert_eq!(shown["registries"]["value"]["localhost:5000"]["insecure"], true);
     }
     let (_, complaint) = show("stor = \"x\"\n", None, &[]);
     assert!(complaint.contains("config.toml, line 1: unknown field `stor`"), "{complaint}");

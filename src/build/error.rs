@@ -70,6 +70,14 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
+    /// Something could not be fetched.
+    #[error("fetching {name}")]
+    Remote {
+        /// What.
+        name: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An archive around an image is no tar.
     #[error("archive {}", path.display())]
     Archive {

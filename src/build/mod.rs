@@ -178,8 +178,8 @@ fn read_layer(
         let (digest, size) = input.finish();
         let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (read, made) {
-            // The tar ended because its maker failed.
-            (_, Err(e)) if ended => Err(e),
+            // The tar ended because its maker failed, or is wrong because the blob is another one.
+            (_, Err(e)) if ended || matches!(e, Error::Mismatch { .. }) => Err(e),
             (Err(source), _) => Err(Error::Layer { name: name.to_owned(), source }),
             (Ok(_), Err(e)) => Err(e),
             (Ok(read), Ok(())) => Ok((read, Digest(digest), size)),

@@ -10,7 +10,8 @@ use super::build::{WriteArgs, print, total};
 use super::error::Error;
 use super::progress::Progress;
 use super::secret::SecretArgs;
-use crate::build::{self, AppendOptions, Platform, Spec, sources};
+use super::sources::Sources;
+use crate::build::{self, AppendOptions, Platform, sources};
 
 /// Put layers on top of an image, in place
 ///
@@ -42,13 +43,10 @@ pub fn run(args: &AppendArgs) -> Result<(), Error> {
         temp_dir: build::parent(&args.image),
         max_size: args.write.max_size,
     };
-    let mut images = Vec::new();
-    for text in &args.layers {
-        images.push(sources::open(&Spec::parse(text)?, &sources)?);
-    }
-    let progress = Progress::bytes("Appending", total(&images));
+    let opened = Sources::open(&args.layers, &sources)?;
+    let progress = Progress::bytes("Appending", total(&opened.images));
     let options = AppendOptions { write: WriteOptions { level: args.write.level, ..WriteOptions::default() }, secret, sources };
-    let built = build::append(&args.image, images, &options, &|n| progress.add(n));
+    let built = opened.build(|images| build::append(&args.image, images, &options, &|n| progress.add(n)));
     progress.finish();
     print(&args.image.display().to_string(), &built?, args.json)
 }

@@ -12,14 +12,15 @@ use super::error::Error;
 use super::output::{hex, json, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
+use super::sources::Sources;
 use super::store::StoreArgs;
-use crate::build::{self, MAX_SIZE, Platform, Spec, sources};
+use crate::build::{self, MAX_SIZE, Platform, sources};
 use crate::store::Reference;
 
-/// Build an image of a directory, an OCI image or an archive
+/// Build an image of a directory, an OCI image, an archive, or of an image in a registry
 ///
-/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE or bfc:FILE; what it is is
-/// guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
+/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker://REFERENCE, tar:FILE or bfc:FILE; what
+/// it is is guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -t nginx:1.27\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
 pub struct BuildArgs {
@@ -132,23 +133,20 @@ fn build_to(args: &BuildArgs, output: &Path, temp_dir: &Path) -> Result<build::B
         temp_dir: temp_dir.to_owned(),
         max_size: args.write.max_size,
     };
-    let mut images = Vec::new();
-    for text in std::iter::once(&args.source).chain(&args.layers) {
-        images.push(sources::open(&Spec::parse(text)?, &sources)?);
-    }
+    let opened = Sources::open(std::iter::once(&args.source).chain(&args.layers), &sources)?;
     let compression = match args.compression {
         CompressionArg::Zstd => Compression::Zstd,
         CompressionArg::None => Compression::None,
     };
     let write = WriteOptions { compression, level: args.write.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
-    let progress = Progress::bytes("Building", total(&images));
+    let progress = Progress::bytes("Building", total(&opened.images));
     // Open for as long as it is read.
     let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
     let base = held.as_ref().map(|(path, _)| path.clone());
     let options = build::Options { output: output.to_owned(), force: args.force, sources, write, base };
-    let built = build::build(images, &options, &|n| progress.add(n));
+    let built = opened.build(|images| build::build(images, &options, &|n| progress.add(n)));
     progress.finish();
-    Ok(built?)
+    built
 }
 
 /// How many bytes will be read for these images.

@@ -62,7 +62,6 @@ fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
-        ("registries.insecure", row(registries, json!(registries.value.insecure))),
-        ("registries.mirrors", row(registries, json!(registries.value.mirrors))),
+        ("registries", row(registries, json!(registries.value))),
     ])
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::serve::{self, chain};
-use crate::{build, fs, runtime, store, upper, zfs};
+use crate::{build, fs, registry, runtime, store, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -51,6 +51,9 @@ pub enum Error {
     /// Building or exporting.
     #[error(transparent)]
     Build(#[from] build::Error),
+    /// Pulling and pushing.
+    #[error(transparent)]
+    Registry(registry::Error),
     /// Mounting, unmounting, or what concerns mounts.
     #[error(transparent)]
     Serve(#[from] serve::Error),
@@ -107,6 +110,15 @@ pub enum Error {
     },
 }
 
+impl From<registry::Error> for Error {
+    fn from(error: registry::Error) -> Self {
+        match error {
+            registry::Error::Build(error) => Error::Build(error),
+            error => Error::Registry(error),
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: an I/O error while doing something to a path.
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
@@ -117,6 +129,7 @@ impl Error {
         match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_exit(e),
             Error::Build(e) => build_exit(e),
+            Error::Registry(e) => registry_exit(e),
             Error::Serve(e) => serve_exit(e),
             Error::Upper(e) => upper_exit(e),
             Error::Zfs(e) => zfs_exit(e),
@@ -142,6 +155,8 @@ impl Error {
             Error::Fs(e) | Error::InImage { source: e, .. } => fs_hint(e).map(str::to_owned),
             Error::Other { hint, .. } | Error::Build(build::Error::Source { hint, .. }) => hint.clone(),
             Error::Build(build::Error::Fs(e)) => fs_hint(e).map(str::to_owned),
+            Error::Build(e) => registry::Error::of_build(e).and_then(registry::Error::hint),
+            Error::Registry(e) => e.hint(),
             Error::Secret { .. } => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
             _ => None,
         }
@@ -177,6 +192,7 @@ fn build_exit(error: &build::Error) -> Exit {
     use crate::layer::Error as Layer;
     match error {
         build::Error::Fs(e) => fs_exit(e),
+        build::Error::Remote { .. } => registry::Error::of_build(error).map_or(Exit::Failure, registry_exit),
         build::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
         build::Error::Layer { source: Layer::Tar(_) | Layer::Entry(_) | Layer::Skeleton(_), .. }
         | build::Error::Merge { .. }
@@ -184,6 +200,16 @@ fn build_exit(error: &build::Error) -> Exit {
         | build::Error::Mismatch { .. }
         | build::Error::Document { .. }
         | build::Error::Archive { .. } => Exit::Damaged,
+        _ => Exit::Failure,
+    }
+}
+
+fn registry_exit(error: &registry::Error) -> Exit {
+    match error {
+        registry::Error::Reference { .. } => Exit::Usage,
+        registry::Error::Denied { .. } | registry::Error::Credentials { .. } => Exit::Key,
+        registry::Error::Status { status, .. } if status.as_u16() == 404 => Exit::NotFound,
+        registry::Error::Build(e) => build_exit(e),
         _ => Exit::Failure,
     }
 }

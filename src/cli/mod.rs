@@ -34,6 +34,7 @@ mod secret;
 mod size;
 mod snapshot;
 mod snapshots;
+mod sources;
 mod stats;
 mod store;
 mod tag;

@@ -1,6 +1,5 @@
 //! The configuration: what a file, the environment and the command line say, and which of them said it.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::registry::Registries;
 use crate::zfs::Dataset;
 
 /// Where the configuration is, unless [`CONFIG_VARIABLE`] says otherwise.
@@ -115,16 +115,6 @@ impl<T> Setting<T> {
     }
 }
 
-/// `[registries]`: where images are pulled from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Registries {
-    /// Registries that speak plain HTTP, or have certificates that nobody vouches for: `host[:port]`.
-    pub insecure: Vec<String>,
-    /// For a registry, others that are asked first, in this order.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-}
-
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -223,7 +213,7 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_its_line() {
         let path = Path::new("/c.toml");
-        let good = "store = \"zfs:tank\"\n[gc]\ngrace = \"30m\"\n[registries]\ninsecure = [\"a:5000\"]\n[registries.mirrors]\n\"docker.io\" = [\"m\"]\n";
+        let good = "store = \"zfs:tank\"\n[gc]\ngrace = \"30m\"\n[registries.\"a:5000\"]\ninsecure = true\nmirrors = [\"m\"]\n";
         let file = parse(good, path).unwrap();
         assert_eq!((file.store, file.gc.grace), (Some(Location::Zfs("tank".parse().unwrap())), Some(SignedDuration::from_mins(30))));
         let cases = [

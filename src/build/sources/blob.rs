@@ -117,30 +117,45 @@ impl Blob {
 
 impl TarSource for Blob {
     fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        let reading = || Error::io("reading", &self.range.path);
-        let mut checked = Checked { inner: self.range.reader(), hash: self.digest.map(|_| Sha256::new()), progress };
-        let unpacked = {
-            let mut input = BufReader::with_capacity(PIECE, &mut checked);
-            let compression = Compression::of(input.fill_buf().map_err(reading())?);
-            let mut tar = compression.reader(&mut input).map_err(reading())?;
-            copy(&mut *tar, out)
-        };
-        if let Err(Failed::Write(source)) = unpacked {
-            return Err(Error::io("unpacking", &self.range.path)(source));
+        unpack(&self.name, &self.range.path, self.range.reader(), self.digest, true, out, progress)
+    }
+}
+
+/// Writes what `input` has, decompressed or as it is, and checks its digest. `path` is where it comes from, for messages.
+///
+/// # Errors
+/// [`Error::Mismatch`] when it has another digest, whatever else is wrong with it; [`Error::Decompress`], [`Error::Io`].
+pub fn unpack(
+    name: &str,
+    path: &Path,
+    input: impl Read + Send,
+    digest: Option<Digest>,
+    decompress: bool,
+    out: &mut dyn Write,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    let reading = || Error::io("reading", path);
+    let mut checked = Checked { inner: input, hash: digest.map(|_| Sha256::new()), progress };
+    let unpacked = {
+        let mut input = BufReader::with_capacity(PIECE, &mut checked);
+        let found = Compression::of(input.fill_buf().map_err(reading())?);
+        let mut tar = if decompress { found } else { Compression::None }.reader(&mut input).map_err(reading())?;
+        copy(&mut *tar, out)
+    };
+    // A decompressor stops where its data ends, or where they are wrong, and whoever reads stops where the tar is wrong; the digest is of all
+    // bytes, and the better message.
+    io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
+    if let (Some(hash), Some(wanted)) = (checked.hash, digest) {
+        let found = Digest(hash.finalize().into());
+        if found != wanted {
+            let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
+            return Err(Error::Mismatch { name: name.to_owned(), reason });
         }
-        // A decompressor stops where its data ends, or where they are wrong; the digest is of all bytes, and the better message.
-        io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
-        if let (Some(hash), Some(wanted)) = (checked.hash, self.digest) {
-            let found = Digest(hash.finalize().into());
-            if found != wanted {
-                let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
-                return Err(Error::Mismatch { name: self.name, reason });
-            }
-        }
-        match unpacked {
-            Err(Failed::Read(source)) => Err(Error::Decompress { name: self.name, source }),
-            _ => Ok(()),
-        }
+    }
+    match unpacked {
+        Err(Failed::Read(source)) => Err(Error::Decompress { name: name.to_owned(), source }),
+        Err(Failed::Write(source)) => Err(Error::io("unpacking", path)(source)),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -163,13 +178,13 @@ fn copy(input: &mut dyn Read, out: &mut dyn Write) -> Result<(), Failed> {
 }
 
 /// Hashes and counts what is read.
-struct Checked<'a> {
-    inner: RangeReader,
+struct Checked<'a, R> {
+    inner: R,
     hash: Option<Sha256>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
-impl Read for Checked<'_> {
+impl<R: Read> Read for Checked<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         if let Some(hash) = &mut self.hash {

@@ -14,7 +14,9 @@ pub mod upper;
 use std::io::Write;
 use std::path::PathBuf;
 
-pub use document::Platform;
+pub use blob::unpack;
+pub use document::{MAX_DOCUMENT, Platform};
+pub use oci::{Documents, Found, FoundLayer, choose, digest_of};
 pub use spec::{Kind, Spec};
 
 use super::digest::Digest;

@@ -7,7 +7,7 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use super::archive::Archive;
 use super::blob::{Blob, Range};
 use super::document::{Config, MAX_DOCUMENT, parse};
-use super::{Image, Options};
+use super::{Image, Options, Platform};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -20,6 +20,42 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Where an image's documents are: a layout, or a registry.
+pub trait Documents {
+    /// What messages call it.
+    fn name(&self) -> String;
+
+    /// A document, checked against its descriptor.
+    ///
+    /// # Errors
+    /// [`Error`].
+    fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>>;
+}
+
+/// An image that was found.
+pub struct Found {
+    /// Its manifest, as it is.
+    pub manifest: Vec<u8>,
+    /// Its configuration, as it is.
+    pub config: Vec<u8>,
+    /// Its layers, lowest first.
+    pub layers: Vec<FoundLayer>,
+}
+
+/// A layer of a manifest.
+pub struct FoundLayer {
+    /// Digest of its blob.
+    pub digest: Digest,
+    /// Length of its blob, bytes.
+    pub size: u64,
+    /// Whether its blob is said to be compressed.
+    pub compressed: bool,
+    /// The digest that its tar must have.
+    pub diff_id: Digest,
+    /// `created_by` of its history entry.
+    pub created_by: Vec<u8>,
+}
+
 /// Where the files of a layout are.
 enum Layout {
     Dir(PathBuf),
@@ -27,13 +63,6 @@ enum Layout {
 }
 
 impl Layout {
-    fn name(&self) -> String {
-        match self {
-            Self::Dir(path) => path.display().to_string(),
-            Self::Archive(archive) => archive.path().display().to_string(),
-        }
-    }
-
     fn get(&self, path: &str) -> Result<Range> {
         match self {
             Self::Dir(dir) => Range::whole(&dir.join(path)),
@@ -46,22 +75,34 @@ impl Layout {
         range.read_document(&format!("{path} of {}", self.name()))
     }
 
-    /// The blob of a descriptor, once its length was found right.
-    fn blob(&self, descriptor: &Descriptor) -> Result<(Range, Digest)> {
-        let text = descriptor.digest().to_string();
-        let digest = Digest::parse(&text)
-            .ok_or_else(|| Error::document(self.name(), format!("the digest {text} is none that is supported (sha256)")))?;
+    /// A blob, once its length was found right.
+    fn blob(&self, digest: &Digest, size: u64) -> Result<Range> {
         let range = self.get(&format!("blobs/sha256/{}", digest.hex()))?;
-        if range.len != descriptor.size() {
-            let reason = Mismatch::Size { found: range.len, wanted: descriptor.size() };
+        if range.len != size {
+            let reason = Mismatch::Size { found: range.len, wanted: size };
             return Err(Error::Mismatch { name: format!("blob {digest}"), reason });
         }
-        Ok((range, digest))
+        Ok(range)
+    }
+}
+
+/// The digest of a descriptor.
+pub fn digest_of(documents: &(impl Documents + ?Sized), descriptor: &Descriptor) -> Result<Digest> {
+    let text = descriptor.digest().to_string();
+    Digest::parse(&text).ok_or_else(|| Error::document(documents.name(), format!("the digest {text} is none that is supported (sha256)")))
+}
+
+impl Documents for Layout {
+    fn name(&self) -> String {
+        match self {
+            Self::Dir(path) => path.display().to_string(),
+            Self::Archive(archive) => archive.path().display().to_string(),
+        }
     }
 
-    /// A document, checked against its descriptor.
     fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let (range, wanted) = self.blob(descriptor)?;
+        let wanted = digest_of(self, descriptor)?;
+        let range = self.blob(&wanted, descriptor.size())?;
         let bytes = range.read_document(&format!("blob {wanted} of {}", self.name()))?;
         let found = Digest::of(&bytes);
         if found != wanted {
@@ -99,36 +140,51 @@ fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Im
     // Its version is all that this file says; without it this is no layout.
     layout.read("oci-layout")?;
     let index: ImageIndex = parse("index.json", &layout.read("index.json")?)?;
-    let descriptor = choose(&layout, &index, reference, options)?;
-    let manifest_bytes = layout.document(&descriptor)?;
+    let found = choose(&layout, &index, reference, &options.platform)?;
+    let mut layers = Vec::new();
+    for FoundLayer { digest, size, diff_id, created_by, .. } in found.layers {
+        let range = layout.blob(&digest, size)?;
+        layers.push(Blob { name: digest.to_string(), range, digest: Some(digest) }.layer(created_by, Some(diff_id))?);
+    }
+    Ok(Image { layers, config: found.config, manifest: found.manifest })
+}
+
+/// The image that reference and platform choose.
+///
+/// # Errors
+/// [`Error::Source`] when none fits, or several do; [`Error::Document`] and [`Error::Mismatch`] when a document is wrong.
+pub fn choose(documents: &dyn Documents, index: &ImageIndex, reference: Option<&str>, platform: &Platform) -> Result<Found> {
+    let descriptor = choose_manifest(documents, index, reference, platform)?;
+    let manifest_bytes = documents.document(&descriptor)?;
     let manifest: ImageManifest = parse(&format!("manifest {}", descriptor.digest()), &manifest_bytes)?;
-    let config_bytes = layout.document(manifest.config())?;
+    let config_bytes = documents.document(manifest.config())?;
     let config_name = format!("configuration {}", manifest.config().digest());
     let config: Config = parse(&config_name, &config_bytes)?;
     let known = config.layers(&config_name, manifest.layers().len())?;
-    config.warn_of_platform(&layout.name(), &options.platform);
-    let mut layers = Vec::new();
-    for (descriptor, (diff_id, created_by)) in manifest.layers().iter().zip(known) {
-        let (range, digest) = layout.blob(descriptor)?;
-        layers.push(Blob { name: digest.to_string(), range, digest: Some(digest) }.layer(created_by, Some(diff_id))?);
-    }
-    Ok(Image { layers, config: config_bytes, manifest: manifest_bytes })
+    config.warn_of_platform(&documents.name(), platform);
+    let layer = |(descriptor, (diff_id, created_by)): (&Descriptor, (Digest, Vec<u8>))| {
+        let media_type = descriptor.media_type().to_string();
+        let compressed = media_type.ends_with("gzip") || media_type.ends_with("zstd");
+        Ok(FoundLayer { digest: digest_of(documents, descriptor)?, size: descriptor.size(), compressed, diff_id, created_by })
+    };
+    let layers = manifest.layers().iter().zip(known).map(layer).collect::<Result<_>>()?;
+    Ok(Found { manifest: manifest_bytes, config: config_bytes, layers })
 }
 
 /// The manifest that reference and platform choose.
-fn choose(layout: &Layout, index: &ImageIndex, reference: Option<&str>, options: &Options) -> Result<Descriptor> {
+fn choose_manifest(documents: &dyn Documents, index: &ImageIndex, reference: Option<&str>, platform: &Platform) -> Result<Descriptor> {
     let named: Vec<&Descriptor> = index.manifests().iter().filter(|d| reference.is_none_or(|r| has_name(d, r))).collect();
-    let source = |reason: String, hint: Option<String>| Error::Source { name: layout.name(), reason, hint };
+    let source = |reason: String, hint: Option<String>| Error::Source { name: documents.name(), reason, hint };
     if named.is_empty() {
         let reason = format!("it has no image named {}", reference.unwrap_or("anything"));
         return Err(source(reason, names(index)));
     }
     let mut found = Vec::new();
     for descriptor in named {
-        collect(layout, descriptor, 0, &mut found)?;
+        collect(documents, descriptor, 0, &mut found)?;
     }
     let fit = |d: &Descriptor| match d.platform() {
-        Some(p) => options.platform.fit(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()),
+        Some(p) => platform.fit(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()),
         // Nothing is said of it: it is taken when there is no better one.
         None => Some(0),
     };
@@ -139,7 +195,7 @@ fn choose(layout: &Layout, index: &ImageIndex, reference: Option<&str>, options:
         [one] => Ok(one.clone()),
         [] => {
             let platforms: Vec<_> = found.iter().filter_map(|d| d.platform().as_ref()).map(describe).collect();
-            let reason = format!("it has no image for {}", options.platform);
+            let reason = format!("it has no image for {}", platform);
             Err(source(reason, Some(format!("choose one with --platform: {}", platforms.join(", ")))))
         }
         _ => Err(source("it has several images".into(), names(index))),
@@ -164,7 +220,7 @@ fn names(index: &ImageIndex) -> Option<String> {
 }
 
 /// The manifests that a descriptor leads to, through indexes of indexes.
-fn collect(layout: &Layout, descriptor: &Descriptor, depth: usize, found: &mut Vec<Descriptor>) -> Result<()> {
+fn collect(documents: &dyn Documents, descriptor: &Descriptor, depth: usize, found: &mut Vec<Descriptor>) -> Result<()> {
     let is_index = match descriptor.media_type() {
         MediaType::ImageIndex => true,
         MediaType::Other(other) => other == DOCKER_MANIFEST_LIST,
@@ -178,12 +234,12 @@ fn collect(layout: &Layout, descriptor: &Descriptor, depth: usize, found: &mut V
         return Ok(());
     }
     if depth == MAX_DEPTH || found.len() > MAX_MANIFESTS {
-        return Err(Error::document(layout.name(), "its indexes are nested too deep, or too many"));
+        return Err(Error::document(documents.name(), "its indexes are nested too deep, or too many"));
     }
     let name = format!("index {}", descriptor.digest());
-    let index: ImageIndex = parse(&name, &layout.document(descriptor)?)?;
+    let index: ImageIndex = parse(&name, &documents.document(descriptor)?)?;
     for inner in index.manifests() {
-        collect(layout, inner, depth + 1, found)?;
+        collect(documents, inner, depth + 1, found)?;
     }
     Ok(())
 }

@@ -1,0 +1,54 @@
+//! Sources of images, wherever they are: files by [`sources::open`], registries by [`pull::source`].
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use super::error::Error;
+use crate::build::{self, Built, Image, Spec, sources};
+use crate::registry::{self, Blobs, pull};
+use crate::store::Config;
+
+/// Images that were opened, and what is fetched for them.
+#[derive(Default)]
+pub struct Sources {
+    /// The images, lowest first.
+    pub images: Vec<Image>,
+    blobs: Vec<Arc<Blobs>>,
+}
+
+impl Sources {
+    /// Opens sources, the lowest first.
+    pub fn open<'a>(texts: impl IntoIterator<Item = &'a OsString>, options: &sources::Options) -> Result<Self, Error> {
+        let mut opened = Self::default();
+        for text in texts {
+            match remote(text) {
+                Some(reference) => {
+                    let options = pull::Options {
+                        platform: options.platform.clone(),
+                        registries: Config::load(None)?.registries.value,
+                        temp_dir: options.temp_dir.clone(),
+                        observer: Arc::new(()),
+                    };
+                    let source = pull::source(&pull::parse(reference)?, &options)?;
+                    opened.images.push(source.image);
+                    opened.blobs.push(source.blobs);
+                }
+                None => opened.images.push(sources::open(&Spec::parse(text)?, options)?),
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Gives the images to `build`, and removes what was fetched, unless it is worth keeping.
+    pub fn build(self, build: impl FnOnce(Vec<Image>) -> build::Result<Built>) -> Result<Built, Error> {
+        let mut result = build(self.images).map_err(registry::Error::from);
+        for blobs in self.blobs {
+            result = blobs.finish(result);
+        }
+        Ok(result?)
+    }
+}
+
+fn remote(text: &OsStr) -> Option<&str> {
+    text.to_str().filter(|text| text.starts_with(pull::PREFIX))
+}

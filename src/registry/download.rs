@@ -1,0 +1,247 @@
+//! Blobs are fetched, several at a time, by a thread of their own, while the first of them are read.
+
+use std::io::Write;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use futures_util::StreamExt;
+use futures_util::future::select;
+use reqwest::StatusCode;
+use reqwest::header::CONTENT_RANGE;
+use tokio::sync::oneshot;
+
+use super::endpoint::pause;
+use super::error::{Error, Result};
+use super::retry::{Cause, Failures};
+use super::session::{Session, Sources};
+use super::spool::{Spool, SpoolDir};
+use crate::build::sources::{TarSource, unpack};
+use crate::build::{self, Digest, Mismatch};
+
+/// How many blobs are fetched at a time.
+const AT_ONCE: usize = 3;
+/// So many bytes are progress: failures before them are forgotten.
+const PROGRESS: u64 = 1 << 16;
+
+/// A blob to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Its digest.
+    pub digest: Digest,
+    /// How many bytes it has.
+    pub size: u64,
+}
+
+/// Who wants to know how fetching goes on. It is told from another thread.
+pub trait Observer: Send + Sync {
+    /// Blob number `blob` has `bytes` more; `resumed` when they were here already.
+    fn fetched(&self, blob: usize, bytes: u64, resumed: bool);
+}
+
+/// Observes nothing.
+impl Observer for () {
+    fn fetched(&self, _: usize, _: u64, _: bool) {}
+}
+
+/// Blobs on their way. When this is dropped, what has been fetched stays, to be continued; see [`Blobs::finish`].
+pub struct Blobs {
+    spools: Vec<Arc<Spool>>,
+    wanted: Vec<Wanted>,
+    dir: SpoolDir,
+    begin: Mutex<Option<oneshot::Sender<usize>>>,
+    cancel: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Blobs {
+    /// Prepares to fetch blobs into files below `dir`. Nothing is asked for before one is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(session: Session, wanted: Vec<Wanted>, dir: &Path, observer: Arc<dyn Observer>) -> Result<Arc<Self>> {
+        let dir = SpoolDir::below(dir)?;
+        let spools: Vec<_> = wanted.iter().map(|b| dir.blob(&b.digest, b.size).map(Arc::new)).collect::<Result<_>>()?;
+        let (begin, begun) = oneshot::channel();
+        let (cancel, cancelled) = oneshot::channel();
+        let work = Work { sources: session.sources, spools: spools.clone(), wanted: wanted.clone(), observer };
+        let run = move || {
+            session.runtime.block_on(select(pin!(work.run(begun)), cancelled));
+            // Nobody may wait for what does not come.
+            work.spools.iter().for_each(|spool| spool.end(Err(Error::Cancelled)));
+        };
+        let thread = std::thread::Builder::new().name("download".into()).spawn(run);
+        let thread = thread.map_err(Error::io("starting a thread for", Path::new("downloads")))?;
+        Ok(Arc::new(Self { spools, wanted, dir, begin: Mutex::new(Some(begin)), cancel: Some(cancel), thread: Some(thread) }))
+    }
+
+    /// Begins to fetch this blob and those after it.
+    fn begin(&self, blob: usize) {
+        if let Some(begin) = self.begin.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // The thread waits for this alone.
+            let _ = begin.send(blob);
+        }
+    }
+
+    /// Fetches one blob to its end; its file, checked against its digest.
+    ///
+    /// # Errors
+    /// [`Error`]; when it is not what it is to be, its file is removed.
+    pub fn file(&self, blob: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
+        Ok(self
+            .read(blob, &digest_of(blob, &self.wanted).to_string(), &mut std::io::sink(), false, progress)
+            .map(|()| self.spools[blob].file())?)
+    }
+
+    /// Removes what was fetched, unless `result` is a failure that may not come again: then the next attempt continues.
+    pub fn finish<T>(&self, result: Result<T>) -> Result<T> {
+        if !result.as_ref().is_err_and(Error::is_transient) {
+            self.spools.iter().for_each(|spool| spool.discard());
+            self.dir.remove_if_empty();
+        }
+        result
+    }
+
+    /// Reads a blob, decompressed or as it is, while it is fetched.
+    fn read(&self, blob: usize, name: &str, out: &mut dyn Write, decompress: bool, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
+        self.begin(blob);
+        let spool = &self.spools[blob];
+        let result = unpack(name, spool.path(), spool.reader(), Some(self.wanted[blob].digest), decompress, out, progress);
+        if let Some(error) = spool.failure() {
+            if let Error::Build(error) = error {
+                spool.discard();
+                return Err(error);
+            }
+            return Err(build::Error::Remote { name: name.to_owned(), source: Box::new(error) });
+        }
+        if matches!(result, Err(build::Error::Mismatch { .. })) {
+            spool.discard();
+        }
+        result
+    }
+}
+
+fn digest_of(blob: usize, wanted: &[Wanted]) -> Digest {
+    wanted[blob].digest
+}
+
+impl Drop for Blobs {
+    fn drop(&mut self) {
+        self.cancel.take();
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has told so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A layer that is fetched.
+pub struct RemoteLayer {
+    /// The blobs that it is one of.
+    pub blobs: Arc<Blobs>,
+    /// Which one.
+    pub blob: usize,
+    /// What messages call it.
+    pub name: String,
+}
+
+impl TarSource for RemoteLayer {
+    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
+        self.blobs.read(self.blob, &self.name, out, true, progress)
+    }
+}
+
+/// What the thread does.
+struct Work {
+    sources: Arc<Sources>,
+    spools: Vec<Arc<Spool>>,
+    wanted: Vec<Wanted>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Work {
+    async fn run(&self, begun: oneshot::Receiver<usize>) {
+        // Nothing has to be fetched when everything was there.
+        let Ok(first) = begun.await else { return };
+        let fetch = async |blob: usize| self.spools[blob].end(self.fetch(blob).await);
+        futures_util::stream::iter(first..self.spools.len()).for_each_concurrent(AT_ONCE, fetch).await;
+    }
+
+    /// Fetches what is missing of a blob, with as many requests as it takes.
+    async fn fetch(&self, blob: usize) -> Result<()> {
+        let (spool, size) = (&self.spools[blob], self.wanted[blob].size);
+        if spool.have() > 0 {
+            self.observer.fetched(blob, spool.have(), true);
+        }
+        let mut failures = Failures::default();
+        let mut seen = spool.have();
+        while spool.have() < size {
+            match self.fetch_some(blob).await {
+                Ok(()) => return Ok(()),
+                Err(Broken::Connection(url, error)) => {
+                    if spool.have() >= seen + PROGRESS {
+                        seen = spool.have();
+                        failures.forget();
+                    }
+                    let wait = failures.pause(&Cause::Transport(&error));
+                    pause(wait, &url, &error.to_string()).await.ok_or_else(|| Error::transport(&url, error))?;
+                }
+                Err(Broken::Other(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// One request, and what comes of it.
+    async fn fetch_some(&self, blob: usize) -> Result<(), Broken> {
+        let (spool, Wanted { digest, size }) = (&self.spools[blob], self.wanted[blob]);
+        let have = spool.have();
+        let mut response = self.sources.blob(&digest, have).await?;
+        let url = response.url().clone();
+        let wrong_size = |found: u64| {
+            let reason = Mismatch::Size { found, wanted: size };
+            Broken::Other(build::Error::Mismatch { name: format!("blob {digest}"), reason }.into())
+        };
+        // Who does not know ranges sends everything again: that is passed over, and the digest tells in the end whether it was the same.
+        let mut at = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            if !range.starts_with(&format!("bytes {have}-")) {
+                return Err(Broken::Other(Error::protocol(&url, format!("asked for bytes from {have} on, it sends {range:?}"))));
+            }
+            have
+        } else {
+            0
+        };
+        if let Some(length) = response.content_length().filter(|&length| at + length != size) {
+            return Err(wrong_size(at + length));
+        }
+        while let Some(piece) = response.chunk().await.map_err(|e| Broken::Connection(url.clone(), e))? {
+            let end = at + piece.len() as u64;
+            if end > size {
+                return Err(wrong_size(end));
+            }
+            let known = usize::try_from(spool.have().saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            if known < piece.len() {
+                spool.append(&piece[known..])?;
+                self.observer.fetched(blob, (piece.len() - known) as u64, false);
+            }
+            at = end;
+        }
+        if at == size { Ok(()) } else { Err(wrong_size(at)) }
+    }
+}
+
+/// Why a request did not bring a blob to its end.
+enum Broken {
+    /// The connection broke.
+    Connection(reqwest::Url, reqwest::Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Error> for Broken {
+    fn from(error: Error) -> Self {
+        Broken::Other(error)
+    }
+}

@@ -1,0 +1,243 @@
+//! One registry or mirror: requests to it are authorized and repeated as is needed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url, redirect};
+use serde::Deserialize;
+
+use super::challenge::Challenge;
+use super::credentials::{self, Credential};
+use super::error::{Error, Result, harmless};
+use super::retry::{Cause, Failures, is_transient};
+use super::{auth, certificates};
+
+/// Longest error document that is read, bytes.
+const MAX_REFUSAL: u64 = 1 << 14;
+const MAX_REDIRECTS: usize = 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may be silent.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const USER_AGENT: &str = concat!("lxcri-fs/", env!("CARGO_PKG_VERSION"));
+const HUB: &str = "docker.io";
+/// Where Docker Hub's registry is.
+const HUB_HOST: &str = "registry-1.docker.io";
+
+/// A registry, and a repository of it.
+pub struct Endpoint {
+    /// What people call the registry.
+    name: String,
+    repository: String,
+    base: Mutex<Url>,
+    insecure: bool,
+    http: Client,
+    /// For credentials: follows no redirects.
+    tokens: Client,
+    /// What tokens are to allow.
+    scopes: Vec<String>,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl Endpoint {
+    /// `repository` of the registry `name`; `scopes` is what will be done there.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when it is no host.
+    pub fn new(name: &str, repository: String, insecure: bool, scopes: Vec<String>) -> Result<Self> {
+        let host = if name == HUB { HUB_HOST } else { name };
+        let wrong = |reason: String| Error::Reference { text: name.to_owned(), reason };
+        let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
+        let client = |policy: redirect::Policy| {
+            let builder = certificates::add(builder().redirect(policy).tls_danger_accept_invalid_certs(insecure), name)?;
+            builder.build().map_err(|source| Error::Client { registry: name.to_owned(), source })
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            repository,
+            base: Mutex::new(base),
+            insecure,
+            http: client(redirects(insecure))?,
+            tokens: client(redirect::Policy::none())?,
+            scopes,
+            authorization: Mutex::new(None),
+        })
+    }
+
+    /// What people call the registry.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `/v2/REPOSITORY/PATH`, below the base that [`Self::send`] gives.
+    pub fn url(&self, base: &Url, path: &str) -> Url {
+        let mut url = base.clone();
+        url.set_path(&format!("/v2/{}/{path}", self.repository));
+        url
+    }
+
+    /// Sends what `request` makes for the registry's base URL: again when that may help, and with credentials when they are asked for. Any
+    /// answer that is not about who one is, and will not be another one later, is returned.
+    ///
+    /// # Errors
+    /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of [`credentials::find`].
+    pub async fn send(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+        let mut failures = Failures::default();
+        let mut challenged = false;
+        loop {
+            let base = lock(&self.base).clone();
+            let mut request = request(&self.http, &base).build().map_err(|e| Error::transport(&base, e))?;
+            let url = request.url().clone();
+            // An upload may lead elsewhere; who one is here is nobody's business there.
+            if let Some(value) = lock(&self.authorization).clone().filter(|_| url.origin() == base.origin()) {
+                request.headers_mut().insert(AUTHORIZATION, value);
+            }
+            let response = match self.http.execute(request).await {
+                Err(error) if error.is_connect() && self.insecure && base.scheme() == "https" => {
+                    let mut plain = base;
+                    // Cannot fail between these two.
+                    let _ = plain.set_scheme("http");
+                    *lock(&self.base) = plain;
+                    continue;
+                }
+                Err(error) => {
+                    pause(failures.pause(&Cause::Transport(&error)), &url, &error.to_string())
+                        .await
+                        .ok_or(Error::transport(&url, error))?;
+                    continue;
+                }
+                Ok(response) => response,
+            };
+            let status = response.status();
+            if status == StatusCode::UNAUTHORIZED && response.url().origin() == base.origin() {
+                if challenged {
+                    return Err(refusal(response).await);
+                }
+                challenged = true;
+                let value = self.authorize(response, &base).await?;
+                *lock(&self.authorization) = Some(value);
+            } else if is_transient(status) {
+                let headers = response.headers().clone();
+                match pause(failures.pause(&Cause::Answer(&headers)), &url, &status.to_string()).await {
+                    Some(()) => {}
+                    None => return Err(refusal(response).await),
+                }
+            } else {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// Answers the challenge of a response.
+    async fn authorize(&self, response: Response, base: &Url) -> Result<HeaderValue> {
+        let challenge = Challenge::of(response.headers());
+        let credential = credentials::find(&self.name, &self.repository)?;
+        match (challenge, credential) {
+            (Some(Challenge::Bearer { realm, service }), credential) => {
+                if realm.scheme() != "https" && base.scheme() == "https" && !self.insecure {
+                    return Err(Error::protocol(base, format!("its token server {realm} is not https")));
+                }
+                auth::bearer(&self.tokens, &realm, service.as_deref(), &self.scopes, credential.as_ref()).await
+            }
+            (Some(Challenge::Basic), Some(Credential::Basic { user, password })) => auth::basic(base, &user, &password),
+            _ => Err(refusal(response).await),
+        }
+    }
+
+    /// Turns a refusal into one that names the registry as people do.
+    pub fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Denied { reason, .. } => Error::Denied { registry: self.name.clone(), reason },
+            other => other,
+        }
+    }
+}
+
+fn builder() -> ClientBuilder {
+    // Once for the process; that it was done already is no error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).referer(false)
+}
+
+/// Redirects lead from https to https only. reqwest takes credentials off those that lead to another host.
+fn redirects(insecure: bool) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| {
+        let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");
+        if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error("redirected too often")
+        } else if from_https && attempt.url().scheme() != "https" && !insecure {
+            attempt.error("redirected from https to something else")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+/// Sends a request that needs no authorization of ours; like [`Endpoint::send`].
+pub async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuilder>) -> Result<Response> {
+    let mut failures = Failures::default();
+    loop {
+        match request()?.send().await {
+            Err(error) => {
+                pause(failures.pause(&Cause::Transport(&error)), url, &error.to_string()).await.ok_or(Error::transport(url, error))?;
+            }
+            Ok(response) if is_transient(response.status()) => {
+                let headers = response.headers().clone();
+                if pause(failures.pause(&Cause::Answer(&headers)), url, &response.status().to_string()).await.is_none() {
+                    return Err(refusal(response).await);
+                }
+            }
+            Ok(response) => return Ok(response),
+        }
+    }
+}
+
+/// Waits, if there is to be another try, and says why.
+pub async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> {
+    let pause = pause?;
+    tracing::info!("{}: {}; trying again in {pause:?}", super::error::shown(url), harmless(why));
+    tokio::time::sleep(pause).await;
+    Some(())
+}
+
+/// The body of an answer, if it has at most `limit` bytes.
+pub async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
+    let url = response.url().clone();
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|e| Error::transport(&url, e))? {
+        if (body.len() + piece.len()) as u64 > limit {
+            return Err(Error::protocol(&url, format!("the document has more than {limit} bytes")));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+/// The error that an answer is.
+pub async fn refusal(response: Response) -> Error {
+    #[derive(Deserialize)]
+    struct Refusal {
+        errors: Vec<Detail>,
+    }
+    #[derive(Deserialize)]
+    #[serde(default)]
+    #[derive(Default)]
+    struct Detail {
+        code: String,
+        message: String,
+    }
+    let (status, url) = (response.status(), response.url().clone());
+    let body = document(response, MAX_REFUSAL).await.unwrap_or_default();
+    let said = serde_json::from_slice::<Refusal>(&body).ok().and_then(|refusal| refusal.errors.into_iter().next());
+    let message = said.map(|detail| if detail.message.is_empty() { detail.code } else { detail.message }).unwrap_or_default();
+    let message = harmless(&message);
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        let reason = if message.is_empty() { status.to_string() } else { message };
+        return Error::Denied { registry: url.host_str().unwrap_or_default().to_owned(), reason };
+    }
+    Error::Status { url: super::error::shown(&url), status, message }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,86 @@
+//! How often, and after which time, something is tried again.
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+
+/// First pause; each further one is twice as long.
+const FIRST: Duration = Duration::from_millis(250);
+/// Longest pause that is taken because a registry asks for it.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How many times something is tried again.
+const TRIES: u32 = 5;
+/// How many times when nobody is there, or cannot be talked to: that is rarely a passing matter.
+const TRIES_TO_CONNECT: u32 = 2;
+
+/// Whether an answer may be another one later.
+pub fn is_transient(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Counts the failures of one piece of work.
+#[derive(Debug, Default)]
+pub struct Failures(u32);
+
+impl Failures {
+    /// How long to wait before the next try; `None` when it is time to give up.
+    pub fn pause(&mut self, cause: &Cause<'_>) -> Option<Duration> {
+        let tries = match cause {
+            Cause::Transport(error) if error.is_connect() => TRIES_TO_CONNECT,
+            Cause::Transport(error) if error.is_builder() || error.is_redirect() => 0,
+            Cause::Transport(_) | Cause::Answer(_) => TRIES,
+        };
+        if self.0 >= tries {
+            return None;
+        }
+        let pause = FIRST * (1 << self.0);
+        self.0 += 1;
+        match cause {
+            Cause::Answer(headers) => match retry_after(headers) {
+                Some(asked) if asked > LONGEST => None,
+                asked => Some(asked.unwrap_or_default().max(pause)),
+            },
+            Cause::Transport(_) => Some(pause),
+        }
+    }
+
+    /// There was progress: failures from here on are new ones.
+    pub fn forget(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Why something failed.
+pub enum Cause<'a> {
+    /// No answer, or not all of it.
+    Transport(&'a reqwest::Error),
+    /// An answer with these headers.
+    Answer(&'a HeaderMap),
+}
+
+/// Seconds; the other form, a date, is not used by registries.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn pauses_grow_end_and_are_what_the_registry_asks_for() {
+        let mut headers = HeaderMap::new();
+        let mut failures = Failures::default();
+        let pauses: Vec<_> = std::iter::from_fn(|| failures.pause(&Cause::Answer(&headers))).map(|p| p.as_millis()).collect();
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000]);
+        failures.forget();
+        headers.insert(RETRY_AFTER, "7".parse().unwrap());
+        assert_eq!(failures.pause(&Cause::Answer(&headers)), Some(Duration::from_secs(7)));
+        headers.insert(RETRY_AFTER, "99999999999".parse().unwrap());
+        assert_eq!(failures.pause(&Cause::Answer(&headers)), None);
+        headers.insert(RETRY_AFTER, "Wed, 21 Oct 2026 07:28:00 GMT".parse().unwrap());
+        assert_eq!(failures.pause(&Cause::Answer(&headers)), Some(Duration::from_secs(1)));
+    }
+}

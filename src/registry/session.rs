@@ -1,0 +1,190 @@
+//! What is asked of a registry and its mirrors about one repository.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE, RANGE};
+use reqwest::{Response, StatusCode};
+use tokio::runtime::Runtime;
+
+use super::Reference;
+use super::config::Registries;
+use super::endpoint::{Endpoint, document, refusal};
+use super::error::{Error, Result};
+use crate::build::sources::MAX_DOCUMENT;
+use crate::build::{self, Digest, Mismatch};
+
+/// What we take for an answer when a manifest is asked for.
+pub const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// Header with the digest of a manifest.
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// A manifest or an index.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The document.
+    pub bytes: Vec<u8>,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type, as the registry says.
+    pub media_type: String,
+}
+
+/// The registry of a reference, behind its mirrors.
+pub struct Sources {
+    /// In the order in which they are asked; the registry itself is the last.
+    endpoints: Vec<(Endpoint, AtomicBool)>,
+}
+
+/// Requests from a thread that is not asynchronous.
+pub struct Session {
+    /// Runs the requests.
+    pub runtime: Runtime,
+    /// Who is asked.
+    pub sources: Arc<Sources>,
+}
+
+/// A runtime for requests: one thread, that of the caller.
+pub fn runtime() -> Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::io("making a runtime in", std::path::Path::new("/proc/self")))
+}
+
+impl Session {
+    /// Prepares to read `reference`; nothing is asked yet.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::new`].
+    pub fn new(reference: &Reference, registries: &Registries) -> Result<Self> {
+        let runtime = runtime()?;
+        let (registry, repository) = (reference.registry(), reference.repository());
+        let mut endpoints = Vec::new();
+        for mirror in registries.get(registry).mirrors {
+            let (host, prefix) = mirror.split_once('/').unwrap_or((&mirror, ""));
+            let path = if prefix.is_empty() { repository.to_owned() } else { format!("{}/{repository}", prefix.trim_matches('/')) };
+            endpoints.push(reading(host, path, registries)?);
+        }
+        endpoints.push(reading(registry, repository.to_owned(), registries)?);
+        Ok(Self { runtime, sources: Arc::new(Sources { endpoints: endpoints.into_iter().map(|e| (e, AtomicBool::new(false))).collect() }) })
+    }
+
+    /// The manifest that a tag or digest leads to.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::send`]; [`Error::Build`] when it has another digest.
+    pub fn manifest(&self, tag: &str) -> Result<Manifest> {
+        self.runtime.block_on(self.sources.manifest(tag))
+    }
+
+    /// The digest of what a tag leads to; only that is asked for.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::send`].
+    pub fn digest(&self, tag: &str) -> Result<Digest> {
+        self.runtime.block_on(self.sources.digest(tag))
+    }
+
+    /// A short blob, such as a configuration.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::send`]; [`Error::Build`] when it has another digest.
+    pub fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.runtime.block_on(async {
+            self.sources
+                .first(async |endpoint| {
+                    let response = expect(get_blob(endpoint, digest, 0).await?, &[StatusCode::OK]).await?;
+                    checked(document(response, MAX_DOCUMENT).await?, *digest, "blob")
+                })
+                .await
+        })
+    }
+}
+
+fn reading(host: &str, repository: String, registries: &Registries) -> Result<Endpoint> {
+    let scope = format!("repository:{repository}:pull");
+    Endpoint::new(host, repository, registries.get(host).insecure, vec![scope])
+}
+
+impl Sources {
+    /// What the first that has an answer answers.
+    async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T>) -> Result<T> {
+        let last = self.endpoints.len() - 1;
+        for (endpoint, gone) in self.endpoints.iter().take(last).map(|(e, g)| (e, g)).filter(|(_, gone)| !gone.load(Ordering::Relaxed)) {
+            match ask(endpoint).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::info!("mirror {}: {}", endpoint.name(), crate::serve::chain(&error));
+                    gone.store(matches!(error, Error::Transport { .. }), Ordering::Relaxed);
+                }
+            }
+        }
+        let (endpoint, _) = &self.endpoints[last];
+        ask(endpoint).await.map_err(|error| endpoint.named(error))
+    }
+
+    async fn manifest(&self, tag: &str) -> Result<Manifest> {
+        self.first(async |endpoint| {
+            let path = format!("manifests/{tag}");
+            let response = endpoint.send(|http, base| http.get(endpoint.url(base, &path)).header(ACCEPT, MANIFESTS)).await?;
+            let response = expect(response, &[StatusCode::OK]).await?;
+            let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+            let media_type = header(CONTENT_TYPE.as_str()).and_then(|v| v.split(';').next()).unwrap_or_default().trim().to_owned();
+            let said = header(CONTENT_DIGEST).and_then(Digest::parse);
+            let bytes = document(response, MAX_DOCUMENT).await?;
+            let digest = Digest::of(&bytes);
+            match Digest::parse(tag).or(said) {
+                Some(wanted) => Ok(Manifest { bytes: checked(bytes, wanted, "manifest")?, digest, media_type }),
+                None => Ok(Manifest { bytes, digest, media_type }),
+            }
+        })
+        .await
+    }
+
+    async fn digest(&self, tag: &str) -> Result<Digest> {
+        self.first(async |endpoint| {
+            let path = format!("manifests/{tag}");
+            let response = endpoint.send(|http, base| http.head(endpoint.url(base, &path)).header(ACCEPT, MANIFESTS)).await?;
+            let response = expect(response, &[StatusCode::OK]).await?;
+            let said = response.headers().get(CONTENT_DIGEST).and_then(|v| v.to_str().ok()).and_then(Digest::parse);
+            said.ok_or_else(|| Error::protocol(response.url(), "it does not say the digest of a manifest"))
+        })
+        .await
+    }
+
+    /// The bytes of a blob from an offset on, or from its beginning when the registry cannot do otherwise.
+    pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response> {
+        self.first(async |endpoint| {
+            let response = get_blob(endpoint, digest, from).await?;
+            if response.status() == StatusCode::RANGE_NOT_SATISFIABLE && from > 0 {
+                return expect(get_blob(endpoint, digest, 0).await?, &[StatusCode::OK]).await;
+            }
+            expect(response, &[StatusCode::OK, StatusCode::PARTIAL_CONTENT]).await
+        })
+        .await
+    }
+}
+
+async fn get_blob(endpoint: &Endpoint, digest: &Digest, from: u64) -> Result<Response> {
+    let path = format!("blobs/{digest}");
+    endpoint
+        .send(|http, base| {
+            let request = http.get(endpoint.url(base, &path));
+            if from == 0 { request } else { request.header(RANGE, format!("bytes={from}-")) }
+        })
+        .await
+}
+
+/// An answer with one of these statuses.
+pub async fn expect(response: Response, wanted: &[StatusCode]) -> Result<Response> {
+    if wanted.contains(&response.status()) { Ok(response) } else { Err(refusal(response).await) }
+}
+
+fn checked(bytes: Vec<u8>, wanted: Digest, what: &str) -> Result<Vec<u8>> {
+    let found = Digest::of(&bytes);
+    if found == wanted {
+        return Ok(bytes);
+    }
+    let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
+    Err(build::Error::Mismatch { name: format!("{what} {wanted}"), reason }.into())
+}

@@ -1,0 +1,188 @@
+//! A blob in a file that grows while it is read, and that a later attempt continues.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::error::{Error, Result};
+use crate::build::Digest;
+
+/// The directory with what was fetched of blobs, made below `dir` when it is not there.
+const DIRECTORY: &str = ".lxcri-fs-blobs";
+
+/// A directory of blobs.
+pub struct SpoolDir {
+    path: PathBuf,
+}
+
+impl SpoolDir {
+    /// The one below `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when it is somebody else's.
+    pub fn below(dir: &Path) -> Result<Self> {
+        let path = dir.join(DIRECTORY);
+        let making = || Error::io("making the directory", &path);
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(making())?,
+        }
+        let meta = path.symlink_metadata().map_err(making())?;
+        if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
+            return Err(making()(io::Error::new(io::ErrorKind::AlreadyExists, "somebody else has made it")));
+        }
+        Ok(Self { path })
+    }
+
+    /// The file of a blob of `size` bytes, with what an earlier attempt has left in it. When another process is about to fetch the same
+    /// blob, it is a file without a name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn blob(&self, digest: &Digest, size: u64) -> Result<Spool> {
+        let path = self.path.join(digest.hex());
+        let failed = || Error::io("opening", &path);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed()(e.into()))?);
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let file = tempfile::tempfile_in(&self.path).map_err(Error::io("making a file in", &self.path))?;
+                return Ok(Spool::new(file, None, path, 0));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path)(e)),
+        }
+        let mut have = file.metadata().map_err(failed())?.len();
+        if have > size {
+            file.set_len(0).map_err(failed())?;
+            have = 0;
+        }
+        Ok(Spool::new(file, Some(path.clone()), path, have))
+    }
+
+    /// Removes the directory, if nothing is in it any more.
+    pub fn remove_if_empty(&self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+/// The file of a blob.
+pub struct Spool {
+    file: File,
+    /// Its name, if it has one.
+    name: Option<PathBuf>,
+    /// What messages call it.
+    path: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many bytes are there.
+    have: u64,
+    end: Option<End>,
+}
+
+enum End {
+    /// All bytes are there.
+    Complete,
+    /// There will be no more; the error, until somebody takes it.
+    Failed(Option<Error>),
+}
+
+impl Spool {
+    fn new(file: File, name: Option<PathBuf>, path: PathBuf, have: u64) -> Self {
+        Self { file, name, path, state: Mutex::new(State { have, end: None }), changed: Condvar::new() }
+    }
+
+    /// What messages call it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How many bytes are there.
+    pub fn have(&self) -> u64 {
+        self.state().have
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append(&self, bytes: &[u8]) -> Result<()> {
+        let at = self.have();
+        self.file.write_all_at(bytes, at).map_err(Error::io("writing", &self.path))?;
+        self.state().have = at + bytes.len() as u64;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Nothing is added any more.
+    pub fn end(&self, result: Result<()>) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            state.end = Some(result.map_or_else(|error| End::Failed(Some(error)), |()| End::Complete));
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Why it was not completed. The cause is told once.
+    pub fn failure(&self) -> Option<Error> {
+        match &mut self.state().end {
+            Some(End::Failed(error)) => Some(error.take().unwrap_or(Error::Cancelled)),
+            _ => None,
+        }
+    }
+
+    /// Removes it: what is in it is wrong, or not needed any more.
+    pub fn discard(&self) {
+        if let Some(name) = &self.name {
+            let _ = std::fs::remove_file(name);
+        }
+    }
+
+    /// Reads it from its beginning to its end, waiting for what is not there yet.
+    pub fn reader(self: &Arc<Self>) -> SpoolReader {
+        SpoolReader { spool: self.clone(), at: 0 }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a [`Spool`].
+pub struct SpoolReader {
+    spool: Arc<Spool>,
+    at: u64,
+}
+
+impl Read for SpoolReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.spool.state();
+        let have = loop {
+            match &state.end {
+                _ if state.have > self.at => break state.have,
+                Some(End::Complete) => return Ok(0),
+                Some(End::Failed(_)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                None => state = self.spool.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        drop(state);
+        let want = usize::try_from(have - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let n = self.spool.file.read_at(&mut buf[..want], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}

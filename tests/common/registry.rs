@@ -1,0 +1,397 @@
+//! Registries for tests: a real one, one that does what a test tells it to, and a connection that breaks.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// The name that [`HTPASSWD`] lets in.
+pub const USER: &str = "somebody";
+/// Their password.
+pub const PASSWORD: &str = "correct horse";
+/// bcrypt of the password, as `htpasswd -B` writes it.
+const HTPASSWD: &str = "somebody:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n";
+
+/// Debian's docker-registry on loopback, until it is dropped.
+pub struct Registry {
+    pub port: u16,
+    child: Child,
+}
+
+/// How a registry is to be reached.
+#[derive(Default)]
+pub struct Setup {
+    /// With a certificate of [`certificate`] in its directory.
+    pub tls: bool,
+    /// For [`USER`] only.
+    pub login: bool,
+}
+
+impl Registry {
+    /// Starts one that keeps its data in `dir`.
+    pub fn start(dir: &Path, setup: &Setup) -> Self {
+        std::fs::create_dir_all(dir).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut config = json!({
+            "version": "0.1",
+            "log": { "level": "error" },
+            "storage": { "filesystem": { "rootdirectory": dir.join("data") }, "delete": { "enabled": true } },
+            "http": { "addr": format!("127.0.0.1:{port}") },
+        });
+        if setup.tls {
+            config["http"]["tls"] = json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
+        }
+        if setup.login {
+            std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
+            config["auth"] = json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
+        }
+        // JSON is YAML.
+        std::fs::write(dir.join("config.yml"), config.to_string()).unwrap();
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(dir.join("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let started = Self { port, child };
+        let begin = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{}", std::fs::read_to_string(dir.join("log")).unwrap());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        started
+    }
+
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes a CA, and in `dir` `tls.crt` and `tls.key` of 127.0.0.1 signed by it; the CA is `ca.crt`.
+pub fn certificate(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    super::common::run(Command::new("bash").current_dir(dir).args([
+        "-euc",
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca 2>/dev/null
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout tls.key -out tls.csr -subj /CN=127.0.0.1 2>/dev/null
+         printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > ext
+         openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out tls.crt 2>/dev/null",
+    ]));
+}
+
+/// Passes connections on, and breaks each one after so many bytes to the client.
+pub struct Cutter {
+    pub port: u16,
+    /// After how many bytes; 0 breaks none.
+    pub after: Arc<AtomicUsize>,
+    /// Bytes that went to clients.
+    pub passed: Arc<AtomicU64>,
+    /// How many connections were broken.
+    pub cut: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Cutter {
+    pub fn before(port: u16, after: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let this = Self {
+            port: listener.local_addr().unwrap().port(),
+            after: Arc::new(AtomicUsize::new(after)),
+            passed: Arc::default(),
+            cut: Arc::default(),
+            stop: Arc::default(),
+        };
+        let (after, passed, cut, stop) = (this.after.clone(), this.passed.clone(), this.cut.clone(), this.stop.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (after, passed, cut) = (after.clone(), passed.clone(), cut.clone());
+                std::thread::spawn(move || pass(client.unwrap(), port, &after, &passed, &cut));
+            }
+        });
+        this
+    }
+
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+fn pass(mut client: TcpStream, port: u16, after: &AtomicUsize, passed: &AtomicU64, cut: &AtomicUsize) {
+    let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(std::net::Shutdown::Write);
+    });
+    let mut buf = vec![0; 16 << 10];
+    let mut sent = 0;
+    while let Ok(n) = server.read(&mut buf) {
+        let limit = after.load(Ordering::Relaxed);
+        if n == 0 || client.write_all(&buf[..n]).is_err() {
+            break;
+        }
+        sent += n;
+        passed.fetch_add(n as u64, Ordering::Relaxed);
+        if limit > 0 && sent >= limit {
+            cut.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
+    }
+    let _ = client.shutdown(std::net::Shutdown::Both);
+    let _ = server.shutdown(std::net::Shutdown::Both);
+}
+
+/// A request as the server of a test sees it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub method: String,
+    /// With its query.
+    pub path: String,
+    /// Names in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// What it answers.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// The length that is announced, if it is not that of the body.
+    pub announced: Option<usize>,
+}
+
+impl Response {
+    pub fn new(status: u16, body: &[u8]) -> Self {
+        Self { status, headers: Vec::new(), body: body.to_vec(), announced: None }
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// An HTTP server that answers as it is told, one request a connection.
+pub struct Server {
+    pub address: SocketAddr,
+    /// What was asked.
+    pub log: Arc<Mutex<Vec<Request>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Server {
+    pub fn new(answer: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let this = Self { address: listener.local_addr().unwrap(), log: Arc::default(), stop: Arc::default() };
+        let (log, stop, answer) = (this.log.clone(), this.stop.clone(), Arc::new(answer));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (log, answer) = (log.clone(), answer.clone());
+                std::thread::spawn(move || serve(client.unwrap(), &log, &*answer));
+            }
+        });
+        this
+    }
+
+    pub fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// `METHOD PATH` of all that was asked.
+    pub fn asked(&self) -> Vec<String> {
+        self.log.lock().unwrap().iter().map(|r| format!("{} {}", r.method, r.path)).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Response) {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let mut lines = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        match reader.read_until(b'\n', &mut line) {
+            Ok(n) if n > 0 => {}
+            _ => return,
+        }
+        let Ok(line) = String::from_utf8(line) else { return };
+        let line = line.trim_end().to_owned();
+        if line.is_empty() {
+            break;
+        }
+        lines.push(line);
+    }
+    let mut words = lines[0].split(' ');
+    let (Some(method), Some(path)) = (words.next(), words.next()) else { return };
+    let header = |line: &String| line.split_once(':').map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()));
+    let headers: BTreeMap<_, _> = lines[1..].iter().filter_map(header).collect();
+    let mut body = vec![0; headers.get("content-length").and_then(|l| l.parse().ok()).unwrap_or(0)];
+    if reader.read_exact(&mut body).is_err() {
+        return;
+    }
+    let request = Request { method: method.to_owned(), path: path.to_owned(), headers, body };
+    log.lock().unwrap().push(request.clone());
+    let Response { status, headers, body, announced } = answer(&request);
+    let length = announced.unwrap_or(body.len());
+    let mut head = format!("HTTP/1.1 {status} Some\r\nContent-Length: {length}\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    let _ = client.write_all(format!("{head}\r\n").as_bytes());
+    if request.method != "HEAD" {
+        let _ = client.write_all(&body);
+    }
+}
+
+/// An image of one repository, in memory, that a [`Server`] can serve.
+#[derive(Debug, Clone, Default)]
+pub struct Image {
+    /// By digest, and the tag `latest`: media type and document.
+    pub manifests: BTreeMap<String, (String, Vec<u8>)>,
+    pub blobs: BTreeMap<String, Vec<u8>>,
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+impl Image {
+    /// An image with one file, `what`, and another of `size` bytes that do not compress.
+    pub fn new(what: &str, size: usize) -> Self {
+        let mut image = Self::default();
+        let manifest = image.add(what, size);
+        image.tag("latest", &manifest);
+        image
+    }
+
+    /// Adds an image that is not named; its descriptor.
+    pub fn add(&mut self, what: &str, size: usize) -> Value {
+        let mut tar = Vec::new();
+        let mut state = 1u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(size)
+        .collect();
+        for (name, content) in [("what", what.as_bytes()), ("noise", &noise)] {
+            let mut header = vec![0; 512];
+            header[..name.len()].copy_from_slice(name.as_bytes());
+            header[100..107].copy_from_slice(b"0000644");
+            header[108..115].copy_from_slice(b"0000000");
+            header[116..123].copy_from_slice(b"0000000");
+            header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+            header[136..147].copy_from_slice(b"00000000000");
+            header[148..156].copy_from_slice(b"        ");
+            header[156] = b'0';
+            header[257..265].copy_from_slice(b"ustar\x0000");
+            let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
+            header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            tar.extend_from_slice(&header);
+            tar.extend_from_slice(content);
+            tar.resize(tar.len().next_multiple_of(512), 0);
+        }
+        tar.resize(tar.len() + 1024, 0);
+        let layer = self.blob("application/vnd.oci.image.layer.v1.tar", &tar);
+        let config = json!({
+            "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+        });
+        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] }))
+    }
+
+    pub fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
+        self.blobs.insert(sha256(bytes), bytes.to_vec());
+        json!({ "mediaType": media_type, "digest": sha256(bytes), "size": bytes.len() })
+    }
+
+    pub fn manifest(&mut self, media_type: &str, document: &Value) -> Value {
+        let bytes = document.to_string().into_bytes();
+        self.manifests.insert(sha256(&bytes), (media_type.to_owned(), bytes.clone()));
+        json!({ "mediaType": media_type, "digest": sha256(&bytes), "size": bytes.len() })
+    }
+
+    pub fn tag(&mut self, tag: &str, descriptor: &Value) {
+        let manifest = self.manifests[descriptor["digest"].as_str().unwrap()].clone();
+        self.manifests.insert(tag.to_owned(), manifest);
+    }
+
+    /// The largest blob: the layer.
+    pub fn layer(&mut self) -> (String, &mut Vec<u8>) {
+        self.blobs.iter_mut().max_by_key(|(_, bytes)| bytes.len()).map(|(digest, bytes)| (digest.clone(), bytes)).unwrap()
+    }
+
+    /// What a registry answers, with ranges.
+    pub fn answer(&self, request: &Request) -> Response {
+        let path = request.path.split('?').next().unwrap();
+        if let Some((_, tag)) = path.split_once("/manifests/") {
+            return match self.manifests.get(tag) {
+                Some((media_type, bytes)) => {
+                    Response::new(200, bytes).with("Content-Type", media_type).with("Docker-Content-Digest", &sha256(bytes))
+                }
+                None => Response::new(404, br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
+            };
+        }
+        let Some(bytes) = path.split_once("/blobs/").and_then(|(_, digest)| self.blobs.get(digest)) else { return Response::new(404, b"") };
+        match request.header("range").strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')) {
+            Some(from) => {
+                let from: usize = from.parse().unwrap();
+                let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+                Response::new(206, &bytes[from..]).with("Content-Range", &range)
+            }
+            None => Response::new(200, bytes),
+        }
+    }
+
+    pub fn serve(self) -> Server {
+        Server::new(move |request| self.answer(request))
+    }
+}

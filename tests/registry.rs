@@ -1,0 +1,458 @@
+//! Images come from registries whole or not at all: out of Debian's docker-registry, and in spite of one that breaks, lies or refuses.
+//!
+//! Needs root, and the tools that `tests/run.sh` installs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "common/registry.rs"]
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+
+use common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
+use server::{Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
+
+/// A directory with a configuration, a home, and what is built.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::Builder::new().prefix("lxcri-fs-registry").tempdir_in("/var/tmp").unwrap() };
+        std::fs::create_dir(bench.path("home")).unwrap();
+        bench.configure("");
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn configure(&self, text: &str) {
+        std::fs::write(self.path("config.toml"), text).unwrap();
+    }
+
+    /// Says of these registries that they may speak plain HTTP.
+    fn plain(&self, hosts: &[&str]) {
+        let tables: Vec<_> = hosts.iter().map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n")).collect();
+        self.configure(&tables.concat());
+    }
+
+    fn command(&self) -> Command {
+        let mut command = lxcri_fs();
+        command.current_dir(self.dir.path()).env("HOME", self.path("home")).env("LXCRI_FS_CONFIG", self.path("config.toml"));
+        command.env("LXCRI_FS_STORE", self.path("store"));
+        for name in [
+            "REGISTRY_AUTH_FILE",
+            "XDG_RUNTIME_DIR",
+            "XDG_CONFIG_HOME",
+            "DOCKER_CONFIG",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "http_proxy",
+            "https_proxy",
+        ] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn build(&self, reference: &str, image: &str, args: &[&str]) -> Output {
+        self.command().arg("build").arg(format!("docker://{reference}")).args(["--force", "-o", image]).args(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn built(&self, reference: &str, image: &str) -> Vec<u8> {
+        let output = self.build(reference, image, &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(self.hidden(), Vec::<String>::new());
+        std::fs::read(self.path(image)).unwrap()
+    }
+
+    /// What an image that is built of `reference` says it is.
+    #[track_caller]
+    fn what(&self, reference: &str, args: &[&str]) -> String {
+        let output = self.build(reference, "what.bfc", args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        run(self.command().args(["cat", "./what.bfc", "what"]))
+    }
+
+    #[track_caller]
+    fn refused(&self, reference: &str, code: i32, text: &str) {
+        let output = self.build(reference, "refused.bfc", &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(text), "{}", stderr(&output));
+        assert!(!self.path("refused.bfc").exists());
+    }
+
+    /// What an interrupted build has left here.
+    fn hidden(&self) -> Vec<String> {
+        let names = self.dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with('.')).collect()
+    }
+
+    fn sh(&self, script: &str) -> String {
+        run(Command::new("bash").args(["-euc", script]).current_dir(self.dir.path()).env("HOME", self.path("home")))
+    }
+
+    /// An OCI layout `layout` with an image `v1` of several layers.
+    fn layout(&self) {
+        self.sh(
+            r#"umoci init --layout layout; umoci new --image layout:v1; umoci unpack --image layout:v1 made
+               (cd made/rootfs; mkdir -p etc bin gone; echo root:x:0:0 > etc/passwd; cp /bin/true bin/tool; chmod 4755 bin/tool; echo x > gone/file
+                ln etc/passwd hard; ln -s etc/passwd sym; setfattr -n user.note -v value etc/passwd; mknod null c 1 3; head -c 3000000 /dev/urandom > noise)
+               umoci repack --refresh-bundle --image layout:v1 made
+               (cd made/rootfs; rm -r gone; seq 300000 > numbers; chown 1000:1001 numbers; echo changed > bin/tool)
+               umoci repack --refresh-bundle --image layout:v1 made
+               head -c 1000000 /dev/urandom > made/rootfs/more; umoci repack --image layout:v1 made
+               umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux; umoci gc --layout layout
+               printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#,
+        );
+    }
+
+    fn skopeo(&self, args: &str) -> String {
+        self.sh(&format!("skopeo --policy policy.json {args}"))
+    }
+}
+
+#[test]
+fn a_registry_s_image_is_what_was_pushed() {
+    let bench = Bench::new();
+    bench.layout();
+    let registry = Registry::start(&bench.path("registry"), &Setup::default());
+    let host = registry.host();
+    bench.plain(&[&host]);
+    let push = "copy -q --dest-tls-verify=false";
+    bench.skopeo(&format!("{push} --preserve-digests oci:layout:v1 docker://{host}/team/app:v1"));
+    bench.skopeo("copy -q --dest-decompress oci:layout:v1 dir:plain");
+    bench.skopeo(&format!("{push} --dest-compress-format zstd dir:plain docker://{host}/team/app:zstd"));
+    bench.skopeo(&format!("{push} --format v2s2 oci:layout:v1 docker://{host}/app:docker"));
+
+    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    let expected = std::fs::read(bench.path("expected.bfc")).unwrap();
+    assert!(bench.built(&format!("{host}/team/app:v1"), "v1.bfc") == expected);
+    let digest = bench.skopeo(&format!("inspect --tls-verify=false --format {{{{.Digest}}}} docker://{host}/team/app:v1"));
+    assert!(bench.built(&format!("{host}/team/app@{}", digest.trim()), "digest.bfc") == expected);
+
+    bench.sh("umoci unpack --image layout:v1 bundle");
+    let unpacked = tree(&bench.path("bundle/rootfs"));
+    for reference in ["team/app:v1", "team/app:zstd", "app:docker"] {
+        bench.built(&format!("{host}/{reference}"), "image.bfc");
+        let dir = tempfile::tempdir().unwrap();
+        let _mounted = Mounted::new(&[bench.path("image.bfc").to_str().unwrap()], dir.path());
+        assert_same_tree(&unpacked, &tree(dir.path()));
+    }
+    bench.refused(&format!("{host}/team/app:v2"), 5, "manifest unknown");
+}
+
+#[test]
+fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
+    let bench = Bench::new();
+    bench.layout();
+    certificate(&bench.path("registry"));
+    let registry = Registry::start(&bench.path("registry"), &Setup { tls: true, login: true });
+    let host = registry.host();
+    bench.skopeo(&format!(
+        "copy -q --dest-tls-verify=false --dest-creds '{USER}:{PASSWORD}' --preserve-digests oci:layout:v1 docker://{host}/app:v1"
+    ));
+    let reference = format!("{host}/app:v1");
+
+    bench.refused(&reference, 1, "certs.d");
+    let certs = bench.path("home/.config/containers/certs.d").join(&host);
+    std::fs::create_dir_all(&certs).unwrap();
+    std::fs::copy(bench.path("registry/ca.crt"), certs.join("ca.crt")).unwrap();
+    bench.refused(&reference, 4, "podman login");
+
+    let file = bench.path("auth.json");
+    let login = |path: &Path, password: &str| {
+        let auth = STANDARD.encode(format!("{USER}:{password}"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, json!({ "auths": { &host: { "auth": auth } } }).to_string()).unwrap();
+    };
+    let with = |name: &str, value: &Path| {
+        let output = bench
+            .command()
+            .args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"])
+            .env(name, value)
+            .output()
+            .unwrap();
+        (output.status.code(), stderr(&output))
+    };
+    login(&file, PASSWORD);
+    assert_eq!(with("REGISTRY_AUTH_FILE", &file), (Some(0), String::new()));
+    login(&bench.path("run/containers/auth.json"), PASSWORD);
+    assert_eq!(with("XDG_RUNTIME_DIR", &bench.path("run")), (Some(0), String::new()));
+    login(&bench.path("docker/config.json"), PASSWORD);
+    assert_eq!(with("DOCKER_CONFIG", &bench.path("docker")), (Some(0), String::new()));
+    login(&file, "wrong");
+    assert_eq!(with("REGISTRY_AUTH_FILE", &file).0, Some(4));
+
+    // A helper is told the registry on its standard input.
+    let helper = bench.path("docker-credential-test");
+    let script = format!(
+        "#!/bin/sh\nread server; [ \"$1 $server\" = 'get {host}' ] || exit 1\necho '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
+    );
+    std::fs::write(&helper, script).unwrap();
+    bench.sh("chmod +x docker-credential-test");
+    let path = format!("{}:{}", bench.dir.path().display(), std::env::var("PATH").unwrap());
+    for config in [json!({ "credHelpers": { &host: "test" } }), json!({ "auths": { &host: {} }, "credsStore": "test" })] {
+        std::fs::write(&file, config.to_string()).unwrap();
+        let mut command = bench.command();
+        command
+            .args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"])
+            .env("REGISTRY_AUTH_FILE", &file)
+            .env("PATH", &path);
+        run(&mut command);
+    }
+    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    assert!(std::fs::read(bench.path("image.bfc")).unwrap() == std::fs::read(bench.path("expected.bfc")).unwrap());
+}
+
+/// What broke is fetched on from where it broke, in one build and in the next.
+#[test]
+fn broken_connections_cost_what_was_not_there_yet() {
+    let bench = Bench::new();
+    bench.layout();
+    let registry = Registry::start(&bench.path("registry"), &Setup::default());
+    let cutter = Cutter::before(registry.port, 700_000);
+    let (host, reference) = (cutter.host(), format!("{}/app:v1", cutter.host()));
+    bench.plain(&[&host]);
+    bench.skopeo(&format!("copy -q --dest-tls-verify=false --preserve-digests oci:layout:v1 docker://{}/app:v1", registry.host()));
+    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    let expected = std::fs::read(bench.path("expected.bfc")).unwrap();
+    let blobs: u64 = bench.path("layout/blobs/sha256").read_dir().unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+
+    assert!(bench.built(&reference, "image.bfc") == expected);
+    assert!(cutter.cut.load(Ordering::Relaxed) >= 4, "{}", cutter.cut.load(Ordering::Relaxed));
+    let passed = cutter.passed.swap(0, Ordering::Relaxed);
+    assert!(passed < blobs * 3 / 2, "{passed} bytes for {blobs}");
+
+    // Killed in the middle: nothing is to be seen, and the rest is what the next one fetches.
+    cutter.after.store(1_500_000, Ordering::Relaxed);
+    let mut child =
+        bench.command().args(["build", &format!("docker://{reference}"), "-o", "killed.bfc"]).stderr(Stdio::null()).spawn().unwrap();
+    let begin = Instant::now();
+    let spool = bench.path(".lxcri-fs-blobs");
+    let size = || spool.read_dir().map_or(0, |entries| entries.map(|e| e.unwrap().metadata().unwrap().len()).sum::<u64>());
+    while size() < 1_000_000 && begin.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!bench.path("killed.bfc").exists());
+    let kept = size();
+    assert!(kept >= 1_000_000, "{kept}");
+    cutter.after.store(0, Ordering::Relaxed);
+    cutter.passed.store(0, Ordering::Relaxed);
+    assert!(bench.built(&reference, "image.bfc") == expected);
+    let passed = cutter.passed.load(Ordering::Relaxed);
+    assert!(passed < blobs - kept + 100_000, "{passed} bytes for {} that were missing", blobs - kept);
+
+    // What was kept is not believed.
+    std::fs::create_dir(&spool).unwrap();
+    bench.sh("for f in $(find layout/blobs/sha256 -type f -size +2k); do head -c 1000 /dev/zero > .lxcri-fs-blobs/${f##*/}; done");
+    bench.refused(&reference, 3, "its digest is");
+    assert!(bench.built(&reference, "image.bfc") == expected);
+}
+
+#[test]
+fn a_registry_that_lies_is_refused() {
+    let bench = Bench::new();
+    let refused_as = |tag: &str, text: &str, change: &dyn Fn(&mut Image)| {
+        let mut image = Image::new("lie", 200_000);
+        change(&mut image);
+        let server = image.serve();
+        bench.plain(&[&server.host()]);
+        bench.refused(&format!("{}/app{tag}", server.host()), 3, text);
+        assert_eq!(bench.hidden(), Vec::<String>::new());
+    };
+    let refused = |text: &str, change: &dyn Fn(&mut Image)| refused_as("", text, change);
+    let layer = |image: &mut Image, change: &dyn Fn(&mut Vec<u8>)| change(image.layer().1);
+    refused("its digest is", &|image| layer(image, &|bytes| bytes[100_000] ^= 1));
+    refused("its descriptor says", &|image| layer(image, &|bytes| bytes.truncate(100_000)));
+    refused("its descriptor says", &|image| layer(image, &|bytes| bytes.extend_from_slice(&[0; 512])));
+    let digest = sha256(&Image::new("lie", 200_000).manifests["latest"].1);
+    refused_as(&format!("@{digest}"), "its digest is", &|image| image.manifests.get_mut(&digest).unwrap().1.push(b' '));
+    refused("is an index and a manifest at once", &|image| {
+        let both = image.manifest(server::MANIFEST, &json!({ "schemaVersion": 2, "manifests": [], "layers": [] }));
+        image.tag("latest", &both);
+    });
+    refused("missing field `rootfs`", &|image| {
+        let config = image.blob("application/vnd.oci.image.config.v1+json", b"{}");
+        let layer = image.layer().0;
+        let layers = [json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 1 })];
+        let manifest = image.manifest(server::MANIFEST, &json!({ "schemaVersion": 2, "config": config, "layers": layers }));
+        image.tag("latest", &manifest);
+    });
+
+    // Documents without an end, and texts that drive a terminal.
+    let endless = Server::new(|_| Response::new(200, &vec![b' '; 9 << 20]));
+    bench.plain(&[&endless.host()]);
+    bench.refused(&format!("{}/app", endless.host()), 1, "more than 4194304 bytes");
+    let rude = Server::new(|_| Response::new(400, b"{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u0007\"}]}"));
+    bench.plain(&[&rude.host()]);
+    bench.refused(&format!("{}/app", rude.host()), 1, "400 Bad Request: [31mred");
+    let strange = Server::new(|r| {
+        let realm = format!("Bearer realm=\"http://{}/token\"", r.header("host"));
+        if r.path.starts_with("/token") {
+            Response::new(200, b"{\"token\":\"a\\nb: c\"}")
+        } else {
+            Response::new(401, b"").with("WWW-Authenticate", &realm)
+        }
+    });
+    bench.plain(&[&strange.host()]);
+    bench.refused(&format!("{}/app", strange.host()), 1, "a token that is none");
+}
+
+#[test]
+fn an_index_of_a_registry_is_searched_by_platform() {
+    let bench = Bench::new();
+    let mut image = Image::default();
+    let on = |mut descriptor: serde_json::Value, os: &str, architecture: &str| {
+        descriptor["platform"] = json!({ "os": os, "architecture": architecture });
+        descriptor
+    };
+    let manifests = [
+        on(image.add("arm64", 1000), "linux", "arm64"),
+        on(image.add("amd64", 1000), "linux", "amd64"),
+        on(image.add("attestation", 10), "unknown", "unknown"),
+    ];
+    let index = image.manifest(server::INDEX, &json!({ "schemaVersion": 2, "mediaType": server::INDEX, "manifests": manifests }));
+    image.tag("v1", &index);
+    let list = "application/vnd.docker.distribution.manifest.list.v2+json";
+    let index = image.manifest(list, &json!({ "schemaVersion": 2, "mediaType": list, "manifests": manifests }));
+    image.tag("v2", &index);
+    let server = image.serve();
+    bench.plain(&[&server.host()]);
+    for tag in ["v1", "v2"] {
+        for platform in ["amd64", "arm64"] {
+            let reference = format!("{}/app:{tag}", server.host());
+            assert_eq!(bench.what(&reference, &["--platform", &format!("linux/{platform}")]), platform);
+        }
+    }
+    let output = bench.build(&format!("{}/app:v1", server.host()), "none.bfc", &["--platform", "linux/riscv64"]);
+    assert!(stderr(&output).contains("choose one with --platform: linux/arm64, linux/amd64"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_registry_that_is_busy_is_asked_again() {
+    let bench = Bench::new();
+    let image = Image::new("patience", 1000);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let server = Server::new(move |request| match count.fetch_add(1, Ordering::Relaxed) {
+        0 => Response::new(429, b"").with("Retry-After", "1"),
+        1 | 3 => Response::new(503, b""),
+        // Cut off in the middle of its body.
+        5 => {
+            let whole = image.answer(request);
+            Response { announced: Some(whole.body.len()), ..Response::new(200, &whole.body[..100]) }
+        }
+        _ => image.answer(request),
+    });
+    bench.plain(&[&server.host()]);
+    let begin = Instant::now();
+    assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "patience");
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+
+    let busy = Server::new(|_| Response::new(429, b"").with("Retry-After", "86400"));
+    bench.plain(&[&busy.host()]);
+    bench.refused(&format!("{}/app", busy.host()), 1, "429 Too Many Requests");
+    assert_eq!(busy.asked().len(), 1);
+}
+
+/// Tokens are fetched with what is known of the registry, fetched again when they expire, and shown to nobody else.
+#[test]
+fn tokens_go_to_their_registry_only() {
+    let bench = Bench::new();
+    let image = Image::new("secret", 100_000);
+    let blobs = image.clone();
+    // Where blobs really are.
+    let storage = Server::new(move |request| blobs.answer(request));
+    let elsewhere = storage.address;
+    let issued = Arc::new(AtomicUsize::new(0));
+    let count = issued.clone();
+    let server = Server::new(move |request| {
+        if request.path.starts_with("/token") {
+            let login = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+            let asked = format!("{} {}", request.path, String::from_utf8_lossy(&request.body));
+            assert!(asked.contains("scope=repository%3Ateam%2Fapp%3Apull") && asked.contains("service=test"), "{asked}");
+            let identity = request.method == "POST" && String::from_utf8_lossy(&request.body).contains("refresh_token=a+refresh+token");
+            if request.header("authorization") != login && !identity {
+                return Response::new(401, b"");
+            }
+            let number = count.fetch_add(1, Ordering::Relaxed) + 1;
+            return Response::new(200, format!("{{\"access_token\":\"token{number}\",\"expires_in\":60}}").as_bytes());
+        }
+        // Every token is good for one kind of thing: the second is needed for blobs.
+        let token = if request.path.contains("/blobs/") { "Bearer token2" } else { "Bearer token1" };
+        if request.header("authorization") != token {
+            let realm = format!("Bearer realm=\"http://{}/token\",service=\"test\"", request.header("host"));
+            return Response::new(401, b"").with("WWW-Authenticate", &realm);
+        }
+        if request.path.contains("/blobs/") {
+            return Response::new(307, b"").with("Location", &format!("http://{elsewhere}{}", request.path));
+        }
+        image.answer(request)
+    });
+    let host = server.host();
+    bench.plain(&[&host]);
+    std::fs::create_dir_all(bench.path("home/.docker")).unwrap();
+    let write = |entry: serde_json::Value| {
+        std::fs::write(bench.path("home/.docker/config.json"), json!({ "auths": { format!("{host}/team"): entry } }).to_string()).unwrap();
+        issued.store(0, Ordering::Relaxed);
+    };
+    write(json!({ "auth": STANDARD.encode(format!("{USER}:{PASSWORD}")) }));
+    assert_eq!(bench.what(&format!("{host}/team/app"), &[]), "secret");
+    assert_eq!(issued.load(Ordering::Relaxed), 2);
+    write(json!({ "identitytoken": "a refresh token" }));
+    assert_eq!(bench.what(&format!("{host}/team/app"), &[]), "secret");
+    write(json!({ "auth": STANDARD.encode("somebody:else") }));
+    bench.refused(&format!("{host}/team/app"), 4, "refuses");
+
+    let log = storage.log.lock().unwrap();
+    assert!(log.len() >= 4 && log.iter().all(|request| request.header("authorization").is_empty()));
+}
+
+#[test]
+fn mirrors_are_asked_first() {
+    let bench = Bench::new();
+    let (registry, mirror) = (Image::new("registry", 1000).serve(), Image::new("mirror", 1000).serve());
+    let broken = Server::new(|_| Response::new(404, b""));
+    let configure = |mirrors: &[String]| {
+        let hosts = [registry.host(), mirror.host(), broken.host()].map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
+        let mirrors = mirrors.iter().map(|m| format!("\"{m}\"")).collect::<Vec<_>>().join(", ");
+        bench.configure(&format!("{}[registries.\"upstream.invalid\"]\nmirrors = [{mirrors}]\n", hosts.concat()));
+    };
+    configure(&[broken.host(), format!("{}/cache", mirror.host())]);
+    assert_eq!(bench.what("upstream.invalid/team/app", &[]), "mirror");
+    assert!(broken.asked()[0].ends_with(" /v2/team/app/manifests/latest"));
+    assert!(mirror.asked()[0].ends_with(" /v2/cache/team/app/manifests/latest"));
+    // The registry itself when no mirror has it.
+    configure(&[broken.host()]);
+    bench.refused("upstream.invalid/team/app", 1, "upstream.invalid");
+    let hosts = [registry.host(), broken.host()].map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
+    bench.configure(&hosts.concat().replacen("true\n", &format!("true\nmirrors = [\"{}\"]\n", broken.host()), 1));
+    assert_eq!(bench.what(&format!("{}/team/app", registry.host()), &[]), "registry");
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_used() {
+    let bench = Bench::new();
+    let proxy = Image::new("proxied", 1000).serve();
+    bench.plain(&["registry.invalid"]);
+    let mut command = bench.command();
+    command.args(["build", "docker://registry.invalid/app", "-o", "what.bfc"]).env("http_proxy", format!("http://{}", proxy.host()));
+    run(&mut command);
+    assert_eq!(run(bench.command().args(["cat", "./what.bfc", "what"])), "proxied");
+    assert!(proxy.asked()[0].starts_with("GET http://registry.invalid/v2/app/manifests/latest"), "{:?}", proxy.asked());
+}
