@@ -167,10 +167,10 @@ impl Error {
         if matches!(self, Error::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe) {
             return Exit::Failure.into();
         }
-        eprintln!("lxcri-fs: {}", chain(self));
-        if let Some(hint) = self.hint() {
-            eprintln!("  hint: {hint}");
-        }
+        let hint = self.hint().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
+        // In one piece: LXC logs every piece on its own.
+        let message = format!("lxcri-fs: {}\n{hint}", chain(self));
+        eprint!("{message}");
         self.exit().into()
     }
 }

@@ -112,6 +112,9 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
             false => return Err(Error::unfit(format!("the variable {name:?} cannot be told to a container of LXC"))),
         }
     }
+    if process.variable("HOME").is_none() {
+        config.line("lxc.environment", "HOME=/")?;
+    }
     let args = [program].into_iter().chain(process.args[1..].iter().map(String::as_str));
     let command = if script.is_empty() && args.clone().all(is_plain) {
         args.collect::<Vec<_>>().join(" ")

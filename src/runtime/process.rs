@@ -141,7 +141,8 @@ fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(
             None => env.push((name.to_owned(), value.to_owned())),
         }
     }
-    if !env.iter().any(|(name, _)| name == "HOME") {
+    // Who has no entry in passwd gets one from the runtime.
+    if !home.is_empty() && !env.iter().any(|(name, _)| name == "HOME") {
         env.push(("HOME".to_owned(), home.to_owned()));
     }
     env

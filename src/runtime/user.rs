@@ -14,7 +14,7 @@ pub struct User {
     pub gid: u32,
     /// Further groups that the user is a member of; none when a group was named.
     pub groups: Vec<u32>,
-    /// Home directory, `/` when nothing says another.
+    /// Home directory; empty when nothing says one.
     pub home: String,
 }
 
@@ -38,9 +38,6 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
     let groups = || group.split(|&b| b == b'\n').filter_map(Group::parse);
     let mut user =
         User { uid, gid: entry.as_ref().map_or(0, |e| e.gid), groups: Vec::new(), home: entry.as_ref().map_or("", |e| e.home).to_owned() };
-    if user.home.is_empty() {
-        "/".clone_into(&mut user.home);
-    }
     if !group_name.is_empty() {
         user.gid = match self::number(group_name)? {
             Some(gid) => gid,
@@ -133,11 +130,11 @@ mod tests {
         assert_eq!(found(""), (0, 0, vec![], "/root".to_owned()));
         assert_eq!(found("app:web"), (1000, 33, vec![], "/home/app".to_owned()));
         assert_eq!(found("1000:77"), (1000, 77, vec![], "/home/app".to_owned()));
-        assert_eq!(found("4242"), (4242, 0, vec![], "/".to_owned()));
-        assert_eq!(found("4242:4343"), (4242, 4343, vec![], "/".to_owned()));
+        assert_eq!(found("4242"), (4242, 0, vec![], String::new()));
+        assert_eq!(found("4242:4343"), (4242, 4343, vec![], String::new()));
         assert_eq!(found(":web"), (0, 33, vec![], "/root".to_owned()));
-        assert_eq!(found("raw"), (7, 8, vec![], "/".to_owned()));
-        assert_eq!(found("bare"), (9, 9, vec![], "/".to_owned()));
+        assert_eq!(found("raw"), (7, 8, vec![], String::new()));
+        assert_eq!(found("bare"), (9, 9, vec![], String::new()));
     }
 
     #[test]

@@ -1,0 +1,247 @@
+//! What a container's configuration says is what its image says, as umoci reads it; a container is made wholly or not at all.
+//!
+//! Needs root, umoci and busybox-static; `tests/run.sh` installs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+mod containers;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{lxcri_fs, run, stderr};
+use containers::{image, inside, layout, pass};
+use serde_json::Value;
+
+/// `config.json` of a container of this image, and umoci's.
+fn both(config: &[&str]) -> (Value, Value) {
+    let temp = tempfile::tempdir().unwrap();
+    let layout = layout(temp.path(), config);
+    let image = temp.path().join("t.bfc");
+    run(lxcri_fs().arg("build").arg(format!("oci:{}:t", layout.display())).arg("-o").arg(&image));
+    let ours = pass(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b >/dev/null; cat b/config.json; lxcri_fs delete c");
+    let bundle = temp.path().join("umoci");
+    run(Command::new("umoci").args(["unpack", "--image"]).arg(format!("{}:t", layout.display())).arg(&bundle));
+    let theirs = std::fs::read_to_string(bundle.join("config.json")).unwrap();
+    (serde_json::from_str(&ours).unwrap(), serde_json::from_str(&theirs).unwrap())
+}
+
+/// Args, environment, directory and user are umoci's; returns ours.
+#[track_caller]
+fn agrees(config: &[&str]) -> Value {
+    let (ours, theirs) = both(config);
+    for field in ["args", "env", "cwd", "user"] {
+        assert_eq!(ours["process"][field], theirs["process"][field], "{field} of {config:?}");
+    }
+    // umoci writes fields that the image does not have, as empty ones.
+    let theirs = theirs["annotations"].as_object().unwrap().iter().filter(|(_, value)| **value != "");
+    for (name, value) in theirs {
+        assert_eq!(ours["annotations"][name], *value, "annotation {name} of {config:?}");
+    }
+    ours
+}
+
+#[test]
+fn a_user_by_name_with_groups_and_a_shell_form() {
+    let command =
+        ["--config.user", "app", "--config.entrypoint", "/bin/sh", "--config.entrypoint", "-c", "--config.cmd", "echo \"$HOME\" 'a  b'"];
+    let ours = agrees(&[&command[..], &["--config.env", "PATH=/bin", "--config.env", "X=a=b c"]].concat());
+    assert_eq!(ours["process"]["user"], serde_json::json!({ "uid": 1000, "gid": 1001, "additionalGids": [2000, 33] }));
+    assert_eq!(ours["process"]["env"], serde_json::json!(["PATH=/bin", "TERM=xterm", "X=a=b c", "HOME=/home/app"]));
+}
+
+#[test]
+fn a_numeric_user_with_a_group() {
+    assert_eq!(
+        agrees(&["--config.user", "1000:33", "--config.cmd", "id"])["process"]["user"],
+        serde_json::json!({ "uid": 1000, "gid": 33 })
+    );
+    assert_eq!(agrees(&["--config.user", "4242", "--config.cmd", "id"])["process"]["user"], serde_json::json!({ "uid": 4242, "gid": 0 }));
+}
+
+#[test]
+fn an_image_that_says_nothing() {
+    assert_eq!(agrees(&[])["process"]["args"], serde_json::json!(["sh"]));
+}
+
+#[test]
+fn volumes_ports_labels_signals_and_a_missing_directory() {
+    let config =
+        ["--config.volume", "/data", "--config.exposedports", "80/tcp", "--config.exposedports", "443/tcp", "--config.label", "a=b"];
+    let ours = agrees(
+        &[&config[..], &["--config.stopsignal", "SIGUSR1", "--config.workingdir", "/srv/not/there", "--config.cmd", "pwd"]].concat(),
+    );
+    assert_eq!(ours["process"]["cwd"], "/srv/not/there");
+    // What can be written to needs no mount for a volume: it has what the image put there.
+    assert!(!ours["mounts"].as_array().unwrap().iter().any(|m| m["destination"] == "/data"));
+    assert_eq!(ours["annotations"]["org.opencontainers.image.stopSignal"], "SIGUSR1");
+    assert_eq!(ours["annotations"]["org.opencontainers.image.exposedPorts"], "443/tcp,80/tcp");
+}
+
+#[test]
+fn what_was_asked_for_is_in_place_of_what_the_image_says() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.entrypoint", "/bin/echo", "--config.cmd", "image", "--config.volume", "/data"]);
+    std::fs::write(temp.path().join("seccomp.json"), r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+    let text = pass(
+        &image,
+        r#"create() { lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null; cat b/config.json; lxcri_fs delete c; }
+        create -- a 'b c'
+        create --entrypoint /bin/cat --env A=1 --user 7:8 --workdir /w --hostname h --read-only --tty --allow-new-privileges -- x
+        create --entrypoint '' --idmap 0:100000:65536 --seccomp "$(dirname $IMAGE)/seccomp.json" -- id"#,
+    );
+    let configs: Vec<Value> = serde_json::Deserializer::from_str(&text).into_iter().collect::<Result<_, _>>().unwrap();
+    assert_eq!(configs[0]["process"]["args"], serde_json::json!(["/bin/echo", "a", "b c"]));
+    assert_eq!(configs[0]["hostname"], "c");
+    let second = &configs[1]["process"];
+    assert_eq!(second["args"], serde_json::json!(["/bin/cat", "x"]));
+    assert!(second["env"].as_array().unwrap().contains(&"A=1".into()));
+    assert_eq!((&second["user"]["uid"], &second["user"]["gid"], &second["cwd"]), (&7.into(), &8.into(), &"/w".into()));
+    assert_eq!((&second["terminal"], &second["noNewPrivileges"]), (&true.into(), &false.into()));
+    assert_eq!((&configs[1]["hostname"], &configs[1]["root"]["readonly"]), (&"h".into(), &true.into()));
+    assert!(configs[1]["mounts"].as_array().unwrap().iter().any(|m| m["destination"] == "/data" && m["type"] == "tmpfs"));
+    assert_eq!(configs[2]["process"]["args"], serde_json::json!(["id"]));
+    assert_eq!(configs[2]["linux"]["uidMappings"], serde_json::json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]));
+    assert_eq!(configs[2]["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+}
+
+/// An image must not choose what is mounted, nor lead anywhere.
+#[test]
+fn hostile_configurations_are_refused_or_have_no_effect() {
+    let temp = tempfile::tempdir().unwrap();
+    let refused = |name: &str, config: &[&str], said: &str| {
+        let dir = temp.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let output = inside(
+            &image(&dir, config),
+            "lxcri_fs create c --image $IMAGE --bundle /run/b || { left; ls -A /run/b 2>/dev/null || :; exit 1; }",
+        );
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{name}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    };
+    refused("user", &["--config.user", "nobody"], "no user \"nobody\"");
+    refused("volume", &["--config.volume", "/a/../../b"], "volume");
+    refused("signal", &["--config.stopsignal", "SIGNONE"], "no signal");
+    refused("platform", &["--architecture", "s390x"], "linux/s390x");
+    let dir = temp.path().join("label");
+    std::fs::create_dir(&dir).unwrap();
+    let image = image(&dir, &["--config.label", "org.lxcri-fs.image=/etc/passwd", "--config.cmd", "true"]);
+    let config = pass(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b >/dev/null; cat b/config.json; lxcri_fs delete c");
+    assert!(!config.contains("org.lxcri-fs.image"), "{config}");
+    let lxc = inside(
+        &image,
+        "mkdir lxc; lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc -e \"A=$(printf '1\\nlxc.x = y')\"; cat lxc/c/config",
+    );
+    let lxc = String::from_utf8_lossy(&lxc.stdout).into_owned();
+    assert!(lxc.contains("lxc.init.cmd = /bin/sh -c eval") && !lxc.lines().any(|l| l.starts_with("lxc.x")), "{lxc}");
+}
+
+/// passwd may be a symlink, and leads nowhere but into the image.
+#[test]
+fn users_are_those_of_the_image() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = containers::rootfs(temp.path());
+    std::fs::rename(root.join("etc/passwd"), root.join("data/users")).unwrap();
+    std::os::unix::fs::symlink("../../../../data/users", root.join("etc/passwd")).unwrap();
+    let image = temp.path().join("t.bfc");
+    let build = |image: &Path| run(lxcri_fs().arg("build").arg(&root).arg("--force").arg("-o").arg(image));
+    build(&image);
+    let script = "lxcri_fs create c --image $IMAGE --bundle /run/b --user app >/dev/null && grep uid b/config.json; rc=$?; lxcri_fs delete c; exit $rc";
+    assert!(pass(&image, script).contains("1000"));
+    std::fs::remove_file(root.join("etc/passwd")).unwrap();
+    std::os::unix::fs::symlink("/etc/../../../../etc/shadow-of-the-host", root.join("etc/passwd")).unwrap();
+    build(&image);
+    let output = inside(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b --user root");
+    assert!(stderr(&output).contains("no user \"root\""), "{}", stderr(&output));
+}
+
+#[test]
+fn what_fails_is_undone() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    pass(
+        &image,
+        r#"
+        head -c 100 $IMAGE > cut.bfc; cp $IMAGE bad.bfc; printf XXXX | dd of=bad.bfc bs=1 seek=400 conv=notrunc status=none
+        mkdir -p full; touch full/x
+        refused() { code=$1; shift; set +e; lxcri_fs "$@" 2>err; rc=$?; set -e; [ $rc = $code ] || fail "$* ended with $rc: $(cat err)"; nothing_is_left; }
+        refused 3 create c --image ./cut.bfc --bundle /run/b
+        refused 3 create c --image ./bad.bfc --bundle /run/b --verify full
+        refused 5 create c --image ./none.bfc --bundle /run/b
+        refused 1 create c --image $IMAGE --bundle /run/full
+        refused 5 create c --image $IMAGE --bundle /run/b --upper /proc/self/nothing
+        refused 2 create ../c --image $IMAGE --bundle /run/b
+        refused 2 create c --image $IMAGE
+        [ ! -e b ] && [ -e full/x ]
+        mkdir lxc
+        refused 1 create c --image $IMAGE --lxc --lxc-path /run/lxc --workdir "$(printf '/a\nb')"
+        [ -z "$(ls lxc)" ] || fail "$(ls lxc)"
+        # What is there twice.
+        lxcri_fs create c --image $IMAGE --bundle /run/b
+        ! lxcri_fs create c --image $IMAGE --bundle /run/b2 2>err && grep -q already err && [ ! -e b2 ]
+        ! lxcri_fs delete other 2>err && grep -q 'no container other' err
+        lxcri_fs delete c; [ ! -e b ]; nothing_is_left"#,
+    );
+}
+
+/// Whenever a create is killed, the next create or delete of that name takes away what was left.
+#[test]
+fn a_killed_create_is_cleaned_by_the_next_call() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    let shown = pass(
+        &image,
+        r#"
+        killed=0
+        for delay in 0.001 0.003 0.006 0.01 0.015 0.02 0.03 0.04 0.05 0.07 0.09 0.12; do
+            "$PROGRAM" create c --image $IMAGE --bundle /run/b >/dev/null & pid=$!
+            sleep $delay; kill -9 $pid 2>/dev/null && killed=$((killed + 1)); wait $pid 2>/dev/null || :
+            if lxcri_fs inspect c 2>/dev/null | grep -q 'State  *ready'; then lxcri_fs delete c; continue; fi
+            # What the killed one had started may be mounting yet.
+            for i in 1 2 3 4 5; do lxcri_fs create c --image $IMAGE --bundle /run/b && break; sleep 0.3; done
+            lxcri_fs inspect c | grep -q 'State  *ready' || fail "after $delay s"
+            lxcri_fs delete c
+        done >/dev/null
+        nothing_is_left; [ ! -e b ] || fail "$(find b)"
+        echo $killed"#,
+    );
+    assert!(shown.trim().parse::<u32>().unwrap() > 0, "no create was killed");
+}
+
+#[test]
+fn what_was_kept_is_gone_on_with() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    pass(
+        &image,
+        r#"
+        lxcri_fs create c --image $IMAGE --bundle /run/b; echo mine > b/rootfs/file
+        lxcri_fs delete c --keep; [ ! -e b ]; grep -q mine store/containers/c/upper/file
+        lxcri_fs inspect c | grep -q kept
+        lxcri_fs create c --image $IMAGE --bundle /run/other; grep -q mine other/rootfs/file
+        lxcri_fs delete c; nothing_is_left
+        # Elsewhere stays, and is said.
+        lxcri_fs create c --image $IMAGE --bundle /run/b --upper /run/up; echo mine > b/rootfs/file
+        lxcri_fs delete c 2>err; grep -q /run/up err; grep -q mine up/upper/file; nothing_is_left"#,
+    );
+}
+
+#[test]
+fn mount_all_puts_back_what_the_records_say() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    pass(
+        &image,
+        r#"
+        for c in a b; do lxcri_fs create $c --image $IMAGE --bundle /run/$c; echo $c > $c/rootfs/name; done
+        cp $IMAGE gone.bfc; lxcri_fs create c --image ./gone.bfc --bundle /run/c
+        for c in a b c; do lxcri_fs umount $c/rootfs; done; rm gone.bfc
+        lxcri_fs inspect a --json | grep -q '"mounted":false'
+        set +e; lxcri_fs mount --all 2>err; rc=$?; set -e
+        [ $rc = 1 ] && grep -q 'container c:.*gone.bfc' err || fail "$rc $(cat err)"
+        [ "$(cat a/rootfs/name b/rootfs/name | tr -d '\n')" = ab ]
+        lxcri_fs inspect a --json | grep -q '"mounted":true'
+        for c in a b c; do lxcri_fs delete $c; done; nothing_is_left"#,
+    );
+}
