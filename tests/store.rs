@@ -1,6 +1,6 @@
-//! Images and containers in a store. All of it passes on a directory, and with `LXCRI_FS_TEST_ZFS=POOL[/PARENT]` on ZFS.
+//! Images and containers in a store: the same tests on a directory and on ZFS.
 //!
-//! Needs root.
+//! Needs root; those on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -8,23 +8,56 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use common::zfs::{Scratch, property};
 use common::{Mounted, run, stderr};
 use serde_json::Value;
+
+/// Makes tests of functions: one on a directory, one on ZFS.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod on_a_directory {
+            $(#[test] fn $name() { super::$name(&super::Store::directory()); })*
+        }
+        mod zfs_ {
+            $(#[test] fn $name() { if let Some(store) = super::Store::zfs() { super::$name(&store); } })*
+        }
+    };
+}
+
+on_both! {
+    an_image_in_the_store_can_be_used_wherever_a_file_can
+    a_file_comes_before_an_image_of_the_store
+    a_failed_build_leaves_nothing
+    names_are_given_moved_and_taken
+    an_image_in_use_is_not_removed_and_it_is_said_by_whom
+    gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it
+    df_adds_up
+    verify_all_lists_what_is_damaged
+    layers_are_stored_once
+}
 
 /// A store that goes with the test.
 struct Store {
     dir: tempfile::TempDir,
     location: String,
+    _dataset: Option<Scratch>,
 }
 
 impl Store {
-    fn new() -> Self {
+    fn directory() -> Self {
+        Self::in_directory("/var/tmp".as_ref())
+    }
+
+    fn in_directory(parent: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in(parent).unwrap();
+        Self { location: format!("dir:{}", dir.path().join("store").display()), dir, _dataset: None }
+    }
+
+    /// `None` where there is no ZFS.
+    fn zfs() -> Option<Self> {
+        let dataset = Scratch::new()?;
         let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in("/var/tmp").unwrap();
-        let location = match std::env::var("LXCRI_FS_TEST_ZFS") {
-            Ok(parent) => format!("zfs:{parent}/{}", dir.path().file_name().unwrap().to_str().unwrap().replace('.', "_")),
-            Err(_) => format!("dir:{}", dir.path().join("store").display()),
-        };
-        Self { dir, location }
+        Some(Self { location: format!("zfs:{}", dataset.child("store")), dir, _dataset: Some(dataset) })
     }
 
     /// A command that works on it.
@@ -73,6 +106,13 @@ impl Store {
         self.run(&["list", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// One of them.
+    #[track_caller]
+    fn image(&self, familiar: &str) -> Value {
+        let reference = format!("docker.io/library/{familiar}:latest");
+        self.images().into_iter().find(|i| i["references"][0] == *reference).unwrap()
+    }
+
     /// Names of images that are being written.
     fn work(&self) -> Vec<String> {
         let names: Vec<String> = match self.location.split_once(':').unwrap() {
@@ -115,18 +155,7 @@ impl Store {
     }
 }
 
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Some(dataset) = self.location.strip_prefix("zfs:") {
-            let output = Command::new("zfs").args(["destroy", "-R", dataset]).output().unwrap();
-            assert!(output.status.success() || std::thread::panicking(), "{}", stderr(&output));
-        }
-    }
-}
-
-#[test]
-fn an_image_in_the_store_can_be_used_wherever_a_file_can() {
-    let store = Store::new();
+fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
     store.build("hello", "team/app:1");
     for name in ["team/app:1", "docker.io/team/app:1", "docker://team/app:1"] {
         assert_eq!(store.run(&["cat", name, "hello"]), "hello");
@@ -148,9 +177,7 @@ fn an_image_in_the_store_can_be_used_wherever_a_file_can() {
     assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello");
 }
 
-#[test]
-fn a_file_comes_before_an_image_of_the_store() {
-    let store = Store::new();
+fn a_file_comes_before_an_image_of_the_store(store: &Store) {
     store.build("stored", "app");
     run(&mut store.command(&["build", store.source("filed", b"").to_str().unwrap(), "-o", "app"]));
     assert_eq!(store.run(&["ls", "app"]), "filed\n");
@@ -167,9 +194,7 @@ fn a_file_comes_before_an_image_of_the_store() {
     store.fails(&["ls", "No/Such"], 2);
 }
 
-#[test]
-fn a_failed_build_leaves_nothing() {
-    let store = Store::new();
+fn a_failed_build_leaves_nothing(store: &Store) {
     store.build("old", "app");
     std::fs::write(store.dir.path().join("bad.tar"), [b'x'; 5000]).unwrap();
     store.fails(&["build", "tar:bad.tar", "-t", "app"], 3);
@@ -181,9 +206,7 @@ fn a_failed_build_leaves_nothing() {
     }
 }
 
-#[test]
-fn names_are_given_moved_and_taken() {
-    let store = Store::new();
+fn names_are_given_moved_and_taken(store: &Store) {
     store.build("one", "app:1");
     store.run(&["tag", "app:1", "app:latest", "registry.example.org/app:v1"]);
     let images = store.images();
@@ -214,9 +237,7 @@ fn names_are_given_moved_and_taken() {
     store.fails(&["tag", "no-such", "app:3"], 5);
 }
 
-#[test]
-fn an_image_in_use_is_not_removed_and_it_is_said_by_whom() {
-    let store = Store::new();
+fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
     store.build("file", "app");
     let mountpoint = store.dir.path().join("mnt");
     std::fs::create_dir(&mountpoint).unwrap();
@@ -243,19 +264,19 @@ fn an_image_in_use_is_not_removed_and_it_is_said_by_whom() {
     assert_eq!(store.run(&["ls", "app"]), "newer\n");
 }
 
-#[test]
-fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it() {
-    let store = Store::new();
+fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &Store) {
     store.run(&["build", store.source("large", &vec![7; 9_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
     store.build("new", "app");
-    // A build that is killed while it reads its source.
-    let fifo = store.dir.path().join("fifo.tar");
-    run(Command::new("mkfifo").arg(&fifo));
-    let mut build = store.command(&["build", "tar:fifo.tar", "-t", "app"]).spawn().unwrap();
+    // A build that is stopped at work, and then killed.
+    let mut noise = vec![0; 16 << 20];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let source = store.source("noise", &noise);
+    let mut build = Killed(store.command(&["build", source.to_str().unwrap(), "-t", "app", "--level", "22"]).spawn().unwrap());
     common::eventually("build at work", || store.work().pop());
+    build.signal(rustix::process::Signal::STOP);
     assert_eq!(store.run(&["gc", "--grace", "0s", "--dry-run", "--json"]).lines().count(), 1, "it is at work");
-    build.kill().unwrap();
-    build.wait().unwrap();
+    build.signal(rustix::process::Signal::KILL);
+    build.0.wait().unwrap();
     assert_eq!(store.run(&["gc", "--dry-run", "--json"]).lines().count(), 1, "the image is too young");
     let plan = store.run(&["gc", "--grace", "0s", "--dry-run"]);
     assert!(plan.contains("unfinished image") && plan.contains("would be freed"), "{plan}");
@@ -268,9 +289,7 @@ fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it() {
     assert_eq!(store.run(&["ls", "app"]), "new\n");
 }
 
-#[test]
-fn df_adds_up() {
-    let store = Store::new();
+fn df_adds_up(store: &Store) {
     assert_eq!(store.json(&["df", "--json"])["images"], 0);
     store.run(&["build", store.source("large", &vec![7; 3_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
     store.build("new", "app");
@@ -282,9 +301,7 @@ fn df_adds_up() {
     assert!(store.run(&["df"]).contains("Garbage"));
 }
 
-#[test]
-fn verify_all_lists_what_is_damaged() {
-    let store = Store::new();
+fn verify_all_lists_what_is_damaged(store: &Store) {
     store.build("good", "good");
     store.build("gone", "gone");
     store.run(&["build", store.source("bad", b"not anywhere else").to_str().unwrap(), "-t", "bad"]);
@@ -302,10 +319,130 @@ fn verify_all_lists_what_is_damaged() {
     assert_eq!(store.images().len(), 3);
 }
 
+/// A process that ends with the test at the latest.
+struct Killed(std::process::Child);
+
+impl Killed {
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A base image of some size, and one with a layer more.
+fn base_and_derived(store: &Store) {
+    let mut noise = vec![0; 8 << 20];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    store.run(&["build", store.source("base", &noise).to_str().unwrap(), "-t", "base"]);
+    let base = format!("bfc:{}", store.image("base")["path"].as_str().unwrap());
+    store.run(&["build", &base, "--layer", store.source("more", b"more").to_str().unwrap(), "-t", "derived"]);
+}
+
+/// Whichever goes, the other stays whole.
+fn either_may_go(store: &Store) {
+    for goes in ["base", "derived"] {
+        base_and_derived(store);
+        let stays = if goes == "base" { "derived" } else { "base" };
+        store.run(&["rm", goes]);
+        store.run(&["verify", "--all"]);
+        assert_eq!(store.run(&["ls", stays]), if stays == "base" { "base\n" } else { "base\nmore\n" });
+        assert_eq!(store.images().len(), 1);
+        store.run(&["rm", stays]);
+        assert_eq!(store.images().len(), 0);
+    }
+}
+
+fn layers_are_stored_once(store: &Store) {
+    base_and_derived(store);
+    let (base, derived) = (store.image("base"), store.image("derived"));
+    assert_eq!(derived["parent"], base["name"]);
+    let info = store.json(&["info", "--json", "derived"]);
+    assert_eq!(info["chain"], serde_json::json!([derived["name"], base["name"]]));
+    if store.location.starts_with("zfs:") {
+        assert!(derived["own_bytes"].as_u64().unwrap() < 1 << 20, "{derived}");
+        let used: u64 = property(&format!("{}/images/derived:latest", &store.location[4..]), "used").parse().unwrap();
+        assert!(used < 1 << 20, "{used}");
+    }
+    // The same, but for where its bytes are, as one that shares nothing.
+    let source = format!("bfc:{}", base["path"].as_str().unwrap());
+    store.run(&["build", &source, "--layer", store.dir.path().join("source-more").to_str().unwrap(), "-t", "alone", "--no-share"]);
+    assert_eq!(store.images().len(), 2, "same input, same image");
+    store.run(&["rm", "alone", "derived", "base"]);
+    either_may_go(store);
+}
+
+#[test]
+fn layers_are_stored_once_on_xfs_and_btrfs() {
+    for (mkfs, size) in [("mkfs.xfs", 320 << 20), ("mkfs.btrfs", 256 << 20)] {
+        let disk = LoopDisk::new(mkfs, size);
+        let store = Store::in_directory(disk.path());
+        base_and_derived(&store);
+        run(&mut Command::new("sync"));
+        let (base, derived) = (store.image("base"), store.image("derived"));
+        let bytes = |image: &Value, key: &str| image[key].as_u64().unwrap();
+        assert!(bytes(&derived, "bytes") > 8 << 20 && bytes(&derived, "own_bytes") < 1 << 20, "{mkfs}: {derived}");
+        assert!(bytes(&base, "shared_bytes") >= 8 << 20, "{mkfs}: {base}");
+        let free = || {
+            run(&mut Command::new("sync"));
+            let stat = rustix::fs::statvfs(disk.path()).unwrap();
+            stat.f_bfree * stat.f_frsize
+        };
+        // What is said to be freed is what is freed.
+        let before = free();
+        store.build("other", "base");
+        let rows: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert!(rows.iter().map(|r| bytes(r, "freed")).sum::<u64>() < 1 << 20, "{rows:?}");
+        store.build("other", "derived");
+        let rows: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let freed: u64 = rows.iter().map(|r| bytes(r, "freed")).sum();
+        assert!(freed > 8 << 20, "{rows:?}");
+        if mkfs == "mkfs.xfs" {
+            assert!((free() - before).abs_diff(freed) < 1 << 20, "{} {freed}", free() - before);
+        }
+        store.run(&["rm", "base", "derived"]);
+        either_may_go(&store);
+    }
+}
+
+/// A file system in a file, mounted while this lives.
+struct LoopDisk {
+    mountpoint: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl LoopDisk {
+    fn new(mkfs: &str, size: u64) -> Self {
+        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
+        let image = dir.path().join("disk");
+        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+        run(Command::new(mkfs).arg(&image));
+        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
+        std::fs::create_dir(disk.path()).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()));
+        disk
+    }
+
+    fn path(&self) -> &Path {
+        &self.mountpoint
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}
+
 #[test]
 fn an_image_that_was_copied_there_is_there() {
-    let (from, to) = (Store::new(), Store::new());
-    let Some(target) = to.location.strip_prefix("dir:") else { return };
+    let (from, to) = (Store::directory(), Store::directory());
+    let target = to.location.strip_prefix("dir:").unwrap();
     from.build("file", "registry.example.org/team/app:v1_RC");
     let path = PathBuf::from(from.images()[0]["path"].as_str().unwrap());
     let name = path.parent().unwrap().file_name().unwrap();
@@ -329,7 +466,7 @@ fn an_image_that_was_copied_there_is_there() {
 
 #[test]
 fn the_configuration_says_where_its_values_come_from() {
-    let store = Store::new();
+    let store = Store::directory();
     let config = store.dir.path().join("config.toml");
     let show = |text: &str, variable: Option<&str>, args: &[&str]| {
         std::fs::write(&config, text).unwrap();

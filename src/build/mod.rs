@@ -48,6 +48,8 @@ pub struct Options {
     /// An image whose first layers are taken over where they are the ones to build, instead of being read again. Its frame length, and its
     /// salt, are then the new image's.
     pub base: Option<PathBuf>,
+    /// Whether there is a clone of that image already where the image goes: it is written over.
+    pub is_clone: bool,
 }
 
 /// A layer that was built.
@@ -75,7 +77,7 @@ pub struct Built {
 /// # Errors
 /// [`Error`]; nothing is then left at the output's path but what was there before.
 pub fn build(images: Vec<Image>, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
-    let output = Output::create(&options.output, options.force)?;
+    let output = if options.is_clone { Output::existing(&options.output)? } else { Output::create(&options.output, options.force)? };
     check_space(&images, &output, options)?;
     let diff_ids: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
     let mut start = start(&diff_ids, &output, options)?;
@@ -109,12 +111,18 @@ fn start(diff_ids: &[Option<Digest>], output: &Output, options: &Options) -> Res
         if common > 0 {
             let write = WriteOptions { key: base.key(options.sources.secret.as_ref())?, ..options.write.clone() };
             let file = output.file()?;
-            base.copy_layers(common, &file)?;
+            if !options.is_clone {
+                base.copy_layers(common, &file)?;
+            }
             let writer = base.resume(file, Keep::Layers(common), write)?;
             return Ok(Start { writer, tree: base.tree(common)?, layers: base.layers[..common].to_vec() });
         }
     }
-    let writer = ImageWriter::create(output.file()?, options.write.clone());
+    let file = output.file()?;
+    if options.is_clone {
+        file.set_len(0).map_err(Error::io("emptying", &options.output))?;
+    }
+    let writer = ImageWriter::create(file, options.write.clone());
     let writer = writer.map_err(|source| Error::Image { path: options.output.clone(), source })?;
     Ok(Start { writer, tree: Tree::default(), layers: Vec::new() })
 }

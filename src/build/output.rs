@@ -16,8 +16,17 @@ pub struct Output {
     dir: PathBuf,
     force: bool,
     file: File,
-    /// Its temporary name, where the file system cannot make files without one.
-    name: Option<tempfile::TempPath>,
+    name: Name,
+}
+
+/// Which name it has until it is complete.
+enum Name {
+    /// None.
+    None,
+    /// A temporary one, where the file system cannot make files without.
+    Temporary(tempfile::TempPath),
+    /// Its own: the file was somebody else's to make, and is theirs to remove.
+    Final,
 }
 
 impl Output {
@@ -37,7 +46,7 @@ impl Output {
         // A file without a name goes with the process, whatever ends it.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let (file, name) = match rustix::fs::open(&dir, flags, Mode::from_raw_mode(0o666)) {
-            Ok(fd) => (File::from(fd), None),
+            Ok(fd) => (File::from(fd), Name::None),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
                 let (file, name) = tempfile::Builder::new()
                     .prefix(&temp_prefix(path))
@@ -45,11 +54,20 @@ impl Output {
                     .tempfile_in(&dir)
                     .map_err(failed())?
                     .into_parts();
-                (file, Some(name))
+                (file, Name::Temporary(name))
             }
             Err(e) => return Err(failed()(e.into())),
         };
         Ok(Self { path: path.to_owned(), dir, force, file, name })
+    }
+
+    /// The file at `path`, which is to be written over.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn existing(path: &Path) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
+        Ok(Self { path: path.to_owned(), dir: parent(path), force: true, file, name: Name::Final })
     }
 
     /// A descriptor of the file.
@@ -67,9 +85,10 @@ impl Output {
     pub fn publish(self) -> Result<()> {
         let failed = || Error::io("writing", &self.path);
         match self.name {
-            Some(name) if self.force => name.persist(&self.path).map_err(|e| failed()(e.error))?,
-            Some(name) => name.persist_noclobber(&self.path).map_err(|e| failed()(e.error))?,
-            None => {
+            Name::Final => {}
+            Name::Temporary(name) if self.force => name.persist(&self.path).map_err(|e| failed()(e.error))?,
+            Name::Temporary(name) => name.persist_noclobber(&self.path).map_err(|e| failed()(e.error))?,
+            Name::None => {
                 let fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 let link = |to: &Path| rustix::fs::linkat(CWD, &*fd, CWD, to, AtFlags::SYMLINK_FOLLOW);
                 match link(&self.path) {

@@ -15,7 +15,7 @@ use super::secret::SecretArgs;
 use super::sources::Sources;
 use super::store::StoreArgs;
 use crate::build::{self, MAX_SIZE, Platform, sources};
-use crate::store::Reference;
+use crate::store::{self, Reference, Store};
 
 /// Build an image of a directory, an OCI image, an archive, or of an image in a registry
 ///
@@ -34,6 +34,9 @@ pub struct BuildArgs {
     /// Take the layers that this image has too from it, instead of reading them again: shared where the file system can
     #[arg(long, value_name = "IMAGE")]
     from: Option<PathBuf>,
+    /// Do not look in the store for an image with the same first layers to begin from
+    #[arg(long, conflicts_with = "from")]
+    no_share: bool,
     /// Replace the image if it exists
     #[arg(short, long)]
     force: bool,
@@ -107,25 +110,47 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     match &args.target {
         Target { tag: Some(reference), .. } => to_store(args, reference),
-        Target { output: Some(path), .. } => {
-            let built = build_to(args, path, &build::parent(path))?;
-            print(&path.display().to_string(), &built, args.json)
-        }
+        Target { output: Some(path), .. } => to_file(args, path),
         Target { output: None, tag: None } => Ok(()),
     }
+}
+
+fn to_file(args: &BuildArgs, output: &Path) -> Result<(), Error> {
+    // Open for as long as it is read.
+    let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
+    let base = held.as_ref().map(|(path, _)| path.clone());
+    let (opened, options) = sources(args, &build::parent(output))?;
+    let built = build(opened, &build::Options { output: output.to_owned(), force: args.force, base, is_clone: false, ..options })?;
+    print(&output.display().to_string(), &built, args.json)
 }
 
 fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
     let store = args.store.open()?;
     let _one_at_a_time = store.lock_reference(reference, || eprintln!("lxcri-fs: waiting for another process that makes {reference}"))?;
-    let new = store.begin_image()?;
-    let built = build_to(args, &new.path(), new.dir())?;
+    let (opened, options) = sources(args, &store.temp_dir()?)?;
+    let base = match &args.from {
+        Some(base) => args.store.in_store(base)?.map(|(_, image)| image),
+        None if args.no_share => None,
+        None => best_base(&store, &opened.images, &options)?,
+    };
+    let new = store.begin_image(base.as_ref())?;
+    // One that is not in the store can be copied.
+    let base = new.base().or(args.from.as_deref()).map(Path::to_owned);
+    let built = build(opened, &build::Options { output: new.path(), base, is_clone: new.is_clone(), ..options })?;
     new.publish(reference, None)?;
     print(reference.familiar(), &built, args.json)
 }
 
-/// Builds into a file.
-fn build_to(args: &BuildArgs, output: &Path, temp_dir: &Path) -> Result<build::Built, Error> {
+/// The image of the store that has most of the layers already.
+fn best_base(store: &Store, images: &[build::Image], options: &build::Options) -> Result<Option<store::Image>, Error> {
+    let layers: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
+    let compression = if options.write.compression == Compression::None { "none" } else { "zstd" };
+    // What is encrypted has a salt of its own, and another password perhaps.
+    if options.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, compression, "none")?) }
+}
+
+/// What a build works on, and how; what concerns the output is left to fill in.
+fn sources(args: &BuildArgs, temp_dir: &Path) -> Result<(Sources, build::Options), Error> {
     let secret = args.secret.load()?;
     let sources = sources::Options {
         platform: args.platform.clone().unwrap_or_else(Platform::host),
@@ -139,12 +164,12 @@ fn build_to(args: &BuildArgs, output: &Path, temp_dir: &Path) -> Result<build::B
         CompressionArg::None => Compression::None,
     };
     let write = WriteOptions { compression, level: args.write.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
+    Ok((opened, build::Options { output: PathBuf::new(), force: false, sources, write, base: None, is_clone: false }))
+}
+
+fn build(opened: Sources, options: &build::Options) -> Result<build::Built, Error> {
     let progress = Progress::bytes("Building", total(&opened.images));
-    // Open for as long as it is read.
-    let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
-    let base = held.as_ref().map(|(path, _)| path.clone());
-    let options = build::Options { output: output.to_owned(), force: args.force, sources, write, base };
-    let built = opened.build(|images| build::build(images, &options, &|n| progress.add(n)));
+    let built = opened.build(|images| build::build(images, options, &|n| progress.add(n)));
     progress.finish();
     built
 }

@@ -96,7 +96,7 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
             }
             images.push(layer);
             let progress = Progress::bytes("Committing", images.last().map_or(0, |layer| total(std::slice::from_ref(layer))));
-            let options = build::Options { output: output.clone(), force: args.force, sources, write, base };
+            let options = build::Options { output: output.clone(), force: args.force, sources, write, base, is_clone: false };
             let built = build::build(images, &options, &|n| progress.add(n));
             progress.finish();
             built

@@ -254,6 +254,7 @@ fn store_exit(error: &store::Error) -> Exit {
         store::Error::InUse { .. } => Exit::Busy,
         store::Error::Fs(e) => fs_exit(e),
         store::Error::Serve(e) => serve_exit(e),
+        store::Error::Zfs(e) => zfs_exit(e),
         store::Error::Facts { .. } => Exit::Damaged,
         store::Error::Location { .. } | store::Error::Reference { .. } | store::Error::Name { .. } | store::Error::Ambiguous { .. } => {
             Exit::Usage
@@ -266,6 +267,7 @@ fn store_hint(error: &store::Error) -> Option<String> {
     let hint = match error {
         store::Error::Fs(e) => return fs_hint(e).map(str::to_owned),
         store::Error::Serve(e) => return serve_hint(e),
+        store::Error::Zfs(e) => return e.hint(),
         store::Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
         store::Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
         store::Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",

@@ -11,6 +11,7 @@ use super::error::Error;
 use super::output::{hex, json, printable, size};
 use super::store::StoreArgs;
 use crate::fs::{self, tree_of_index};
+use crate::store::graph;
 
 /// Tell what an image is: format, size, compression, layers
 ///
@@ -50,6 +51,9 @@ struct Info {
     #[serde(skip_serializing_if = "Option::is_none")]
     torn_after: Option<u64>,
     layers: Vec<Layer>,
+    /// Of an image of the store: its name, that of the image it was cloned from, and so on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<serde_json::Value>,
 }
@@ -65,8 +69,15 @@ struct Layer {
 
 pub fn run(args: &InfoArgs) -> Result<(), Error> {
     let (path, file) = args.store.open_image(&args.image)?;
-    let info = inspect(&path, file).map_err(|source| fs::Error::Image { image: path.clone(), source })?;
+    let mut info = inspect(&path, file).map_err(|source| fs::Error::Image { image: path.clone(), source })?;
+    info.chain = chain(args)?;
     if args.json { json(&info) } else { print(&info).map_err(Error::Output) }
+}
+
+/// Which images it was cloned from.
+fn chain(args: &InfoArgs) -> Result<Vec<String>, Error> {
+    let Some((store, image)) = args.store.in_store(&args.image)? else { return Ok(Vec::new()) };
+    Ok(graph::chain(&store.images()?, &image.name).iter().map(|image| image.name.to_string()).collect())
 }
 
 fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
@@ -100,6 +111,7 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
         unsaid: section.header().unsaid,
         torn_after: container.torn(),
         layers: Vec::new(),
+        chain: Vec::new(),
         config: serde_json::from_slice(&section.blob(section.header().config)?).ok(),
     };
     for number in 0..section.content_count() {
@@ -160,6 +172,9 @@ fn print(info: &Info) -> std::io::Result<()> {
         if !layer.created_by.is_empty() {
             writeln!(out, "              {}", layer.created_by)?;
         }
+    }
+    for name in info.chain.iter().skip(1) {
+        writeln!(out, "Cloned from   {name}")?;
     }
     if let Some(config) = &info.config {
         writeln!(out, "OCI config    {config}")?;

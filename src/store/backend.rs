@@ -7,6 +7,7 @@ use super::error::{Error, Result};
 use super::extents::Usage;
 use super::facts::Facts;
 use super::name::Name;
+use crate::zfs::Dataset;
 
 /// An image in a store.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Container {
     pub name: Name,
     /// Its directory.
     pub path: PathBuf,
+    /// Its dataset, on ZFS.
+    pub dataset: Option<Dataset>,
     /// The images that it is made of, the lowest first.
     pub images: Vec<ImageUse>,
 }
@@ -54,6 +57,15 @@ pub struct Scan {
     pub strange: Vec<String>,
 }
 
+/// Where an image is being written.
+#[derive(Debug)]
+pub struct Begun {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Whether the image's file is there: a clone of the base.
+    pub is_clone: bool,
+}
+
 /// A place for images and containers. What changes something is called under the store's lock, but for [`Backend::begin`].
 pub trait Backend: Debug + Send + Sync {
     /// Where locks are.
@@ -62,8 +74,11 @@ pub trait Backend: Debug + Send + Sync {
     /// All that is there.
     fn scan(&self) -> Result<Scan>;
 
-    /// A directory to write an image in; [`Name::work`] gives its name.
-    fn begin(&self, work: &Name) -> Result<PathBuf>;
+    /// A directory for temporary files.
+    fn temp_dir(&self) -> Result<PathBuf>;
+
+    /// A directory to write an image in; [`Name::work`] gives its name. Given a base, and where whole files can be cloned only, it has a clone of that.
+    fn begin(&self, work: &Name, base: Option<&Image>) -> Result<Begun>;
 
     /// Makes what was begun an image: it is synced to the disk, and then there under this name, facts included.
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
@@ -80,8 +95,11 @@ pub trait Backend: Debug + Send + Sync {
     /// How many bytes may still be written.
     fn free(&self) -> Result<u64>;
 
-    /// Removes an image, complete or not.
-    fn remove(&self, name: &Name) -> Result<()>;
+    /// What was cloned from an image and is none of the store's.
+    fn clones(&self, name: &Name) -> Result<Vec<String>>;
+
+    /// Removes an image, complete or not; how many bytes are freed.
+    fn remove(&self, name: &Name) -> Result<u64>;
 
     /// The containers, and what is left of containers that were being made or removed.
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)>;

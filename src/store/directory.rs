@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::backend::{Backend, Container, Image, ImageUse, Scan};
+use super::backend::{Backend, Begun, Container, Image, ImageUse, Scan};
 use super::error::{Error, Result};
 use super::extents::{self, Usage};
 use super::facts::Facts;
@@ -118,13 +118,18 @@ impl Backend for DirectoryStore {
         Ok(scan)
     }
 
-    fn begin(&self, work: &Name) -> Result<PathBuf> {
+    fn temp_dir(&self) -> Result<PathBuf> {
         // Images may hold what is nobody's business: keys, hashes of passwords.
         make_dir(&self.root, 0o711)?;
         make_dir(&self.images(), 0o700)?;
-        let dir = self.images().join(work);
+        Ok(self.images())
+    }
+
+    fn begin(&self, work: &Name, _base: Option<&Image>) -> Result<Begun> {
+        let dir = self.temp_dir()?.join(work);
         DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("making the directory", &dir))?;
-        Ok(dir)
+        // Who writes the image copies what it needs of the base, by reference where the file system can.
+        Ok(Begun { dir, is_clone: false })
     }
 
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
@@ -155,8 +160,14 @@ impl Backend for DirectoryStore {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    fn remove(&self, name: &Name) -> Result<()> {
-        remove_dir(&self.images(), name)
+    fn clones(&self, _name: &Name) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn remove(&self, name: &Name) -> Result<u64> {
+        let freed = self.usage(name)?.own();
+        remove_dir(&self.images(), name)?;
+        Ok(freed)
     }
 
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
@@ -167,7 +178,7 @@ impl Backend for DirectoryStore {
                 work.push(name);
             } else {
                 let images = read_json(&path.join(CONTAINER))?.unwrap_or_default();
-                containers.push(Container { name, path, images });
+                containers.push(Container { name, path, dataset: None, images });
             }
         }
         Ok((containers, work))
@@ -193,7 +204,7 @@ impl Backend for DirectoryStore {
             return Err(error);
         }
         sync(&all)?;
-        Ok(Container { name: name.clone(), path, images: images.to_vec() })
+        Ok(Container { name: name.clone(), path, dataset: None, images: images.to_vec() })
     }
 
     fn remove_container(&self, name: &Name) -> Result<()> {

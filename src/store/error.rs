@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{fs, serve};
+use crate::{fs, serve, zfs};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,9 @@ pub enum Error {
     /// An image cannot be read.
     #[error(transparent)]
     Fs(#[from] fs::Error),
+    /// What concerns datasets and snapshots.
+    #[error(transparent)]
+    Zfs(#[from] zfs::Error),
     /// What is mounted could not be found out.
     #[error(transparent)]
     Serve(#[from] serve::Error),

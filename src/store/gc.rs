@@ -86,9 +86,8 @@ impl Store {
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
                     return Ok(Outcome::Kept("it has a name by now".to_owned()));
                 }
-                let usage = self.usage(garbage);
                 match self.remove_image(&now) {
-                    Ok(()) => Ok(Outcome::Freed(usage.own())),
+                    Ok(freed) => Ok(Outcome::Freed(freed)),
                     Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
                     Err(error) => Err(error),
                 }
@@ -98,11 +97,11 @@ impl Store {
                 if _work.is_none() {
                     return Ok(Outcome::Kept("somebody is at work on it".to_owned()));
                 }
-                let usage = self.usage(garbage);
-                match garbage {
-                    Garbage::Container(name) => self.backend.remove_container(name)?,
-                    _ => self.backend.remove(name)?,
+                if matches!(garbage, Garbage::Work(_)) {
+                    return Ok(Outcome::Freed(self.backend.remove(name)?));
                 }
+                let usage = self.usage(garbage);
+                self.backend.remove_container(name)?;
                 Ok(Outcome::Freed(usage.own()))
             }
         }

@@ -17,8 +17,10 @@ mod new_image;
 mod reference;
 mod remove_tree;
 mod uses;
+mod zfs;
 
 use std::fs::File;
+use std::path::PathBuf;
 
 pub use backend::{Backend, Container, Image, ImageUse, Scan};
 pub use config::{Config, Location};
@@ -32,6 +34,8 @@ pub use new_image::{NewImage, Published};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 
+use self::zfs::ZfsStore;
+use crate::build::Digest;
 use directory::DirectoryStore;
 
 /// The lock under which the store is changed. It is held for moments only.
@@ -68,9 +72,7 @@ impl Store {
         let location = config.store.value.clone();
         let backend: Box<dyn Backend> = match &location {
             Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
-            Location::Zfs(_) => {
-                return Err(Error::Location { text: location.to_string(), reason: "stores on ZFS are not there yet".into() });
-            }
+            Location::Zfs(parent) => Box::new(ZfsStore::new(parent.clone())?),
         };
         Ok(Self { locks: Locks::new(backend.locks()), location, backend })
     }
@@ -156,12 +158,32 @@ impl Store {
         self.locks.lock(&format!("container-{}", Name::new(name)?), waiting)
     }
 
-    /// Begins a new image. Nobody sees it before it is published, and nothing is left of it when it is not.
+    /// A directory for temporary files, on the store's file system.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn begin_image(&self) -> Result<NewImage<'_>> {
-        NewImage::begin(self)
+    /// [`Error::Io`], [`Error::Zfs`].
+    pub fn temp_dir(&self) -> Result<PathBuf> {
+        self.backend.temp_dir()
+    }
+
+    /// The image that has most of these layers at its head, and is written in the same way; of several, the oldest.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn best_base(&self, layers: &[Option<Digest>], compression: &str, encryption: &str) -> Result<Option<Image>> {
+        let common = |image: &Image| image.facts.layers.iter().zip(layers).take_while(|(have, wanted)| Some(**have) == **wanted).count();
+        let fits = |image: &Image| image.facts.compression == compression && image.facts.encryption == encryption && common(image) > 0;
+        let mut images: Vec<Image> = self.images()?.into_iter().filter(fits).collect();
+        images.sort_by(|a, b| common(b).cmp(&common(a)).then_with(|| a.facts.created.cmp(&b.facts.created)));
+        Ok(images.into_iter().next())
+    }
+
+    /// Begins a new image, whose first layers are to be those of `base`. Nobody sees it before it is published, and nothing is left of it when it is not.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Zfs`], [`Error::NotFound`] when the base has been removed meanwhile.
+    pub fn begin_image(&self, base: Option<&Image>) -> Result<NewImage<'_>> {
+        NewImage::begin(self, base)
     }
 
     /// The containers, by name.
@@ -205,7 +227,9 @@ impl Store {
     pub fn remove_container(&self, name: &str) -> Result<()> {
         let _lock = self.change()?;
         let container = self.container(name)?;
-        let mounted: Vec<_> = mounts_below(&container.path)?.iter().map(|m| format!("mounted on {}", m.display())).collect();
+        let own = container.dataset.is_some().then_some(&container.path);
+        let mounted = mounts_below(&container.path)?.into_iter().filter(|m| Some(m) != own);
+        let mounted: Vec<_> = mounted.map(|m| format!("mounted on {}", m.display())).collect();
         if !mounted.is_empty() {
             return Err(Error::InUse { kind: "container", name: name.to_owned(), users: mounted });
         }
@@ -239,13 +263,11 @@ impl Store {
             self.backend.set_facts(&image.name, &image.facts)?;
             return Ok(Removed::Reference(reference));
         }
-        let freed = self.backend.usage(&image.name)?.own();
-        self.remove_image(&image)?;
-        Ok(Removed::Image { freed })
+        Ok(Removed::Image { freed: self.remove_image(&image)? })
     }
 
     /// Removes an image that nobody uses. The store is locked.
-    fn remove_image(&self, image: &Image) -> Result<()> {
+    fn remove_image(&self, image: &Image) -> Result<u64> {
         let users = self.users(image)?;
         if !users.is_empty() {
             let name = image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string);

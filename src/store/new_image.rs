@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::backend::Image;
+use super::backend::{Begun, Image};
 use super::error::{Error, Result};
 use super::facts::Facts;
 use super::lock::Lock;
@@ -19,7 +19,9 @@ use crate::build::Digest;
 pub struct NewImage<'a> {
     store: &'a Store,
     work: Name,
-    dir: PathBuf,
+    begun: Begun,
+    /// The image whose first layers it has, open so that it is not removed.
+    base: Option<(Image, File)>,
     published: bool,
     /// Tells others that somebody is at work.
     _lock: Lock,
@@ -35,22 +37,35 @@ pub struct Published {
 }
 
 impl<'a> NewImage<'a> {
-    pub(super) fn begin(store: &'a Store) -> Result<Self> {
+    pub(super) fn begin(store: &'a Store, base: Option<&Image>) -> Result<Self> {
+        let base = base.map(|base| Ok::<_, Error>((base.clone(), store.open_image(base)?))).transpose()?;
         let work = Name::work()?;
         let lock = store.locks.try_lock(work.as_str())?;
         let lock = lock.ok_or_else(|| Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy.into()))?;
-        let dir = store.backend.begin(&work)?;
-        Ok(Self { store, work, dir, published: false, _lock: lock })
+        let begun = match store.backend.begin(&work, base.as_ref().map(|(image, _)| image)) {
+            Ok(begun) => begun,
+            Err(error) => {
+                // Half of it may be there.
+                let _ = store.backend.remove(&work);
+                return Err(error);
+            }
+        };
+        Ok(Self { store, work, begun, base, published: false, _lock: lock })
     }
 
-    /// Where to write the image: nothing is there yet.
+    /// Where to write the image: nothing is there yet, unless it is a clone.
     pub fn path(&self) -> PathBuf {
-        self.dir.join(format!("{}.bfc", self.work))
+        self.begun.dir.join(format!("{}.bfc", self.work))
     }
 
-    /// A directory for temporary files, on the file system of the store.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// Whether a clone of the base is there, to be written over.
+    pub fn is_clone(&self) -> bool {
+        self.begun.is_clone
+    }
+
+    /// The base's image file.
+    pub fn base(&self) -> Option<&Path> {
+        self.base.as_ref().map(|(image, _)| image.path.as_path())
     }
 
     /// Puts the image, which is complete and closed, into the store under a reference, which is taken from the image that had it. `manifest_digest` is what a registry says that
@@ -59,9 +74,10 @@ impl<'a> NewImage<'a> {
     /// # Errors
     /// Those of [`Error`]; the store is then as it was.
     pub fn publish(mut self, reference: &Reference, manifest_digest: Option<Digest>) -> Result<Published> {
-        let path = directory::image_file(&self.dir, &self.work)?;
+        let path = directory::image_file(&self.begun.dir, &self.work)?;
         let file = File::open(&path).map_err(Error::io("opening the image", &path))?;
         let mut facts = Facts { refs: vec![reference.clone()], created: Timestamp::now(), ..Facts::of(&path, file)? };
+        facts.parent = self.base.as_ref().map(|(image, _)| image.facts.root_digest.clone());
         if manifest_digest.is_some() {
             facts.manifest_digest = manifest_digest;
         }

@@ -32,7 +32,7 @@ pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
 }
 
 impl Store {
-    /// Who uses an image: mounts, processes that have it open, containers.
+    /// Who uses an image: mounts, processes that have it open, containers, clones that are none of the store's.
     ///
     /// # Errors
     /// Those of [`Error`].
@@ -52,6 +52,7 @@ impl Store {
                 users.push(format!("container {}", container.name));
             }
         }
+        users.extend(self.backend.clones(&image.name)?.into_iter().map(|clone| format!("clone {clone}")));
         if users.is_empty() && is_held(&image.path)? {
             users.push("a process has it open".to_owned());
         }
