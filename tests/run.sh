@@ -11,14 +11,9 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-<<<<<<< HEAD
-        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc
+        mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc
         stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc podman:podman busybox:busybox-static
         python3:python3"
-=======
-        mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc
-        stress-ng:stress-ng docker-registry:docker-registry openssl:openssl"
->>>>>>> 2e9ed5c (Layers are stored once, on XFS and btrfs by reflink and on ZFS by clones; the store can be on ZFS)
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
