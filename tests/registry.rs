@@ -7,8 +7,8 @@ mod common;
 #[path = "common/registry.rs"]
 mod server;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,112 +17,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
-use server::{Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
-
-/// A directory with a configuration, a home, and what is built.
-struct Bench {
-    dir: tempfile::TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let bench = Self { dir: tempfile::Builder::new().prefix("lxcri-fs-registry").tempdir_in("/var/tmp").unwrap() };
-        std::fs::create_dir(bench.path("home")).unwrap();
-        bench.configure("");
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn configure(&self, text: &str) {
-        std::fs::write(self.path("config.toml"), text).unwrap();
-    }
-
-    /// Says of these registries that they may speak plain HTTP.
-    fn plain(&self, hosts: &[&str]) {
-        let tables: Vec<_> = hosts.iter().map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n")).collect();
-        self.configure(&tables.concat());
-    }
-
-    fn command(&self) -> Command {
-        let mut command = lxcri_fs();
-        command.current_dir(self.dir.path()).env("HOME", self.path("home")).env("LXCRI_FS_CONFIG", self.path("config.toml"));
-        command.env("LXCRI_FS_STORE", self.path("store"));
-        for name in [
-            "REGISTRY_AUTH_FILE",
-            "XDG_RUNTIME_DIR",
-            "XDG_CONFIG_HOME",
-            "DOCKER_CONFIG",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "http_proxy",
-            "https_proxy",
-        ] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn build(&self, reference: &str, image: &str, args: &[&str]) -> Output {
-        self.command().arg("build").arg(format!("docker://{reference}")).args(["--force", "-o", image]).args(args).output().unwrap()
-    }
-
-    #[track_caller]
-    fn built(&self, reference: &str, image: &str) -> Vec<u8> {
-        let output = self.build(reference, image, &[]);
-        assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(self.hidden(), Vec::<String>::new());
-        std::fs::read(self.path(image)).unwrap()
-    }
-
-    /// What an image that is built of `reference` says it is.
-    #[track_caller]
-    fn what(&self, reference: &str, args: &[&str]) -> String {
-        let output = self.build(reference, "what.bfc", args);
-        assert!(output.status.success(), "{}", stderr(&output));
-        run(self.command().args(["cat", "./what.bfc", "what"]))
-    }
-
-    #[track_caller]
-    fn refused(&self, reference: &str, code: i32, text: &str) {
-        let output = self.build(reference, "refused.bfc", &[]);
-        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-        assert!(stderr(&output).contains(text), "{}", stderr(&output));
-        assert!(!self.path("refused.bfc").exists());
-    }
-
-    /// What an interrupted build has left here.
-    fn hidden(&self) -> Vec<String> {
-        let names = self.dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with('.')).collect()
-    }
-
-    fn sh(&self, script: &str) -> String {
-        run(Command::new("bash").args(["-euc", script]).current_dir(self.dir.path()).env("HOME", self.path("home")))
-    }
-
-    /// An OCI layout `layout` with an image `v1` of several layers.
-    fn layout(&self) {
-        self.sh(
-            r#"umoci init --layout layout; umoci new --image layout:v1; umoci unpack --image layout:v1 made
-               (cd made/rootfs; mkdir -p etc bin gone; echo root:x:0:0 > etc/passwd; cp /bin/true bin/tool; chmod 4755 bin/tool; echo x > gone/file
-                ln etc/passwd hard; ln -s etc/passwd sym; setfattr -n user.note -v value etc/passwd; mknod null c 1 3; head -c 3000000 /dev/urandom > noise)
-               umoci repack --refresh-bundle --image layout:v1 made
-               (cd made/rootfs; rm -r gone; seq 300000 > numbers; chown 1000:1001 numbers; echo changed > bin/tool)
-               umoci repack --refresh-bundle --image layout:v1 made
-               head -c 1000000 /dev/urandom > made/rootfs/more; umoci repack --image layout:v1 made
-               umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux; umoci gc --layout layout
-               printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#,
-        );
-    }
-
-    fn skopeo(&self, args: &str) -> String {
-        self.sh(&format!("skopeo --policy policy.json {args}"))
-    }
-}
+use common::{Mounted, assert_same_tree, run, stderr, tree};
+use server::{Bench, Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
 
 #[test]
 fn a_registry_s_image_is_what_was_pushed() {

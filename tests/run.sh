@@ -11,9 +11,9 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc
-        stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc podman:podman busybox:busybox-static
-        python3:python3"
+        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
+        objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc
+        lxc-start:lxc podman:podman busybox:busybox-static python3:python3"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"

@@ -24,12 +24,11 @@ pub use append::{AppendOptions, append};
 pub use base::Base;
 pub use digest::Digest;
 pub use error::{Error, Mismatch, Result};
-pub use output::parent;
+pub use output::{Output, parent};
 pub use sources::{Image, Platform, Spec};
 
 use crate::layer::{self, Budget, merge};
 use config::LayerFact;
-use output::Output;
 
 /// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of a gigabyte.
 pub const MAX_SIZE: u64 = 1 << 40;

@@ -9,6 +9,7 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::progress::Progress;
 use crate::build::export;
+use crate::build::sources::Compression;
 use crate::fs::{Options, Rootfs};
 
 /// Export an image as a tar of its tree, or as an OCI image
@@ -42,10 +43,11 @@ pub fn run(args: &ExportArgs) -> Result<(), Error> {
     let total = if args.target.oci.is_some() { export::oci_layout_size(&rootfs) } else { rootfs.content_bytes() };
     let progress = Progress::bytes("Exporting", total);
     let add = |n| progress.add(n);
+    let compression = if args.uncompressed { Compression::None } else { Compression::Gzip };
     let written = match &args.target {
         Target { tar: Some(path), .. } if path == Path::new("-") => to_stdout(&rootfs, &add),
         Target { tar: Some(path), .. } => export::tree_tar_file(&rootfs, path, &add).map_err(Error::from),
-        Target { oci: Some(dir), .. } => export::oci_layout(&rootfs, dir, args.uncompressed, &add).map_err(Error::from),
+        Target { oci: Some(dir), .. } => export::oci_layout(&rootfs, dir, compression, &add).map_err(Error::from),
         Target { oci: None, tar: None } => Ok(()),
     };
     progress.finish();

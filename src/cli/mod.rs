@@ -27,6 +27,8 @@ mod open;
 mod output;
 mod progress;
 mod ps;
+mod pull;
+mod push;
 mod rm;
 mod rollback;
 mod runtime;
@@ -38,6 +40,7 @@ mod sources;
 mod stats;
 mod store;
 mod tag;
+mod transfer;
 mod umount;
 mod upgrade;
 mod upper_name;
@@ -66,6 +69,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Build(build::BuildArgs),
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
     Append(append::AppendArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
@@ -118,6 +123,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Push(args) => push::run(&args),
         Command::Append(args) => append::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),

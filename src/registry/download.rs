@@ -36,8 +36,14 @@ pub struct Wanted {
 
 /// Who wants to know how fetching goes on. It is told from another thread.
 pub trait Observer: Send + Sync {
+    /// These are the blobs that there are.
+    fn begins(&self, _blobs: &[Wanted]) {}
+
     /// Blob number `blob` has `bytes` more; `resumed` when they were here already.
     fn fetched(&self, blob: usize, bytes: u64, resumed: bool);
+
+    /// Blob number `blob` is there.
+    fn complete(&self, _blob: usize) {}
 }
 
 /// Observes nothing.
@@ -61,6 +67,7 @@ impl Blobs {
     /// # Errors
     /// [`Error::Io`].
     pub fn new(session: Session, wanted: Vec<Wanted>, dir: &Path, observer: Arc<dyn Observer>) -> Result<Arc<Self>> {
+        observer.begins(&wanted);
         let dir = SpoolDir::below(dir)?;
         let spools: Vec<_> = wanted.iter().map(|b| dir.blob(&b.digest, b.size).map(Arc::new)).collect::<Result<_>>()?;
         let (begin, begun) = oneshot::channel();
@@ -89,9 +96,8 @@ impl Blobs {
     /// # Errors
     /// [`Error`]; when it is not what it is to be, its file is removed.
     pub fn file(&self, blob: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
-        Ok(self
-            .read(blob, &digest_of(blob, &self.wanted).to_string(), &mut std::io::sink(), false, progress)
-            .map(|()| self.spools[blob].file())?)
+        self.read(blob, &self.wanted[blob].digest.to_string(), &mut std::io::sink(), false, progress)?;
+        Ok(self.spools[blob].file())
     }
 
     /// Removes what was fetched, unless `result` is a failure that may not come again: then the next attempt continues.
@@ -120,10 +126,6 @@ impl Blobs {
         }
         result
     }
-}
-
-fn digest_of(blob: usize, wanted: &[Wanted]) -> Digest {
-    wanted[blob].digest
 }
 
 impl Drop for Blobs {
@@ -164,7 +166,13 @@ impl Work {
     async fn run(&self, begun: oneshot::Receiver<usize>) {
         // Nothing has to be fetched when everything was there.
         let Ok(first) = begun.await else { return };
-        let fetch = async |blob: usize| self.spools[blob].end(self.fetch(blob).await);
+        let fetch = async |blob: usize| {
+            let result = self.fetch(blob).await;
+            if result.is_ok() {
+                self.observer.complete(blob);
+            }
+            self.spools[blob].end(result);
+        };
         futures_util::stream::iter(first..self.spools.len()).for_each_concurrent(AT_ONCE, fetch).await;
     }
 

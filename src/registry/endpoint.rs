@@ -82,7 +82,18 @@ impl Endpoint {
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of [`credentials::find`].
     pub async fn send(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
-        let mut failures = Failures::default();
+        self.send_with(Failures::default(), request).await
+    }
+
+    /// Like [`Self::send`], but what fails is not tried again.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_once(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+        self.send_with(Failures::enough(), request).await
+    }
+
+    async fn send_with(&self, mut failures: Failures, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
         let mut challenged = false;
         loop {
             let base = lock(&self.base).clone();

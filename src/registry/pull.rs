@@ -1,18 +1,22 @@
 //! Images of registries, as sources to build from.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Seek;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::artifact::Artifact;
 use super::download::{Blobs, Observer, RemoteLayer, Wanted};
 use super::error::{Error, Result};
 use super::session::{Manifest, Session};
 use super::{Reference, Registries};
 use crate::build::sources::{self, Documents, Image, Layer};
-use crate::build::{self, Digest, Platform};
+use crate::build::{self, Digest, Mismatch, Output, Platform};
+use crate::fs;
 
 /// What a reference to an image in a registry begins with, in front of others.
 pub const PREFIX: &str = "docker://";
@@ -40,6 +44,34 @@ pub struct Source {
     pub blobs: Arc<Blobs>,
 }
 
+/// An image file in a registry.
+pub struct RemoteFile {
+    /// The file.
+    pub artifact: Artifact,
+    /// What the reference leads to.
+    pub digest: Digest,
+    /// What is fetched: the file alone.
+    pub blobs: Arc<Blobs>,
+}
+
+/// What a reference leads to.
+pub enum Found {
+    /// An image of the OCI or of Docker.
+    Image(Source),
+    /// An image file of ours.
+    File(RemoteFile),
+}
+
+impl Found {
+    /// What the reference leads to: the digest of a manifest, or of an index.
+    pub fn digest(&self) -> Digest {
+        match self {
+            Self::Image(source) => source.digest,
+            Self::File(file) => file.digest,
+        }
+    }
+}
+
 /// Understands `[docker://]NAME[:TAG][@DIGEST]`; `nginx` is `docker.io/library/nginx:latest`.
 ///
 /// # Errors
@@ -61,9 +93,14 @@ pub fn digest(reference: &Reference, registries: &Registries) -> Result<Digest> 
 ///
 /// # Errors
 /// [`Error`].
-pub fn source(reference: &Reference, options: &Options) -> Result<Source> {
+pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
+    if let Some(artifact) = Artifact::of(&top.bytes) {
+        let wanted = vec![Wanted { digest: artifact.digest, size: artifact.size }];
+        let blobs = Blobs::new(session, wanted, &options.temp_dir, options.observer.clone())?;
+        return Ok(Found::File(RemoteFile { artifact, digest: top.digest, blobs }));
+    }
     let remote = Remote { session: &session, name: reference.whole(), top: &top };
     let found = sources::choose(&remote, &remote.index()?, None, &options.platform)?;
 
@@ -78,7 +115,53 @@ pub fn source(reference: &Reference, options: &Options) -> Result<Source> {
         tar: Box::new(RemoteLayer { blobs: blobs.clone(), blob, name: layer.digest.to_string() }),
     };
     let layers = found.layers.into_iter().enumerate().map(layer).collect();
-    Ok(Source { image: Image { layers, config: found.config, manifest: found.manifest }, digest: top.digest, blobs })
+    Ok(Found::Image(Source { image: Image { layers, config: found.config, manifest: found.manifest }, digest: top.digest, blobs }))
+}
+
+/// Finds an image that is to be built of.
+///
+/// # Errors
+/// [`Error`], also when it is an image file.
+pub fn source(reference: &Reference, options: &Options) -> Result<Source> {
+    match find(reference, options)? {
+        Found::Image(source) => Ok(source),
+        Found::File(_) => Err(Error::Build(build::Error::Source {
+            name: reference.whole(),
+            reason: "it is an image file, not layers to build of".into(),
+            hint: Some("`lxcri-fs pull` takes it as it is".into()),
+        })),
+    }
+}
+
+impl RemoteFile {
+    /// Fetches the file, checks it, and gives it its name. `force` replaces what is there.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is then at `path` but what was there before.
+    pub fn write_to(&self, path: &Path, force: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let output = Output::create(path, force)?;
+        let mut fetched = self.blobs.file(0, progress)?;
+        let writing = || Error::io("writing", path);
+        let mut file = output.file()?;
+        fetched.rewind().and_then(|()| std::io::copy(&mut fetched, &mut file)).and_then(|_| file.sync_all()).map_err(writing())?;
+        self.check(path, file)?;
+        Ok(output.publish()?)
+    }
+
+    /// Whether it is the image that was announced.
+    fn check(&self, path: &Path, file: File) -> Result<()> {
+        let failed = |source| Error::Build(build::Error::Fs(fs::Error::Image { image: path.to_owned(), source }));
+        let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
+        let locator = container.locator().map_err(failed)?;
+        let found = locator.map(|l| l.root_digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        match (&self.artifact.root_digest, found) {
+            (Some(wanted), found) if Some(wanted.trim_start_matches("blake3:")) != found.as_deref() => {
+                let reason = Mismatch::Digest { found: found.unwrap_or_default(), wanted: wanted.clone() };
+                Err(build::Error::Mismatch { name: "the root of the image".into(), reason }.into())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the manifest is asked for by: a digest, if there is one.
@@ -153,7 +236,7 @@ impl Documents for Remote<'_> {
             error => build::Error::Remote { name: text.clone(), source: Box::new(error) },
         })?;
         if bytes.len() as u64 != descriptor.size() {
-            let reason = build::Mismatch::Size { found: bytes.len() as u64, wanted: descriptor.size() };
+            let reason = Mismatch::Size { found: bytes.len() as u64, wanted: descriptor.size() };
             return Err(build::Error::Mismatch { name: format!("blob {digest}"), reason });
         }
         Ok(bytes)

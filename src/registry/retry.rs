@@ -24,6 +24,11 @@ pub fn is_transient(status: StatusCode) -> bool {
 pub struct Failures(u32);
 
 impl Failures {
+    /// As many as are not followed by another try.
+    pub fn enough() -> Self {
+        Self(TRIES)
+    }
+
     /// How long to wait before the next try; `None` when it is time to give up.
     pub fn pause(&mut self, cause: &Cause<'_>) -> Option<Duration> {
         let tries = match cause {

@@ -2,9 +2,10 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -13,6 +14,8 @@ use crate::build::Digest;
 
 /// The directory with what was fetched of blobs, made below `dir` when it is not there.
 const DIRECTORY: &str = ".lxcri-fs-blobs";
+/// How long what is in there is kept for a later attempt.
+const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// A directory of blobs.
 pub struct SpoolDir {
@@ -35,7 +38,23 @@ impl SpoolDir {
         if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
             return Err(making()(io::Error::new(io::ErrorKind::AlreadyExists, "somebody else has made it")));
         }
-        Ok(Self { path })
+        let dir = Self { path };
+        dir.forget_old();
+        Ok(dir)
+    }
+
+    /// Removes what nobody has gone on with for long.
+    fn forget_old(&self) {
+        let old = |path: &Path| {
+            let file = File::options().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path).ok()?;
+            let age = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
+            (age > KEPT && file.try_lock().is_ok()).then_some(file)
+        };
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if let Some(_held) = old(&entry.path()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// The file of a blob of `size` bytes, with what an earlier attempt has left in it. When another process is about to fetch the same

@@ -257,6 +257,8 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     };
     let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.collect::<io::Result<_>>().map_err(failed)?;
+    // Such as what pulls have fetched so far.
+    names.retain(|name| !name.starts_with('.'));
     names.sort();
     Ok(names)
 }

@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+use super::common::{lxcri_fs, run, stderr};
 
 /// The name that [`HTPASSWD`] lets in.
 pub const USER: &str = "somebody";
@@ -88,7 +90,7 @@ impl Drop for Registry {
 /// Makes a CA, and in `dir` `tls.crt` and `tls.key` of 127.0.0.1 signed by it; the CA is `ca.crt`.
 pub fn certificate(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
-    super::common::run(Command::new("bash").current_dir(dir).args([
+    run(Command::new("bash").current_dir(dir).args([
         "-euc",
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca 2>/dev/null
          openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout tls.key -out tls.csr -subj /CN=127.0.0.1 2>/dev/null
@@ -104,6 +106,8 @@ pub struct Cutter {
     pub after: Arc<AtomicUsize>,
     /// Bytes that went to clients.
     pub passed: Arc<AtomicU64>,
+    /// Bytes that came from clients.
+    pub received: Arc<AtomicU64>,
     /// How many connections were broken.
     pub cut: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -116,17 +120,19 @@ impl Cutter {
             port: listener.local_addr().unwrap().port(),
             after: Arc::new(AtomicUsize::new(after)),
             passed: Arc::default(),
+            received: Arc::default(),
             cut: Arc::default(),
             stop: Arc::default(),
         };
         let (after, passed, cut, stop) = (this.after.clone(), this.passed.clone(), this.cut.clone(), this.stop.clone());
+        let received = this.received.clone();
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let (after, passed, cut) = (after.clone(), passed.clone(), cut.clone());
-                std::thread::spawn(move || pass(client.unwrap(), port, &after, &passed, &cut));
+                let (after, passed, cut, received) = (after.clone(), passed.clone(), cut.clone(), received.clone());
+                std::thread::spawn(move || pass(client.unwrap(), port, &after, &passed, &cut, received));
             }
         });
         this
@@ -144,11 +150,17 @@ impl Drop for Cutter {
     }
 }
 
-fn pass(mut client: TcpStream, port: u16, after: &AtomicUsize, passed: &AtomicU64, cut: &AtomicUsize) {
+fn pass(mut client: TcpStream, port: u16, after: &AtomicUsize, passed: &AtomicU64, cut: &AtomicUsize, received: Arc<AtomicU64>) {
     let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     std::thread::spawn(move || {
-        let _ = std::io::copy(&mut from_client, &mut to_server);
+        let mut buf = vec![0; 16 << 10];
+        while let Ok(n) = from_client.read(&mut buf) {
+            if n == 0 || to_server.write_all(&buf[..n]).is_err() {
+                break;
+            }
+            received.fetch_add(n as u64, Ordering::Relaxed);
+        }
         let _ = to_server.shutdown(std::net::Shutdown::Write);
     });
     let mut buf = vec![0; 16 << 10];
@@ -393,5 +405,132 @@ impl Image {
 
     pub fn serve(self) -> Server {
         Server::new(move |request| self.answer(request))
+    }
+}
+
+/// A directory with a configuration, a home, and what is built.
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let bench = Self { dir: tempfile::Builder::new().prefix("lxcri-fs-registry").tempdir_in("/var/tmp").unwrap() };
+        std::fs::create_dir(bench.path("home")).unwrap();
+        bench.configure("");
+        bench
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn configure(&self, text: &str) {
+        std::fs::write(self.path("config.toml"), text).unwrap();
+    }
+
+    /// Says of these registries that they may speak plain HTTP.
+    pub fn plain(&self, hosts: &[&str]) {
+        let tables: Vec<_> = hosts.iter().map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n")).collect();
+        self.configure(&tables.concat());
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = lxcri_fs();
+        command.current_dir(self.dir.path()).env("HOME", self.path("home")).env("LXCRI_FS_CONFIG", self.path("config.toml"));
+        command.env("LXCRI_FS_STORE", self.path("store"));
+        for name in [
+            "REGISTRY_AUTH_FILE",
+            "XDG_RUNTIME_DIR",
+            "XDG_CONFIG_HOME",
+            "DOCKER_CONFIG",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "http_proxy",
+            "https_proxy",
+        ] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    pub fn build(&self, reference: &str, image: &str, args: &[&str]) -> Output {
+        self.command().arg("build").arg(format!("docker://{reference}")).args(["--force", "-o", image]).args(args).output().unwrap()
+    }
+
+    #[track_caller]
+    pub fn built(&self, reference: &str, image: &str) -> Vec<u8> {
+        let output = self.build(reference, image, &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(self.hidden(), Vec::<String>::new());
+        std::fs::read(self.path(image)).unwrap()
+    }
+
+    /// What an image that is built of `reference` says it is.
+    #[track_caller]
+    pub fn what(&self, reference: &str, args: &[&str]) -> String {
+        let output = self.build(reference, "what.bfc", args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        run(self.command().args(["cat", "./what.bfc", "what"]))
+    }
+
+    #[track_caller]
+    pub fn refused(&self, reference: &str, code: i32, text: &str) {
+        let output = self.build(reference, "refused.bfc", &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(text), "{}", stderr(&output));
+        assert!(!self.path("refused.bfc").exists());
+    }
+
+    /// What an interrupted build has left here.
+    pub fn hidden(&self) -> Vec<String> {
+        let names = self.dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with('.')).collect()
+    }
+
+    pub fn sh(&self, script: &str) -> String {
+        run(Command::new("bash").args(["-euc", script]).current_dir(self.dir.path()).env("HOME", self.path("home")))
+    }
+
+    /// An OCI layout `layout` with an image `v1` of several layers.
+    pub fn layout(&self) {
+        self.sh(
+            r#"umoci init --layout layout; umoci new --image layout:v1; umoci unpack --image layout:v1 made
+               (cd made/rootfs; mkdir -p etc bin gone; echo root:x:0:0 > etc/passwd; cp /bin/true bin/tool; chmod 4755 bin/tool; echo x > gone/file
+                ln etc/passwd hard; ln -s etc/passwd sym; setfattr -n user.note -v value etc/passwd; mknod null c 1 3
+                head -c 3000000 /dev/urandom > noise)
+               umoci repack --refresh-bundle --image layout:v1 made
+               (cd made/rootfs; rm -r gone; seq 300000 > numbers; chown 1000:1001 numbers; echo changed > bin/tool)
+               umoci repack --refresh-bundle --image layout:v1 made
+               head -c 1000000 /dev/urandom > made/rootfs/more; umoci repack --image layout:v1 made
+               umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux; umoci gc --layout layout
+               printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#,
+        );
+    }
+
+    /// What `list --json` lists.
+    pub fn listed(&self) -> Vec<Value> {
+        run(self.command().args(["list", "--json"])).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn pull(&self, args: &[&str]) -> Output {
+        self.command().arg("pull").args(args).output().unwrap()
+    }
+
+    /// What `pull --json` says.
+    #[track_caller]
+    pub fn pulled(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&run(self.command().args(["pull", "--json", "--quiet"]).args(args))).unwrap()
+    }
+
+    /// The digest that `push` says.
+    #[track_caller]
+    pub fn pushed(&self, args: &[&str]) -> String {
+        let said: Value = serde_json::from_str(&run(self.command().args(["push", "--json", "--quiet"]).args(args))).unwrap();
+        said["digest"].as_str().unwrap().to_owned()
+    }
+
+    pub fn skopeo(&self, args: &str) -> String {
+        self.sh(&format!("skopeo --policy policy.json {args}"))
     }
 }

@@ -5,5 +5,5 @@ mod oci;
 mod tree;
 
 pub use layer::{WriteError, write_tar};
-pub use oci::{oci_layout, oci_layout_size};
+pub use oci::{BlobFile, MANIFEST, OciImage, oci_image, oci_layout, oci_layout_size};
 pub use tree::{tree_tar, tree_tar_file};

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bfc::rootfs::format;
 use flate2::write::GzEncoder;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -13,11 +14,14 @@ use super::{WriteError, tree_tar, write_tar};
 use crate::build::config::{LayerFact, config};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
+use crate::build::sources::Compression;
 use crate::build::sources::Platform;
 use crate::fs::{self, Rootfs};
 
 const GZIP_LEVEL: u32 = 6;
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const ZSTD_LEVEL: i32 = 3;
+/// Media type of a manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -26,7 +30,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 ///
 /// # Errors
 /// [`Error::Mismatch`] when a layer does not come out with its diff_id; [`Error`] for the image and for the files.
-pub fn oci_layout(rootfs: &Rootfs, dir: &Path, uncompressed: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+pub fn oci_layout(rootfs: &Rootfs, dir: &Path, compression: Compression, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
     let parent = crate::build::parent(dir);
     if dir.symlink_metadata().is_ok() {
         return Err(Error::io("making", dir)(io::ErrorKind::AlreadyExists.into()));
@@ -36,7 +40,7 @@ pub fn oci_layout(rootfs: &Rootfs, dir: &Path, uncompressed: bool, progress: &(d
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(&parent)
         .map_err(Error::io("making a directory in", &parent))?;
-    Layout { rootfs, root: temp.path(), uncompressed, progress }.write()?;
+    Layout { rootfs, root: temp.path(), compression, progress }.write()?;
     // Kept from here on, under its own name.
     std::fs::rename(temp.path(), dir).map_err(Error::io("making", dir))?;
     let _ = temp.keep();
@@ -51,10 +55,61 @@ pub fn oci_layout_size(rootfs: &Rootfs) -> u64 {
     }
 }
 
+/// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer of the manifest that the image came with is not made
+/// when `reuse` knows its blob, which it is told by digest.
+///
+/// # Errors
+/// As [`oci_layout`].
+pub fn oci_image(
+    rootfs: &Rootfs,
+    dir: &Path,
+    compression: Compression,
+    reuse: &mut dyn FnMut(&Digest) -> bool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<OciImage> {
+    Layout { rootfs, root: dir, compression, progress }.image(reuse)
+}
+
+/// An image as OCI describes it.
+pub struct OciImage {
+    /// The manifest.
+    pub manifest: Vec<u8>,
+    /// The configuration.
+    pub config: Vec<u8>,
+    /// The layers that were made, as files.
+    pub layers: Vec<BlobFile>,
+}
+
+/// A blob in a file.
+pub struct BlobFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub size: u64,
+}
+
+/// The manifest that an image came with.
+#[derive(Deserialize)]
+struct Found {
+    config: FoundBlob,
+    layers: Vec<FoundBlob>,
+}
+
+/// A blob of it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FoundBlob {
+    media_type: String,
+    digest: String,
+    size: u64,
+}
+
 struct Layout<'a> {
     rootfs: &'a Rootfs,
     root: &'a Path,
-    uncompressed: bool,
+    compression: Compression,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
@@ -64,43 +119,26 @@ struct Written {
     size: u64,
 }
 
+/// A layer of the new image.
+struct Made {
+    blob: Written,
+    diff_id: Digest,
+    compression: Compression,
+    /// Whether there is a file of it.
+    is_new: bool,
+}
+
 impl Layout<'_> {
     fn write(&self) -> Result<()> {
-        let blobs = self.root.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).map_err(Error::io("making", &blobs))?;
-        let image = self.rootfs.paths().next().unwrap_or(Path::new("image")).to_owned();
-        let failed = |source| Error::Fs(fs::Error::Image { image: image.clone(), source });
-        let section = self.rootfs.section();
-        let records = section.layers().map_err(failed)?;
-        let mut made = Vec::new();
-        // Compression is what takes the time: as many layers at once as there are cores.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        for (first, some) in records.chunks(cores).enumerate().map(|(chunk, some)| (chunk * cores, some)) {
-            let results: Vec<_> = std::thread::scope(|scope| {
-                let start = |(at, record)| scope.spawn(move || self.recorded_layer(first + at, record));
-                let threads: Vec<_> = some.iter().enumerate().map(start).collect();
-                threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-            });
-            for result in results {
-                made.push(result?);
-            }
-        }
-        if records.is_empty() {
-            made.push(self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?);
-        }
-        let (layers, diff_ids): (Vec<_>, Vec<_>) = made.into_iter().unzip();
-        let found = section.blob(section.header().config).map_err(failed)?;
-        let facts: Vec<_> = diff_ids.iter().map(|&diff_id| LayerFact { diff_id, created_by: b"lxcri-fs export" }).collect();
-        let config = config(&found, &facts, &Platform::host())?;
-        let config = self.blob(&config)?;
-        let manifest = self.manifest(&section.blob(section.header().manifest).map_err(failed)?, &config, &layers);
-        let manifest_blob = self.blob(&manifest)?;
+        let image = self.image(&mut |_| false)?;
+        self.blob(&image.config)?;
+        let manifest = self.blob(&image.manifest)?;
         let index = json!({
             "schemaVersion": 2,
             "manifests": [{
                 "mediaType": MANIFEST,
-                "digest": manifest_blob.digest.to_string(),
-                "size": manifest_blob.size,
+                "digest": manifest.digest.to_string(),
+                "size": manifest.size,
                 "annotations": { "org.opencontainers.image.ref.name": "latest" },
             }],
         });
@@ -108,16 +146,66 @@ impl Layout<'_> {
         self.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
     }
 
+    fn image(&self, reuse: &mut dyn FnMut(&Digest) -> bool) -> Result<OciImage> {
+        let blobs = self.root.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).map_err(Error::io("making", &blobs))?;
+        let image = self.rootfs.paths().next().unwrap_or(Path::new("image")).to_owned();
+        let failed = |source| Error::Fs(fs::Error::Image { image: image.clone(), source });
+        let section = self.rootfs.section();
+        let records = section.layers().map_err(failed)?;
+        let found_manifest = section.blob(section.header().manifest).map_err(failed)?;
+        let found: Option<Found> = serde_json::from_slice(&found_manifest).ok();
+        let mut kept = kept(found.as_ref(), &records, reuse);
+        // Compression is what takes the time: as many layers at once as there are cores.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut rest: Vec<_> = records.iter().enumerate().filter(|(index, _)| kept[*index].is_none()).collect();
+        while !rest.is_empty() {
+            let some: Vec<_> = rest.drain(..rest.len().min(cores)).collect();
+            let results: Vec<_> = std::thread::scope(|scope| {
+                let start = |&(index, record)| scope.spawn(move || self.recorded_layer(index, record));
+                let threads: Vec<_> = some.iter().map(start).collect();
+                threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            });
+            for ((index, _), result) in some.into_iter().zip(results) {
+                let (blob, diff_id) = result?;
+                kept[index] = Some(Made { blob, diff_id, compression: self.compression, is_new: true });
+            }
+        }
+        let mut made: Vec<_> = kept.into_iter().flatten().collect();
+        if records.is_empty() {
+            let (blob, diff_id) = self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?;
+            made.push(Made { blob, diff_id, compression: self.compression, is_new: true });
+        }
+        let found_config = section.blob(section.header().config).map_err(failed)?;
+        let facts: Vec<_> = made.iter().map(|layer| LayerFact { diff_id: layer.diff_id, created_by: b"lxcri-fs export" }).collect();
+        let config = config(&found_config, &facts, &Platform::host())?;
+        let config_digest = Digest::of(&config);
+        let is_found = found.is_some_and(|found| Digest::parse(&found.config.digest) == Some(config_digest));
+        let manifest = if is_found && made.iter().all(|layer| !layer.is_new) {
+            // It is the image that it came from, to the last byte.
+            found_manifest.into_owned()
+        } else {
+            self.manifest(&found_manifest, &Written { digest: config_digest, size: config.len() as u64 }, &made)
+        };
+        let file = |layer: Made| BlobFile { path: blobs.join(layer.blob.digest.hex()), digest: layer.blob.digest, size: layer.blob.size };
+        let layers = made.into_iter().filter(|layer| layer.is_new).map(file).collect();
+        Ok(OciImage { manifest, config, layers })
+    }
+
     /// The manifest: annotations as they were found, everything else of the blobs that are there now.
-    fn manifest(&self, found: &[u8], config: &Written, layers: &[Written]) -> Vec<u8> {
-        let media_type = if self.uncompressed { LAYER.to_owned() } else { format!("{LAYER}+gzip") };
+    fn manifest(&self, found: &[u8], config: &Written, layers: &[Made]) -> Vec<u8> {
         let descriptor =
             |media_type: &str, blob: &Written| json!({ "mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.size });
+        let layer = |made: &Made| match made.compression {
+            Compression::None => descriptor(LAYER, &made.blob),
+            Compression::Gzip => descriptor(&format!("{LAYER}+gzip"), &made.blob),
+            Compression::Zstd => descriptor(&format!("{LAYER}+zstd"), &made.blob),
+        };
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": descriptor(CONFIG, config),
-            "layers": layers.iter().map(|blob| descriptor(&media_type, blob)).collect::<Vec<_>>(),
+            "layers": layers.iter().map(layer).collect::<Vec<_>>(),
         });
         let annotations = serde_json::from_slice::<Value>(found).ok().and_then(|m| m.get("annotations").cloned());
         if let Some(annotations) = annotations.filter(Value::is_object) {
@@ -154,15 +242,24 @@ impl Layout<'_> {
         let writing = || Error::io("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));
-        let (blob, diff_id) = if self.uncompressed {
-            let mut tar = Hashed::new(blob);
-            make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
-            (tar.out, Digest(tar.hash.finalize().into()))
-        } else {
-            // No time and no name in its header: the same layer gives the same blob.
-            let mut tar = Hashed::new(GzEncoder::new(blob, flate2::Compression::new(GZIP_LEVEL)));
-            make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
-            (tar.out.finish().map_err(writing())?, Digest(tar.hash.finalize().into()))
+        let finished = |hash: Sha256| Digest(hash.finalize().into());
+        // No time and no name in what a compressor writes first: the same layer gives the same blob.
+        let (blob, diff_id) = match self.compression {
+            Compression::None => {
+                let mut tar = Hashed::new(blob);
+                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
+                (tar.out, finished(tar.hash))
+            }
+            Compression::Gzip => {
+                let mut tar = Hashed::new(GzEncoder::new(blob, flate2::Compression::new(GZIP_LEVEL)));
+                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
+                (tar.out.finish().map_err(writing())?, finished(tar.hash))
+            }
+            Compression::Zstd => {
+                let mut tar = Hashed::new(zstd::stream::write::Encoder::new(blob, ZSTD_LEVEL).map_err(writing())?);
+                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
+                (tar.out.finish().map_err(writing())?, finished(tar.hash))
+            }
         };
         let Hashed { mut out, hash, len } = blob;
         out.flush().map_err(writing())?;
@@ -171,6 +268,22 @@ impl Layout<'_> {
         std::fs::rename(&temp, &path).map_err(Error::io("writing", &path))?;
         Ok((Written { digest, size: len }, diff_id))
     }
+}
+
+/// The layers of the manifest that the image came with; those that have to be made are left out.
+fn kept(found: Option<&Found>, records: &[format::Layer], reuse: &mut dyn FnMut(&Digest) -> bool) -> Vec<Option<Made>> {
+    let Some(found) = found.filter(|found| found.layers.len() == records.len()) else { return records.iter().map(|_| None).collect() };
+    let keep = |(layer, record): (&FoundBlob, &format::Layer)| {
+        let digest = Digest::parse(&layer.digest).filter(&mut *reuse)?;
+        let compression = match &*layer.media_type {
+            media_type if media_type.ends_with("gzip") => Compression::Gzip,
+            media_type if media_type.ends_with("zstd") => Compression::Zstd,
+            _ => Compression::None,
+        };
+        let blob = Written { digest, size: layer.size };
+        Some(Made { blob, diff_id: Digest(record.diff_id), compression, is_new: false })
+    };
+    found.layers.iter().zip(records).map(keep).collect()
 }
 
 /// Hashes what is written.

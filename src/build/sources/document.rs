@@ -88,6 +88,12 @@ impl fmt::Display for Platform {
     }
 }
 
+/// Whether an image's configuration is for a platform; one that says nothing is for any.
+pub fn is_for(config: &[u8], platform: &Platform) -> bool {
+    let Ok(Config { os: Some(os), architecture: Some(architecture), variant, .. }) = serde_json::from_slice(config) else { return true };
+    platform.fit(&os, &architecture, variant.as_deref()).is_some()
+}
+
 /// What building needs of an image configuration; the rest is kept as it is.
 #[derive(Debug, Default, Deserialize)]
 pub struct Config {

@@ -14,8 +14,8 @@ pub mod upper;
 use std::io::Write;
 use std::path::PathBuf;
 
-pub use blob::unpack;
-pub use document::{MAX_DOCUMENT, Platform};
+pub use blob::{Compression, unpack};
+pub use document::{MAX_DOCUMENT, Platform, is_for};
 pub use oci::{Documents, Found, FoundLayer, choose, digest_of};
 pub use spec::{Kind, Spec};
 

@@ -1,0 +1,88 @@
+//! Progress of what goes to and comes from registries: a bar for each layer on a terminal, a line for each elsewhere.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::output::size;
+use crate::registry::{Observer, Wanted};
+
+/// Progress of a pull.
+pub struct Transfer {
+    quiet: bool,
+    bars: Option<MultiProgress>,
+    blobs: Mutex<Vec<Blob>>,
+    fetched: AtomicU64,
+}
+
+struct Blob {
+    name: String,
+    size: u64,
+    resumed: u64,
+    bar: Option<ProgressBar>,
+}
+
+impl Transfer {
+    /// Progress that is shown, unless it is to be quiet.
+    pub fn new(quiet: bool) -> Self {
+        let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
+        Self { quiet, bars, blobs: Mutex::default(), fetched: AtomicU64::new(0) }
+    }
+
+    /// How many bytes came from the registry.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// The work has ended.
+    pub fn finish(&self) {
+        if let Some(bars) = &self.bars {
+            // A terminal that is gone needs no clearing.
+            let _ = bars.clear();
+        }
+    }
+
+    fn with(&self, blob: usize, change: impl FnOnce(&mut Blob)) {
+        if let Some(blob) = self.blobs.lock().unwrap_or_else(PoisonError::into_inner).get_mut(blob) {
+            change(blob);
+        }
+    }
+}
+
+impl Observer for Transfer {
+    fn begins(&self, blobs: &[Wanted]) {
+        let bar = |blob: &Wanted, name: &str| {
+            let bar = self.bars.as_ref()?.add(ProgressBar::new(blob.size).with_message(name.to_owned()));
+            let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
+            Some(bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())))
+        };
+        let blobs = blobs.iter().map(|blob| {
+            let name = blob.digest.hex()[..12].to_owned();
+            Blob { bar: bar(blob, &name), name, size: blob.size, resumed: 0 }
+        });
+        *self.blobs.lock().unwrap_or_else(PoisonError::into_inner) = blobs.collect();
+    }
+
+    fn fetched(&self, blob: usize, bytes: u64, resumed: bool) {
+        if !resumed {
+            self.fetched.fetch_add(bytes, Ordering::Relaxed);
+        }
+        self.with(blob, |blob| {
+            blob.resumed += if resumed { bytes } else { 0 };
+            if let Some(bar) = &blob.bar {
+                bar.inc(bytes);
+            }
+        });
+    }
+
+    fn complete(&self, blob: usize) {
+        self.with(blob, |blob| match &blob.bar {
+            Some(bar) => bar.finish(),
+            None if self.quiet => {}
+            None if blob.resumed > 0 => eprintln!("{}: {}, {} of them from before", blob.name, size(blob.size), size(blob.resumed)),
+            None => eprintln!("{}: {}", blob.name, size(blob.size)),
+        });
+    }
+}

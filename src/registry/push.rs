@@ -1,0 +1,247 @@
+//! Images into registries: blobs that are there are not sent again, and what is sent is not held in memory.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Body, Response, StatusCode, Url};
+use tokio::runtime::Runtime;
+
+use super::config::Registries;
+use super::endpoint::{Endpoint, pause};
+use super::error::{Error, Result};
+use super::retry::{Cause, Failures};
+use super::session::{expect, runtime};
+use super::{Reference, artifact};
+use crate::build::Digest;
+
+/// How many blobs are sent at a time.
+const AT_ONCE: usize = 3;
+/// How much of a file is read at a time, bytes.
+const PIECE: usize = 1 << 18;
+
+/// Something to send.
+pub struct Upload {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub size: u64,
+    /// Its bytes.
+    pub content: Content,
+}
+
+/// Where bytes are.
+pub enum Content {
+    /// In a file.
+    File(PathBuf),
+    /// Here.
+    Bytes(&'static [u8]),
+    /// Here, made for this.
+    Owned(Vec<u8>),
+}
+
+/// A repository that is written to.
+pub struct Target {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    reference: Reference,
+    /// Another repository of the registry, from which blobs may be taken over.
+    other: Option<String>,
+}
+
+impl Target {
+    /// Prepares to push to `reference`; `other` is a repository of the same registry that may have some of the blobs. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when the reference has a digest.
+    pub fn new(reference: &Reference, other: Option<String>, registries: &Registries) -> Result<Self> {
+        if reference.digest().is_some() {
+            let reason = "a digest is what comes of pushing; give a tag, or nothing for `latest`".into();
+            return Err(Error::Reference { text: reference.whole(), reason });
+        }
+        let repository = reference.repository().to_owned();
+        let other = other.filter(|other| *other != repository);
+        let mut scopes = vec![format!("repository:{repository}:pull,push")];
+        scopes.extend(other.iter().map(|other| format!("repository:{other}:pull")));
+        let insecure = registries.get(reference.registry()).insecure;
+        let endpoint = Endpoint::new(reference.registry(), repository, insecure, scopes)?;
+        Ok(Self { runtime: runtime()?, endpoint, reference: reference.clone(), other })
+    }
+
+    /// Whether the repository has a blob, now at the latest: it is taken over from the other repository if that has it.
+    ///
+    /// # Errors
+    /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`].
+    pub fn has(&self, digest: &Digest) -> Result<bool> {
+        self.runtime.block_on(async {
+            if self.is_there(digest).await? {
+                return Ok(true);
+            }
+            match &self.other {
+                Some(other) => self.take_over(digest, other).await,
+                None => Ok(false),
+            }
+        })
+    }
+
+    /// Sends what is not there yet, then the manifest, under the tag; its digest. `progress` is told how many bytes of the uploads were dealt with.
+    ///
+    /// # Errors
+    /// [`Error`]; the tag then leads to what it led to before.
+    pub fn push(&self, uploads: &[Upload], manifest: Vec<u8>, media_type: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<Digest> {
+        let digest = Digest::of(&manifest);
+        let tag = self.reference.tag().unwrap_or("latest");
+        let all = async {
+            let send = |upload| self.upload(upload, progress);
+            stream::iter(uploads).map(send).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+            let path = format!("manifests/{tag}");
+            let put = self
+                .endpoint
+                .send(|http, base| http.put(self.endpoint.url(base, &path)).header(CONTENT_TYPE, media_type).body(manifest.clone()));
+            expect(put.await?, &[StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED]).await
+        };
+        self.runtime.block_on(all).map_err(|error| self.endpoint.named(error))?;
+        Ok(digest)
+    }
+
+    async fn is_there(&self, digest: &Digest) -> Result<bool> {
+        let path = format!("blobs/{digest}");
+        let response = self.endpoint.send(|http, base| http.head(self.endpoint.url(base, &path))).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(false);
+        }
+        expect(response, &[StatusCode::OK]).await.map(|_| true)
+    }
+
+    /// Asks the registry to let this repository have a blob of another one. A registry need not be able to.
+    async fn take_over(&self, digest: &Digest, other: &str) -> Result<bool> {
+        let (digest, from) = (digest.to_string(), other);
+        let mount = |base: &Url| {
+            let mut url = self.endpoint.url(base, "blobs/uploads/");
+            url.query_pairs_mut().append_pair("mount", &digest).append_pair("from", from);
+            url
+        };
+        let response = self.endpoint.send(|http, base| http.post(mount(base)).header(CONTENT_LENGTH, 0)).await?;
+        if response.status() == StatusCode::CREATED {
+            return Ok(true);
+        }
+        if let Ok(begun) = location(&response) {
+            // It has begun an upload instead, which is not wanted.
+            let _ = self.endpoint.send_once(|http, _| http.delete(begun.clone())).await;
+        }
+        Ok(false)
+    }
+
+    async fn upload(&self, upload: &Upload, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        if self.is_there(&upload.digest).await? {
+            progress(upload.size);
+            return Ok(());
+        }
+        let mut failures = Failures::default();
+        loop {
+            // Each try is an upload of its own: what became of the one before is not known.
+            let begin = self.endpoint.send(|http, base| http.post(self.endpoint.url(base, "blobs/uploads/")).header(CONTENT_LENGTH, 0));
+            let begun = expect(begin.await?, &[StatusCode::ACCEPTED]).await?;
+            let mut url = location(&begun)?;
+            url.query_pairs_mut().append_pair("digest", &upload.digest.to_string());
+            let file = upload.content.open()?;
+            let put = |http: &reqwest::Client, _: &Url| {
+                let request = http.put(url.clone()).header(CONTENT_LENGTH, upload.size).header(CONTENT_TYPE, "application/octet-stream");
+                request.body(file.body(upload.size))
+            };
+            let why = match self.endpoint.send_once(put).await {
+                Ok(response) => {
+                    expect(response, &[StatusCode::CREATED]).await?;
+                    progress(upload.size);
+                    return Ok(());
+                }
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            let wait = failures.pause(&Cause::Answer(&HeaderMap::new()));
+            pause(wait, &url, &why.to_string()).await.ok_or(why)?;
+        }
+    }
+}
+
+/// Where an upload goes on.
+fn location(response: &Response) -> Result<Url> {
+    let base = response.url();
+    let text = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    let url = text.and_then(|text| base.join(text).ok()).filter(|url| matches!(url.scheme(), "http" | "https"));
+    let url = url.ok_or_else(|| Error::protocol(base, "it does not say where to upload to"))?;
+    if base.scheme() == "https" && url.scheme() != "https" {
+        return Err(Error::protocol(base, "it leads from https to http"));
+    }
+    Ok(url)
+}
+
+/// An opened [`Content`].
+enum Opened<'a> {
+    File(Arc<File>),
+    Bytes(&'a [u8]),
+}
+
+impl Content {
+    fn open(&self) -> Result<Opened<'_>> {
+        match self {
+            Self::File(path) => Ok(Opened::File(Arc::new(File::open(path).map_err(Error::io("opening", path))?))),
+            Self::Bytes(bytes) => Ok(Opened::Bytes(bytes)),
+            Self::Owned(bytes) => Ok(Opened::Bytes(bytes)),
+        }
+    }
+}
+
+impl Opened<'_> {
+    /// The bytes, piece by piece.
+    fn body(&self, size: u64) -> Body {
+        let file = match self {
+            Self::File(file) => file.clone(),
+            Self::Bytes(bytes) => return bytes.to_vec().into(),
+        };
+        Body::wrap_stream(stream::try_unfold(0, move |at| {
+            let file = file.clone();
+            async move {
+                let left = usize::try_from(size - at).unwrap_or(usize::MAX);
+                if left == 0 {
+                    return Ok(None);
+                }
+                let mut piece = vec![0; left.min(PIECE)];
+                file.read_exact_at(&mut piece, at)?;
+                let end = at + piece.len() as u64;
+                Ok::<_, std::io::Error>(Some((piece, end)))
+            }
+        }))
+    }
+}
+
+/// The empty configuration of an artifact.
+pub fn empty_config() -> Upload {
+    let content = artifact::EMPTY_CONFIG;
+    Upload { digest: Digest::of(content), size: content.len() as u64, content: Content::Bytes(content) }
+}
+
+/// SHA-256 and length of a file.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn file(path: &Path, progress: &dyn Fn(u64)) -> Result<Upload> {
+    use sha2::Digest as _;
+    use std::io::Read;
+    let reading = || Error::io("reading", path);
+    let mut file = File::open(path).map_err(reading())?;
+    let (mut hash, mut size, mut piece) = (sha2::Sha256::new(), 0, vec![0; PIECE]);
+    loop {
+        let n = file.read(&mut piece).map_err(reading())?;
+        if n == 0 {
+            break;
+        }
+        hash.update(&piece[..n]);
+        size += n as u64;
+        progress(n as u64);
+    }
+    Ok(Upload { digest: Digest(hash.finalize().into()), size, content: Content::File(path.to_owned()) })
+}
