@@ -8,7 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::zfs::{Scratch, property};
+use common::zfs::{Scratch, property, zfs};
 use common::{Mounted, run, stderr};
 use serde_json::Value;
 
@@ -34,6 +34,10 @@ on_both! {
     df_adds_up
     verify_all_lists_what_is_damaged
     layers_are_stored_once
+    a_store_that_is_full_has_nothing_half_in_it
+    doctor_tells_what_is_broken
+    what_is_there_is_not_built_again
+    twenty_processes_that_are_killed_at_any_point_lose_nothing
 }
 
 /// A store that goes with the test.
@@ -410,6 +414,203 @@ fn layers_are_stored_once_on_xfs_and_btrfs() {
     }
 }
 
+/// `store` is small.
+fn is_filled(store: &Store) {
+    store.build("kept", "kept");
+    let mut noise = vec![0; 90 << 20];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::write(elsewhere.path().join("noise"), &noise).unwrap();
+    // What is not compressed may become so small that it fits: it is tried.
+    let complaint = store.fails(&["build", elsewhere.path().to_str().unwrap(), "-t", "large"], 1);
+    assert!(complaint.contains("No space left") || complaint.contains("are free"), "{complaint}");
+    assert_eq!((store.images().len(), store.work().len()), (1, 0));
+    assert_eq!(store.run(&["cat", "kept", "kept"]), "kept");
+    store.run(&["doctor"]);
+}
+
+fn a_store_that_is_full_has_nothing_half_in_it(store: &Store) {
+    if let Some(dataset) = store.location.strip_prefix("zfs:") {
+        store.build("first", "first");
+        zfs(&["set", "quota=40M", dataset]);
+        store.run(&["rm", "first"]);
+        return is_filled(store);
+    }
+    let disk = LoopDisk::tmpfs("40m");
+    is_filled(&Store::in_directory(disk.path()));
+}
+
+fn doctor_tells_what_is_broken(store: &Store) {
+    let findings = |store: &Store| {
+        let output = store.output(&["doctor", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let findings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let bad = findings.iter().filter(|f| f["level"] == "bad" && f["about"] == "store").map(|f| f["found"].as_str().unwrap().to_owned());
+        (output.status.success(), bad.collect::<Vec<_>>(), text)
+    };
+    store.build("one", "one");
+    store.build("two", "two");
+    let (sound, bad, text) = findings(store);
+    assert!(sound && bad.is_empty() && text.contains("2 images, 0 containers"), "{text}");
+    for about in ["kernel", "overlay", "zfs", "limits", "mounts", "store"] {
+        assert!(text.contains(&format!("\"about\":\"{about}\"")), "{about}: {text}");
+    }
+    let path = store.image("two")["path"].as_str().unwrap().to_owned();
+    store.damage(Path::new(&path), b"BFCFv1");
+    let (sound, bad, text) = findings(store);
+    assert!(!sound && bad.len() == 1 && bad[0].contains("image two:latest"), "{text}");
+    store.fails(&["doctor"], 1);
+}
+
+fn what_is_there_is_not_built_again(store: &Store) {
+    store.build("file", "first");
+    let path = store.image("first")["path"].as_str().unwrap().to_owned();
+    let source = format!("bfc:{path}");
+    let built = |args: &[&str]| store.run(&[&["build", &source, "-t", "second"], args].concat());
+    assert!(!built(&[]).contains("there already"));
+    assert!(built(&[]).contains("there already"));
+    assert!(!built(&["--force"]).contains("there already"));
+    assert!(!built(&["--compression", "none"]).contains("there already"));
+    // Of several at a time, one does the work.
+    let children: Vec<_> = (0..4)
+        .map(|_| store.command(&["build", &source, "-t", "third", "--level", "9"]).stdout(std::process::Stdio::piped()).spawn().unwrap())
+        .collect();
+    let texts: Vec<String> = children.into_iter().map(|c| String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap()).collect();
+    assert_eq!(texts.iter().filter(|t| !t.contains("there already")).count(), 1, "{texts:?}");
+}
+
+/// For as long as `LXCRI_FS_TEST_SECONDS` says.
+fn twenty_processes_that_are_killed_at_any_point_lose_nothing(store: &Store) {
+    const PROCESSES: usize = 20;
+    let seconds = std::env::var("LXCRI_FS_TEST_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20);
+    store.build("kept", "kept");
+    let sources: Vec<String> = (0..4).map(|i| store.source(&format!("s{i}"), &[i; 100_000]).to_str().unwrap().to_owned()).collect();
+    let base = format!("bfc:{}", store.image("kept")["path"].as_str().unwrap());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let mountpoint = |n: usize| store.dir.path().join(format!("mnt-{n}"));
+    let _mounts: Vec<Gone> = (0..PROCESSES)
+        .map(|n| {
+            std::fs::create_dir(mountpoint(n)).unwrap();
+            Gone(mountpoint(n))
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        for n in 0..PROCESSES {
+            let (sources, base) = (&sources, &base);
+            scope.spawn(move || {
+                let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(n as u64 + 1);
+                let mut next = |below: u64| {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random % below
+                };
+                while std::time::Instant::now() < until {
+                    let (name, other) = (format!("n{}", next(5)), format!("n{}", next(5)));
+                    let source = &sources[usize::try_from(next(4)).unwrap()];
+                    let mnt = mountpoint(n).to_str().unwrap().to_owned();
+                    let args: Vec<&str> = match next(10) {
+                        0 | 1 => vec!["build", source, "-t", &name],
+                        2 | 3 => vec!["build", base, "--layer", source, "-t", &name],
+                        4 => vec!["tag", &name, &other],
+                        5 => vec!["rm", &name],
+                        6 => vec!["gc", "--grace", "0s"],
+                        7 => vec!["mount", if next(2) == 0 { &name } else { "kept" }, &mnt],
+                        8 => vec!["umount", &mnt],
+                        _ => vec!["list"],
+                    };
+                    let quiet = || std::process::Stdio::null();
+                    let mut child = Killed(store.command(&args).stdout(quiet()).stderr(quiet()).spawn().unwrap());
+                    if next(3) == 0 {
+                        std::thread::sleep(std::time::Duration::from_millis(next(80)));
+                        continue;
+                    }
+                    child.0.wait().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(store.run(&["cat", "kept", "kept"]), "kept");
+    let sound = store.output(&["doctor"]);
+    assert!(sound.status.success(), "{}{}", String::from_utf8_lossy(&sound.stdout), stderr(&sound));
+    store.run(&["verify", "--all"]);
+    (0..PROCESSES).for_each(|n| drop(Gone(mountpoint(n))));
+    let left = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!left.contains(&format!("{}/mnt-", store.dir.path().display())), "{left}");
+    store.run(&["gc", "--grace", "0s"]);
+    assert_eq!(store.work(), [""; 0]);
+    assert!(store.images().iter().all(|i| i["references"] != serde_json::json!([])), "{:?}", store.images());
+    if let Some(dir) = store.location.strip_prefix("dir:") {
+        assert_eq!(std::fs::read_dir(Path::new(dir).join("locks")).unwrap().count(), 0);
+    }
+}
+
+/// A directory on which nothing is mounted when this goes.
+struct Gone(PathBuf);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = common::lxcri_fs().arg("umount").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn zfs_an_image_that_was_sent_is_there() {
+    let Some(store) = Store::zfs() else { return };
+    store.build("file", "registry.example.org/team/app:v1_RC");
+    let sent = store.images().remove(0);
+    let name = sent["name"].as_str().unwrap();
+    let dataset = format!("{}/images/{name}", &store.location[4..]);
+    let snapshot = zfs(&["list", "-H", "-o", "name", "-t", "snapshot", "-d", "1", &dataset]).trim_end().to_owned();
+    let pool = Pool::new();
+    zfs(&["create", &format!("{}/images", pool.name)]);
+    let send = |options: &str, name: &str| {
+        let script = format!("set -o pipefail; zfs send {options} '{snapshot}' | zfs receive '{}/images/{name}'", pool.name);
+        run(Command::new("bash").args(["-c", &script]));
+    };
+    send("-p", name);
+    let there = Store { dir: tempfile::tempdir_in("/var/tmp").unwrap(), location: format!("zfs:{}", pool.name), _dataset: None };
+    let mut found = there.images().remove(0);
+    let same = ["references", "root_digest", "created", "layers", "compression", "encryption", "size"];
+    assert!(same.iter().all(|key| found[key] == sent[key]), "{found} {sent}");
+    // Without properties, what it is called is told by the name that it is received under.
+    send("", "other:2");
+    found = there.images().into_iter().find(|i| i["references"][0] == "docker.io/library/other:2").unwrap();
+    assert_eq!(found["root_digest"], sent["root_digest"]);
+    there.run(&["verify", "--all"]);
+    there.run(&["doctor"]);
+    let mountpoint = there.dir.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    run(&mut there.command(&["mount", "registry.example.org/team/app:v1_RC", "mnt"]));
+    let mounted = Mounted(mountpoint.clone());
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
+    assert!(there.fails(&["rm", "registry.example.org/team/app:v1_RC"], 6).contains("mounted on"));
+    drop(mounted);
+    there.run(&["rm", "registry.example.org/team/app:v1_RC", "other:2"]);
+}
+
+/// A pool in a file.
+struct Pool {
+    name: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.as_file().set_len(256 << 20).unwrap();
+        let name = format!("lxcrifs{}", std::process::id());
+        run(Command::new("zpool").args(["create", &name]).arg(file.path()));
+        Self { name, _file: file }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = Command::new("zpool").args(["destroy", "-f", &self.name]).status();
+    }
+}
+
 /// A file system in a file, mounted while this lives.
 struct LoopDisk {
     mountpoint: PathBuf,
@@ -428,6 +629,14 @@ impl LoopDisk {
         disk
     }
 
+    fn tmpfs(size: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
+        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
+        std::fs::create_dir(disk.path()).unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(disk.path()));
+        disk
+    }
+
     fn path(&self) -> &Path {
         &self.mountpoint
     }
@@ -435,7 +644,13 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.path()).status();
+        // Children of other tests have our descriptors for a moment, until they are programs of their own.
+        for _ in 0..100 {
+            if Command::new("umount").arg("-q").arg(self.path()).status().unwrap().success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
 }
 

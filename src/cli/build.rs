@@ -37,7 +37,7 @@ pub struct BuildArgs {
     /// Do not look in the store for an image with the same first layers to begin from
     #[arg(long, conflicts_with = "from")]
     no_share: bool,
-    /// Replace the image if it exists
+    /// Replace the image file if it exists; build anew what is in the store already
     #[arg(short, long)]
     force: bool,
     /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
@@ -128,6 +128,11 @@ fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
     let store = args.store.open()?;
     let _one_at_a_time = store.lock_reference(reference, || eprintln!("lxcri-fs: waiting for another process that makes {reference}"))?;
     let (opened, options) = sources(args, &store.temp_dir()?)?;
+    if !args.force
+        && let Some(image) = same_image(&store, reference, &opened.images, &options)?
+    {
+        return print_known(reference, &image, args.json);
+    }
     let base = match &args.from {
         Some(base) => args.store.in_store(base)?.map(|(_, image)| image),
         None if args.no_share => None,
@@ -141,12 +146,43 @@ fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
     print(reference.familiar(), &built, args.json)
 }
 
+/// The image that has the name, when it is the one to build, as far as that can be told: somebody may have made it while we waited.
+fn same_image(store: &Store, name: &Reference, images: &[build::Image], options: &build::Options) -> Result<Option<store::Image>, Error> {
+    let [image] = images else { return Ok(None) };
+    let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
+    let found = store.images()?.into_iter().find(|i| i.facts.refs.contains(name));
+    let same = found.filter(|i| {
+        Some(&i.facts.layers) == layers.as_ref()
+            && i.facts.compression == compression(options)
+            && i.facts.encryption == "none"
+            && options.write.key.is_none()
+    });
+    let Some(same) = same else { return Ok(None) };
+    let Ok(file) = store.open_image(&same) else { return Ok(None) };
+    let config = build::Base::open(&same.path, file)?.config;
+    Ok((config == image.config).then_some(same))
+}
+
+fn compression(options: &build::Options) -> &'static str {
+    if options.write.compression == Compression::None { "none" } else { "zstd" }
+}
+
+fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Result<(), Error> {
+    let root_digest = format!("blake3:{}", image.facts.root_digest);
+    if as_json {
+        return json(
+            &serde_json::json!({ "image": reference.familiar(), "size": image.facts.size, "root_digest": image.facts.root_digest, "known": true }),
+        );
+    }
+    println!("{reference}: there already\nroot digest {root_digest}");
+    Ok(())
+}
+
 /// The image of the store that has most of the layers already.
 fn best_base(store: &Store, images: &[build::Image], options: &build::Options) -> Result<Option<store::Image>, Error> {
     let layers: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
-    let compression = if options.write.compression == Compression::None { "none" } else { "zstd" };
     // What is encrypted has a salt of its own, and another password perhaps.
-    if options.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, compression, "none")?) }
+    if options.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, compression(options), "none")?) }
 }
 
 /// What a build works on, and how; what concerns the output is left to fill in.

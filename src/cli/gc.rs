@@ -46,6 +46,9 @@ pub fn run(args: &GcArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let grace = args.grace.unwrap_or(config.grace.value);
     let plan = store.garbage(grace)?;
+    if !args.dry_run {
+        store.sweep_locks()?;
+    }
     let (mut total, mut failed) = (0, 0);
     for step in &plan {
         let outcome = (!args.dry_run).then(|| store.collect(step, grace));

@@ -11,6 +11,7 @@ mod daemon;
 mod delete;
 mod df;
 mod diff;
+mod doctor;
 mod error;
 mod export;
 mod extract;
@@ -96,6 +97,7 @@ enum Command {
     Rm(rm::RmArgs),
     Gc(gc::GcArgs),
     Df(df::DfArgs),
+    Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Create(Box<create::CreateArgs>),
     Delete(delete::DeleteArgs),
@@ -149,6 +151,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Df(args) => df::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Create(args) => create::run(&args),
         Command::Delete(args) => delete::run(&args),

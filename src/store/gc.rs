@@ -69,6 +69,18 @@ impl Store {
         Ok(steps)
     }
 
+    /// Removes the lock files of processes that were killed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sweep_locks(&self) -> Result<()> {
+        for name in self.locks.names()? {
+            // One that nobody holds goes when it is let go.
+            drop(self.locks.try_lock(&name)?);
+        }
+        Ok(())
+    }
+
     /// Executes a step of a plan.
     pub fn collect(&self, step: &Step, grace: SignedDuration) -> Outcome {
         self.try_collect(&step.garbage, grace).unwrap_or_else(Outcome::Failed)

@@ -6,6 +6,7 @@
 mod backend;
 pub mod config;
 mod directory;
+pub mod doctor;
 mod error;
 mod extents;
 mod facts;

@@ -251,8 +251,8 @@ fn destroy(dataset: &Dataset) -> Result<u64> {
     while let Some(clone) = dataset.snapshots()?.into_iter().flat_map(|info| info.clones).next() {
         clone.promote()?;
     }
-    let origin = dataset.space()?.origin;
-    let mut freed = dataset.reclaimable()?;
+    // Without clones, all that it uses is its own.
+    let zfs::Space { origin, used: mut freed, .. } = dataset.space()?;
     dataset.destroy(Children::Destroy).map_err(|e| match e.cause() {
         Some(Cause::Busy) => {
             Error::InUse { kind: "dataset", name: dataset.to_string(), users: vec!["a process has a file in it open".to_owned()] }

@@ -159,16 +159,6 @@ impl Dataset {
         Command::zfs("rename", to.as_str()).args([self.as_str()]).run().map(drop)
     }
 
-    /// How many bytes destroying it would free, with its children and snapshots.
-    ///
-    /// # Errors
-    /// [`Error::Command`], as [`Dataset::destroy`] would fail; [`Error::Output`].
-    pub fn reclaimable(&self) -> Result<u64> {
-        let output = Command::zfs("destroy", self.as_str()).args(["-nvpr"]).run()?;
-        let bytes = output.lines().find_map(|line| line.strip_prefix("reclaim\t")?.parse().ok());
-        bytes.ok_or(Error::Output { command: "zfs destroy", output })
-    }
-
     /// Destroys it. A clone elsewhere is never destroyed along.
     ///
     /// # Errors

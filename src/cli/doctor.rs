@@ -1,0 +1,195 @@
+//! `lxcri-fs doctor`
+
+use std::path::Path;
+
+use clap::Args;
+use rustix::process::{Resource, getrlimit};
+
+use super::error::{Error, Exit};
+use super::output::{json, printable, size};
+use super::store::StoreArgs;
+use crate::serve::{chain, overview};
+use crate::store::Store;
+use crate::store::doctor::{Finding, Level};
+use crate::zfs;
+
+/// Tell what this host can do, and whether the store and the mounts are sound
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code 1 when something is broken.\n\nExample: lxcri-fs doctor --json | jq 'select(.level == \"bad\")'")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// One JSON object per line: about, level (good, note or bad), found, so
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &DoctorArgs) -> Result<(), Error> {
+    let mut findings = kernel();
+    findings.extend(overlay());
+    findings.extend(zfs());
+    findings.extend(limits());
+    findings.extend(mounts()?);
+    findings.extend(store(&args.store)?);
+    for finding in &findings {
+        if args.json {
+            json(finding)?;
+            continue;
+        }
+        let level = match finding.level {
+            Level::Good => "good",
+            Level::Note => "note",
+            Level::Bad => "BAD",
+        };
+        println!("{level:<5} {:<8} {}: {}", finding.about, printable(finding.found.as_bytes()), finding.so);
+    }
+    match findings.iter().filter(|f| f.level == Level::Bad).count() {
+        0 => Ok(()),
+        1 => Err(Error::Other { message: "one thing is broken".into(), hint: None, exit: Exit::Failure }),
+        n => Err(Error::Other { message: format!("{n} things are broken"), hint: None, exit: Exit::Failure }),
+    }
+}
+
+/// Major and minor version of the kernel.
+fn version() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or_default());
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+}
+
+fn kernel() -> Vec<Finding> {
+    let about = "kernel";
+    let mut findings = Vec::new();
+    match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => findings.push(Finding::new(about, Level::Good, "/dev/fuse can be opened", "images can be mounted")),
+        Err(e) => findings.push(Finding::new(about, Level::Bad, format!("/dev/fuse: {e}"), "nothing can be mounted; try `modprobe fuse`")),
+    }
+    let (major, minor) = version();
+    // What came with which version: linux/fuse.h tells it by the protocol's versions, 7.40 and 7.41.
+    let features = [
+        ((6, 9), "mounts survive the death of the process that serves them", "a mount ends with the process that serves it"),
+        ((6, 9), "files of an upper can be passed through (FUSE passthrough)", "files cannot be passed through"),
+        ((6, 12), "mounts can be shifted to a container's ids (idmapped mounts)", "unprivileged containers need images with shifted ids"),
+    ];
+    for (since, can, cannot) in features {
+        let (level, so) = if (major, minor) >= since { (Level::Good, can) } else { (Level::Note, cannot) };
+        findings.push(Finding::new(about, level, format!("Linux {major}.{minor}, {}.{} is asked", since.0, since.1), so));
+    }
+    findings
+}
+
+fn overlay() -> Vec<Finding> {
+    let about = "overlay";
+    let known = std::fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay"));
+    if !known {
+        return vec![Finding::new(
+            about,
+            Level::Note,
+            "overlayfs is not loaded",
+            "`mount --upper` loads it, or fails; try `modprobe overlay`",
+        )];
+    }
+    let mut findings = vec![Finding::new(
+        about,
+        Level::Good,
+        "overlayfs is there",
+        "`mount --upper` works; with user.* attributes (userxattr) in user namespaces too",
+    )];
+    let parameters = [
+        ("metacopy", "changing an owner or mode copies the whole file up", "changing an owner or mode copies no content up"),
+        ("index", "hard links of the image part when one is written to", "hard links of the image stay together"),
+        (
+            "xino_auto",
+            "inode numbers may change when a file is copied up",
+            "inode numbers stay what they are where the file systems allow it",
+        ),
+    ];
+    for (name, off, on) in parameters {
+        let Ok(value) = std::fs::read_to_string(Path::new("/sys/module/overlay/parameters").join(name)) else { continue };
+        let is_on = value.trim() == "Y";
+        findings.push(Finding::new(
+            about,
+            Level::Good,
+            format!("{name} is {} unless a mount says otherwise", if is_on { "on" } else { "off" }),
+            if is_on { on } else { off },
+        ));
+    }
+    findings
+}
+
+fn zfs() -> Vec<Finding> {
+    let about = "zfs";
+    let version = match zfs::version() {
+        Ok(version) => version,
+        Err(_) => return vec![Finding::new(about, Level::Good, "ZFS is not installed", "the store and uppers are directories")],
+    };
+    let Some(number) = version.kernel_number() else {
+        let so = "try `modprobe zfs`; until then the store and uppers are directories";
+        return vec![Finding::new(about, Level::Note, format!("OpenZFS {}, whose module is not loaded", version.userland), so)];
+    };
+    let (level, so) = match number {
+        number if number >= (2, 2) => (Level::Good, "images, containers and uppers can be on ZFS"),
+        _ => (Level::Note, "images can be on ZFS; uppers cannot: overlayfs needs 2.2 or later"),
+    };
+    let mut findings = vec![Finding::new(about, level, format!("OpenZFS {}.{}", number.0, number.1), so)];
+    if let Ok(pools) = zfs::pools() {
+        let names: Vec<&str> = pools.iter().map(|p| p.as_str()).collect();
+        let found = if names.is_empty() { "no pools are imported".to_owned() } else { format!("pools {}", names.join(", ")) };
+        findings.push(Finding::new(about, Level::Good, found, "a store is made in one by `store = \"zfs:POOL\"`"));
+    }
+    findings
+}
+
+fn limits() -> Vec<Finding> {
+    let files = getrlimit(Resource::Nofile).maximum;
+    let enough = files.is_none_or(|n| n >= 4096);
+    let found = files.map_or_else(|| "any number of open files".to_owned(), |n| format!("{n} open files"));
+    let so = if enough {
+        "deep directories can be built and extracted"
+    } else {
+        "directories that are deeper cannot be built or extracted: raise the limit (ulimit -Hn)"
+    };
+    vec![Finding::new("limits", if enough { Level::Good } else { Level::Note }, found, so)]
+}
+
+fn mounts() -> Result<Vec<Finding>, Error> {
+    let mut findings = Vec::new();
+    let all = overview::all()?;
+    for mounted in &all {
+        let status = &mounted.status;
+        if let Some(why) = &status.failed {
+            let seen: Vec<String> = mounted.seen.iter().map(|s| s.mountpoint.display().to_string()).collect();
+            let so = "readers get errors; unmount it and mount it again";
+            findings.push(Finding::new("mounts", Level::Bad, format!("{} (process {}): {why}", seen.join(", "), status.pid), so));
+        }
+    }
+    let failed = findings.len();
+    findings.insert(
+        0,
+        Finding::new("mounts", Level::Good, format!("{} of {} images that are mounted", all.len() - failed, all.len()), "they are served"),
+    );
+    Ok(findings)
+}
+
+fn store(args: &StoreArgs) -> Result<Vec<Finding>, Error> {
+    let store: Store = args.open()?;
+    let mut findings = match store.examine() {
+        Ok(findings) => findings,
+        Err(error) => {
+            return Ok(vec![Finding::new("store", Level::Bad, format!("{}: {}", store.location(), chain(&error)), "it cannot be used")]);
+        }
+    };
+    if let Ok(free) = store.free() {
+        let level = if free < 1 << 30 { Level::Note } else { Level::Good };
+        findings.push(Finding::new(
+            "store",
+            level,
+            format!("{} free", size(free)),
+            "`lxcri-fs gc` makes room where there is something to remove",
+        ));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,112 @@
+//! Whether a store is sound.
+
+use std::fs::File;
+
+use serde::Serialize;
+
+use super::backend::Image;
+use super::error::Result;
+use super::facts::Facts;
+use super::{Store, graph};
+use crate::serve::chain;
+
+/// How good or bad something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// Worth knowing; nothing is broken.
+    Note,
+    /// Something is broken.
+    Bad,
+}
+
+/// Something that was found, and what follows from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it is about, such as `store`.
+    pub about: &'static str,
+    /// How good or bad it is.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What follows from it, or what to do.
+    pub so: String,
+}
+
+impl Finding {
+    /// Something that was found.
+    pub fn new(about: &'static str, level: Level, found: impl Into<String>, so: impl Into<String>) -> Self {
+        Self { about, level, found: found.into(), so: so.into() }
+    }
+}
+
+impl Store {
+    /// Looks at everything in the store but the contents of images, which `verify --all` reads. Nothing is bad in a store that was only interrupted, whenever that was.
+    ///
+    /// # Errors
+    /// Those of [`super::Error`], when nothing can be said.
+    pub fn examine(&self) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        let mut add = |level, found: String, so: &str| findings.push(Finding::new("store", level, found, so));
+        let scan = self.scan()?;
+        let (containers, unfinished) = self.backend.containers()?;
+        add(Level::Good, format!("{}: {} images, {} containers", self.location, scan.images.len(), containers.len()), "it can be used");
+        for (name, error) in &scan.broken {
+            add(
+                Level::Bad,
+                format!("image {name}: {}", chain(error)),
+                "it cannot be used: remove its directory or dataset, and fetch or build it again",
+            );
+        }
+        for image in &scan.images {
+            if let Some(wrong) = disagrees(image) {
+                add(Level::Bad, format!("image {}: {wrong}", image.name), "somebody changed it in place: fetch or build it again");
+            }
+        }
+        for name in &scan.strange {
+            add(Level::Note, format!("{name:?} is among the images, and is none"), "it is passed over");
+        }
+        let order = graph::order(&scan.images);
+        for (name, parent) in &order.missing {
+            add(Level::Note, format!("image {name} was cloned from {parent}, which is gone"), "it is whole by itself");
+        }
+        for names in &order.loops {
+            let names: Vec<&str> = names.iter().map(|n| n.as_str()).collect();
+            add(Level::Bad, format!("images cloned from each other: {}", names.join(" from ")), "somebody changed what is known of them");
+        }
+        for name in scan.work.iter().chain(&unfinished) {
+            let (found, so) = match self.locks.try_lock(name.as_str())? {
+                Some(_) => (format!("{name} was left by a process that was killed"), "`lxcri-fs gc` removes it"),
+                None => (format!("{name} is being written or removed"), "it is nobody else's business"),
+            };
+            add(Level::Note, found, so);
+        }
+        for container in &containers {
+            let known = |digest: &str| scan.images.iter().any(|i| i.facts.root_digest == digest);
+            for used in container.images.iter().filter(|used| !known(&used.root_digest)) {
+                let digest = used.root_digest.get(..12).unwrap_or(&used.root_digest);
+                add(
+                    Level::Bad,
+                    format!("container {} needs image {} ({digest}), which is gone", container.name, used.name),
+                    "fetch or build that image again",
+                );
+            }
+        }
+        Ok(findings)
+    }
+}
+
+/// How an image differs from what is known of it.
+fn disagrees(image: &Image) -> Option<String> {
+    let found = File::open(&image.path).map_err(super::Error::io("opening the image", &image.path)).and_then(|f| Facts::of(&image.path, f));
+    match found {
+        Err(error) => Some(chain(&error)),
+        Ok(found) if found.root_digest != image.facts.root_digest => {
+            Some(format!("it has the root digest {}, and should have {}", found.root_digest, image.facts.root_digest))
+        }
+        Ok(found) if found.size != image.facts.size => Some(format!("it has {} bytes, and should have {}", found.size, image.facts.size)),
+        Ok(_) => None,
+    }
+}
