@@ -26,11 +26,10 @@ temp=$(mktemp -d)
 uppers=
 end() {
     local dir
-    for dir in ours read-only plain; do
-        if mountpoint -q "$temp/$dir"; then
-            "$lxcri_fs" umount "$temp/$dir" >&2 || umount -l "$temp/$dir"
-        fi
+    for dir in ours read-only; do
+        if mountpoint -q "$temp/$dir"; then "$lxcri_fs" umount "$temp/$dir" || umount -l "$temp/$dir"; fi
     done
+    if mountpoint -q "$temp/plain"; then umount "$temp/plain" || umount -l "$temp/plain"; fi
     if [ -n "$uppers" ]; then rm -rf --one-file-system "$uppers"; fi
     if mountpoint -q "$temp/ext4"; then umount "$temp/ext4" || umount -l "$temp/ext4"; fi
     if ! grep -q " $temp/" /proc/self/mountinfo; then rm -rf --one-file-system "$temp"; fi
@@ -72,11 +71,12 @@ rm -r "$lower/tests/fsx/gone" "$lower/tests/fsx/.wh.gone"
 digest=$(sha256sum <"$image")
 
 mount_ours() { "$lxcri_fs" mount --upper "$uppers/ours" "$image" "$temp/ours"; }
+# The options of overlayfs that our mount has. Which they are depends on the kernel.
+options() { grep -F " $temp/ours " /proc/self/mountinfo | grep -oE '\b(xino|index|redirect_dir|metacopy)=[a-z]+' | paste -sd,; }
 mount_plain() {
     mkdir -p "$uppers"/plain/{upper,work}
     chmod 755 "$uppers/plain/upper"
-    mount -t overlay overlay "$temp/plain" \
-        -o "xino=on,index=on,redirect_dir=on,metacopy=on,lowerdir=$lower,upperdir=$uppers/plain/upper,workdir=$uppers/plain/work"
+    mount -t overlay overlay "$temp/plain" -o "$(options),lowerdir=$lower,upperdir=$uppers/plain/upper,workdir=$uppers/plain/work"
 }
 umount_plain() { umount "$temp/plain" && rm -rf --one-file-system "$uppers/plain"; }
 
@@ -104,7 +104,7 @@ pjdfstest_on() { # MOUNT
     # A test that fails may leave a file open for writing, and the mount cannot be made read-only then: those that do this are run alone.
     run_pjdfstest "$1" true erofs >"$log" 2>&1 || true
     run_pjdfstest "$1" false 2>&1 | grep -v '::erofs_' >>"$log" || true
-    grep '^Summary' "$log" | sed "s/^Summary/$1/"
+    sed -n "s/^Summary/$1/p" "$log"
     [ "$(grep -c '^Summary' "$log")" = 2 ] || { tail "$log"; problem "pjdfstest did not end on $1"; }
 }
 
@@ -173,7 +173,7 @@ fsx() {
     fsx_on hidden size & jobs+=($!)
     fsx_on new size & jobs+=($!)
     for job in "${jobs[@]}"; do wait "$job" || problem "fsx failed"; done
-    cmp "$files/link-1" "$files/link-2" || problem "fsx: a file has two contents under its two names"
+    [[ $(options) != *index=on* ]] || cmp "$files/link-1" "$files/link-2" || problem "fsx: a file has two contents under its two names"
     [ ! -e "$files/gone" ] || problem "fsx: a hidden directory is seen"
 }
 
