@@ -7,7 +7,7 @@ Debian, npm and PyPI packages, and in the top layer one of everything that an im
 links, xattrs, a file capability, devices, a sparse file, odd names and times. What is there already is not made again; --small makes
 a workload of a sixth, to try things out. In DIR (/var/tmp/lxcri-fs-bench) afterwards:
 
-    tx/       the peers' programs, in a Debian of their own     tars/l1..3.tar  the layers, OCI whiteouts
+    tx/       the peers' programs, in a Debian of their own     tars/l1..3.tar  the layers, OCI whiteouts; plain/ without xattrs
     layers/   l1..l3, unpacked, with overlayfs whiteouts        oci/            the image
     flat/     the tars applied one after the other              img/            the image as the peers want it
 
@@ -57,7 +57,7 @@ def peer(tree, program):
 class Workload:
     """The directory of a workload, and the steps that fill it. Each makes NAME.new first, so that an interrupted one starts again."""
 
-    STEPS = ("tools", "l1", "l2", "l3", "tars", "oci", "flat", "images")
+    STEPS = ("tools", "l1", "l2", "l3", "tars", "plain", "oci", "flat", "images")
 
     def __init__(self, root, small):
         self.root, self.small = root, small
@@ -135,6 +135,12 @@ class Workload:
             with self.new(self.tar_dir / f"{name}.tar") as new:
                 if new:
                     write_tar(os.fsencode(self.layers / name), new)
+
+    def plain(self):
+        with self.new(self.root / "plain") as new:
+            for name in LAYERS if new else []:
+                new.mkdir(exist_ok=True)
+                without_xattrs(self.tar_dir / f"{name}.tar", new / f"{name}.tar")
 
     def oci(self):
         with self.new(self.root / "oci") as new:
@@ -317,6 +323,14 @@ def add(tar, path, name):
             tar.addfile(entry, content)
     else:
         tar.addfile(entry)
+
+
+def without_xattrs(source, target):
+    with tarfile.open(source, encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(target, "w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as out:
+            for entry in tar:
+                entry.pax_headers = {key: value for key, value in entry.pax_headers.items() if not key.startswith("SCHILY.xattr.")}
+                out.addfile(entry, tar.extractfile(entry) if entry.isreg() else None)
 
 
 def write_oci(root, tars):
