@@ -276,3 +276,27 @@ fn uploads_are_tried_again() {
     assert_eq!(sha256(&last.body), digest);
     assert_eq!(storage.log.lock().unwrap().len(), 4);
 }
+
+/// A file system that is full ends a pull with a message, and keeps nothing of it.
+#[test]
+fn a_full_disk_keeps_nothing_of_a_pull() {
+    struct Unmount<'a>(&'a Bench);
+    impl Drop for Unmount<'_> {
+        fn drop(&mut self) {
+            self.0.sh("umount small");
+        }
+    }
+    let bench = Bench::new();
+    bench.sh("mkdir small; mount -t tmpfs -o size=4M tmpfs small");
+    let _mounted = Unmount(&bench);
+    let server = Image::new("large", 3_000_000).serve();
+    bench.plain(&[&server.host()]);
+    let store = format!("dir:{}", bench.path("small/store").display());
+    let args = ["pull", "--store", &store, &format!("{}/app", server.host())];
+    let output = bench.command().args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("No space left on device"), "{}", stderr(&output));
+    assert_eq!(run(bench.command().args(["list", "--json", "--store", &store])), "");
+    let left = bench.sh("find small -type f -size +0");
+    assert_eq!(left, "");
+}

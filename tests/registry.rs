@@ -89,6 +89,10 @@ fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
     assert_eq!(with("XDG_RUNTIME_DIR", &bench.path("run")), (Some(0), String::new()));
     login(&bench.path("docker/config.json"), PASSWORD);
     assert_eq!(with("DOCKER_CONFIG", &bench.path("docker")), (Some(0), String::new()));
+    // Also where the system has no certificates of its own.
+    let mut command = bench.command();
+    command.args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"]).env("REGISTRY_AUTH_FILE", &file);
+    run(command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", bench.path("home")));
     login(&file, "wrong");
     assert_eq!(with("REGISTRY_AUTH_FILE", &file).0, Some(4));
 
@@ -351,4 +355,61 @@ fn a_proxy_of_the_environment_is_used() {
     run(&mut command);
     assert_eq!(run(bench.command().args(["cat", "./what.bfc", "what"])), "proxied");
     assert!(proxy.asked()[0].starts_with("GET http://registry.invalid/v2/app/manifests/latest"), "{:?}", proxy.asked());
+}
+
+/// A registry that knows no ranges sends everything again; what was there is passed over.
+#[test]
+fn ranges_are_not_needed() {
+    let bench = Bench::new();
+    let image = Image::new("whole", 500_000);
+    let layer = image.clone().layer().0;
+    let cut = AtomicUsize::new(0);
+    let server = Server::new(move |request| {
+        let mut plain = request.clone();
+        plain.headers.remove("range");
+        let whole = image.answer(&plain);
+        if request.path.ends_with(&layer) && cut.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Response { announced: Some(whole.body.len()), ..Response::new(200, &whole.body[..300_000]) };
+        }
+        whole
+    });
+    bench.plain(&[&server.host()]);
+    assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "whole");
+    let ranges: Vec<_> = server.log.lock().unwrap().iter().map(|request| request.header("range").to_owned()).collect();
+    assert!(ranges.last().unwrap().starts_with("bytes="), "{ranges:?}");
+}
+
+/// Two builds beside each other that need the same blobs do not disturb each other.
+#[test]
+fn builds_in_one_directory_get_along() {
+    let bench = Bench::new();
+    let image = Image::new("both", 2_000_000);
+    let server = Server::new(move |request| {
+        std::thread::sleep(Duration::from_millis(200));
+        image.answer(request)
+    });
+    bench.plain(&[&server.host()]);
+    let build = |name: &str| {
+        let reference = format!("docker://{}/app", server.host());
+        bench.command().args(["build", &reference, "-o", name]).stdout(Stdio::null()).spawn().unwrap()
+    };
+    let children = ["one.bfc", "two.bfc", "three.bfc"].map(build);
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let read = |name: &str| std::fs::read(bench.path(name)).unwrap();
+    assert!(read("one.bfc") == read("two.bfc") && read("two.bfc") == read("three.bfc"));
+    assert_eq!(bench.hidden(), Vec::<String>::new());
+}
+
+/// Where the system knows no certificates at all, what needs none works.
+#[test]
+fn no_certificates_are_needed_for_plain_http() {
+    let bench = Bench::new();
+    let server = Image::new("plain", 1000).serve();
+    bench.plain(&[&server.host()]);
+    let mut command = bench.command();
+    command.args(["build", &format!("docker://{}/app", server.host()), "-o", "what.bfc"]);
+    run(command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", bench.path("home")));
+    assert_eq!(run(bench.command().args(["cat", "./what.bfc", "what"])), "plain");
 }

@@ -149,6 +149,7 @@ impl Error {
             Error::Transport { source, .. } if source.is_connect() => Some(
                 "is its name right, and is a proxy needed? of one that speaks plain HTTP say `insecure = true` in the configuration".into(),
             ),
+            Error::Client { .. } => Some("install the package ca-certificates, or put the registry's CA into certs.d".into()),
             Error::Reference { .. } => Some("such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into()),
             Error::Build(error) => Self::of_build(error).and_then(Self::hint),
             _ => None,

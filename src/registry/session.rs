@@ -82,7 +82,11 @@ impl Session {
     /// # Errors
     /// Those of [`Endpoint::send`].
     pub fn digest(&self, tag: &str) -> Result<Digest> {
-        self.runtime.block_on(self.sources.digest(tag))
+        match self.runtime.block_on(self.sources.digest(tag)) {
+            // It has to say it, and some do not.
+            Err(Error::Protocol { .. }) => Ok(self.manifest(tag)?.digest),
+            other => other,
+        }
     }
 
     /// A short blob, such as a configuration.
@@ -115,7 +119,7 @@ impl Sources {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tracing::info!("mirror {}: {}", endpoint.name(), crate::serve::chain(&error));
-                    gone.store(matches!(error, Error::Transport { .. }), Ordering::Relaxed);
+                    gone.store(error.is_transient(), Ordering::Relaxed);
                 }
             }
         }
