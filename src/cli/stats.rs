@@ -83,9 +83,12 @@ fn table(row: &Row) -> String {
         let [p50, p90, p99, max] = [p50, p90, p99, max].map(|t| time(*t));
         let _ = writeln!(out, "  {op:<12} {count:>10} {errors:>7} {p50:>9} {p90:>9} {p99:>9} {max:>9}");
     }
-    let Stats { served_bytes, decoded_bytes, damaged, .. } = row.stats;
+    let Stats { served_bytes, decoded_bytes, cache_hits, cache_misses, damaged, .. } = row.stats;
     let (served, decoded) = (size(served_bytes), size(decoded_bytes));
     let _ = writeln!(out, "  read {served}, for which {decoded} were decoded; {damaged} times damage; {} worker restarts", row.restarts);
+    if cache_hits + cache_misses > 0 {
+        let _ = writeln!(out, "  content that is decoded whole: {cache_hits} times found in the cache, {cache_misses} times decoded");
+    }
     out
 }
 
@@ -131,6 +134,8 @@ fn prometheus(rows: &[Row]) -> String {
     for (name, help, value) in [
         ("lxcri_fs_served_bytes_total", "Bytes of files given out.", (|row| row.stats.served_bytes) as fn(&Row) -> u64),
         ("lxcri_fs_decoded_bytes_total", "Bytes of files decoded for that.", |row| row.stats.decoded_bytes),
+        ("lxcri_fs_cache_hits_total", "How often content that is decoded whole was found decoded.", |row| row.stats.cache_hits),
+        ("lxcri_fs_cache_misses_total", "How often content that is decoded whole had to be decoded.", |row| row.stats.cache_misses),
         ("lxcri_fs_damage_total", "Answers that were an error because the image is damaged or cannot be read.", |row| row.stats.damaged),
         ("lxcri_fs_worker_restarts_total", "How often a worker was started again.", |row| row.restarts),
     ] {

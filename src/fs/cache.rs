@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lru::LruCache;
@@ -76,11 +77,27 @@ pub(super) struct Cache {
     limit: u64,
     spool: Box<dyn Spool>,
     slots: Mutex<LruCache<u32, Slot>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// How often content was there already, and how often it had to be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheCounts {
+    /// It was there, or being decoded for somebody else.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
 }
 
 impl Cache {
     pub(super) fn new(limit: u64, spool: Box<dyn Spool>) -> Self {
-        Self { limit, spool, slots: Mutex::new(LruCache::unbounded()) }
+        Self { limit, spool, slots: Mutex::new(LruCache::unbounded()), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+    }
+
+    /// What was counted so far.
+    pub(super) fn counts(&self) -> CacheCounts {
+        CacheCounts { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed) }
     }
 
     /// The content `key` of `size` bytes, from the cache, or decoded by `decode` into the sink it is given.
@@ -98,6 +115,8 @@ impl Cache {
             .as_ref()
             .err()
             .cloned();
+        let counter = if fresh { &self.misses } else { &self.hits };
+        counter.fetch_add(1, Ordering::Relaxed);
         if let Some(error) = failed {
             // A failure is not kept: the cause may pass, a full disk for one.
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,7 +173,7 @@ impl Guard {
 mod tests {
     use super::super::spool::TempDir;
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     fn temp_dir() -> Box<dyn Spool> {
         Box::new(TempDir(std::env::temp_dir()))
@@ -188,6 +207,7 @@ mod tests {
             }
         });
         assert_eq!(decodes.load(Ordering::Relaxed), 1);
+        assert_eq!(cache.counts(), CacheCounts { hits: 7, misses: 1 });
         for n in 2..10 {
             cache.get(n.into(), 400, content(n, 400)).unwrap();
         }

@@ -11,6 +11,7 @@ mod stack;
 mod v1;
 mod verify;
 
+pub use cache::CacheCounts;
 pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
 pub use image::Source;

@@ -13,7 +13,7 @@ use bfc::rootfs::{Section, Xattr};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::cache::Cache;
+use super::cache::{Cache, CacheCounts};
 use super::error::{Error, Result};
 use super::image::{Image, Source, check_digest};
 use super::spool::{Spool, TempDir};
@@ -162,6 +162,11 @@ impl Rootfs {
     /// The images' paths, lowest first.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.images.iter().map(|i| i.path.as_path())
+    }
+
+    /// How often content that can only be decoded whole was in the cache.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.cache.counts()
     }
 
     /// Bytes of all contents, as they are when decoded.

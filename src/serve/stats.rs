@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::CacheCounts;
+
 /// Kinds of requests that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
@@ -96,8 +98,8 @@ impl Metrics {
         self.damaged.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
-    pub(super) fn snapshot(&self) -> Stats {
+    /// What was counted so far, here and by the cache.
+    pub(super) fn snapshot(&self, cache: CacheCounts) -> Stats {
         let requests = Op::ALL.into_iter().map(|op| {
             let Requests { errors, nanoseconds, times } = &self.requests[op as usize];
             let times: Vec<u64> = times.iter().map(|t| t.load(Ordering::Relaxed)).collect();
@@ -118,6 +120,8 @@ impl Metrics {
             requests: requests.filter(|r| r.count > 0).collect(),
             served_bytes: self.served.load(Ordering::Relaxed),
             decoded_bytes: self.decoded.load(Ordering::Relaxed),
+            cache_hits: cache.hits,
+            cache_misses: cache.misses,
             damaged: self.damaged.load(Ordering::Relaxed),
         }
     }
@@ -132,6 +136,10 @@ pub struct Stats {
     pub served_bytes: u64,
     /// Bytes of files decoded, or read where they are stored as they are.
     pub decoded_bytes: u64,
+    /// How often content that can only be decoded whole was found decoded. What the kernel has in its own cache is not asked for at all.
+    pub cache_hits: u64,
+    /// How often it was not.
+    pub cache_misses: u64,
     /// Answers that were an error because the image is damaged, or cannot be read.
     pub damaged: u64,
 }
@@ -210,7 +218,7 @@ mod tests {
         }
         metrics.answered(Op::Read, 1, 0, Instant::now() - Duration::from_millis(100), true);
         metrics.read(10, 20);
-        let stats = metrics.snapshot();
+        let stats = metrics.snapshot(CacheCounts::default());
         assert_eq!(stats.requests.len(), 1);
         let read = &stats.requests[0];
         assert_eq!((read.op.as_str(), read.count, read.errors), ("read", 100, 1));

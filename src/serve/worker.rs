@@ -49,7 +49,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let rootfs = Arc::new(rootfs);
     let (surplus, pusher) = surplus::channel(rootfs.clone());
     let metrics = Arc::new(Metrics::new());
-    let adapter = Adapter::new(rootfs, surplus, metrics.clone());
+    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone());
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {
@@ -57,7 +57,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     };
     let notifier = session.notifier();
     start_thread("push", move || pusher.run(&notifier))?;
-    start_thread("control", move || tell(&control, &metrics))?;
+    start_thread("control", move || tell(&control, &metrics, &rootfs))?;
     session.run().map_err(Error::system("serving"))
 }
 
@@ -67,11 +67,11 @@ fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
 
 /// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that this thread does is wait, so it ends as soon
 /// as the process is killed: the keeper watches it.
-fn tell(control: &Channel, metrics: &Metrics) {
+fn tell(control: &Channel, metrics: &Metrics, rootfs: &Rootfs) {
     let mut told = control.send(&WorkerReply::Serving { sentinel: rustix::thread::gettid().as_raw_nonzero().get() }, &[]);
     while told.is_ok() {
         let Ok(Some((WorkerRequest::Stats, _))) = control.receive() else { break };
-        told = control.send(&WorkerReply::Stats(metrics.snapshot()), &[]);
+        told = control.send(&WorkerReply::Stats(metrics.snapshot(rootfs.cache_counts())), &[]);
     }
 }
 

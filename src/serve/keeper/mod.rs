@@ -231,8 +231,14 @@ impl Keeper {
             }
             if self.look.is_some_and(|at| at <= now) {
                 self.look = None;
-                if !self.look_for_users()? {
-                    return self.end();
+                match self.look_for_users() {
+                    Ok(true) => {}
+                    Ok(false) => return self.end(),
+                    // Descriptors or memory are short: no reason to take a mount from its users.
+                    Err(error) => {
+                        tracing::warn!("{}", chain(&error));
+                        self.look = Some(now + LONG_PAUSE);
+                    }
                 }
             }
         }
