@@ -26,3 +26,4 @@ pub use config::Registries;
 pub use download::{Blobs, Observer, Wanted};
 pub use error::{Error, Result};
 pub use oci_spec::distribution::Reference;
+pub(crate) use spool::DIRECTORY as BLOBS;

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use crate::build::Digest;
 
 /// The directory with what was fetched of blobs, made below `dir` when it is not there.
-const DIRECTORY: &str = ".lxcri-fs-blobs";
+pub const DIRECTORY: &str = ".lxcri-fs-blobs";
 /// How long what is in there is kept for a later attempt.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
 

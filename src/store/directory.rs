@@ -99,6 +99,7 @@ impl Backend for DirectoryStore {
         let mut scan = Scan::default();
         for name in entries(&self.images())? {
             match Name::new(&name) {
+                Err(_) if name.starts_with('.') => {}
                 Err(_) => scan.strange.push(name),
                 Ok(name) if name.is_work() => scan.work.push(name),
                 Ok(name) => match self.image(&name) {

@@ -1,13 +1,17 @@
 //! Removing what nobody needs: first a plan, then its execution, which looks again before each step.
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::backend::Image;
 use super::error::{Error, Result};
-use super::extents::Usage;
+use super::extents::{self, Usage};
 use super::lock::Lock;
 use super::name::Name;
 use super::{Store, graph};
+use crate::registry;
 
 /// Something that can go.
 #[derive(Debug, Clone)]
@@ -18,6 +22,8 @@ pub enum Garbage {
     Work(Name),
     /// A container whose making or removal was interrupted.
     Container(Name),
+    /// What was fetched of a blob by a pull that was interrupted, and could go on from there.
+    Blob(PathBuf),
 }
 
 /// One step of a plan.
@@ -66,6 +72,13 @@ impl Store {
                 steps.push(Step { usage: self.usage(&garbage), garbage });
             }
         }
+        // Where nothing can be written, nothing was fetched.
+        let blobs = self.backend.temp_dir().ok().and_then(|dir| std::fs::read_dir(dir.join(registry::BLOBS)).ok());
+        let blobs = blobs.into_iter().flatten().flatten();
+        for path in blobs.map(|entry| entry.path()).filter(|path| old_blob(path, grace).is_some()) {
+            let garbage = Garbage::Blob(path);
+            steps.push(Step { usage: self.usage(&garbage), garbage });
+        }
         Ok(steps)
     }
 
@@ -104,6 +117,12 @@ impl Store {
                     Err(error) => Err(error),
                 }
             }
+            Garbage::Blob(path) => {
+                let Some(held) = old_blob(path, grace) else { return Ok(Outcome::Kept("somebody goes on with it".to_owned())) };
+                let usage = extents::usage(&held).map_err(Error::io("looking at", path))?;
+                std::fs::remove_file(path).map_err(Error::io("removing", path))?;
+                Ok(Outcome::Freed(usage.own()))
+            }
             Garbage::Work(name) | Garbage::Container(name) => {
                 _work = self.locks.try_lock(name.as_str())?;
                 if _work.is_none() {
@@ -125,9 +144,17 @@ impl Store {
             Garbage::Image(image) => self.backend.usage(&image.name),
             Garbage::Work(name) => self.backend.usage(name),
             Garbage::Container(name) => self.backend.container_usage(name),
+            Garbage::Blob(path) => File::open(path).and_then(|file| extents::usage(&file)).map_err(Error::io("looking at", path)),
         };
         usage.unwrap_or_default()
     }
+}
+
+/// A part of a blob that nobody fetches and that is older than `grace`, locked.
+fn old_blob(path: &Path, grace: SignedDuration) -> Option<File> {
+    let file = File::open(path).ok()?;
+    let age = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
+    (SignedDuration::try_from(age).ok()? >= grace && file.try_lock().is_ok()).then_some(file)
 }
 
 fn is_old(image: &Image, grace: SignedDuration) -> bool {
