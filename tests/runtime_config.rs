@@ -219,8 +219,13 @@ fn what_was_kept_is_gone_on_with() {
         lxcri_fs create c --image $IMAGE --bundle /run/b; echo mine > b/rootfs/file
         lxcri_fs delete c --keep; [ ! -e b ]; grep -q mine store/containers/c/upper/file
         lxcri_fs inspect c | grep -q kept
+        # A create that fails, and one that is killed, take nothing of it away.
+        ! lxcri_fs create c --image $IMAGE --bundle /run/b --user nobody 2>/dev/null
+        ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none 2>/dev/null
+        sed -i 's/"kept"/"creating"/' store/containers/c/container.json
         lxcri_fs create c --image $IMAGE --bundle /run/other; grep -q mine other/rootfs/file
         lxcri_fs delete c; nothing_is_left
+        ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none --upper /run/made 2>/dev/null; [ ! -e made ]; nothing_is_left
         # Elsewhere stays, and is said.
         lxcri_fs create c --image $IMAGE --bundle /run/b --upper /run/up; echo mine > b/rootfs/file
         lxcri_fs delete c 2>err; grep -q /run/up err; grep -q mine up/upper/file; nothing_is_left"#,

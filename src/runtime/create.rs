@@ -96,17 +96,20 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let _lock = store.lock_container(request.name, || tracing::info!("waiting for another create or delete of {}", request.name))?;
     let kept = clear_away(store, request.name)?;
     let described = ImageRecord { root_digest: image.root_digest.clone(), ..request.image.clone() };
-    let record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
+    let mut record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
     check_target(&record.runtime)?;
     let dir = match kept {
-        Some(dir) => dir,
+        Some(dir) => {
+            record.found_upper = true;
+            dir
+        }
         None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
     };
     let config = configuration(&request, &image, &process, &record, &dir);
     match config.and_then(|config| make(record.clone(), &dir, &config)) {
         Ok(record) => Ok(Created { record, dir }),
         Err(error) => {
-            if let Err(undoing) = undo(store, &record) {
+            if let Err(undoing) = undo(store, record, &dir) {
                 tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
             }
             Err(error)
@@ -137,13 +140,23 @@ fn make_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes away what `create` made, as far as it came; what is not there is none of it.
+/// Takes away what `create` made, as far as it came; what is not there is none of it. What was written before stays.
 ///
 /// # Errors
 /// [`Error`], when something cannot be taken away.
-pub(super) fn undo(store: &Store, record: &Record) -> Result<()> {
+fn undo(store: &Store, mut record: Record, dir: &Path) -> Result<()> {
     mount::unmount_ended(&record.runtime.root())?;
-    remove_configuration(record)?;
+    remove_configuration(&record)?;
+    if let Place::Elsewhere(place) = &record.upper {
+        let place = Path::new(place);
+        let made = !record.found_upper && record.state == State::Creating && place.exists();
+        if let (true, Some(parent), Some(name)) = (made, place.parent(), place.file_name().and_then(|name| name.to_str())) {
+            store::remove_tree(parent, name)?;
+        }
+    } else if record.found_upper {
+        record.state = State::Kept;
+        return record.write(dir);
+    }
     Ok(store.remove_container(&record.name)?)
 }
 
@@ -199,7 +212,10 @@ fn clear_away(store: &Store, name: &str) -> Result<Option<PathBuf>> {
             Err(store::Error::Exists { kind: "container", name: name.to_owned(), store: store.location().to_string() }.into())
         }
         Some(record) if record.state == State::Kept => Ok(Some(container.path)),
-        Some(record) => undo(store, &record).map(|()| None),
+        Some(record) => {
+            undo(store, record, &container.path)?;
+            clear_away(store, name)
+        }
         // Cut off before anything was made of it.
         None => Ok(store.remove_container(name).map(|()| None)?),
     }

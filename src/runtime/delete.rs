@@ -1,6 +1,6 @@
 //! Taking a container away.
 
-use super::create::{remove_configuration, undo};
+use super::create::remove_configuration;
 use super::error::{Error, Result};
 use super::mount;
 use super::record::{Place, Record, State};
@@ -24,19 +24,22 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     if !users.is_empty() {
         return Err(serve::Error::Busy { path: root, users }.into());
     }
-    if record.state == State::Ready {
-        record.state = State::Deleting;
-        record.write(&container.path)?;
-    }
-    let elsewhere = if let Place::Elsewhere(text) = &record.upper { Some(text.clone()) } else { None };
-    if keep {
-        mount::unmount_ended(&root)?;
-        remove_configuration(&record)?;
+    let elsewhere = match &record.upper {
+        Place::Elsewhere(text) => Some(text.clone()),
+        _ => None,
+    };
+    // From here on, the next call goes on.
+    record.found_upper = keep;
+    record.state = State::Deleting;
+    record.write(&container.path)?;
+    mount::unmount_ended(&root)?;
+    remove_configuration(&record)?;
+    if keep && elsewhere.is_none() {
         record.state = State::Kept;
         record.write(&container.path)?;
-        return Ok(elsewhere);
+        return Ok(None);
     }
-    undo(store, &record)?;
+    store.remove_container(name)?;
     Ok(elsewhere)
 }
 

@@ -129,6 +129,8 @@ pub struct Record {
     pub runtime: Runtime,
     /// Whether the runtime's directory was there before.
     pub found_dir: bool,
+    /// Whether what it writes to was there before.
+    pub found_upper: bool,
     /// Working directory of its process, made when the image has none.
     pub cwd: String,
 }
@@ -138,8 +140,10 @@ impl Record {
     pub fn new(name: &str, image: ImageRecord, upper: Place, idmap: Option<IdMap>, runtime: Runtime, cwd: &str) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let found_dir = runtime.dir().exists();
+        // Of a dataset, nothing is known here.
+        let found_upper = matches!(&upper, Place::Elsewhere(place) if !place.starts_with('/') || Path::new(place).exists());
         let (name, cwd) = (name.to_owned(), cwd.to_owned());
-        Self { version: VERSION, name, state: State::Creating, created: now, image, upper, idmap, runtime, found_dir, cwd }
+        Self { version: VERSION, name, state: State::Creating, created: now, image, upper, idmap, runtime, found_dir, found_upper, cwd }
     }
 
     /// The record in a container's directory; `None` when there is none.

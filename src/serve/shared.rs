@@ -210,6 +210,10 @@ fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String>
         let key = image.key.as_ref().map_or(&[][..], |key| key.0.as_bytes());
         hasher.update(&[u8::from(image.key.is_some())]).update(key);
     }
+    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other container may depend on it.
+    if let Ok(namespace) = std::fs::read_link("/proc/self/ns/pid") {
+        hasher.update(namespace.as_os_str().as_encoded_bytes());
+    }
     let options = serde_json::to_vec(&request.options).map_err(|source| Error::Protocol { peer: "keeper", source })?;
     hasher.update(&options).update(&[u8::from(request.flags.allow_other)]);
     let mut name = String::from("image-");
