@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::{ArgGroup, Args, ValueEnum};
+use clap::{ArgGroup, Args, Parser, ValueEnum};
 
 use super::error::{Error, Exit};
+use super::pull;
 use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
@@ -16,9 +17,28 @@ use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, Place};
 use crate::serve::chain;
 use crate::serve::idmap::IdMap;
+use crate::store::{self, Image, Store};
 
 /// Where LXC has its containers, unless it is configured otherwise.
 const LXC_PATH: &str = "/var/lib/lxc";
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    /// When the store does not have it
+    Missing,
+    /// Whenever the registry has another one by that name
+    Always,
+    /// Never
+    Never,
+}
+
+/// `pull`, as its own command line says it.
+#[derive(Debug, Parser)]
+struct PullLine {
+    #[command(flatten)]
+    args: pull::PullArgs,
+}
 
 /// What of an image is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,6 +82,9 @@ pub struct CreateArgs {
     /// Its host name (default: NAME)
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
+    /// When to pull an image that is named, from its registry
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: Pull,
     /// What of the image to check first
     #[arg(long, value_name = "HOW", default_value = "fast")]
     verify: Verify,
@@ -152,15 +175,25 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// The image in the store, or the file that it is.
-fn resolve(args: &CreateArgs) -> Result<(crate::store::Store, Option<crate::store::Image>, PathBuf), Error> {
-    match args.store.in_store(&args.image) {
-        Ok(Some((store, image))) => {
+/// The image in the store, pulled if need be, or the file that it is.
+fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> {
+    let mut found = args.store.in_store(&args.image);
+    let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
+    let named = missing || matches!(&found, Ok(Some(_)));
+    if args.pull == Pull::Always && named || args.pull == Pull::Missing && missing {
+        let line = ["pull".as_ref(), "--quiet".as_ref(), "--".as_ref(), args.image.as_os_str()];
+        let mut line =
+            PullLine::try_parse_from(line).map_err(|e| Error::Other { message: e.to_string(), hint: None, exit: Exit::Usage })?;
+        line.args.store = args.store.clone();
+        pull::run(&line.args)?;
+        found = args.store.in_store(&args.image);
+    }
+    match found? {
+        Some((store, image)) => {
             let path = image.path.clone();
             Ok((store, Some(image), path))
         }
-        Ok(None) => Ok((args.store.open()?, None, absolute(&args.image)?)),
-        Err(error) => Err(error),
+        None => Ok((args.store.open()?, None, absolute(&args.image)?)),
     }
 }
 

@@ -46,7 +46,7 @@ pub struct PullArgs {
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
-    store: StoreArgs,
+    pub(super) store: StoreArgs,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
