@@ -1,6 +1,7 @@
 //! Who uses an image.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,8 +39,10 @@ impl Store {
     /// Those of [`Error`].
     pub fn users(&self, image: &Image) -> Result<Vec<String>> {
         let mut users = Vec::new();
+        let Some(id) = file_id(&image.path) else { return Ok(users) };
         for mounted in overview::all()? {
-            if !mounted.status.images.iter().any(|path| Path::new(path) == image.path) {
+            // It may have been mounted by another path.
+            if !mounted.status.images.iter().any(|path| file_id(Path::new(path)) == Some(id)) {
                 continue;
             }
             match mounted.seen.as_slice() {
@@ -58,6 +61,11 @@ impl Store {
         }
         Ok(users)
     }
+}
+
+/// What tells files apart; `None` when there is none.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 fn is_held(path: &Path) -> Result<bool> {
