@@ -78,7 +78,13 @@ impl Found {
 /// [`Error::Reference`].
 pub fn parse(text: &str) -> Result<Reference> {
     let bare = text.strip_prefix(PREFIX).unwrap_or(text);
-    Reference::try_from(bare).map_err(|e| Error::Reference { text: text.to_owned(), reason: e.to_string() })
+    let wrong = |reason: String| Error::Reference { text: text.to_owned(), reason };
+    let reference = Reference::try_from(bare).map_err(|e| wrong(e.to_string()))?;
+    // The parser takes `Team/` for a host, and then for a part of Docker Hub's repository.
+    if reference.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(wrong("repositories have lower-case names".into()));
+    }
+    Ok(reference)
 }
 
 /// The digest of what a reference leads to now; one request, if the registry lets everybody read.
