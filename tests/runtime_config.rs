@@ -131,7 +131,7 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
     assert!(!config.contains("org.lxcri-fs.image"), "{config}");
     let lxc = inside(
         &image,
-        "mkdir lxc; lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc -e \"A=$(printf '1\\nlxc.x = y')\"; cat lxc/c/config",
+        "mkdir lxc; lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc -e \"A=$(printf '1\nlxc.x = y')\"; cat lxc/c/config",
     );
     let lxc = String::from_utf8_lossy(&lxc.stdout).into_owned();
     assert!(lxc.contains("lxc.init.cmd = /bin/sh -c eval") && !lxc.lines().any(|l| l.starts_with("lxc.x")), "{lxc}");
@@ -249,5 +249,32 @@ fn mount_all_puts_back_what_the_records_say() {
         [ "$(cat a/rootfs/name b/rootfs/name | tr -d '\n')" = ab ]
         lxcri_fs inspect a --json | grep -q '"mounted":true'
         for c in a b c; do lxcri_fs delete $c; done; nothing_is_left"#,
+    );
+}
+
+#[test]
+fn an_image_that_is_not_there_is_pulled() {
+    if !["docker-registry", "ip"].into_iter().all(containers::has) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    pass(
+        &image,
+        r#"
+        ip link set lo up; mkdir registry
+        printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: /run/registry}}\nhttp: {addr: 127.0.0.1:5000}\n' > registry.yml
+        docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
+        for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break; sleep 0.1; done
+        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$(dirname $IMAGE)/oci:t" docker://127.0.0.1:5000/app:1
+        printf '[registries."127.0.0.1:5000"]\ninsecure = true\n' > config.toml; export LXCRI_FS_CONFIG=/run/config.toml
+        ! lxcri_fs create a --image 127.0.0.1:5000/app:1 --bundle /run/a --pull never 2>err; grep -q 'no image' err
+        lxcri_fs create a --image 127.0.0.1:5000/app:1 --bundle /run/a
+        lxcri_fs create b --image 127.0.0.1:5000/app:1 --bundle /run/b --pull always | grep -q 'up to date'
+        ! lxcri_fs create c --image 127.0.0.1:5000/none:1 --bundle /run/c 2>err; [ ! -e c ]
+        # The registry is not asked for what is there.
+        kill $registry; lxcri_fs create d --image 127.0.0.1:5000/app:1 --bundle /run/d
+        ! lxcri_fs rm 127.0.0.1:5000/app:1 2>err; grep -q 'container a' err
+        for c in a b d; do lxcri_fs delete $c; done; nothing_is_left"#,
     );
 }
