@@ -11,7 +11,7 @@ step() { printf '\n== %s\n' "$*"; }
 step "Tools"
 # command:package
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        zstd:zstd strace:strace qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
+        zstd:zstd strace:strace pkg-config:pkg-config qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
         objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc
         lxc-start:lxc podman:podman busybox:busybox-static python3:python3 ip:iproute2"
 missing=
@@ -40,7 +40,8 @@ step "Format, lints, documentation, licences"
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
-cargo deny --offline check --hide-inclusion-graph bans licenses sources
+cargo fetch --locked --quiet
+cargo deny --offline --all-features check --hide-inclusion-graph bans licenses sources
 
 step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-60} s a target"
 for target in fuzz/fuzz_targets/*.rs; do

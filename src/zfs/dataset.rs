@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::change;
 use super::command::Command;
 use super::error::{Cause, Error, Result};
 use super::name::{Dataset, Snapshot};
@@ -164,8 +165,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], with [`Cause::HasChildren`], [`Cause::HasClones`] or [`Cause::Busy`] where those prevent it.
     pub fn destroy(&self, children: Children) -> Result<()> {
-        let recursive = (children == Children::Destroy).then_some("-r");
-        Command::zfs("destroy", self.as_str()).args(recursive).run().map(drop)
+        change::destroy_dataset(self, children)
     }
 }
 

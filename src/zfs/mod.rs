@@ -4,12 +4,20 @@
 //! causes apart, so that a caller can act on them. With the feature `zfs-core`, snapshots are taken, cloned, rolled back and destroyed by
 //! libzfs_core instead of the command.
 
+mod by_command;
+#[cfg(feature = "zfs-core")]
+mod by_library;
 mod command;
 mod dataset;
 mod error;
 mod name;
 mod property;
 mod snapshot;
+
+#[cfg(not(feature = "zfs-core"))]
+use by_command as change;
+#[cfg(feature = "zfs-core")]
+use by_library as change;
 
 pub use dataset::{Children, Create, Space};
 pub use error::{Cause, Error, Result};

@@ -1,10 +1,10 @@
 //! Snapshots: taking, listing, rolling back, cloning, destroying.
 
 use super::command::Command;
-use super::dataset;
 use super::error::{Error, Result};
 use super::name::{Dataset, Snapshot};
-use super::property::{self, Properties};
+use super::property::Properties;
+use super::{change, dataset};
 
 /// What a rollback does with snapshots younger than the one that it goes back to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Command`].
     pub fn take(&self) -> Result<()> {
-        Command::zfs("snapshot", self.as_str()).run().map(drop)
+        change::snapshot(self)
     }
 
     /// Takes it of the dataset and of all that are in it, at one moment.
@@ -68,8 +68,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Command`], with [`Cause::NewerSnapshots`](super::Cause::NewerSnapshots) where those prevent it.
     pub fn rollback(&self, newer: Newer) -> Result<()> {
-        let destroy = (newer == Newer::Destroy).then_some("-r");
-        Command::zfs("rollback", self.as_str()).args(destroy).run().map(drop)
+        change::rollback(self, newer)
     }
 
     /// Makes a dataset of it that can be written to, and mounts it where its properties say.
@@ -77,7 +76,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Command`], [`Error::Property`].
     pub fn clone_to(&self, target: &Dataset, properties: &[(&str, &str)]) -> Result<()> {
-        Command::zfs("clone", target.as_str()).args(property::options(properties)?).args([self.as_str()]).run().map(drop)
+        change::clone(self, target, properties)
     }
 
     /// Destroys it.
@@ -85,7 +84,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Command`], with [`Cause::HasClones`](super::Cause::HasClones) where those prevent it.
     pub fn destroy(&self) -> Result<()> {
-        Command::zfs("destroy", self.as_str()).run().map(drop)
+        change::destroy_snapshot(self)
     }
 }
 
