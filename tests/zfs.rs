@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{PoisonError, RwLock};
 
 use common::zfs::{Scratch, directory, pool, property, zfs};
 use common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
@@ -41,13 +42,25 @@ struct Setup {
     scratch: Scratch,
     image: PathBuf,
     dir: tempfile::TempDir,
+    _turn: Box<dyn std::any::Any>,
 }
+
+/// A new mount namespace has the mounts of all tests in it, and keeps them busy: who makes one is alone.
+static TURN: RwLock<()> = RwLock::new(());
 
 impl Setup {
     fn new() -> Option<Self> {
+        Self::with(Box::new(TURN.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn alone() -> Option<Self> {
+        Self::with(Box::new(TURN.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn with(turn: Box<dyn std::any::Any>) -> Option<Self> {
         let scratch = Scratch::new()?;
         let dir = tempfile::tempdir().unwrap();
-        Some(Self { scratch, image: image(dir.path()), dir })
+        Some(Self { scratch, image: image(dir.path()), dir, _turn: turn })
     }
 
     fn directory(&self, name: &str) -> PathBuf {
@@ -264,7 +277,7 @@ fn zfs_a_rollback_brings_back_what_a_snapshot_had() {
 
 #[test]
 fn zfs_a_rollback_sees_mounts_of_other_namespaces() {
-    let Some(setup) = Setup::new() else { return };
+    let Some(setup) = Setup::alone() else { return };
     let mounted = setup.mount("web", &[]);
     let upper = setup.upper("web");
     run(lxcri_fs().args(["snapshot", &format!("{upper}@first")]));
@@ -376,6 +389,30 @@ fn zfs_an_upper_goes_to_another_pool_by_send_and_receive() {
     assert!(receive.unwrap().success());
     let mounted = setup.mount("copy", &[]);
     assert_same_tree(&then, &tree(&mounted.0));
+}
+
+#[test]
+fn zfs_a_container_of_the_store_is_named_by_its_name() {
+    let Some(setup) = Setup::new() else { return };
+    let (store, bundle) = (setup.upper("store"), setup.dir.path().join("bundle"));
+    let lxcri_fs = |args: &[&str]| {
+        let mut command = lxcri_fs();
+        command.args(args).env("LXCRI_FS_STORE", &store);
+        command
+    };
+    run(lxcri_fs(&["create", "web1", "--image"]).arg(&setup.image).arg("--bundle").arg(&bundle).args(["--", "/bin/true"]));
+    let hostname = bundle.join("rootfs/etc/hostname");
+    std::fs::write(&hostname, "before\n").unwrap();
+    run(&mut lxcri_fs(&["snapshot", "web1@before"]));
+    std::fs::write(&hostname, "after\n").unwrap();
+    fails(6, &mut lxcri_fs(&["rollback", "web1@before"]));
+    run(&mut lxcri_fs(&["rollback", "web1@before", "--force"]));
+    assert_eq!(std::fs::read_to_string(&hostname).unwrap(), "before\n");
+    assert!(run(&mut lxcri_fs(&["snapshots", "web1"])).contains("before"));
+    fails(5, &mut lxcri_fs(&["snapshots", "web2"]));
+    run(&mut lxcri_fs(&["snapshot", "--delete", "web1@before"]));
+    run(&mut lxcri_fs(&["delete", "web1"]));
+    assert!(!bundle.join("rootfs").exists());
 }
 
 #[test]
