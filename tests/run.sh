@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what the tests need and runs them all. For a Debian machine with Rust, as root.
 #
-# Settings: LXCRI_FS_FUZZ_SECONDS (60) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
+# Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
@@ -43,7 +43,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo fetch --locked --quiet
 cargo deny --offline --all-features check --hide-inclusion-graph bans licenses sources
 
-step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-60} s a target"
+step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-30} s a target"
 for target in fuzz/fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     mkdir -p "fuzz/corpus/$name"
@@ -52,7 +52,7 @@ for target in fuzz/fuzz_targets/*.rs; do
         layer) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
-    RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=1024 \
+    RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-30}" -timeout=10 -rss_limit_mb=1024 \
         -max_len=500000 -verbosity=0 -print_final_stats=1
 done
 
