@@ -23,10 +23,10 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     apt-get install -y -q --no-install-recommends $missing
 fi
-command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
-command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
-command -v pjdfstest >/dev/null || cargo install --locked --quiet pjdfstest
-command -v fsx >/dev/null || cargo install --locked --quiet fsx
+# Not optimized: they are built faster than they would run.
+for tool in cargo-deny cargo-fuzz pjdfstest fsx; do
+    command -v $tool >/dev/null || cargo install --locked --quiet --debug $tool
+done
 
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     # Minutes, while the rest goes on.
