@@ -295,6 +295,6 @@ mod tests {
 
     #[test]
     fn mount_targets() {
-        assert_eq!(fstab_word("a b\\c\u{e9}"), "a\\040b\\134\\303\\251");
+        assert_eq!(fstab_word("a b\\c\u{e9}"), "a\\040b\\134c\\303\\251");
     }
 }
