@@ -28,12 +28,13 @@ for tool in cargo-deny cargo-fuzz pjdfstest fsx; do
     command -v $tool >/dev/null || cargo install --locked --quiet --debug $tool
 done
 
+vm=
+trap '[ -z "$vm" ] || kill -- -$vm 2>/dev/null || :' EXIT
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     # Minutes, while the rest goes on.
     vm_log=$(mktemp)
     setsid nice -n 10 tests/zfs/vm build >"$vm_log" 2>&1 &
     vm=$!
-    trap '[ -z "$vm" ] || kill -- -$vm 2>/dev/null || :' EXIT
 fi
 
 step "Format, lints, documentation, licences"
@@ -59,12 +60,20 @@ done
 step "Tests"
 cargo test --workspace --locked
 
-step "Tests on ZFS"
+# The emulated VM leaves a processor to the suites.
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     wait $vm || { cat "$vm_log" >&2; exit 1; }
-    vm=
 fi
-tests/zfs/run
+zfs_log=$(mktemp)
+setsid tests/zfs/run >"$zfs_log" 2>&1 &
+vm=$!
 
 step "File-system suites on an image with an upper"
 timeout --kill-after=30 600 tests/suites.sh
+
+step "Tests on ZFS"
+ended=0
+wait $vm || ended=$?
+vm=
+cat "$zfs_log"
+exit $ended
