@@ -58,7 +58,7 @@ for target in fuzz/fuzz_targets/*.rs; do
 done
 
 step "Tests"
-cargo test --workspace --locked
+cargo test --workspace --locked --no-fail-fast
 
 # The emulated VM leaves a processor to the suites.
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
