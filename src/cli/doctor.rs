@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 use super::error::{Error, Exit};
 use super::output::{json, printable, size};
 use super::store::StoreArgs;
-use crate::serve::{chain, overview};
+use crate::serve::{chain, kernel, overview};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
 use crate::zfs;
@@ -26,7 +26,7 @@ pub struct DoctorArgs {
 
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<(), Error> {
-    let mut findings = kernel();
+    let mut findings = fuse();
     findings.extend(overlay());
     findings.extend(zfs());
     findings.extend(limits());
@@ -51,22 +51,14 @@ pub fn run(args: &DoctorArgs) -> Result<(), Error> {
     }
 }
 
-/// Major and minor version of the kernel.
-fn version() -> (u32, u32) {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or_default());
-    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
-}
-
-fn kernel() -> Vec<Finding> {
+fn fuse() -> Vec<Finding> {
     let about = "kernel";
     let mut findings = Vec::new();
     match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => findings.push(Finding::new(about, Level::Good, "/dev/fuse can be opened", "images can be mounted")),
         Err(e) => findings.push(Finding::new(about, Level::Bad, format!("/dev/fuse: {e}"), "nothing can be mounted; try `modprobe fuse`")),
     }
-    let (major, minor) = version();
+    let (major, minor) = kernel::version();
     // What came with which version: linux/fuse.h tells it by the protocol's versions, 7.40 and 7.41.
     let features = [
         ((6, 9), "mounts survive the death of the process that serves them", "a mount ends with the process that serves it"),
@@ -109,8 +101,7 @@ fn overlay() -> Vec<Finding> {
             findings.push(Finding::new(about, Level::Good, format!("overlayfs has {}", name.trim_end_matches("_auto")), so));
         }
     }
-    // docs/WRITING.md, "Linux 6.16 and later".
-    if version() >= (6, 16) {
+    if !kernel::finds_fuse_handles() {
         let so = "hard links of the image part when one of them is written to";
         findings.push(Finding::new(about, Level::Note, "this kernel does not find FUSE files by handle", so));
     }

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
+use bfc::format::{S_IFDIR, S_IFMT};
 use bfc::rootfs::format::Inode;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat,
-    futimens, linkat, lsetxattr, mkdirat, mknodat, openat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
+use super::create::{make_node, set_attributes, times};
 use super::{Error, Rootfs};
 
 /// Flags to open a directory that is ours to fill.
@@ -249,23 +249,11 @@ impl Extractor<'_> {
         if let Some((dir, first)) = self.links.get(&ino) {
             return linkat(&**dir, OsStr::from_bytes(first), parent, name, AtFlags::empty()).map(|()| None);
         }
-        let kind = inode.mode & S_IFMT;
-        match kind {
-            S_IFREG => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                return openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map(|fd| Some(fd.into()));
-            }
-            S_IFLNK => {
-                let target = self.rootfs.readlink(ino).map_err(|e| e.errno())?;
-                symlinkat(OsStr::from_bytes(&target), parent, name)?;
-            }
-            _ => {
-                let (major, minor) = inode.rdev();
-                let device = if kind == S_IFCHR || kind == S_IFBLK { rustix::fs::makedev(major, minor) } else { 0 };
-                mknodat(parent, name, FileType::from_raw_mode(kind), Mode::RUSR | Mode::WUSR, device)?;
-            }
+        if let Some(file) = make_node(self.rootfs, parent.as_fd(), name, ino, inode)? {
+            return Ok(Some(file));
         }
-        self.attributes_at(parent, name, inode)?;
+        let xattrs = self.xattrs(inode).map_err(|_| Errno::IO)?;
+        set_attributes(parent.as_fd(), name, inode, &xattrs, self.options.owner)?;
         Ok(None)
     }
 
@@ -295,33 +283,6 @@ impl Extractor<'_> {
     fn xattrs(&self, inode: &Inode) -> Result<Vec<bfc::rootfs::Xattr>, bfc::Error> {
         self.rootfs.section().xattrs(inode)
     }
-
-    fn attributes_at(&self, parent: &OwnedFd, name: &OsStr, inode: &Inode) -> Result<(), Errno> {
-        if self.options.owner {
-            let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
-            chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        if inode.mode & S_IFMT != S_IFLNK {
-            // Just created here, so no symlink.
-            chmodat(parent, name, Mode::from_raw_mode(inode.mode & 0o7777), AtFlags::empty())?;
-        }
-        let xattrs = self.xattrs(inode).map_err(|_| Errno::IO)?;
-        if !xattrs.is_empty() {
-            let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(parent))).join(name);
-            for xattr in xattrs {
-                match lsetxattr(&path, OsStr::from_bytes(&xattr.name), &xattr.value, XattrFlags::empty()) {
-                    Err(Errno::PERM | Errno::NOTSUP) if !self.options.owner => {}
-                    other => other?,
-                }
-            }
-        }
-        utimensat(parent, name, &times(inode), AtFlags::SYMLINK_NOFOLLOW)
-    }
-}
-
-fn times(inode: &Inode) -> Timestamps {
-    let time = Timespec { tv_sec: inode.mtime_s, tv_nsec: inode.mtime_ns.into() };
-    Timestamps { last_access: time, last_modification: time }
 }
 
 struct Counted<'a> {

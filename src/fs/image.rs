@@ -39,8 +39,15 @@ impl Image {
     /// Opens an image, and its section, or makes one of its v1 index.
     ///
     /// # Errors
-    /// [`Error::Image`].
+    /// [`Error::Image`], also for a wrong key.
     pub(super) fn open(source: Source) -> Result<(Self, Section)> {
+        let (image, section) = Self::open_tree(source)?;
+        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
+        Ok((image, section))
+    }
+
+    /// As [`Image::open`], with any key or none: what is encrypted may not be readable.
+    pub(super) fn open_tree(source: Source) -> Result<(Self, Section)> {
         let path = source.path;
         let failed = |source| Error::Image { image: path.clone(), source };
         let container = Container::open(Arc::new(source.file)).map_err(failed)?;
@@ -59,9 +66,7 @@ impl Image {
                 Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
             }
         };
-        let image = Self { path, container, key, has_section };
-        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
-        Ok((image, section))
+        Ok((Self { path, container, key, has_section }, section))
     }
 
     /// What decodes its contents.

@@ -1,6 +1,7 @@
 //! The read-only file system of an image, free of FUSE types.
 
 mod cache;
+pub mod create;
 mod error;
 mod extract;
 mod image;
@@ -15,7 +16,7 @@ pub use cache::CacheCounts;
 pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
 pub use image::Source;
-pub use rootfs::{Decoded, EachEntry, EachInode, Options, ROOT, Rootfs, Statfs};
+pub use rootfs::{Decoded, EachEntry, EachInode, Entry, Options, ROOT, Rootfs, Statfs};
 pub use spool::{Spool, TempDir};
 pub use stack::StackError;
 pub use v1::tree_of_index;

@@ -1,6 +1,7 @@
 //! One image's (or several merged images') root file system: every question that a file system is asked.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -36,6 +37,9 @@ pub struct Options {
     pub check_hash: bool,
     /// Bound of the cache of decoded content, bytes.
     pub cache_bytes: u64,
+    /// Answer as if no inode had extended attributes: somebody else shows them.
+    #[serde(default)]
+    pub hide_xattrs: bool,
     /// Where content goes that does not fit the cache.
     #[serde(with = "super::paths::path")]
     pub temp_dir: PathBuf,
@@ -43,13 +47,26 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { subdir: None, digest: None, check_hash: false, cache_bytes: 32 << 20, temp_dir: std::env::temp_dir() }
+        Self { subdir: None, digest: None, check_hash: false, cache_bytes: 32 << 20, hide_xattrs: false, temp_dir: std::env::temp_dir() }
     }
 }
 
 /// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode), the name.
 /// Returns false to stop.
 pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
+
+/// A name and what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Inode number of the directory.
+    pub dir: u32,
+    /// The name.
+    pub name: Vec<u8>,
+    /// Inode number.
+    pub ino: u32,
+    /// The inode.
+    pub inode: Inode,
+}
 
 /// As [`EachEntry`], with the inode instead of the type.
 pub type EachInode<'a> = dyn FnMut(u64, u32, &Inode, &[u8]) -> bool + 'a;
@@ -87,6 +104,7 @@ pub struct Rootfs {
     /// Inode number of what is shown as the root.
     root: u32,
     check_hash: bool,
+    hide_xattrs: bool,
     cache: Cache,
     /// Stored content of one piece that is read in place, once its checksum was found right; by content number.
     checked: OnceLock<Box<[OnceLock<()>]>>,
@@ -135,11 +153,25 @@ impl Rootfs {
         if let Some(wanted) = &options.digest {
             check_digest(&images, wanted)?;
         }
+        Self::assemble(images, section, options, spool)
+    }
+
+    /// Opens an image for its tree: it needs no key, and what is encrypted cannot be read.
+    ///
+    /// # Errors
+    /// As [`Rootfs::open`].
+    pub fn open_tree(source: Source, options: &Options) -> Result<Self> {
+        let (image, section) = Image::open_tree(source)?;
+        Self::assemble(vec![image], section, options, Box::new(TempDir(options.temp_dir.clone())))
+    }
+
+    fn assemble(images: Vec<Image>, section: Section, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
         let mut rootfs = Self {
             images,
             section,
             root: ROOT,
             check_hash: options.digest.is_some() || options.check_hash,
+            hide_xattrs: options.hide_xattrs,
             cache: Cache::new(options.cache_bytes, spool),
             checked: OnceLock::new(),
         };
@@ -294,9 +326,34 @@ impl Rootfs {
         self.section.target(&inode).map_err(|e| self.image_error(e))?.ok_or_else(|| kind_error(ino, "not a symlink", Errno::INVAL))
     }
 
-    /// Whether any inode has extended attributes.
+    /// Whether any inode has extended attributes to show.
     pub fn has_xattrs(&self) -> bool {
-        self.section.has_xattrs()
+        !self.hide_xattrs && self.section.has_xattrs()
+    }
+
+    /// The names that lead to inodes with extended attributes, each directory's before those in it. `None` when the image does not list them: there are many.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the list is damaged.
+    pub fn xattr_entries(&self) -> Result<Option<Vec<Entry>>> {
+        let Some(list) = self.section.xattr_dentries().map_err(|e| self.image_error(e))? else { return Ok(None) };
+        let mut reached = HashSet::from([ROOT]);
+        let mut entries = Vec::with_capacity(list.len());
+        for (dir, index) in list {
+            let dir = self.swap(dir);
+            // Of another directory than what is shown.
+            if !reached.contains(&dir) {
+                continue;
+            }
+            self.readdir_plus(dir, index.into(), &mut |_, ino, inode, name| {
+                if inode.is_dir() {
+                    reached.insert(ino);
+                }
+                entries.push(Entry { dir, name: name.to_vec(), ino, inode: *inode });
+                false
+            })?;
+        }
+        Ok(Some(entries))
     }
 
     /// The value of an extended attribute, `None` when the inode has none of that name.

@@ -11,6 +11,7 @@ mod error;
 pub mod idmap;
 pub mod inherited;
 pub mod keeper;
+pub mod kernel;
 pub mod log;
 pub mod mount;
 mod mount_attr;

@@ -38,6 +38,8 @@ pub struct MountInfo {
 pub struct Overlay {
     /// Device of the file system below, major and minor number.
     pub lower: (u32, u32),
+    /// Whether the image's extended attributes are in a layer above it.
+    pub xattrs: bool,
     /// Its upper directory.
     pub upper: PathBuf,
 }
@@ -48,12 +50,12 @@ impl MountInfo {
         self.fs_type == FS_TYPE || self.overlay().is_some()
     }
 
-    /// What is known of an overlay of ours. Its lower directory's name tells the device that is mounted there.
+    /// What is known of an overlay of ours. Its lowest directory's name tells the device that is mounted there.
     pub fn overlay(&self) -> Option<Overlay> {
         if self.fs_type != "overlay" {
             return None;
         }
-        let lower = self.values("lowerdir").next()?;
+        let lower = self.lowers().last()?;
         let name = lower.parent()?.file_name()?.to_str()?.strip_prefix(LOWER)?.to_owned();
         let mut numbers = name.split('-').map(|n| n.parse().ok());
         let (major, minor) = (numbers.next()??, numbers.next()??);
@@ -61,7 +63,8 @@ impl MountInfo {
         let upper = self.values("upperdir").next()?.into_os_string().into_vec();
         let mut bytes = upper.into_iter();
         let upper = std::iter::from_fn(|| bytes.next().map(|b| if b == b'\\' { bytes.next().unwrap_or(b) } else { b })).collect();
-        Some(Overlay { lower: (major, minor), upper: PathBuf::from(OsString::from_vec(upper)) })
+        let xattrs = self.lowers().count() > 1;
+        Some(Overlay { lower: (major, minor), xattrs, upper: PathBuf::from(OsString::from_vec(upper)) })
     }
 
     /// The lower directories of an overlay.
@@ -172,7 +175,7 @@ mod tests {
     fn an_overlay_tells_what_it_is_made_of() {
         let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/u\054p\134\134\040/upper,workdir=/w,xino=on";
         let info = MountInfo::parse(line).unwrap();
-        assert_eq!(info.overlay(), Some(Overlay { lower: (0, 57), upper: PathBuf::from(r"/u,p\ /upper") }));
+        assert_eq!(info.overlay(), Some(Overlay { lower: (0, 57), xattrs: false, upper: PathBuf::from(r"/u,p\ /upper") }));
         assert!(info.is_ours());
         let other = MountInfo::parse(br"40 35 0:60 / /c rw - overlay ov rw,lowerdir=/a/b:/c,lowerdir+=/x,upperdir=/u,workdir=/w").unwrap();
         assert_eq!(other.overlay(), None);

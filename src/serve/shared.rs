@@ -31,7 +31,7 @@ pub fn is_possible() -> bool {
 #[derive(Debug)]
 pub struct Detached {
     mount: OwnedFd,
-    _lock: Locked,
+    lock: Locked,
 }
 
 /// A mount of these images: of the keeper that has them mounted already, or of a new one.
@@ -82,7 +82,7 @@ fn attached(channel: &Channel, lock: Locked) -> Result<Detached> {
     match channel.expect(LIMIT)? {
         (KeeperReply::Attached, mut fds) => {
             let mount = fds.pop().ok_or(Error::Gone { peer: "keeper" })?;
-            Ok(Detached { mount, _lock: lock })
+            Ok(Detached { mount, lock })
         }
         (KeeperReply::Failed(failure), _) => Err(Error::Failed(Box::new(failure))),
         _ => Err(Error::Gone { peer: "keeper" }),
@@ -117,30 +117,42 @@ impl Detached {
     /// # Errors
     /// [`Error::Io`].
     pub fn hide(self) -> Result<Hidden> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let dev = rustix::fs::fstat(&self.mount).map_err(Error::system("looking at the image's mount"))?.st_dev;
-        let (major, minor, pid) = (rustix::fs::major(dev), rustix::fs::minor(dev), std::process::id());
-        let name = format!("{}{major}-{minor}-{pid}-{}", mountinfo::LOWER, NUMBER.fetch_add(1, Ordering::Relaxed));
-        let locked = RunDir::named(&name)?.lock()?;
-        let path = locked.dir().mountpoint();
-        std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
-        let hidden = Hidden { path, locked: Some(locked), detached: self };
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&hidden.detached.mount, "", CWD, &hidden.path, flags).map_err(Error::io("mounting on", &hidden.path))?;
+        let mut hidden = Hidden::new(self.mount)?;
+        hidden.keeper = Some(self.lock);
         Ok(hidden)
     }
 }
 
-/// A mount where nobody looks for it, to be the lower directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
+/// A mount where nobody looks for it, to be a lower directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
 /// name. Gone when this is dropped, or when its process is and anybody asks what is mounted.
 #[derive(Debug)]
 pub struct Hidden {
     path: PathBuf,
     locked: Option<Locked>,
-    detached: Detached,
+    mount: OwnedFd,
+    /// Keeps the keeper.
+    keeper: Option<Locked>,
 }
 
 impl Hidden {
+    /// Attaches a mount that is attached nowhere.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(mount: OwnedFd) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let dev = rustix::fs::fstat(&mount).map_err(Error::system("looking at a mount"))?.st_dev;
+        let (major, minor, pid) = (rustix::fs::major(dev), rustix::fs::minor(dev), std::process::id());
+        let name = format!("{}{major}-{minor}-{pid}-{}", mountinfo::LOWER, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let locked = RunDir::named(&name)?.lock()?;
+        let path = locked.dir().mountpoint();
+        std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
+        let hidden = Self { path, locked: Some(locked), mount, keeper: None };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&hidden.mount, "", CWD, &hidden.path, flags).map_err(Error::io("mounting on", &hidden.path))?;
+        Ok(hidden)
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -148,7 +160,7 @@ impl Hidden {
 
     /// Its root directory.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.detached.as_fd()
+        self.mount.as_fd()
     }
 }
 

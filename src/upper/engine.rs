@@ -13,6 +13,8 @@ use crate::serve::shared::Hidden;
 pub struct Parts<'a> {
     /// What mountinfo will say is mounted.
     pub source: &'a Path,
+    /// The image's extended attributes, if the image itself does not show them.
+    pub xattrs: Option<&'a Hidden>,
     /// The image.
     pub lower: &'a Hidden,
     /// Where is written.

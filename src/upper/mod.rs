@@ -6,12 +6,14 @@
 pub mod dataset;
 pub mod engine;
 mod error;
+mod lower;
 pub mod mount;
 mod overlay;
 pub mod place;
 pub mod record;
 pub mod snapshots;
 pub mod written;
+mod xattrs;
 
 pub use error::{Error, Result};
 pub use mount::{Request, mount};

@@ -2,17 +2,19 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::engine::{Engine, Parts};
 use super::error::Result;
+use super::lower::Lower;
 use super::overlay::Overlay;
 use super::place::{Layout, Place, Upper};
 use super::record::{Record, identify};
+use super::xattrs;
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
-use crate::serve::shared::{self, Detached};
+use crate::serve::shared::{self, Hidden};
 
 /// What to mount, and where.
 #[derive(Debug)]
@@ -45,14 +47,15 @@ pub struct Request<'a> {
 /// [`super::Error`].
 pub fn mount(request: Request<'_>) -> Result<()> {
     let Request { images, files, options, threads, upper, idmap, flags, read_only, mountpoint, log_file } = request;
-    let record = match &upper {
-        Some(_) => {
-            let images = images.iter().zip(files).map(|(image, file)| identify(Path::new(&image.path), file)).collect::<Result<_>>()?;
-            Some(Record::new(images, options.subdir.clone(), idmap.clone()))
-        }
-        None => None,
-    };
-    let source = images.first().map(|image| image.path.clone()).unwrap_or_default();
+    let paths: Vec<PathBuf> = images.iter().map(|image| PathBuf::from(&image.path)).collect();
+    let mut options = options;
+    let (mut record, mut xattrs) = (None, None);
+    if upper.is_some() {
+        let images = paths.iter().zip(files).map(|(path, file)| identify(path, file)).collect::<Result<_>>()?;
+        record = Some(Record::new(images, options.subdir.clone(), idmap.clone()));
+        xattrs = xattrs::layer(&paths, files, &options)?;
+        options.hide_xattrs = xattrs.is_some();
+    }
     // Flags are those of each mount, not of what is shared.
     let lower = MountRequest {
         images,
@@ -63,27 +66,29 @@ pub fn mount(request: Request<'_>) -> Result<()> {
         threads,
     };
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-    let lower = shared::acquire(lower, &fds, log_file)?;
+    let lower = Lower { image: shared::acquire(lower, &fds, log_file)?, xattrs };
     if let Some(idmap) = &idmap {
         lower.map_ids(idmap)?;
     }
-    let (Some(upper), Some(record)) = (upper, record) else { return Ok(lower.attach(mountpoint, flags)?) };
+    let (Some(upper), Some(record)) = (upper, record) else { return Ok(lower.image.attach(mountpoint, flags)?) };
     let place = Place::open(&upper)?;
     let layout = &place.layout;
     let known = Record::read(&layout.place)?;
     if let Some(known) = &known {
         known.check(&record, &layout.place)?;
     }
-    layout.prepare(lower.as_fd())?;
+    layout.prepare(lower.root())?;
     if known.is_none() {
         record.write(&layout.place)?;
     }
-    over(lower, Path::new(&source), layout, flags, read_only, mountpoint)
+    let source = paths.first().map_or(Path::new(""), |path| path);
+    over(lower, source, layout, flags, read_only, mountpoint)
 }
 
-/// Mounts an upper over an image that is mounted, attached nowhere yet.
-pub(super) fn over(lower: Detached, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &Path) -> Result<()> {
-    let lower = lower.hide()?;
-    let merged = Overlay.mount(&Parts { source, lower: &lower, upper, flags, read_only })?;
+/// Mounts an upper over an image.
+pub(super) fn over(lower: Lower, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &Path) -> Result<()> {
+    let xattrs = lower.xattrs.map(Hidden::new).transpose()?;
+    let lower = lower.image.hide()?;
+    let merged = Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, flags, read_only })?;
     Ok(shared::attach(merged.as_fd(), mountpoint)?)
 }

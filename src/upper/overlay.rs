@@ -1,6 +1,6 @@
 //! The kernel's overlayfs over an image.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,7 +17,7 @@ use crate::serve::mountinfo;
 
 /// Overlayfs as it is told to be for an image:
 /// - `xino`: an inode number is the image's, before and after copy-up and in every mount.
-/// - `index`: a file that is copied up is so under all its names.
+/// - `index`: a file that is copied up is so under all its names, and an upper that is in use is refused.
 /// - `redirect_dir`, `metacopy`: directories of the image can be renamed, and a change of owner or mode copies no content. `diff` and `commit` know both.
 const PRIVILEGED: [(&str, &str); 4] = [("xino", "on"), ("index", "on"), ("redirect_dir", "on"), ("metacopy", "on")];
 
@@ -31,7 +31,11 @@ impl Engine for Overlay {
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(place, None))?;
         let set = |key: &str, value: &Path| fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())));
         set("source", parts.source)?;
-        set("lowerdir", parts.lower.path())?;
+        match parts.xattrs {
+            // Neither name has a colon or a backslash in it.
+            Some(xattrs) => set("lowerdir", Path::new(&[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":"))))?,
+            None => set("lowerdir", parts.lower.path())?,
+        }
         set("upperdir", &escape(&parts.upper.upper))?;
         set("workdir", &escape(&parts.upper.work))?;
         if in_user_namespace() {

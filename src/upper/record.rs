@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use bfc::Container;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::xattrs;
 use crate::fs::{self, paths};
 use crate::serve::idmap::IdMap;
 
@@ -98,6 +100,24 @@ impl Record {
             return foreign(text(&self.idmap), text(&wanted.idmap));
         }
         Ok(())
+    }
+
+    /// The layer of the images' extended attributes, once more.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] when the images are not where they were any more, [`Error::Io`], [`Error::Fs`].
+    pub(super) fn xattrs(&self) -> Result<Option<OwnedFd>> {
+        let (mut paths, mut files) = (Vec::new(), Vec::new());
+        for image in &self.images {
+            let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
+            let found = identify(&image.path, &file)?;
+            if found.digest != image.digest {
+                return Err(Error::Foreign { path: image.path.clone(), recorded: image.digest.clone(), wanted: found.digest });
+            }
+            paths.push(image.path.clone());
+            files.push(file);
+        }
+        xattrs::layer(&paths, &files, &fs::Options { subdir: self.subdir.clone(), ..fs::Options::default() })
     }
 
     fn describe_images(&self) -> String {

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
+use super::lower::Lower;
 use super::mount::over;
 use super::written::Written;
 use crate::serve::mount::Unmount;
@@ -80,7 +81,8 @@ impl Written {
         let Some(overlay) = mount.overlay() else { return Ok(snapshot.rollback(newer)?) };
         let before = self.record()?;
         // The image stays mounted, so that nothing has to be known of its keys.
-        let lower = shared::another(overlay.lower)?;
+        let image = shared::another(overlay.lower)?;
+        let lower = Lower { image, xattrs: if overlay.xattrs { before.xattrs()? } else { None } };
         unmount::unmount(&mount.mountpoint, Unmount::default())?;
         let rolled_back = snapshot.rollback(newer);
         let record = self.record().ok().filter(|record| record.check(&before, &self.layout.place).is_ok());

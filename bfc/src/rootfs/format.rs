@@ -24,6 +24,10 @@ pub const CONTENT_LEN: usize = 64;
 pub const FRAME_LEN: usize = 32;
 /// Length of a layer record.
 pub const LAYER_LEN: usize = 128;
+/// Length of an entry of the list of dentries that lead to extended attributes.
+pub const XATTR_DENTRY_LEN: usize = 8;
+/// Longest such list, entries. It is for images where few inodes have attributes.
+pub const MAX_XATTR_DENTRIES: usize = 1024;
 /// Length of a truncated BLAKE3, of chunks and frames.
 pub const HASH_LEN: usize = 16;
 

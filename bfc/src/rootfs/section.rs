@@ -8,8 +8,8 @@ use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::format::{
-    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Locator, Region,
-    SECTION_HEADER_LEN, SectionHeader, hash,
+    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Locator, MAX_XATTR_DENTRIES,
+    Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use crate::error::{Error, Result};
 use crate::format::{S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
@@ -250,6 +250,25 @@ impl Section {
             rest = tail;
         }
         Ok(out)
+    }
+
+    /// The dentries that lead to inodes with extended attributes, each directory's before those in it: the directory's inode number, and which of its
+    /// dentries. `None` when they are not listed: there are many, or the writer did not know of the list.
+    pub fn xattr_dentries(&self) -> Result<Option<Vec<(u32, u32)>>> {
+        if !self.has_xattrs() {
+            return Ok(Some(Vec::new()));
+        }
+        let region = self.header.xattrs;
+        let head = self.range(region, 0, 8)?;
+        let (at, count) = (u32_at(&head, 0), u32_at(&head, 4));
+        if at == 0 {
+            return Ok(None);
+        }
+        if count as usize > MAX_XATTR_DENTRIES {
+            return Err(Error::Section { offset: region.offset, reason: "a list of dentries that is too long" });
+        }
+        let list = self.range(region, at.into(), u64::from(count) * XATTR_DENTRY_LEN as u64)?;
+        Ok(Some(list.chunks_exact(XATTR_DENTRY_LEN).map(|b| (u32_at(b, 0), u32_at(b, 4))).collect()))
     }
 
     /// How many content records there are.

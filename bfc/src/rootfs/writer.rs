@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::Xattr;
-use super::format::{Content, Dentry, Frame, HASH_LEN, INODE_LEN, Inode, Layer, Region, SECTION_HEADER_LEN, SectionHeader, hash};
+use super::format::{
+    Content, Dentry, Frame, HASH_LEN, INODE_LEN, Inode, Layer, MAX_XATTR_DENTRIES, Region, SECTION_HEADER_LEN, SectionHeader,
+    XATTR_DENTRY_LEN, hash,
+};
 use super::tree::{Kind, NodeId, Tree, kind_matches};
 use crate::error::{Error, Result};
 use crate::format::S_IFMT;
@@ -58,6 +61,7 @@ pub fn build(tree: &Tree, extras: &Extras) -> Result<Vec<u8>> {
     let mut builder = Builder::new(tree);
     builder.number()?;
     builder.records()?;
+    builder.xattr_dentries()?;
     builder.finish(extras)
 }
 
@@ -92,7 +96,7 @@ impl<'a> Builder<'a> {
             dentries: Vec::new(),
             inodes: Vec::new(),
             names: Vec::new(),
-            xattrs: vec![0; 8], // so that no set has offset 0
+            xattrs: vec![0; 8], // where the list of dentries is; so no set has offset 0
             interned: HashMap::new(),
         }
     }
@@ -200,6 +204,35 @@ impl<'a> Builder<'a> {
                 Ok(*new.insert(at))
             }
         }
+    }
+
+    /// Lists the dentries that lead to attributes, unless there are many.
+    fn xattr_dentries(&mut self) -> Result<()> {
+        if self.interned.is_empty() {
+            return Ok(());
+        }
+        let mut leads = vec![false; self.tree.nodes.len()];
+        // Directories come before what is in them.
+        for &id in self.order.iter().rev() {
+            let mut children = self.tree.children(id).into_iter().flat_map(|children| children.values());
+            leads[id as usize] = !self.tree.node(id).attr.xattrs.is_empty() || children.any(|&child| leads[child as usize]);
+        }
+        let mut list = Vec::new();
+        for &dir in self.order.iter().filter(|&&id| leads[id as usize]) {
+            let children = self.tree.children(dir).into_iter().flat_map(|children| children.values());
+            for (index, _) in children.enumerate().filter(|(_, child)| leads[**child as usize]) {
+                list.extend_from_slice(&self.ino[dir as usize].to_le_bytes());
+                list.extend_from_slice(&narrow::<u32>(index, "a directory")?.to_le_bytes());
+            }
+        }
+        let count = list.len() / XATTR_DENTRY_LEN;
+        if count <= MAX_XATTR_DENTRIES {
+            let at: u32 = narrow(self.xattrs.len(), "more than 4 GiB of attributes")?;
+            self.xattrs.extend_from_slice(&list);
+            self.xattrs[..4].copy_from_slice(&at.to_le_bytes());
+            self.xattrs[4..8].copy_from_slice(&narrow::<u32>(count, "a list of dentries")?.to_le_bytes());
+        }
+        Ok(())
     }
 
     fn finish(mut self, extras: &Extras) -> Result<Vec<u8>> {

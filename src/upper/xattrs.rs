@@ -1,0 +1,125 @@
+//! The extended attributes of an image under an upper: a lower layer of their own, in memory.
+//!
+//! Overlayfs asks for an attribute of every file that it looks up, and the kernel keeps none for FUSE: for attributes of three files, all are asked
+//! for (docs/PERFORMANCE.md). So the inodes that have attributes are laid out in a tmpfs, files as overlayfs's metacopy has them, without
+//! content, and the image below is mounted as if it had no attributes.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use bfc::rootfs::Xattr;
+use rustix::fs::{AtFlags, Mode, XattrFlags, fsetxattr, ftruncate, linkat, mkdirat};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+
+use super::error::{Error, Result};
+use crate::fs::create::{make_node, set_attributes};
+use crate::fs::{Entry, Options, ROOT, Rootfs, Source};
+use crate::serve::idmap::in_user_namespace;
+use crate::serve::kernel;
+
+/// What overlayfs itself keeps in attributes: an image must not tell it anything.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+/// The attribute of a file whose content is in a lower layer.
+const METACOPY: &[u8] = b"trusted.overlay.metacopy";
+/// How many bytes of attributes are laid out in memory at most.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The layer for an image, mounted nowhere; `None` when it needs none, or cannot have one: then the image itself shows its attributes.
+///
+/// # Errors
+/// [`Error::Fs`] when the image is damaged.
+pub(super) fn layer(images: &[PathBuf], files: &[File], options: &Options) -> Result<Option<OwnedFd>> {
+    let ([image], [file]) = (images, files) else { return Ok(None) };
+    // Overlayfs takes files without content from nobody but the host's root. Where it can keep an index, hard links are worth more than time: the
+    // index is of the uppermost layer, and it must be the same in every mount.
+    if in_user_namespace() || kernel::finds_fuse_handles() {
+        return Ok(None);
+    }
+    let file = file.try_clone().map_err(Error::io("opening the image", image))?;
+    let rootfs = Rootfs::open_tree(Source { path: image.clone(), file, secret: None }, options)?;
+    if !rootfs.has_xattrs() {
+        return Ok(None);
+    }
+    let Some(entries) = rootfs.xattr_entries()? else { return Ok(None) };
+    let mut xattrs = HashMap::from([(ROOT, shown(rootfs.xattrs(ROOT)?))]);
+    for entry in &entries {
+        xattrs.insert(entry.ino, shown(rootfs.xattrs(entry.ino)?));
+    }
+    let bytes: usize = xattrs.values().flatten().map(|x| x.name.len() + x.value.len()).sum();
+    if bytes > MAX_BYTES {
+        return Ok(None);
+    }
+    match (Layout { rootfs: &rootfs, entries: &entries, xattrs: &xattrs }).mount() {
+        Ok(mount) => Ok(Some(mount)),
+        // A label that the host does not know, or a file that is too long for it.
+        Err(error) => {
+            tracing::warn!(image = %image.display(), %error, "attributes cannot be kept in memory; finding files takes longer");
+            Ok(None)
+        }
+    }
+}
+
+fn shown(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
+    xattrs.retain(|x| !x.name.starts_with(OVERLAY));
+    xattrs
+}
+
+/// What is laid out.
+struct Layout<'a> {
+    rootfs: &'a Rootfs,
+    /// Directories before what is in them.
+    entries: &'a [Entry],
+    /// By inode number.
+    xattrs: &'a HashMap<u32, Vec<Xattr>>,
+}
+
+impl Layout<'_> {
+    fn mount(&self) -> Result<OwnedFd, Errno> {
+        let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(fs.as_fd(), "source", "lxcri-fs")?;
+        fsconfig_create(fs.as_fd())?;
+        let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        self.fill(mount.as_fd())?;
+        Ok(mount)
+    }
+
+    /// Only directories that are made here are on the way to anything, so no symlink is followed.
+    fn fill(&self, top: BorrowedFd<'_>) -> Result<(), Errno> {
+        let mut directories = HashMap::from([(ROOT, PathBuf::new())]);
+        let mut linked: HashMap<u32, PathBuf> = HashMap::new();
+        let root = self.rootfs.inode(ROOT).map_err(|e| e.errno())?;
+        let mut made = vec![(PathBuf::from("."), ROOT, root)];
+        for entry in self.entries {
+            let path = directories.get(&entry.dir).ok_or(Errno::NOENT)?.join(OsStr::from_bytes(&entry.name));
+            if entry.inode.is_dir() {
+                mkdirat(top, &path, Mode::RWXU)?;
+                directories.insert(entry.ino, path.clone());
+            } else if let Some(first) = linked.get(&entry.ino) {
+                linkat(top, first, top, &path, AtFlags::empty())?;
+                continue;
+            } else {
+                self.file(top, &path, entry)?;
+                linked.insert(entry.ino, path.clone());
+            }
+            made.push((path, entry.ino, entry.inode));
+        }
+        // When all is made: what is made in a directory changes its time, and inherits from its access control list.
+        for (path, ino, inode) in &made {
+            let xattrs = self.xattrs.get(ino).map_or(&[][..], |x| x);
+            set_attributes(top, path.as_os_str(), inode, xattrs, true)?;
+        }
+        Ok(())
+    }
+
+    /// Anything but a directory; a regular file has its length, and the mark that its content is below.
+    fn file(&self, top: BorrowedFd<'_>, path: &Path, entry: &Entry) -> Result<(), Errno> {
+        let Some(file) = make_node(self.rootfs, top, path.as_os_str(), entry.ino, &entry.inode)? else { return Ok(()) };
+        ftruncate(&file, entry.inode.size)?;
+        fsetxattr(&file, METACOPY, b"", XattrFlags::CREATE)
+    }
+}
