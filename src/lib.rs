@@ -8,6 +8,7 @@ pub mod build;
 pub mod cli;
 pub mod fs;
 pub mod layer;
+pub mod reference;
 pub mod registry;
 pub mod runtime;
 pub mod serve;

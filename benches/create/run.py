@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What it takes to have a container of an image ready to be started: lxcri-fs create beside mount, umoci unpack, podman create.
+"""What it takes to have a container of an image ready to be started: lxcri-fs create beside mount, umoci unpack, podman create, lxc-create.
 
     LXCRI_FS=target/release/lxcri-fs benches/create/run.py OCI-LAYOUT:TAG [-n 5] [--dir DIR]
 
-For root, with umoci and podman. Every program has the image where it keeps images; what is timed is what comes after that. Each repetition begins with
+For root, with umoci; with podman and LXC where they are installed. Every program has the image where it keeps images; what is timed is what comes after that. Each repetition begins with
 an image that nobody has mounted; caches are warm. DIR (/var/tmp/lxcri-fs-create) needs room for the image three times.
 """
 
@@ -84,12 +84,19 @@ def main():
         run(*podman_command, "rm", "bench")
         return took
 
+    def lxc():
+        took = timed("lxc-create", "-P", base / "lxc", "-n", "bench", "-t", "oci", "--", "--url", f"oci:{args.image}")
+        run("lxc-destroy", "-P", base / "lxc", "-n", "bench")
+        return took
+
     rows = [("lxcri-fs mount --upper", mount), ("lxcri-fs create", create), ("lxcri-fs create, image mounted", second), ("umoci unpack", umoci)]
     if shutil.which("podman") and shutil.which("skopeo"):
         loaded = timed("skopeo", "copy", "--insecure-policy", "-q", f"oci:{args.image}",
                        f"containers-storage:[overlay@{base}/podman+{base}/podman-run]localhost/bench:latest")
         print(f"podman had to unpack the image first, once: {loaded:.2f} s (skopeo copy)")
         rows.append(("podman create", podman))
+    if shutil.which("lxc-create") and shutil.which("jq"):
+        rows.append(("lxc-create -t oci", lxc))
     medians = {}
     for name, measure in rows:
         measure()

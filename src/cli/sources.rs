@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::error::Error;
 use crate::build::{self, Built, Image, Spec, sources};
+use crate::reference;
 use crate::registry::{self, Blobs, pull};
 use crate::store::Config;
 
@@ -50,5 +51,5 @@ impl Sources {
 }
 
 fn remote(text: &OsStr) -> Option<&str> {
-    text.to_str().filter(|text| text.starts_with(pull::PREFIX))
+    text.to_str().filter(|text| text.starts_with(reference::PREFIX))
 }

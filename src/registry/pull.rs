@@ -16,10 +16,7 @@ use super::session::{Manifest, Session};
 use super::{Reference, Registries};
 use crate::build::sources::{self, Documents, Image, Layer};
 use crate::build::{self, Digest, Mismatch, Output, Platform};
-use crate::fs;
-
-/// What a reference to an image in a registry begins with, in front of others.
-pub const PREFIX: &str = "docker://";
+use crate::{fs, reference};
 
 /// How to pull.
 #[derive(Clone)]
@@ -77,14 +74,7 @@ impl Found {
 /// # Errors
 /// [`Error::Reference`].
 pub fn parse(text: &str) -> Result<Reference> {
-    let bare = text.strip_prefix(PREFIX).unwrap_or(text);
-    let wrong = |reason: String| Error::Reference { text: text.to_owned(), reason };
-    let reference = Reference::try_from(bare).map_err(|e| wrong(e.to_string()))?;
-    // The parser takes `Team/` for a host, and then for a part of Docker Hub's repository.
-    if reference.repository().bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err(wrong("repositories have lower-case names".into()));
-    }
-    Ok(reference)
+    reference::parse(text).map_err(|reason| Error::Reference { text: text.to_owned(), reason: reason.to_owned() })
 }
 
 /// The digest of what a reference leads to now; one request, if the registry lets everybody read.

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::distribution;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use crate::reference;
 
 /// What Docker Hub's names begin with, and need not be said.
 const HUB: &str = "docker.io/";
@@ -36,10 +36,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        // As skopeo and podman write it.
-        let bare = text.strip_prefix("docker://").unwrap_or(text);
-        let parsed = distribution::Reference::try_from(bare);
-        let parsed = parsed.map_err(|source| Error::Reference { text: text.to_owned(), reason: source.to_string() })?;
+        let parsed = reference::parse(text).map_err(|reason| Error::Reference { text: text.to_owned(), reason: reason.to_owned() })?;
         Ok(Self(parsed.whole()))
     }
 }
