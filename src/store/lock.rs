@@ -84,7 +84,8 @@ impl Locks {
         }
         let now = std::fs::metadata(&path).ok().map(|m| m.ino());
         let locked = file.metadata().map_err(failed)?.ino();
-        Ok((now == Some(locked)).then_some(Lock { path, _file: file }))
+        // What is no lock must not be let go like one: the file that is there now is another's.
+        Ok((now == Some(locked)).then(|| Lock { path, _file: file }))
     }
 }
 
@@ -117,6 +118,7 @@ mod tests {
                     for _ in 0..200 {
                         let _lock = locks.lock("a", || {}).unwrap();
                         most.fetch_max(inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_micros(50));
                         inside.fetch_sub(1, Ordering::SeqCst);
                     }
                 });
