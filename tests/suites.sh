@@ -57,16 +57,18 @@ echo "Uppers on $(stat -f -c %T "$uppers"), Linux $(uname -r)"
     head -c 1000000 /dev/urandom >2/tests/fsx/hidden
     head -c 500000 /dev/urandom >3/tests/fsx/link-1
     ln 3/tests/fsx/link-1 3/tests/fsx/link-2
+    # A few with attributes, which are in a layer of their own on kernels from 6.16 on.
+    setfattr -n user.a -v a 1/tests/fsx/random 3/tests/fsx/link-1 1/tests/pjdfstest
     touch 3/tests/fsx/.wh.gone
     for layer in 1 2 3; do
         for i in $(seq 50); do echo "$layer" >"$layer/tests/stress/lower-$layer-$i"; done
         chmod 777 "$layer"/tests/*
-        tar -C "$layer" -cf "$layer.tar" .
+        tar -C "$layer" --xattrs -cf "$layer.tar" .
     done
 )
 "$lxcri_fs" build "tar:$temp/layers/1.tar" --layer "tar:$temp/layers/2.tar" --layer "tar:$temp/layers/3.tar" -o "$image" >/dev/null
 mkdir "$lower"
-for layer in 1 2 3; do tar -C "$lower" -xf "$temp/layers/$layer.tar"; done
+for layer in 1 2 3; do tar -C "$lower" --xattrs -xf "$temp/layers/$layer.tar"; done
 rm -r "$lower/tests/fsx/gone" "$lower/tests/fsx/.wh.gone"
 digest=$(sha256sum <"$image")
 
