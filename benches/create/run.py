@@ -57,6 +57,8 @@ def main():
         fresh()
         took = timed(program, "mount", *store, "bench", target, "--upper", base / "upper")
         run(program, "umount", target)
+        # A container begins with a new upper too.
+        shutil.rmtree(base / "upper")
         return took
 
     def create():
