@@ -7,15 +7,16 @@ mod common;
 #[path = "common/registry.rs"]
 mod server;
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use common::zfs::{Scratch, property, zfs};
 use common::{Mounted, assert_same_tree, run, stderr, tree};
 use server::{Bench, Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
 
@@ -55,7 +56,7 @@ fn a_pull_fetches_what_the_store_does_not_have() {
     run(bench.command().args(["build", "oci:layout:v2", "-o", "expected.bfc"]));
     run(bench.command().args(["pull", "--quiet", &v2, "--no-share", "-o", "whole.bfc"]));
     let root = |image: &str| run(bench.command().args(["info", "--json", image]));
-    let digest_of = |image: &str| serde_json::from_str::<serde_json::Value>(&root(image)).unwrap()["root_digest"].clone();
+    let digest_of = |image: &str| serde_json::from_str::<Value>(&root(image)).unwrap()["root_digest"].clone();
     assert_eq!(digest_of("newer"), digest_of("./expected.bfc"));
     assert_eq!(digest_of("newer"), digest_of("./whole.bfc"));
 
@@ -68,7 +69,7 @@ fn a_pull_fetches_what_the_store_does_not_have() {
 fn one_request_tells_that_an_image_is_up_to_date() {
     let bench = Bench::new();
     let mut image = Image::default();
-    let on = |mut descriptor: serde_json::Value, architecture: &str| {
+    let on = |mut descriptor: Value, architecture: &str| {
         descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
         descriptor
     };
@@ -150,7 +151,7 @@ fn a_pushed_image_is_read_by_others() {
 
     bench.sh("umoci unpack --image layout:v1 bundle");
     let unpacked = tree(&bench.path("bundle/rootfs"));
-    let inspect = |reference: &str| -> serde_json::Value {
+    let inspect = |reference: &str| -> Value {
         serde_json::from_str(&bench.skopeo(&format!("inspect --config --tls-verify=false docker://{reference}"))).unwrap()
     };
     let before = inspect(&format!("{}/app:v1", first.host()));
@@ -177,7 +178,7 @@ fn a_pushed_image_is_read_by_others() {
         second.host(),
         second.host(),
     ));
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&diff_ids).unwrap(), before["rootfs"]["diff_ids"]);
+    assert_eq!(serde_json::from_str::<Value>(&diff_ids).unwrap(), before["rootfs"]["diff_ids"]);
 
     // Once more: it is all there.
     let counted = Cutter::before(second.port, 0);
@@ -215,7 +216,7 @@ fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
     assert_eq!(bench.pulled(&[&reference, "-t", "app"])["up_to_date"], true);
     assert_eq!(bench.listed()[0]["size"].as_u64(), Some(image.len() as u64));
     let raw = bench.skopeo(&format!("inspect --raw --cert-dir {} --creds '{USER}:{PASSWORD}' docker://{reference}", certs.display()));
-    let manifest: serde_json::Value = serde_json::from_str(&raw).unwrap();
+    let manifest: Value = serde_json::from_str(&raw).unwrap();
     assert_eq!(manifest["artifactType"], "application/vnd.lxcri-fs.image.v1");
     assert_eq!(manifest["layers"][0]["digest"], sha256(&image));
     bench.refused(&reference, 1, "lxcri-fs pull");
@@ -299,4 +300,72 @@ fn a_full_disk_keeps_nothing_of_a_pull() {
     assert_eq!(run(bench.command().args(["list", "--json", "--store", &store])), "");
     let left = bench.sh("find small -type f -size +0");
     assert_eq!(left, "");
+}
+
+#[test]
+fn zfs_images_are_pulled_into_datasets() {
+    let Some(scratch) = Scratch::new() else { return };
+    let bench = Bench::new();
+    let mut image = Image::default();
+    let (first, more) = (image.add("first", 3_000_000), image.add("second", 100_000));
+    let both = image.stack(&[&first, &more]);
+    image.tag("first", &first);
+    image.tag("both", &both);
+    let server = image.serve();
+    bench.plain(&[&server.host()]);
+    let store = format!("zfs:{}", scratch.child("store"));
+    let app = |tag: &str| format!("{}/app:{tag}", server.host());
+    assert_eq!(bench.pulled(&["--store", &store, &app("first")])["up_to_date"], false);
+    let second = bench.pulled(&["--store", &store, &app("both"), "-t", "both"]);
+    assert!(second["fetched_bytes"].as_u64().unwrap() < 110_000, "{second}");
+    assert_eq!(bench.pulled(&["--store", &store, &app("both"), "-t", "both"])["up_to_date"], true);
+
+    let listed = run(bench.command().args(["list", "--json", "--store", &store]));
+    let images: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let dataset = |reference: &str| {
+        let image =
+            images.iter().find(|i| i["references"].as_array().unwrap().iter().any(|r| r.as_str().unwrap().contains(reference))).unwrap();
+        scratch.child(&format!("store/images/{}", image["name"].as_str().unwrap()))
+    };
+    let (first, both) = (dataset("app:first"), dataset("both:latest"));
+    assert_eq!(property(&first, "org.lxcri-fs:ref"), app("first"));
+    assert!(property(&both, "origin").starts_with(&first), "{}", property(&both, "origin"));
+    let used: u64 = property(&both, "used").parse().unwrap();
+    assert!(used < 1 << 20, "{used}");
+    assert_eq!(run(bench.command().args(["cat", "--store", &store, "both", "what"])), "second");
+    run(bench.command().args(["verify", "--all", "--store", &store]));
+}
+
+/// Of a pull that fills the pool nothing is left, and what was there is whole.
+#[test]
+fn zfs_a_pool_that_is_full_keeps_nothing_of_a_pull() {
+    struct Pool(String);
+    impl Drop for Pool {
+        fn drop(&mut self) {
+            run(Command::new("zpool").args(["destroy", "-f", &self.0]));
+        }
+    }
+    let Some(_scratch) = Scratch::new() else { return };
+    let bench = Bench::new();
+    let disk = tempfile::NamedTempFile::new_in(std::env::var_os("LXCRI_FS_TEST_DISK").unwrap_or_else(|| "/var/tmp".into())).unwrap();
+    disk.as_file().set_len(64 << 20).unwrap();
+    let pool = format!("lxcri-fs-full-{}", std::process::id());
+    let mountpoint = bench.path("pool");
+    run(Command::new("zpool").args(["create", "-O", "xattr=sa", "-m", mountpoint.to_str().unwrap(), &pool]).arg(disk.path()));
+    let pool = Pool(pool);
+    let mut image = Image::default();
+    let (small, large) = (image.add("small", 100_000), image.add("large", 60_000_000));
+    image.tag("small", &small);
+    image.tag("large", &large);
+    let server = image.serve();
+    bench.plain(&[&server.host()]);
+    let store = format!("zfs:{}", pool.0);
+    bench.pulled(&["--store", &store, &format!("{}/app:small", server.host())]);
+    let before = zfs(&["list", "-r", "-H", "-o", "name", &pool.0]);
+    let output = bench.pull(&["--store", &store, &format!("{}/app:large", server.host())]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("No space left on device"), "{}", stderr(&output));
+    assert_eq!(zfs(&["list", "-r", "-H", "-o", "name", &pool.0]), before);
+    run(bench.command().args(["verify", "--all", "--store", &store]));
+    run(bench.command().args(["doctor", "--store", &store]));
 }

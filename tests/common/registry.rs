@@ -371,6 +371,17 @@ impl Image {
         json!({ "mediaType": media_type, "digest": sha256(&bytes), "size": bytes.len() })
     }
 
+    /// Adds an image with the layers of others, the lowest first; its descriptor.
+    pub fn stack(&mut self, descriptors: &[&Value]) -> Value {
+        let manifests =
+            descriptors.iter().map(|d| serde_json::from_slice::<Value>(&self.manifests[d["digest"].as_str().unwrap()].1).unwrap());
+        let layers: Vec<Value> = manifests.flat_map(|m| m["layers"].as_array().unwrap().clone()).collect();
+        let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
+        let config = json!({ "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }))
+    }
+
     pub fn tag(&mut self, tag: &str, descriptor: &Value) {
         let manifest = self.manifests[descriptor["digest"].as_str().unwrap()].clone();
         self.manifests.insert(tag.to_owned(), manifest);
