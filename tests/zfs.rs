@@ -411,8 +411,13 @@ fn zfs_a_container_of_the_store_is_named_by_its_name() {
     assert!(run(&mut lxcri_fs(&["snapshots", "web1"])).contains("before"));
     fails(5, &mut lxcri_fs(&["snapshots", "web2"]));
     run(&mut lxcri_fs(&["snapshot", "--delete", "web1@before"]));
-    run(&mut lxcri_fs(&["delete", "web1"]));
+    let datasets = || zfs(&["list", "-r", "-H", "-o", "name", "-t", "all", &setup.scratch.child("store/containers")]);
+    run(&mut lxcri_fs(&["snapshot", "web1@kept"]));
+    run(&mut lxcri_fs(&["delete", "web1", "--keep"]));
     assert!(!bundle.join("rootfs").exists());
+    assert!(datasets().contains("/web1@kept\n"), "{}", datasets());
+    run(&mut lxcri_fs(&["delete", "web1"]));
+    assert!(!datasets().contains("web1"), "{}", datasets());
 }
 
 #[test]
