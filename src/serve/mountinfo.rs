@@ -55,7 +55,8 @@ impl MountInfo {
         if self.fs_type != "overlay" {
             return None;
         }
-        let lower = self.lowers().last()?;
+        let lowers: Vec<PathBuf> = self.lowers().collect();
+        let lower = lowers.last()?;
         let name = lower.parent()?.file_name()?.to_str()?.strip_prefix(LOWER)?.to_owned();
         let mut numbers = name.split('-').map(|n| n.parse().ok());
         let (major, minor) = (numbers.next()??, numbers.next()??);
@@ -63,8 +64,7 @@ impl MountInfo {
         let upper = self.values("upperdir").next()?.into_os_string().into_vec();
         let mut bytes = upper.into_iter();
         let upper = std::iter::from_fn(|| bytes.next().map(|b| if b == b'\\' { bytes.next().unwrap_or(b) } else { b })).collect();
-        let xattrs = self.lowers().count() > 1;
-        Some(Overlay { lower: (major, minor), xattrs, upper: PathBuf::from(OsString::from_vec(upper)) })
+        Some(Overlay { lower: (major, minor), xattrs: lowers.len() > 1, upper: PathBuf::from(OsString::from_vec(upper)) })
     }
 
     /// The lower directories of an overlay.

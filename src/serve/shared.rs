@@ -117,13 +117,13 @@ impl Detached {
     /// # Errors
     /// [`Error::Io`].
     pub fn hide(self) -> Result<Hidden> {
-        let mut hidden = Hidden::new(self.mount)?;
+        let mut hidden = Hidden::lower(self.mount)?;
         hidden.keeper = Some(self.lock);
         Ok(hidden)
     }
 }
 
-/// A mount where nobody looks for it, to be a lower directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
+/// A mount where nobody looks for it, to be a directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
 /// name. Gone when this is dropped, or when its process is and anybody asks what is mounted.
 #[derive(Debug)]
 pub struct Hidden {
@@ -135,16 +135,24 @@ pub struct Hidden {
 }
 
 impl Hidden {
-    /// Attaches a mount that is attached nowhere.
+    /// Attaches a mount that is attached nowhere, to be a lower directory.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn new(mount: OwnedFd) -> Result<Self> {
+    pub fn lower(mount: OwnedFd) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dev = rustix::fs::fstat(&mount).map_err(Error::system("looking at a mount"))?.st_dev;
         let (major, minor, pid) = (rustix::fs::major(dev), rustix::fs::minor(dev), std::process::id());
         let name = format!("{}{major}-{minor}-{pid}-{}", mountinfo::LOWER, NUMBER.fetch_add(1, Ordering::Relaxed));
-        let locked = RunDir::named(&name)?.lock()?;
+        Self::named(&name, mount)
+    }
+
+    /// Attaches a mount that is attached nowhere, in the directory of this name under /run.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn named(name: &str, mount: OwnedFd) -> Result<Self> {
+        let locked = RunDir::named(name)?.lock()?;
         let path = locked.dir().mountpoint();
         std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
         let hidden = Self { path, locked: Some(locked), mount, keeper: None };

@@ -12,6 +12,7 @@ mod overlay;
 pub mod place;
 pub mod record;
 pub mod snapshots;
+mod tmpfs;
 pub mod written;
 mod xattrs;
 

@@ -87,7 +87,7 @@ pub fn mount(request: Request<'_>) -> Result<()> {
 
 /// Mounts an upper over an image.
 pub(super) fn over(lower: Lower, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &Path) -> Result<()> {
-    let xattrs = lower.xattrs.map(Hidden::new).transpose()?;
+    let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
     let merged = Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, flags, read_only })?;
     Ok(shared::attach(merged.as_fd(), mountpoint)?)

@@ -3,18 +3,18 @@
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, FsWord, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
 
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
+use super::tmpfs;
 use crate::serve::idmap::in_user_namespace;
-use crate::serve::rundir::{Locked, RunDir};
+use crate::serve::shared::Hidden;
 use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
@@ -74,7 +74,7 @@ pub struct Place {
     pub layout: Layout,
     /// Whether it is kept.
     pub is_kept: bool,
-    _tmpfs: Option<Tmpfs>,
+    _memory: Option<Hidden>,
 }
 
 impl Place {
@@ -90,8 +90,8 @@ impl Place {
             }
             Upper::Zfs { dataset, limits } => Self::kept(&dataset::ready(dataset, *limits)?),
             Upper::Ephemeral { size } => {
-                let tmpfs = Tmpfs::new(*size)?;
-                Ok(Self { layout: Layout::in_place(tmpfs.path.clone()), is_kept: false, _tmpfs: Some(tmpfs) })
+                let memory = in_memory(*size)?;
+                Ok(Self { layout: Layout::in_place(memory.path().to_owned()), is_kept: false, _memory: Some(memory) })
             }
         }
     }
@@ -101,7 +101,7 @@ impl Place {
     fn kept(path: &Path) -> Result<Self> {
         let path = path.canonicalize().map_err(Error::io("finding", path))?;
         check_type(&path)?;
-        Ok(Self { layout: Layout::in_place(path), is_kept: true, _tmpfs: None })
+        Ok(Self { layout: Layout::in_place(path), is_kept: true, _memory: None })
     }
 }
 
@@ -224,39 +224,11 @@ pub fn is_ephemeral(upper: &Path) -> bool {
     name.is_some_and(|name| name.as_encoded_bytes().starts_with(EPHEMERAL.as_bytes()))
 }
 
-/// A file system in memory, mounted out of sight until an overlay holds it.
-#[derive(Debug)]
-struct Tmpfs {
-    path: PathBuf,
-    locked: Option<Locked>,
-    _mount: OwnedFd,
-}
-
-impl Tmpfs {
-    fn new(size: Option<u64>) -> Result<Self> {
-        let failed = |e: Errno| Error::io("mounting a tmpfs for", Path::new("an ephemeral upper"))(e);
-        let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed)?;
-        fsconfig_set_string(fs.as_fd(), "source", "lxcri-fs").map_err(failed)?;
-        fsconfig_set_string(fs.as_fd(), "mode", "0700").map_err(failed)?;
-        if let Some(size) = size {
-            fsconfig_set_string(fs.as_fd(), "size", size.to_string()).map_err(failed)?;
-        }
-        fsconfig_create(fs.as_fd()).map_err(failed)?;
-        let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(failed)?;
-        let locked = RunDir::named(&format!("{EPHEMERAL}{}-{}", std::process::id(), mount.as_raw_fd()))?.lock()?;
-        let path = locked.dir().mountpoint();
-        std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
-        let tmpfs = Self { path, locked: Some(locked), _mount: mount };
-        let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&tmpfs._mount, "", CWD, &tmpfs.path, flags).map_err(Error::io("mounting on", &tmpfs.path))?;
-        Ok(tmpfs)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.locked.take().map(Locked::remove) {
-            tracing::warn!("{}", crate::serve::chain(&error));
-        }
-    }
+/// A file system in memory, out of sight until an overlay holds it.
+fn in_memory(size: Option<u64>) -> Result<Hidden> {
+    let size = size.map(|size| size.to_string());
+    let size = size.as_ref().map(|size| ("size", size.as_str()));
+    let options: Vec<_> = [("mode", "0700")].into_iter().chain(size).collect();
+    let mount = tmpfs::mount(&options).map_err(Error::io("mounting a tmpfs for", Path::new("an ephemeral upper")))?;
+    Ok(Hidden::named(&format!("{EPHEMERAL}{}-{}", std::process::id(), mount.as_raw_fd()), mount)?)
 }

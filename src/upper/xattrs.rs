@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use bfc::rootfs::Xattr;
 use rustix::fs::{AtFlags, Mode, XattrFlags, fsetxattr, ftruncate, linkat, mkdirat};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
 use super::error::{Error, Result};
+use super::tmpfs;
 use crate::fs::create::{make_node, set_attributes};
 use crate::fs::{Entry, Options, ROOT, Rootfs, Source};
 use crate::serve::idmap::in_user_namespace;
@@ -80,10 +80,7 @@ struct Layout<'a> {
 
 impl Layout<'_> {
     fn mount(&self) -> Result<OwnedFd, Errno> {
-        let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(fs.as_fd(), "source", "lxcri-fs")?;
-        fsconfig_create(fs.as_fd())?;
-        let mount = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let mount = tmpfs::mount(&[])?;
         self.fill(mount.as_fd())?;
         Ok(mount)
     }
