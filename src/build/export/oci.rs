@@ -242,23 +242,18 @@ impl Layout<'_> {
         let writing = || Error::io("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));
-        let finished = |hash: Sha256| Digest(hash.finalize().into());
         // No time and no name in what a compressor writes first: the same layer gives the same blob.
         let (blob, diff_id) = match self.compression {
-            Compression::None => {
-                let mut tar = Hashed::new(blob);
-                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
-                (tar.out, finished(tar.hash))
-            }
+            Compression::None => self.tar(blob, &temp, make)?,
             Compression::Gzip => {
-                let mut tar = Hashed::new(GzEncoder::new(blob, flate2::Compression::new(GZIP_LEVEL)));
-                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
-                (tar.out.finish().map_err(writing())?, finished(tar.hash))
+                let gzip = GzEncoder::new(blob, flate2::Compression::new(GZIP_LEVEL));
+                let (gzip, diff_id) = self.tar(gzip, &temp, make)?;
+                (gzip.finish().map_err(writing())?, diff_id)
             }
             Compression::Zstd => {
-                let mut tar = Hashed::new(zstd::stream::write::Encoder::new(blob, ZSTD_LEVEL).map_err(writing())?);
-                make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(&temp))?;
-                (tar.out.finish().map_err(writing())?, finished(tar.hash))
+                let zstd = zstd::stream::write::Encoder::new(blob, ZSTD_LEVEL).map_err(writing())?;
+                let (zstd, diff_id) = self.tar(zstd, &temp, make)?;
+                (zstd.finish().map_err(writing())?, diff_id)
             }
         };
         let Hashed { mut out, hash, len } = blob;
@@ -267,6 +262,13 @@ impl Layout<'_> {
         let path = self.root.join(format!("blobs/sha256/{}", digest.hex()));
         std::fs::rename(&temp, &path).map_err(Error::io("writing", &path))?;
         Ok((Written { digest, size: len }, diff_id))
+    }
+
+    /// Writes a layer's tar to `out`, which goes into the file `temp`; `out` again, and the tar's digest.
+    fn tar<W: Write>(&self, out: W, temp: &Path, make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>) -> Result<(W, Digest)> {
+        let mut tar = Hashed::new(out);
+        make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(temp))?;
+        Ok((tar.out, Digest(tar.hash.finalize().into())))
     }
 }
 
