@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Entry, Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
+use common::{Entry, Mounted, assert_same_tree, lxcri_fs, member, run, stderr, tree};
 
 fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
@@ -260,28 +260,6 @@ fn a_blob_that_lies_is_refused_and_nothing_is_left() {
     // What exists is not replaced unasked.
     let output = lxcri_fs().arg("build").arg(&layout).arg("-o").arg(&image).output().unwrap();
     assert!(!output.status.success() && stderr(&output).contains("--force"), "{}", stderr(&output));
-}
-
-/// A tar member, in the oldest form.
-fn member(name: &[u8], kind: u8, link: &[u8], content: &[u8]) -> Vec<u8> {
-    let mut header = [0; 512];
-    header[..name.len()].copy_from_slice(name);
-    header[100..107].copy_from_slice(b"0000644");
-    header[108..115].copy_from_slice(b"0000000");
-    header[116..123].copy_from_slice(b"0000000");
-    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
-    header[136..147].copy_from_slice(b"00000000000");
-    header[148..156].copy_from_slice(b"        ");
-    header[156] = kind;
-    header[157..157 + link.len()].copy_from_slice(link);
-    header[257..263].copy_from_slice(b"ustar\0");
-    header[263..265].copy_from_slice(b"00");
-    let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut out = header.to_vec();
-    out.extend_from_slice(content);
-    out.resize(out.len().next_multiple_of(512), 0);
-    out
 }
 
 #[test]

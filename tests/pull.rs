@@ -7,7 +7,8 @@ mod common;
 #[path = "common/registry.rs"]
 mod server;
 
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use common::zfs::{Scratch, property, zfs};
+use common::zfs::{Pool, Scratch, property, zfs};
 use common::{Mounted, assert_same_tree, run, stderr, tree};
 use server::{Bench, Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
 
@@ -339,33 +340,25 @@ fn zfs_images_are_pulled_into_datasets() {
 /// Of a pull that fills the pool nothing is left, and what was there is whole.
 #[test]
 fn zfs_a_pool_that_is_full_keeps_nothing_of_a_pull() {
-    struct Pool(String);
-    impl Drop for Pool {
-        fn drop(&mut self) {
-            run(Command::new("zpool").args(["destroy", "-f", &self.0]));
-        }
-    }
     let Some(_scratch) = Scratch::new() else { return };
     let bench = Bench::new();
-    let disk = tempfile::NamedTempFile::new_in(std::env::var_os("LXCRI_FS_TEST_DISK").unwrap_or_else(|| "/var/tmp".into())).unwrap();
-    disk.as_file().set_len(64 << 20).unwrap();
-    let pool = format!("lxcri-fs-full-{}", std::process::id());
+    let disk = std::env::var_os("LXCRI_FS_TEST_DISK").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let mountpoint = bench.path("pool");
-    run(Command::new("zpool").args(["create", "-O", "xattr=sa", "-m", mountpoint.to_str().unwrap(), &pool]).arg(disk.path()));
-    let pool = Pool(pool);
+    let args = ["-O", "xattr=sa", "-m", mountpoint.to_str().unwrap()];
+    let pool = Pool::new(&format!("lxcri-fs-full-{}", std::process::id()), &disk, 64 << 20, &args);
     let mut image = Image::default();
     let (small, large) = (image.add("small", 100_000), image.add("large", 60_000_000));
     image.tag("small", &small);
     image.tag("large", &large);
     let server = image.serve();
     bench.plain(&[&server.host()]);
-    let store = format!("zfs:{}", pool.0);
+    let store = format!("zfs:{}", pool.name);
     bench.pulled(&["--store", &store, &format!("{}/app:small", server.host())]);
-    let before = zfs(&["list", "-r", "-H", "-o", "name", &pool.0]);
+    let before = zfs(&["list", "-r", "-H", "-o", "name", &pool.name]);
     let output = bench.pull(&["--store", &store, &format!("{}/app:large", server.host())]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("No space left on device"), "{}", stderr(&output));
-    assert_eq!(zfs(&["list", "-r", "-H", "-o", "name", &pool.0]), before);
+    assert_eq!(zfs(&["list", "-r", "-H", "-o", "name", &pool.name]), before);
     run(bench.command().args(["verify", "--all", "--store", &store]));
     run(bench.command().args(["doctor", "--store", &store]));
 }

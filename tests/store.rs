@@ -3,13 +3,16 @@
 //! Needs root; those on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/store.rs"]
+mod bench;
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::zfs::{Scratch, property, zfs};
+use bench::{LoopDisk, Store};
+use common::zfs::{Pool, property, zfs};
 use common::{Mounted, run, stderr};
 use serde_json::Value;
 
@@ -39,125 +42,6 @@ on_both! {
     doctor_tells_what_is_broken
     what_is_there_is_not_built_again
     twenty_processes_that_are_killed_at_any_point_lose_nothing
-}
-
-/// A store that goes with the test.
-struct Store {
-    dir: tempfile::TempDir,
-    location: String,
-    _dataset: Option<Scratch>,
-}
-
-impl Store {
-    fn directory() -> Self {
-        Self::in_directory("/var/tmp".as_ref())
-    }
-
-    fn in_directory(parent: &Path) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in(parent).unwrap();
-        Self { location: format!("dir:{}", dir.path().join("store").display()), dir, _dataset: None }
-    }
-
-    /// `None` where there is no ZFS.
-    fn zfs() -> Option<Self> {
-        let dataset = Scratch::new()?;
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in("/var/tmp").unwrap();
-        Some(Self { location: format!("zfs:{}", dataset.child("store")), dir, _dataset: Some(dataset) })
-    }
-
-    /// A command that works on it.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = common::lxcri_fs();
-        command.args(args).current_dir(self.dir.path()).env("LXCRI_FS_STORE", &self.location).env_remove("LXCRI_FS_CONFIG");
-        command
-    }
-
-    /// Its standard output.
-    #[track_caller]
-    fn run(&self, args: &[&str]) -> String {
-        run(&mut self.command(args))
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.run(args)).unwrap()
-    }
-
-    /// A command that has to fail with this exit code; its complaint.
-    #[track_caller]
-    fn fails(&self, args: &[&str], code: i32) -> String {
-        let output = self.output(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
-        stderr(&output)
-    }
-
-    fn output(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// A directory with a file `name` in it, to build an image of.
-    fn source(&self, name: &str, content: &[u8]) -> PathBuf {
-        let dir = self.dir.path().join(format!("source-{name}"));
-        std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join(name), content).unwrap();
-        // The same again is the same image.
-        run(Command::new("touch").args(["-d", "2026-01-01"]).arg(dir.join(name)).arg(&dir));
-        dir
-    }
-
-    /// The images, as `list` tells them.
-    #[track_caller]
-    fn images(&self) -> Vec<Value> {
-        self.run(&["list", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// One of them.
-    #[track_caller]
-    fn image(&self, familiar: &str) -> Value {
-        let reference = format!("docker.io/library/{familiar}:latest");
-        self.images().into_iter().find(|i| i["references"][0] == *reference).unwrap()
-    }
-
-    /// Names of images that are being written.
-    fn work(&self) -> Vec<String> {
-        let names: Vec<String> = match self.location.split_once(':').unwrap() {
-            ("dir", dir) => {
-                let Ok(entries) = std::fs::read_dir(Path::new(dir).join("images")) else { return Vec::new() };
-                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-            }
-            (_, dataset) => {
-                let output = Command::new("zfs").args(["list", "-Hr", "-o", "name", &format!("{dataset}/images")]).output().unwrap();
-                String::from_utf8(output.stdout).unwrap().lines().map(|l| l.rsplit('/').next().unwrap().to_owned()).collect()
-            }
-        };
-        names.into_iter().filter(|name| name.starts_with("_w")).collect()
-    }
-
-    /// Changes a byte of these in an image.
-    fn damage(&self, path: &Path, bytes: &[u8]) {
-        use std::os::unix::fs::FileExt;
-        let dataset = self
-            .location
-            .strip_prefix("zfs:")
-            .map(|d| format!("{d}/images/{}", path.parent().unwrap().file_name().unwrap().to_str().unwrap()));
-        if let Some(dataset) = &dataset {
-            run(Command::new("zfs").args(["set", "readonly=off", dataset]));
-        }
-        let image = std::fs::read(path).unwrap();
-        let offset = image.windows(bytes.len()).position(|w| w == bytes).unwrap();
-        let file = std::fs::File::options().write(true).open(path).unwrap();
-        file.write_all_at(&[image[offset] ^ 0x55], offset as u64).unwrap();
-        drop(file);
-        if let Some(dataset) = &dataset {
-            run(Command::new("zfs").args(["set", "readonly=on", dataset]));
-        }
-    }
-
-    /// Builds an image with one file, `name`.
-    #[track_caller]
-    fn build(&self, name: &str, reference: &str) {
-        self.run(&["build", self.source(name, name.as_bytes()).to_str().unwrap(), "-t", reference]);
-    }
 }
 
 fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
@@ -599,14 +483,14 @@ fn zfs_an_image_that_was_sent_is_there() {
     let name = sent["name"].as_str().unwrap();
     let dataset = format!("{}/images/{name}", &store.location[4..]);
     let snapshot = zfs(&["list", "-H", "-o", "name", "-t", "snapshot", "-d", "1", &dataset]).trim_end().to_owned();
-    let pool = Pool::new();
+    let pool = Pool::new(&format!("lxcrifs{}", std::process::id()), "/var/tmp".as_ref(), 256 << 20, &[]);
     zfs(&["create", &format!("{}/images", pool.name)]);
     let send = |options: &str, name: &str| {
         let script = format!("set -o pipefail; zfs send {options} '{snapshot}' | zfs receive '{}/images/{name}'", pool.name);
         run(Command::new("bash").args(["-c", &script]));
     };
     send("-p", name);
-    let there = Store { dir: tempfile::tempdir_in("/var/tmp").unwrap(), location: format!("zfs:{}", pool.name), _dataset: None };
+    let there = Store::at(format!("zfs:{}", pool.name));
     let mut found = there.images().remove(0);
     let same = ["references", "root_digest", "created", "layers", "compression", "encryption", "size"];
     assert!(same.iter().all(|key| found[key] == sent[key]), "{found} {sent}");
@@ -624,71 +508,6 @@ fn zfs_an_image_that_was_sent_is_there() {
     assert!(there.fails(&["rm", "registry.example.org/team/app:v1_RC"], 6).contains("mounted on"));
     drop(mounted);
     there.run(&["rm", "registry.example.org/team/app:v1_RC", "other:2"]);
-}
-
-/// A pool in a file.
-struct Pool {
-    name: String,
-    _file: tempfile::NamedTempFile,
-}
-
-impl Pool {
-    fn new() -> Self {
-        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-        file.as_file().set_len(256 << 20).unwrap();
-        let name = format!("lxcrifs{}", std::process::id());
-        run(Command::new("zpool").args(["create", &name]).arg(file.path()));
-        Self { name, _file: file }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        let _ = Command::new("zpool").args(["destroy", "-f", &self.name]).status();
-    }
-}
-
-/// A file system in a file, mounted while this lives.
-struct LoopDisk {
-    mountpoint: PathBuf,
-    _dir: tempfile::TempDir,
-}
-
-impl LoopDisk {
-    fn new(mkfs: &str, size: u64) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
-        let image = dir.path().join("disk");
-        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
-        run(Command::new(mkfs).arg(&image));
-        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
-        std::fs::create_dir(disk.path()).unwrap();
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()));
-        disk
-    }
-
-    fn tmpfs(size: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
-        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
-        std::fs::create_dir(disk.path()).unwrap();
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(disk.path()));
-        disk
-    }
-
-    fn path(&self) -> &Path {
-        &self.mountpoint
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        // Children of other tests have our descriptors for a moment, until they are programs of their own.
-        for _ in 0..100 {
-            if Command::new("umount").arg("-q").arg(self.path()).status().unwrap().success() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
 }
 
 #[test]

@@ -189,3 +189,25 @@ pub fn assert_same_tree(expected: &BTreeMap<Vec<u8>, Entry>, found: &BTreeMap<Ve
     assert!(differences.is_empty(), "{} of {} entries differ\n{shown}", differences.len(), expected.len());
     assert!(!expected.is_empty());
 }
+
+/// A tar member, in the oldest form.
+pub fn member(name: &[u8], kind: u8, link: &[u8], content: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name);
+    header[100..107].copy_from_slice(b"0000644");
+    header[108..115].copy_from_slice(b"0000000");
+    header[116..123].copy_from_slice(b"0000000");
+    header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+    header[136..147].copy_from_slice(b"00000000000");
+    header[148..156].copy_from_slice(b"        ");
+    header[156] = kind;
+    header[157..157 + link.len()].copy_from_slice(link);
+    header[257..263].copy_from_slice(b"ustar\0");
+    header[263..265].copy_from_slice(b"00");
+    let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut out = header.to_vec();
+    out.extend_from_slice(content);
+    out.resize(out.len().next_multiple_of(512), 0);
+    out
+}

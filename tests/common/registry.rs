@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::common::{lxcri_fs, run, stderr};
+use super::common::{lxcri_fs, member, run, stderr};
 
 /// The name that [`HTPASSWD`] lets in.
 pub const USER: &str = "somebody";
@@ -335,21 +335,7 @@ impl Image {
         .take(size)
         .collect();
         for (name, content) in [("what", what.as_bytes()), ("noise", &noise)] {
-            let mut header = vec![0; 512];
-            header[..name.len()].copy_from_slice(name.as_bytes());
-            header[100..107].copy_from_slice(b"0000644");
-            header[108..115].copy_from_slice(b"0000000");
-            header[116..123].copy_from_slice(b"0000000");
-            header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
-            header[136..147].copy_from_slice(b"00000000000");
-            header[148..156].copy_from_slice(b"        ");
-            header[156] = b'0';
-            header[257..265].copy_from_slice(b"ustar\x0000");
-            let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
-            header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-            tar.extend_from_slice(&header);
-            tar.extend_from_slice(content);
-            tar.resize(tar.len().next_multiple_of(512), 0);
+            tar.extend_from_slice(&member(name.as_bytes(), b'0', b"", content));
         }
         tar.resize(tar.len() + 1024, 0);
         let layer = self.blob("application/vnd.oci.image.layer.v1.tar", &tar);

@@ -1,6 +1,6 @@
 //! What the tests on ZFS share: a pool to use, and datasets that go away.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -59,4 +59,26 @@ pub fn property(dataset: &str, name: &str) -> String {
 #[track_caller]
 pub fn directory(dataset: &str) -> PathBuf {
     PathBuf::from(property(dataset, "mountpoint"))
+}
+
+/// A pool in a file, destroyed when this goes.
+pub struct Pool {
+    pub name: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Pool {
+    /// A pool of a file of `bytes` in a directory, made by `zpool create ARGS`.
+    pub fn new(name: &str, dir: &Path, bytes: u64, args: &[&str]) -> Self {
+        let file = tempfile::NamedTempFile::new_in(dir).unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        run(Command::new("zpool").arg("create").args(args).arg(name).arg(file.path()));
+        Self { name: name.to_owned(), _file: file }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = Command::new("zpool").args(["destroy", "-f", &self.name]).status();
+    }
 }
