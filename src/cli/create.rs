@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bfc::Secret;
 use clap::{ArgGroup, Args, Parser, ValueEnum};
 
 use super::error::{Error, Exit};
 use super::pull;
-use super::secret::SecretArgs;
+use super::secret::{SecretArgs, image_key};
 use super::size;
 use super::store::StoreArgs;
 use crate::fs::{Options, Rootfs, Source, verify};
@@ -134,10 +135,12 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
         Some(image) => store.open_image(image)?,
         None => super::open::open_image(&path)?,
     };
+    let again = file.try_clone().map_err(Error::io("opening the image", &path))?;
     let record = image_record(args, &path)?;
-    let secret = args.secret.load()?;
+    let key = image_key(&path, &file, args.secret.load()?.as_ref())?;
+    let secret = key.clone().map(|key| Secret::Key(key.0));
     let options = Options { check_hash: args.verify == Verify::Full, ..Options::default() };
-    let rootfs = Rootfs::open(vec![Source { path: path.clone(), file, secret }], &options)?;
+    let rootfs = Rootfs::open(vec![Source { path: path.clone(), file: again, secret }], &options)?;
     if args.verify == Verify::Full {
         let damage = verify(&rootfs, &|_| {}).damage;
         if let Some(first) = damage.first() {
@@ -151,6 +154,8 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
     let request = Request {
         name: &args.name,
         rootfs: &rootfs,
+        file: &file,
+        key,
         image: record,
         stored: stored.as_ref(),
         upper: match (&args.upper, args.ephemeral) {

@@ -328,6 +328,7 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
         upper::Error::Serve(e) => return serve_hint(e),
         upper::Error::Fs(e) | upper::Error::Build(build::Error::Fs(e)) => return fs_hint(e).map(str::to_owned),
         upper::Error::Build(build::Error::Source { hint, .. }) => return hint.clone(),
+        upper::Error::NotAllowed => "run it as root, or in a user namespace of your own (`unshare -rm`)",
         upper::Error::NoUpper { .. } => "name the directory that was given to `mount --upper`, or what is mounted over it",
         upper::Error::Busy { .. } => "unmount it first, or keep it on ZFS, where a snapshot is taken of it",
         upper::Error::Zfs(e) => return e.hint(),
@@ -364,6 +365,7 @@ fn runtime_exit(error: &runtime::Error) -> Exit {
     match error {
         runtime::Error::Fs(e) => fs_exit(e),
         runtime::Error::Serve(e) => serve_exit(e),
+        runtime::Error::Upper(e) => upper_exit(e),
         runtime::Error::Store(e) => store_exit(e),
         runtime::Error::Mount { exit, .. } => Exit::from_code(*exit),
         runtime::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
@@ -376,6 +378,7 @@ fn runtime_hint(error: &runtime::Error) -> Option<String> {
         runtime::Error::Fs(e) => fs_hint(e).map(str::to_owned),
         runtime::Error::Serve(serve::Error::Busy { .. }) => Some("stop the container first".to_owned()),
         runtime::Error::Serve(e) => serve_hint(e),
+        runtime::Error::Upper(e) => upper_hint(e),
         runtime::Error::Store(e) => store_hint(e),
         runtime::Error::Mount { hint, .. } | runtime::Error::Unfit { hint, .. } => hint.clone(),
         _ => None,

@@ -3,22 +3,20 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bfc::Secret;
-use bfc::format::{HEADER_LEN, Header};
 use clap::Args;
 
 use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
-use super::secret::{SecretArgs, prompt};
+use super::secret::{SecretArgs, image_key, prompt};
 use super::size;
 use super::store::StoreArgs;
 use crate::fs::Options;
 use crate::runtime;
 use crate::serve::idmap::IdMap;
-use crate::serve::protocol::{Image, ImageKey, MountFlags, MountRequest};
+use crate::serve::protocol::{Image, MountFlags, MountRequest};
 use crate::serve::{self, keeper, log, mountinfo, shared, worker};
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Request, Upper};
@@ -138,17 +136,21 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
         (None, Some(size)) => Some(Upper::Ephemeral { size }),
         (None, None) => None,
     };
-    let log_file = args.log_file.as_deref();
-    if shared::is_possible() && !args.foreground {
-        let (idmap, read_only) = (args.idmap.clone(), args.read_only);
-        return Ok(upper::mount(Request { images, files, options, threads, upper, idmap, flags, read_only, mountpoint, log_file })?);
-    }
-    if upper.is_some() || args.idmap.is_some() {
+    let (idmap, log_file) = (args.idmap.clone(), args.log_file.as_deref());
+    if args.foreground && (upper.is_some() || idmap.is_some()) {
         return Err(Error::Other {
-            message: "an upper or mapped ids need the right to mount, which this user does not have".to_owned(),
-            hint: Some("run it as root, or in a user namespace of your own (`unshare -rm`)".to_owned()),
-            exit: Exit::Failure,
+            message: "--foreground serves images only, without an upper or mapped ids".to_owned(),
+            hint: Some("mount without it, and let --log-file tell what happens".to_owned()),
+            exit: Exit::Usage,
         });
+    }
+    if !args.foreground && (shared::is_possible() || upper.is_some() || idmap.is_some()) {
+        let request = Request { images, files, options, threads, idmap, flags, log_file };
+        let mounted = match upper {
+            Some(upper) => upper::serve(request).and_then(|served| served.mount(&upper, args.read_only, mountpoint)),
+            None => upper::mount(request, mountpoint),
+        };
+        return Ok(mounted?);
     }
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), shared: None, flags, threads };
@@ -199,21 +201,4 @@ fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
         return Err(Error::io(failed, path)(std::io::ErrorKind::NotADirectory.into()));
     }
     Ok(absolute)
-}
-
-/// The key that the secret is for this image. Password and salt stay here; the daemon gets the key alone. An image that says
-/// that nothing in it is encrypted gets none.
-fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option<ImageKey>, Error> {
-    let Some(secret) = secret else { return Ok(None) };
-    let mut bytes = [0; HEADER_LEN];
-    if file.read_exact_at(&mut bytes, 0).is_err() {
-        // Too short to be an image: the daemon says so.
-        return Ok(None);
-    }
-    let header = Header::parse(&bytes);
-    if header.salt == [0; 32] && matches!(secret, Secret::Password(_)) {
-        return Ok(None);
-    }
-    let key = secret.key(&header.salt).map_err(|source| crate::fs::Error::Image { image: path.to_owned(), source })?;
-    Ok(Some(ImageKey(key)))
 }

@@ -45,13 +45,13 @@ pub(super) struct MountOptions {
 }
 
 impl MountOptions {
-    /// Parses options. Root may use set-user-id bits and devices unless told otherwise, others must not.
+    /// Parses options.
     pub(super) fn parse(options: &[OsString]) -> Result<Self, Error> {
         Self::parse_as(options, rustix::process::geteuid().is_root())
     }
 
     fn parse_as(options: &[OsString], root: bool) -> Result<Self, Error> {
-        let mut flags = MountFlags { nosuid: !root, nodev: !root, noexec: false, allow_other: root };
+        let mut flags = MountFlags::of_user(root);
         let mut values = Vec::new();
         for option in options.iter().flat_map(|o| split(o)) {
             let (name, value) = match option.iter().position(|&b| b == b'=') {

@@ -3,14 +3,17 @@
 use std::fs::File;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bfc::format::{HEADER_LEN, Header};
 use bfc::{Key, Secret};
 use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use super::error::Error;
+use crate::serve::protocol::ImageKey;
 
 /// Environment variable that holds a password.
 pub const PASSWORD_VARIABLE: &str = "LXCRI_FS_PASSWORD";
@@ -127,4 +130,21 @@ impl Drop for NoEcho<'_> {
     fn drop(&mut self) {
         let _ = tcsetattr(self.0, OptionalActions::Flush, &self.1);
     }
+}
+
+/// The key that the secret is for this image. Password and salt stay here; the daemon gets the key alone. An image that says
+/// that nothing in it is encrypted gets none.
+pub(super) fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option<ImageKey>, Error> {
+    let Some(secret) = secret else { return Ok(None) };
+    let mut bytes = [0; HEADER_LEN];
+    if file.read_exact_at(&mut bytes, 0).is_err() {
+        // Too short to be an image: the daemon says so.
+        return Ok(None);
+    }
+    let header = Header::parse(&bytes);
+    if header.salt == [0; 32] && matches!(secret, Secret::Password(_)) {
+        return Ok(None);
+    }
+    let key = secret.key(&header.salt).map_err(|source| crate::fs::Error::Image { image: path.to_owned(), source })?;
+    Ok(Some(ImageKey(key)))
 }

@@ -1,7 +1,7 @@
 //! Making a container, as one transaction: what fails is undone, and what was cut off is undone by the next `create` or `delete` of that name.
 
 use std::collections::HashMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,15 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::error::{Error, Result};
 use super::image::Image;
-use super::mount::{self, Mount};
+use super::mount;
 use super::process::{Overrides, Process};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use super::{bundle, files, lxc};
 use crate::fs::Rootfs;
 use crate::serve::idmap::IdMap;
+use crate::serve::protocol::ImageKey;
 use crate::store::{self, Store};
+use crate::upper::Served;
 
 /// Annotation of bundles that `create` wrote: the container's directory.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
@@ -32,6 +34,10 @@ pub struct Request<'a> {
     pub name: &'a str,
     /// Its image, open.
     pub rootfs: &'a Rootfs,
+    /// Its file, open for reading.
+    pub file: &'a File,
+    /// Its key, when it is encrypted.
+    pub key: Option<ImageKey>,
     /// How to find the image again.
     pub image: ImageRecord,
     /// The image, when it is one of the store's: it is not removed before the container is.
@@ -97,36 +103,40 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let kept = clear_away(store, request.name)?;
     let described = ImageRecord { root_digest: image.root_digest.clone(), ..request.image.clone() };
     let mut record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
+    record.found_upper |= kept.is_some();
     check_target(&record.runtime)?;
-    let dir = match kept {
-        Some(dir) => {
-            record.found_upper = true;
-            dir
-        }
-        None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
-    };
-    let config = configuration(&request, &image, &process, &record, &dir);
-    match config.and_then(|config| make(record.clone(), &dir, &config)) {
-        Ok(record) => Ok(Created { record, dir }),
-        Err(error) => {
-            if let Err(undoing) = undo(store, record, &dir) {
-                tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+    std::thread::scope(|scope| {
+        // Waiting for the disk and starting to serve take as long as each other.
+        let serve = || mount::serve(&record.image, request.file, request.key.clone(), record.idmap.as_ref());
+        let serving = std::thread::Builder::new().spawn_scoped(scope, serve).map_err(Error::io("starting to serve", &record.image.path))?;
+        let dir = match kept {
+            Some(dir) => dir,
+            None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
+        };
+        let served = || serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let config = configuration(&request, &image, &process, &record, &dir);
+        match config.and_then(|config| make(record.clone(), &dir, &config, served)) {
+            Ok(record) => Ok(Created { record, dir }),
+            Err(error) => {
+                if let Err(undoing) = undo(store, record.clone(), &dir) {
+                    tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+                }
+                Err(error)
             }
-            Err(error)
         }
-    }
+    })
 }
 
 /// All that is made outside the store, in the order in which [`undo`] takes it away again.
-fn make(mut record: Record, dir: &Path, config: &str) -> Result<Record> {
+fn make(mut record: Record, dir: &Path, config: &str, served: impl FnOnce() -> Result<Served>) -> Result<Record> {
     record.write(dir)?;
     let (runtime, root) = (record.runtime.clone(), record.runtime.root());
     for path in [runtime.dir(), &root] {
         make_directory(path)?;
     }
-    Mount::of(&record, dir).mount()?;
-    mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
     files::replace_with_mode(&runtime.config(), config.as_bytes(), 0o644)?;
+    served()?.mount(&mount::upper_of(&record, dir)?, false, &root)?;
+    mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
     record.state = State::Ready;
     record.write(dir)?;
     Ok(record)

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{fs, serve, store};
+use crate::{fs, serve, store, upper};
 
 /// An error of the runtime side.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,9 @@ pub enum Error {
     /// Mounting or unmounting.
     #[error(transparent)]
     Serve(#[from] serve::Error),
+    /// Mounting an image under an upper.
+    #[error(transparent)]
+    Upper(#[from] upper::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),

@@ -1,6 +1,7 @@
-//! Mounting what a container's root file system is, by this program's own `mount`.
+//! Mounting what a container's root file system is: in this process, or by this program's own `mount`.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,11 +12,14 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
+use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::mount::Unmount;
+use crate::serve::protocol::{self, ImageKey, MountFlags};
 use crate::serve::unmount::{Unmounted, unmount};
-use crate::serve::{self, mountinfo};
+use crate::serve::{self, mountinfo, worker};
 use crate::store::Store;
+use crate::upper::{self, Served, Upper};
 
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
@@ -100,6 +104,30 @@ impl Mount {
             if message.is_empty() { format!("mounting {} failed: {}", self.image.path.display(), output.status) } else { message };
         Err(Error::Mount { message, hint, exit })
     }
+}
+
+/// Has a container's image served by this process, whose child the keeper becomes; [`Served::mount`] mounts it where [`upper_of`] says.
+///
+/// # Errors
+/// [`Error::Upper`].
+pub fn serve(image: &ImageRecord, file: &File, key: Option<ImageKey>, idmap: Option<&IdMap>) -> Result<Served> {
+    let flags = MountFlags::of_user(rustix::process::geteuid().is_root());
+    let (files, threads) = (std::slice::from_ref(file), worker::default_threads());
+    let images = vec![protocol::Image { path: image.path.clone().into_os_string(), key }];
+    let (options, idmap) = (Options::default(), idmap.cloned());
+    Ok(upper::serve(upper::Request { images, files, options, threads, idmap, flags, log_file: None })?)
+}
+
+/// Where a record says that is written, for the container of this directory.
+///
+/// # Errors
+/// [`Error::Upper`] when it names no dataset.
+pub fn upper_of(record: &Record, container: &Path) -> Result<Upper> {
+    Ok(match &record.upper {
+        Place::Store => Upper::Dir(container.into()),
+        Place::Elsewhere(text) => Upper::parse(text.as_ref()).map_err(upper::Error::from)?,
+        Place::Ephemeral { size } => Upper::Ephemeral { size: *size },
+    })
 }
 
 /// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.

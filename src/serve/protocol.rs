@@ -80,6 +80,13 @@ pub struct MountFlags {
     pub allow_other: bool,
 }
 
+impl MountFlags {
+    /// Those of a mount of which nothing is said: root may use set-user-id bits and devices, others must not.
+    pub fn of_user(is_root: bool) -> Self {
+        Self { nosuid: !is_root, nodev: !is_root, noexec: false, allow_other: is_root }
+    }
+}
+
 /// What a keeper is asked through its control socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperRequest {

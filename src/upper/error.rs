@@ -42,6 +42,9 @@ pub enum Error {
         /// What follows from it.
         reason: &'static str,
     },
+    /// This process has no right to mount.
+    #[error("an upper or mapped ids need the right to mount, which this user does not have")]
+    NotAllowed,
     /// There is no upper.
     #[error("{} {reason}", path.display())]
     NoUpper {
