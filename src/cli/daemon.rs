@@ -1,36 +1,67 @@
-//! The hidden commands that our own processes are started with.
+//! What our own processes are started with: a command line apart from that of all commands, which takes a millisecond to be made.
 
+use std::ffi::OsString;
 use std::path::Path;
 
-use clap::Args;
+use clap::{Args, Parser, Subcommand};
 
 use super::error::{Error, fs_exit, fs_hint};
 use crate::fs;
+use crate::serve::idmap::NAMESPACE_COMMAND;
 use crate::serve::protocol::Failure;
 use crate::serve::{chain, idmap, inherited, keeper, log, worker};
 
+/// The command line of a process of ours.
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(subcommand)]
+    daemon: Daemon,
+}
+
+/// What a process of ours is.
+#[derive(Debug, Subcommand)]
+enum Daemon {
+    Keeper(DaemonArgs),
+    Worker(DaemonArgs),
+    #[command(name = NAMESPACE_COMMAND)]
+    UserNamespace,
+}
+
 /// How the process logs.
 #[derive(Debug, Args)]
-pub struct DaemonArgs {
+struct DaemonArgs {
     #[arg(long, value_enum, default_value = "plain")]
     log_style: log::Style,
 }
 
+/// Runs what the command line names, if it is one of our own processes.
+pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
+    let name = args.get(1).and_then(|name| name.to_str())?;
+    if !Daemon::has_subcommand(name) {
+        return None;
+    }
+    Some(match Line::parse_from(args).daemon {
+        Daemon::Keeper(args) => keeper(&args),
+        Daemon::Worker(args) => worker(&args),
+        Daemon::UserNamespace => user_namespace(),
+    })
+}
+
 /// Is a keeper. Its errors go to the log, and to the command that waits for it.
-pub fn keeper(args: &DaemonArgs) -> Result<(), Error> {
+fn keeper(args: &DaemonArgs) -> Result<(), Error> {
     inherited::close_descriptors();
     log::init(args.log_style);
     Ok(keeper::main(args.log_style).inspect_err(|error| tracing::error!("{}", chain(error)))?)
 }
 
 /// Is a worker.
-pub fn worker(args: &DaemonArgs) -> Result<(), Error> {
+fn worker(args: &DaemonArgs) -> Result<(), Error> {
     log::init(args.log_style);
     Ok(worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))?)
 }
 
 /// Is a process in a user namespace of its own.
-pub fn user_namespace() -> Result<(), Error> {
+fn user_namespace() -> Result<(), Error> {
     idmap::namespace_main().map_err(Error::io("making", Path::new("a user namespace")))
 }
 

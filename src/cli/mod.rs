@@ -50,12 +50,10 @@ mod verify;
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 pub use error::{Error, Exit};
 pub use secret::SecretArgs;
-
-use crate::serve::idmap::NAMESPACE_COMMAND;
 
 /// Mounts BFC images as container root file systems.
 #[derive(Debug, Parser)]
@@ -90,8 +88,6 @@ enum Command {
     Info(info::InfoArgs),
     Extract(extract::ExtractArgs),
     Verify(verify::VerifyArgs),
-    #[command(hide = true, name = NAMESPACE_COMMAND)]
-    UserNamespace,
     List(list::ListArgs),
     Tag(tag::TagArgs),
     Rm(rm::RmArgs),
@@ -104,17 +100,16 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Hook(hook::HookArgs),
     Runtime(runtime::RuntimeArgs),
-    #[command(hide = true)]
-    Keeper(daemon::DaemonArgs),
-    #[command(hide = true)]
-    Worker(daemon::DaemonArgs),
 }
 
 /// Runs the command line `args`, the program's name first, and returns the exit code (see `--help`).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let is_command = |arg: &OsStr| Cli::command().get_subcommands().any(|c| arg == c.get_name());
+    let is_command = |arg: &OsStr| arg.to_str().is_some_and(Command::has_subcommand);
     let args = runtime::wrapper_arguments(&args).or_else(|| mount_options::helper_arguments(&args, is_command)).unwrap_or(args);
+    if let Some(result) = daemon::run(&args) {
+        return exit_code(result);
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -145,7 +140,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Verify(args) => verify::run(&args),
-        Command::UserNamespace => daemon::user_namespace(),
         Command::List(args) => list::run(&args),
         Command::Tag(args) => tag::run(&args),
         Command::Rm(args) => rm::run(&args),
@@ -158,9 +152,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Hook(args) => hook::run(&args),
         Command::Runtime(args) => runtime::run(&args),
-        Command::Keeper(args) => daemon::keeper(&args),
-        Command::Worker(args) => daemon::worker(&args),
     };
+    exit_code(result)
+}
+
+fn exit_code(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),

@@ -8,16 +8,18 @@ use std::path::Path;
 use std::process::Stdio;
 
 use clap::ValueEnum;
+use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::prelude::*;
 
 use super::error::{Error, Result};
 
-/// Environment variable that says what is logged, in the syntax of `tracing_subscriber`.
+/// Environment variable that says what is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or several of `module=level`.
 pub const FILTER_VARIABLE: &str = "LXCRI_FS_LOG";
-/// What is logged otherwise. fuser complains of answers that are refused because the kernel has sent the request to the next worker.
-const DEFAULT_FILTER: &str = "info,fuser::reply=off";
+/// It complains of answers that are refused because the kernel has sent the request to the next worker.
+const UNWANTED: &str = "fuser::reply";
 const JOURNAL: &str = "/run/systemd/journal/stdout";
 const SYSLOG: &str = "/dev/log";
 const NAME: &str = "lxcri-fs";
@@ -72,13 +74,15 @@ fn journal() -> io::Result<UnixStream> {
 
 /// Logs this process's events, and those of the libraries that it uses, to standard error.
 pub fn init(style: Style) {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false).with_writer(Stderr(style));
-    // A second initialisation is none.
-    let _ = match style {
-        Style::Plain => subscriber.try_init(),
-        Style::Journal | Style::Syslog => subscriber.without_time().with_level(false).try_init(),
+    let asked = std::env::var(FILTER_VARIABLE).ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(Level::INFO).with_target(UNWANTED, LevelFilter::OFF));
+    let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer(Stderr(style));
+    let lines = match style {
+        Style::Plain => lines.boxed(),
+        Style::Journal | Style::Syslog => lines.without_time().with_level(false).boxed(),
     };
+    // A second initialisation is none.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }
 
 /// Standard error, in a style.
