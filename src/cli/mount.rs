@@ -147,8 +147,8 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
     if !args.foreground && (shared::is_possible() || upper.is_some() || idmap.is_some()) {
         let request = Request { images, files, options, threads, idmap, flags, log_file };
         let mounted = match upper {
-            Some(upper) => upper::serve(request).and_then(|served| served.mount(&upper, args.read_only, mountpoint)),
-            None => upper::mount(request, mountpoint),
+            Some(upper) => upper::mount_under(&request, || Ok((upper, ())), args.read_only, mountpoint),
+            None => upper::mount(&request, mountpoint),
         };
         return Ok(mounted?);
     }

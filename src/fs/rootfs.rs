@@ -331,6 +331,14 @@ impl Rootfs {
         !self.hide_xattrs && self.section.has_xattrs()
     }
 
+    /// Whether the image lists the inodes with extended attributes.
+    ///
+    /// # Errors
+    /// As [`Rootfs::xattr_entries`].
+    pub fn lists_xattrs(&self) -> Result<bool> {
+        Ok(self.section.xattr_dentries().map_err(|e| self.image_error(e))?.is_some())
+    }
+
     /// The names that lead to inodes with extended attributes, each directory's before those in it. `None` when the image does not list them: there are many.
     ///
     /// # Errors

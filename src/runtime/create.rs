@@ -18,7 +18,6 @@ use crate::fs::Rootfs;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Store};
-use crate::upper::Served;
 
 /// Annotation of bundles that `create` wrote: the container's directory.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
@@ -105,41 +104,40 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let mut record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
     record.found_upper |= kept.is_some();
     check_target(&record.runtime)?;
-    std::thread::scope(|scope| {
-        // Waiting for the disk and starting to serve take as long as each other.
-        let serve = || mount::serve(&record.image, request.file, request.key.clone(), record.idmap.as_ref());
-        let serving = std::thread::Builder::new().spawn_scoped(scope, serve).map_err(Error::io("starting to serve", &record.image.path))?;
+    let (mut begun, root) = (None, record.runtime.root());
+    let prepare = || {
         let dir = match kept {
             Some(dir) => dir,
             None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
         };
-        let served = || serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let config = configuration(&request, &image, &process, &record, &dir);
-        match config.and_then(|config| make(record.clone(), &dir, &config, served)) {
-            Ok(record) => Ok(Created { record, dir }),
-            Err(error) => {
-                if let Err(undoing) = undo(store, record.clone(), &dir) {
-                    tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
-                }
-                Err(error)
-            }
-        }
-    })
+        begun = Some(dir.clone());
+        let config = configuration(&request, &image, &process, &record, &dir)?;
+        make(&record, &dir, &config)?;
+        Ok((mount::upper_of(&record, &dir)?, dir))
+    };
+    let mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
+    let made = mounted.and_then(|dir| {
+        mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
+        let mut record = record.clone();
+        record.state = State::Ready;
+        record.write(&dir)?;
+        Ok(Created { record, dir })
+    });
+    if let (Err(_), Some(dir)) = (&made, begun)
+        && let Err(undoing) = undo(store, record, &dir)
+    {
+        tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+    }
+    made
 }
 
-/// All that is made outside the store, in the order in which [`undo`] takes it away again.
-fn make(mut record: Record, dir: &Path, config: &str, served: impl FnOnce() -> Result<Served>) -> Result<Record> {
+/// All that is made outside the store but the mount, in the order in which [`undo`] takes it away again.
+fn make(record: &Record, dir: &Path, config: &str) -> Result<()> {
     record.write(dir)?;
-    let (runtime, root) = (record.runtime.clone(), record.runtime.root());
-    for path in [runtime.dir(), &root] {
+    for path in [record.runtime.dir(), &record.runtime.root()] {
         make_directory(path)?;
     }
-    files::replace_with_mode(&runtime.config(), config.as_bytes(), 0o644)?;
-    served()?.mount(&mount::upper_of(&record, dir)?, false, &root)?;
-    mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
-    record.state = State::Ready;
-    record.write(dir)?;
-    Ok(record)
+    files::replace_with_mode(&record.runtime.config(), config.as_bytes(), 0o644)
 }
 
 fn make_directory(path: &Path) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::serve::protocol::{self, ImageKey, MountFlags};
 use crate::serve::unmount::{Unmounted, unmount};
 use crate::serve::{self, mountinfo, worker};
 use crate::store::Store;
-use crate::upper::{self, Served, Upper};
+use crate::upper::{self, Upper};
 
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
@@ -106,16 +106,21 @@ impl Mount {
     }
 }
 
-/// Has a container's image served by this process, whose child the keeper becomes; [`Served::mount`] mounts it where [`upper_of`] says.
+/// Mounts a container's root file system in this process, whose child the keeper becomes. `prepare` runs while the image begins to be served.
 ///
 /// # Errors
-/// [`Error::Upper`].
-pub fn serve(image: &ImageRecord, file: &File, key: Option<ImageKey>, idmap: Option<&IdMap>) -> Result<Served> {
-    let flags = MountFlags::of_user(rustix::process::geteuid().is_root());
-    let (files, threads) = (std::slice::from_ref(file), worker::default_threads());
-    let images = vec![protocol::Image { path: image.path.clone().into_os_string(), key }];
-    let (options, idmap) = (Options::default(), idmap.cloned());
-    Ok(upper::serve(upper::Request { images, files, options, threads, idmap, flags, log_file: None })?)
+/// [`Error::Upper`], and those of `prepare`; nothing is mounted then.
+pub fn mount<T>(record: &Record, file: &File, key: Option<ImageKey>, prepare: impl FnOnce() -> Result<(Upper, T)>) -> Result<T> {
+    let request = upper::Request {
+        images: vec![protocol::Image { path: record.image.path.clone().into_os_string(), key }],
+        files: std::slice::from_ref(file),
+        options: Options::default(),
+        threads: worker::default_threads(),
+        idmap: record.idmap.clone(),
+        flags: MountFlags::of_user(rustix::process::geteuid().is_root()),
+        log_file: None,
+    };
+    upper::mount_under(&request, prepare, false, &record.runtime.root())
 }
 
 /// Where a record says that is written, for the container of this directory.

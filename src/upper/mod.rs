@@ -17,6 +17,6 @@ pub mod written;
 mod xattrs;
 
 pub use error::{Error, Result};
-pub use mount::{Request, Served, mount, serve};
+pub use mount::{Request, mount, mount_under};
 pub use place::{Place, Upper};
 pub use record::Record;

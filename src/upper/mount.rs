@@ -1,6 +1,4 @@
 //! Mounting images, with or without an upper.
-//!
-//! With one it takes two steps, [`serve`] and [`Served::mount`]: most of the time goes to the first, which needs nothing of the upper.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,7 +11,7 @@ use super::lower::Lower;
 use super::overlay::Overlay;
 use super::place::{Layout, Place, Upper};
 use super::record::{Record, identify};
-use super::xattrs;
+use super::xattrs::Attributes;
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
@@ -38,77 +36,80 @@ pub struct Request<'a> {
     pub log_file: Option<&'a Path>,
 }
 
-/// Images that are served, to be mounted under an upper. Nobody serves them any longer when this is dropped instead.
-#[derive(Debug)]
-pub struct Served {
-    lower: Lower,
-    record: Record,
-    source: PathBuf,
-    flags: MountFlags,
-}
-
-/// Has images served for an upper.
+/// Mounts images under an upper, at a directory's absolute path without symlinks. `prepare` says where is written, and what is to be returned; it runs while
+/// the images are opened and begin to be served, which takes longest. `read_only`: nothing may be written all the same.
 ///
 /// # Errors
-/// [`Error`].
-pub fn serve(mut request: Request<'_>) -> Result<Served> {
+/// [`Error`], and those of `prepare`. Nothing is mounted then; the upper's directories stay once they are made.
+pub fn mount_under<T, E: From<Error>>(
+    request: &Request<'_>,
+    prepare: impl FnOnce() -> Result<(Upper, T), E>,
+    read_only: bool,
+    mountpoint: &Path,
+) -> Result<T, E> {
     let paths: Vec<PathBuf> = request.images.iter().map(|image| PathBuf::from(&image.path)).collect();
-    let images = paths.iter().zip(request.files).map(|(path, file)| identify(path, file)).collect::<Result<_>>()?;
-    let record = Record::new(images, request.options.subdir.clone(), request.idmap.clone());
-    let xattrs = xattrs::layer(&paths, request.files, &request.options)?;
-    request.options.hide_xattrs = xattrs.is_some();
-    let (flags, idmap) = (request.flags, request.idmap.take());
-    let lower = Lower { image: acquire(request)?, xattrs };
-    if let Some(idmap) = &idmap {
-        lower.map_ids(idmap)?;
-    }
-    Ok(Served { lower, record, source: paths.into_iter().next().unwrap_or_default(), flags })
-}
-
-impl Served {
-    /// Mounts them under an upper, at a directory's absolute path without symlinks; `read_only`: nothing may be written all the same. When something
-    /// fails, nothing is mounted; the upper's directories stay once they are made.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn mount(self, upper: &Upper, read_only: bool, mountpoint: &Path) -> Result<()> {
-        let place = Place::open(upper)?;
+    let source = paths.first().map_or(Path::new(""), |path| path);
+    let attributes = Attributes::of(&paths, request.files, &request.options)?;
+    std::thread::scope(|scope| {
+        let hide_xattrs = attributes.is_some();
+        let serve = move || acquire(request, hide_xattrs);
+        let serving = std::thread::Builder::new().spawn_scoped(scope, serve).map_err(Error::io("starting to serve", source))?;
+        let images = paths.iter().zip(request.files).map(|(path, file)| identify(path, file)).collect::<Result<_>>()?;
+        let record = Record::new(images, request.options.subdir.clone(), request.idmap.clone());
+        let xattrs = attributes.as_ref().map(Attributes::layer).transpose()?.flatten();
+        let (upper, prepared) = prepare()?;
+        let place = Place::open(&upper)?;
         let layout = &place.layout;
         let known = Record::read(&layout.place)?;
         if let Some(known) = &known {
-            known.check(&self.record, &layout.place)?;
+            known.check(&record, &layout.place)?;
         }
-        layout.prepare(self.lower.root())?;
+        let mut image = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        if hide_xattrs && xattrs.is_none() {
+            // The image has to show them itself after all.
+            image = acquire(request, false)?;
+        }
+        let lower = Lower { image, xattrs };
+        if let Some(idmap) = &request.idmap {
+            lower.map_ids(idmap)?;
+        }
+        layout.prepare(lower.root())?;
         if known.is_none() {
-            self.record.write(&layout.place)?;
+            record.write(&layout.place)?;
         }
-        over(self.lower, &self.source, layout, self.flags, read_only, mountpoint)
-    }
+        over(lower, source, layout, request.flags, read_only, mountpoint)?;
+        Ok(prepared)
+    })
 }
 
 /// Mounts images without an upper, at a directory's absolute path without symlinks.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
-pub fn mount(mut request: Request<'_>, mountpoint: &Path) -> Result<()> {
-    let (flags, idmap) = (request.flags, request.idmap.take());
-    let image = acquire(request)?;
-    if let Some(idmap) = &idmap {
+pub fn mount(request: &Request<'_>, mountpoint: &Path) -> Result<()> {
+    let image = acquire(request, false)?;
+    if let Some(idmap) = &request.idmap {
         image.map_ids(idmap)?;
     }
-    Ok(image.attach(mountpoint, flags)?)
+    Ok(image.attach(mountpoint, request.flags)?)
 }
 
-fn acquire(request: Request<'_>) -> Result<Detached> {
+/// The images, mounted nowhere yet; with `hide_xattrs`, without their attributes.
+fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
     if !shared::is_possible() {
         return Err(Error::NotAllowed);
     }
-    let Request { images, files, options, threads, flags, log_file, .. } = request;
-    // Flags are those of each mount, not of what is shared, which is mounted where `acquire` says.
-    let flags = MountFlags { allow_other: flags.allow_other, ..MountFlags::default() };
-    let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-    let request = MountRequest { images, options, mountpoint: OsString::new(), shared: None, flags, threads };
-    Ok(shared::acquire(request, &fds, log_file)?)
+    let fds: Vec<BorrowedFd<'_>> = request.files.iter().map(AsFd::as_fd).collect();
+    let wanted = MountRequest {
+        images: request.images.clone(),
+        options: Options { hide_xattrs, ..request.options.clone() },
+        // Where they are served for all is not said here, nor are the flags of each mount.
+        mountpoint: OsString::new(),
+        shared: None,
+        flags: MountFlags { allow_other: request.flags.allow_other, ..MountFlags::default() },
+        threads: request.threads,
+    };
+    Ok(shared::acquire(wanted, &fds, request.log_file)?)
 }
 
 /// Mounts an upper over an image.

@@ -10,7 +10,7 @@ use bfc::Container;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::xattrs;
+use super::xattrs::Attributes;
 use crate::fs::{self, paths};
 use crate::serve::idmap::IdMap;
 
@@ -77,9 +77,10 @@ impl Record {
     pub fn write(&self, place: &Path) -> Result<()> {
         let path = place.join(NAME);
         let failed = || Error::io("writing", &path);
+        let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed()(io::Error::from(e)))?;
+        text.push(b'\n');
         let mut file = tempfile::NamedTempFile::new_in(place).map_err(failed())?;
-        serde_json::to_writer_pretty(&mut file, self).map_err(|e| failed()(io::Error::from(e)))?;
-        file.write_all(b"\n").map_err(failed())?;
+        file.write_all(&text).map_err(failed())?;
         file.as_file().sync_all().map_err(failed())?;
         file.persist(&path).map_err(|e| failed()(e.error))?;
         Ok(())
@@ -117,7 +118,8 @@ impl Record {
             paths.push(image.path.clone());
             files.push(file);
         }
-        xattrs::layer(&paths, &files, &fs::Options { subdir: self.subdir.clone(), ..fs::Options::default() })
+        let options = fs::Options { subdir: self.subdir.clone(), ..fs::Options::default() };
+        Attributes::of(&paths, &files, &options)?.map_or(Ok(None), |attributes| attributes.layer())
     }
 
     fn describe_images(&self) -> String {

@@ -29,37 +29,51 @@ const METACOPY: &[u8] = b"trusted.overlay.metacopy";
 /// How many bytes of attributes are laid out in memory at most.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The layer for an image, mounted nowhere; `None` when it needs none, or cannot have one: then the image itself shows its attributes.
-///
-/// # Errors
-/// [`Error::Fs`] when the image is damaged.
-pub(super) fn layer(images: &[PathBuf], files: &[File], options: &Options) -> Result<Option<OwnedFd>> {
-    let ([image], [file]) = (images, files) else { return Ok(None) };
-    // Overlayfs takes files without content from nobody but the host's root. Where it can keep an index, hard links are worth more than time: the
-    // index is of the uppermost layer, and it must be the same in every mount.
-    if in_user_namespace() || kernel::finds_fuse_handles() {
-        return Ok(None);
+/// An image that has attributes to be laid out.
+pub(super) struct Attributes {
+    rootfs: Rootfs,
+}
+
+impl Attributes {
+    /// Those of an image; `None` when it has none, or they cannot be laid out: then the image itself shows them.
+    ///
+    /// # Errors
+    /// [`Error::Fs`] when the image is damaged.
+    pub(super) fn of(images: &[PathBuf], files: &[File], options: &Options) -> Result<Option<Self>> {
+        let ([image], [file]) = (images, files) else { return Ok(None) };
+        // Overlayfs takes files without content from nobody but the host's root. Where it can keep an index, hard links are worth more than time: the
+        // index is of the uppermost layer, and it must be the same in every mount.
+        if in_user_namespace() || kernel::finds_fuse_handles() {
+            return Ok(None);
+        }
+        let file = file.try_clone().map_err(Error::io("opening the image", image))?;
+        let rootfs = Rootfs::open_tree(Source { path: image.clone(), file, secret: None }, options)?;
+        Ok(if rootfs.has_xattrs() && rootfs.lists_xattrs()? { Some(Self { rootfs }) } else { None })
     }
-    let file = file.try_clone().map_err(Error::io("opening the image", image))?;
-    let rootfs = Rootfs::open_tree(Source { path: image.clone(), file, secret: None }, options)?;
-    if !rootfs.has_xattrs() {
-        return Ok(None);
-    }
-    let Some(entries) = rootfs.xattr_entries()? else { return Ok(None) };
-    let mut xattrs = HashMap::from([(ROOT, shown(rootfs.xattrs(ROOT)?))]);
-    for entry in &entries {
-        xattrs.insert(entry.ino, shown(rootfs.xattrs(entry.ino)?));
-    }
-    let bytes: usize = xattrs.values().flatten().map(|x| x.name.len() + x.value.len()).sum();
-    if bytes > MAX_BYTES {
-        return Ok(None);
-    }
-    match (Layout { rootfs: &rootfs, entries: &entries, xattrs: &xattrs }).mount() {
-        Ok(mount) => Ok(Some(mount)),
-        // A label that the host does not know, or a file that is too long for it.
-        Err(error) => {
-            tracing::warn!(image = %image.display(), %error, "attributes cannot be kept in memory; finding files takes longer");
-            Ok(None)
+
+    /// The layer, mounted nowhere; `None` when they are too many for memory, or the host does not take them.
+    ///
+    /// # Errors
+    /// [`Error::Fs`] when the image is damaged.
+    pub(super) fn layer(&self) -> Result<Option<OwnedFd>> {
+        let rootfs = &self.rootfs;
+        let Some(entries) = rootfs.xattr_entries()? else { return Ok(None) };
+        let mut xattrs = HashMap::from([(ROOT, shown(rootfs.xattrs(ROOT)?))]);
+        for entry in &entries {
+            xattrs.insert(entry.ino, shown(rootfs.xattrs(entry.ino)?));
+        }
+        let bytes: usize = xattrs.values().flatten().map(|x| x.name.len() + x.value.len()).sum();
+        if bytes > MAX_BYTES {
+            return Ok(None);
+        }
+        match (Layout { rootfs, entries: &entries, xattrs: &xattrs }).mount() {
+            Ok(mount) => Ok(Some(mount)),
+            // A label that the host does not know, or a file that is too long for it.
+            Err(error) => {
+                let image = rootfs.paths().next().unwrap_or(Path::new("")).display();
+                tracing::warn!(%image, %error, "attributes cannot be kept in memory; finding files takes longer");
+                Ok(None)
+            }
         }
     }
 }
