@@ -287,13 +287,14 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let reading = self.surplus.reading();
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
             match self.answer(Op::Read, ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
                 Ok(decoded) => {
                     self.metrics.read(decoded.wanted.len(), buffer.len());
                     reply.data(&buffer[decoded.wanted.clone()]);
-                    self.surplus.push(ino, decoded, buffer);
+                    self.surplus.push(&reading, ino, decoded, buffer);
                 }
                 Err(errno) => reply.error(errno),
             }

@@ -27,6 +27,7 @@ mod surplus;
 pub mod unmount;
 pub mod upgrade;
 pub mod users;
+mod walk;
 pub mod worker;
 
 pub use error::{Error, Result, chain};

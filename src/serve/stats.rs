@@ -87,7 +87,7 @@ impl Metrics {
         }
     }
 
-    /// Bytes of files were given out, for which so many were decoded or read.
+    /// Bytes of files were given out, asked for or not, for which so many were decoded or read.
     pub(super) fn read(&self, served: usize, decoded: usize) {
         self.served.fetch_add(served as u64, Ordering::Relaxed);
         self.decoded.fetch_add(decoded as u64, Ordering::Relaxed);

@@ -1,16 +1,21 @@
 //! What was decoded, or is cheap to decode, and nobody asked for yet goes into the kernel's page cache.
 //!
-//! A frame is decoded once, not once for each of its pages; and while there is nothing else to do, its neighbours are decoded too.
+//! A frame is decoded once, not once for each of its pages; and while there is nothing else to do, its neighbours are decoded too. Who reads one small file
+//! after the other finds the next ones there already.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
+use bfc::format::{S_IFMT, S_IFREG};
 use fuser::{INodeNo, Notifier};
 
+use super::stats::Metrics;
+use super::walk::Walks;
 use crate::fs::{Decoded, Rootfs};
 
-/// How many decoded frames wait to be pushed at most; more are dropped, which costs time only.
+/// How many tasks wait at most; more are dropped, which costs time only.
 const QUEUE: usize = 16;
 /// The kernel takes whole pages.
 const PAGE: u64 = 4096;
@@ -18,6 +23,18 @@ const PAGE: u64 = 4096;
 const AROUND: u64 = 128 << 10;
 /// How much around a read is fetched from the disk, in bytes of the file.
 const FETCH: u64 = 2 << 20;
+
+/// Files below this are made ready before anybody asks for them, and so much of them at a time, bytes. Larger ones are read in several pieces.
+const SMALL: u64 = 128 << 10;
+const READY: u64 = 2 << 20;
+
+/// What is to be pushed.
+enum Task {
+    /// What is decoded already.
+    Frame(Frame),
+    /// Small files, by inode number.
+    Files(Range<u32>),
+}
 
 /// Decoded bytes to push.
 struct Frame {
@@ -30,27 +47,65 @@ struct Frame {
 }
 
 /// Takes surplus bytes from the threads that answer requests.
-pub(super) struct Surplus(SyncSender<Frame>);
+pub(super) struct Surplus {
+    tasks: SyncSender<Task>,
+    walks: Arc<Walks>,
+    /// How many reads are being answered.
+    reads: AtomicUsize,
+}
+
+/// A read that is being answered.
+pub(super) struct Reading<'a>(&'a Surplus);
+
+impl Reading<'_> {
+    /// Whether no other read is being answered: of several, the threads that answer them have enough to do.
+    fn is_alone(&self) -> bool {
+        self.0.reads.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.reads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The other end, which pushes them from a thread of its own: a store waits for pages that are locked until a read is answered, so a thread that
 /// answers reads must not push.
 pub(super) struct Pusher {
-    frames: Receiver<Frame>,
+    tasks: Receiver<Task>,
     rootfs: Arc<Rootfs>,
+    walks: Arc<Walks>,
+    metrics: Arc<Metrics>,
 }
 
 /// The two ends.
-pub(super) fn channel(rootfs: Arc<Rootfs>) -> (Surplus, Pusher) {
-    let (sender, frames) = sync_channel(QUEUE);
-    (Surplus(sender), Pusher { frames, rootfs })
+pub(super) fn channel(rootfs: Arc<Rootfs>, metrics: Arc<Metrics>) -> (Surplus, Pusher) {
+    let (sender, receiver) = sync_channel(QUEUE);
+    let walks = Arc::new(Walks::default());
+    (Surplus { tasks: sender, walks: walks.clone(), reads: AtomicUsize::new(0) }, Pusher { tasks: receiver, rootfs, walks, metrics })
 }
 
 impl Surplus {
-    /// Hands over what `buffer` holds besides the bytes that were asked for, if that is a page at least.
-    pub(super) fn push(&self, ino: INodeNo, decoded: Decoded, buffer: &mut Vec<u8>) {
+    /// To be held while a read is answered.
+    pub(super) fn reading(&self) -> Reading<'_> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        Reading(self)
+    }
+
+    /// Hands over what `buffer` holds besides the bytes that were asked for, if that is a page at least, and has files made ready that are probably next.
+    pub(super) fn push(&self, reading: &Reading<'_>, ino: INodeNo, decoded: Decoded, buffer: &mut Vec<u8>) {
         let Decoded { offset, wanted } = decoded;
+        if offset == 0
+            && wanted.start == 0
+            && reading.is_alone()
+            && let Ok(number) = u32::try_from(ino.0)
+            && let Some(files) = self.walks.step(number, (wanted.len() as u64) < SMALL)
+        {
+            let _ = self.tasks.try_send(Task::Files(files));
+        }
         if (buffer.len() - wanted.len()) as u64 >= PAGE {
-            let _ = self.0.try_send(Frame { ino, offset, bytes: std::mem::take(buffer), wanted });
+            let _ = self.tasks.try_send(Task::Frame(Frame { ino, offset, bytes: std::mem::take(buffer), wanted }));
         }
     }
 }
@@ -58,20 +113,45 @@ impl Surplus {
 impl Pusher {
     /// Pushes until the file system is gone.
     pub(super) fn run(&self, notifier: &Notifier) {
-        let mut next = self.frames.recv().ok();
-        while let Some(frame) = next {
-            let end = frame.bytes.len();
-            store(notifier, frame.ino, frame.offset, &frame.bytes[..frame.wanted.start]);
-            store(notifier, frame.ino, frame.offset + frame.wanted.end as u64, &frame.bytes[frame.wanted.end..]);
-            let decoded = frame.offset..frame.offset + end as u64;
-            next = match self.frames.try_recv() {
-                Ok(frame) => Some(frame),
-                Err(TryRecvError::Disconnected) => None,
-                Err(TryRecvError::Empty) => {
-                    self.around(notifier, frame.ino, decoded);
-                    self.frames.recv().ok()
+        let mut next = self.tasks.recv().ok();
+        while let Some(task) = next {
+            let decoded = match task {
+                Task::Frame(frame) => Some(push(notifier, &frame)),
+                Task::Files(files) => {
+                    self.files(notifier, files);
+                    None
                 }
             };
+            next = match (self.tasks.try_recv(), decoded) {
+                (Ok(task), _) => Some(task),
+                (Err(TryRecvError::Disconnected), _) => None,
+                (Err(TryRecvError::Empty), decoded) => {
+                    if let Some((ino, decoded)) = decoded {
+                        self.around(notifier, ino, decoded);
+                    }
+                    self.tasks.recv().ok()
+                }
+            };
+        }
+    }
+
+    /// Decodes small files before they are asked for.
+    fn files(&self, notifier: &Notifier, files: Range<u32>) {
+        let (mut bytes, mut left, mut ino) = (Vec::new(), READY, files.start);
+        while ino < files.end {
+            // What fails here fails again for the reader who asks for it.
+            let Ok(inode) = self.rootfs.inode(ino) else { return };
+            if inode.mode & S_IFMT == S_IFREG && (1..SMALL).contains(&inode.size) {
+                bytes.clear();
+                left = left.saturating_sub(inode.size);
+                #[allow(clippy::cast_possible_truncation)] // below SMALL
+                if left == 0 || self.rootfs.read(ino, 0, inode.size as usize, &mut bytes).is_err() {
+                    return;
+                }
+                self.metrics.read(bytes.len(), bytes.len());
+                store(notifier, INodeNo(ino.into()), 0, &bytes);
+            }
+            ino = self.walks.made(ino);
         }
     }
 
@@ -90,6 +170,14 @@ impl Pusher {
             }
         }
     }
+}
+
+/// Stores what nobody asked for, and tells what is decoded.
+fn push(notifier: &Notifier, frame: &Frame) -> (INodeNo, Range<u64>) {
+    let end = frame.bytes.len();
+    store(notifier, frame.ino, frame.offset, &frame.bytes[..frame.wanted.start]);
+    store(notifier, frame.ino, frame.offset + frame.wanted.end as u64, &frame.bytes[frame.wanted.end..]);
+    (frame.ino, frame.offset..frame.offset + end as u64)
 }
 
 /// Stores bytes in the page cache. A refusal (the inode was forgotten, memory is short) costs nothing but the page.

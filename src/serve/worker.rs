@@ -47,8 +47,8 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     let rootfs = Arc::new(rootfs);
-    let (surplus, pusher) = surplus::channel(rootfs.clone());
     let metrics = Arc::new(Metrics::new());
+    let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone());
     let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone());
     let session = if resume {
         resume::session(adapter, &fuse, config)?
