@@ -64,6 +64,7 @@ pub fn mount_under<T, E: From<Error>>(
         if let Some(known) = &known {
             known.check(&record, &layout.place)?;
         }
+        let written = if known.is_none() { Some(record.write(&layout.place)?) } else { None };
         let mut image = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if hide_xattrs && xattrs.is_none() {
             // The image has to show them itself after all.
@@ -74,8 +75,8 @@ pub fn mount_under<T, E: From<Error>>(
             lower.map_ids(idmap)?;
         }
         layout.prepare(lower.root())?;
-        if known.is_none() {
-            record.write(&layout.place)?;
+        if let Some(written) = written {
+            written.keep()?;
         }
         over(lower, source, layout, request.flags, read_only, mountpoint)?;
         Ok(prepared)

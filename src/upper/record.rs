@@ -45,6 +45,24 @@ pub struct Record {
     pub idmap: Option<IdMap>,
 }
 
+/// A record that is on the disk, but not in its place yet; dropped, it never will be.
+#[derive(Debug)]
+pub struct Pending {
+    file: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl Pending {
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn keep(self) -> Result<()> {
+        let path = self.path;
+        self.file.persist(&path).map(drop).map_err(|e| Error::io("writing", &path)(e.error))
+    }
+}
+
 impl Record {
     /// A record of these images.
     pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
@@ -70,11 +88,11 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// Writes it, so that there is always a whole one.
+    /// Writes it down for [`Pending::keep`], so that there is always a whole one.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&self, place: &Path) -> Result<()> {
+    pub fn write(&self, place: &Path) -> Result<Pending> {
         let path = place.join(NAME);
         let failed = || Error::io("writing", &path);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed()(io::Error::from(e)))?;
@@ -82,8 +100,7 @@ impl Record {
         let mut file = tempfile::NamedTempFile::new_in(place).map_err(failed())?;
         file.write_all(&text).map_err(failed())?;
         file.as_file().sync_all().map_err(failed())?;
-        file.persist(&path).map_err(|e| failed()(e.error))?;
-        Ok(())
+        Ok(Pending { file, path })
     }
 
     /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows is not defined.
