@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Entry, Mounted, assert_same_tree, lxcri_fs, member, run, stderr, tree};
+use common::{Entry, Mounted, assert_same_tree, lxcri_fs, member, run, stats, stderr, tree};
 
 fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
@@ -345,10 +345,7 @@ fn encrypted_images_open_with_their_secret_only() {
         let file = std::fs::File::open(mount.join("large")).unwrap();
         let expected = std::fs::read(source.join("large")).unwrap();
         let mut buf = [0; 100];
-        let decoded = || {
-            let stats = run(lxcri_fs().args(["stats", "--json"]).arg(&mount));
-            serde_json::from_str::<serde_json::Value>(&stats).unwrap()["decoded_bytes"].as_u64().unwrap()
-        };
+        let decoded = || stats(&mount)["decoded_bytes"].as_u64().unwrap();
         run(&mut Command::new("sync"));
         std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
         let before = decoded();

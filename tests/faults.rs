@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Mounted, eventually, lxcri_fs, run, stderr, tree};
+use common::{Mounted, eventually, lxcri_fs, run, stats, stderr, tree};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
@@ -122,7 +122,7 @@ fn a_disk_that_fails_is_an_error_for_who_reads_from_it_until_it_works_again() {
     // What the kernel has is there, and the names and attributes that were read.
     assert_eq!(std::fs::read_to_string(mnt.join("d/small")).unwrap(), "small\n");
     assert_eq!(mnt.join("d").read_dir().unwrap().count(), 3);
-    let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&mnt))).unwrap();
+    let stats = stats(&mnt);
     assert!(stats["damaged"].as_u64().unwrap() > 0, "{stats}");
     let failed = lxcri_fs().arg("verify").arg(&image).output().unwrap();
     assert!(!failed.status.success());

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Mounted, Stop, eventually, golden, lxcri_fs, run, stderr, tree};
+use common::{Mounted, Stop, eventually, golden, lxcri_fs, run, stats, stderr, tree};
 use serde_json::Value;
 
 /// A copy of a golden image: another image to the keepers, so that tests do not meet in one.
@@ -92,10 +92,7 @@ fn the_second_mount_of_an_image_is_the_first_ones() {
     let row = row_of(&image);
     assert_eq!(row["mountpoints"].as_array().unwrap().len(), 2);
     // What was read through one is in the page cache for the other.
-    let reads = || {
-        let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&a))).unwrap();
-        stats["served_bytes"].as_u64().unwrap()
-    };
+    let reads = || stats(&a)["served_bytes"].as_u64().unwrap();
     // Other tests drop the caches now and then: once in a few times nobody does.
     let mut served = Vec::new();
     let shared = (0..10).any(|_| {
@@ -457,7 +454,7 @@ fn stats_tell_what_was_asked_for() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let bytes: u64 = tree(&dir).values().filter_map(|e| e.size.filter(|_| e.mode & 0o170_000 == 0o100_000)).sum();
-    let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&dir))).unwrap();
+    let stats = stats(&dir);
     assert!(stats["served_bytes"].as_u64().unwrap() >= bytes, "{stats}");
     assert_eq!(stats["damaged"], 0);
     let read = stats["requests"].as_array().unwrap().iter().find(|r| r["op"] == "read").unwrap();
@@ -466,49 +463,6 @@ fn stats_tell_what_was_asked_for() {
     let label = format!("lxcri_fs_worker_restarts_total{{image=\"{}\"", image.display());
     assert!(text.lines().any(|l| l.starts_with(&label)), "{text}");
     assert!(run(lxcri_fs().arg("stats").arg(&dir)).contains("readdirplus"));
-}
-
-#[test]
-fn who_reads_file_after_file_finds_the_next_ones_ready() {
-    let temp = tempfile::tempdir().unwrap();
-    let (source, image, dir) = (temp.path().join("source"), temp.path().join("image.bfc"), temp.path().join("mnt"));
-    for path in [&source, &dir] {
-        std::fs::create_dir(path).unwrap();
-    }
-    // Sizes on both sides of a page, none at all, some that are too large for it.
-    let sizes = [0, 1, 4095, 4096, 4097, 70_000, 131_072, 200_000];
-    let content = |n: usize| -> Vec<u8> { (0..sizes[n % sizes.len()]).map(|at| u8::try_from((at / 7 + n) % 251).unwrap()).collect() };
-    let names: Vec<String> = (0..400).map(|n| format!("{n:03}")).collect();
-    for (n, name) in names.iter().enumerate() {
-        std::fs::write(source.join(name), content(n)).unwrap();
-    }
-    run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
-    let reads = || {
-        let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&dir))).unwrap();
-        let read = stats["requests"].as_array().unwrap().iter().find(|r| r["op"] == "read").unwrap()["count"].as_u64().unwrap();
-        (read, stats["damaged"].as_u64().unwrap())
-    };
-    let with_content = (0..400).filter(|n| n % sizes.len() != 0).count() as u64;
-    let mut fewest = u64::MAX;
-    for _ in 0..5 {
-        let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), names.len());
-        for (n, name) in names.iter().enumerate() {
-            assert!(std::fs::read(dir.join(name)).unwrap() == content(n), "{name}");
-            // As long as it takes to make some of them ready.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let (read, damaged) = reads();
-        assert_eq!(damaged, 0);
-        fewest = fewest.min(read);
-        drop(mounted);
-        wait_until("the end of the keeper", || ps(&image).is_none());
-        // Another test may have dropped caches meanwhile.
-        if fewest < with_content / 2 {
-            return;
-        }
-    }
-    panic!("{fewest} reads of {with_content} files");
 }
 
 #[test]
@@ -528,7 +482,7 @@ fn a_damaged_file_is_an_error_for_its_readers_alone() {
     let error = std::fs::read(dir.join("tree/blob/mixed")).map(drop).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
     assert!(std::fs::read(dir.join("tree/text.txt")).is_ok());
-    let stats: Value = serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(&dir))).unwrap();
+    let stats = stats(&dir);
     assert!(stats["damaged"].as_u64().unwrap() > 0, "{stats}");
     let _ = std::fs::read(dir.join("tree/blob/mixed"));
     let log = std::fs::read_to_string(&log).unwrap();

@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// The program under test.
@@ -37,6 +38,20 @@ pub fn run(command: &mut Command) -> String {
 /// What a command complained of.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What `stats` tells of a mount.
+#[track_caller]
+pub fn stats(dir: &Path) -> Value {
+    serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(dir))).unwrap()
+}
+
+/// How many requests of this kind a mount has answered; what it was not asked for is not told.
+#[track_caller]
+pub fn requests(dir: &Path, op: &str) -> u64 {
+    let stats = stats(dir);
+    let request = stats["requests"].as_array().unwrap().iter().find(|request| request["op"] == op);
+    request.map_or(0, |request| request["count"].as_u64().unwrap())
 }
 
 /// A mount that is taken away when the test ends, however it ends.
