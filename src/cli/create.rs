@@ -135,12 +135,12 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
         Some(image) => store.open_image(image)?,
         None => super::open::open_image(&path)?,
     };
-    let again = file.try_clone().map_err(Error::io("opening the image", &path))?;
     let record = image_record(args, &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;
     let secret = key.clone().map(|key| Secret::Key(key.0));
     let options = Options { check_hash: args.verify == Verify::Full, ..Options::default() };
-    let rootfs = Rootfs::open(vec![Source { path: path.clone(), file: again, secret }], &options)?;
+    let source = Source { path: path.clone(), file: file.try_clone().map_err(Error::io("opening the image", &path))?, secret };
+    let rootfs = Rootfs::open(vec![source], &options)?;
     if args.verify == Verify::Full {
         let damage = verify(&rootfs, &|_| {}).damage;
         if let Some(first) = damage.first() {

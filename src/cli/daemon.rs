@@ -1,4 +1,4 @@
-//! What our own processes are started with: a command line apart from that of all commands, which takes a millisecond to be made.
+//! What our own processes are started with: a command line apart from that of all commands, which takes longer to be made.
 
 use std::ffi::OsString;
 use std::path::Path;

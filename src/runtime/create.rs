@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::error::{Error, Result};
 use super::image::Image;
-use super::mount;
+use super::mount::{self, Writable};
 use super::process::{Overrides, Process};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use super::{bundle, files, lxc};
@@ -113,7 +113,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         begun = Some(dir.clone());
         let config = configuration(&request, &image, &process, &record, &dir)?;
         make(&record, &dir, &config)?;
-        Ok((mount::upper_of(&record, &dir)?, dir))
+        Ok((Writable::of(&record, &dir).upper()?, dir))
     };
     let mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
     let made = mounted.and_then(|dir| {

@@ -49,15 +49,33 @@ pub enum Writable {
     Ephemeral(Option<u64>),
 }
 
+impl Writable {
+    /// Where a record says that is written, for the container of this directory.
+    pub fn of(record: &Record, container: &Path) -> Self {
+        match &record.upper {
+            Place::Store => Self::Upper(container.into()),
+            Place::Elsewhere(text) => Self::Upper(text.into()),
+            Place::Ephemeral { size } => Self::Ephemeral(*size),
+        }
+    }
+
+    /// The upper that this is.
+    ///
+    /// # Errors
+    /// [`Error::Upper`] when it names no dataset.
+    pub fn upper(&self) -> Result<Upper> {
+        Ok(match self {
+            Self::Upper(text) => Upper::parse(text).map_err(upper::Error::from)?,
+            Self::Ephemeral(size) => Upper::Ephemeral { size: *size },
+        })
+    }
+}
+
 impl Mount {
     /// What a record says is to be mounted, for the container of this directory.
     pub fn of(record: &Record, container: &Path) -> Self {
-        let upper = match &record.upper {
-            Place::Store => Writable::Upper(container.into()),
-            Place::Elsewhere(text) => Writable::Upper(text.into()),
-            Place::Ephemeral { size } => Writable::Ephemeral(*size),
-        };
-        Self { image: record.image.clone(), upper: Some(upper), idmap: record.idmap.clone(), root: record.runtime.root() }
+        let upper = Some(Writable::of(record, container));
+        Self { image: record.image.clone(), upper, idmap: record.idmap.clone(), root: record.runtime.root() }
     }
 
     /// Mounts it, unless it is mounted already; whether it was not.
@@ -121,18 +139,6 @@ pub fn mount<T>(record: &Record, file: &File, key: Option<ImageKey>, prepare: im
         log_file: None,
     };
     upper::mount_under(&request, prepare, false, &record.runtime.root())
-}
-
-/// Where a record says that is written, for the container of this directory.
-///
-/// # Errors
-/// [`Error::Upper`] when it names no dataset.
-pub fn upper_of(record: &Record, container: &Path) -> Result<Upper> {
-    Ok(match &record.upper {
-        Place::Store => Upper::Dir(container.into()),
-        Place::Elsewhere(text) => Upper::parse(text.as_ref()).map_err(upper::Error::from)?,
-        Place::Ephemeral { size } => Upper::Ephemeral { size: *size },
-    })
 }
 
 /// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.
