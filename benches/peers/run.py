@@ -31,6 +31,7 @@ BIG_FILE = "srv/big.bin"
 MANY_FILES = "srv/special/many"
 IMAGE = "img/lxcri-fs.bfc"
 PLAIN_IMAGE = "img/lxcri-fs-plain.bfc"
+BEFORE_IMAGE = "img/lxcri-fs-before.bfc"
 RUN_MARK = "LXCRI_FS_BENCH_RUN"
 
 # --- Rows: shell commands that mount the image on $ROOT. $LOWER is a directory for what lies below. --------------------------------
@@ -78,6 +79,20 @@ ROWS = {
     "lxcri-fs-plain+ovl": Row(
         "$LXCRI_FS mount --upper $LOWER/upper $PLAIN_IMAGE $ROOT", needs="LXCRI_FS", image=PLAIN_IMAGE, unmount="$LXCRI_FS umount $ROOT"
     ),
+    # An earlier version of the program, with an image that it built itself: what a change costs.
+    "before": Row(
+        "$LXCRI_FS_BEFORE mount $BEFORE_IMAGE $ROOT",
+        writable=False,
+        needs="LXCRI_FS_BEFORE",
+        image=BEFORE_IMAGE,
+        unmount="$LXCRI_FS_BEFORE umount $ROOT",
+    ),
+    "before+ovl": Row(
+        "$LXCRI_FS_BEFORE mount --upper $LOWER/upper $BEFORE_IMAGE $ROOT",
+        needs="LXCRI_FS_BEFORE",
+        image=BEFORE_IMAGE,
+        unmount="$LXCRI_FS_BEFORE umount $ROOT",
+    ),
 }
 
 
@@ -102,15 +117,18 @@ class Bench:
         self.workload, self.temp = workload, temp
         self.loops = temp / "loops"
         subprocess.run(["cc", "-O2", "-pthread", "-o", self.loops, HERE / "loops.c"], check=True)
-        lxcri_fs = os.environ.get("LXCRI_FS")
-        self.lxcri_fs = Path(lxcri_fs).resolve(strict=True) if lxcri_fs else None
+        self.lxcri_fs, self.before = (
+            Path(path).resolve(strict=True) if (path := os.environ.get(name)) else None for name in ("LXCRI_FS", "LXCRI_FS_BEFORE")
+        )
         words = {
             "W": workload,
             "HERE": HERE,
             "LOOPS": self.loops,
             "IMAGE": workload / IMAGE,
             "PLAIN_IMAGE": workload / PLAIN_IMAGE,
+            "BEFORE_IMAGE": workload / BEFORE_IMAGE,
             "LXCRI_FS": self.lxcri_fs or "",
+            "LXCRI_FS_BEFORE": self.before or "",
             "SQUASHFUSE_LL": " ".join(map(str, peer(workload / "tx", "squashfuse_ll"))),
             "FUSE_OVERLAYFS": " ".join(map(str, peer(workload / "tx", "fuse-overlayfs"))),
             RUN_MARK: temp,
@@ -122,12 +140,14 @@ class Bench:
 
     def build_images(self):
         """Builds our images when they are missing or older than the program."""
-        plain = [f"tar:{self.workload}/plain/{name}.tar" for name in LAYERS]
-        sources = {IMAGE: [self.workload / "oci"], PLAIN_IMAGE: [plain[0], *(word for tar in plain[1:] for word in ("--layer", tar))]}
-        for name, source in sources.items():
+        merged = [self.workload / "oci"]
+        first, *rest = (f"tar:{self.workload}/plain/{name}.tar" for name in LAYERS)
+        plain = [first, *(word for tar in rest for word in ("--layer", tar))]
+        wanted = [(self.lxcri_fs, IMAGE, merged), (self.lxcri_fs, PLAIN_IMAGE, plain), (self.before, BEFORE_IMAGE, merged)]
+        for program, name, source in wanted:
             image = self.workload / name
-            if not image.exists() or image.stat().st_mtime < self.lxcri_fs.stat().st_mtime:
-                subprocess.run([self.lxcri_fs, "build", *source, "-o", image, "--force"], check=True, stdout=sys.stderr)
+            if program and (not image.exists() or image.stat().st_mtime < program.stat().st_mtime):
+                subprocess.run([program, "build", *source, "-o", image, "--force"], check=True, stdout=sys.stderr)
 
     @contextlib.contextmanager
     def mounted(self, name):
@@ -165,7 +185,7 @@ class Bench:
         for pid in set(processes()) - before:
             with contextlib.suppress(OSError):
                 marked = f"{RUN_MARK}={self.temp}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                ours = self.lxcri_fs and os.readlink(f"/proc/{pid}/exe") == str(self.lxcri_fs)
+                ours = os.readlink(f"/proc/{pid}/exe") in (str(self.lxcri_fs), str(self.before))
                 if marked or ours:
                     found.append(pid)
         return found
@@ -298,13 +318,14 @@ PHASES = {
 
 def build_phase(bench, row):
     """Makes an image, with neither sources nor result in the cache. Only of squashfs and ours the time is asked for."""
-    if row not in ("squashfs+ovl", "lxcri-fs"):
+    if row not in ("squashfs+ovl", "lxcri-fs", "before"):
         image = bench.workload / ROWS[row].image
         files = [f for f in image.rglob("*") if f.suffix == ".img" or f.name == "l3.boot" or f.parent.name == "blobs"]
         return {"image_mb": sum(f.stat().st_size for f in files) / 1e6}
     out = Path(tempfile.mkdtemp(dir=bench.temp))
-    if row == "lxcri-fs":
-        commands = [[bench.lxcri_fs, "build", bench.workload / "oci", "-o", out / "image"]]
+    if row in ("lxcri-fs", "before"):
+        program = bench.lxcri_fs if row == "lxcri-fs" else bench.before
+        commands = [[program, "build", bench.workload / "oci", "-o", out / "image"]]
     else:
         squash = peer(bench.workload / "tx", "mksquashfs")
         options = ["-comp", "zstd", "-Xcompression-level", "3", "-no-progress", "-quiet"]
@@ -384,6 +405,12 @@ TARGETS = [
             *((metric, 1.3) for metric in WRITING),
         ]
     ),
+    *(
+        (row, metric, 1 / 1.05 if metric in LARGER_IS_BETTER else 1.05, before)
+        for row, before in (("lxcri-fs", "before"), ("lxcri-fs+ovl", "before+ovl"))
+        for metric in (*SERVING, *(WRITING if "ovl" in row else ()), "pss_mb")
+    ),
+    ("lxcri-fs", "image_mb", 1.05, "before"),
     ("lxcri-fs", "build_s", 1.3, "squashfs+ovl"),
     ("lxcri-fs", "build_peak_mib", 300, None),
     ("lxcri-fs", "image_mb", 1.06, "nydusd"),
@@ -472,7 +499,7 @@ def measure(bench, row, phase):
 
 def applies(row, phase):
     if phase == "build":
-        return bool(ROWS[row].image) and row not in ("squashfuse_ll+ovl", "nydusd+ovl", "lxcri-fs+ovl", "lxcri-fs-plain+ovl")
+        return bool(ROWS[row].image) and row not in ("squashfuse_ll+ovl", "nydusd+ovl", "lxcri-fs+ovl", "lxcri-fs-plain+ovl", "before+ovl")
     return phase != "write" or ROWS[row].writable
 
 
@@ -480,9 +507,9 @@ def run(args, output):
     temp = Path(tempfile.mkdtemp(prefix="run-", dir=args.workload))
     try:
         bench = Bench(args.workload, temp)
-        if bench.lxcri_fs:
-            if any("lxcri-fs" in row for row in args.rows) and set(args.phases) != {"build"}:
-                bench.build_images()
+        ours = any(name in row for row in args.rows for name in ("lxcri-fs", "before"))
+        if ours and set(args.phases) != {"build"}:
+            bench.build_images()
         for repetition in range(args.n):
             for phase in args.phases:
                 for row in (row for row in args.rows if applies(row, phase)):
