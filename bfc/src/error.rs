@@ -65,6 +65,9 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The rootfs section is of before version 1.0, which nothing reads any more.
+    #[error("the image was made before version 1.0 of the rootfs section, which this version does not read: build it again")]
+    Outdated,
     /// The image uses something that this version does not know.
     #[error("the image needs {0}, which this version does not support")]
     Unsupported(String),

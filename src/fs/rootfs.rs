@@ -260,25 +260,13 @@ impl Rootfs {
     pub fn lookup(&self, parent: u32, name: &[u8]) -> Result<Option<(u32, Inode)>> {
         let dir = self.directory(parent)?;
         let Some(dentry) = self.section.lookup(&dir, name).map_err(|e| self.image_error(e))? else { return Ok(None) };
-        Ok(Some(self.follow(parent, &dentry)?))
+        Ok(Some(self.follow(&dentry)?))
     }
 
-    /// The inode of a dentry. What the two say of the type must agree, and a directory must be its own parent's child: so no
-    /// directory is reached twice, and a walk ends.
-    fn follow(&self, dir: u32, dentry: &Dentry) -> Result<(u32, Inode)> {
-        let ino = self.swap(dentry.ino);
-        let fits = |inode: &Inode| {
-            (inode.mode & S_IFMT) >> 12 == u32::from(dentry.kind)
-                && (!inode.is_dir() || (inode.parent == self.swap(dir) && dentry.ino != 1))
-        };
-        match self.inode(ino) {
-            Ok(inode) if fits(&inode) => Ok((ino, inode)),
-            Ok(_) | Err(Error::NotFound) => {
-                let reason = "a dentry does not fit its inode";
-                Err(self.image_error(bfc::Error::Section { offset: u64::from(dentry.ino), reason }))
-            }
-            Err(error) => Err(error),
-        }
+    /// The inode of a dentry, checked so that a walk ends and comes to each directory once.
+    fn follow(&self, dentry: &Dentry) -> Result<(u32, Inode)> {
+        let inode = self.section.follow(dentry).map_err(|e| self.image_error(e))?;
+        Ok((self.swap(inode.ino), inode))
     }
 
     /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
@@ -290,7 +278,7 @@ impl Rootfs {
     /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
     pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachInode<'_>) -> Result<()> {
         self.dentries(dir, from, |next, dentry, name| {
-            let (ino, inode) = self.follow(dir, dentry)?;
+            let (ino, inode) = self.follow(dentry)?;
             Ok(each(next, ino, &inode, name))
         })
     }

@@ -127,7 +127,7 @@ fn tree_changes(section: &Section) -> Result<Vec<Change>, StackError> {
         while let Some(dentry) = section.dentry(&inode, index)? {
             index += 1;
             let path = [&prefix[..], &section.name(&dentry)?].concat();
-            let child = section.inode(dentry.ino)?.ok_or_else(|| damaged("an inode that is not there"))?;
+            let child = section.follow(&dentry)?;
             if let Ok(Some(mark)) = layer::mark(&path) {
                 out.push(mark);
                 continue;

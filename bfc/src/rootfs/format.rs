@@ -19,30 +19,40 @@ pub const INODE_LEN: usize = 64;
 /// Length of a dentry record.
 pub const DENTRY_LEN: usize = 16;
 /// Length of a content record.
-pub const CONTENT_LEN: usize = 64;
+pub const CONTENT_LEN: usize = 80;
 /// Length of a frame record.
-pub const FRAME_LEN: usize = 32;
+pub const FRAME_LEN: usize = 48;
 /// Length of a layer record.
 pub const LAYER_LEN: usize = 128;
 /// Length of an entry of the list of dentries that lead to extended attributes.
 pub const XATTR_DENTRY_LEN: usize = 8;
 /// Longest such list, entries. It is for images where few inodes have attributes.
 pub const MAX_XATTR_DENTRIES: usize = 1024;
-/// Length of a truncated BLAKE3, of chunks and frames.
-pub const HASH_LEN: usize = 16;
+/// Length of a BLAKE3, of chunks and frames.
+pub const HASH_LEN: usize = 32;
+/// Every region begins at a multiple of this in the section.
+pub const REGION_ALIGN: usize = 128;
 
-/// Incompatible feature bits that this version knows: none yet.
-pub const INCOMPAT_KNOWN: u64 = 0;
+/// `incompat` bit: digests are whole, and the records that hold them as long as here.
+pub const INCOMPAT_DIGEST_32: u64 = 1;
+/// `incompat` bit: a dentry says which directory it is of, and a directory which dentry is its name.
+pub const INCOMPAT_ONE_NAME: u64 = 1 << 1;
+/// `incompat` bit: the file's header has the committed length.
+pub const INCOMPAT_COMMITTED: u64 = 1 << 2;
+/// Incompatible feature bits of version 1.0: an image without one of them is of before, one with another of later.
+pub const INCOMPAT_1_0: u64 = INCOMPAT_DIGEST_32 | INCOMPAT_ONE_NAME | INCOMPAT_COMMITTED;
+/// `compat` bit: every zstd frame ends in its content checksum.
+pub const COMPAT_ZSTD_CHECKSUM: u64 = 1;
 
 /// Inode number of the root.
 pub const ROOT: u32 = 1;
 
-/// A truncated BLAKE3.
+/// A BLAKE3.
 pub type Hash = [u8; HASH_LEN];
 
-/// The truncated BLAKE3 of `bytes`.
+/// The BLAKE3 of `bytes`.
 pub fn hash(bytes: &[u8]) -> Hash {
-    array_at(blake3::hash(bytes).as_bytes(), 0)
+    *blake3::hash(bytes).as_bytes()
 }
 
 /// Where the section is, and the digest that everything in it hangs from.
@@ -130,7 +140,7 @@ pub struct SectionHeader {
     pub layers: Region,
     /// Layer skeletons and documents.
     pub blobs: Region,
-    /// Truncated BLAKE3 of every chunk, header and this table left out.
+    /// BLAKE3 of every chunk, header and this table left out.
     pub chunks: Region,
     /// OCI image configuration, JSON, in `blobs`; empty when there is none.
     pub config: Region,
@@ -165,7 +175,7 @@ impl SectionHeader {
     /// The header in the bytes. Every region has been found to lie inside the section, and to hold whole records.
     ///
     /// # Errors
-    /// [`Error::Section`], and [`Error::Unsupported`] for an unknown incompatible feature.
+    /// [`Error::Section`], [`Error::Outdated`] for what was made before version 1.0, and [`Error::Unsupported`] for an unknown incompatible feature.
     pub fn parse(b: &[u8; SECTION_HEADER_LEN]) -> Result<Self> {
         let damaged = |offset, reason| Err(Error::Section { offset, reason });
         if b[..8] != SECTION_MAGIC {
@@ -193,7 +203,10 @@ impl SectionHeader {
             key_check: array_at(b, 224),
             table_hash: array_at(b, 256),
         };
-        let unknown = header.incompat & !INCOMPAT_KNOWN;
+        if header.incompat & INCOMPAT_1_0 != INCOMPAT_1_0 {
+            return Err(Error::Outdated);
+        }
+        let unknown = header.incompat & !INCOMPAT_1_0;
         if unknown != 0 {
             return Err(Error::Unsupported(format!("incompatible features {unknown:#x} of the rootfs section")));
         }
@@ -214,12 +227,15 @@ impl SectionHeader {
             (header.chunks, HASH_LEN),
         ];
         for (region, len) in records {
-            if region.offset % len as u64 != 0 || region.size % len as u64 != 0 {
+            if region.offset % REGION_ALIGN as u64 != 0 || region.size % len as u64 != 0 {
                 return damaged(40, "a region of records that is not aligned");
             }
         }
         if header.inodes.size == 0 || header.inodes.size / INODE_LEN as u64 > u64::from(u32::MAX) {
             return damaged(40, "no inodes, or too many");
+        }
+        if header.dentries.size / DENTRY_LEN as u64 > u64::from(u32::MAX) {
+            return damaged(56, "too many dentries");
         }
         if header.chunks.size / HASH_LEN as u64 != header.chunks.offset.div_ceil(1 << header.chunk_log2)
             || header.chunks.offset + header.chunks.size != header.size
@@ -249,9 +265,11 @@ impl SectionHeader {
     }
 }
 
-/// An inode record. Its number is its place among the records, plus one.
+/// An inode record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Inode {
+    /// Its number: its place among the records, plus one. Not in the record: who reads it sets this.
+    pub ino: u32,
     /// Type and permission bits, as in `st_mode`.
     pub mode: u32,
     /// Link count, as in `st_nlink`.
@@ -272,12 +290,15 @@ pub struct Inode {
     pub data: u64,
     /// Directory: inode number of the parent (the root's is the root).
     pub parent: u32,
+    /// Directory: number of the dentry that is its one name (the root's is 0).
+    pub dentry: u32,
 }
 
 impl Inode {
     /// The fields of the bytes.
     pub fn parse(b: &[u8; INODE_LEN]) -> Self {
         Self {
+            ino: 0,
             mode: u32_at(b, 0),
             nlink: u32_at(b, 4),
             uid: u32_at(b, 8),
@@ -288,6 +309,7 @@ impl Inode {
             size: u64_at(b, 32),
             data: u64_at(b, 40),
             parent: u32_at(b, 48),
+            dentry: u32_at(b, 52),
         }
     }
 
@@ -304,6 +326,7 @@ impl Inode {
         b[32..40].copy_from_slice(&self.size.to_le_bytes());
         b[40..48].copy_from_slice(&self.data.to_le_bytes());
         b[48..52].copy_from_slice(&self.parent.to_le_bytes());
+        b[52..56].copy_from_slice(&self.dentry.to_le_bytes());
         b
     }
 
@@ -322,6 +345,8 @@ impl Inode {
 /// A dentry record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dentry {
+    /// Its number: its place among the records, from 0. Not in the record: who reads it sets this.
+    pub number: u32,
     /// Inode number.
     pub ino: u32,
     /// Offset of the name in `names`.
@@ -330,12 +355,14 @@ pub struct Dentry {
     pub name_len: u16,
     /// File type: bits 12..16 of the mode.
     pub kind: u8,
+    /// Inode number of the directory that it is an entry of.
+    pub dir: u32,
 }
 
 impl Dentry {
     /// The fields of the bytes.
     pub fn parse(b: &[u8; DENTRY_LEN]) -> Self {
-        Self { ino: u32_at(b, 0), name: u32_at(b, 4), name_len: u16_at(b, 8), kind: b[10] }
+        Self { number: 0, ino: u32_at(b, 0), name: u32_at(b, 4), name_len: u16_at(b, 8), kind: b[10], dir: u32_at(b, 12) }
     }
 
     /// The bytes.
@@ -345,6 +372,7 @@ impl Dentry {
         b[4..8].copy_from_slice(&self.name.to_le_bytes());
         b[8..10].copy_from_slice(&self.name_len.to_le_bytes());
         b[10] = self.kind;
+        b[12..16].copy_from_slice(&self.dir.to_le_bytes());
         b
     }
 }
@@ -386,7 +414,7 @@ pub struct Content {
     pub path: u32,
     /// Length of that path.
     pub path_len: u32,
-    /// Truncated BLAKE3 of the stored bytes, when the content is one piece.
+    /// BLAKE3 of the stored bytes, when the content is one piece.
     pub hash: Hash,
 }
 
@@ -433,7 +461,7 @@ impl Content {
         b[36..40].copy_from_slice(&self.frames.to_le_bytes());
         b[40..44].copy_from_slice(&self.path.to_le_bytes());
         b[44..48].copy_from_slice(&self.path_len.to_le_bytes());
-        b[48..64].copy_from_slice(&self.hash);
+        b[48..80].copy_from_slice(&self.hash);
         b
     }
 }
@@ -447,7 +475,7 @@ pub struct Frame {
     pub stored: u32,
     /// CRC of the original bytes, in the file's flavour.
     pub crc: u32,
-    /// Truncated BLAKE3 of the stored bytes.
+    /// BLAKE3 of the stored bytes.
     pub hash: Hash,
 }
 
@@ -463,7 +491,7 @@ impl Frame {
         b[0..8].copy_from_slice(&self.offset.to_le_bytes());
         b[8..12].copy_from_slice(&self.stored.to_le_bytes());
         b[12..16].copy_from_slice(&self.crc.to_le_bytes());
-        b[16..32].copy_from_slice(&self.hash);
+        b[16..48].copy_from_slice(&self.hash);
         b
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::format::{
     CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Locator, MAX_XATTR_DENTRIES,
-    Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
+    ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use crate::error::{Error, Result};
 use crate::format::{S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
@@ -163,7 +163,7 @@ impl Section {
         ((self.header.inodes.size / INODE_LEN as u64) as u32)
     }
 
-    /// The inode with this number, `None` when there is none.
+    /// The inode with this number, `None` when there is none. A directory's parent has a smaller number, so who follows parents ends at the root.
     ///
     /// # Errors
     /// [`Error::Section`], [`Error::Read`], as for all that follow.
@@ -172,16 +172,48 @@ impl Section {
             return Ok(None);
         }
         let b: [u8; INODE_LEN] = self.record(self.header.inodes, u64::from(ino) - 1)?;
-        Ok(Some(Inode::parse(&b)))
+        let inode = Inode { ino, ..Inode::parse(&b) };
+        let (is_root, offset) = (ino == ROOT, self.header.inodes.offset + (u64::from(ino) - 1) * INODE_LEN as u64);
+        if is_root && (!inode.is_dir() || inode.parent != ROOT) {
+            return Err(Error::Section { offset, reason: "a root that is not the directory above all" });
+        }
+        if inode.is_dir() && !is_root && !(ROOT..ino).contains(&inode.parent) {
+            return Err(Error::Section { offset, reason: "a directory that does not come behind its parent" });
+        }
+        Ok(Some(inode))
     }
 
-    /// Number `index` of a directory's dentries, which are sorted by name; `None` behind the last.
+    /// Number `index` of a directory's dentries, which are sorted by name; `None` behind the last. It says itself that it is this directory's: so no
+    /// two directories share one.
     pub fn dentry(&self, dir: &Inode, index: u64) -> Result<Option<Dentry>> {
         if !dir.is_dir() || index >= dir.size {
             return Ok(None);
         }
-        let b: [u8; DENTRY_LEN] = self.record(self.header.dentries, dir.data.saturating_add(index))?;
-        Ok(Some(Dentry::parse(&b)))
+        let number = dir.data.saturating_add(index);
+        let b: [u8; DENTRY_LEN] = self.record(self.header.dentries, number)?;
+        #[allow(clippy::cast_possible_truncation)] // there are less than 2^32
+        let dentry = Dentry { number: number as u32, ..Dentry::parse(&b) };
+        if dentry.dir != dir.ino {
+            return Err(self.dentry_error(&dentry, "a dentry of another directory"));
+        }
+        Ok(Some(dentry))
+    }
+
+    /// The inode that a dentry leads to. A directory has this name only, and comes behind the one that it is in: so a walk along dentries
+    /// ends, and comes to each of them once.
+    pub fn follow(&self, dentry: &Dentry) -> Result<Inode> {
+        let Some(inode) = self.inode(dentry.ino)? else { return Err(self.dentry_error(dentry, "a dentry of no inode")) };
+        if (inode.mode & S_IFMT) >> 12 != u32::from(dentry.kind) {
+            return Err(self.dentry_error(dentry, "a dentry does not fit its inode"));
+        }
+        if inode.is_dir() && (inode.ino == ROOT || inode.parent != dentry.dir || inode.dentry != dentry.number) {
+            return Err(self.dentry_error(dentry, "a directory with two names"));
+        }
+        Ok(inode)
+    }
+
+    fn dentry_error(&self, dentry: &Dentry, reason: &'static str) -> Error {
+        Error::Section { offset: self.header.dentries.offset + u64::from(dentry.number) * DENTRY_LEN as u64, reason }
     }
 
     /// A dentry's name.
