@@ -296,6 +296,9 @@ fn serve_hint(error: &serve::Error) -> Option<String> {
         serve::Error::Failed(failure) => return failure.hint.clone(),
         serve::Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
         serve::Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
+        serve::Error::NoResend => {
+            "leave the mount with the program that it has, or unmount the image when nobody uses it, and mount it again"
+        }
         serve::Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
         serve::Error::Foreign { .. } => "umount(8) unmounts it",
         serve::Error::Io { doing: "opening", path, .. } if path == Path::new("/dev/fuse") => {

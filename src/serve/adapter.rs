@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bfc::rootfs::format::Inode;
@@ -66,6 +66,7 @@ pub(super) struct Adapter {
     surplus: Surplus,
     metrics: Arc<Metrics>,
     logged: Mutex<HashSet<(u32, u64)>>,
+    resends: Arc<OnceLock<bool>>,
 }
 
 /// Why a request is not answered with what was asked for.
@@ -91,8 +92,9 @@ impl From<Errno> for Refusal {
 type Answer<T> = Result<T, Refusal>;
 
 impl Adapter {
-    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus, metrics: Arc<Metrics>) -> Self {
-        Self { rootfs, surplus, metrics, logged: Mutex::default() }
+    /// `resends` will tell whether the kernel can send requests again.
+    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus, metrics: Arc<Metrics>, resends: Arc<OnceLock<bool>>) -> Self {
+        Self { rootfs, surplus, metrics, logged: Mutex::default(), resends }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
@@ -195,6 +197,7 @@ impl Filesystem for Adapter {
                 tracing::debug!(?flag, "the kernel does not have this feature");
             }
         }
+        let _ = self.resends.set(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND));
         // The number of pages of a read follows from this.
         let _ = config.set_max_write(MAX_READ);
         let _ = config.set_max_background(64);

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
-use rustix::process::DumpableBehavior;
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
+use serde::{Deserialize, Serialize};
 
 /// How much more the worker is to the out-of-memory killer's taste than its keeper.
 const OOM_DISTANCE: i32 = 100;
@@ -78,6 +78,52 @@ const CALLS: [libc::c_long; 53] = [
     libc::SYS_getcpu,
 ];
 
+/// How far landlock keeps a process from files, the network and other processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Landlock {
+    /// Not at all: the kernel does not have it, or it is not enabled (`lsm=` of the kernel's command line).
+    None,
+    /// From all that this kernel's version of it knows.
+    Partial,
+    /// From all that is asked for.
+    Full,
+}
+
+/// By which means a worker is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// It has no capabilities, and no program that it could run would.
+    pub no_capabilities: bool,
+    /// A set-user-id program that it could run would give it nothing.
+    pub no_new_privs: bool,
+    /// It can open, make and connect to nothing.
+    pub landlock: Landlock,
+    /// It can make only the system calls that serving needs.
+    pub seccomp: bool,
+}
+
+impl Confinement {
+    /// What is missing, in a person's words; empty when nothing is.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let landlock = match self.landlock {
+            Landlock::None => {
+                Some("landlock is missing: files, network and other processes are out of a worker's reach only by its system calls")
+            }
+            Landlock::Partial => {
+                Some("landlock is older than its version 6: not all of network and other processes is kept from a worker by it")
+            }
+            Landlock::Full => None,
+        };
+        let others = [
+            (self.no_capabilities, "capabilities could not be dropped"),
+            (self.no_new_privs, "no_new_privs could not be set"),
+            (self.seccomp, "seccomp filters are missing: a worker can make any system call"),
+        ];
+        landlock.into_iter().chain(others.into_iter().filter(|(has, _)| !has).map(|(_, text)| text)).collect()
+    }
+}
+
 /// Why a means of confinement could not be used.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -94,14 +140,32 @@ enum Error {
 }
 
 /// Confines this thread and all that it starts. Descriptors that are open stay open.
-pub fn confine() {
+pub fn confine() -> Confinement {
     prefer_for_oom();
-    // Keys are in memory. And a dump would wait for threads which wait for this process to be replaced.
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    for result in [drop_capabilities(), no_new_privileges(), restrict_files(), filter_system_calls()] {
-        if let Err(error) = result {
-            tracing::warn!("the worker is less confined than it could be: {}", super::chain(&error));
-        }
+    let confinement = restrict_thread();
+    for missing in confinement.missing() {
+        tracing::warn!("the worker is less confined than it could be: {missing}");
+    }
+    confinement
+}
+
+/// How a worker would be confined on this host: a thread of this process tries it, and ends.
+pub fn probe() -> Option<Confinement> {
+    std::thread::Builder::new().spawn(restrict_thread).ok()?.join().ok()
+}
+
+/// All that holds for a thread and what it starts.
+fn restrict_thread() -> Confinement {
+    let told = |result: Result<(), Error>| result.inspect_err(|error| tracing::debug!("{}", super::chain(error))).is_ok();
+    Confinement {
+        no_capabilities: told(drop_capabilities()),
+        no_new_privs: told(no_new_privileges()),
+        landlock: restrict_files().unwrap_or_else(|error| {
+            tracing::debug!("{}", super::chain(&error));
+            Landlock::None
+        }),
+        // The last: it takes away what the others need.
+        seccomp: told(filter_system_calls()),
     }
 }
 
@@ -129,15 +193,20 @@ fn no_new_privileges() -> Result<(), Error> {
 }
 
 /// A rule set without a rule: nothing can be opened, made, removed, or connected to.
-fn restrict_files() -> Result<(), Error> {
+fn restrict_files() -> Result<Landlock, Error> {
     let abi = ABI::V6;
-    Ruleset::default()
+    let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?
         .create()?
         .restrict_self()?;
-    Ok(())
+    // What a kernel does not have is left out without an error.
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::None,
+    })
 }
 
 /// Everything else is answered with "no such system call".

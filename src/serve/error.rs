@@ -87,6 +87,9 @@ pub enum Error {
         /// Its version.
         version: String,
     },
+    /// No other worker can take over what the first one serves.
+    #[error("Linux before 6.9 does not let another process take over a mount")]
+    NoResend,
     /// Our file system is mounted there already.
     #[error("{} has {} mounted on it already", path.display(), image.display())]
     Mounted {

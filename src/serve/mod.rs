@@ -21,6 +21,7 @@ pub mod overview;
 pub mod protocol;
 mod resume;
 pub mod rundir;
+mod secrets;
 pub mod shared;
 pub mod stats;
 mod surplus;

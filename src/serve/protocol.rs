@@ -7,12 +7,13 @@ use bfc::Key;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::confine::Confinement;
 use super::keeper::Place;
 use super::stats::Stats;
 use crate::fs;
 
 /// Changed when a keeper could not go on with what another version hands over.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub(super) struct Handover {
     pub(super) restarts: u64,
     /// How often the program was replaced.
     pub(super) upgrades: u64,
+    /// Whether the kernel lets another worker take over.
+    pub(super) replaceable: bool,
 }
 
 /// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
@@ -144,6 +147,15 @@ pub struct Status {
     pub restarts: u64,
     /// Why there is no worker any more.
     pub failed: Option<String>,
+    /// Since when the worker has not answered its keeper or a request, seconds since 1970; `None` while it answers.
+    #[serde(default)]
+    pub not_answering_since: Option<u64>,
+    /// Whether the kernel lets another worker take the place of one that ends: Linux does from 6.9 on.
+    #[serde(default)]
+    pub replaceable: bool,
+    /// How the worker is confined; `None` when there is none.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
 }
 
 /// The keeper's requests to its worker.
@@ -176,6 +188,10 @@ pub(super) enum WorkerReply {
     Serving {
         /// Number of a thread that ends as soon as the worker does.
         sentinel: i32,
+        /// Whether the kernel said that it can send requests again; `None` when it was not asked, because another worker was before.
+        resends: Option<bool>,
+        /// What keeps the worker from doing more than serving.
+        confinement: Confinement,
     },
     /// What was counted.
     Stats(Stats),

@@ -18,13 +18,16 @@ const TRIES: u32 = 5;
 /// Has the keeper of a mount go on as this program. Its users wait for a moment, and see no error.
 ///
 /// # Errors
-/// [`Error::Upgrade`] when it cannot, [`Error::Timeout`] when it does not.
+/// [`Error::NoResend`] when the kernel cannot, [`Error::Upgrade`] when the keeper cannot; nothing is done then.  [`Error::Timeout`] when it does not.
 pub fn upgrade(mounted: &Mounted) -> Result<()> {
     let before = &mounted.status;
     let refused =
         || Error::Upgrade { image: PathBuf::from(before.images.last().cloned().unwrap_or_default()), version: before.version.clone() };
     if before.protocol != VERSION || before.failed.is_some() {
         return Err(refused());
+    }
+    if !before.replaceable {
+        return Err(Error::NoResend);
     }
     let own = Path::new("/proc/self/exe");
     let program = File::open(own).map_err(Error::io("opening", own))?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bfc::Secret;
@@ -13,10 +13,11 @@ use nix::sys::signal::SigSet;
 
 use super::adapter::Adapter;
 use super::channel::Channel;
+use super::confine::Confinement;
 use super::error::{Error, Result};
 use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
-use super::{confine, resume, surplus};
+use super::{confine, resume, secrets, surplus};
 use crate::fs::{self, Options, Rootfs, Source, Spool};
 
 /// How long the keeper may take to make a file.
@@ -29,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
-    confine::confine();
+    secrets::forbid_dumps();
+    let confinement = confine::confine();
     // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the keeper decides.
     let _ = SigSet::all().thread_block();
     let Some((WorkerRequest::Open { images, options, threads }, files)) = control.receive()? else {
@@ -49,15 +51,18 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let rootfs = Arc::new(rootfs);
     let metrics = Arc::new(Metrics::new());
     let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone());
-    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone());
+    let resends = Arc::new(OnceLock::new());
+    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), resends.clone());
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {
         Session::from_fd(adapter, fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?
     };
+    // What is said when the handshake is played is not the kernel's word.
+    let resends = resends.get().copied().filter(|_| !resume);
     let notifier = session.notifier();
     start_thread("push", move || pusher.run(&notifier))?;
-    start_thread("control", move || tell(&control, &metrics, &rootfs))?;
+    start_thread("control", move || tell(&control, resends, confinement, &metrics, &rootfs))?;
     session.run().map_err(Error::system("serving"))
 }
 
@@ -67,8 +72,9 @@ fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
 
 /// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that this thread does is wait, so it ends as soon
 /// as the process is killed: the keeper watches it.
-fn tell(control: &Channel, metrics: &Metrics, rootfs: &Rootfs) {
-    let mut told = control.send(&WorkerReply::Serving { sentinel: rustix::thread::gettid().as_raw_nonzero().get() }, &[]);
+fn tell(control: &Channel, resends: Option<bool>, confinement: Confinement, metrics: &Metrics, rootfs: &Rootfs) {
+    let sentinel = rustix::thread::gettid().as_raw_nonzero().get();
+    let mut told = control.send(&WorkerReply::Serving { sentinel, resends, confinement }, &[]);
     while told.is_ok() {
         let Ok(Some((WorkerRequest::Stats, _))) = control.receive() else { break };
         told = control.send(&WorkerReply::Stats(metrics.snapshot(rootfs.cache_counts())), &[]);

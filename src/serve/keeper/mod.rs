@@ -26,7 +26,7 @@ use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
 use super::protocol::{self, Failure, KeeperReply, KeeperRequest, KeeperStart, MountRequest, Status};
-use super::{mountinfo, namespace, resume, rundir};
+use super::{mountinfo, namespace, resume, rundir, secrets};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ const SELF: &str = "/proc/self/exe";
 pub fn start(request: &MountRequest, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<()> {
     let (control, stdin) = Channel::pair("keeper")?;
     let (stderr, style) = log::open(log_file)?;
-    let mut keeper = Command::new(SELF)
+    let mut keeper = secrets::clear_environment(&mut Command::new(SELF))
         .arg0("lxcri-fs")
         .args(["keeper", "--log-style", style.name()])
         .stdin(stdin)
@@ -77,6 +77,7 @@ pub fn start(request: &MountRequest, images: &[BorrowedFd<'_>], log_file: Option
 /// When the file system could not be mounted, or ended otherwise than by being unmounted.
 pub fn main(style: Style) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-keeper");
+    secrets::forbid_dumps();
     let control = Channel::from_stdin("command")?;
     // Out of the caller's session, and away from a directory that it may want to unmount or remove.
     let _ = rustix::process::setsid();
@@ -154,6 +155,8 @@ struct Keeper {
     since: SystemTime,
     /// How often the program was replaced.
     upgrades: u64,
+    /// Whether the kernel lets another worker take over.
+    replaceable: bool,
     /// When to look whether the mount still has users, if not before.
     look: Option<Instant>,
 }
@@ -169,7 +172,7 @@ impl Keeper {
         let undo = || {
             let _ = mount::unmount(mountpoint, Unmount { lazy: true, force: true });
         };
-        worker.serve(&fuse, false, LIMIT).inspect_err(|_| undo())?;
+        let resends = worker.serve(&fuse, false, LIMIT).inspect_err(|_| undo())?;
         // The kernel limits it while it shakes hands, so it is raised afterwards.
         let settled = mountinfo::at(mountpoint).and_then(|mounted| {
             let mounted = mounted.filter(mountinfo::MountInfo::is_ours).ok_or(Error::Gone { peer: "worker" })?;
@@ -178,7 +181,8 @@ impl Keeper {
         });
         let (place, control) = settled.inspect_err(|_| undo())?;
         tracing::info!(image = %source_of(&request).display(), mountpoint = %mountpoint.display(), "mounted");
-        Self::assemble(request, images, style, place, fuse, Service::Worker(worker), control).inspect_err(|_| undo())
+        Self::assemble(request, images, style, place, fuse, Service::Worker(worker), control, resends.unwrap_or_default())
+            .inspect_err(|_| undo())
     }
 
     fn assemble(
@@ -189,6 +193,7 @@ impl Keeper {
         fuse: OwnedFd,
         service: Service,
         control: Option<Listener>,
+        replaceable: bool,
     ) -> Result<Self> {
         let mounts = Path::new("/proc/self/mountinfo");
         Ok(Self {
@@ -205,6 +210,7 @@ impl Keeper {
             control,
             since: SystemTime::now(),
             upgrades: 0,
+            replaceable,
             look: None,
         })
     }
@@ -348,6 +354,9 @@ impl Keeper {
             }
             (KeeperRequest::Upgrade, _) => {
                 let program = fds.first().ok_or(Error::Gone { peer: "command" })?;
+                if !self.replaceable {
+                    return channel.send(&KeeperReply::Failed(failure_of(&Error::NoResend)), &[]);
+                }
                 channel.send(&KeeperReply::Upgrading, &[])?;
                 self.upgrade(program)
             }
@@ -371,6 +380,9 @@ impl Keeper {
             since: self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             restarts: self.restarts.total,
             failed: if let Service::Failed(why) = &self.service { Some(why.clone()) } else { None },
+            not_answering_since: None,
+            replaceable: self.replaceable,
+            confinement: if let Service::Worker(worker) = &self.service { worker.confinement() } else { None },
         }
     }
 

@@ -11,9 +11,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::channel::Channel;
+use super::super::confine::Confinement;
 use super::super::error::{Error, Result, chain};
 use super::super::log::Style;
 use super::super::protocol::{MountRequest, TemporaryFile, WorkerReply, WorkerRequest};
+use super::super::secrets;
 use super::super::stats::Stats;
 use super::SELF;
 use super::restarts::End;
@@ -38,13 +40,15 @@ pub(super) struct Worker {
     /// Of a thread that only waits, and so ends at once with the process. Another thread may stay until a page is unlocked by the answer to a
     /// read, and that comes from the next worker.
     sentinel: Option<OwnedFd>,
+    /// How it is confined.
+    confinement: Option<Confinement>,
 }
 
 impl Worker {
     /// Starts a worker, which does nothing yet.
     pub(super) fn start(style: Style) -> Result<Self> {
         let (control, stdin) = Channel::pair("worker")?;
-        let process = Command::new(SELF)
+        let process = secrets::clear_environment(&mut Command::new(SELF))
             .arg0("lxcri-fs")
             .args(["worker", "--log-style", style.name()])
             .stdin(stdin)
@@ -57,7 +61,7 @@ impl Worker {
         let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let pidfd = pidfd.map_err(Error::system("watching the worker"))?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
-        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, sentinel: None })
+        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, sentinel: None, confinement: None })
     }
 
     /// Has the worker open the images.
@@ -68,14 +72,21 @@ impl Worker {
         self.ask(&open, &files, limit).map(drop)
     }
 
-    /// Has the worker answer the requests of a connection.
-    pub(super) fn serve(&mut self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<()> {
-        let WorkerReply::Serving { sentinel } = self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit)? else {
+    /// Has the worker answer the requests of a connection. What it says of the kernel: whether it can send requests again.
+    pub(super) fn serve(&mut self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<Option<bool>> {
+        let WorkerReply::Serving { sentinel, resends, confinement } = self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit)?
+        else {
             return Err(Error::Gone { peer: "worker" });
         };
         // Kernels that cannot watch a thread cannot have requests answered by another worker either.
         self.sentinel = Pid::from_raw(sentinel).and_then(|thread| pidfd_open(thread, THREAD).ok());
-        Ok(())
+        self.confinement = Some(confinement);
+        Ok(resends)
+    }
+
+    /// How the worker is confined, once it serves.
+    pub(super) fn confinement(&self) -> Option<Confinement> {
+        self.confinement
     }
 
     /// Sends a request, and waits for its answer.

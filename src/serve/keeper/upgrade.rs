@@ -17,6 +17,9 @@ const ENDING: Duration = Duration::from_secs(1);
 impl Keeper {
     /// Replaces this program by `program`. Comes back only when that fails; then this one goes on.
     pub(super) fn upgrade(&mut self, program: &OwnedFd) -> Result<()> {
+        if !self.replaceable {
+            return Err(Error::NoResend);
+        }
         let handover = Handover {
             request: self.request.clone(),
             place: self.place.clone(),
@@ -24,6 +27,7 @@ impl Keeper {
             since: self.since,
             restarts: self.restarts.total,
             upgrades: self.upgrades + 1,
+            replaceable: self.replaceable,
         };
         // What is sent waits in the socket, descriptors too, until the new program reads it.
         let (ours, stdin) = Channel::to_pass("keeper")?;
@@ -66,12 +70,12 @@ impl Keeper {
 
     /// The keeper that another version was.
     pub(super) fn resume(handover: Handover, fds: Vec<OwnedFd>, style: super::Style) -> Result<Self> {
-        let Handover { request, place, control, since, restarts, upgrades } = handover;
+        let Handover { request, place, control, since, restarts, upgrades, replaceable } = handover;
         let mut fds = fds.into_iter();
         let fuse = fds.next().ok_or(Error::Gone { peer: "keeper" })?;
         let control = if control { fds.next().map(Into::into) } else { None };
         let service = Service::Restart(Instant::now());
-        let mut keeper = Self::assemble(request, fds.collect(), style, place, fuse, service, control)?;
+        let mut keeper = Self::assemble(request, fds.collect(), style, place, fuse, service, control, replaceable)?;
         (keeper.since, keeper.restarts.total, keeper.upgrades) = (since, restarts, upgrades);
         Ok(keeper)
     }
