@@ -301,6 +301,10 @@ fn serve_hint(error: &serve::Error) -> Option<String> {
         }
         serve::Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
         serve::Error::Foreign { .. } => "umount(8) unmounts it",
+        serve::Error::Untrusted { .. } => "name the directory that is meant, without symlinks (`readlink -f` shows where they lead)",
+        serve::Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {
+            return Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()));
+        }
         serve::Error::Io { doing: "opening", path, .. } if path == Path::new("/dev/fuse") => {
             "is the fuse module loaded? try `modprobe fuse`"
         }

@@ -16,8 +16,9 @@ use super::store::StoreArgs;
 use crate::fs::Options;
 use crate::runtime;
 use crate::serve::idmap::IdMap;
+use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
-use crate::serve::{self, keeper, log, mountinfo, shared, worker};
+use crate::serve::{self, keeper, log, shared, worker};
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Request, Upper};
 
@@ -95,7 +96,8 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
         exit: Exit::Usage,
     };
     let dir = args.paths.pop().filter(|_| !args.paths.is_empty()).ok_or_else(missing)?;
-    let mountpoint = mountpoint(&dir)?;
+    let mountpoint = MountPoint::open(&dir)?;
+    mountpoint.check_free()?;
     let mut files = Vec::new();
     for image in &mut args.paths {
         let (path, file) = args.store.open_image(image)?;
@@ -116,7 +118,7 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     }
 }
 
-fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File], secret: Option<&Secret>) -> Result<(), Error> {
+fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[File], secret: Option<&Secret>) -> Result<(), Error> {
     let mut images = Vec::new();
     for (path, file) in args.paths.iter().zip(files) {
         let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
@@ -147,17 +149,17 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &Path, files: &[File],
     if !args.foreground && (shared::is_possible() || upper.is_some() || idmap.is_some()) {
         let request = Request { images, files, options, threads, idmap, flags, log_file };
         let mounted = match upper {
-            Some(upper) => upper::mount_under(&request, || Ok((upper, ())), args.read_only, mountpoint),
+            Some(upper) => upper::mount_under(&request, || Ok((upper, mountpoint.clone(), ())), args.read_only),
             None => upper::mount(&request, mountpoint),
         };
         return Ok(mounted?);
     }
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-    let request = MountRequest { images, options, mountpoint: mountpoint.as_os_str().to_owned(), shared: None, flags, threads };
+    let request = MountRequest { images, options, mountpoint: mountpoint.path().as_os_str().to_owned(), shared: None, flags, threads };
     if args.foreground {
         log::init(log::Style::Plain);
         let owned = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<_>>>();
-        let owned = owned.map_err(Error::io("keeping", mountpoint))?;
+        let owned = owned.map_err(Error::io("keeping", mountpoint.path()))?;
         return Ok(keeper::run(request, owned, || ())?);
     }
     Ok(keeper::start(&request, &fds, log_file)?)
@@ -188,17 +190,4 @@ fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
             exit: Exit::Usage,
         }),
     }
-}
-
-/// The directory to mount on, absolute and without symlinks.
-fn mountpoint(path: &Path) -> Result<PathBuf, Error> {
-    let failed = "finding the directory";
-    let absolute = path.canonicalize().map_err(Error::io(failed, path))?;
-    if let Some(mounted) = mountinfo::at(&absolute)?.filter(|m| m.is_ours()) {
-        return Err(serve::Error::Mounted { path: absolute, image: mounted.source }.into());
-    }
-    if !absolute.is_dir() {
-        return Err(Error::io(failed, path)(std::io::ErrorKind::NotADirectory.into()));
-    }
-    Ok(absolute)
 }

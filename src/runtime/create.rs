@@ -16,6 +16,7 @@ use super::record::{ImageRecord, Place, Record, Runtime, State};
 use super::{bundle, files, lxc};
 use crate::fs::Rootfs;
 use crate::serve::idmap::IdMap;
+use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Store};
 
@@ -113,7 +114,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         begun = Some(dir.clone());
         let config = configuration(&request, &image, &process, &record, &dir)?;
         make(&record, &dir, &config)?;
-        Ok((Writable::of(&record, &dir).upper()?, dir))
+        Ok((Writable::of(&record, &dir).upper()?, MountPoint::open(&root)?, dir))
     };
     let mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
     let made = mounted.and_then(|dir| {

@@ -5,7 +5,7 @@ use super::error::{Error, Result};
 use super::mount;
 use super::record::{Place, Record, State};
 use crate::serve::users::{self, Used, User};
-use crate::serve::{self, mountinfo};
+use crate::serve::{self, mountpoint};
 use crate::store::{self, Store};
 
 /// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in the store. Where it wrote elsewhere is returned: that stays.
@@ -48,7 +48,7 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
 /// # Errors
 /// [`Error::Serve`].
 pub fn users(record: &Record) -> Result<Vec<User>> {
-    let Some(mounted) = mountinfo::at(&record.runtime.root())?.filter(|m| m.is_ours()) else { return Ok(Vec::new()) };
+    let Some(mounted) = mountpoint::mounted_at(&record.runtime.root())?.filter(|m| m.is_ours()) else { return Ok(Vec::new()) };
     Ok(users::of(Used::Device(mounted.dev), &[std::process::id()]))
 }
 

@@ -15,9 +15,10 @@ use super::record::{ImageRecord, Place, Record, Runtime, State};
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
 use crate::serve::mount::Unmount;
+use crate::serve::mountpoint::{self, MountPoint};
 use crate::serve::protocol::{self, ImageKey, MountFlags};
 use crate::serve::unmount::{Unmounted, unmount};
-use crate::serve::{self, mountinfo, worker};
+use crate::serve::{self, worker};
 use crate::store::Store;
 use crate::upper::{self, Upper};
 
@@ -128,7 +129,12 @@ impl Mount {
 ///
 /// # Errors
 /// [`Error::Upper`], and those of `prepare`; nothing is mounted then.
-pub fn mount<T>(record: &Record, file: &File, key: Option<ImageKey>, prepare: impl FnOnce() -> Result<(Upper, T)>) -> Result<T> {
+pub fn mount<T>(
+    record: &Record,
+    file: &File,
+    key: Option<ImageKey>,
+    prepare: impl FnOnce() -> Result<(Upper, MountPoint, T)>,
+) -> Result<T> {
     let request = upper::Request {
         images: vec![protocol::Image { path: record.image.path.clone().into_os_string(), key }],
         files: std::slice::from_ref(file),
@@ -138,7 +144,7 @@ pub fn mount<T>(record: &Record, file: &File, key: Option<ImageKey>, prepare: im
         flags: MountFlags::of_user(rustix::process::geteuid().is_root()),
         log_file: None,
     };
-    upper::mount_under(&request, prepare, false, &record.runtime.root())
+    upper::mount_under(&request, prepare, false)
 }
 
 /// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.
@@ -165,7 +171,7 @@ pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
 /// # Errors
 /// [`serve::Error::Foreign`] when it is another's.
 pub fn is_mounted(root: &Path) -> Result<bool> {
-    match mountinfo::at(root)? {
+    match mountpoint::mounted_at(root)? {
         None => Ok(false),
         Some(mounted) if mounted.is_ours() => Ok(true),
         Some(mounted) => Err(serve::Error::Foreign { path: root.to_owned(), fs_type: mounted.fs_type }.into()),

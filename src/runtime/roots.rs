@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Error, Result};
 use super::mount::{self, is_mounted};
 use crate::serve::users::{self, Used};
-use crate::serve::{self, mountinfo};
+use crate::serve::{self, mountpoint};
 
 /// Where they are. A user namespace's root has to come through, so it is not with what only we may see.
 const ROOTS: &str = "/run/lxcri-fs-rootfs";
@@ -57,7 +57,7 @@ pub fn release(root: &Path) -> Result<()> {
     if !is_mounted(root)? {
         return Ok(());
     }
-    let dev = mountinfo::at(root)?.map(|m| m.dev);
+    let dev = mountpoint::mounted_at(root)?.map(|m| m.dev);
     let users = dev.map(|dev| users::of(Used::Device(dev), &[std::process::id()])).unwrap_or_default();
     if users.is_empty() { mount::unmount_ended(root) } else { Err(serve::Error::Busy { path: root.to_owned(), users }.into()) }
 }

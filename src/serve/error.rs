@@ -20,6 +20,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A path leads through a symlink that another user may have put there.
+    #[error("{} leads through a symlink, {}, that another user can put there", path.display(), name.display())]
+    Untrusted {
+        /// The path.
+        path: PathBuf,
+        /// The symlink's name.
+        name: PathBuf,
+    },
     /// A system call that concerns no path failed.
     #[error("{doing}")]
     System {

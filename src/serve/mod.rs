@@ -16,6 +16,7 @@ pub mod log;
 pub mod mount;
 mod mount_attr;
 pub mod mountinfo;
+pub mod mountpoint;
 mod namespace;
 pub mod overview;
 pub mod protocol;

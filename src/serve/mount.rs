@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, Recv
 
 use super::error::{Error, Result};
 use super::mountinfo::FS_TYPE;
+use super::mountpoint::{MountPoint, link};
 use super::protocol::MountFlags;
 
 const DEV_FUSE: &str = "/dev/fuse";
@@ -26,7 +27,7 @@ const READ_AHEAD_KIB: u32 = 1024;
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Fusermount`].
-pub(super) fn mount(source: &Path, mountpoint: &Path, flags: MountFlags) -> Result<OwnedFd> {
+pub(super) fn mount(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> Result<OwnedFd> {
     if rustix::process::geteuid().is_root() {
         match mount_directly(source, mountpoint, flags) {
             // Root of a container, without the capability.
@@ -34,10 +35,13 @@ pub(super) fn mount(source: &Path, mountpoint: &Path, flags: MountFlags) -> Resu
             other => return other,
         }
     }
-    mount_with_helper(source, mountpoint, flags)
+    // It looks by itself whether the directory is its user's.
+    mount_with_helper(source, mountpoint.path(), flags)
 }
 
-fn mount_directly(source: &Path, mountpoint: &Path, flags: MountFlags) -> Result<OwnedFd> {
+fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> Result<OwnedFd> {
+    let directory = mountpoint.directory()?;
+    let (target, mountpoint) = (link(directory.as_fd()), mountpoint.path());
     let device = Path::new(DEV_FUSE);
     let fuse = File::options().read(true).write(true).open(device).map_err(Error::io("opening", device))?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -50,7 +54,7 @@ fn mount_directly(source: &Path, mountpoint: &Path, flags: MountFlags) -> Result
     for (set, flag) in [(flags.nosuid, Flags::NOSUID), (flags.nodev, Flags::NODEV), (flags.noexec, Flags::NOEXEC)] {
         bits.set(flag, set);
     }
-    rustix::mount::mount(source, mountpoint, FS_TYPE, bits, &*options).map_err(Error::io("mounting on", mountpoint))?;
+    rustix::mount::mount(source, &target, FS_TYPE, bits, &*options).map_err(Error::io("mounting on", mountpoint))?;
     Ok(fuse.into())
 }
 
@@ -122,11 +126,12 @@ pub struct Unmount {
 ///
 /// # Errors
 /// [`Error::Busy`] without users when it is in use, [`Error::Io`], [`Error::Fusermount`].
-pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<()> {
+pub fn unmount(at: &MountPoint, how: Unmount) -> Result<()> {
+    let mountpoint = at.path();
     let mut flags = UnmountFlags::NOFOLLOW;
     flags.set(UnmountFlags::DETACH, how.lazy);
     flags.set(UnmountFlags::FORCE, how.force);
-    match sys_unmount(mountpoint, flags) {
+    match sys_unmount(at.through_parent(), flags) {
         Ok(()) => Ok(()),
         Err(Errno::BUSY) => Err(Error::Busy { path: mountpoint.to_owned(), users: Vec::new() }),
         Err(Errno::PERM) => unmount_with_helper(mountpoint, how.lazy),

@@ -18,6 +18,7 @@ use super::error::{Error, Result};
 use super::idmap::{self, in_user_namespace};
 use super::mount::{self, Unmount};
 use super::mountinfo::{self, MountInfo};
+use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, Status};
 use super::stats::Stats;
 
@@ -255,7 +256,7 @@ impl Locked {
     fn unmount(&self) -> Result<()> {
         let mountpoint = self.dir.mountpoint();
         while mountinfo::at(&mountpoint)?.is_some() {
-            mount::unmount(&mountpoint, Unmount { lazy: true, force: false })?;
+            mount::unmount(&MountPoint::open(&mountpoint)?, Unmount { lazy: true, force: false })?;
         }
         Ok(())
     }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MoveMountFlags, move_mount};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::channel::Channel;
 use super::error::{Error, Result, chain};
 use super::idmap::IdMap;
+use super::mountinfo::MountInfo;
+use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, MountFlags, MountRequest};
 use super::rundir::{Locked, RunDir};
 use super::{keeper, mount_attr, mountinfo};
@@ -94,8 +94,8 @@ impl Detached {
     ///
     /// # Errors
     /// [`Error::Mounted`], [`Error::Io`].
-    pub fn attach(self, mountpoint: &Path, flags: MountFlags) -> Result<()> {
-        mount_attr::set(self.mount.as_fd(), flags).map_err(Error::io("setting the mount options of", mountpoint))?;
+    pub fn attach(self, mountpoint: &MountPoint, flags: MountFlags) -> Result<()> {
+        mount_attr::set(self.mount.as_fd(), flags).map_err(Error::io("setting the mount options of", mountpoint.path()))?;
         attach(self.mount.as_fd(), mountpoint)
     }
 
@@ -156,8 +156,7 @@ impl Hidden {
         let path = locked.dir().mountpoint();
         std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
         let hidden = Self { path, locked: Some(locked), mount, keeper: None };
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&hidden.mount, "", CWD, &hidden.path, flags).map_err(Error::io("mounting on", &hidden.path))?;
+        MountPoint::open(&hidden.path)?.attach(hidden.mount.as_fd())?;
         Ok(hidden)
     }
 
@@ -192,23 +191,21 @@ pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
 /// Makes a mount read-only, or no longer so.
 ///
 /// # Errors
-/// What the kernel says: EBUSY when somebody has a file open for writing.
-pub fn set_read_only(mountpoint: &Path, on: bool) -> std::io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mount = rustix::fs::open(mountpoint, flags, Mode::empty())?;
-    mount_attr::set_read_only(mount.as_fd(), on)
+/// [`Error::Io`] with what the kernel says: EBUSY when somebody has a file open for writing.
+pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
+    let root = MountPoint::of(mount)?.directory()?;
+    let doing = if on { "making read-only" } else { "making writable" };
+    mount_attr::set_read_only(root.as_fd(), on).map_err(Error::io(doing, &mount.mountpoint))
 }
 
 /// Attaches a mount of another file system, unless one of ours is there already.
 ///
 /// # Errors
 /// As [`Detached::attach`].
-pub fn attach(mount: BorrowedFd<'_>, mountpoint: &Path) -> Result<()> {
+pub fn attach(mount: BorrowedFd<'_>, mountpoint: &MountPoint) -> Result<()> {
     let _one_at_a_time = RunDir::named(ATTACHING)?.lock()?;
-    if let Some(mounted) = mountinfo::at(mountpoint)?.filter(mountinfo::MountInfo::is_ours) {
-        return Err(Error::Mounted { path: mountpoint.to_owned(), image: mounted.source });
-    }
-    move_mount(mount, "", CWD, mountpoint, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Error::io("mounting on", mountpoint))
+    mountpoint.check_free()?;
+    mountpoint.attach(mount)
 }
 
 /// What two mounts must have in common to be one: the very files, as they are now, how they are opened, and the keys. Not their paths.

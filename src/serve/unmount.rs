@@ -1,5 +1,6 @@
 //! Unmounting as a command does it: only what is ours, and until nothing of it is left.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::error::{Error, Result};
 use super::mount::{self, Unmount};
 use super::mountinfo;
+use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
 use super::users::{self, Used};
@@ -37,20 +39,31 @@ pub enum Unmounted {
 /// # Errors
 /// [`Error::Foreign`] when it is not ours, [`Error::Busy`] with its users, [`Error::Io`].
 pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
-    let mounts = mountinfo::all()?;
-    let Some(mounted) = mounts.iter().rfind(|m| m.mountpoint == mountpoint) else { return Ok(Unmounted::Nothing) };
-    if !mounted.is_ours() {
-        return Err(Error::Foreign { path: mountpoint.to_owned(), fs_type: mounted.fs_type.clone() });
+    match MountPoint::open(mountpoint) {
+        Ok(at) => unmount_at(&at, how),
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Unmounted::Nothing),
+        Err(error) => Err(error),
     }
-    // The directory has another name once the mount is gone.
-    let dir = RunDir::of_mount(&mounts, mounted.overlay().map_or(mounted.dev, |overlay| overlay.lower))?;
-    let keeper = dir.connect().ok().flatten();
+}
+
+/// As [`unmount`], where a directory was found before.
+///
+/// # Errors
+/// As [`unmount`].
+pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
+    let Some(mounted) = at.mounted()? else { return Ok(Unmounted::Nothing) };
+    if !mounted.is_ours() {
+        return Err(Error::Foreign { path: at.path().to_owned(), fs_type: mounted.fs_type });
+    }
+    // The directory has another name once the mount is gone. What cannot be unmounted without its keeper's help is nothing.
+    let dir = RunDir::of_mount(&mountinfo::all()?, mounted.overlay().map_or(mounted.dev, |overlay| overlay.lower)).ok();
+    let keeper = dir.as_ref().and_then(|dir| dir.connect().ok().flatten());
     let mut tries = TRIES;
     loop {
-        match mount::unmount(mountpoint, how) {
+        match mount::unmount(at, how) {
             Ok(()) => break,
             Err(Error::Busy { path, .. }) => {
-                let status = dir.status().ok().flatten();
+                let status = dir.as_ref().and_then(|dir| dir.status().ok().flatten());
                 let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
                 let users = users::of(Used::Mount(mounted.id), &own.collect::<Vec<_>>());
                 tries -= 1;
@@ -61,7 +74,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
                 std::thread::sleep(PAUSE);
             }
             // Somebody was quicker.
-            Err(_) if mountinfo::at(mountpoint)?.is_none() => return Ok(Unmounted::Nothing),
+            Err(_) if at.mounted()?.is_none() => return Ok(Unmounted::Nothing),
             Err(error) => return Err(error),
         }
     }
@@ -77,18 +90,10 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     Ok(if ended == 0 { Unmounted::StillUsed } else { Unmounted::Done })
 }
 
-/// A directory as mountinfo has it. A mount point itself is not looked at: it may belong to a daemon that is dead.
+/// A directory as mountinfo has it. What is mounted there is asked nothing: it may be dead.
 pub fn mountpoint(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let is_mounted = |path: &Path| mountinfo::at(path).is_ok_and(|mounted| mounted.is_some());
-    if is_mounted(&absolute) {
-        return absolute;
+    match MountPoint::open(path) {
+        Ok(at) => at.path().to_owned(),
+        Err(_) => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
     }
-    if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name())
-        && let Ok(parent) = parent.canonicalize()
-        && is_mounted(&parent.join(name))
-    {
-        return parent.join(name);
-    }
-    absolute.canonicalize().unwrap_or(absolute)
 }

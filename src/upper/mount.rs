@@ -14,6 +14,7 @@ use super::record::{Record, identify};
 use super::xattrs::Attributes;
 use crate::fs::Options;
 use crate::serve::idmap::IdMap;
+use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
 use crate::serve::shared::{self, Detached, Hidden};
 
@@ -36,16 +37,15 @@ pub struct Request<'a> {
     pub log_file: Option<&'a Path>,
 }
 
-/// Mounts images under an upper, at a directory's absolute path without symlinks. `prepare` says where is written, and what is to be returned; it runs while
-/// the images are opened and begin to be served, which takes longest. `read_only`: nothing may be written all the same.
+/// Mounts images under an upper. `prepare` says where is written, where to mount, and what is to be returned; it runs while the images are opened and begin to
+/// be served, which takes longest. `read_only`: nothing may be written all the same.
 ///
 /// # Errors
 /// [`Error`], and those of `prepare`. Nothing is mounted then; the upper's directories stay once they are made.
 pub fn mount_under<T, E: From<Error>>(
     request: &Request<'_>,
-    prepare: impl FnOnce() -> Result<(Upper, T), E>,
+    prepare: impl FnOnce() -> Result<(Upper, MountPoint, T), E>,
     read_only: bool,
-    mountpoint: &Path,
 ) -> Result<T, E> {
     let paths: Vec<PathBuf> = request.images.iter().map(|image| PathBuf::from(&image.path)).collect();
     let source = paths.first().map_or(Path::new(""), |path| path);
@@ -57,7 +57,7 @@ pub fn mount_under<T, E: From<Error>>(
         let images = paths.iter().zip(request.files).map(|(path, file)| identify(path, file)).collect::<Result<_>>()?;
         let record = Record::new(images, request.options.subdir.clone(), request.idmap.clone());
         let xattrs = attributes.as_ref().map(Attributes::layer).transpose()?.flatten();
-        let (upper, prepared) = prepare()?;
+        let (upper, mountpoint, prepared) = prepare()?;
         let place = Place::open(&upper)?;
         let layout = &place.layout;
         let known = Record::read(&layout.place)?;
@@ -78,16 +78,16 @@ pub fn mount_under<T, E: From<Error>>(
         if let Some(written) = written {
             written.keep()?;
         }
-        over(lower, source, layout, request.flags, read_only, mountpoint)?;
+        over(lower, source, layout, request.flags, read_only, &mountpoint)?;
         Ok(prepared)
     })
 }
 
-/// Mounts images without an upper, at a directory's absolute path without symlinks.
+/// Mounts images without an upper.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
-pub fn mount(request: &Request<'_>, mountpoint: &Path) -> Result<()> {
+pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
     let image = acquire(request, false)?;
     if let Some(idmap) = &request.idmap {
         image.map_ids(idmap)?;
@@ -114,7 +114,7 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
 }
 
 /// Mounts an upper over an image.
-pub(super) fn over(lower: Lower, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &Path) -> Result<()> {
+pub(super) fn over(lower: Lower, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &MountPoint) -> Result<()> {
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
     let merged = Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, flags, read_only })?;

@@ -9,6 +9,7 @@ use super::mount::over;
 use super::written::Written;
 use crate::serve::mount::Unmount;
 use crate::serve::mountinfo::MountInfo;
+use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::MountFlags;
 use crate::serve::{shared, unmount, users};
 use crate::zfs::{Dataset, Info, Newer, Snapshot};
@@ -83,7 +84,8 @@ impl Written {
         // The image stays mounted, so that nothing has to be known of its keys.
         let image = shared::another(overlay.lower)?;
         let lower = Lower { image, xattrs: if overlay.xattrs { before.xattrs()? } else { None } };
-        unmount::unmount(&mount.mountpoint, Unmount::default())?;
+        let mountpoint = MountPoint::of(mount)?;
+        unmount::unmount_at(&mountpoint, Unmount::default())?;
         let rolled_back = snapshot.rollback(newer);
         let record = self.record().ok().filter(|record| record.check(&before, &self.layout.place).is_ok());
         let Some(record) = record else {
@@ -95,7 +97,7 @@ impl Written {
         }
         let has = |flag| mount.options.split(',').any(|option| option == flag);
         let flags = MountFlags { nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec"), ..MountFlags::default() };
-        over(lower, &mount.source, &self.layout, flags, has("ro"), &mount.mountpoint)?;
+        over(lower, &mount.source, &self.layout, flags, has("ro"), &mountpoint)?;
         Ok(rolled_back?)
     }
 }

@@ -16,7 +16,7 @@ use crate::fs::Rootfs;
 use crate::serve::idmap::IdMap;
 use crate::serve::mountinfo;
 use crate::serve::users::{self, Used};
-use crate::serve::{shared, unmount};
+use crate::serve::{self, shared, unmount};
 use crate::zfs::{Dataset, Snapshot};
 
 /// An upper that has been written to.
@@ -99,15 +99,17 @@ impl Written {
         }
         let mut still = Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() };
         for mount in mounts {
-            let path = mount.mountpoint;
+            let path = mount.mountpoint.clone();
             let users = users::of(Used::Device(mount.dev), &[std::process::id()]);
             if !users.is_empty() {
                 return Err(Error::Busy { path, users });
             }
-            match shared::set_read_only(&path, true) {
-                Ok(()) => still.frozen.push(path),
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(Error::Busy { path, users }),
-                Err(e) => return Err(Error::io("making read-only", &path)(e)),
+            match shared::set_read_only(&mount, true) {
+                Ok(()) => still.frozen.push(mount),
+                Err(serve::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                    return Err(Error::Busy { path, users });
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(still)
@@ -119,7 +121,7 @@ impl Written {
 pub struct Still {
     place: PathBuf,
     snapshot: Option<Snapshot>,
-    frozen: Vec<PathBuf>,
+    frozen: Vec<mountinfo::MountInfo>,
 }
 
 impl Still {
@@ -141,16 +143,16 @@ impl Still {
 
 impl Drop for Still {
     fn drop(&mut self) {
-        for path in &self.frozen {
-            if let Err(error) = shared::set_read_only(path, false) {
-                tracing::warn!(path = %path.display(), %error, "it stays read-only");
+        for mount in &self.frozen {
+            if let Err(error) = shared::set_read_only(mount, false) {
+                tracing::warn!("it stays read-only: {}", serve::chain(&error));
             }
         }
         if let Some(snapshot) = &self.snapshot {
             // Looking into a snapshot has mounted it.
             let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
             if let Err(error) = snapshot.destroy() {
-                tracing::warn!("{}", crate::serve::chain(&error));
+                tracing::warn!("{}", serve::chain(&error));
             }
         }
     }

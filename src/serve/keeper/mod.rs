@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +25,7 @@ use super::channel::{Channel, Listener};
 use super::error::{Error, Result, chain};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
+use super::mountpoint::MountPoint;
 use super::protocol::{self, Failure, KeeperReply, KeeperRequest, KeeperStart, MountRequest, Status};
 use super::{mountinfo, namespace, resume, rundir, secrets};
 
@@ -166,15 +167,15 @@ impl Keeper {
     fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
         let mut worker = Worker::start(style)?;
         worker.open(&request, &images, LIMIT)?;
-        let mountpoint = PathBuf::from(&request.mountpoint);
-        let mountpoint = &*mountpoint;
-        let fuse = mount::mount(Path::new(source_of(&request)), mountpoint, request.flags)?;
+        let at = MountPoint::open(Path::new(&request.mountpoint))?;
+        let mountpoint = at.path();
+        let fuse = mount::mount(Path::new(source_of(&request)), &at, request.flags)?;
         let undo = || {
-            let _ = mount::unmount(mountpoint, Unmount { lazy: true, force: true });
+            let _ = mount::unmount(&at, Unmount { lazy: true, force: true });
         };
         let resends = worker.serve(&fuse, false, LIMIT).inspect_err(|_| undo())?;
         // The kernel limits it while it shakes hands, so it is raised afterwards.
-        let settled = mountinfo::at(mountpoint).and_then(|mounted| {
+        let settled = at.mounted().and_then(|mounted| {
             let mounted = mounted.filter(mountinfo::MountInfo::is_ours).ok_or(Error::Gone { peer: "worker" })?;
             mount::raise_read_ahead(mounted.dev);
             Place::settle(&request, mounted)

@@ -12,6 +12,7 @@ use super::super::channel::Listener;
 use super::super::error::{Error, Result, chain};
 use super::super::mount::{self, Unmount};
 use super::super::mountinfo::{self, MountInfo};
+use super::super::mountpoint::MountPoint;
 use super::super::namespace;
 use super::super::protocol::MountRequest;
 use super::super::rundir::{RunDir, direct_name};
@@ -116,7 +117,7 @@ impl Place {
             return Err(Error::Busy { path: self.mountpoint.clone(), users });
         }
         for mount in mountinfo::all()?.iter().rev().filter(|m| self.is_seen(m)) {
-            mount::unmount(&mount.mountpoint, Unmount::default())?;
+            mount::unmount(&MountPoint::of(mount)?, Unmount::default())?;
         }
         Ok(())
     }
@@ -143,15 +144,19 @@ impl Place {
     /// Has the kernel answer all requests with an error, as nobody else will any more, and makes way for another keeper. What users see stays.
     pub(super) fn disconnect(&mut self) -> Result<()> {
         if self.shared {
-            let _ = mount::unmount(&self.mountpoint, Unmount { lazy: false, force: true });
+            let _ = self.unmount(Unmount { lazy: false, force: true });
         }
         self.release().map(drop)
     }
 
     /// Takes everything away, also from users: the file system does not answer.
     pub(super) fn abandon(&mut self) {
-        let _ = mount::unmount(&self.mountpoint, Unmount { lazy: true, force: true });
+        let _ = self.unmount(Unmount { lazy: true, force: true });
         self.leave();
+    }
+
+    fn unmount(&self, how: Unmount) -> Result<()> {
+        mount::unmount(&MountPoint::open(&self.mountpoint)?, how)
     }
 
     /// Removes what is left under /run.
