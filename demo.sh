@@ -3,6 +3,7 @@
 # Needs a Debian machine with Rust, as root (or a user with sudo); installs what is missing.
 set -eu
 cd "$(dirname "$0")"
+tests/needs-rust
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
 
 need() { # COMMAND PACKAGE

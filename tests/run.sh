@@ -1,9 +1,13 @@
 #!/bin/bash
 # Installs what the tests need and runs them all. For a Debian machine with Rust, as root.
 #
+#   tests/run.sh [NAME...]      only the tests of tests/NAME.rs, when there are names
+#
 # Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+tests/needs-rust
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
 
 step() { printf '\n== %s\n' "$*"; }
@@ -13,7 +17,7 @@ step "Tools"
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
         zstd:zstd strace:strace pkg-config:pkg-config qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
         objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc
-        lxc-start:lxc podman:podman busybox:busybox-static python3:python3 ip:iproute2"
+        lxc-start:lxc newuidmap:uidmap podman:podman busybox:busybox-static python3:python3 ip:iproute2"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -22,6 +26,10 @@ if [ -n "$missing" ]; then
     apt-get update -q
     # shellcheck disable=SC2086 # a list of words
     apt-get install -y -q --no-install-recommends $missing
+fi
+if [ $# -gt 0 ]; then
+    step "Tests: $*"
+    exec cargo test --locked --no-fail-fast "${@/#/--test=}"
 fi
 # Not optimized: they are built faster than they would run.
 for tool in cargo-deny cargo-fuzz pjdfstest fsx; do

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,25 @@ use serde_json::Value;
 
 fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
+}
+
+/// Runs a script as root of a user namespace with the map 0:100000:65536, as a container's; what it printed.
+#[track_caller]
+fn in_user_namespace(script: &str) -> String {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "sh", "-c", "echo; read -r _"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut first = command.spawn().unwrap();
+    first.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    // By hand, as newuidmap asks whether the host has reserved the range, and what the host has reserved is not what is tested.
+    for map in ["uid_map", "gid_map"] {
+        std::fs::write(format!("/proc/{}/{map}", first.id()), "0 100000 65536").unwrap();
+    }
+    let target = first.id().to_string();
+    let output = Command::new("nsenter").args(["--user", "--target", &target, "bash", "-euc", script]).output().unwrap();
+    drop(first.stdin.take());
+    first.wait().unwrap();
+    assert!(output.status.success(), "{script}: {}", stderr(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 struct Fixture {
@@ -204,20 +224,7 @@ fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     let _mounted = fixture.mount(&["--upper", &upper, "--idmap", "0:100000:65536"], "merged");
-    // In a user namespace with this map, as a container's.
-    let inside = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-users", "0,100000,65536", "--map-groups", "0,100000,65536", "--setuid", "0", "--setgid", "0"]);
-        // Debian 12's unshare has OUTSIDE,INSIDE,COUNT the other way round.
-        let mut other = Command::new("unshare");
-        other.args(["--user", "--map-users", "100000,0,65536", "--map-groups", "100000,0,65536", "--setuid", "0", "--setgid", "0"]);
-        let script = format!("cd '{}' && {{ {script}; }}", fixture.path("merged").display());
-        let first = command.args(["bash", "-euc", &script]).output().unwrap();
-        if first.status.success() {
-            return String::from_utf8_lossy(&first.stdout).into_owned();
-        }
-        run(other.args(["bash", "-euc", &script]))
-    };
+    let inside = |script: &str| in_user_namespace(&format!("cd '{}' && {{ {script}; }}", fixture.path("merged").display()));
     assert_eq!(inside("id -u; stat -c '%u:%g' . home dir file"), "0\n0:0\n1000:1000\n5:6\n0:0\n");
     inside(
         "echo new > new; chown 1:2 new; chown 1000 file; echo more >> large; mkdir d; cp bin/suid d/suid; chown 3 d/suid; chmod 4755 d/suid",

@@ -1,6 +1,7 @@
 //! What the tests of containers share: images of a small busybox, and fresh namespaces in which real runtimes run.
 //!
-//! Every script has a /run of its own, in memory, and cgroups of version 2 without controllers, which is what runtimes can do without systemd.
+//! Every script has a /run of its own, in memory, and cgroups of version 2 without controllers, which is what runtimes can do without systemd. It also
+//! has a /sys of its own, since a user namespace may mount a writable one only beside one that is writable, and a range of ids for root's containers.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -82,7 +83,9 @@ nothing_is_left() {
 pub fn inside(image: &Path, script: &str) -> Output {
     // Mounts that others have at this moment are not to be found here, nor kept by us.
     let setup = r#"grep -e ' - fuse.lxcri-fs ' -e ' - overlay ' /proc/self/mountinfo | cut -d' ' -f5 | tac | while read -r dir; do umount -l "$dir" 2>/dev/null || :; done
-        mount -t proc proc /proc; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t tmpfs tmpfs /run; mount --make-rshared /; exec "$@""#;
+        mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t tmpfs tmpfs /run
+        for f in subuid subgid; do echo root:100000:65536 > /run/$f; touch /etc/$f; mount --bind /run/$f /etc/$f; done
+        mount --make-rshared /; exec "$@""#;
     Command::new("timeout")
         .args(["180", "unshare", "-m", "-p", "-n", "-f", "-u", "-i", "--kill-child", "--propagation", "private", "sh", "-ec", setup, "_"])
         .args(["bash", "-c", &format!("{PRELUDE}{script}")])
