@@ -312,7 +312,7 @@ fn a_failed_mount_leaves_nothing_behind() {
     std::fs::write(&image, &bytes[..bytes.len() - 60]).unwrap();
     let output = lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    assert!(stderr(&output).contains("footer"));
+    assert!(stderr(&output).contains("cut off"), "{}", stderr(&output));
     assert!(!is_mounted(&dir) && ps(&image).is_none());
     let output = lxcri_fs().arg("mount").arg(golden("password.bfc")).arg(&dir).output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));

@@ -1,19 +1,17 @@
-//! A BFC file: its header, its footer (the last valid one), and its v1 index.
+//! A BFC file: its header, its footer, and its v1 index.
 
 use std::sync::Arc;
 
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
-use crate::format::{ENTRY_LEN, Entry, FOOTER_END, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, array_at, u32_at};
+use crate::format::{ENTRY_LEN, Entry, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, MAX_PATH, array_at, u32_at};
 use crate::rootfs::format::{LOCATOR_LEN, Locator};
-use crate::source::{ReadAt, read_exact_at};
+use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
 /// Largest index that is read, bytes: some ten million entries.
 pub const MAX_INDEX: u64 = 1 << 30;
-/// How far back a previous footer is looked for, bytes.
-const MAX_SCAN: u64 = 64 << 30;
-/// How many footers with a wrong index checksum are passed over in that search.
-const MAX_CANDIDATES: usize = 16;
+/// Length of the shortest file, bytes: header and footer.
+const MIN_LEN: u64 = (HEADER_LEN + FOOTER_LEN) as u64;
 
 /// An open BFC file.
 #[derive(Clone)]
@@ -21,9 +19,10 @@ pub struct Container {
     source: Arc<dyn ReadAt>,
     len: u64,
     header: Header,
+    header_bytes: Box<[u8; HEADER_LEN]>,
     flavour: Flavour,
     footer: Footer,
-    torn: Option<u64>,
+    torn: bool,
 }
 
 impl std::fmt::Debug for Container {
@@ -33,38 +32,41 @@ impl std::fmt::Debug for Container {
 }
 
 impl Container {
-    /// Opens a file: checks its header, and finds its footer. When the file does not end in a footer (an append that was
-    /// cut off), the last valid one before it is used, and [`Container::torn`] says so.
+    /// Opens a file: checks its header, and finds its footer: where the header says that the image ends, or, when it does not say, at the end of
+    /// the file. What follows was never finished, and is not looked at; [`Container::torn`] says that there is something.
     ///
     /// # Errors
-    /// [`Error::NotBfc`], [`Error::HeaderCrc`], [`Error::NoFooter`], [`Error::IndexBounds`], [`Error::Read`].
+    /// [`Error::NotBfc`], [`Error::HeaderCrc`], [`Error::CutOff`], [`Error::NoFooter`], [`Error::IndexBounds`], [`Error::Read`].
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self> {
-        let len = source.len().map_err(|source| Error::Read { offset: 0, len: 0, source })?;
-        if len == 0 {
+        let len = || source.len().map_err(|source| Error::Read { offset: 0, len: 0, source });
+        let before = len()?;
+        if before == 0 {
             return Err(Error::NotBfc("the file is empty"));
         }
-        let mut b = [0; HEADER_LEN];
-        if len < 8 {
+        if before < 8 {
             return Err(Error::NotBfc("the file is shorter than a header"));
         }
-        read_exact_at(&*source, &mut b[..8], 0)?;
-        if b[..8] != HEADER_MAGIC {
+        let mut magic = [0; 8];
+        read_exact_at(&*source, &mut magic, 0)?;
+        if magic != HEADER_MAGIC {
             return Err(Error::NotBfc("it does not begin with BFCFv1"));
         }
-        if len < (HEADER_LEN + FOOTER_LEN) as u64 {
+        if before < MIN_LEN {
             return Err(Error::NotBfc("the file is shorter than header and footer"));
         }
-        read_exact_at(&*source, &mut b, 0)?;
-        let header = Header::parse(&b);
-        let flavour = [Flavour::Raw, Flavour::Standard].into_iter().find(|f| f.crc(&b[12..]) == header.crc).ok_or(Error::HeaderCrc)?;
-        let (footer, torn) = match footer_at(&*source, len)? {
-            Some(footer) => (footer, None),
-            None => {
-                let (footer, end) = previous_footer(&*source, len, flavour)?;
-                (footer, Some(end))
-            }
-        };
-        Ok(Self { source, len: torn.unwrap_or(len), header, flavour, footer, torn })
+        let (header_bytes, flavour) = read_header(&*source)?;
+        let header = Header::parse(&header_bytes);
+        // Asked for again: what was appended before the header was read may have been written after the first answer.
+        let found = len()?;
+        let end = if header.committed == 0 { found } else { header.committed };
+        if end > found {
+            return Err(Error::CutOff { committed: end, found });
+        }
+        if end < MIN_LEN {
+            return Err(Error::NoFooter { end });
+        }
+        let footer = footer_at(&*source, end)?;
+        Ok(Self { source, len: end, header, header_bytes: Box::new(header_bytes), flavour, footer, torn: found > end })
     }
 
     /// The bytes of the file.
@@ -72,7 +74,7 @@ impl Container {
         &self.source
     }
 
-    /// Length of the file up to the end of the footer in use, bytes.
+    /// Length of the image, bytes: the file may be longer.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -92,14 +94,19 @@ impl Container {
         self.flavour
     }
 
-    /// The footer in use.
+    /// The footer.
     pub fn footer(&self) -> Footer {
         self.footer
     }
 
-    /// Where the footer in use ends, when something that is not a footer follows it.
+    /// The header's bytes, with what this crate does not know of them.
+    pub(crate) fn header_bytes(&self) -> &[u8; HEADER_LEN] {
+        &self.header_bytes
+    }
+
+    /// Where the image ends, when something follows it: what was never finished, or is just being appended.
     pub fn torn(&self) -> Option<u64> {
-        self.torn
+        self.torn.then_some(self.len)
     }
 
     /// Reads the v1 index and checks its checksum.
@@ -110,9 +117,7 @@ impl Container {
         if self.footer.index_size > MAX_INDEX {
             return Err(Error::TooLarge("the index (the limit is 1 GiB)"));
         }
-        #[allow(clippy::cast_possible_truncation)] // bounded just above
-        let mut blob = vec![0; self.footer.index_size as usize];
-        read_exact_at(&*self.source, &mut blob, self.footer.index_offset)?;
+        let blob = read_vec_at(&*self.source, self.footer.index_offset, self.footer.index_size)?;
         if self.flavour.crc(&blob) != self.footer.index_crc {
             return Err(Error::IndexCrc);
         }
@@ -122,79 +127,50 @@ impl Container {
     /// The locator of the rootfs section, if the image has one.
     ///
     /// # Errors
-    /// [`Error::Section`] when it is damaged, [`Error::Read`].
+    /// [`Error::Section`] when it is damaged, [`Error::Outdated`] when the header does not say where the image ends, [`Error::Read`].
     pub fn locator(&self) -> Result<Option<Locator>> {
         let Some(at) = self.footer.index_size.checked_sub((8 + LOCATOR_LEN) as u64) else { return Ok(None) };
         let mut b = [0; LOCATOR_LEN];
         read_exact_at(&*self.source, &mut b, self.footer.index_offset + 8 + at)?;
-        Locator::parse(&b, self.flavour, self.footer.index_offset)
+        let locator = Locator::parse(&b, self.flavour, self.footer.index_offset)?;
+        if locator.is_some() && self.header.committed == 0 {
+            return Err(Error::Outdated);
+        }
+        Ok(locator)
     }
 }
 
-/// The footer that ends at `end`, if there is one that fits the file.
-fn footer_at(source: &dyn ReadAt, end: u64) -> Result<Option<Footer>> {
+/// The header's bytes and which CRC they have. Reading and writing a sector may overlap where a file system does not lock: somebody who appends
+/// writes it once, so bytes that are of both headers are read again.
+fn read_header(source: &dyn ReadAt) -> Result<([u8; HEADER_LEN], Flavour)> {
+    /// How often the header is read in all, and how long it is waited between.
+    const READS: u32 = 10;
+    const BETWEEN: std::time::Duration = std::time::Duration::from_millis(1);
+    let mut b = [0; HEADER_LEN];
+    for read in 0..READS {
+        if read > 0 {
+            std::thread::sleep(BETWEEN);
+        }
+        read_exact_at(source, &mut b, 0)?;
+        let crc = Header::parse(&b).crc;
+        if let Some(flavour) = [Flavour::Raw, Flavour::Standard].into_iter().find(|f| f.crc(&b[12..]) == crc) {
+            return Ok((b, flavour));
+        }
+    }
+    Err(Error::HeaderCrc)
+}
+
+/// The footer that ends at `end`.
+fn footer_at(source: &dyn ReadAt, end: u64) -> Result<Footer> {
     let mut b = [0; FOOTER_LEN];
     let start = end - FOOTER_LEN as u64;
     read_exact_at(source, &mut b, start)?;
-    let Some(footer) = Footer::parse(&b) else { return Ok(None) };
+    let footer = Footer::parse(&b).ok_or(Error::NoFooter { end })?;
     let index_end = footer.index_offset.checked_add(footer.index_size);
     if footer.index_offset < HEADER_LEN as u64 || footer.index_size < 8 || index_end.is_none_or(|e| e > start) {
         return Err(Error::IndexBounds { offset: footer.index_offset, size: footer.index_size, len: end });
     }
-    Ok(Some(footer))
-}
-
-/// Looks backwards from `len` for a footer right behind an index whose checksum is right.
-fn previous_footer(source: &dyn ReadAt, len: u64, flavour: Flavour) -> Result<(Footer, u64)> {
-    const BLOCK: u64 = 1 << 20;
-    let floor = len.saturating_sub(MAX_SCAN).max(HEADER_LEN as u64);
-    let mut buf = Vec::new();
-    let mut end = len;
-    let mut candidates = 0;
-    while end > floor {
-        let start = end.saturating_sub(BLOCK).max(floor);
-        // Magics that begin in this block may end behind it.
-        let stop = (end + 7).min(len);
-        #[allow(clippy::cast_possible_truncation)] // at most a block and 7 bytes
-        buf.resize((stop - start) as usize, 0);
-        read_exact_at(source, &mut buf, start)?;
-        for at in (0..buf.len().saturating_sub(7)).rev() {
-            if buf[at] != b'B' || buf[at..at + 8] != FOOTER_END {
-                continue;
-            }
-            let footer_end = start + at as u64 + 8;
-            if footer_end < (HEADER_LEN + FOOTER_LEN) as u64 {
-                continue;
-            }
-            let Ok(Some(footer)) = footer_at(source, footer_end) else { continue };
-            if footer.index_offset + footer.index_size != footer_end - FOOTER_LEN as u64 {
-                continue;
-            }
-            if index_crc(source, footer, flavour)? == footer.index_crc {
-                return Ok((footer, footer_end));
-            }
-            candidates += 1;
-            if candidates == MAX_CANDIDATES {
-                return Err(Error::NoFooter("too many damaged ones"));
-            }
-        }
-        end = start;
-    }
-    Err(Error::NoFooter("the file is cut off or was never finished"))
-}
-
-fn index_crc(source: &dyn ReadAt, footer: Footer, flavour: Flavour) -> Result<u32> {
-    let mut buf = vec![0; 1 << 16];
-    let (mut crc, mut at, mut left) = (0, footer.index_offset, footer.index_size);
-    while left > 0 {
-        #[allow(clippy::cast_possible_truncation)] // at most the buffer
-        let n = left.min(buf.len() as u64) as usize;
-        read_exact_at(source, &mut buf[..n], at)?;
-        crc = flavour.update(crc, &buf[..n]);
-        at += n as u64;
-        left -= n as u64;
-    }
-    Ok(crc)
+    Ok(footer)
 }
 
 /// The v1 index in memory: every entry has been found to lie inside the blob.
@@ -230,6 +206,9 @@ impl Index {
             let path_len = u32_at(&blob, at) as usize;
             if path_len == 0 {
                 return Err(damaged(entry, "its path is empty"));
+            }
+            if path_len > MAX_PATH {
+                return Err(damaged(entry, "its path is longer than 65,535 bytes"));
             }
             let len = 4 + path_len + ENTRY_LEN;
             if blob.len() - at < len {

@@ -9,7 +9,7 @@ use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{Compression, Encryption, OBJECT_LEN, ObjectHeader};
 use crate::key::Key;
-use crate::rootfs::format::{Content, Frame, Hash, Layout, hash};
+use crate::rootfs::format::{Content, Frame, Hash, Layout, hash, max_stored};
 use crate::source::{RangeReader, ReadAt, read_exact_at};
 
 /// Largest zstd window that is accepted, binary logarithm: the memory a stream may ask for (128 MiB, zstd's own default).
@@ -85,7 +85,11 @@ impl Decoder<'_> {
     ///
     /// # Errors
     /// [`Error::Content`], [`Error::KeyNeeded`], [`Error::Read`].
-    pub fn whole(&self, content: &Content, path: &[u8], out: &mut [u8]) -> Result<()> {
+    pub fn whole(&self, content: &Content, path: &[u8], mut out: &mut [u8]) -> Result<()> {
+        if content.stored > max_stored(out.len() as u64) && content.enc != Encryption::Frames {
+            // v1 content of several zstd frames, skippable ones included, may be stored in any length.
+            return self.stream(content, path, &mut out);
+        }
         let piece = Piece {
             offset: content.offset,
             crc: content.crc,
@@ -95,7 +99,8 @@ impl Decoder<'_> {
         };
         let frame = frame_aad(path, 0, 1);
         let aad = if content.enc == Encryption::Frames { &frame[..] } else { path };
-        self.with_stored(content.offset, content.stored, |stored| self.piece(&piece, aad, stored, out))
+        let limit = max_stored(out.len() as u64);
+        self.with_stored(content.offset, content.stored, limit, |stored| self.piece(&piece, aad, stored, out))
     }
 
     /// Decodes consecutive frames of a content, the first of them number `first`, into `out`, which is as long as their originals. What is
@@ -105,11 +110,12 @@ impl Decoder<'_> {
     /// As [`Decoder::whole`].
     pub fn frames(&self, content: &Content, frames: &[Frame], first: u32, path: &[u8], frame_len: usize, out: &mut [u8]) -> Result<()> {
         let damaged = |reason| Error::Content { offset: content.offset, reason };
-        let (Some(head), Some(tail)) = (frames.first(), frames.last()) else { return Ok(()) };
+        let Some(head) = frames.first() else { return Ok(()) };
         let start = content.offset.saturating_add(head.offset);
-        let stored =
-            (tail.offset + u64::from(tail.stored)).checked_sub(head.offset).ok_or_else(|| damaged("its frames are not in order"))?;
-        self.with_stored(start, stored, |buf| {
+        let stored = frames.iter().map(|f| u64::from(f.stored)).sum();
+        let limit = max_stored(frame_len as u64).saturating_mul(frames.len() as u64);
+        self.with_stored(start, stored, limit, |mut rest| {
+            let mut at = head.offset;
             for ((frame, index), out) in frames.iter().zip(first..).zip(out.chunks_mut(frame_len)) {
                 let piece = Piece {
                     offset: content.offset.saturating_add(frame.offset),
@@ -118,24 +124,28 @@ impl Decoder<'_> {
                     comp: content.comp,
                     sealed: content.enc != Encryption::None,
                 };
-                let range = frame.offset.checked_sub(head.offset).and_then(|at| usize::try_from(at).ok());
-                let bytes = range.and_then(|at| buf.get_mut(at..)?.get_mut(..frame.stored as usize));
-                let bytes = bytes.ok_or_else(|| damaged("its frames are not in order"))?;
+                let split = if frame.offset == at { rest.split_at_mut_checked(frame.stored as usize) } else { None };
+                let (bytes, behind) = split.ok_or_else(|| damaged("its frames do not stand one behind the other"))?;
                 let aad = if piece.sealed { frame_aad(path, index, content.frames) } else { Vec::new() };
                 self.piece(&piece, &aad, bytes, out)?;
+                rest = behind;
+                at = at.saturating_add(frame.stored.into());
             }
             Ok(())
         })
     }
 
-    /// Reads `stored` bytes at `offset` into a buffer of this thread's.
-    fn with_stored(&self, offset: u64, stored: u64, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    /// Reads `stored` bytes at `offset` into a buffer of this thread's. It is no longer than `limit`, which comes from what the caller asked for.
+    fn with_stored(&self, offset: u64, stored: u64, limit: u64, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         /// A buffer that grew past this is not kept.
         const KEEP: usize = 1 << 20;
         let fits = offset.checked_add(stored).is_some_and(|end| end <= self.len);
         let Some(stored) = usize::try_from(stored).ok().filter(|_| fits) else {
             return Err(Error::Content { offset, reason: "it ends outside the file" });
         };
+        if stored as u64 > limit {
+            return Err(Error::Content { offset, reason: "it is stored longer than it can be" });
+        }
         STORED.with_borrow_mut(|buf| {
             buf.resize(stored, 0);
             let result = read_exact_at(self.source, buf, offset).and_then(|()| f(buf));

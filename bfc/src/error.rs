@@ -33,9 +33,20 @@ pub enum Error {
     /// The header's checksum fits neither flavour.
     #[error("the header is damaged: its checksum is wrong")]
     HeaderCrc,
-    /// No valid footer, nor an earlier one.
-    #[error("no valid footer: {0}")]
-    NoFooter(&'static str),
+    /// There is no footer where the image ends.
+    #[error("no valid footer at the end of the image, which is {end} bytes long: it is cut off, damaged or was never finished")]
+    NoFooter {
+        /// Where it should end.
+        end: u64,
+    },
+    /// The file ends before the image does.
+    #[error("the image is cut off: it is {committed} bytes long, and the file has {found}")]
+    CutOff {
+        /// How long the header says that the image is.
+        committed: u64,
+        /// How long the file is.
+        found: u64,
+    },
     /// The footer names an index outside the file.
     #[error("the footer claims an index of {size} bytes at offset {offset}, outside the file of {len} bytes")]
     IndexBounds {

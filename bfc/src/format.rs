@@ -3,12 +3,16 @@
 
 /// Length of the header, bytes.
 pub const HEADER_LEN: usize = 4096;
+/// How much of the header one write changes, bytes: a sector, which a disk writes whole or not at all.
+pub const SECTOR: usize = 512;
 /// Length of an object header without its name, bytes.
 pub const OBJECT_LEN: usize = 40;
 /// Length of an index entry after its path, bytes.
 pub const ENTRY_LEN: usize = 48;
 /// Length of the footer, bytes.
 pub const FOOTER_LEN: usize = 56;
+/// Longest path, bytes: in the index, and that content is sealed with.
+pub const MAX_PATH: usize = 65_535;
 /// An object's header and name are padded to a multiple of this, and so is a symlink's target.
 pub const ALIGN: u64 = 16;
 
@@ -143,12 +147,32 @@ pub struct Header {
     pub uuid: [u8; 16],
     /// Salt for the password; Argon2id uses the first 16 bytes.
     pub salt: [u8; 32],
+    /// Where the image ends, bytes: nothing behind this counts. 0 when the header does not say; the file's end is the image's then.
+    pub committed: u64,
+    /// How often the image was written: 1 when it is new, one more with each append. 0 when the header does not say where the image ends.
+    pub generation: u64,
 }
 
 impl Header {
     /// The fields of the bytes; the magic and the CRC are the caller's to check.
     pub fn parse(b: &[u8; HEADER_LEN]) -> Self {
-        Self { crc: u32_at(b, 8), block_size: u32_at(b, 12), features: u64_at(b, 16), uuid: array_at(b, 24), salt: array_at(b, 40) }
+        Self {
+            crc: u32_at(b, 8),
+            block_size: u32_at(b, 12),
+            features: u64_at(b, 16),
+            uuid: array_at(b, 24),
+            salt: array_at(b, 40),
+            committed: u64_at(b, 72),
+            generation: u64_at(b, 80),
+        }
+    }
+
+    /// Changes committed length and generation in a header's bytes, which keep all else; only the first [`SECTOR`] bytes change.
+    pub fn commit(b: &mut [u8; HEADER_LEN], flavour: crate::crc::Flavour, committed: u64, generation: u64) {
+        b[72..80].copy_from_slice(&committed.to_le_bytes());
+        b[80..88].copy_from_slice(&generation.to_le_bytes());
+        let crc = flavour.crc(&b[12..]);
+        b[8..12].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// The bytes, with the CRC computed in the raw flavour.
@@ -159,6 +183,8 @@ impl Header {
         b[16..24].copy_from_slice(&self.features.to_le_bytes());
         b[24..40].copy_from_slice(&self.uuid);
         b[40..72].copy_from_slice(&self.salt);
+        b[72..80].copy_from_slice(&self.committed.to_le_bytes());
+        b[80..88].copy_from_slice(&self.generation.to_le_bytes());
         let crc = crate::crc::Flavour::Raw.crc(&b[12..]);
         b[8..12].copy_from_slice(&crc.to_le_bytes());
         b

@@ -89,6 +89,26 @@ pub fn read_exact_at(source: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result
     Ok(())
 }
 
+/// The `len` bytes at `offset`. Memory follows the bytes that turn out to be there; how many may be is the caller's to bound.
+///
+/// # Errors
+/// As [`read_exact_at`].
+pub(crate) fn read_vec_at(source: &dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>, Error> {
+    /// How much is read at once.
+    const STEP: u64 = 1 << 20;
+    let mut out = Vec::new();
+    let mut done = 0;
+    while done < len {
+        let step = STEP.min(len - done);
+        let start = out.len();
+        #[allow(clippy::cast_possible_truncation)] // at most a step
+        out.resize(start + step as usize, 0);
+        read_exact_at(source, &mut out[start..], offset.saturating_add(done))?;
+        done += step;
+    }
+    Ok(out)
+}
+
 /// A range of a source as a [`io::Read`], for streaming decoders.
 pub struct RangeReader<'a> {
     source: &'a dyn ReadAt,

@@ -163,7 +163,7 @@ fn encrypted() {
 }
 
 #[test]
-fn append_in_place_keeps_the_old_image_until_the_footer() {
+fn append_in_place_keeps_the_old_image_until_the_header() {
     let (file, mut tree, before) = image(options());
     let old = std::fs::read(file.path()).unwrap();
     let (container, section) = open(old.clone()).unwrap();
@@ -174,19 +174,53 @@ fn append_in_place_keeps_the_old_image_until_the_footer() {
     writer.end_layer().unwrap();
     let after = writer.finish(tree, Documents::default()).unwrap();
     let new = std::fs::read(file.path()).unwrap();
-    assert_eq!(new[..old.len()], old);
-    assert!(after.len - before.len < 16_000, "content that is there is not stored again");
+    assert_eq!(new[512..old.len()], old[512..], "only the first sector changes");
+    assert!(after.len - before.len < 17_000, "content that is there is not stored again");
     let (container, section) = open(new.clone()).unwrap();
+    assert_eq!((container.header().committed, container.header().generation), (after.len, 2));
     assert_eq!(read(&container, &section, "new", None).unwrap(), text(9, 20_000));
     assert_eq!(read(&container, &section, "copy", None).unwrap(), text(2, 50_000));
     assert_eq!(read(&container, &section, "noise", None).unwrap(), noise(5, 30_001));
 
-    // Cut off anywhere, the old image is what opens; to the byte, the new one.
-    for cut in (old.len()..new.len()).step_by(977).chain([new.len() - 1]) {
-        let (container, section) = open(new[..cut].to_vec()).unwrap();
-        assert_eq!(container.torn().is_some(), cut > old.len());
+    // However much of it is there: with the old header it is the old image, with the new one the new image or damage.
+    for cut in (old.len()..=new.len()).step_by(977).chain([new.len() - 1, new.len()]) {
+        let mut bytes = new[..cut].to_vec();
+        match open(bytes.clone()) {
+            Ok(_) => assert_eq!(cut, new.len()),
+            Err(error) => assert!(matches!(error, Error::CutOff { .. }) && cut < new.len(), "{error}"),
+        }
+        bytes[..512].copy_from_slice(&old[..512]);
+        let (container, section) = open(bytes).unwrap();
+        assert_eq!((container.torn().is_some(), container.header().generation), (cut > old.len(), 1));
         assert!(section.lookup(&section.inode(1).unwrap().unwrap(), b"new").unwrap().is_none());
     }
+}
+
+/// A decoder that knows nothing of our digests notices damage by zstd's own checksum: all bits of a content's frames, one at a time.
+#[test]
+fn a_foreign_decoder_finds_every_flipped_bit() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ImageWriter::create(file.reopen().unwrap(), options()).unwrap();
+    let mut tree = Tree::default();
+    add_files(&mut writer, &mut tree, &[("one", text(4, 300)), ("two", text(5, 5000))]);
+    writer.finish(tree, Documents::default()).unwrap();
+    let bytes = std::fs::read(file.path()).unwrap();
+    let (container, section) = open(bytes.clone()).unwrap();
+    for (number, expected) in [(0, text(4, 300)), (1, text(5, 5000))] {
+        let content = section.content(number).unwrap();
+        assert_eq!(content.comp, Compression::Zstd);
+        let stored = bytes[content.offset as usize..][..content.stored as usize].to_vec();
+        assert_eq!(zstd::stream::decode_all(&stored[..]).unwrap(), expected);
+        for bit in 0..stored.len() * 8 {
+            let mut damaged = stored.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            // A bit that means nothing may change.
+            if let Ok(found) = zstd::stream::decode_all(&damaged[..]) {
+                assert_eq!(found, expected, "bit {bit}");
+            }
+        }
+    }
+    assert_eq!(container.header().generation, 1);
 }
 
 /// Every bit of section, index and footer, one at a time: refused, or served right.

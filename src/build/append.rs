@@ -22,8 +22,8 @@ pub struct AppendOptions {
     pub sources: super::sources::Options,
 }
 
-/// Puts the layers of `images` on top of the image at `path`. Until the last write, the image is what it was: what is not finished is
-/// cut off again, or, when the process is killed, passed over by whoever opens the image.
+/// Puts the layers of `images` on top of the image at `path`. Until the last write, which is of the header, the image is what it was: what is
+/// not finished is cut off again, or, when the process is killed, not looked at by whoever opens the image.
 ///
 /// # Errors
 /// [`Error`]; the image is then as it was.
@@ -40,8 +40,7 @@ pub fn append(path: &Path, images: Vec<Image>, options: &AppendOptions, progress
     let base = Base::open(path, file.try_clone().map_err(Error::io("opening the image", path))?)?;
     let appended = append_to(&base, &file, path, images, options, progress);
     if appended.is_err() {
-        // Without this the image is as valid, and longer.
-        let _ = file.set_len(base.end());
+        base.cut(&file);
     }
     appended
 }

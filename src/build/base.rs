@@ -112,8 +112,13 @@ impl Base {
         writer.map_err(|source| Error::Fs(fs::Error::Image { image: self.path.clone(), source }))
     }
 
-    /// Where the image ends, bytes.
-    pub fn end(&self) -> u64 {
-        self.container.len()
+    /// Takes away what stands behind the image in its file; without this the image is as valid, and longer. Does nothing when the header says
+    /// meanwhile that it belongs to the image.
+    pub fn cut(&self, file: &File) {
+        let end = self.container.len();
+        let now = file.try_clone().ok().and_then(|file| Container::open(Arc::new(file)).ok());
+        if now.is_some_and(|now| now.len() == end) {
+            let _ = file.set_len(end);
+        }
     }
 }

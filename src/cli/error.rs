@@ -224,7 +224,9 @@ pub(super) fn fs_hint(error: &fs::Error) -> Option<&'static str> {
         fs::Error::Image { source, .. } => match source {
             bfc::Error::KeyNeeded => Some("give --password-file, --key-file, or LXCRI_FS_PASSWORD"),
             bfc::Error::WrongKey => Some("check the password; a key file holds the 32 raw bytes"),
-            bfc::Error::NoFooter(_) => Some("the image was cut off while it was copied or written: fetch or build it again"),
+            bfc::Error::NoFooter { .. } | bfc::Error::CutOff { .. } => {
+                Some("the image was cut off while it was copied or written: fetch or build it again")
+            }
             bfc::Error::HeaderCrc | bfc::Error::IndexCrc | bfc::Error::Index { .. } | bfc::Error::Section { .. } => {
                 Some("`lxcri-fs verify` tells what can still be read; fetch or build the image again")
             }

@@ -52,7 +52,7 @@ impl Image {
         let failed = |source| Error::Image { image: path.clone(), source };
         let container = Container::open(Arc::new(source.file)).map_err(failed)?;
         if let Some(end) = container.torn() {
-            tracing::warn!(image = %path.display(), "the file does not end in a footer: using the previous one, which ends at offset {end}");
+            tracing::warn!(image = %path.display(), "the file goes on behind the image, which ends at offset {end}: what follows was never finished and is not used");
         }
         let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
         let locator = container.locator().map_err(failed)?;

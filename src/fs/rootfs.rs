@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use bfc::Container;
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
-use bfc::rootfs::format::{Content, Dentry, Inode};
+use bfc::rootfs::format::{Content, Dentry, Inode, valid_name};
 use bfc::rootfs::{Section, Xattr};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -565,9 +565,4 @@ impl Rootfs {
         }
         Ok(())
     }
-}
-
-/// Whether a file system can show this name.
-fn valid_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }

@@ -30,6 +30,14 @@ pub const XATTR_DENTRY_LEN: usize = 8;
 pub const MAX_XATTR_DENTRIES: usize = 1024;
 /// Length of a BLAKE3, of chunks and frames.
 pub const HASH_LEN: usize = 32;
+/// Most layers.
+pub const MAX_LAYERS: usize = 4096;
+/// Longest frame, binary logarithm.
+pub const MAX_FRAME_LOG2: u8 = 24;
+/// Longest chunk, binary logarithm.
+pub const MAX_CHUNK_LOG2: u8 = 24;
+/// Shortest frame and chunk, binary logarithm.
+pub const MIN_LOG2: u8 = 12;
 /// Every region begins at a multiple of this in the section.
 pub const REGION_ALIGN: usize = 128;
 
@@ -53,6 +61,17 @@ pub type Hash = [u8; HASH_LEN];
 /// The BLAKE3 of `bytes`.
 pub fn hash(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
+}
+
+/// The most that a piece of `len` original bytes takes when it is stored: compressed by zstd, which may make it longer, and sealed. A frame's length at
+/// most [`MAX_FRAME_LOG2`] bounds it.
+pub fn max_stored(len: u64) -> u64 {
+    len.saturating_add(len / 128).saturating_add(256)
+}
+
+/// Whether a file system can show this name.
+pub fn valid_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }
 
 /// Where the section is, and the digest that everything in it hangs from.
@@ -210,7 +229,7 @@ impl SectionHeader {
         if unknown != 0 {
             return Err(Error::Unsupported(format!("incompatible features {unknown:#x} of the rootfs section")));
         }
-        if !(12..=24).contains(&header.chunk_log2) || !(12..=24).contains(&header.frame_log2) {
+        if !(MIN_LOG2..=MAX_CHUNK_LOG2).contains(&header.chunk_log2) || !(MIN_LOG2..=MAX_FRAME_LOG2).contains(&header.frame_log2) {
             return damaged(32, "a chunk or frame length out of range");
         }
         for (i, r) in header.regions().into_iter().enumerate() {

@@ -3,6 +3,7 @@
 //! FORMAT.md, "The rootfs section", has the tables. [`Tree`] is a root file system in memory, [`build`] writes it as a
 //! section, [`Section`] reads one.
 
+mod check;
 pub mod format;
 mod section;
 pub mod skeleton;

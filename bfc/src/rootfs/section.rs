@@ -8,17 +8,21 @@ use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::format::{
-    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Locator, MAX_XATTR_DENTRIES,
-    ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
+    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Layout, Locator, MAX_LAYERS,
+    MAX_XATTR_DENTRIES, ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash, max_stored,
 };
 use crate::error::{Error, Result};
-use crate::format::{S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
-use crate::source::{ReadAt, read_exact_at};
+use crate::format::{MAX_PATH, S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
+use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
 /// Longest extended attribute set that is read, bytes: what the kernel would list and return of one inode, with room to spare.
 const MAX_XATTRS: u32 = 16 << 20;
 /// Largest section that is opened, bytes: some hundred million entries.
 const MAX_SECTION: u64 = 16 << 30;
+/// Largest chunk table that is read, bytes: that of the largest section in chunks of 16 KiB.
+const MAX_TABLE: u64 = 32 << 20;
+/// Largest blob that is read, bytes: a skeleton.
+const MAX_BLOB: u64 = super::skeleton::MAX_COMPRESSED as u64;
 /// Longest symlink target, bytes.
 const MAX_TARGET: u64 = 4096;
 
@@ -66,9 +70,10 @@ impl Section {
         if header.size > MAX_SECTION {
             return Err(Error::TooLarge("the rootfs section (the limit is 16 GiB)"));
         }
-        #[allow(clippy::cast_possible_truncation)] // bounded just above
-        let mut table = vec![0; header.chunks.size as usize];
-        read_exact_at(&*source, &mut table, locator.offset + header.chunks.offset)?;
+        if header.chunks.size > MAX_TABLE {
+            return Err(Error::TooLarge("the chunk table (the limit is 32 MiB)"));
+        }
+        let table = read_vec_at(&*source, locator.offset + header.chunks.offset, header.chunks.size)?;
         if *blake3::hash(&table).as_bytes() != header.table_hash {
             return Err(Error::Section { offset: header.chunks.offset, reason: "its chunk table is damaged" });
         }
@@ -97,13 +102,20 @@ impl Section {
     }
 
     fn chunk(&self, index: usize) -> Result<&[u8]> {
-        let Bytes::File { source, offset, table, chunks } = &self.bytes else { return Ok(&[]) };
-        let start = (index as u64) << self.header.chunk_log2;
-        let damaged = Error::Section { offset: start, reason: "outside the section" };
-        let Some(slot) = chunks.get(index) else { return Err(damaged) };
+        let Bytes::File { chunks, .. } = &self.bytes else { return Ok(&[]) };
+        let offset = (index as u64) << self.header.chunk_log2;
+        let slot = chunks.get(index).ok_or(Error::Section { offset, reason: "outside the section" })?;
         if let Some(chunk) = slot.get() {
             return Ok(chunk);
         }
+        let chunk = self.read_chunk(index)?;
+        Ok(slot.get_or_init(|| chunk))
+    }
+
+    /// Reads a chunk, which is there, and checks it.
+    fn read_chunk(&self, index: usize) -> Result<Box<[u8]>> {
+        let Bytes::File { source, offset, table, .. } = &self.bytes else { return Ok(Box::default()) };
+        let start = (index as u64) << self.header.chunk_log2;
         let len = (self.header.chunks.offset - start).min(1 << self.header.chunk_log2);
         #[allow(clippy::cast_possible_truncation)] // at most a chunk
         let mut chunk = vec![0; len as usize].into_boxed_slice();
@@ -113,7 +125,7 @@ impl Section {
         if hash(&chunk[skip..])[..] != table[index * HASH_LEN..(index + 1) * HASH_LEN] {
             return Err(Error::Section { offset: start, reason: "a chunk does not have its digest" });
         }
-        Ok(slot.get_or_init(|| chunk))
+        Ok(chunk)
     }
 
     /// The bytes of a range of the section.
@@ -313,14 +325,32 @@ impl Section {
         let b: [u8; CONTENT_LEN] = self.record(self.header.contents, index)?;
         let content = Content::parse(&b)?;
         let frame_len = 1_u64 << self.header.frame_log2;
+        let damaged = |reason| {
+            Err(Error::Section { offset: self.header.contents.offset.saturating_add(index.saturating_mul(CONTENT_LEN as u64)), reason })
+        };
         if content.frames != 0 && content.size.div_ceil(frame_len) != u64::from(content.frames) {
-            return Err(Error::Section { offset: self.header.contents.offset, reason: "a content with a wrong number of frames" });
+            return damaged("a content with a wrong number of frames");
+        }
+        if u64::from(content.first_frame) + u64::from(content.frames) > self.frame_count() {
+            return damaged("a content with frames that are not there");
+        }
+        // What is made in memory describes v1 content too, which is one piece whatever its length.
+        if let Bytes::File { .. } = self.bytes {
+            if content.layout != Layout::Direct || content.source != 0 {
+                return damaged("a content that is not in the image");
+            }
+            if content.frames == 0 && (content.size > frame_len || content.stored == 0 || content.stored > max_stored(frame_len)) {
+                return damaged("a content that is one piece and longer than a frame, or empty");
+            }
         }
         Ok(content)
     }
 
     /// The path that is the associated data of an encrypted content.
     pub fn content_path(&self, content: &Content) -> Result<Cow<'_, [u8]>> {
+        if content.path_len as usize > MAX_PATH {
+            return Err(Error::Section { offset: self.header.contents.offset, reason: "a content with a path that is too long" });
+        }
         self.range(self.header.names, u64::from(content.path), u64::from(content.path_len))
     }
 
@@ -333,6 +363,12 @@ impl Section {
     pub fn frame(&self, content: &Content, index: u32) -> Result<Frame> {
         let frame: [u8; FRAME_LEN] = self.record(self.header.frames, u64::from(content.first_frame) + u64::from(index))?;
         let frame = Frame::parse(&frame);
+        if frame.stored == 0 || u64::from(frame.stored) > max_stored(1 << self.header.frame_log2) {
+            return Err(Error::Section {
+                offset: self.header.frames.offset,
+                reason: "a frame that is stored longer than a frame, or empty",
+            });
+        }
         if frame.offset.checked_add(u64::from(frame.stored)).is_none_or(|end| end > content.stored) {
             return Err(Error::Section { offset: self.header.frames.offset, reason: "a frame outside its content" });
         }
@@ -347,7 +383,11 @@ impl Section {
 
     /// The layers, lowest first.
     pub fn layers(&self) -> Result<Vec<Layer>> {
-        (0..self.header.layers.size / LAYER_LEN as u64)
+        let count = self.header.layers.size / LAYER_LEN as u64;
+        if count > MAX_LAYERS as u64 {
+            return Err(Error::TooLarge("the number of layers (the limit is 4096)"));
+        }
+        (0..count)
             .map(|i| {
                 let b: [u8; LAYER_LEN] = self.record(self.header.layers, i)?;
                 Ok(Layer::parse(&b))
@@ -357,16 +397,22 @@ impl Section {
 
     /// A range of the blobs: a skeleton or a document.
     pub fn blob(&self, region: Region) -> Result<Cow<'_, [u8]>> {
+        if region.size > MAX_BLOB {
+            return Err(Error::TooLarge("a document or a layer's record (the limit is 512 MiB)"));
+        }
         self.range(self.header.blobs, region.offset, region.size)
     }
 
-    /// Reads and checks every chunk.
+    /// Checks all of the section: the digest of every chunk, then what its records say of each other: every inode has as many names as its link count
+    /// says, every directory one, every dentry is some directory's, names are in order, and frames stand one behind the other.
     pub fn verify(&self) -> Result<()> {
         if let Bytes::File { chunks, .. } = &self.bytes {
-            for index in 0..chunks.len() {
-                self.chunk(index)?;
+            // Not kept: the records are most of it, and follow.
+            for (index, _) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.get().is_none()) {
+                self.read_chunk(index)?;
             }
         }
-        Ok(())
+        super::check::tree(self)?;
+        super::check::contents(self)
     }
 }

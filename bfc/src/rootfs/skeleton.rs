@@ -11,7 +11,7 @@ use crate::format::{u32_at, u64_at};
 /// Longest raw segment, bytes: what a reader must hold.
 const MAX_RAW: usize = 1 << 16;
 /// Largest compressed skeleton, bytes: some ten million entries.
-const MAX_COMPRESSED: usize = 512 << 20;
+pub(super) const MAX_COMPRESSED: usize = 512 << 20;
 const KIND_RAW: u8 = 0;
 const KIND_CONTENT: u8 = 1;
 const LEVEL: i32 = 3;
@@ -54,7 +54,9 @@ impl SkeletonWriter {
     /// # Errors
     /// [`Error::Write`] when no compressor can be had.
     pub fn new() -> Result<Self> {
-        let encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(|source| Error::Write { offset: 0, source })?;
+        let failed = |source| Error::Write { offset: 0, source };
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(failed)?;
+        encoder.include_checksum(true).map_err(failed)?;
         Ok(Self { encoder, raw: Vec::with_capacity(MAX_RAW), size: 0 })
     }
 

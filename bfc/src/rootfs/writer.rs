@@ -5,12 +5,12 @@ use std::collections::hash_map::Entry;
 
 use super::Xattr;
 use super::format::{
-    COMPAT_ZSTD_CHECKSUM, Content, DENTRY_LEN, Dentry, Frame, HASH_LEN, INCOMPAT_1_0, INODE_LEN, Inode, Layer, MAX_XATTR_DENTRIES,
-    REGION_ALIGN, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
+    COMPAT_ZSTD_CHECKSUM, Content, DENTRY_LEN, Dentry, Frame, HASH_LEN, INCOMPAT_1_0, INODE_LEN, Inode, Layer, MAX_LAYERS,
+    MAX_XATTR_DENTRIES, REGION_ALIGN, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use super::tree::{Kind, NodeId, Tree, kind_matches};
 use crate::error::{Error, Result};
-use crate::format::S_IFMT;
+use crate::format::{MAX_PATH, S_IFMT};
 
 /// Binary logarithm of a chunk's length: 16 KiB is read and hashed in some 15 µs, and its digest adds 0.2 %.
 const CHUNK_LOG2: u8 = 14;
@@ -249,6 +249,9 @@ impl<'a> Builder<'a> {
         for (index, content) in (0_u32..).zip(&self.tree.contents) {
             let mut content: Content = *content;
             if let Some(path) = extras.paths.get(&index) {
+                if path.len() > MAX_PATH {
+                    return Err(Error::TooLarge("the path of an encrypted file (the limit is 65,535 bytes)"));
+                }
                 content.path = self.name(path)?;
                 content.path_len = narrow(path.len(), "a path")?;
             }
@@ -262,6 +265,9 @@ impl<'a> Builder<'a> {
         };
         let (config, manifest) = (blob(&extras.config), blob(&extras.manifest));
         let mut layers = Vec::new();
+        if extras.layers.len() > MAX_LAYERS {
+            return Err(Error::TooLarge("the number of layers (the limit is 4096)"));
+        }
         for layer in &extras.layers {
             let mut record = layer.record.clone();
             record.skeleton = blob(&layer.skeleton);

@@ -13,7 +13,7 @@ use crate::aead;
 use crate::container::Container;
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
-use crate::format::{Compression, FEATURE_AEAD, FEATURE_ZSTD, Footer, HEADER_LEN, Header};
+use crate::format::{Compression, FEATURE_AEAD, FEATURE_ZSTD, Footer, HEADER_LEN, Header, SECTOR};
 use crate::key::{CHECK_AAD, Key};
 use crate::rootfs::format::{LOCATOR_LEN, Layer, Locator, SECTION_ALIGN};
 use crate::rootfs::{Extras, LayerEntry, Section, Tree};
@@ -88,10 +88,18 @@ pub struct Written {
 /// How much of an image that is continued is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// All of it, in place: what is there stays valid until the new footer is written.
+    /// All of it, in place: it is what the image is until the header says that it goes further.
     All,
     /// The first so many layers. For a copy (or clone) of the image, which is cut behind them.
     Layers(usize),
+}
+
+/// What makes the image what was written, in the end.
+enum NewHeader {
+    /// A whole one, of a new image.
+    Whole(Header),
+    /// Another committed length in the one of the image that is continued.
+    Commit { bytes: Box<[u8; HEADER_LEN]>, generation: u64 },
 }
 
 /// Writes an image into a file.
@@ -99,8 +107,7 @@ pub struct ImageWriter {
     file: Arc<File>,
     options: WriteOptions,
     pipeline: Pipeline,
-    /// The header to write at the end; none when an image is continued in place.
-    header: Option<Header>,
+    header: NewHeader,
     flavour: Flavour,
 }
 
@@ -118,7 +125,7 @@ impl ImageWriter {
     pub fn create(file: File, options: WriteOptions) -> Result<Self> {
         let file = Arc::new(file);
         let start = Start { position: HEADER_LEN as u64, ..Start::default() };
-        let header = Some(new_header(&options));
+        let header = NewHeader::Whole(new_header(&options));
         let pipeline = Pipeline::start(file.clone(), &options, Flavour::Raw, start)?;
         Ok(Self { file, options, pipeline, header, flavour: Flavour::Raw })
     }
@@ -138,13 +145,17 @@ impl ImageWriter {
         }
         options.frame_log2 = section.header().frame_log2;
         let (position, contents, frames, header) = match keep {
-            Keep::All => (container.len(), section.content_count(), section.frame_count(), None),
-            Keep::Layers(0) => (HEADER_LEN as u64, 0, 0, Some(new_header(&options))),
+            Keep::All => {
+                let generation = container.header().generation.checked_add(1).ok_or(Error::TooLarge("the image's generation"))?;
+                let header = NewHeader::Commit { bytes: Box::new(*container.header_bytes()), generation };
+                (container.len(), section.content_count(), section.frame_count(), header)
+            }
+            Keep::Layers(0) => (HEADER_LEN as u64, 0, 0, NewHeader::Whole(new_header(&options))),
             Keep::Layers(n) => {
                 let layers = section.layers()?;
                 let layer = layers.get(n - 1).ok_or(Error::TooLarge("the number of layers to keep"))?;
                 let header = Header { salt: container.header().salt, ..new_header(&options) };
-                (layer.data_end, layer.contents_end.into(), layer.frames_end.into(), Some(header))
+                (layer.data_end, layer.contents_end.into(), layer.frames_end.into(), NewHeader::Whole(header))
             }
         };
         let mut start = Start { position, ..Start::default() };
@@ -160,8 +171,13 @@ impl ImageWriter {
             }
         }
         let file = Arc::new(file);
-        // What follows the last valid footer was never finished, and what is not kept goes.
-        file.set_len(position).map_err(|source| Error::Write { offset: position, source })?;
+        let failed = |offset| move |source| Error::Write { offset, source };
+        if let NewHeader::Whole(_) = header {
+            // What it says of the image that was copied would be wrong of what follows.
+            file.write_all_at(&[0; SECTOR], 0).and_then(|()| file.sync_data()).map_err(failed(0))?;
+        }
+        // What follows the image was never finished, and what is not kept goes.
+        file.set_len(position).map_err(failed(position))?;
         let flavour = container.flavour();
         let pipeline = Pipeline::start(file.clone(), &options, flavour, start)?;
         Ok(Self { file, options, pipeline, header, flavour })
@@ -197,18 +213,16 @@ impl ImageWriter {
         let locator = Locator { offset: tail.position(), size: section.len() as u64, root_digest };
         tail.bytes.extend_from_slice(&section);
         drop(section);
-        let footer_offset = {
+        {
             let index_offset = tail.position();
             let mut blob = index.blob;
             blob.extend_from_slice(&locator.encode(self.flavour));
             debug_assert!(blob.len() > LOCATOR_LEN);
             let footer = Footer { index_size: blob.len() as u64, index_crc: self.flavour.crc(&blob), index_offset };
             tail.bytes.extend_from_slice(&blob);
-            let at = tail.position();
             tail.bytes.extend_from_slice(&footer.encode());
-            at
-        };
-        self.write_tail(&tail, footer_offset, &root_digest)?;
+        }
+        self.write_tail(&tail, &root_digest)?;
         Ok(Written {
             len: tail.position(),
             root_digest,
@@ -219,24 +233,35 @@ impl ImageWriter {
         })
     }
 
-    /// Everything first, then the footer: until it is there, whole, the file is what it was before.
-    fn write_tail(&self, tail: &Tail, footer_offset: u64, root_digest: &[u8; 32]) -> Result<()> {
+    /// Everything first, then the header, which says how far the image goes: until that is there, the file is what it was before. Of an image that is
+    /// continued only the header's first sector is written, which a disk writes whole or not at all.
+    fn write_tail(&self, tail: &Tail, root_digest: &[u8; 32]) -> Result<()> {
         let failed = |offset| move |source| Error::Write { offset, source };
-        #[allow(clippy::cast_possible_truncation)] // inside the tail
-        let (body, footer) = tail.bytes.split_at((footer_offset - tail.offset) as usize);
-        self.file.write_all_at(body, tail.offset).map_err(failed(tail.offset))?;
-        if let Some(header) = &self.header {
-            // Made from what it names, so that the same input gives the same bytes; marked as version 8, variant 1 (RFC 9562).
-            let mut uuid = [0; 16];
-            uuid.copy_from_slice(&root_digest[..16]);
-            uuid[6] = uuid[6] & 0x0f | 0x80;
-            uuid[8] = uuid[8] & 0x3f | 0x80;
-            let header = Header { uuid, ..header.clone() };
-            self.file.write_all_at(&header.encode(), 0).map_err(failed(0))?;
-        }
+        self.file.write_all_at(&tail.bytes, tail.offset).map_err(failed(tail.offset))?;
         self.file.sync_data().map_err(failed(tail.offset))?;
-        self.file.write_all_at(footer, footer_offset).map_err(failed(footer_offset))?;
-        self.file.sync_all().map_err(failed(footer_offset))
+        let committed = tail.position();
+        match &self.header {
+            NewHeader::Whole(header) => {
+                // Made from what it names, so that the same input gives the same bytes; marked as version 8, variant 1 (RFC 9562).
+                let mut uuid = [0; 16];
+                uuid.copy_from_slice(&root_digest[..16]);
+                uuid[6] = uuid[6] & 0x0f | 0x80;
+                uuid[8] = uuid[8] & 0x3f | 0x80;
+                let mut bytes = Header { uuid, ..header.clone() }.encode();
+                Header::commit(&mut bytes, self.flavour, committed, 1);
+                self.file.write_all_at(&bytes, 0).and_then(|()| self.file.sync_all()).map_err(failed(0))
+            }
+            NewHeader::Commit { bytes, generation } => {
+                let mut new = **bytes;
+                Header::commit(&mut new, self.flavour, committed, *generation);
+                let written = self.file.write_all_at(&new[..SECTOR], 0).and_then(|()| self.file.sync_all());
+                written.map_err(|error| {
+                    // Who is told that it failed finds the image that was there.
+                    let _ = self.file.write_all_at(&bytes[..SECTOR], 0);
+                    failed(0)(error)
+                })
+            }
+        }
     }
 }
 
@@ -253,7 +278,8 @@ impl ContentSink for ImageWriter {
 fn new_header(options: &WriteOptions) -> Header {
     let zstd = if options.compression == Compression::Zstd { FEATURE_ZSTD } else { 0 };
     let aead = if options.key.is_some() { FEATURE_AEAD } else { 0 };
-    Header { crc: 0, block_size: 4096, features: zstd | aead, uuid: [0; 16], salt: options.key.as_ref().map_or([0; 32], |(_, salt)| *salt) }
+    let salt = options.key.as_ref().map_or([0; 32], |(_, salt)| *salt);
+    Header { crc: 0, block_size: 4096, features: zstd | aead, uuid: [0; 16], salt, committed: 0, generation: 0 }
 }
 
 /// What follows the contents, before it is written.

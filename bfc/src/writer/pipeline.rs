@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -105,7 +106,24 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn start(file: Arc<File>, options: &WriteOptions, flavour: Flavour, mut start: Start) -> Result<Self> {
+    pub(super) fn start(file: Arc<File>, options: &WriteOptions, flavour: Flavour, start: Start) -> Result<Self> {
+        let failed = |source| Error::Write { offset: 0, source };
+        Self::start_with(file, options, flavour, start, || {
+            let mut zstd = zstd::bulk::Compressor::new(options.level).map_err(failed)?;
+            // For decoders that know nothing of our digests.
+            zstd.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
+            let mut packer = Packer { zstd, key: options.key.as_ref().map(|(key, _)| key.clone()), flavour };
+            Ok(Box::new(move |job| packer.pack(job)))
+        })
+    }
+
+    fn start_with(
+        file: Arc<File>,
+        options: &WriteOptions,
+        flavour: Flavour,
+        mut start: Start,
+        pack: impl Fn() -> Result<Pack>,
+    ) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let (jobs, job_queue) = sync_channel(IN_FLIGHT);
         let (events, event_queue) = channel();
@@ -116,13 +134,7 @@ impl Pipeline {
         let paths = std::mem::take(&mut start.paths);
         let mut workers = Vec::new();
         for _ in 0..cores {
-            let mut worker = Worker {
-                jobs: job_queue.clone(),
-                events: events.clone(),
-                zstd: zstd::bulk::Compressor::new(options.level).map_err(failed)?,
-                key: options.key.as_ref().map(|(key, _)| key.clone()),
-                flavour,
-            };
+            let worker = Worker { jobs: job_queue.clone(), events: events.clone(), pack: pack()? };
             let thread = std::thread::Builder::new().name("compress".into()).spawn(move || worker.run()).map_err(failed)?;
             workers.push(thread);
         }
@@ -274,31 +286,45 @@ fn read(input: &mut dyn Read, left: u64, frame_len: usize) -> Result<Vec<u8>> {
     Ok(raw)
 }
 
+/// What a compressing thread does with a job.
+type Pack = Box<dyn FnMut(Job) -> Result<Packed> + Send>;
+
 struct Worker {
     jobs: Arc<Mutex<Receiver<Job>>>,
     events: Sender<(u64, Event)>,
+    pack: Pack,
+}
+
+impl Worker {
+    fn run(mut self) {
+        loop {
+            let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(job) = job else { break };
+            let (seq, small) = (job.seq, job.small);
+            // The writer waits for the answer to every job: a panic must not keep it back.
+            let packed = catch_unwind(AssertUnwindSafe(|| (self.pack)(job)));
+            let event = match packed {
+                Ok(Ok(packed)) if small => Event::Small(packed),
+                Ok(Ok(packed)) => Event::Frame(packed),
+                Ok(Err(error)) => Event::Failed(error),
+                Err(_) => Event::Failed(Error::Write { offset: 0, source: io::Error::other("a compressing thread has panicked") }),
+            };
+            let failed = matches!(event, Event::Failed(_));
+            if self.events.send((seq, event)).is_err() || failed {
+                break;
+            }
+        }
+    }
+}
+
+/// Compresses and seals.
+struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
     key: Option<Key>,
     flavour: Flavour,
 }
 
-impl Worker {
-    fn run(&mut self) {
-        loop {
-            let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(job) = job else { break };
-            let (seq, small) = (job.seq, job.small);
-            let event = match self.pack(job) {
-                Ok(packed) if small => Event::Small(packed),
-                Ok(packed) => Event::Frame(packed),
-                Err(error) => Event::Failed(error),
-            };
-            if self.events.send((seq, event)).is_err() {
-                break;
-            }
-        }
-    }
-
+impl Packer {
     fn pack(&mut self, job: Job) -> Result<Packed> {
         let (size, crc) = (job.raw.len() as u64, self.flavour.crc(&job.raw));
         let mut packed = (job.raw, Compression::None);
@@ -543,4 +569,25 @@ fn seek_table(content: &Content, frames: &[Frame], frame_len: u64) -> Vec<u8> {
     out.push(0);
     out.extend_from_slice(&0x8F92_EAB1_u32.to_le_bytes());
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More pieces than may be under way, so that whoever waits for the one that panics would wait for ever.
+    #[test]
+    fn a_panic_in_a_compressing_thread_is_an_error() -> Result<()> {
+        #[allow(clippy::panic)]
+        fn panics(_: Job) -> Result<Packed> {
+            panic!("as a library may")
+        }
+        let file = Arc::new(tempfile::tempfile().map_err(Error::Input)?);
+        let options = WriteOptions::default();
+        let mut pipeline = Pipeline::start_with(file, &options, Flavour::Raw, Start::default(), || Ok(Box::new(panics)))?;
+        let added = (0..2 * IN_FLIGHT as u32).try_for_each(|n| pipeline.add(b"", 4, &mut &n.to_le_bytes()[..]).map(drop));
+        let error = added.and_then(|()| pipeline.finish().map(drop)).err();
+        assert!(matches!(&error, Some(Error::Write { source, .. }) if source.to_string().contains("panicked")), "{error:?}");
+        Ok(())
+    }
 }
