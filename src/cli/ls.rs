@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, printable, time};
-use crate::fs::{self, Options, Rootfs};
+use crate::fs::{self, Options, Order, Rootfs, Step};
 
 /// List the files of an image
 #[derive(Debug, Args)]
@@ -64,22 +64,19 @@ pub fn run(args: &LsArgs) -> Result<(), Error> {
         let name = args.path.file_name().unwrap_or_default().as_bytes();
         return print(args, &rootfs, ino, &inode, name);
     }
-    let mut stack = vec![(ino, Vec::new())];
-    while let Some((dir, prefix)) = stack.pop() {
+    if !args.recursive {
         let mut result = Ok(());
-        let mut below = Vec::new();
-        rootfs
-            .readdir_plus(dir, 0, &mut |_, ino, inode, name| {
-                let path = [&prefix[..], name].concat();
-                result = print(args, &rootfs, ino, inode, &path);
-                if args.recursive && inode.is_dir() {
-                    below.push((ino, [&path[..], b"/"].concat()));
-                }
-                result.is_ok()
-            })
-            .map_err(|source| Error::InImage { path: args.path.clone(), source })?;
-        result?;
-        stack.extend(below.into_iter().rev());
+        let listed = rootfs.readdir_plus(ino, 0, &mut |_, ino, inode, name| {
+            result = print(args, &rootfs, ino, inode, name);
+            result.is_ok()
+        });
+        return listed.map_err(in_image).and(result);
+    }
+    let mut walk = rootfs.walk(ino, Order::Listing).map_err(in_image)?;
+    while let Some(step) = walk.step().map_err(in_image)? {
+        if let Step::Enter(visit) = step {
+            print(args, &rootfs, visit.ino, &visit.inode, walk.path())?;
+        }
     }
     Ok(())
 }

@@ -1,27 +1,36 @@
 //! Writing a root file system out into a directory.
 //!
-//! Every directory is held open and every name is created in its directory's descriptor without following symlinks, so no image and no
-//! symlink that stands in the way leads outside.
+//! Every name is created in its directory's descriptor without following symlinks, so no image and no symlink that stands in the way leads outside.
+//! Few directories are open at a time: one that is needed again is opened again, beneath the target and without symlinks on the way.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use bfc::format::{S_IFDIR, S_IFMT};
 use bfc::rootfs::format::Inode;
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, openat, unlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, openat,
+    openat2, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::create::{make_node, set_attributes, times};
-use super::{Error, Rootfs};
+use super::{Error, Order, Rootfs, Step, Visit};
 
 /// Flags to open a directory that is ours to fill.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Flags to open a directory of which only a name is needed.
+const LINK_DIRECTORY: OFlags = DIRECTORY.union(OFlags::PATH);
+/// How many of the directories that are being filled are open at most.
+const MAX_OPEN: usize = 64;
+/// Longest path that one system call is given, bytes: PATH_MAX without its NUL.
+const MAX_CALL_PATH: usize = 4095;
 
 /// How to extract.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,12 +68,27 @@ pub struct Extracted {
 /// Extracts the trees at `paths` (from the root; all when there are none) into the directory `dir`, at the same paths there. `progress` is told of bytes as they
 /// are written.
 pub fn extract(rootfs: &Rootfs, dir: &File, paths: &[PathBuf], options: ExtractOptions, progress: &dyn Fn(u64)) -> Extracted {
-    let mut extractor = Extractor { rootfs, options, progress, links: HashMap::new(), path: Vec::new(), done: Extracted::default() };
+    let mut extractor = Extractor {
+        rootfs,
+        options,
+        progress,
+        target: dir,
+        levels: Vec::new(),
+        links: HashMap::new(),
+        link_dir: None,
+        path: Vec::new(),
+        done: Extracted::default(),
+    };
     let whole = [PathBuf::new()];
     for path in if paths.is_empty() { &whole[..] } else { paths } {
         extractor.path.clear();
-        if let Err(failure) = extractor.select(dir, path) {
+        extractor.levels.clear();
+        if let Err(failure) = extractor.select(path) {
             extractor.done.failures.push(failure);
+        }
+        // From the inside out: filling a directory changes its time.
+        while extractor.levels.len() > 1 {
+            extractor.leave();
         }
     }
     extractor.done
@@ -74,62 +98,109 @@ struct Extractor<'a> {
     rootfs: &'a Rootfs,
     options: ExtractOptions,
     progress: &'a dyn Fn(u64),
-    /// Where each inode of several links was extracted first: its directory and its name there.
-    links: HashMap<u32, (std::rc::Rc<OwnedFd>, Vec<u8>)>,
+    target: &'a File,
+    /// The directories on the way to what is being extracted, the target first.
+    levels: Vec<Level>,
+    /// Where each inode of several links was extracted first: the inode number of its directory, and its name there.
+    links: HashMap<u32, (u32, Vec<u8>)>,
+    /// The directory where a first name was looked for last.
+    link_dir: Option<(u32, Rc<OwnedFd>)>,
     /// Path in the image of what is being extracted.
-    path: Vec<Vec<u8>>,
+    path: Vec<u8>,
     done: Extracted,
 }
 
 /// A directory that is being filled.
 struct Level {
-    fd: std::rc::Rc<OwnedFd>,
-    ino: u32,
+    /// The directory, unless it was closed meanwhile because others were opened below it.
+    fd: Option<Rc<OwnedFd>>,
     inode: Inode,
-    next: u64,
+    /// Length of its path.
+    path: usize,
     /// Whether the directory is to get its attributes when it is filled.
     attributes: bool,
+    /// Whether it counts as extracted: what only leads to what was asked for does not.
+    counts: bool,
 }
 
 impl Extractor<'_> {
     fn fail(&self, what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Failure {
-        Failure { path: PathBuf::from(OsStr::from_bytes(&self.path.join(&b'/'))), what, source: Box::new(source) }
+        Failure { path: PathBuf::from(OsStr::from_bytes(&self.path)), what, source: Box::new(source) }
     }
 
     /// Extracts one tree, making the directories above it.
-    fn select(&mut self, dir: &File, path: &std::path::Path) -> Result<(), Failure> {
+    fn select(&mut self, path: &std::path::Path) -> Result<(), Failure> {
         let names: Vec<&[u8]> = path.as_os_str().as_bytes().split(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
-        let mut at = dir.as_fd().try_clone_to_owned().map_err(|e| self.fail("opening the target", e))?;
+        let target = self.target.as_fd().try_clone_to_owned().map_err(|e| self.fail("opening the target", e))?;
         let (mut ino, mut inode) = (super::ROOT, self.rootfs.inode(super::ROOT).map_err(|e| self.fail("looking it up", e))?);
-        let mut above = Vec::new();
+        self.levels.push(Level { fd: Some(Rc::new(target)), inode, path: 0, attributes: false, counts: false });
         for (depth, name) in names.iter().enumerate() {
-            self.path.push(name.to_vec());
-            (ino, inode) = match self.rootfs.lookup(ino, name) {
+            let dir = ino;
+            self.descend(name);
+            (ino, inode) = match self.rootfs.lookup(dir, name) {
                 Ok(Some(found)) => found,
                 Ok(None) => return Err(self.fail("looking it up", Error::NotFound)),
                 Err(e) => return Err(self.fail("looking it up", e)),
             };
-            if depth + 1 == names.len() {
-                break;
+            let is_last = depth + 1 == names.len();
+            if !inode.is_dir() && is_last {
+                return self.entry(name, &Visit { dir, ino, inode });
             }
-            let (fd, made) = self.directory(&at, name)?;
-            above.push((at, inode, made));
-            at = fd;
+            self.enter(name, &inode, is_last)?;
         }
-        match names.last() {
-            Some(name) => self.tree(at, name, ino, &inode)?,
-            None => self.fill(Level { fd: at.into(), ino, inode, next: 0, attributes: true })?,
-        }
-        // From the inside out: filling a directory changes its time.
-        while let Some((parent, inode, made)) = above.pop() {
-            self.path.truncate(above.len() + 1);
-            if made {
-                let name = OsStr::from_bytes(&self.path[above.len()]);
-                let own = openat(&parent, name, DIRECTORY, Mode::empty()).map_err(|e| self.fail("opening the directory", e))?;
-                self.attributes(&own, &inode)?;
-            }
+        self.fill(ino)?;
+        if names.is_empty() {
+            self.path.clear();
+            let root = self.top().map_err(|e| self.fail("opening the target", e))?;
+            self.done.entries += 1;
+            self.attributes(&*root, &inode)?;
         }
         Ok(())
+    }
+
+    /// Adds a name to the path.
+    fn descend(&mut self, name: &[u8]) {
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+    }
+
+    /// The directory that is being filled.
+    fn top(&mut self) -> Result<Rc<OwnedFd>, Errno> {
+        let Some(level) = self.levels.last_mut() else { return Err(Errno::NOENT) };
+        if let Some(fd) = &level.fd {
+            return Ok(fd.clone());
+        }
+        let fd = Rc::new(beneath(self.target.as_fd(), &self.path[..level.path], DIRECTORY)?);
+        level.fd = Some(fd.clone());
+        Ok(fd)
+    }
+
+    /// Makes a directory, or opens the one that is there, to be filled. The path is its own. `wanted` when it is part of what was asked for.
+    fn enter(&mut self, name: &[u8], inode: &Inode, wanted: bool) -> Result<(), Failure> {
+        let parent = self.top().map_err(|e| self.fail("opening the directory", e))?;
+        let (fd, made) = self.directory(&*parent, name)?;
+        let attributes = made || (wanted && self.options.force);
+        self.levels.push(Level { fd: Some(Rc::new(fd)), inode: *inode, path: self.path.len(), attributes, counts: wanted });
+        if let Some(far) = self.levels.len().checked_sub(MAX_OPEN).and_then(|at| self.levels.get_mut(at)) {
+            far.fd = None;
+        }
+        Ok(())
+    }
+
+    /// Gives the directory that was filled its attributes.
+    fn leave(&mut self) {
+        let top = self.top();
+        let Some(level) = self.levels.pop() else { return };
+        self.path.truncate(level.path);
+        self.done.entries += u64::from(level.counts);
+        if level.attributes {
+            let opened = top.map_err(|e| self.fail("opening the directory", e));
+            if let Err(failure) = opened.and_then(|fd| self.attributes(&*fd, &level.inode)) {
+                self.done.failures.push(failure);
+            }
+        }
     }
 
     /// Makes a directory, or opens the one that is there; whether it was made.
@@ -152,77 +223,44 @@ impl Extractor<'_> {
         }
     }
 
-    fn tree(&mut self, parent: OwnedFd, name: &[u8], ino: u32, inode: &Inode) -> Result<(), Failure> {
-        if !inode.is_dir() {
-            return self.entry(&parent.into(), name, ino, inode);
-        }
-        let (fd, made) = self.directory(&parent, name)?;
-        self.fill(Level { fd: fd.into(), ino, inode: *inode, next: 0, attributes: made || self.options.force })
-    }
-
-    /// Fills a directory and all below it. A failure of one entry is kept, and the rest goes on.
-    fn fill(&mut self, top: Level) -> Result<(), Failure> {
-        let depth = self.path.len();
-        let mut stack = vec![top];
-        while let Some(level) = stack.last_mut() {
-            let mut entry = None;
-            let found = self.rootfs.readdir_plus(level.ino, level.next, &mut |next, ino, inode, name| {
-                entry = Some((next, ino, *inode, name.to_vec()));
-                false
-            });
-            if let Err(e) = found {
-                let failure = self.fail("reading the directory", e);
+    /// Fills a directory, which is the innermost level, with everything below it. A failure of one entry is kept, and the rest goes on.
+    fn fill(&mut self, dir: u32) -> Result<(), Failure> {
+        let mut walk = self.rootfs.walk(dir, Order::Depth).map_err(|e| self.fail("reading the directory", e))?;
+        let top = self.path.clone();
+        loop {
+            let step = walk.step();
+            self.path.clone_from(&top);
+            if !walk.path().is_empty() {
+                self.descend(walk.path());
+            }
+            let result = match step {
+                Ok(None) => break,
+                Ok(Some(Step::Leave(_))) => {
+                    self.leave();
+                    Ok(())
+                }
+                Ok(Some(Step::Enter(visit))) if visit.inode.is_dir() => {
+                    self.enter(walk.name(), &visit.inode, true).inspect_err(|_| walk.skip())
+                }
+                Ok(Some(Step::Enter(visit))) => self.entry(walk.name(), &visit),
+                Err(e) => Err(self.fail("reading the directory", e)),
+            };
+            if let Err(failure) = result {
                 self.done.failures.push(failure);
-                entry = None;
-            }
-            let Some((next, ino, inode, name)) = entry else {
-                if level.attributes {
-                    let (fd, inode) = (level.fd.clone(), level.inode);
-                    if let Err(failure) = self.attributes(&*fd, &inode) {
-                        self.done.failures.push(failure);
-                    }
-                }
-                self.done.entries += 1;
-                stack.pop();
-                if self.path.len() > depth {
-                    self.path.pop();
-                }
-                continue;
-            };
-            level.next = next;
-            let fd = level.fd.clone();
-            self.path.push(name);
-            let name = self.path[self.path.len() - 1].clone();
-            let result = if inode.is_dir() {
-                self.directory(&*fd, &name).map(|(fd, made)| {
-                    let attributes = made || self.options.force;
-                    stack.push(Level { fd: fd.into(), ino, inode, next: 0, attributes });
-                    true
-                })
-            } else {
-                self.entry(&fd, &name, ino, &inode).map(|()| false)
-            };
-            match result {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.path.pop();
-                }
-                Err(failure) => {
-                    self.done.failures.push(failure);
-                    self.path.pop();
-                }
             }
         }
+        self.path = top;
         Ok(())
     }
 
     /// Extracts anything that is not a directory.
-    fn entry(&mut self, parent: &std::rc::Rc<OwnedFd>, name: &[u8], ino: u32, inode: &Inode) -> Result<(), Failure> {
+    fn entry(&mut self, name: &[u8], visit: &Visit) -> Result<(), Failure> {
+        let parent = self.top().map_err(|e| self.fail("opening the directory", e))?;
         let os_name = OsStr::from_bytes(name);
-        match self.create(parent, os_name, ino, inode) {
+        match self.create(&parent, os_name, visit) {
             Err(Errno::EXIST) if self.options.force => {
-                unlinkat(&**parent, os_name, AtFlags::empty()).map_err(|e| self.fail("replacing what exists", e))?;
-                self.create(parent, os_name, ino, inode)
+                unlinkat(&*parent, os_name, AtFlags::empty()).map_err(|e| self.fail("replacing what exists", e))?;
+                self.create(&parent, os_name, visit)
             }
             other => other,
         }
@@ -231,25 +269,35 @@ impl Extractor<'_> {
             e => self.fail("creating it", e),
         })
         .and_then(|file| match file {
-            Some(file) => self.content(file, ino, inode).inspect_err(|_| {
+            Some(file) => self.content(file, visit.ino, &visit.inode).inspect_err(|_| {
                 // Half a file is worse than none.
-                let _ = unlinkat(&**parent, os_name, AtFlags::empty());
+                let _ = unlinkat(&*parent, os_name, AtFlags::empty());
             }),
             None => Ok(()),
         })?;
-        if inode.nlink > 1 {
-            self.links.entry(ino).or_insert_with(|| (parent.clone(), name.to_vec()));
+        if visit.inode.nlink > 1 {
+            self.links.entry(visit.ino).or_insert_with(|| (visit.dir, name.to_vec()));
         }
         self.done.entries += 1;
         Ok(())
     }
 
     /// Creates it, with all but a file's content and attributes: that file is returned.
-    fn create(&self, parent: &OwnedFd, name: &OsStr, ino: u32, inode: &Inode) -> Result<Option<File>, Errno> {
-        if let Some((dir, first)) = self.links.get(&ino) {
-            return linkat(&**dir, OsStr::from_bytes(first), parent, name, AtFlags::empty()).map(|()| None);
+    fn create(&mut self, parent: &OwnedFd, name: &OsStr, visit: &Visit) -> Result<Option<File>, Errno> {
+        let Visit { ino, inode, .. } = visit;
+        if let Some((dir, first)) = self.links.get(ino) {
+            let dir = match &self.link_dir {
+                Some((known, fd)) if known == dir => fd.clone(),
+                _ => {
+                    let path = self.rootfs.directory_path(*dir).map_err(|e| e.errno())?;
+                    let fd = Rc::new(beneath(self.target.as_fd(), &path, LINK_DIRECTORY)?);
+                    self.link_dir = Some((*dir, fd.clone()));
+                    fd
+                }
+            };
+            return linkat(&*dir, OsStr::from_bytes(first), parent, name, AtFlags::empty()).map(|()| None);
         }
-        if let Some(file) = make_node(self.rootfs, parent.as_fd(), name, ino, inode)? {
+        if let Some(file) = make_node(self.rootfs, parent.as_fd(), name, *ino, inode)? {
             return Ok(Some(file));
         }
         let xattrs = self.xattrs(inode).map_err(|_| Errno::IO)?;
@@ -314,4 +362,26 @@ pub fn open_target(dir: &std::path::Path) -> std::io::Result<File> {
     let fd = openat(CWD, dir, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty())?;
     debug_assert_eq!(fstat(&fd)?.st_mode & S_IFMT, S_IFDIR);
     Ok(fd.into())
+}
+
+/// Opens the directory at a path of any length beneath `root`, with no symlink on the way.
+fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let mut at: Option<OwnedFd> = None;
+    let mut rest = path;
+    loop {
+        let (now, later) = match rest.len() {
+            len if len <= MAX_CALL_PATH => (if rest.is_empty() { &b"."[..] } else { rest }, None),
+            _ => match rest[..MAX_CALL_PATH].iter().rposition(|&b| b == b'/') {
+                Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
+                None => return Err(Errno::NAMETOOLONG),
+            },
+        };
+        let flags = if later.is_some() { LINK_DIRECTORY } else { flags };
+        let fd = openat2(at.as_ref().map_or(root, |fd| fd.as_fd()), OsStr::from_bytes(now), flags, Mode::empty(), resolve)?;
+        match later {
+            Some(later) => (at, rest) = (Some(fd), later),
+            None => return Ok(fd),
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod spool;
 mod stack;
 mod v1;
 mod verify;
+mod walk;
 
 pub use cache::CacheCounts;
 pub use error::{Error, Result};
@@ -21,3 +22,4 @@ pub use spool::{Spool, TempDir};
 pub use stack::StackError;
 pub use v1::tree_of_index;
 pub use verify::{Damage, Verified, verify};
+pub use walk::{Order, Step, Visit, Walk};

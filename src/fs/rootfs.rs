@@ -19,6 +19,8 @@ use super::error::{Error, Result};
 use super::image::{Image, Source, check_digest};
 use super::spool::{Spool, TempDir};
 use super::stack::stack;
+use super::walk::{Order, Shown, Walk};
+use crate::layer::MAX_PATH;
 
 /// Inode number of the root.
 pub const ROOT: u32 = bfc::rootfs::format::ROOT;
@@ -230,16 +232,16 @@ impl Rootfs {
         Ok(at)
     }
 
-    /// With `--subdir`, the root that is shown and the real one change numbers.
-    fn swap(&self, ino: u32) -> u32 {
-        match ino {
-            ROOT => self.root,
-            ino if ino == self.root => ROOT,
-            ino => ino,
-        }
+    /// Whether the root that is shown is the image's.
+    pub(super) fn shows_all(&self) -> bool {
+        self.root == ROOT
     }
 
-    fn image_error(&self, source: bfc::Error) -> Error {
+    fn shown(&self) -> Shown<'_> {
+        Shown { section: &self.section, root: self.root }
+    }
+
+    pub(super) fn image_error(&self, source: bfc::Error) -> Error {
         Error::Image { image: self.images.first().map(|i| i.path.clone()).unwrap_or_default(), source }
     }
 
@@ -248,7 +250,7 @@ impl Rootfs {
     /// # Errors
     /// [`Error::NotFound`], and [`Error::Image`] as for all that follow.
     pub fn inode(&self, ino: u32) -> Result<Inode> {
-        self.section.inode(self.swap(ino)).map_err(|e| self.image_error(e))?.ok_or(Error::NotFound)
+        self.shown().inode(ino).map_err(|e| self.image_error(e))?.ok_or(Error::NotFound)
     }
 
     fn directory(&self, ino: u32) -> Result<Inode> {
@@ -259,26 +261,22 @@ impl Rootfs {
     /// The inode that `name` leads to in a directory; `None` when there is no such name.
     pub fn lookup(&self, parent: u32, name: &[u8]) -> Result<Option<(u32, Inode)>> {
         let dir = self.directory(parent)?;
-        let Some(dentry) = self.section.lookup(&dir, name).map_err(|e| self.image_error(e))? else { return Ok(None) };
-        Ok(Some(self.follow(&dentry)?))
-    }
-
-    /// The inode of a dentry, checked so that a walk ends and comes to each directory once.
-    fn follow(&self, dentry: &Dentry) -> Result<(u32, Inode)> {
-        let inode = self.section.follow(dentry).map_err(|e| self.image_error(e))?;
-        Ok((self.swap(inode.ino), inode))
+        let failed = |e| self.image_error(e);
+        let Some(dentry) = self.section.lookup(&dir, name).map_err(failed)? else { return Ok(None) };
+        self.shown().follow(&dentry).map(Some).map_err(failed)
     }
 
     /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
-    /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them.
+    /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them. Where the entries lead is not checked: see
+    /// [`Rootfs::walk`] for what descends.
     pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_>) -> Result<()> {
-        self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.swap(dentry.ino), dentry.kind, name)))
+        self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.shown().swap(dentry.ino), dentry.kind, name)))
     }
 
     /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
     pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachInode<'_>) -> Result<()> {
         self.dentries(dir, from, |next, dentry, name| {
-            let (ino, inode) = self.follow(dentry)?;
+            let (ino, inode) = self.shown().follow(dentry).map_err(|e| self.image_error(e))?;
             Ok(each(next, ino, &inode, name))
         })
     }
@@ -287,14 +285,9 @@ impl Rootfs {
     where
         E: FnMut(u64, &Dentry, &[u8]) -> Result<bool>,
     {
-        let inode = self.directory(dir)?;
-        let failed = |e| self.image_error(e);
+        let record = self.directory(dir)?;
         let mut index = from;
-        while let Some(dentry) = self.section.dentry(&inode, index).map_err(failed)? {
-            let name = self.section.name(&dentry).map_err(failed)?;
-            if !valid_name(&name) {
-                return Err(failed(bfc::Error::Section { offset: dentry.name.into(), reason: "a name that is none" }));
-            }
+        while let Some((dentry, name)) = self.shown().dentry(&record, index).map_err(|e| self.image_error(e))? {
             index += 1;
             if !each(index, &dentry, &name)? {
                 break;
@@ -303,9 +296,41 @@ impl Rootfs {
         Ok(())
     }
 
+    /// Walks everything below a directory.
+    pub fn walk(&self, dir: u32, order: Order) -> Result<Walk<'_>> {
+        let inode = self.directory(dir)?;
+        let image = self.images.first().map_or(Path::new(""), |image| &image.path);
+        Ok(Walk::new(self.shown(), image, dir, inode, order))
+    }
+
     /// The parent of a directory; the root's is the root.
     pub fn parent(&self, dir: u32) -> Result<u32> {
-        Ok(if dir == ROOT { ROOT } else { self.swap(self.directory(dir)?.parent) })
+        Ok(if dir == ROOT { ROOT } else { self.shown().swap(self.directory(dir)?.parent) })
+    }
+
+    /// Path of a directory from the root, without a slash before or behind it, found from its record upwards.
+    pub fn directory_path(&self, dir: u32) -> Result<Vec<u8>> {
+        let (mut names, mut len, mut at) = (Vec::new(), 0, dir);
+        while at != ROOT {
+            let inode = self.directory(at)?;
+            let parent = self.parent(at)?;
+            let record = self.directory(parent)?;
+            let damaged = |reason| self.image_error(bfc::Error::Section { offset: inode.dentry.into(), reason });
+            let index = u64::from(inode.dentry).checked_sub(record.data).ok_or_else(|| damaged("a dentry of another directory"))?;
+            let found = self.shown().dentry(&record, index).map_err(|e| self.image_error(e))?;
+            let (dentry, name) = found.ok_or_else(|| damaged("a dentry of another directory"))?;
+            if self.shown().swap(dentry.ino) != at {
+                return Err(damaged("a dentry of another directory"));
+            }
+            len += name.len() + 1;
+            if len > MAX_PATH + 1 {
+                return Err(damaged("a path that is too long"));
+            }
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        Ok(names.join(&b'/'))
     }
 
     /// A symlink's target.
@@ -336,7 +361,7 @@ impl Rootfs {
         let mut reached = HashSet::from([ROOT]);
         let mut entries = Vec::with_capacity(list.len());
         for (dir, index) in list {
-            let dir = self.swap(dir);
+            let dir = self.shown().swap(dir);
             // Of another directory than what is shown.
             if !reached.contains(&dir) {
                 continue;

@@ -7,11 +7,16 @@ use bfc::rootfs::{Attr, Extras, Kind, Node, Section, Tree};
 use bfc::{Error, Result};
 
 use super::image::{FRAME_LOG2, Image};
+use super::walk::{Order, Shown, Step, Visit, Walk};
 use crate::layer::merge::{self, Change, What};
-use crate::layer::{self, replay};
+use crate::layer::{self, Budget, replay};
 
-/// How many images may be stacked: a content says in one byte which image it is of.
-const MAX_IMAGES: usize = 256;
+/// How many images may be stacked: a content says in one byte which image it is of, and their descriptors are passed in one message, of which the kernel allows 253.
+pub const MAX_IMAGES: usize = 250;
+/// How many contents all images together may have: what memory must hold (some 600 MiB).
+const MAX_CONTENTS: u64 = 1 << 23;
+/// How many frames they may have together (some 800 MiB).
+const MAX_FRAMES: u64 = 1 << 24;
 
 /// An image and its own section.
 pub(super) type Opened = (Image, Section);
@@ -59,12 +64,12 @@ struct Stack {
 impl Stack {
     fn add(&mut self, number: usize, (image, section): &Opened) -> Result<(), StackError> {
         if number >= MAX_IMAGES {
-            return Err(Error::TooLarge("the number of images (the limit is 256)").into());
+            return Err(Error::TooLarge("the number of images (the limit is 250)").into());
         }
         let first = self.contents(number, section)?;
         let layers = section.layers()?;
         if layers.is_empty() {
-            let changes = tree_changes(section)?;
+            let changes = tree_changes(image, section)?;
             return Ok(merge::apply(&mut self.tree, moved(changes, first))?);
         }
         for (index, record) in layers.iter().enumerate() {
@@ -81,6 +86,12 @@ impl Stack {
     fn contents(&mut self, number: usize, section: &Section) -> Result<u32, StackError> {
         let count = |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the contents of all images"));
         let (first, first_frame) = (count(self.tree.contents.len())?, count(self.extras.frames.len())?);
+        if u64::from(first).saturating_add(section.content_count()) > MAX_CONTENTS {
+            return Err(Error::TooLarge("the contents of all images").into());
+        }
+        if u64::from(first_frame).saturating_add(section.frame_count()) > MAX_FRAMES {
+            return Err(Error::TooLarge("the frames of all images").into());
+        }
         let log2 = section.header().frame_log2;
         if section.frame_count() > 0 && *self.frames_in.get_or_insert(log2) != log2 {
             return Err(Error::Unsupported("frames as long as those of the images before it".into()).into());
@@ -116,34 +127,36 @@ fn moved(changes: Vec<Change>, first: u32) -> Vec<Change> {
 }
 
 /// The tree of a section without layers, as one layer. Names that begin with `.wh.` are whiteouts, as in any layer.
-fn tree_changes(section: &Section) -> Result<Vec<Change>, StackError> {
+fn tree_changes(image: &Image, section: &Section) -> Result<Vec<Change>, StackError> {
     let mut out = Vec::new();
+    let mut budget = Budget::new(u64::MAX);
     let mut linked: HashMap<u32, Vec<u8>> = HashMap::new();
-    let mut stack = vec![(ROOT, Vec::new())];
-    let damaged = |reason| Error::Section { offset: 0, reason };
-    while let Some((dir, prefix)) = stack.pop() {
-        let inode = section.inode(dir)?.ok_or_else(|| damaged("a directory that is not there"))?;
-        let mut index = 0;
-        while let Some(dentry) = section.dentry(&inode, index)? {
-            index += 1;
-            let path = [&prefix[..], &section.name(&dentry)?].concat();
-            let child = section.follow(&dentry)?;
-            if let Ok(Some(mark)) = layer::mark(&path) {
-                out.push(mark);
-                continue;
+    let root = section.inode(ROOT)?.ok_or(Error::Section { offset: 0, reason: "no root" })?;
+    let mut walk = Walk::new(Shown { section, root: ROOT }, &image.path, ROOT, root, Order::Depth);
+    while let Some(step) = walk.step_in_section()? {
+        let Step::Enter(Visit { ino, inode, .. }) = step else { continue };
+        let path = walk.path();
+        let change = match layer::mark(path) {
+            Ok(Some(mark)) => {
+                if inode.is_dir() {
+                    walk.skip();
+                }
+                mark
             }
-            if let Some(target) = linked.get(&dentry.ino) {
-                out.push(Change { path, what: What::HardLink(target.clone()) });
-                continue;
+            _ => {
+                let path = path.to_vec();
+                let what = match linked.get(&ino) {
+                    Some(target) => What::HardLink(target.clone()),
+                    None => What::Node(node(section, &inode)?),
+                };
+                if inode.nlink > 1 && !inode.is_dir() {
+                    linked.entry(ino).or_insert_with(|| path.clone());
+                }
+                Change { path, what }
             }
-            if child.nlink > 1 && !child.is_dir() {
-                linked.insert(dentry.ino, path.clone());
-            }
-            if child.is_dir() {
-                stack.push((dentry.ino, [&path[..], b"/"].concat()));
-            }
-            out.push(Change { path, what: What::Node(node(section, &child)?) });
-        }
+        };
+        budget.take_metadata(&change).map_err(|source| StackError::Layer { number: 1, source })?;
+        out.push(change);
     }
     Ok(out)
 }

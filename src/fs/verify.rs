@@ -1,6 +1,6 @@
 //! Checking all of an image: every structure, every content.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,6 +9,10 @@ use bfc::format::{S_IFLNK, S_IFMT, S_IFREG};
 
 use super::error::{Error, Result};
 use super::rootfs::{ROOT, Rootfs};
+use super::walk::{Order, Step, Visit};
+
+/// How many damages are told at most.
+const MAX_DAMAGE: usize = 1000;
 
 /// What was found damaged.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub struct Verified {
     pub contents: u64,
     /// Bytes that came out of them.
     pub bytes: u64,
-    /// What is damaged.
+    /// What is damaged: the first thousand.
     pub damage: Vec<Damage>,
 }
 
@@ -38,62 +42,115 @@ pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();
     for (container, path) in rootfs.containers().zip(rootfs.paths()) {
         if let Err(source) = container.index() {
-            let error = Error::Image { image: path.to_owned(), source };
-            verified.damage.push(Damage { path: Vec::new(), error });
+            verified.damaged(&[], Error::Image { image: path.to_owned(), source });
         }
     }
     if let Err(error) = rootfs.verify_section() {
-        verified.damage.push(Damage { path: Vec::new(), error });
+        verified.damaged(&[], error);
     }
-    let files = walk(rootfs, &mut verified);
-    let (next, shared) = (AtomicUsize::new(0), Mutex::new(&mut verified));
+    let files = match walk(rootfs, &mut verified) {
+        Ok(files) => files,
+        Err(error) => {
+            verified.damaged(&[], error);
+            Vec::new()
+        }
+    };
+    let (next, shared) = (AtomicUsize::new(0), Mutex::new((&mut verified, HashMap::new())));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let Some((path, ino)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(ino) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let mut counter = Counter { progress, bytes: 0 };
                     let result = rootfs.copy(*ino, &mut counter);
-                    let mut verified = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    verified.contents += 1;
-                    verified.bytes += counter.bytes;
-                    if let Err(error) = result {
-                        verified.damage.push(Damage { path: path.clone(), error });
+                    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    shared.0.contents += 1;
+                    shared.0.bytes += counter.bytes;
+                    if let Err(error) = result
+                        && shared.1.len() < MAX_DAMAGE
+                    {
+                        shared.1.insert(*ino, error);
                     }
                 }
             });
         }
     });
+    let (_, damaged) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+    name(rootfs, damaged, &mut verified);
     verified.damage.sort_by(|a, b| a.path.cmp(&b.path));
     verified
 }
 
-/// Walks the whole tree; the files whose content is to be read, each content once.
-fn walk(rootfs: &Rootfs, verified: &mut Verified) -> Vec<(Vec<u8>, u32)> {
-    let mut files = HashMap::new();
-    let mut order = Vec::new();
-    let mut stack = vec![(ROOT, Vec::new())];
-    while let Some((dir, prefix)) = stack.pop() {
-        let mut damage = Vec::new();
-        let result = rootfs.readdir_plus(dir, 0, &mut |_, ino, inode, name| {
-            verified.entries += 1;
-            let path = [&prefix[..], name].concat();
-            if let Err(error) = check_inode(rootfs, ino) {
-                damage.push(Damage { path: path.clone(), error });
-            }
-            if inode.is_dir() {
-                stack.push((ino, [&path[..], b"/"].concat()));
-            } else if inode.mode & S_IFMT == S_IFREG && inode.size > 0 && files.insert(inode.data, ()).is_none() {
-                order.push((path, ino));
-            }
-            true
-        });
-        verified.damage.append(&mut damage);
-        if let Err(error) = result {
-            verified.damage.push(Damage { path: prefix, error });
+impl Verified {
+    fn damaged(&mut self, path: &[u8], error: Error) {
+        if self.damage.len() < MAX_DAMAGE {
+            self.damage.push(Damage { path: path.to_vec(), error });
         }
     }
-    order
+}
+
+/// Walks the whole tree; the files whose content is to be read, each content once.
+fn walk(rootfs: &Rootfs, verified: &mut Verified) -> Result<Vec<u32>> {
+    let (mut seen, mut order) = (HashSet::new(), Vec::new());
+    let mut names = vec![0_u32; rootfs.section().inode_count() as usize + 1];
+    let mut walk = rootfs.walk(ROOT, Order::Depth)?;
+    loop {
+        let Visit { dir, ino, inode } = match walk.step() {
+            Ok(Some(Step::Enter(visit))) => visit,
+            Ok(Some(Step::Leave(_))) => continue,
+            Ok(None) => break,
+            Err(error) => {
+                verified.damaged(walk.path(), error);
+                continue;
+            }
+        };
+        verified.entries += 1;
+        // A directory is named by its entries' `..` as well.
+        let named = if inode.is_dir() { dir } else { ino };
+        if let Some(count) = names.get_mut(named as usize) {
+            *count += 1;
+        }
+        if let Err(error) = check_inode(rootfs, ino) {
+            verified.damaged(walk.path(), error);
+        }
+        if inode.mode & S_IFMT == S_IFREG && inode.size > 0 && seen.insert(inode.data) {
+            order.push(ino);
+        }
+    }
+    if verified.damage.is_empty() && rootfs.shows_all() {
+        count_links(rootfs, &names, verified);
+    }
+    Ok(order)
+}
+
+/// Compares how often each inode is named with its link count. `names` has it by inode number: of a directory, how many are in it.
+fn count_links(rootfs: &Rootfs, names: &[u32], verified: &mut Verified) {
+    for (ino, &count) in (0..).zip(names).skip(1) {
+        let Ok(inode) = rootfs.inode(ino) else { continue };
+        let expected = if inode.is_dir() { count.saturating_add(2) } else { count };
+        if inode.nlink != expected {
+            let source = bfc::Error::Section { offset: ino.into(), reason: "an inode has another link count than names" };
+            verified.damaged(&[], rootfs.image_error(source));
+        }
+    }
+}
+
+/// Finds a path of each inode that is damaged.
+fn name(rootfs: &Rootfs, mut damaged: HashMap<u32, Error>, verified: &mut Verified) {
+    if let Ok(mut walk) = rootfs.walk(ROOT, Order::Depth) {
+        while !damaged.is_empty() {
+            match walk.step() {
+                Ok(Some(Step::Enter(visit))) => {
+                    if let Some(error) = damaged.remove(&visit.ino) {
+                        verified.damaged(walk.path(), error);
+                    }
+                }
+                Ok(Some(Step::Leave(_))) | Err(_) => {}
+                Ok(None) => break,
+            }
+        }
+    }
+    damaged.into_values().for_each(|error| verified.damaged(&[], error));
 }
 
 fn check_inode(rootfs: &Rootfs, ino: u32) -> Result<()> {

@@ -6,7 +6,7 @@ use super::merge::{Change, What};
 use super::tar::{Entry, EntryKind};
 
 /// Longest path, bytes: what v1 can say.
-const MAX_PATH: usize = 65_535;
+pub const MAX_PATH: usize = 65_535;
 /// Longest component (NAME_MAX).
 const MAX_NAME: usize = 255;
 /// Longest target of a symlink (PATH_MAX with its NUL).

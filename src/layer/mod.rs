@@ -9,5 +9,5 @@ pub mod read;
 pub mod replay;
 pub mod tar;
 
-pub use change::{OPAQUE, WHITEOUT, clean_path, mark};
+pub use change::{MAX_PATH, OPAQUE, WHITEOUT, clean_path, mark};
 pub use read::{Budget, Error, Layer};

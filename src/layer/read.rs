@@ -70,8 +70,11 @@ impl Budget {
         Ok(())
     }
 
-    /// Room for a change in memory.
-    pub(super) fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
+    /// Takes room for a change in memory.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`] when there is none left.
+    pub fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
         let len = ENTRY
             + change.path.len()

@@ -22,7 +22,7 @@ use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::error::chain;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::fs::{self, ROOT, Rootfs};
+use crate::fs::{self, Order, ROOT, Rootfs, Step};
 
 /// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to its clock.)
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);
@@ -34,6 +34,10 @@ const MAX_READ: u32 = 128 << 10;
 const MAX_LOGGED: usize = 4096;
 /// For how many of them the path is searched, which walks the tree.
 const MAX_SEARCHES: usize = 64;
+/// How many steps a search takes at most: the request waits for it.
+const MAX_SEARCHED: u32 = 1 << 20;
+/// Where an inode of unknown type stands among the errors that were logged: no read begins there.
+const TYPE: u64 = u64::MAX;
 /// Entries `.` and `..` come before those of the image.
 const DOTS: u64 = 2;
 
@@ -131,30 +135,31 @@ impl Adapter {
         Errno::from_i32(errno.raw_os_error())
     }
 
-    /// A path of an inode, for messages: found by a walk, since a file does not know where it is linked.
+    /// A path of an inode, for messages. A directory knows its own; a file does not know where it is linked, and is looked for by a walk.
     fn path(&self, wanted: u32) -> Option<PathBuf> {
-        if wanted == ROOT {
-            return Some(PathBuf::from("/"));
+        let absolute = |path: &[u8]| Path::new("/").join(OsStr::from_bytes(path));
+        if let Ok(path) = self.rootfs.directory_path(wanted) {
+            return Some(absolute(&path));
         }
-        let mut directories = vec![(ROOT, PathBuf::from("/"))];
-        let mut found = None;
-        while let (Some((dir, path)), None) = (directories.pop(), &found) {
-            // A directory that cannot be read is one where the inode is not found.
-            let _ = self.rootfs.readdir(dir, 0, &mut |_, ino, kind, name| {
-                if ino == wanted {
-                    found = Some(path.join(OsStr::from_bytes(name)));
-                } else if file_type(kind) == Some(FileType::Directory) && self.rootfs.parent(ino).is_ok_and(|parent| parent == dir) {
-                    directories.push((ino, path.join(OsStr::from_bytes(name))));
-                }
-                found.is_none()
-            });
+        let mut walk = self.rootfs.walk(ROOT, Order::Depth).ok()?;
+        for _ in 0..MAX_SEARCHED {
+            match walk.step() {
+                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => return Some(absolute(walk.path())),
+                Ok(None) => break,
+                // In what cannot be read, the inode is not found.
+                Ok(Some(_)) | Err(_) => {}
+            }
         }
-        found
+        None
     }
 
     fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
         file_attr(ino, inode).ok_or_else(|| {
-            tracing::error!(ino, mode = inode.mode, "an inode of no known type");
+            self.metrics.damaged();
+            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+            if logged.len() < MAX_LOGGED && logged.insert((ino, TYPE)) {
+                tracing::error!(ino, mode = inode.mode, "an inode of no known type");
+            }
             Errno::EIO.into()
         })
     }

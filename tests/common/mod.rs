@@ -1,6 +1,7 @@
 //! What the tests share: the program under test, mounts that go away, trees to compare.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod mend;
 pub mod zfs;
 
 use std::collections::BTreeMap;

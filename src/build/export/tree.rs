@@ -10,7 +10,7 @@ use super::WriteError;
 use crate::build::content::{Content, attr_of};
 use crate::build::error::Error;
 use crate::build::output::Output;
-use crate::fs::{ROOT, Rootfs};
+use crate::fs::{Order, ROOT, Rootfs, Step, Visit};
 use crate::layer::tar::{Body, Writer};
 
 /// Writes the tree as a tar in canonical form: the same tree gives the same bytes.
@@ -19,47 +19,40 @@ use crate::layer::tar::{Body, Writer};
 /// When the image is damaged, or `out` fails.
 pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<(), WriteError> {
     let mut tar = Writer::new(out);
-    let mut links: HashMap<u32, Vec<u8>> = HashMap::new();
-    // What is still to be written, the next last.
-    let mut stack = vec![(Vec::new(), ROOT)];
-    while let Some((path, ino)) = stack.pop() {
-        let inode = rootfs.inode(ino)?;
+    // Where each file of several names was first: its directory, and its name there.
+    let mut links: HashMap<u32, (u32, Vec<u8>)> = HashMap::new();
+    let root = rootfs.inode(ROOT)?;
+    tar.append(&[], &attr_of(rootfs, ROOT, &root)?, Body::None)?;
+    let mut walk = rootfs.walk(ROOT, Order::Depth)?;
+    while let Some(step) = walk.step()? {
+        let Step::Enter(Visit { dir, ino, inode }) = step else { continue };
+        let path = walk.path();
         let attr = attr_of(rootfs, ino, &inode)?;
-        if inode.is_dir() {
-            tar.append(&path, &attr, Body::None)?;
-            let start = stack.len();
-            rootfs.readdir(ino, 0, &mut |_, child, _, name| {
-                let mut inner = path.clone();
-                if !inner.is_empty() {
-                    inner.push(b'/');
+        if inode.nlink > 1 && !inode.is_dir() {
+            if let Some((dir, name)) = links.get(&ino) {
+                let mut first = rootfs.directory_path(*dir)?;
+                if !first.is_empty() {
+                    first.push(b'/');
                 }
-                inner.extend_from_slice(name);
-                stack.push((inner, child));
-                true
-            })?;
-            stack[start..].reverse();
-            continue;
-        }
-        if inode.nlink > 1 {
-            if let Some(first) = links.get(&ino) {
-                tar.append(&path, &attr, Body::HardLink(first))?;
+                first.extend_from_slice(name);
+                tar.append(path, &attr, Body::HardLink(&first))?;
                 continue;
             }
-            links.insert(ino, path.clone());
+            links.insert(ino, (dir, walk.name().to_vec()));
         }
         match inode.mode & S_IFMT {
             S_IFREG => {
                 let mut content = Content::new(rootfs, ino);
-                let written = tar.append(&path, &attr, Body::File(inode.size, &mut content));
+                let written = tar.append(path, &attr, Body::File(inode.size, &mut content));
                 content.checked::<WriteError>(written)?;
                 progress(inode.size);
             }
-            S_IFLNK => tar.append(&path, &attr, Body::Symlink(&rootfs.readlink(ino)?))?,
+            S_IFLNK => tar.append(path, &attr, Body::Symlink(&rootfs.readlink(ino)?))?,
             S_IFCHR | S_IFBLK => {
                 let (major, minor) = inode.rdev();
-                tar.append(&path, &attr, Body::Device(major, minor))?;
+                tar.append(path, &attr, Body::Device(major, minor))?;
             }
-            _ => tar.append(&path, &attr, Body::None)?,
+            _ => tar.append(path, &attr, Body::None)?,
         }
     }
     tar.finish()?;

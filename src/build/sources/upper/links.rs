@@ -2,8 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::plan::DIRECTORY;
-use crate::fs::{ROOT, Result, Rootfs};
+use crate::fs::{Order, ROOT, Result, Rootfs, Step, Visit};
 
 /// A directory of the image that a directory of the upper is merged with.
 pub(super) struct Merged {
@@ -28,17 +27,14 @@ impl Names {
         if wanted.is_empty() {
             return Ok(names);
         }
-        let mut stack = vec![ROOT];
-        while let Some(dir) = stack.pop() {
-            image.readdir(dir, 0, &mut |_, ino, kind, name| {
-                if kind == DIRECTORY {
-                    names.dirs.insert(ino, (dir, name.to_vec()));
-                    stack.push(ino);
-                } else if wanted.contains(&ino) {
-                    names.files.entry(ino).or_default().push((dir, name.to_vec()));
-                }
-                true
-            })?;
+        let mut walk = image.walk(ROOT, Order::Depth)?;
+        while let Some(step) = walk.step()? {
+            let Step::Enter(Visit { dir, ino, inode }) = step else { continue };
+            if inode.is_dir() {
+                names.dirs.insert(ino, (dir, walk.name().to_vec()));
+            } else if wanted.contains(&ino) {
+                names.files.entry(ino).or_default().push((dir, walk.name().to_vec()));
+            }
         }
         Ok(names)
     }

@@ -14,10 +14,7 @@ use super::links::{Merged, Names};
 use super::{Kind, Upper, handle, join, open_dir};
 use crate::build::error::{Error, Result};
 use crate::build::sources::attributes::{self, Marks};
-use crate::fs::{self, ROOT, Rootfs};
-
-/// Type of a directory in a dentry: bits 12 to 15 of its mode.
-pub(super) const DIRECTORY: u8 = 4;
+use crate::fs::{self, Order, ROOT, Rootfs, Step, Visit};
 
 /// Everything that an upper changes, parents before what is in them.
 pub(super) struct Plan {
@@ -117,16 +114,19 @@ impl Plan {
                 _ => drop(changes.insert(path, if was { Kind::Changed } else { Kind::Added })),
             }
         }
-        while let Some((dir, ino)) = hidden.pop() {
-            image.readdir(ino, 0, &mut |_, ino, kind, name| {
-                let path = join(&dir, name);
-                if kind == DIRECTORY && dirs.contains(&path) {
-                    hidden.push((path, ino));
-                } else {
-                    changes.entry(path).or_insert(Kind::Deleted);
+        for (dir, ino) in hidden {
+            let mut walk = image.walk(ino, Order::Depth)?;
+            while let Some(step) = walk.step()? {
+                let Step::Enter(visit) = step else { continue };
+                let path = join(&dir, walk.path());
+                if visit.inode.is_dir() && dirs.contains(&path) {
+                    continue;
                 }
-                true
-            })?;
+                changes.entry(path).or_insert(Kind::Deleted);
+                if visit.inode.is_dir() {
+                    walk.skip();
+                }
+            }
         }
         Ok(changes.into_iter().map(|(path, kind)| (kind, path)).collect())
     }
@@ -257,21 +257,16 @@ impl Walk<'_> {
 
     /// Plans what a directory shows of one of the image's that was elsewhere.
     fn take_along(&mut self, dir: u32, path: &[u8], but: &HashSet<Vec<u8>>) -> Result<()> {
-        let mut stack = Vec::new();
-        let list = |dir, path: &[u8], but: Option<&HashSet<Vec<u8>>>, stack: &mut Vec<(Vec<u8>, u32)>| {
-            self.image.readdir(dir, 0, &mut |_, ino, _, name| {
-                if but.is_none_or(|names| !names.contains(name)) {
-                    stack.push((join(path, name), ino));
+        let mut walk = self.image.walk(dir, Order::Depth)?;
+        while let Some(step) = walk.step()? {
+            let Step::Enter(Visit { dir: parent, ino, inode }) = step else { continue };
+            if parent == dir && but.contains(walk.name()) {
+                if inode.is_dir() {
+                    walk.skip();
                 }
-                true
-            })
-        };
-        list(dir, path, Some(but), &mut stack)?;
-        while let Some((path, ino)) = stack.pop() {
-            let inode = self.image.inode(ino)?;
-            if inode.is_dir() {
-                list(ino, &path, None, &mut stack)?;
+                continue;
             }
+            let path = join(path, walk.path());
             let (what, file, size) = match self.index.get(&ino) {
                 Some(Indexed { name, file, content, size }) => (What::Index(name.clone(), *content), Some(*file), *size),
                 None => {
