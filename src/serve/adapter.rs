@@ -20,6 +20,7 @@ use fuser::{
 
 use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::error::chain;
+use super::idmap::in_user_namespace;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
 use crate::fs::{self, Order, ROOT, Rootfs, Step};
@@ -71,6 +72,8 @@ pub(super) struct Adapter {
     metrics: Arc<Metrics>,
     logged: Mutex<HashSet<(u32, u64)>>,
     resends: Arc<OnceLock<bool>>,
+    /// What the names begin with of attributes that overlayfs keeps for itself, and an image has nothing to tell it by.
+    marks: &'static [u8],
 }
 
 /// Why a request is not answered with what was asked for.
@@ -98,7 +101,8 @@ type Answer<T> = Result<T, Refusal>;
 impl Adapter {
     /// `resends` will tell whether the kernel can send requests again.
     pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus, metrics: Arc<Metrics>, resends: Arc<OnceLock<bool>>) -> Self {
-        Self { rootfs, surplus, metrics, logged: Mutex::default(), resends }
+        let marks: &[u8] = if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." };
+        Self { rootfs, surplus, metrics, logged: Mutex::default(), resends, marks }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
@@ -372,7 +376,10 @@ impl Filesystem for Adapter {
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(Op::Getxattr, ino, 0, |ino| self.rootfs.xattr(ino, name.as_bytes())?.ok_or(Errno::NO_XATTR.into()));
+        let result = self.answer(Op::Getxattr, ino, 0, |ino| match name.as_bytes() {
+            name if name.starts_with(self.marks) => Err(Errno::NO_XATTR.into()),
+            name => self.rootfs.xattr(ino, name)?.ok_or(Errno::NO_XATTR.into()),
+        });
         reply!(reply, result, value => reply_xattr(reply, size, &value));
     }
 
@@ -382,7 +389,7 @@ impl Filesystem for Adapter {
         }
         let result = self.answer(Op::Listxattr, ino, 0, |ino| {
             let mut list = Vec::new();
-            for name in self.rootfs.xattr_names(ino)? {
+            for name in self.rootfs.xattr_names(ino)?.into_iter().filter(|name| !name.starts_with(self.marks)) {
                 list.extend_from_slice(&name);
                 list.push(0);
             }

@@ -1,8 +1,11 @@
 //! What is mounted where, without touching any of it: a stat of a dead FUSE mount may wait for ever.
 
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::error::{Error, Result};
 
@@ -11,6 +14,44 @@ pub const FS_TYPE: &str = "fuse.lxcri-fs";
 /// What the name of a directory begins with where the lower directory of an overlay is, or was while the overlay was made; the numbers of the
 /// device that is mounted there follow.
 pub(super) const LOWER: &str = "lower-";
+/// What the name of a directory begins with under which overlayfs was given an upper; the numbers of its device and inode follow.
+const UPPER: &str = "upper-";
+/// What an upper directory is called there when its name is too long.
+pub(crate) const UNNAMED: &str = "+upper";
+/// How many names stand before that: `/proc/self/fd/N`.
+const DESCRIPTOR: usize = 5;
+
+/// Which directory it is, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryId {
+    /// Device of its file system, major and minor number.
+    pub dev: (u32, u32),
+    /// Inode number.
+    pub ino: u64,
+}
+
+impl DirectoryId {
+    /// Of an open directory.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn of(directory: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(directory)?;
+        Ok(Self { dev: (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)), ino: stat.st_ino })
+    }
+
+    /// The name under which it is told in the options of an overlay.
+    pub(crate) fn name(self) -> String {
+        format!("{UPPER}{}-{}-{}", self.dev.0, self.dev.1, self.ino)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut numbers = name.strip_prefix(UPPER)?.split('-').map(|n| n.parse::<u64>().ok());
+        let mut device = || u32::try_from(numbers.next()??).ok();
+        let dev = (device()?, device()?);
+        Some(Self { dev, ino: numbers.next()?? })
+    }
+}
 
 /// A line of /proc/PID/mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +81,17 @@ pub struct Overlay {
     pub lower: (u32, u32),
     /// Whether the image's extended attributes are in a layer above it.
     pub xattrs: bool,
-    /// Its upper directory.
-    pub upper: PathBuf,
+    /// What its upper directory was called when it was mounted; `None` when that was too long to be told.
+    pub upper: Option<PathBuf>,
+    /// Which directory that is; `None` when an earlier version of this program mounted it.
+    pub upper_id: Option<DirectoryId>,
+}
+
+impl Overlay {
+    /// Whether this is its upper directory.
+    pub fn is_over(&self, upper: DirectoryId) -> bool {
+        self.upper_id == Some(upper)
+    }
 }
 
 impl MountInfo {
@@ -64,7 +114,15 @@ impl MountInfo {
         let upper = self.values("upperdir").next()?.into_os_string().into_vec();
         let mut bytes = upper.into_iter();
         let upper = std::iter::from_fn(|| bytes.next().map(|b| if b == b'\\' { bytes.next().unwrap_or(b) } else { b })).collect();
-        Some(Overlay { lower: (major, minor), xattrs: lowers.len() > 1, upper: PathBuf::from(OsString::from_vec(upper)) })
+        let upper = PathBuf::from(OsString::from_vec(upper));
+        let mut names = upper.components();
+        let upper_id = names.nth(DESCRIPTOR).and_then(|name| DirectoryId::parse(name.as_os_str().to_str()?));
+        let named = names.as_path();
+        let upper = match upper_id {
+            Some(_) => (named != Path::new(UNNAMED)).then(|| Path::new("/").join(named)),
+            None => Some(upper),
+        };
+        Some(Overlay { lower: (major, minor), xattrs: lowers.len() > 1, upper, upper_id })
     }
 
     /// The lower directories of an overlay.
@@ -173,10 +231,15 @@ mod tests {
 
     #[test]
     fn an_overlay_tells_what_it_is_made_of() {
-        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/u\054p\134\134\040/upper,workdir=/w,xino=on";
+        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/proc/self/fd/9/upper-8-1-1234/u\054p\134\134\040/upper,workdir=/w,xino=on";
         let info = MountInfo::parse(line).unwrap();
-        assert_eq!(info.overlay(), Some(Overlay { lower: (0, 57), xattrs: false, upper: PathBuf::from(r"/u,p\ /upper") }));
+        let upper_id = Some(DirectoryId { dev: (8, 1), ino: 1234 });
+        let overlay = Overlay { lower: (0, 57), xattrs: false, upper: Some(PathBuf::from(r"/u,p\ /upper")), upper_id };
+        assert_eq!(info.overlay(), Some(overlay));
         assert!(info.is_ours());
+        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/proc/self/fd/9/upper-8-1-1234/+upper,workdir=/w";
+        let unnamed = MountInfo::parse(line).unwrap().overlay().unwrap();
+        assert_eq!((unnamed.upper, unnamed.upper_id), (None, upper_id));
         let other = MountInfo::parse(br"40 35 0:60 / /c rw - overlay ov rw,lowerdir=/a/b:/c,lowerdir+=/x,upperdir=/u,workdir=/w").unwrap();
         assert_eq!(other.overlay(), None);
         assert_eq!(other.lowers().collect::<Vec<_>>(), ["/a/b", "/c", "/x"].map(PathBuf::from));

@@ -34,7 +34,7 @@ impl Seen {
     fn of(mount: &MountInfo, dev: (u32, u32)) -> Option<Self> {
         let overlay = mount.overlay();
         let is_seen = mount.dev == dev || overlay.as_ref().is_some_and(|o| o.lower == dev);
-        is_seen.then(|| Self { mountpoint: mount.mountpoint.clone(), dev: mount.dev, upper: overlay.map(|o| o.upper) })
+        is_seen.then(|| Self { mountpoint: mount.mountpoint.clone(), dev: mount.dev, upper: overlay.and_then(|o| o.upper) })
     }
 }
 

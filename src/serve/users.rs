@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
-use super::mountinfo::{self, MountInfo};
+use super::mountinfo::{self, DirectoryId, MountInfo};
 
 /// A process that uses a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
 }
 
 /// A process in another mount namespace where this upper directory is mounted, as far as this user may see.
-pub fn of_upper(upper: &Path) -> Option<User> {
+pub fn of_upper(upper: DirectoryId) -> Option<User> {
     let mut seen = HashSet::from([std::fs::metadata("/proc/self/ns/mnt").ok()?.ino()]);
     let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids {
@@ -118,7 +118,7 @@ pub fn of_upper(upper: &Path) -> Option<User> {
             continue;
         }
         let mounts = mountinfo::of_process(&proc).unwrap_or_default();
-        if let Some(mount) = mounts.iter().find(|m| m.overlay().is_some_and(|o| o.upper == upper)) {
+        if let Some(mount) = mounts.iter().find(|m| m.overlay().is_some_and(|o| o.is_over(upper))) {
             let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
             return Some(User { pid, name, how: format!("overlay on {}", mount.mountpoint.display()) });
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::error::Result;
-use super::place::Layout;
+use super::place::{Directories, Layout};
 use crate::serve::protocol::MountFlags;
 use crate::serve::shared::Hidden;
 
@@ -17,8 +17,10 @@ pub struct Parts<'a> {
     pub xattrs: Option<&'a Hidden>,
     /// The image.
     pub lower: &'a Hidden,
-    /// Where is written.
+    /// What messages and mountinfo call the place where is written.
     pub upper: &'a Layout,
+    /// Where is written.
+    pub directories: &'a Directories,
     /// Flags of the mount.
     pub flags: MountFlags,
     /// Whether nothing may be written after all.

@@ -9,7 +9,7 @@ use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
 use super::lower::Lower;
 use super::overlay::Overlay;
-use super::place::{Layout, Place, Upper};
+use super::place::{Place, Upper};
 use super::record::{Record, identify};
 use super::xattrs::Attributes;
 use crate::fs::Options;
@@ -59,12 +59,17 @@ pub fn mount_under<T, E: From<Error>>(
         let xattrs = attributes.as_ref().map(Attributes::layer).transpose()?.flatten();
         let (upper, mountpoint, prepared) = prepare()?;
         let place = Place::open(&upper)?;
-        let layout = &place.layout;
-        let known = Record::read(&layout.place)?;
-        if let Some(known) = &known {
-            known.check(&record, &layout.place)?;
+        let path = &place.layout.place;
+        let known = Record::read_in(place.as_fd(), path)?;
+        match &known {
+            Some(known) => {
+                known.check(&record, path)?;
+                known.check_marks(path)?;
+            }
+            None => place.claim()?,
         }
-        let written = if known.is_none() { Some(record.write(&layout.place)?) } else { None };
+        let changed = known.as_ref().is_none_or(|known| known.overlay != record.overlay);
+        let written = if changed { Some(record.write(place.as_fd(), path)?) } else { None };
         let mut image = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if hide_xattrs && xattrs.is_none() {
             // The image has to show them itself after all.
@@ -74,11 +79,11 @@ pub fn mount_under<T, E: From<Error>>(
         if let Some(idmap) = &request.idmap {
             lower.map_ids(idmap)?;
         }
-        layout.prepare(lower.root())?;
+        place.prepare(lower.root())?;
         if let Some(written) = written {
             written.keep()?;
         }
-        over(lower, source, layout, request.flags, read_only, &mountpoint)?;
+        over(lower, source, &place, request.flags, read_only, &mountpoint)?;
         Ok(prepared)
     })
 }
@@ -114,9 +119,12 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
 }
 
 /// Mounts an upper over an image.
-pub(super) fn over(lower: Lower, source: &Path, upper: &Layout, flags: MountFlags, read_only: bool, mountpoint: &MountPoint) -> Result<()> {
+pub(super) fn over(lower: Lower, source: &Path, place: &Place, flags: MountFlags, read_only: bool, mountpoint: &MountPoint) -> Result<()> {
+    let directories = place.prepare(lower.root())?;
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
-    let merged = Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, flags, read_only })?;
+    let upper = &place.layout;
+    let merged =
+        Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, directories: &directories, flags, read_only })?;
     Ok(shared::attach(merged.as_fd(), mountpoint)?)
 }

@@ -3,17 +3,27 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, mkdirat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
 
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
+use super::place::{Directories, Layout};
+use super::tmpfs;
 use crate::serve::idmap::in_user_namespace;
-use crate::serve::mountinfo;
+use crate::serve::mountinfo::{self, DirectoryId};
+
+/// Longest value of an option that fsconfig(2) takes, bytes.
+const MAX_NAME: usize = 255;
+/// How much memory names take at most: a few directories and symlinks.
+const NAMES_SIZE: &str = "1m";
+/// Name of overlayfs's own directory there.
+const WORK: &str = "work";
 
 /// Overlayfs as it is told to be for an image:
 /// - `xino`: an inode number is the image's, before and after copy-up and in every mount.
@@ -36,8 +46,9 @@ impl Engine for Overlay {
             Some(xattrs) => set("lowerdir", Path::new(&[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":"))))?,
             None => set("lowerdir", parts.lower.path())?,
         }
-        set("upperdir", &escape(&parts.upper.upper))?;
-        set("workdir", &escape(&parts.upper.work))?;
+        let names = Names::of(parts.upper, parts.directories).map_err(Error::io("naming the directories of", place))?;
+        set("upperdir", &escape(&names.upper))?;
+        set("workdir", &names.work)?;
         if in_user_namespace() {
             // trusted.* is the host's root's.
             fsconfig_set_flag(fs.as_fd(), "userxattr").map_err(refused(place, Some(fs.as_fd())))?;
@@ -48,7 +59,7 @@ impl Engine for Overlay {
             }
         }
         fsconfig_create(fs.as_fd()).map_err(|error| match error {
-            Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(&parts.upper.upper) },
+            Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(parts.directories) },
             error => refused(place, Some(fs.as_fd()))(error),
         })?;
         let mut attributes = MountAttrFlags::empty();
@@ -72,10 +83,42 @@ fn escape(path: &Path) -> PathBuf {
     PathBuf::from(OsString::from_vec(escaped.collect()))
 }
 
+/// Names under which overlayfs finds the directories of an upper that are open. It takes no descriptors before Linux 6.13, and no names of more than 255
+/// bytes; and what it is told is what mountinfo tells of it. So a file system in memory that nobody sees has symlinks to the descriptors, in directories
+/// that say which directory the upper is, and what it was called.
+struct Names {
+    upper: PathBuf,
+    work: PathBuf,
+    _directory: OwnedFd,
+}
+
+impl Names {
+    fn of(layout: &Layout, directories: &Directories) -> Result<Self, Errno> {
+        let directory = tmpfs::mount(&[("mode", "0700"), ("size", NAMES_SIZE)])?;
+        let top = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+        let mut within = PathBuf::from(DirectoryId::of(directories.upper.as_fd())?.name());
+        let mut upper = top.join(&within).join(layout.upper.strip_prefix("/").unwrap_or(&layout.upper));
+        if escape(&upper).as_os_str().len() > MAX_NAME {
+            upper = top.join(&within).join(mountinfo::UNNAMED);
+        }
+        mkdirat(&directory, &within, Mode::RWXU)?;
+        let leads = upper.strip_prefix(&top).ok().and_then(Path::parent).unwrap_or(&within).to_owned();
+        for name in leads.components().skip(1) {
+            within.push(name);
+            mkdirat(&directory, &within, Mode::RWXU)?;
+        }
+        let descriptor = |dir: &OwnedFd| format!("/proc/self/fd/{}", dir.as_raw_fd());
+        symlinkat(descriptor(&directories.upper), &directory, upper.strip_prefix(&top).unwrap_or(&upper))?;
+        symlinkat(descriptor(&directories.work), &directory, WORK)?;
+        Ok(Self { upper, work: top.join(WORK), _directory: directory })
+    }
+}
+
 /// Where an upper directory is mounted, as far as this mount namespace shows.
-pub(super) fn user_of(upper: &Path) -> Option<PathBuf> {
+fn user_of(directories: &Directories) -> Option<PathBuf> {
+    let id = DirectoryId::of(directories.upper.as_fd()).ok()?;
     let mounts = mountinfo::all().ok()?;
-    mounts.into_iter().find(|m| m.overlay().is_some_and(|o| o.upper == upper)).map(|m| m.mountpoint)
+    mounts.into_iter().find(|m| m.overlay().is_some_and(|o| o.is_over(id))).map(|m| m.mountpoint)
 }
 
 /// For `map_err`: why the kernel would not.

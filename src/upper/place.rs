@@ -2,12 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, FsWord, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
+    fsetxattr, fstat, futimens, mkdirat, mknodat, openat, renameat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
@@ -19,6 +21,11 @@ use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// What may be in a place where nothing was written yet: what an upper has itself, what the store keeps beside it of a container, and what file systems
+/// have in their root directories.
+const BESIDE: [&str; 6] = [UPPER, WORK, "store.json", "container.json", "lost+found", ".zfs"];
+/// What the names begin with of what is made on the way, and left by who is killed.
+const TEMPORARY: [&str; 4] = [".upper-", ".probe-", ".lxcri-fs.json-", ".tmp"];
 /// What stands before the name of a dataset.
 const DATASET: &[u8] = b"zfs:";
 /// Largest set of attribute names, and largest value, that the kernel gives.
@@ -56,7 +63,7 @@ impl Upper {
     }
 }
 
-/// The directories of an upper.
+/// The directories of an upper, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The directory that holds all of it.
@@ -67,14 +74,25 @@ pub struct Layout {
     pub work: PathBuf,
 }
 
-/// An upper that is there. A place in memory is gone when this is dropped, unless it is mounted by then.
+/// An upper that is there. It is opened once, and what is in it is found from there: others may be able to change the path that leads to it. A place in
+/// memory is gone when this is dropped, unless it is mounted by then.
 #[derive(Debug)]
 pub struct Place {
     /// Its directories.
     pub layout: Layout,
     /// Whether it is kept.
     pub is_kept: bool,
+    dir: OwnedFd,
     _memory: Option<Hidden>,
+}
+
+/// The directories of an upper, open. None of them was found through a symlink in the place.
+#[derive(Debug)]
+pub struct Directories {
+    /// What was written.
+    pub upper: OwnedFd,
+    /// Overlayfs's own.
+    pub work: OwnedFd,
 }
 
 impl Place {
@@ -85,23 +103,106 @@ impl Place {
     pub fn open(upper: &Upper) -> Result<Self> {
         match upper {
             Upper::Dir(path) => {
-                std::fs::create_dir_all(path).map_err(Error::io("making the directory", path))?;
+                if let Some(parent) = path.parent() {
+                    DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(Error::io("making the directory", parent))?;
+                }
+                make_directory(CWD, path, path)?;
                 Self::kept(path)
             }
             Upper::Zfs { dataset, limits } => Self::kept(&dataset::ready(dataset, *limits)?),
             Upper::Ephemeral { size } => {
                 let memory = in_memory(*size)?;
-                Ok(Self { layout: Layout::in_place(memory.path().to_owned()), is_kept: false, _memory: Some(memory) })
+                // The descriptor of a mount is good for finding things only.
+                let dir = openat(memory.as_fd(), ".", DIRECTORY, Mode::empty()).map_err(Error::io("opening", memory.path()))?;
+                Ok(Self { layout: Layout::in_place(memory.path().to_owned()), is_kept: false, dir, _memory: Some(memory) })
             }
         }
     }
-}
 
-impl Place {
     fn kept(path: &Path) -> Result<Self> {
-        let path = path.canonicalize().map_err(Error::io("finding", path))?;
-        check_type(&path)?;
-        Ok(Self { layout: Layout::in_place(path), is_kept: true, _memory: None })
+        let dir = openat(CWD, path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty()).map_err(Error::io("opening", path))?;
+        let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
+        let path = std::fs::read_link(link).map_err(Error::io("finding", path))?;
+        check_type(&path, dir.as_fd())?;
+        Ok(Self { layout: Layout::in_place(path), is_kept: true, dir, _memory: None })
+    }
+
+    /// The directory itself.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Refuses a directory without a record in which there is anything but what an upper has: what was written over an unknown image, or something else
+    /// altogether. A new upper is its user's alone: programs with the set-user-id bit and devices of a container are not for the host's users.
+    ///
+    /// # Errors
+    /// [`Error::NoUpper`], [`Error::Io`].
+    pub fn claim(&self) -> Result<()> {
+        let place = &self.layout.place;
+        let refused = |reason| Err(Error::NoUpper { path: place.clone(), reason });
+        for name in names(&self.dir).map_err(Error::io("listing", place))? {
+            let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
+            if !is_known && !TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+                return refused("is no upper, and not empty");
+            }
+        }
+        match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            other => {
+                let upper = other.map_err(Error::io("opening", &self.layout.upper))?;
+                if !names(&upper).map_err(Error::io("listing", &self.layout.upper))?.is_empty() {
+                    return refused("was written to over an image that nothing tells of: it has no record of one");
+                }
+            }
+        }
+        if self.is_kept {
+            fchmod(&self.dir, Mode::RWXU).map_err(Error::io("setting the mode of", place))?;
+        }
+        Ok(())
+    }
+
+    /// Opens the directories, and makes what is missing. A new upper directory looks like `root`, the image's root directory, since that is what the container's
+    /// will look like.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Unusable`] when the file system cannot keep what overlayfs writes.
+    pub fn prepare(&self, root: BorrowedFd<'_>) -> Result<Directories> {
+        let Layout { place, upper, work } = &self.layout;
+        make_directory(self.as_fd(), Path::new(WORK), work)?;
+        let open = |name, path| openat(&self.dir, name, DIRECTORY, Mode::empty()).map_err(Error::io("opening", path));
+        let work = open(WORK, work)?;
+        match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            other => return Ok(Directories { upper: other.map_err(Error::io("opening", upper))?, work }),
+        }
+        let new = format!(".{UPPER}-{}", std::process::id());
+        make_directory(self.as_fd(), Path::new(&new), &place.join(&new))?;
+        let made = self.probe().and_then(|()| {
+            let dir = open(&new, upper)?;
+            copy_attributes(root, dir.as_fd()).map_err(Error::io("giving the image's attributes to", upper))?;
+            renameat(&self.dir, &*new, &self.dir, UPPER).map_err(Error::io("making the directory", upper))?;
+            Ok(dir)
+        });
+        let upper = made.inspect_err(|_| {
+            let _ = unlinkat(&self.dir, &*new, AtFlags::REMOVEDIR);
+        })?;
+        Ok(Directories { upper, work })
+    }
+
+    /// Tries what overlayfs will do: a whiteout, and an attribute of its own.
+    fn probe(&self) -> Result<()> {
+        let name = format!(".probe-{}", std::process::id());
+        let path = self.layout.place.join(&name);
+        let unusable = |what: &str, e: Errno| Error::Unusable { path: self.layout.place.clone(), reason: format!("{what} there: {e}") };
+        let made = mknodat(&self.dir, &*name, FileType::CharacterDevice, Mode::empty(), 0);
+        let removed = unlinkat(&self.dir, &*name, AtFlags::empty());
+        made.map_err(|e| unusable("no whiteout can be made", e))?;
+        removed.map_err(Error::io("removing", &path))?;
+        make_directory(self.as_fd(), Path::new(&name), &path)?;
+        let attribute = if in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+        let set = openat(&self.dir, &*name, DIRECTORY, Mode::empty()).and_then(|dir| fsetxattr(&dir, attribute, b"y", XattrFlags::empty()));
+        unlinkat(&self.dir, &*name, AtFlags::REMOVEDIR).map_err(Error::io("removing", &path))?;
+        set.map_err(|e| unusable("no extended attribute can be set", e))
     }
 }
 
@@ -116,76 +217,57 @@ impl Layout {
     /// # Errors
     /// [`Error::NoUpper`].
     pub fn check(&self) -> Result<()> {
-        if self.upper.is_dir() && self.work.is_dir() {
+        let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_dir());
+        if is_directory(&self.upper) && is_directory(&self.work) {
             return Ok(());
         }
         Err(Error::NoUpper { path: self.place.clone(), reason: "is no upper: it has no directories `upper` and `work`" })
     }
-
-    /// Makes what is missing. A new upper directory looks like `root`, the image's root directory, since that is what the container's will look like.
-    ///
-    /// # Errors
-    /// [`Error::Io`], and [`Error::Unusable`] when the file system cannot keep what overlayfs writes.
-    pub fn prepare(&self, root: BorrowedFd<'_>) -> Result<()> {
-        make_directory(&self.work, 0o700)?;
-        if self.upper.is_dir() {
-            return Ok(());
-        }
-        let new = self.place.join(format!(".{UPPER}-{}", std::process::id()));
-        make_directory(&new, 0o700)?;
-        let made = self
-            .probe()
-            .and_then(|()| copy_attributes(root, &new))
-            .and_then(|()| std::fs::rename(&new, &self.upper).map_err(Error::io("making the directory", &self.upper)));
-        made.inspect_err(|_| drop(std::fs::remove_dir(&new)))
-    }
-
-    /// Tries what overlayfs will do: a whiteout, and an attribute of its own.
-    fn probe(&self) -> Result<()> {
-        let path = self.place.join(format!(".probe-{}", std::process::id()));
-        let unusable = |what: &str, e: Errno| Error::Unusable { path: self.place.clone(), reason: format!("{what} there: {e}") };
-        let made = rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, Mode::empty(), 0);
-        let removed = std::fs::remove_file(&path);
-        made.map_err(|e| unusable("no whiteout can be made", e))?;
-        removed.map_err(Error::io("removing", &path))?;
-        make_directory(&path, 0o700)?;
-        let name = if in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
-        let set = rustix::fs::lsetxattr(&path, name, b"y", XattrFlags::empty());
-        std::fs::remove_dir(&path).map_err(Error::io("removing", &path))?;
-        set.map_err(|e| unusable("no extended attribute can be set", e))
-    }
 }
 
-fn make_directory(path: &Path, mode: u32) -> Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
+/// Directories of an upper are opened so: never through a symlink.
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Makes a directory that is its user's alone, unless something is there. Messages call it `path`.
+fn make_directory(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<()> {
+    match mkdirat(at, name, Mode::RWXU) {
+        Err(e) if e != Errno::EXIST => Err(Error::io("making the directory", path)(e)),
         _ => Ok(()),
     }
 }
 
-/// Gives a new directory the owner, mode, attributes and times of another.
-fn copy_attributes(from: BorrowedFd<'_>, to: &Path) -> Result<()> {
-    let failed = || Error::io("giving the image's attributes to", to);
+/// What is in a directory.
+pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Gives a directory the owner, mode, attributes and times of another.
+pub(super) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     // The descriptor of a mount may be good for finding things only.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let from = rustix::fs::openat(from, ".", flags, Mode::empty()).map_err(failed())?;
-    let stat = rustix::fs::fstat(&from).map_err(failed())?;
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(CWD, to, Some(uid), Some(gid), rustix::fs::AtFlags::empty()).map_err(failed())?;
-    rustix::fs::chmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed())?;
+    let from = openat(from, ".", flags, Mode::empty())?;
+    let stat = fstat(&from)?;
+    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let mut names = vec![0_u8; MAX_XATTR];
-    let len = match rustix::fs::flistxattr(&from, &mut names[..]) {
+    let len = match flistxattr(&from, &mut names[..]) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => 0,
-        other => other.map_err(failed())?,
+        other => other?,
     };
     for name in names[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {
         let mut value = vec![0_u8; MAX_XATTR];
-        let len = rustix::fs::fgetxattr(&from, name, &mut value[..]).map_err(failed())?;
-        rustix::fs::lsetxattr(to, name, &value[..len], XattrFlags::empty()).map_err(failed())?;
+        let len = fgetxattr(&from, name, &mut value[..])?;
+        fsetxattr(to, name, &value[..len], XattrFlags::empty())?;
     }
-    let time = rustix::fs::Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
-    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, to, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).map_err(failed())
+    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
+    futimens(to, &Timestamps { last_access: time, last_modification: time })
 }
 
 /// File systems that overlayfs cannot write to, by the magic number of statfs(2), and why.
@@ -200,8 +282,8 @@ const UNFIT: [(FsWord, &str); 6] = [
 const ZFS_MAGIC: FsWord = 0x2fc1_2fc1;
 
 /// Refuses a place where overlayfs cannot write, with the reason, which the kernel's EINVAL does not tell.
-fn check_type(path: &Path) -> Result<()> {
-    let magic = rustix::fs::statfs(path).map_err(Error::io("looking at the file system of", path))?.f_type;
+fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
+    let magic = rustix::fs::fstatfs(dir).map_err(Error::io("looking at the file system of", path))?.f_type;
     let reason = UNFIT.iter().find(|(unfit, _)| *unfit == magic).map(|(_, reason)| (*reason).to_owned());
     let old_zfs = || {
         let version = std::fs::read_to_string("/sys/module/zfs/version").ok()?;

@@ -1,18 +1,23 @@
 //! What is written beside an upper: the images that it was made on, and whose ids are in it.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bfc::Container;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fsync, openat, renameat, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::xattrs::Attributes;
+pub use crate::build::sources::upper::Marks;
 use crate::fs::{self, paths};
-use crate::serve::idmap::IdMap;
+use crate::serve::idmap::{IdMap, in_user_namespace};
+use crate::serve::kernel;
 
 /// Name of the record in an upper's directory.
 pub const NAME: &str = "lxcri-fs.json";
@@ -43,30 +48,78 @@ pub struct Record {
     /// Whose ids are in it, when not the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMap>,
+    /// How it is written.
+    #[serde(default = "Features::unsaid")]
+    pub overlay: Features,
+}
+
+/// How overlayfs was told to write an upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// Where its marks are.
+    pub marks: Marks,
+    /// Whether a file with several names is found by all of them in `work/index`.
+    pub index: bool,
+    /// Whether there may be files without their content.
+    pub metacopy: bool,
+    /// Whether there may be directories that show what is elsewhere in the image.
+    pub redirect_dir: bool,
+    /// Whether inode numbers are the image's.
+    pub xino: bool,
+}
+
+impl Features {
+    /// What overlayfs is told here, and can do.
+    pub fn here() -> Self {
+        if in_user_namespace() {
+            Self { marks: Marks::User, index: false, metacopy: false, redirect_dir: false, xino: true }
+        } else {
+            Self { marks: Marks::Trusted, index: kernel::finds_fuse_handles(), metacopy: true, redirect_dir: true, xino: true }
+        }
+    }
+
+    /// Of an upper whose record does not say, as the first ones did not.
+    fn unsaid() -> Self {
+        Self { index: !in_user_namespace(), ..Self::here() }
+    }
 }
 
 /// A record that is on the disk, but not in its place yet; dropped, it never will be.
 #[derive(Debug)]
 pub struct Pending {
-    file: tempfile::NamedTempFile,
+    dir: OwnedFd,
+    name: Option<String>,
     path: PathBuf,
 }
 
 impl Pending {
-    /// Puts it in its place.
+    /// Puts it in its place, for good.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn keep(self) -> Result<()> {
-        let path = self.path;
-        self.file.persist(&path).map(drop).map_err(|e| Error::io("writing", &path)(e.error))
+    pub fn keep(mut self) -> Result<()> {
+        let failed = || Error::io("writing", &self.path);
+        if let Some(name) = &self.name {
+            renameat(&self.dir, &**name, &self.dir, NAME).map_err(failed())?;
+        }
+        fsync(&self.dir).map_err(failed())?;
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = unlinkat(&self.dir, &**name, AtFlags::empty());
+        }
     }
 }
 
 impl Record {
-    /// A record of these images.
+    /// A record of these images, for an upper that is made here.
     pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
-        Self { version: VERSION, images, subdir, idmap }
+        Self { version: VERSION, images, subdir, idmap, overlay: Features::here() }
     }
 
     /// Reads the record of the upper in `place`; `None` when there is none.
@@ -74,13 +127,22 @@ impl Record {
     /// # Errors
     /// [`Error::Io`], [`Error::Record`].
     pub fn read(place: &Path) -> Result<Option<Self>> {
+        let dir = openat(CWD, place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        Self::read_in(dir.map_err(Error::io("opening", place))?.as_fd(), place)
+    }
+
+    /// As [`Record::read`], of a place that is open.
+    ///
+    /// # Errors
+    /// As [`Record::read`].
+    pub fn read_in(dir: BorrowedFd<'_>, place: &Path) -> Result<Option<Self>> {
         let path = place.join(NAME);
-        let file = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(Error::io("opening", &path))?,
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(dir, NAME, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => File::from(other.map_err(Error::io("opening", &path))?),
         };
-        let record: Self =
-            serde_json::from_reader(io::Read::take(file, MAX)).map_err(|source| Error::Record { path: path.clone(), source })?;
+        let record: Self = serde_json::from_reader(file.take(MAX)).map_err(|source| Error::Record { path: path.clone(), source })?;
         if record.version != VERSION {
             let source = serde::de::Error::custom(format_args!("version {} is not known", record.version));
             return Err(Error::Record { path, source });
@@ -92,15 +154,36 @@ impl Record {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn write(&self, place: &Path) -> Result<Pending> {
+    pub fn write(&self, dir: BorrowedFd<'_>, place: &Path) -> Result<Pending> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let path = place.join(NAME);
         let failed = || Error::io("writing", &path);
         let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed()(io::Error::from(e)))?;
         text.push(b'\n');
-        let mut file = tempfile::NamedTempFile::new_in(place).map_err(failed())?;
-        file.write_all(&text).map_err(failed())?;
-        file.as_file().sync_all().map_err(failed())?;
-        Ok(Pending { file, path })
+        let name = format!(".{NAME}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = dir.try_clone_to_owned().map_err(failed())?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = openat(&dir, &*name, flags, Mode::RUSR | Mode::WUSR);
+        let mut file = File::from(opened.map_err(io::Error::from).map_err(failed())?);
+        let pending = Pending { dir, name: Some(name), path: path.clone() };
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed())?;
+        Ok(pending)
+    }
+
+    /// Refuses an upper in which overlayfs would not find its own marks: it was made in a user namespace, and is not to be used in one, or the other way round.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`].
+    pub fn check_marks(&self, place: &Path) -> Result<()> {
+        let text = |marks| match marks {
+            Marks::Trusted => "the host's root, whose marks are trusted.overlay.*",
+            Marks::User => "a user namespace, where marks are user.overlay.*",
+        };
+        let here = Features::here().marks;
+        if self.overlay.marks == here {
+            return Ok(());
+        }
+        Err(Error::Foreign { path: place.to_owned(), recorded: text(self.overlay.marks).to_owned(), wanted: text(here).to_owned() })
     }
 
     /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows is not defined.

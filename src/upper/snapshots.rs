@@ -6,6 +6,7 @@ use super::dataset::{self, Limits};
 use super::error::{Error, Result};
 use super::lower::Lower;
 use super::mount::over;
+use super::place::{Place, Upper};
 use super::written::Written;
 use crate::serve::mount::Unmount;
 use crate::serve::mountinfo::MountInfo;
@@ -65,7 +66,7 @@ impl Written {
             return Err(Error::NewerSnapshots { snapshot, younger, clone: in_use.clones.first().cloned() });
         }
         let mounts = self.mounts()?;
-        if let Some(user) = users::of_upper(&self.layout.upper) {
+        if let Some(user) = users::of_upper(self.id()?) {
             return Err(Error::Mounted { dataset: dataset.clone(), place: format!("in the mount namespace of {user}"), remount: false });
         }
         match &mounts[..] {
@@ -97,7 +98,8 @@ impl Written {
         }
         let has = |flag| mount.options.split(',').any(|option| option == flag);
         let flags = MountFlags { nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec"), ..MountFlags::default() };
-        over(lower, &mount.source, &self.layout, flags, has("ro"), &mountpoint)?;
+        let place = Place::open(&Upper::Dir(self.layout.place.clone()))?;
+        over(lower, &mount.source, &place, flags, has("ro"), &mountpoint)?;
         Ok(rolled_back?)
     }
 }

@@ -13,8 +13,7 @@ use super::place::{Layout, Upper, is_ephemeral};
 use super::record::Record;
 use crate::build::sources::upper::Upper as Source;
 use crate::fs::Rootfs;
-use crate::serve::idmap::IdMap;
-use crate::serve::mountinfo;
+use crate::serve::mountinfo::{self, DirectoryId};
 use crate::serve::users::{self, Used};
 use crate::serve::{self, shared, unmount};
 use crate::zfs::{Dataset, Snapshot};
@@ -45,10 +44,11 @@ impl Written {
             Upper::Ephemeral { .. } => PathBuf::from(text),
         };
         let place = match mountinfo::at(&path)?.map(|m| (m.overlay(), m.is_ours())) {
-            Some((Some(overlay), _)) if is_ephemeral(&overlay.upper) => {
-                return Err(Error::NoUpper { path, reason: "keeps nothing of what is written" });
-            }
-            Some((Some(overlay), _)) => overlay.upper.parent().unwrap_or(&overlay.upper).to_owned(),
+            Some((Some(overlay), _)) => match overlay.upper {
+                Some(upper) if is_ephemeral(&upper) => return Err(Error::NoUpper { path, reason: "keeps nothing of what is written" }),
+                Some(upper) => upper.parent().unwrap_or(&upper).to_owned(),
+                None => return Err(Error::NoUpper { path, reason: "has an upper whose name is too long to be told: say its directory" }),
+            },
             Some((None, true)) => return Err(Error::NoUpper { path, reason: "is mounted read-only" }),
             _ => path.canonicalize().map_err(Error::io("finding", &path))?,
         };
@@ -72,7 +72,18 @@ impl Written {
     /// # Errors
     /// [`Error::Io`], and [`Error::Serve`] when its ids cannot be mapped back.
     pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
-        source(&self.layout.place, record.idmap.as_ref(), image)
+        source(&self.layout.place, record, image)
+    }
+
+    /// Which directory its upper directory is, by which mounts of it are told whatever it is called now.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn id(&self) -> Result<DirectoryId> {
+        let upper = &self.layout.upper;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(upper, flags, Mode::empty()).map_err(Error::io("opening", upper))?;
+        DirectoryId::of(opened.as_fd()).map_err(Error::io("looking at", upper))
     }
 
     /// Where it is mounted, as far as this mount namespace shows.
@@ -80,7 +91,8 @@ impl Written {
     /// # Errors
     /// [`Error::Serve`] when the mounts cannot be read.
     pub fn mounts(&self) -> Result<Vec<mountinfo::MountInfo>> {
-        let is_over = |m: &mountinfo::MountInfo| m.overlay().is_some_and(|o| o.upper == self.layout.upper);
+        let id = self.id()?;
+        let is_over = |m: &mountinfo::MountInfo| m.overlay().is_some_and(|o| o.is_over(id));
         Ok(mountinfo::all()?.into_iter().filter(is_over).collect())
     }
 
@@ -137,7 +149,7 @@ impl Still {
     /// # Errors
     /// As [`Written::source`].
     pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
-        source(&self.place, record.idmap.as_ref(), image)
+        source(&self.place, record, image)
     }
 }
 
@@ -158,8 +170,8 @@ impl Drop for Still {
     }
 }
 
-fn source(place: &Path, idmap: Option<&IdMap>, image: Arc<Rootfs>) -> Result<Source> {
-    let fd: OwnedFd = match idmap {
+fn source(place: &Path, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+    let fd: OwnedFd = match &record.idmap {
         None => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(place, flags, Mode::empty()).map_err(Error::io("opening", place))?
@@ -171,5 +183,5 @@ fn source(place: &Path, idmap: Option<&IdMap>, image: Arc<Rootfs>) -> Result<Sou
             mount
         }
     };
-    Ok(Source { place: fd, name: place.display().to_string(), image })
+    Ok(Source { place: fd, name: place.display().to_string(), image, marks: record.overlay.marks })
 }

@@ -8,8 +8,10 @@ use rustix::io::Errno;
 
 /// Largest set of attribute names, and largest value, that the kernel gives.
 const MAX: usize = 1 << 16;
-/// What overlayfs keeps for itself, by who mounted it.
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// What overlayfs keeps for itself where the host's root mounted it; `user.overlay.*` are then attributes like any others.
+pub(crate) const TRUSTED: &[u8] = b"trusted.overlay.";
+/// What it keeps for itself in a user namespace of one's own.
+pub(crate) const USER: &[u8] = b"user.overlay.";
 /// What follows that in the name of an attribute that an overlay in the overlay has set for itself.
 const ESCAPED: &[u8] = b"overlay.";
 
@@ -26,12 +28,12 @@ pub(super) struct Marks {
     pub(super) metacopy: bool,
 }
 
-/// The attributes of `name` in `dir`, sorted, and overlayfs's marks. There is no call for that of a symlink or a device by descriptor; the path
+/// The attributes of `name` in `dir`, sorted, and overlayfs's marks, which are those attributes that begin with one of `overlay`. There is no call for that of a symlink or a device by descriptor; the path
 /// through /proc leads to the same entry however long its own path is.
 ///
 /// # Errors
 /// What was being done, and what the system said.
-pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(Vec<Xattr>, Marks), (&'static str, Errno)> {
+pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8], overlay: &[&'static [u8]]) -> Result<(Vec<Xattr>, Marks), (&'static str, Errno)> {
     let mut at = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     at.extend_from_slice(name);
     let mut list = vec![0_u8; 1024];
@@ -58,7 +60,7 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(Vec<Xattr>, Mark
         let Some(len) = len else { continue };
         value.truncate(len);
         let key = key.to_bytes();
-        let Some((prefix, rest)) = OVERLAY.iter().find_map(|prefix| Some((*prefix, key.strip_prefix(*prefix)?))) else {
+        let Some((prefix, rest)) = overlay.iter().find_map(|prefix| Some((*prefix, key.strip_prefix(*prefix)?))) else {
             xattrs.push(Xattr { name: key.to_vec(), value });
             continue;
         };

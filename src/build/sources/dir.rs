@@ -203,7 +203,8 @@ impl Walk<'_> {
     }
 
     fn attr(&self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<(Attr, Marks)> {
-        let (xattrs, marks) = attributes::read(dir.as_fd(), name).map_err(|(doing, e)| self.failed(doing, path)(e))?;
+        let (xattrs, marks) = attributes::read(dir.as_fd(), name, &[attributes::TRUSTED, attributes::USER])
+            .map_err(|(doing, e)| self.failed(doing, path)(e))?;
         if marks.metacopy || marks.redirect.is_some() {
             return Err(Error::Source {
                 name: self.root.join(OsStr::from_bytes(path)).display().to_string(),

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
-use super::{Image, Layer};
+use super::{Image, Layer, attributes};
 use crate::build::error::{Error, Result};
 use crate::fs::Rootfs;
 use plan::Plan;
@@ -40,6 +41,28 @@ pub struct Upper {
     pub name: String,
     /// What lies below it.
     pub image: Arc<Rootfs>,
+    /// Whose attributes overlayfs kept its marks in.
+    pub marks: Marks,
+}
+
+/// Whose attributes overlayfs keeps its marks in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Marks {
+    /// `trusted.overlay.*`: the host's root's. `user.overlay.*` are attributes like any others, which every user may set.
+    Trusted,
+    /// `user.overlay.*`: in a user namespace of one's own.
+    User,
+}
+
+impl Marks {
+    /// What the names of these attributes begin with.
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => attributes::TRUSTED,
+            Self::User => attributes::USER,
+        }
+    }
 }
 
 impl Upper {

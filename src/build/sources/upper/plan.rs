@@ -153,7 +153,8 @@ impl Walk<'_> {
             if known.is_dir() || stat.st_mode & S_IFMT != known.mode & S_IFMT {
                 continue;
             }
-            let (_, marks) = attributes::read(index.as_fd(), &name).map_err(|(doing, e)| self.upper.failed(doing, &path)(e))?;
+            let (_, marks) = attributes::read(index.as_fd(), &name, &[self.upper.marks.prefix()])
+                .map_err(|(doing, e)| self.upper.failed(doing, &path)(e))?;
             let content = marks.metacopy.then_some(ino);
             let file = FileId::Upper(stat.st_dev, stat.st_ino);
             self.index.insert(ino, Indexed { name, file, content, size: length(&stat) });
@@ -181,7 +182,7 @@ impl Walk<'_> {
             let marks = if is_device {
                 Marks { whiteout: true, ..Marks::default() }
             } else {
-                attributes::read(level.fd.as_fd(), &name).map_err(|(doing, e)| failed(doing)(e))?.1
+                attributes::read(level.fd.as_fd(), &name, &[self.upper.marks.prefix()]).map_err(|(doing, e)| failed(doing)(e))?.1
             };
             if marks.whiteout {
                 if there.is_some() && !level.hidden {

@@ -90,7 +90,7 @@ impl Pack<'_> {
         let upper = self.upper;
         let failed = |doing| upper.failed(doing, path);
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("reading"))?;
-        let (xattrs, _) = attributes::read(dir.as_fd(), name).map_err(|(doing, e)| failed(doing)(e))?;
+        let (xattrs, _) = attributes::read(dir.as_fd(), name, &[upper.marks.prefix()]).map_err(|(doing, e)| failed(doing)(e))?;
         let attr = Attr {
             mode: stat.st_mode,
             uid: stat.st_uid,
