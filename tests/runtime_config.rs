@@ -66,8 +66,16 @@ fn an_image_that_says_nothing() {
 
 #[test]
 fn volumes_ports_labels_signals_and_a_missing_directory() {
-    let config =
-        ["--config.volume", "/data", "--config.exposedports", "80/tcp", "--config.exposedports", "443/tcp", "--config.label", "a=b"];
+    let config = [
+        "--config.volume",
+        "/data",
+        "--config.exposedports",
+        "80/tcp",
+        "--config.exposedports",
+        "443/tcp",
+        "--config.label",
+        "org.opencontainers.image.title=b",
+    ];
     let ours = agrees(
         &[&config[..], &["--config.stopsignal", "SIGUSR1", "--config.workingdir", "/srv/not/there", "--config.cmd", "pwd"]].concat(),
     );
@@ -121,7 +129,6 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
         assert!(output.stdout.is_empty(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
     };
     refused("user", &["--config.user", "nobody"], "no user \"nobody\"");
-    refused("volume", &["--config.volume", "/a/../../b"], "volume");
     refused("signal", &["--config.stopsignal", "SIGNONE"], "no signal");
     refused("platform", &["--architecture", "s390x"], "linux/s390x");
     let dir = temp.path().join("label");
@@ -129,12 +136,96 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
     let image = image(&dir, &["--config.label", "org.lxcri-fs.image=/etc/passwd", "--config.cmd", "true"]);
     let config = pass(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b >/dev/null; cat b/config.json; lxcri_fs delete c");
     assert!(!config.contains("org.lxcri-fs.image"), "{config}");
+    let output = inside(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b --annotation org.lxcri-fs.image");
+    assert!(stderr(&output).contains("cannot be an annotation"), "{}", stderr(&output));
     let lxc = inside(
         &image,
         "mkdir lxc; lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc -e \"A=$(printf '1\nlxc.x = y')\"; cat lxc/c/config",
     );
     let lxc = String::from_utf8_lossy(&lxc.stdout).into_owned();
     assert!(lxc.contains("lxc.init.cmd = /bin/sh -c eval") && !lxc.lines().any(|l| l.starts_with("lxc.x")), "{lxc}");
+}
+
+/// Runtimes do things because of annotations (crun: `run.oci.hooks.stdout` is a file of the host), so labels become some only when that is asked for.
+#[test]
+fn labels_become_annotations_by_name_or_when_they_are_asked_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let label = |text| ["--config.label", text];
+    let labels = [
+        label("run.oci.hooks.stdout=/run/made"),
+        label("run.oci.keep_original_groups=1"),
+        label("a=b"),
+        label("org.opencontainers.image.title=t"),
+    ];
+    let image = image(temp.path(), &[&labels.concat()[..], &["--config.cmd", "id"]].concat());
+    let annotations = |args: &str| -> Value {
+        let text = pass(
+            &image,
+            &format!("lxcri_fs create c --image $IMAGE --bundle /run/b {args} >/dev/null; cat b/config.json; lxcri_fs delete c"),
+        );
+        serde_json::from_str::<Value>(&text).unwrap()["annotations"].take()
+    };
+    let plain = annotations("");
+    assert_eq!(plain["org.opencontainers.image.title"], "t");
+    assert!(plain.as_object().unwrap().keys().all(|k| k.starts_with("org.") || k == "run.oci.hooks.stderr"), "{plain}");
+    let asked = annotations("--annotation a --annotation x=y=z --annotation org.opencontainers.image.title=mine");
+    assert_eq!((&asked["a"], &asked["x"], &asked["org.opencontainers.image.title"]), (&"b".into(), &"y=z".into(), &"mine".into()));
+    assert_eq!(asked["run.oci.hooks.stdout"], Value::Null);
+    let output = inside(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b --annotation none");
+    assert!(stderr(&output).contains("no label \"none\""), "{}", stderr(&output));
+    pass(
+        &image,
+        "lxcri_fs create c --image $IMAGE --bundle /run/b; crun --cgroup-manager=disabled run -b b c >/dev/null; [ ! -e made ]; lxcri_fs delete c",
+    );
+}
+
+/// Nothing is mounted over what is the kernel's, by whatever name; other volumes are where a process finds them.
+#[test]
+fn volumes_are_places_in_the_image_and_hide_nothing_of_the_kernels() {
+    let temp = tempfile::tempdir().unwrap();
+    let made = |name: &str, volume: &str, links: &[(&str, &str)]| {
+        let dir = temp.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        let image = image(&dir, &["--config.volume", volume, "--config.cmd", "true"]);
+        // umoci has no option for symlinks: one more layer.
+        let root = dir.join("links");
+        std::fs::create_dir(&root).unwrap();
+        for (link, target) in links {
+            std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+        }
+        run(Command::new("umoci").args(["insert", "--image", &format!("{}:t", dir.join("oci").display())]).arg(&root).arg("/links"));
+        run(lxcri_fs().arg("build").arg(format!("oci:{}:t", dir.join("oci").display())).args(["--force", "-o"]).arg(&image));
+        image
+    };
+    let refused = [
+        ("proc", "/proc", ""),
+        ("below", "/sys/fs/cgroup", ""),
+        ("dots", "/data/../dev/", ""),
+        ("root", "/", ""),
+        ("above", "/a/../..", ""),
+        ("link", "/links/l", "/proc"),
+        ("relative", "/links/l/kernel", "../data/../sys"),
+    ];
+    for (name, volume, target) in refused {
+        let image = made(name, volume, &[("l", target)].into_iter().filter(|l| !l.1.is_empty()).collect::<Vec<_>>());
+        let output = inside(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only");
+        assert!(stderr(&output).contains("which would hide"), "{name}: {}", stderr(&output));
+        // Nothing is mounted for it otherwise.
+        pass(
+            &image,
+            "lxcri_fs create c --image $IMAGE --bundle /run/b; crun --cgroup-manager=disabled run -b b c; lxcri_fs delete c; nothing_is_left",
+        );
+    }
+    for (name, volume, target, expected) in
+        [("up", "/data/../x", "", "/x"), ("over", "/a/../../b", "", "/b"), ("data", "/links/l/v", "/data", "/data/v")]
+    {
+        let image = made(name, volume, &[("l", target)].into_iter().filter(|l| !l.1.is_empty()).collect::<Vec<_>>());
+        let config =
+            pass(&image, "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; cat b/config.json; lxcri_fs delete c");
+        let config: Value = serde_json::from_str(&config).unwrap();
+        let mounts = config["mounts"].as_array().unwrap();
+        assert!(mounts.iter().any(|m| m["destination"] == expected && m["type"] == "tmpfs"), "{name}: {config}");
+    }
 }
 
 /// passwd may be a symlink, and leads nowhere but into the image.

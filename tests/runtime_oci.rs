@@ -114,8 +114,8 @@ fn no_container_starts_on_an_empty_directory() {
         lxcri_fs mount --all; $RUNTIME run -b b c2
         lxcri_fs delete c; [ ! -e b ] || fail "$(find b)"; nothing_is_left
         # Nor one that an annotation names, without the wrapper.
-        mkdir -p h/rootfs; lxcri_fs create t --image $IMAGE --bundle /run/t; sed -e 's,/run/t/rootfs,rootfs,' -e 's,org.lxcri-fs.container,org.lxcri-fs.image,' \
-            -e "s,/run/store/containers/t,$IMAGE," t/config.json > h/config.json; lxcri_fs delete t
+        mkdir -p h/rootfs; lxcri_fs create t --image $IMAGE --bundle /run/t; sed -e 's,/run/t/rootfs,rootfs,' \
+            -e "s,\"org.lxcri-fs.container\": \"t\",\"org.lxcri-fs.image\": \"$IMAGE\"," t/config.json > h/config.json; lxcri_fs delete t
         ! $RUNTIME run -b h c3 2>err; [ $NAME = crun ] || grep -q 'lxcri-fs runtime' err || fail "$(cat err)"
         nothing_is_left"#,
     );
@@ -147,7 +147,7 @@ fn the_wrapper_mounts_what_the_annotation_names() {
             annotated b 'echo up > /up; while :; do sleep 0.1; done'
             $WRAPPER create -b b w2 </dev/null >log 2>&1 || fail "$(cat log)"
             $WRAPPER start w2; $WRAPPER state w2 | grep -q running
-            for i in $(seq 100); do [ -e /run/lxcri-fs-rootfs/w2/up ] && break; sleep 0.1; done
+            for i in $(seq 100); do [ -e /run/lxcri-fs-rootfs/w2/rootfs/up ] && break; sleep 0.1; done
             $WRAPPER exec w2 cat /up | grep -q up
             $WRAPPER kill w2 KILL; for i in $(seq 100); do $WRAPPER state w2 | grep -q stopped && break; sleep 0.1; done
             $WRAPPER delete w2; nothing_is_left
@@ -209,8 +209,9 @@ fn a_prestart_hook_that_is_in_time_mounts() {
         &image,
         r#"
         mkdir -p b/rootfs; echo '{"root":{"path":"rootfs"}}' > b/config.json
+        printf '[annotations]\nallow = ["image"]\n' > allow.toml
         state='{"ociVersion":"1.0.2","id":"c","status":"creating","pid":PID,"bundle":"/run/b","annotations":{"org.lxcri-fs.image":"'$IMAGE'"}}'
-        unshare -m --propagation slave sh -c 'echo "$0" | sed "s/PID/$$/" | env -i "$PROGRAM" hook oci prestart && cat b/rootfs/data/hello' "$state" | grep -q 'from the image'
+        unshare -m --propagation slave sh -c 'echo "$0" | sed "s/PID/$$/" | env -i LXCRI_FS_CONFIG=/run/allow.toml "$PROGRAM" hook oci prestart && cat b/rootfs/data/hello' "$state" | grep -q 'from the image'
         nothing_is_left"#,
     );
 }
@@ -270,7 +271,7 @@ fn twenty_containers_share_one_mount() {
 
 /// Podman, with what it needs without systemd and network.
 const PODMAN: &str = r#"
-mkdir -p etc hooks empty; printf '{"default":[{"type":"insecureAcceptAnything"}]}' > etc/policy.json
+mkdir -p etc hooks empty /var/empty; printf '{"default":[{"type":"insecureAcceptAnything"}]}' > etc/policy.json
 cat > etc/containers.conf <<C
 [engine]
 hooks_dir = ["/run/hooks"]
@@ -312,10 +313,10 @@ fn podman_with_the_wrapper() {
         &image,
         &format!(
             r#"{PODMAN} RT=(--runtime lxcri-fs-crun)
-            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /run/empty sh -c 'cat /data/hello; echo x > /x; cat /x' > out || fail "$(cat out)"
+            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty sh -c 'cat /data/hello; echo x > /x; cat /x' > out || fail "$(cat out)"
             grep -q 'from the image' out
-            rc=0; podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /run/empty sh -c 'exit 5' || rc=$?; [ $rc = 5 ]
-            rc=0; podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /run/empty true 2>err || rc=$?
+            rc=0; podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty sh -c 'exit 5' || rc=$?; [ $rc = 5 ]
+            rc=0; podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /var/empty true 2>err || rc=$?
             [ $rc != 0 ] && grep -q none.bfc err || fail "$rc $(cat err)"
             nothing_is_left"#
         ),
@@ -336,10 +337,10 @@ fn podman_with_the_precreate_hook() {
             cat > hooks/lxcri-fs.json <<H
 {{"version":"1.0.0","hook":{{"path":"$PROGRAM","args":["lxcri-fs","hook","podman-precreate"]}},"when":{{"annotations":{{"^org\\\\.lxcri-fs\\\\.image$":".*"}}}},"stages":["precreate"]}}
 H
-            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /run/empty sh -c 'cat /data/hello; echo x > /x' > out || fail "$(cat out)"
+            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty sh -c 'cat /data/hello; echo x > /x' > out || fail "$(cat out)"
             grep -q 'from the image' out
             nothing_is_left
-            rc=0; podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /run/empty echo started >out 2>err || rc=$?
+            rc=0; podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /var/empty echo started >out 2>err || rc=$?
             [ $rc != 0 ] && [ ! -s out ] && grep -q precreate err || fail "$rc $(cat out err)"
             nothing_is_left
             # Podman does not show what a hook says.
@@ -348,5 +349,126 @@ H
             echo '{{"annotations":{{}},  "x":1}}' | env -i "$PROGRAM" hook podman-precreate | grep -qF '{{"annotations":{{}},  "x":1}}'
             nothing_is_left"#
         ),
+    );
+}
+
+/// Podman makes annotations of those of an image's manifest. Its maker must choose nothing with them: no image, no upper, also where the image has no files.
+#[test]
+fn annotations_of_an_images_manifest_choose_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &[]);
+    if !podman_runs(&image) || !has("skopeo") {
+        return;
+    }
+    pass(
+        &image,
+        &format!(
+            r#"{PODMAN} RT=(--runtime crun)
+            cat > hook.json <<H
+{{"version":"1.0.0","hook":{{"path":"$PROGRAM","args":["lxcri-fs","hook","podman-precreate"]}},"when":{{"annotations":{{"^org\\\\.lxcri-fs\\\\.image$":".*"}}}},"stages":["precreate"]}}
+H
+            mkdir -p /var/lib/lxcri-fs; mount -t tmpfs tmpfs /var/lib/lxcri-fs; cp -r "$(dirname $IMAGE)/oci" layout
+            umoci new --image layout:empty
+            for tag in t empty; do
+                umoci config --image layout:$tag --manifest.annotation org.lxcri-fs.image=$IMAGE --manifest.annotation org.lxcri-fs.upper=u1 \
+                    --config.entrypoint sh --config.entrypoint -c --config.cmd 'echo started'
+                skopeo --policy etc/policy.json copy -q oci:layout:$tag oci-archive:$tag.tar:$tag; podman load -q -i $tag.tar >/dev/null
+                for runtime in crun lxcri-fs-crun; do
+                    RT=(--runtime $runtime); rm -f hooks/*; [ $runtime != crun ] || cp hook.json hooks/
+                    ! podrun localhost/$tag >out 2>err; [ ! -s out ] && [ ! -e /var/lib/lxcri-fs/uppers ] || fail "$tag $runtime: $(cat out err)"
+                    nothing_is_left
+                done
+            done
+            grep -q "may be an image's own" err || fail "$(cat err)""#
+        ),
+    );
+}
+
+/// What the configuration allows counts beside a root file system too; and an upper's name leads nowhere, whatever a container has put in another.
+#[test]
+fn annotations_count_as_far_as_the_configuration_says() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &[]);
+    pass(
+        &image,
+        r#"
+        mkdir -p /var/lib/lxcri-fs; mount -t tmpfs tmpfs /var/lib/lxcri-fs; mkdir own other
+        config() { # ROOT [ANNOTATION VALUE]
+            python3 -c 'import json, sys; print(json.dumps({"root": {"path": sys.argv[1]}, "annotations": dict(zip(sys.argv[2::2], sys.argv[3::2]))}))' "$1" org.lxcri-fs.image $IMAGE "${@:2}"; }
+        hook() { env -i LXCRI_FS_CONFIG=/run/c.toml "$PROGRAM" hook podman-precreate >out 2>err; }
+        : > c.toml; config nowhere | hook; grep -o '/run/lxcri-fs-rootfs/[^"]*' out | head -1 > root; lxcri_fs umount "$(cat root)"
+        ! config own | hook; grep -q "image may be an image's own" err || fail "$(cat err)"
+        printf '[annotations]\nallow = ["image"]\n' > c.toml; config own | hook; lxcri_fs umount "$(grep -o '/run/lxcri-fs-rootfs/[^"]*' out | head -1)"
+        ! config own org.lxcri-fs.upper u1 | hook; grep -q "upper may be an image's own" err
+        printf '[annotations]\nallow = ["image", "upper"]\n' > c.toml; config own org.lxcri-fs.upper u1 | hook
+        root="$(grep -o '/run/lxcri-fs-rootfs/[^"]*' out | head -1)"; mkdir "$root/x"; ln -s /run/other "$root/x/upper"; ln -s /run/other "$root/x/work"; lxcri_fs umount "$root"
+        [ "$(stat -c '%a %u' /var/lib/lxcri-fs/uppers /var/lib/lxcri-fs/uppers/u1 | sort -u)" = '700 0' ] || fail "$(stat -c '%a %u %n' /var/lib/lxcri-fs/uppers/*)"
+        for name in u1/upper/x ../x . .hidden ''; do ! config own org.lxcri-fs.upper "$name" | hook || fail "$name"; done
+        # A symlink among the uppers is none, and an upper in which `upper` or `work` is one is not used.
+        ln -s /run/other /var/lib/lxcri-fs/uppers/u2; ! config own org.lxcri-fs.upper u2 | hook || fail "a symlink"
+        mkdir -p own2 /run/loose/target; ! lxcri_fs mount $IMAGE own2 --upper "$PWD/no-such/../loose/../other/../run/x" 2>/dev/null || lxcri_fs umount own2
+        for link in upper work; do
+            rm -rf up; mkdir up; ln -s /run/other up/$link; ! lxcri_fs mount $IMAGE own2 --upper up 2>err || fail "$link followed"
+        done
+        [ -z "$(ls -A other)" ] || fail "$(ls -A other)"
+        # Whom it lets in: nobody else.
+        chmod 777 /var/lib/lxcri-fs/uppers; ! config own org.lxcri-fs.upper u3 | hook; grep -q alone err
+        printf '[annotations]\nallow = ["everything"]\n' > c.toml; ! config own | hook; grep -q 'c.toml, line 2' err || fail "$(cat err)""#,
+    );
+}
+
+/// The annotation of a container is its name in the store: what it is, and where its root file system is, nobody else says.
+#[test]
+fn a_containers_annotation_is_its_name_and_its_bundle_its_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "true"]);
+    pass(
+        &image,
+        r#"
+        lxcri_fs create c --image $IMAGE --bundle /run/b; lxcri_fs umount b/rootfs; grep -q '"org.lxcri-fs.container": "c"' b/config.json
+        hook() { # BUNDLE ANNOTATION
+            printf '{"ociVersion":"1.0.2","id":"x","status":"creating","pid":0,"bundle":"%s","annotations":{"org.lxcri-fs.container":"%s"}}' "$1" "$2" |
+                env -i LXC_HOOK_TYPE=pre-mount "$PROGRAM" hook oci prestart --store dir:/run/store 2>err; }
+        mkdir -p other/rootfs evil; echo '{"root":{"path":"rootfs"}}' > other/config.json
+        sed 's,/run/b",/run/other",' store/containers/c/container.json > evil/container.json
+        for name in /run/evil ../evil /run/store/containers/c store/containers/c ''; do ! hook /run/other "$name" || fail "$name"; done
+        ! hook /run/other c; grep -q 'has its root file system on /run/b/rootfs, not on /run/other/rootfs' err || fail "$(cat err)"
+        hook /run/b c; grep -q 'from the image' b/rootfs/data/hello
+        lxcri_fs delete c; rm -r other evil; nothing_is_left"#,
+    );
+}
+
+/// What an image or a container's root has made is out of reach of the host's users, whatever the umask; a user namespace's root comes through.
+#[test]
+fn the_hosts_users_reach_no_root_file_system() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", "stat -c %a /srv/w; true"]);
+    pass(
+        &image,
+        r#"
+        chmod 755 /run; mkdir -p /var/lib/lxcri-fs lxc m; mount -t tmpfs -o mode=711 tmpfs /var/lib/lxcri-fs
+        reached() { # DIR
+            setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'cat "$0/data/hello" || cat "$0/upper/made" || cat "$0"' "$1" 2>/dev/null && fail "nobody reads $1" || :; }
+        mode() { [ "$(stat -c '%a %g' "$1")" = "$2" ] || fail "$1: $(stat -c '%a %g' "$1"), not $2"; }
+        for mask in 000 022 077; do
+            umask $mask
+            lxcri_fs create a --image $IMAGE --bundle /run/a --env SECRET=1 --workdir /srv/w; mode a '700 0'; reached /run/a/rootfs; mode a/config.json '600 0'
+            [ "$(stat -c %a a/rootfs/srv/w)" = 755 ]
+            lxcri_fs create b --image $IMAGE --lxc --lxc-path /run/lxc --env SECRET=1; mode lxc/b '700 0'; reached /run/lxc/b/rootfs; mode lxc/b/config '600 0'
+            # Also a directory that was there.
+            mkdir -p c; lxcri_fs create c --image $IMAGE --bundle /run/c --idmap 0:100000:65536 --workdir /srv/w; mode c '710 100000'; reached /run/c/rootfs
+            crun --cgroup-manager=disabled run -b c c >out 2>&1 || fail "umask $mask: $(cat out)"; grep -qx 755 out || fail "$(cat out)"
+            for map in '' ',"linux":{"gidMappings":[{"containerID":0,"hostID":100000,"size":65536}]}'; do
+                printf '{"root":{"path":"nowhere"}%s,"annotations":{"org.lxcri-fs.image":"%s","org.lxcri-fs.upper":"u"}}' "$map" $IMAGE | "$PROGRAM" hook podman-precreate > out
+                root=$(grep -o '/run/lxcri-fs-rootfs/[^"]*' out | head -1); mode /run/lxcri-fs-rootfs '711 0'; reached $root
+                if [ -n "$map" ]; then mode "$(dirname $root)" '710 100000'; else mode "$(dirname $root)" '700 0'; fi
+                lxcri_fs umount $root; rmdir $root "$(dirname $root)"
+            done
+            mkdir -p up; chmod 777 up
+            for upper in up /run/new; do
+                lxcri_fs mount $IMAGE m --upper $upper; echo made > m/made; chmod 666 m/made; reached "$(realpath $upper)"; mode $upper '700 0'; lxcri_fs umount m
+            done
+            for name in a b c; do lxcri_fs delete $name; done; rm -rf c up new; nothing_is_left
+        done"#,
     );
 }

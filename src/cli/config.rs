@@ -58,10 +58,11 @@ fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
     fn row<T>(setting: &Setting<T>, value: Value) -> Row {
         Row { value, from: setting.origin.to_string() }
     }
-    let Config { store, grace, registries } = config;
+    let Config { store, grace, registries, annotations } = config;
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
         ("registries", row(registries, json!(registries.value))),
+        ("annotations.allow", row(annotations, json!(annotations.value))),
     ])
 }

@@ -110,6 +110,9 @@ pub struct CreateArgs {
     /// Filter system calls by this profile, as the OCI runtime specification has it
     #[arg(long, value_name = "FILE", conflicts_with = "lxc")]
     seccomp: Option<PathBuf>,
+    /// Give the bundle an annotation, or one with the value of the image's label NAME. Labels become none by themselves but `org.opencontainers.image.*`
+    #[arg(long, value_name = "NAME[=VALUE]", conflicts_with = "lxc")]
+    annotation: Vec<String>,
     /// Have set-user-id programs work: sudo, su, ping
     #[arg(long, conflicts_with = "lxc")]
     allow_new_privileges: bool,
@@ -170,6 +173,7 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
             env: args.env.clone(),
             user: args.user.clone(),
             cwd: args.workdir.clone(),
+            annotations: args.annotation.clone(),
         },
         hostname: args.hostname.clone(),
         read_only: args.read_only,

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::error::Error;
 use super::store::StoreArgs;
 use crate::runtime::hook::{LxcFacts, Moment, lxc, oci, podman_precreate};
+use crate::store::{Config, Store};
 
 /// What runtimes call while a container comes and goes
 #[derive(Debug, Args)]
@@ -36,6 +37,8 @@ enum Hook {
         /// Where the root file system is, if not where the bundle says
         #[arg(long, value_name = "DIR")]
         root: Option<PathBuf>,
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// For podman's precreate hooks: config.json in, config.json out, with what the annotations name mounted
     PodmanPrecreate,
@@ -61,9 +64,9 @@ pub fn run(args: &HookArgs) -> Result<(), Error> {
             let facts = LxcFacts { hook: variable("LXC_HOOK_TYPE").unwrap_or_default(), target: variable("LXC_TARGET") };
             Ok(lxc(&container, &facts)?)
         }
-        Hook::Oci { hook, root } => {
+        Hook::Oci { hook, root, store } => {
             let moment = if *hook == OciHook::Poststop { Moment::Stop } else { Moment::Create };
-            Ok(oci(moment, std::io::stdin().lock(), root.as_deref())?)
+            Ok(oci(moment, std::io::stdin().lock(), root.as_deref(), || Ok(Store::open(&Config::load(store.store.as_ref())?)?))?)
         }
         Hook::PodmanPrecreate => Ok(podman_precreate(std::io::stdin().lock(), std::io::stdout().lock())?),
     }

@@ -1,28 +1,45 @@
 //! What a container's annotations ask for.
 //!
-//! Whoever may set annotations chooses what the container has as its root file system. An image must not: podman makes annotations of those of an image's manifest.
-//! So what an annotation names for writing is bound to one directory.
+//! Whoever may set annotations chooses what the container has as its root file system. An image must not, and its annotations cannot be told from others':
+//! podman makes annotations of those of an image's manifest, umoci of its labels. But images come with a root file system. So annotations count where the
+//! container has none of its own, and elsewhere as far as the configuration says. What they name for writing, and keys, are each one name in a
+//! directory of root's alone, and an upper or a key that is there says itself which image may have it.
 
-use std::path::{Component, Path, PathBuf};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use super::files;
 use super::mount::{Mount, Writable};
 use super::record::ImageRecord;
 use crate::serve::idmap::IdMap;
 use crate::store::{Config, Store};
+use crate::upper;
 
 /// The image: an absolute path, or a name in the store.
 pub const IMAGE: &str = "org.lxcri-fs.image";
-/// Where is written: `ephemeral` (the default), `none`, or a directory below [`UPPERS`].
+/// Where is written: `ephemeral` (the default), `none`, or a name in [`UPPERS`].
 pub const UPPER: &str = "org.lxcri-fs.upper";
 /// Whose ids are seen, as `mount --idmap` takes it.
 pub const IDMAP: &str = "org.lxcri-fs.idmap";
-/// File with the key of an encrypted image, below [`KEYS`].
+/// Name of the key of an encrypted image in [`KEYS`].
 pub const KEY_FILE: &str = "org.lxcri-fs.key-file";
 /// Where annotations may have something written.
 pub const UPPERS: &str = "/var/lib/lxcri-fs/uppers";
 /// Where annotations may have keys read.
 pub const KEYS: &str = "/etc/lxcri-fs/keys";
+/// What stands after the name of a key in the name of the list of the images that may be opened with it.
+const KEY_IMAGES: &str = ".images";
+/// Longest such list, bytes.
+const MAX_KEY_IMAGES: u64 = 1 << 20;
+/// A root file system that is none: whoever asks a runtime for it has no image whose annotations these could be.
+const NO_ROOT: &str = "/var/empty";
 
 /// A root file system that annotations ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,20 +50,27 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What annotations ask for; `None` when they name no image.
+    /// What annotations ask for; `None` when they name no image. `own_root` is the root file system that the container has without us.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when they cannot be followed, [`Error::Store`] when the store has no such image.
-    pub fn of<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Option<Self>> {
+    /// [`Error::Unfit`] when they cannot be followed, or may be an image's own; [`Error::Store`] when the store has no such image.
+    pub fn of<'a>(get: impl Fn(&str) -> Option<&'a str>, own_root: &Path) -> Result<Option<Self>> {
         let Some(image) = get(IMAGE) else { return Ok(None) };
+        let config = Config::load(None)?;
+        for annotation in [IMAGE, UPPER, IDMAP, KEY_FILE].into_iter().filter(|name| get(name).is_some()) {
+            let short = annotation.trim_start_matches(super::ANNOTATION);
+            if !config.annotations.value.iter().any(|allowed| allowed == short) {
+                check_choice(annotation, own_root)?;
+            }
+        }
         let upper = match get(UPPER).unwrap_or("ephemeral") {
             "ephemeral" => Some(Writable::Ephemeral(None)),
             "none" => None,
-            path => Some(Writable::Upper(below(UPPERS, UPPER, path)?.into())),
+            name => Some(Writable::Upper(named(UPPERS, UPPER, name)?.into())),
         };
-        let key_file = get(KEY_FILE).map(|path| below(KEYS, KEY_FILE, path)).transpose()?;
         let idmap = get(IDMAP).map(|text| text.parse().map_err(|e| Error::unfit(format!("annotation {IDMAP}: {e}")))).transpose()?;
-        let path = if image.starts_with('/') { PathBuf::from(image) } else { Store::open(&Config::load(None)?)?.image(image)?.path };
+        let path = if image.starts_with('/') { PathBuf::from(image) } else { Store::open(&config)?.image(image)?.path };
+        let key_file = get(KEY_FILE).map(|name| key(Path::new(KEYS), name, image, &path)).transpose()?;
         let image = ImageRecord { path, name: image.to_owned(), root_digest: None, password_file: None, key_file };
         Ok(Some(Self { image, upper, idmap }))
     }
@@ -56,24 +80,125 @@ impl Wanted {
         self.upper = None;
     }
 
+    /// Which of the host's ids are seen.
+    pub fn idmap(&self) -> Option<&IdMap> {
+        self.idmap.as_ref()
+    }
+
     /// Mounts it, unless something of ours is mounted there; whether it was not.
     ///
     /// # Errors
-    /// As [`Mount::mount`].
+    /// As [`Mount::mount`], and [`Error::Unfit`] when the upper is not what may be named.
     pub fn mount(&self, root: &Path) -> Result<bool> {
         let Self { image, upper, idmap } = self.clone();
+        if let Some(Writable::Upper(place)) = &upper {
+            make_upper(Path::new(place))?;
+        }
         Mount { image, upper, idmap, root: root.to_owned() }.mount()
     }
 }
 
-/// A path that an annotation may name: below `top`, also when it is relative.
-fn below(top: &str, annotation: &str, path: &str) -> Result<PathBuf> {
-    let full = Path::new(top).join(path);
-    let plain = full.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
-    if plain && full.starts_with(top) && full != Path::new(top) {
-        return Ok(full);
+/// Refuses an annotation that may be an image's own: the container has a root file system already, and that may be of an image.
+fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
+    let is_there = !matches!(std::fs::symlink_metadata(own_root), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    if own_root == Path::new(NO_ROOT) || !is_there {
+        return Ok(());
     }
-    Err(Error::Unfit { what: format!("annotation {annotation} is {path:?}"), hint: Some(format!("it may name what is below {top} only")) })
+    let short = annotation.trim_start_matches(super::ANNOTATION);
+    Err(Error::Unfit {
+        what: format!(
+            "annotation {annotation} may be an image's own: the container has a root file system already, {}",
+            own_root.display()
+        ),
+        hint: Some(format!(
+            "`--rootfs {NO_ROOT}` takes no image; with `[annotations] allow = [{short:?}]` in {}, it counts wherever it is",
+            crate::store::config::CONFIG
+        )),
+    })
+}
+
+/// What an annotation names in `top`: one name, which may stand after `top` itself.
+fn named(top: &str, annotation: &str, text: &str) -> Result<PathBuf> {
+    let name = text.strip_prefix(top).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
+    if is_name(name) {
+        return Ok(Path::new(top).join(name));
+    }
+    Err(Error::Unfit {
+        what: format!("annotation {annotation} is {text:?}"),
+        hint: Some(format!("it may be one name of what is in {top}")),
+    })
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.')
+}
+
+/// Sees to it that the directory of an upper is there, in a directory where nobody but root can put anything.
+fn make_upper(place: &Path) -> Result<()> {
+    let (Some(top), Some(name)) = (place.parent(), place.file_name()) else { return Ok(()) };
+    if let Some(parent) = top.parent().filter(|parent| !parent.exists()) {
+        // As the store has it, which is there by default.
+        DirBuilder::new().recursive(true).mode(0o711).create(parent).map_err(Error::io("making the directory", parent))?;
+    }
+    match mkdirat(CWD, top, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(Error::io("making the directory", top)(e)),
+    }
+    let dir = own_directory(top, "opening")?;
+    files::set_mode(dir.as_fd(), 0o700, None).map_err(Error::io("setting the mode of", top))?;
+    match mkdirat(&dir, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(Error::io("making the directory", place)(e)),
+    }
+    beneath(&dir, Path::new(name), OFlags::PATH | OFlags::DIRECTORY).map_err(Error::io("opening", place))?;
+    Ok(())
+}
+
+/// The key that an annotation names, for an image that it is meant for.
+fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
+    let file = named(&top.to_string_lossy(), KEY_FILE, name)?;
+    let dir = own_directory(top, "opening")?;
+    let mut list = file.file_name().unwrap_or_default().to_owned();
+    list.push(KEY_IMAGES);
+    let unknown = |what: &str| Error::Unfit {
+        what: format!("{} {what}", file.display()),
+        hint: Some(format!(
+            "{}{KEY_IMAGES} lists them, one a line: paths, names in the store, or root digests (`blake3:…`)",
+            file.display()
+        )),
+    };
+    let opened = match beneath(&dir, Path::new(&list), OFlags::RDONLY | OFlags::NONBLOCK) {
+        Err(Errno::NOENT) => return Err(unknown("does not say which images may be opened with it")),
+        other => File::from(other.map_err(Error::io("opening the list of images of", &file))?),
+    };
+    let text = files::take(opened, MAX_KEY_IMAGES).map_err(Error::io("reading the list of images of", &file))?;
+    let text = String::from_utf8_lossy(&text);
+    let digest =
+        File::open(path).map_err(Error::io("opening the image", path)).and_then(|f| Ok(upper::record::identify(path, &f)?.digest))?;
+    if text.lines().map(str::trim).any(|line| line == image || line == digest || Path::new(line) == path) {
+        return Ok(file);
+    }
+    Err(unknown(&format!("is not for the image {image}")))
+}
+
+/// A directory that is root's, and that nobody else can write to.
+fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Error::io(doing, path))?;
+    let metadata = File::from(dir.try_clone().map_err(Error::io(doing, path))?).metadata().map_err(Error::io(doing, path))?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(Error::Unfit {
+            what: format!("{} is not its user's alone", path.display()),
+            hint: Some(format!("`chown root:root {0} && chmod 700 {0}`, when you know what is in it", path.display())),
+        });
+    }
+    Ok(dir)
+}
+
+/// Opens what is in a directory, not through a symlink.
+fn beneath(dir: &OwnedFd, name: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    openat2(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
 }
 
 #[cfg(test)]
@@ -82,9 +207,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_reach_no_other_place() {
-        for path in ["web1", "/var/lib/lxcri-fs/uppers/web1", "a/b"] {
-            assert!(below(UPPERS, UPPER, path).unwrap().starts_with(UPPERS));
+    fn annotations_name_one_thing_in_one_directory() {
+        for path in ["web1", "/var/lib/lxcri-fs/uppers/web1"] {
+            assert_eq!(named(UPPERS, UPPER, path).unwrap(), Path::new(UPPERS).join("web1"));
         }
         for path in [
             "",
@@ -92,16 +217,52 @@ mod tests {
             "/",
             "/etc",
             "..",
+            "a/b",
+            "a/upper/x",
             "../containers/x",
+            ".hidden",
+            "/var/lib/lxcri-fs/uppers",
+            "/var/lib/lxcri-fs/uppers/",
+            "/var/lib/lxcri-fs/uppers/a/b",
             "/var/lib/lxcri-fs/uppers/../containers",
             "zfs:tank/x/../y",
             "/var/lib/lxcri-fs/uppersx",
         ] {
-            assert!(below(UPPERS, UPPER, path).is_err(), "{path}");
+            assert!(named(UPPERS, UPPER, path).is_err(), "{path}");
         }
         let annotations = |name: &str| (name == UPPER).then_some("/etc");
-        assert_eq!(Wanted::of(annotations).unwrap(), None);
-        let annotations = |name: &str| [(IMAGE, "/x.bfc"), (UPPER, "/etc")].into_iter().find(|(n, _)| *n == name).map(|(_, v)| v);
-        assert!(Wanted::of(annotations).is_err());
+        assert_eq!(Wanted::of(annotations, Path::new("/")).unwrap(), None);
+    }
+
+    #[test]
+    fn an_image_with_a_root_file_system_chooses_nothing() {
+        assert!(check_choice(IMAGE, Path::new(NO_ROOT)).is_ok());
+        assert!(check_choice(IMAGE, Path::new("/nowhere/at/all")).is_ok());
+        let temp = tempfile::tempdir().unwrap();
+        // Also where it is empty: an image may have no files, and annotations.
+        for root in [Path::new("/"), temp.path()] {
+            let refused = check_choice(IMAGE, root).unwrap_err().to_string();
+            assert!(refused.contains(IMAGE), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_key_says_which_images_it_is_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/zstd-keyfile.bfc");
+        let image_text = image.to_str().unwrap();
+        let of = |name: &str| key(temp.path(), name, image_text, &image);
+        std::fs::write(temp.path().join("k"), "secret").unwrap();
+        assert!(of("k").unwrap_err().to_string().contains("does not say"));
+        std::fs::write(temp.path().join("k.images"), "/other.bfc\n").unwrap();
+        assert!(of("k").unwrap_err().to_string().contains("is not for the image"));
+        std::fs::write(temp.path().join("k.images"), format!("/other.bfc\n{image_text}\n")).unwrap();
+        assert_eq!(of("k").unwrap(), temp.path().join("k"));
+        std::fs::rename(temp.path().join("k.images"), temp.path().join("list")).unwrap();
+        std::os::unix::fs::symlink("list", temp.path().join("k.images")).unwrap();
+        assert!(of("k").is_err());
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(of("k").unwrap_err().to_string().contains("alone"));
     }
 }

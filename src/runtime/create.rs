@@ -1,9 +1,8 @@
 //! Making a container, as one transaction: what fails is undone, and what was cut off is undone by the next `create` or `delete` of that name.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxSeccomp;
@@ -20,7 +19,7 @@ use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Store};
 
-/// Annotation of bundles that `create` wrote: the container's directory.
+/// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else, says what the container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
 /// Has crun show what a hook complains of, which others do anyway.
 const CRUN_STDERR: (&str, &str) = ("run.oci.hooks.stderr", "/dev/stderr");
@@ -95,6 +94,9 @@ pub struct Created {
 pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let image = Image::open(request.rootfs)?;
     let process = Process::of(&image, &request.overrides)?;
+    if request.read_only {
+        process.check_volumes()?;
+    }
     let runtime = match &request.target {
         Target::Lxc { path, .. } => Runtime::Lxc { dir: path.join(request.name), system: is_system(&image, &process, &request.overrides)? },
         Target::Bundle { dir, .. } => Runtime::Bundle { dir: dir.clone() },
@@ -112,7 +114,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
         };
         begun = Some(dir.clone());
-        let config = configuration(&request, &image, &process, &record, &dir)?;
+        let config = configuration(store, &request, &image, &process, &record, &dir)?;
         make(&record, &dir, &config)?;
         Ok((Writable::of(&record, &dir).upper()?, MountPoint::open(&root)?, dir))
     };
@@ -135,18 +137,12 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
 /// All that is made outside the store but the mount, in the order in which [`undo`] takes it away again.
 fn make(record: &Record, dir: &Path, config: &str) -> Result<()> {
     record.write(dir)?;
+    let group = record.idmap.as_ref().and_then(mount::root_of).map(|(_, group)| group);
     for path in [record.runtime.dir(), &record.runtime.root()] {
-        make_directory(path)?;
+        files::make_private_directory(path, group)?;
     }
-    files::replace_with_mode(&record.runtime.config(), config.as_bytes(), 0o644)
-}
-
-fn make_directory(path: &Path) -> Result<()> {
-    // A user namespace's root has to come through.
-    match DirBuilder::new().mode(0o755).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
-        _ => Ok(()),
-    }
+    // Variables of the environment are in it.
+    files::replace(&record.runtime.config(), config.as_bytes())
 }
 
 /// Takes away what `create` made, as far as it came; what is not there is none of it. What was written before stays.
@@ -257,14 +253,22 @@ fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Res
     Ok(process.args.len() == 1 && INIT.contains(&program) && image.has_program("/sbin/init")?)
 }
 
-fn configuration(request: &Request<'_>, image: &Image<'_>, process: &Process, record: &Record, dir: &Path) -> Result<String> {
+fn configuration(
+    store: &Store,
+    request: &Request<'_>,
+    image: &Image<'_>,
+    process: &Process,
+    record: &Record,
+    dir: &Path,
+) -> Result<String> {
     let hostname = request.hostname.clone().unwrap_or_else(|| request.name.to_owned());
     let (root, read_only, idmap) = (record.runtime.root(), request.read_only, request.idmap.clone());
     match &request.target {
         Target::Bundle { terminal, seccomp, new_privileges, .. } => {
             let (terminal, seccomp, new_privileges) = (*terminal, seccomp.clone(), *new_privileges);
-            let annotations = HashMap::from([(CONTAINER.to_owned(), text(dir)?), (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned())]);
-            let create_hooks = vec![super::command_line(&["hook", "oci", "prestart"])?];
+            let annotations =
+                HashMap::from([(CONTAINER.to_owned(), request.name.to_owned()), (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned())]);
+            let create_hooks = vec![super::command_line(&["hook", "oci", "prestart", "--store", &store.location().to_string()])?];
             let settings =
                 bundle::Settings { root, read_only, terminal, hostname, idmap, seccomp, new_privileges, annotations, create_hooks };
             bundle::to_json(&bundle::spec(process, &settings)?)

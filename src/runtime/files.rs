@@ -2,9 +2,49 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::fs::{CWD, Gid, Mode, OFlags, fchmod, fchown, mkdirat, openat};
+use rustix::io::Errno;
+
 use super::error::{Error, Result};
+
+/// Makes a directory that nobody else comes through but, when there is one, the group that a container's root has on the host: what is mounted
+/// below has programs and devices that are the container's affair. One that is there is made so.
+///
+/// # Errors
+/// [`Error::Io`], also when something else is there.
+pub fn make_private_directory(path: &Path, group: Option<Gid>) -> Result<()> {
+    make_directory(path, if group.is_some() { 0o710 } else { 0o700 }, group)
+}
+
+/// Makes a directory with this mode, whatever the umask. One that is there is given it.
+///
+/// # Errors
+/// [`Error::Io`], also when something else is there.
+pub fn make_directory(path: &Path, mode: u32, group: Option<Gid>) -> Result<()> {
+    let failed = || Error::io("making the directory", path);
+    match mkdirat(CWD, path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(failed()(e)),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = openat(CWD, path, flags, Mode::empty()).map_err(failed())?;
+    set_mode(dir.as_fd(), mode, group).map_err(failed())
+}
+
+/// Sets mode and group, in the order in which nobody is let in on the way.
+///
+/// # Errors
+/// What the system says.
+pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(), Errno> {
+    if let Some(group) = group {
+        fchmod(file, Mode::from_raw_mode(mode & 0o700))?;
+        fchown(file, None, Some(group))?;
+    }
+    fchmod(file, Mode::from_raw_mode(mode))
+}
 
 /// The content of a file of at most `limit` bytes.
 ///

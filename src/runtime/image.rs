@@ -115,6 +115,15 @@ impl<'a> Image<'a> {
         user::resolve(text, &read(b"/etc/passwd")?, &read(b"/etc/group")?)
     }
 
+    /// A path from the image's root as a process in it would find it: without symlinks and `..`, as far as the image has it.
+    ///
+    /// # Errors
+    /// [`Error::Fs`], and [`Error::Unfit`] when it is not UTF-8.
+    pub fn place(&self, path: &str) -> Result<String> {
+        let found = rootpath::place(self.rootfs, path.as_bytes())?;
+        String::from_utf8(found).map_err(|_| Error::unfit(format!("the image's path {path:?} leads to one that is not UTF-8")))
+    }
+
     /// Whether there is an executable file at a path, symlinks followed.
     ///
     /// # Errors

@@ -1,27 +1,41 @@
 //! Putting a root file system of ours into a container's configuration.
 
+use std::path::Path;
+
+use rustix::fs::Gid;
 use serde_json::{Value, json};
 
 use super::annotations::Wanted;
 use super::error::{Error, Result};
-use super::{bundle, roots};
+use super::{bundle, mount, roots};
 
-/// Mounts what the annotations of a configuration name, for the container with this id, and has the configuration use it, and unmount it when the container has ended.
+/// Mounts what the annotations of a configuration in the directory `bundle` name, for the container with this id, and has the configuration use it, and unmount it when the container has ended.
 /// Whether there was anything to do.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
-pub fn root(config: &mut Value, id: &str) -> Result<bool> {
+pub fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> {
     let annotations = config.get("annotations").cloned().unwrap_or_default();
-    let Some(mut wanted) = Wanted::of(|name| annotations.get(name).and_then(Value::as_str))? else { return Ok(false) };
+    let own_root = bundle.join(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
+    let Some(mut wanted) = Wanted::of(|name| annotations.get(name).and_then(Value::as_str), &own_root)? else { return Ok(false) };
     if config.pointer("/root/readonly").and_then(Value::as_bool) == Some(true) && annotations.get(super::annotations::UPPER).is_none() {
         wanted.read_only();
     }
-    let root = roots::make(id)?;
+    let group = group_of_root(config).or_else(|| wanted.idmap().and_then(mount::root_of).map(|(_, group)| group));
+    let root = roots::make(id, group)?;
     let path = root.to_str().ok_or_else(|| Error::unfit("a directory's name is not UTF-8"))?;
     let edited = add(config, path);
     edited.and_then(|()| wanted.mount(&root)).inspect_err(|_| drop(roots::remove(&root)))?;
     Ok(true)
+}
+
+/// The group that the container's root has on the host, when the container has a user namespace.
+fn group_of_root(config: &Value) -> Option<Gid> {
+    let mappings = config.pointer("/linux/gidMappings").and_then(Value::as_array)?;
+    let root = mappings.iter().find(|m| m.get("containerID").and_then(Value::as_u64) == Some(0))?;
+    let group = root.get("hostID").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    // No group has this number.
+    group.filter(|&id| id != u32::MAX).map(Gid::from_raw)
 }
 
 fn add(config: &mut Value, root: &str) -> Result<()> {

@@ -220,6 +220,10 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
                 if let Some((uid, gid)) = idmap.and_then(root_of) {
                     rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
                 }
+                // The umask is the caller's, and no affair of the container.
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
+                rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755)).map_err(failed)?;
                 open(&at).map_err(failed)?
             }
             other => other.map_err(failed)?,
@@ -229,7 +233,7 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
 }
 
 /// Which ids on the host the container's root has.
-fn root_of(map: &IdMap) -> Option<(Uid, Gid)> {
+pub(super) fn root_of(map: &IdMap) -> Option<(Uid, Gid)> {
     let zero = |mut ranges: Box<dyn Iterator<Item = (u32, u32, u32)> + '_>| {
         ranges.find(|(inside, ..)| *inside == 0).map(|(_, outside, _)| outside)
     };

@@ -1,6 +1,6 @@
 //! What is to run in a container: what its image says, and what was asked for instead.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Error, Result};
 use super::image::Image;
@@ -9,6 +9,8 @@ use super::user::User;
 
 /// What runtimes search when an image does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where a container has file systems of the kernel.
+const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// What the image specification calls the annotations that an image's fields become.
 const ANNOTATIONS: &str = "org.opencontainers.image.";
 
@@ -25,6 +27,8 @@ pub struct Overrides {
     pub user: Option<String>,
     /// Working directory.
     pub cwd: Option<String>,
+    /// Annotations: `NAME=VALUE`, or the `NAME` of a label of the image that becomes one.
+    pub annotations: Vec<String>,
 }
 
 /// What is to run.
@@ -40,7 +44,7 @@ pub struct Process {
     pub user: User,
     /// Number of the signal that asks it to stop, when the image says one.
     pub stop_signal: Option<u32>,
-    /// Directories that the image declares as volumes, absolute.
+    /// Directories that the image declares as volumes: paths from the image's root without symlinks, as far as the image has them.
     pub volumes: Vec<String>,
     /// What else the image says, as the image specification has it converted.
     pub annotations: BTreeMap<String, String>,
@@ -50,7 +54,7 @@ impl Process {
     /// Resolves an image's configuration.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when it cannot be: an unknown user, a volume outside, a word with a null byte.
+    /// [`Error::Unfit`] when it cannot be: an unknown user, a word with a null byte.
     pub fn of(image: &Image<'_>, overrides: &Overrides) -> Result<Self> {
         let config = image.config.config().clone().unwrap_or_default();
         let (entrypoint, command) = match (&overrides.entrypoint, &overrides.command) {
@@ -68,26 +72,34 @@ impl Process {
         }
         let user = image.user(overrides.user.as_deref().or(config.user().as_deref()).unwrap_or_default())?;
         let cwd = overrides.cwd.as_deref().or(config.working_dir().as_deref()).unwrap_or_default();
-        let mut volumes = config.volumes().clone().unwrap_or_default();
-        volumes.sort();
-        for volume in &mut volumes {
-            if volume.split('/').any(|name| name == "..") {
-                return Err(Error::unfit(format!("the image declares the volume {volume:?}, which is no path inside it")));
-            }
-            *volume = absolute(volume);
-        }
-        volumes.retain(|volume| volume != "/");
+        let volumes = config.volumes().iter().flatten().map(|volume| image.place(volume)).collect::<Result<BTreeSet<_>>>()?;
         let process = Self {
             args,
             env: environment(config.env().iter().flatten().chain(&overrides.env), &user.home),
             cwd: absolute(cwd),
             stop_signal: config.stop_signal().as_deref().filter(|s| !s.is_empty()).map(signal::number).transpose()?,
-            volumes,
-            annotations: annotations(image, &config),
+            volumes: volumes.into_iter().collect(),
+            annotations: annotations(image, &config, &overrides.annotations)?,
             user,
         };
         process.check()?;
         Ok(process)
+    }
+
+    /// Refuses volumes for which nothing may be mounted: what is there is the kernel's, or the whole root file system.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`].
+    pub fn check_volumes(&self) -> Result<()> {
+        let is_kernels =
+            |volume: &str| KERNEL.iter().any(|top| volume.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+        match self.volumes.iter().find(|volume| *volume == "/" || is_kernels(volume)) {
+            Some(volume) => Err(Error::Unfit {
+                what: format!("the image declares the volume {volume}, which would hide what the kernel or the image has there"),
+                hint: Some("without --read-only nothing is mounted for volumes".into()),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// No C program could be told a null byte.
@@ -148,8 +160,9 @@ fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(
     env
 }
 
-/// Labels, and the fields that the image specification has become annotations; a label of the same name counts.
-fn annotations(image: &Image<'_>, config: &oci_spec::image::Config) -> BTreeMap<String, String> {
+/// The fields that the image specification has become annotations, and labels of the names that it has for that; a label of the same name counts. Other
+/// labels only when they are asked for: runtimes do things because of annotations.
+fn annotations(image: &Image<'_>, config: &oci_spec::image::Config, asked: &[String]) -> Result<BTreeMap<String, String>> {
     let document = &image.config;
     let mut ports = config.exposed_ports().clone().unwrap_or_default();
     ports.sort();
@@ -166,10 +179,22 @@ fn annotations(image: &Image<'_>, config: &oci_spec::image::Config) -> BTreeMap<
     ];
     let fields = fields.into_iter().filter_map(|(name, value)| Some((format!("{ANNOTATIONS}{name}"), value.filter(|v| !v.is_empty())?)));
     let mut annotations: BTreeMap<String, String> = fields.collect();
-    // An image must not speak for us.
-    let labels = config.labels().iter().flatten().filter(|(name, _)| !name.is_empty() && !name.starts_with(super::ANNOTATION));
+    let labels = config.labels().iter().flatten().filter(|(name, _)| name.starts_with(ANNOTATIONS));
     annotations.extend(labels.map(|(name, value)| (name.clone(), value.clone())));
-    annotations
+    for text in asked {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, value.to_owned()),
+            None => {
+                let label = config.labels().as_ref().and_then(|labels| labels.get(text));
+                (text.as_str(), label.cloned().ok_or_else(|| Error::unfit(format!("the image has no label {text:?}")))?)
+            }
+        };
+        if name.is_empty() || name.starts_with(super::ANNOTATION) {
+            return Err(Error::unfit(format!("{name:?} cannot be an annotation of yours")));
+        }
+        annotations.insert(name.to_owned(), value);
+    }
+    Ok(annotations)
 }
 
 #[cfg(test)]

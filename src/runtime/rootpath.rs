@@ -12,11 +12,61 @@ const MAX_PATH: usize = 4096;
 
 /// The inode at a path, `None` when there is nothing or nothing that could be reached.
 pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode)>> {
+    let walked = walk(rootfs, path)?.filter(|walked| !walked.lacks);
+    Ok(walked.and_then(|walked| walked.found.last().map(|f| (f.ino, f.inode))))
+}
+
+/// The path from the root to what is at a path, without symlinks and `..`; names that are not there are as they are said. What could not be reached is
+/// as it is said altogether, but for `..`.
+pub(super) fn place(rootfs: &Rootfs, path: &[u8]) -> Result<Vec<u8>> {
+    let names: Vec<Vec<u8>> = match walk(rootfs, path)? {
+        Some(Walked { found, missing, .. }) => found.into_iter().skip(1).map(|f| f.name).chain(missing).collect(),
+        None => {
+            let mut names = Vec::new();
+            for name in components(path).into_iter().rev() {
+                step(&mut names, name);
+            }
+            names
+        }
+    };
+    Ok([b"/", &names.join(&b'/')[..]].concat())
+}
+
+/// Takes a name that no symlink stands for.
+fn step(names: &mut Vec<Vec<u8>>, name: Vec<u8>) {
+    if name == b".." { drop(names.pop()) } else { names.push(name) }
+}
+
+/// Something on the way.
+struct Found {
+    name: Vec<u8>,
+    ino: u32,
+    inode: Inode,
+}
+
+/// A path that was followed as far as there is something.
+struct Walked {
+    /// The root, and what leads from there to the last that is there.
+    found: Vec<Found>,
+    /// What follows and is not there.
+    missing: Vec<Vec<u8>>,
+    /// Whether anything on the way was not there, also when `..` led back from it.
+    lacks: bool,
+}
+
+/// Follows a path; `None` when it leads through what is no directory, or too many symlinks.
+fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
     let mut left: Vec<Vec<u8>> = components(path);
-    let mut at = vec![(ROOT, rootfs.inode(ROOT)?)];
+    let mut walked =
+        Walked { found: vec![Found { name: Vec::new(), ino: ROOT, inode: rootfs.inode(ROOT)? }], missing: Vec::new(), lacks: false };
     let mut links = 0;
     while let Some(name) = left.pop() {
-        let Some(&(dir, inode)) = at.last() else { return Ok(None) };
+        if !walked.missing.is_empty() {
+            step(&mut walked.missing, name);
+            continue;
+        }
+        let at = &mut walked.found;
+        let Some((dir, inode)) = at.last().map(|f| (f.ino, f.inode)) else { return Ok(None) };
         if name == b".." {
             // The root's parent is the root.
             at.truncate(at.len().saturating_sub(1).max(1));
@@ -25,9 +75,13 @@ pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode
         if !inode.is_dir() {
             return Ok(None);
         }
-        let Some((ino, inode)) = rootfs.lookup(dir, &name)? else { return Ok(None) };
+        let Some((ino, inode)) = rootfs.lookup(dir, &name)? else {
+            walked.missing.push(name);
+            walked.lacks = true;
+            continue;
+        };
         if inode.mode & S_IFMT != S_IFLNK {
-            at.push((ino, inode));
+            at.push(Found { name, ino, inode });
             continue;
         }
         let target = rootfs.readlink(ino)?;
@@ -40,7 +94,7 @@ pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode
         }
         left.extend(components(&target));
     }
-    Ok(at.pop())
+    Ok(Some(walked))
 }
 
 /// The components of a path, the first one last.

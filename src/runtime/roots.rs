@@ -1,52 +1,51 @@
-//! Directories of ours where root file systems are mounted that annotations ask for: one for each container, named by its id.
+//! Directories of ours where root file systems are mounted that annotations ask for: one for each container, named by its id, and `rootfs` in it.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Gid;
+
 use super::error::{Error, Result};
+use super::files;
 use super::mount::{self, is_mounted};
 use crate::serve::users::{self, Used};
 use crate::serve::{self, mountpoint};
 
 /// Where they are. A user namespace's root has to come through, so it is not with what only we may see.
 const ROOTS: &str = "/run/lxcri-fs-rootfs";
+/// Name of the mount point in a container's directory.
+const ROOT: &str = "rootfs";
 /// Longest id that is a name of its own, bytes.
 const MAX_ID: usize = 128;
 
-/// The directory of the container with this id, empty and with nothing mounted on it. What a container of this id that never started has left is taken away.
+/// The mount point of the container with this id, empty and with nothing mounted on it, which nobody else reaches but the group of the container's root
+/// on the host. What a container of this id that never started has left is taken away.
 ///
 /// # Errors
 /// [`serve::Error::Busy`] when a container has it, [`Error::Io`].
-pub fn make(id: &str) -> Result<PathBuf> {
+pub fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     let top = Path::new(ROOTS);
-    make_directory(top, 0o711)?;
+    files::make_directory(top, 0o711, None)?;
     let metadata = std::fs::symlink_metadata(top).map_err(Error::io("looking at", top))?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(Error::io("using the directory (it must be its user's own)", top)(rustix::io::Errno::PERM));
     }
     let root = of(id);
-    make_directory(&root, 0o755)?;
     release(&root)?;
+    files::make_private_directory(root.parent().unwrap_or(top), group)?;
+    files::make_private_directory(&root, group)?;
     Ok(root)
 }
 
-fn make_directory(path: &Path, mode: u32) -> Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
-        _ => Ok(()),
-    }
-}
-
-/// The directory that a container with this id has, if it has one.
+/// The mount point that a container with this id has, if it has one.
 pub fn of(id: &str) -> PathBuf {
     let plain = !id.is_empty()
         && id.len() <= MAX_ID
         && !id.starts_with('.')
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-".contains(&b));
     let name = if plain { id.to_owned() } else { format!("+{}", blake3::hash(id.as_bytes()).to_hex()) };
-    Path::new(ROOTS).join(name)
+    Path::new(ROOTS).join(name).join(ROOT)
 }
 
 /// Unmounts what nobody uses.
@@ -62,16 +61,17 @@ pub fn release(root: &Path) -> Result<()> {
     if users.is_empty() { mount::unmount_ended(root) } else { Err(serve::Error::Busy { path: root.to_owned(), users }.into()) }
 }
 
-/// Removes a directory that [`make`] made; another is left alone.
+/// Removes the directories that [`make`] made; others are left alone.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn remove(root: &Path) -> Result<()> {
-    if root.parent() != Some(Path::new(ROOTS)) {
-        return Ok(());
+    let Some(dir) = root.parent().filter(|dir| dir.parent() == Some(Path::new(ROOTS)) && root.ends_with(ROOT)) else { return Ok(()) };
+    for path in [root, dir] {
+        match std::fs::remove_dir(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
+            _ => {}
+        }
     }
-    match std::fs::remove_dir(root) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", root)(e)),
-        _ => Ok(()),
-    }
+    Ok(())
 }

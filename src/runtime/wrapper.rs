@@ -110,7 +110,7 @@ fn prepare(call: &Call<'_>) -> Result<()> {
     let path = call.config.as_ref().map_or_else(|| call.bundle.join("config.json"), |config| call.bundle.join(config));
     let Ok(text) = files::read(&path, bundle::MAX_CONFIG) else { return Ok(()) };
     let Ok(mut config) = serde_json::from_slice::<Value>(&text) else { return Ok(()) };
-    if !inject::root(&mut config, id)? {
+    if !inject::root(&mut config, &call.bundle, id)? {
         return Ok(());
     }
     let text = serde_json::to_vec_pretty(&config).map_err(Error::document(path.display().to_string()))?;

@@ -124,6 +124,9 @@ pub struct Config {
     pub grace: Setting<SignedDuration>,
     /// Where images are pulled from.
     pub registries: Setting<Registries>,
+    /// Which annotations `org.lxcri-fs.*` count for a container that has a root file system of its own, whose image may have made them: their names
+    /// without what all begin with.
+    pub annotations: Setting<Vec<String>>,
 }
 
 /// The file as it is written.
@@ -133,6 +136,35 @@ struct File {
     store: Option<Location>,
     gc: Gc,
     registries: Option<Registries>,
+    annotations: Annotations,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Annotations {
+    allow: Option<Vec<Annotation>>,
+}
+
+/// Annotations that can be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Annotation {
+    Image,
+    Upper,
+    Idmap,
+    KeyFile,
+}
+
+impl Annotation {
+    fn name(self) -> String {
+        let name = match self {
+            Self::Image => "image",
+            Self::Upper => "upper",
+            Self::Idmap => "idmap",
+            Self::KeyFile => "key-file",
+        };
+        name.to_owned()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -163,6 +195,11 @@ impl Config {
             store: Setting::new(file.store, &path, default_store),
             grace: Setting::new(file.gc.grace, &path, || GRACE),
             registries: Setting::new(file.registries, &path, Registries::default),
+            annotations: Setting::new(
+                file.annotations.allow.map(|allowed| allowed.into_iter().map(Annotation::name).collect()),
+                &path,
+                Vec::new,
+            ),
         };
         if let Some(location) = store {
             config.store = Setting { value: location.clone(), origin: Origin::Argument("--store") };

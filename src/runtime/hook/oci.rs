@@ -8,9 +8,9 @@ use oci_spec::runtime::State;
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
 use super::super::mount::{self, is_mounted};
-use super::super::record::Record;
-use super::super::{bundle, create, files};
+use super::super::{bundle, create, delete, files};
 use crate::serve::mountinfo;
+use crate::store::Store;
 
 /// Longest state that is read, bytes.
 const MAX_STATE: u64 = 1 << 20;
@@ -24,11 +24,12 @@ pub enum Moment {
     Stop,
 }
 
-/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root file system is, if not where the bundle says.
+/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root file system is, if not where the bundle says; `store` opens
+/// the store, where a container is that the bundle names.
 ///
 /// # Errors
 /// [`Error`]: at [`Moment::Create`], the runtime then does not start the container.
-pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>) -> Result<()> {
+pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>, store: impl FnOnce() -> Result<Store>) -> Result<()> {
     let state = files::take(state, MAX_STATE).map_err(Error::io("reading the container's state from", Path::new("standard input")))?;
     let state: State = serde_json::from_slice(&state).map_err(Error::document("the container's state on standard input"))?;
     if moment == Moment::Stop
@@ -44,7 +45,7 @@ pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>) -> Result<()> 
     match moment {
         Moment::Stop => mount::unmount_ended(&root),
         Moment::Create if is_mounted(&root)? => Ok(()),
-        Moment::Create if is_early(&state, &root) => mount_now(&state, &root),
+        Moment::Create if is_early(&state, &root) => mount_now(&state, &root, store),
         Moment::Create => Err(Error::Unfit {
             what: format!("nothing is mounted on {}, and what this hook mounted would come too late for the runtime", root.display()),
             hint: Some("`lxcri-fs mount --all` mounts what was created; `lxcri-fs runtime` mounts what an annotation names".into()),
@@ -74,14 +75,23 @@ fn is_early(state: &State, root: &Path) -> bool {
     untouched && (by_lxc || same && elsewhere)
 }
 
-fn mount_now(state: &State, root: &Path) -> Result<()> {
+fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) -> Result<()> {
     let annotations = state.annotations().clone().unwrap_or_default();
-    if let Some(container) = annotations.get(create::CONTAINER) {
-        let record =
-            Record::read(Path::new(container))?.ok_or_else(|| Error::unfit(format!("{container} has no record of a container")))?;
-        return mount::Mount::of(&record, Path::new(container)).mount().map(drop);
+    if let Some(name) = annotations.get(create::CONTAINER) {
+        let (record, dir) = delete::find(&store()?, name)?;
+        // An annotation is anybody's, and its bundle is to be the one that was made for the container.
+        let own = record.runtime.root();
+        let own = own.canonicalize().unwrap_or(own);
+        if own != root {
+            return Err(Error::unfit(format!(
+                "the container {name} has its root file system on {}, not on {}",
+                own.display(),
+                root.display()
+            )));
+        }
+        return mount::Mount::of(&record, &dir).mount().map(drop);
     }
-    let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str))?;
+    let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str), root)?;
     let wanted = wanted.ok_or_else(|| Error::Unfit {
         what: format!("nothing says what to mount on {}", root.display()),
         hint: Some("the annotation org.lxcri-fs.image names the image".into()),

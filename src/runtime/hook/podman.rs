@@ -21,7 +21,7 @@ pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> 
     let text = files::take(input, MAX_CONFIG).map_err(Error::io("reading the container's configuration from", stdin))?;
     let mut config: Value = serde_json::from_slice(&text).map_err(Error::document("the container's configuration on standard input"))?;
     let id = id(&config).unwrap_or_else(|| blake3::hash(&text).to_hex().to_string());
-    let edited = inject::root(&mut config, &id)?;
+    let edited = inject::root(&mut config, Path::new(""), &id)?;
     let text = if edited { serde_json::to_vec(&config).map_err(Error::document("the container's configuration"))? } else { text };
     output
         .write_all(&text)
