@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "../bfc/tests/forge/mod.rs"]
+mod forge;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -266,6 +268,64 @@ fn a_plain_image_with_something_behind_it_is_refused() {
         let (code, text) = quick(&["ls"], file.path());
         assert_eq!(code, Some(3), "{text}");
         assert!(text.contains("no valid footer at the end of the image"), "{text}");
+    }
+}
+
+/// An image of our own, for [`forge::forge`].
+fn built(dir: &Path) -> Vec<u8> {
+    let (source, image) = (dir.join("source"), dir.join("image.bfc"));
+    std::fs::create_dir_all(source.join("d")).unwrap();
+    std::fs::write(source.join("h"), "hello\n").unwrap();
+    run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
+    std::fs::read(image).unwrap()
+}
+
+/// What a section says of 2 GiB in one piece is damage: it is neither decoded nor kept anywhere.
+#[test]
+fn one_read_of_a_piece_that_is_longer_than_a_frame_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("forged.bfc");
+    let size = (2_u64 << 30).to_le_bytes();
+    let forged = forge::forge(&built(dir.path()), |section, header| {
+        let content = usize::try_from(header.contents.offset).unwrap();
+        section[content + 16..content + 24].copy_from_slice(&size);
+        for ino in 1..=3 {
+            forge::inode(section, header, ino, |i| i.size = if i.mode & 0o170_000 == 0o100_000 { 2 << 30 } else { i.size });
+        }
+    });
+    std::fs::write(&image, forged).unwrap();
+    let root = dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &root);
+    let file = std::fs::File::open(root.join("h")).unwrap();
+    assert_eq!(file.read_at(&mut [0], 0).unwrap_err().raw_os_error(), Some(5));
+    let output = lxcri_fs().arg("verify").arg(&image).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("one piece"), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// What no reader is hurt by, `verify` tells.
+#[test]
+fn a_wrong_link_count_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("forged.bfc");
+    let forged = forge::forge(&built(dir.path()), |section, header| forge::inode(section, header, 3, |i| i.nlink = 2));
+    std::fs::write(&image, forged).unwrap();
+    run(lxcri_fs().args(["ls", "-lR"]).arg(&image));
+    let output = lxcri_fs().arg("verify").arg(&image).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("link count"), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn an_image_of_before_is_to_be_built_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("before.bfc");
+    std::fs::write(&image, forge::forge(&built(dir.path()), |section, _| section[8..16].fill(0))).unwrap();
+    for command in ["ls", "verify", "info"] {
+        let output = lxcri_fs().arg(command).arg(&image).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {}", stderr(&output));
+        assert!(stderr(&output).contains("build it again"), "{command}: {}", stderr(&output));
     }
 }
 

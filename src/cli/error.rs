@@ -179,7 +179,11 @@ pub(super) fn fs_exit(error: &fs::Error) -> Exit {
     match error {
         fs::Error::Image { source, .. } => match source {
             bfc::Error::KeyNeeded | bfc::Error::WrongKey | bfc::Error::KeyFile(_) => Exit::Key,
-            bfc::Error::Read { .. } | bfc::Error::Write { .. } | bfc::Error::Unsupported(_) | bfc::Error::Digest { .. } => Exit::Failure,
+            bfc::Error::Read { .. }
+            | bfc::Error::Write { .. }
+            | bfc::Error::Unsupported(_)
+            | bfc::Error::Outdated
+            | bfc::Error::Digest { .. } => Exit::Failure,
             _ => Exit::Damaged,
         },
         fs::Error::NotFound | fs::Error::Subdir { .. } => Exit::NotFound,
