@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{hex, json, size};
+use super::output::{hex, json, note, say, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
 use super::sources::Sources;
@@ -126,7 +126,8 @@ fn to_file(args: &BuildArgs, output: &Path) -> Result<(), Error> {
 
 fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
     let store = args.store.open()?;
-    let _one_at_a_time = store.lock_reference(reference, || eprintln!("lxcri-fs: waiting for another process that makes {reference}"))?;
+    let _one_at_a_time =
+        store.lock_reference(reference, || note(format_args!("lxcri-fs: waiting for another process that makes {reference}")))?;
     let (opened, options) = sources(args, &store.temp_dir()?)?;
     if !args.force
         && let Some(image) = same_image(&store, reference, &opened.images, &options)?
@@ -174,7 +175,8 @@ fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Re
             &serde_json::json!({ "image": reference.familiar(), "size": image.facts.size, "root_digest": image.facts.root_digest, "known": true }),
         );
     }
-    println!("{reference}: there already\nroot digest {root_digest}");
+    say(format_args!("{reference}: there already"))?;
+    say(format_args!("root digest {root_digest}"))?;
     Ok(())
 }
 
@@ -231,8 +233,8 @@ pub fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Erro
         });
     }
     let layers = built.layers.len();
-    println!("{name}: {}, {layers} layer{}", size(built.image.len), if layers == 1 { "" } else { "s" });
-    println!("root digest blake3:{}", hex(&built.image.root_digest));
+    say(format_args!("{name}: {}, {layers} layer{}", size(built.image.len), if layers == 1 { "" } else { "s" }))?;
+    say(format_args!("root digest blake3:{}", hex(&built.image.root_digest)))?;
     Ok(())
 }
 

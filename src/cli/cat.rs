@@ -23,7 +23,7 @@ pub fn run(args: &CatArgs) -> Result<(), Error> {
     let rootfs = args.image.open(&Options::default())?;
     let in_image = |source| Error::InImage { path: args.path.clone(), source };
     let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::bytes();
     // Read, not streamed: a content that only checks as a whole must not be printed before it did.
     let (mut offset, mut buf) = (0, Vec::new());
     loop {

@@ -48,7 +48,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Error> {
     if args.json {
         return output::json(&rows);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output::lines();
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let wide = rows.values().map(|row| text(&row.value).len()).max().unwrap_or_default();
     rows.iter().try_for_each(|(key, row)| writeln!(out, "{key:<20} {:<wide$}  {}", text(&row.value), row.from)).map_err(Error::Output)

@@ -7,6 +7,7 @@ use bfc::Secret;
 use clap::{ArgGroup, Args, Parser, ValueEnum};
 
 use super::error::{Error, Exit};
+use super::output::say;
 use super::pull;
 use super::secret::{SecretArgs, image_key};
 use super::size;
@@ -180,7 +181,7 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
         target: target(args)?,
     };
     let created = create(&store, request)?;
-    println!("{}", created.record.runtime.dir().display());
+    say(format_args!("{}", created.record.runtime.dir().display()))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::error::Error;
+use super::output::note;
 use super::store::StoreArgs;
 use crate::runtime::delete::delete;
 
@@ -25,7 +26,7 @@ pub struct DeleteArgs {
 /// Runs the command.
 pub fn run(args: &DeleteArgs) -> Result<(), Error> {
     if let Some(place) = delete(&args.store.open()?, &args.name, args.keep)? {
-        eprintln!("lxcri-fs: what {} wrote is in {place}, and stays", args.name);
+        note(format_args!("lxcri-fs: what {} wrote is in {place}, and stays", args.name));
     }
     Ok(())
 }

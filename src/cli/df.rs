@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, size};
+use super::output::{json, say, size};
 use super::store::StoreArgs;
 use crate::store::Usage;
 
@@ -59,10 +59,10 @@ pub fn run(args: &DfArgs) -> Result<(), Error> {
     if args.json {
         return json(&report);
     }
-    println!("Store        {}", report.store);
-    println!("Images       {}, {} ({} of it in several)", report.images, size(report.image_bytes), size(report.shared_bytes));
-    println!("Containers   {}, {}", report.containers, size(report.container_bytes));
-    println!("Garbage      {}", size(report.garbage_bytes));
-    println!("Free         {}", size(report.free_bytes));
+    say(format_args!("Store        {}", report.store))?;
+    say(format_args!("Images       {}, {} ({} of it in several)", report.images, size(report.image_bytes), size(report.shared_bytes)))?;
+    say(format_args!("Containers   {}, {}", report.containers, size(report.container_bytes)))?;
+    say(format_args!("Garbage      {}", size(report.garbage_bytes)))?;
+    say(format_args!("Free         {}", size(report.free_bytes)))?;
     Ok(())
 }

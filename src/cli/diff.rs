@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::open_images;
-use super::output::{json, printable};
+use super::output::{json, many_lines, printable};
 use super::secret::SecretArgs;
 use crate::build::sources::upper::Kind;
 use crate::upper::written::Written;
@@ -45,7 +45,7 @@ pub fn run(args: &DiffArgs) -> Result<(), Error> {
     let record = written.record()?;
     let image = open_images(&record, &args.images, &args.secret)?;
     let changes = written.source(&record, Arc::new(image))?.changes()?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = many_lines();
     for (kind, path) in changes {
         let row = Row { kind: letter(kind), path: format!("/{}", printable(&path)) };
         if args.json {

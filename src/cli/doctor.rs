@@ -6,7 +6,7 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit};
 
 use super::error::{Error, Exit};
-use super::output::{json, printable, size};
+use super::output::{json, printable, say, size};
 use super::store::StoreArgs;
 use crate::serve::{chain, kernel, overview};
 use crate::store::Store;
@@ -42,7 +42,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Error> {
             Level::Note => "note",
             Level::Bad => "BAD",
         };
-        println!("{level:<5} {:<8} {}: {}", finding.about, printable(finding.found.as_bytes()), finding.so);
+        say(format_args!("{level:<5} {:<8} {}: {}", finding.about, printable(finding.found.as_bytes()), finding.so))?;
     }
     match findings.iter().filter(|f| f.level == Level::Bad).count() {
         0 => Ok(()),

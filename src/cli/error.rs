@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::output::notes;
 use crate::serve::{self, chain};
 use crate::{build, fs, registry, runtime, store, upper, zfs};
 
@@ -167,10 +168,8 @@ impl Error {
         if matches!(self, Error::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe) {
             return Exit::Failure.into();
         }
-        let hint = self.hint().map(|hint| format!("  hint: {hint}\n")).unwrap_or_default();
-        // In one piece: LXC logs every piece on its own.
-        let message = format!("lxcri-fs: {}\n{hint}", chain(self));
-        eprint!("{message}");
+        let (cause, hint) = (format!("lxcri-fs: {}", chain(self)), self.hint().map(|hint| format!("  hint: {hint}")));
+        notes(&[Some(&*cause), hint.as_deref()].into_iter().flatten().collect::<Vec<_>>());
         self.exit().into()
     }
 }

@@ -55,7 +55,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Error> {
 }
 
 fn to_stdout(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
-    let mut out = BufWriter::with_capacity(1 << 18, std::io::stdout().lock());
+    let mut out = BufWriter::with_capacity(1 << 18, super::output::bytes());
     export::tree_tar(rootfs, &mut out, progress).map_err(|e| match e {
         export::WriteError::Output(e) => Error::Output(e),
         other => other.with_output(Path::new("-")).into(),

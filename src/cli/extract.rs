@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
-use super::output::size;
+use super::output::{note, size};
 use super::progress::Progress;
 use crate::fs::{ExtractOptions, Options, extract, open_target};
 use crate::serve::chain;
@@ -43,10 +43,10 @@ pub fn run(args: &ExtractArgs) -> Result<(), Error> {
     let done = extract(&rootfs, &dir, &args.paths, ExtractOptions { force: args.force, owner }, &|n| progress.add(n));
     progress.finish();
     for failure in &done.failures {
-        eprintln!("lxcri-fs: {}", chain(failure));
+        note(format_args!("lxcri-fs: {}", chain(failure)));
     }
     if done.failures.is_empty() {
-        eprintln!("{}: {} entries, {}", args.dir.display(), done.entries, size(done.bytes));
+        note(format_args!("{}: {} entries, {}", args.dir.display(), done.entries, size(done.bytes)));
         return Ok(());
     }
     let damaged = done.failures.iter().any(|f| f.source.downcast_ref().is_some_and(super::error::is_damage));

@@ -5,7 +5,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, size};
+use super::output::{json, say, size};
 use super::store::StoreArgs;
 use crate::serve::chain;
 use crate::store::{Garbage, Outcome, Step};
@@ -70,13 +70,13 @@ pub fn run(args: &GcArgs) -> Result<(), Error> {
             continue;
         }
         match (&row.kept, row.freed) {
-            (Some(why), _) => println!("{} {}: kept: {why}", row.kind, row.name),
-            (None, Some(freed)) => println!("{} {}: {freed} bytes freed", row.kind, row.name),
-            (None, None) => println!("{} {}: {} bytes", row.kind, row.name, row.bytes),
-        }
+            (Some(why), _) => say(format_args!("{} {}: kept: {why}", row.kind, row.name)),
+            (None, Some(freed)) => say(format_args!("{} {}: {freed} bytes freed", row.kind, row.name)),
+            (None, None) => say(format_args!("{} {}: {} bytes", row.kind, row.name, row.bytes)),
+        }?;
     }
     if !args.json {
-        println!("{} ({total} bytes) {}", size(total), if args.dry_run { "would be freed" } else { "freed" });
+        say(format_args!("{} ({total} bytes) {}", size(total), if args.dry_run { "would be freed" } else { "freed" }))?;
     }
     if failed == 0 {
         return Ok(());

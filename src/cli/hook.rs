@@ -68,6 +68,6 @@ pub fn run(args: &HookArgs) -> Result<(), Error> {
             let moment = if *hook == OciHook::Poststop { Moment::Stop } else { Moment::Create };
             Ok(oci(moment, std::io::stdin().lock(), root.as_deref(), || Ok(Store::open(&Config::load(store.store.as_ref())?)?))?)
         }
-        Hook::PodmanPrecreate => Ok(podman_precreate(std::io::stdin().lock(), std::io::stdout().lock())?),
+        Hook::PodmanPrecreate => Ok(podman_precreate(std::io::stdin().lock(), super::output::bytes())?),
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{hex, json, printable, size};
+use super::output::{hex, json, lines, printable, size};
 use super::store::StoreArgs;
 use crate::fs::{self, tree_of_index};
 use crate::store::graph;
@@ -136,7 +136,7 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
 }
 
 fn print(info: &Info) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     let percent = |part: u64, whole: u64| u128::from(part) * 100 / u128::from(whole.max(1));
     writeln!(out, "Image         {}", info.image)?;
     writeln!(out, "Format        {}, {}", info.format, info.checksums)?;

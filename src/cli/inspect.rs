@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, printable, time};
+use super::output::{json, lines, printable, time};
 use super::store::StoreArgs;
 use crate::runtime::delete::{find, users};
 use crate::runtime::mount::is_mounted;
@@ -56,7 +56,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
 }
 
 fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     let record = inspected.record;
     let state = match record.state {
         State::Creating => "not finished: the next create or delete of it takes it away",

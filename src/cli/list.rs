@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, size, time};
+use super::output::{json, lines, size, time};
 use super::store::StoreArgs;
 use crate::store::{Image, Usage};
 
@@ -49,7 +49,7 @@ struct Row<'a> {
 pub fn run(args: &ListArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let images = store.images()?;
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     if !args.json && !images.is_empty() {
         writeln!(out, "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}", "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN")
             .map_err(Error::Output)?;

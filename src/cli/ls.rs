@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::ImageArgs;
-use super::output::{json, printable, time};
+use super::output::{json, lines, printable, time};
 use crate::fs::{self, Options, Order, Rootfs, Step};
 
 /// List the files of an image
@@ -105,7 +105,7 @@ fn print(args: &LsArgs, rootfs: &Rootfs, ino: u32, inode: &Inode, path: &[u8]) -
             device,
         });
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     let line = if args.long {
         let size = device.map_or_else(|| inode.size.to_string(), |(major, minor)| format!("{major}, {minor}"));
         let arrow = target.map(|t| format!(" -> {t}")).unwrap_or_default();

@@ -53,6 +53,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use error::{Error, Exit};
+use output::notes;
+
+use crate::text::neutral;
 pub use secret::SecretArgs;
 
 /// Mounts BFC images as container root file systems.
@@ -110,12 +113,19 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(result) = daemon::run(&args) {
         return exit_code(result);
     }
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
-            // A reader that closed the pipe early is no reason to complain.
+            if error.use_stderr() {
+                // It repeats what was given, such as the names that a pattern of the shell found, and is of several lines itself.
+                let neutral = args.iter().map(|arg| neutral(&arg.to_string_lossy()).into_owned());
+                let error = Cli::try_parse_from(neutral).err().unwrap_or(error);
+                notes(&error.render().to_string().trim_end().split('\n').collect::<Vec<_>>());
+                return Exit::Usage.into();
+            }
+            // The help. A reader that closed the pipe early is no reason to complain.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+            return ExitCode::SUCCESS;
         }
     };
     let result = match cli.command {

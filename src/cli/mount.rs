@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
+use super::output::note;
 use super::secret::{SecretArgs, image_key, prompt};
 use super::size;
 use super::store::StoreArgs;
@@ -169,7 +170,7 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
-        eprintln!("lxcri-fs: container {name}: {}", serve::chain(error));
+        note(format_args!("lxcri-fs: container {name}: {}", serve::chain(error)));
     }
     if failures.is_empty() {
         return Ok(());

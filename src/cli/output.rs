@@ -1,30 +1,111 @@
 //! What commands print: safe text, times, JSON.
 
-use std::io::{self, Write};
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
 use super::error::Error;
+pub use crate::text::printable;
+use crate::text::{is_unseen, neutral};
 
-/// Prints a value as JSON, one line.
+/// Standard output, for bytes that are what was asked for: a file's content, a tar, a document for another program.
+#[allow(clippy::disallowed_methods)] // This is the place for it.
+pub fn bytes() -> io::StdoutLock<'static> {
+    io::stdout().lock()
+}
+
+/// Standard output, for text of which strangers made parts. Each `writeln!` is one line, whatever is in it.
+pub fn lines() -> Lines<io::StdoutLock<'static>> {
+    Lines(bytes())
+}
+
+/// Like [`lines`], written in large pieces: [`Write::flush`] has to be called in the end.
+pub fn many_lines() -> Lines<io::BufWriter<io::StdoutLock<'static>>> {
+    Lines(io::BufWriter::new(bytes()))
+}
+
+/// Prints a line on standard output.
+///
+/// # Errors
+/// [`Error::Output`].
+pub fn say(line: fmt::Arguments<'_>) -> Result<(), Error> {
+    writeln!(lines(), "{line}").map_err(Error::Output)
+}
+
+/// Prints a line on standard error; that this is closed is no failure of what is told.
+pub fn note(line: fmt::Arguments<'_>) {
+    notes(&[&line.to_string()]);
+}
+
+/// Prints lines on standard error in one piece: LXC logs every piece on its own.
+pub fn notes(lines: &[&str]) {
+    let text: String = lines.iter().flat_map(|line| [neutral(line), "\n".into()]).collect();
+    #[allow(clippy::disallowed_methods)] // This is the place for it.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Whether people see what is printed on standard error.
+#[allow(clippy::disallowed_methods)] // This is the place for it.
+pub fn is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Writes text with what is not seen in it made visible; see [`text`](crate::text).
+pub struct Lines<W>(W);
+
+impl<W: Write> Write for Lines<W> {
+    /// A piece of text that has its lines already.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        for line in text.split_inclusive(|&b| b == b'\n') {
+            let (line, end) = line.strip_suffix(b"\n").map_or((line, &b""[..]), |line| (line, b"\n"));
+            self.0.write_all(neutral(&String::from_utf8_lossy(line)).as_bytes())?;
+            self.0.write_all(end)?;
+        }
+        Ok(text.len())
+    }
+
+    /// One line, or a part of it.
+    fn write_fmt(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
+        let line = line.to_string();
+        let (line, end) = line.strip_suffix('\n').map_or((&*line, ""), |line| (line, "\n"));
+        self.0.write_all(neutral(line).as_bytes())?;
+        self.0.write_all(end.as_bytes())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Prints a value as JSON, one line. Its strings are what they are; what is not seen is written `\uXXXX`.
+///
+/// # Errors
+/// [`Error::Output`].
 pub fn json(value: &impl Serialize) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value).map_err(|e| Error::Output(e.into()))?;
+    let mut out = bytes();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, Visible);
+    value.serialize(&mut serializer).map_err(|e| Error::Output(e.into()))?;
     writeln!(out).map_err(Error::Output)
 }
 
-/// A name or path as text: what is not printable, or not UTF-8, as `\xNN`, so that an image cannot drive the terminal.
-pub fn printable(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() || c == '\\' { out.extend(c.escape_default()) } else { out.push(c) }
+/// JSON in one line.
+struct Visible;
+
+impl serde_json::ser::Formatter for Visible {
+    /// Gets what has nothing in it that JSON escapes by itself.
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        for part in text.split_inclusive(is_unseen) {
+            match part.char_indices().next_back().filter(|&(_, c)| is_unseen(c)) {
+                Some((at, c)) => {
+                    out.write_all(&part.as_bytes()[..at])?;
+                    c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+                }
+                None => out.write_all(part.as_bytes())?,
+            }
         }
-        for byte in chunk.invalid() {
-            out.push_str(&format!("\\x{byte:02x}"));
-        }
+        Ok(())
     }
-    out
 }
 
 /// Days, hours and minutes of a time in UTC: `2026-11-21 03:06`.
@@ -62,6 +143,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -74,8 +156,20 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_drive_the_terminal() {
-        assert_eq!(printable(b"a\x1b[31m\xff\n"), "a\\u{1b}[31m\\xff\\n");
-        assert_eq!(printable("имя".as_bytes()), "имя");
+    fn a_line_is_one_line_and_text_keeps_its_lines() {
+        let mut out = Lines(Vec::new());
+        writeln!(out, "{:<6}|{}", "a\nb", "\u{202e}c").unwrap();
+        out.write_all(b"one\n\x1b[2Jtwo\n").unwrap();
+        assert_eq!(String::from_utf8(out.0).unwrap(), "a\\nb   |\\u{202e}c\none\n\\u{1b}[2Jtwo\n");
+    }
+
+    #[test]
+    fn json_is_exact_and_visible() {
+        let text = "\u{1b}[31m \u{9b} \u{202e}\u{e0041}\"\\ ä\n";
+        let mut out = Vec::new();
+        text.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Visible)).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out, r#""\u001b[31m \u009b \u202e\udb40\udc41\"\\ ä\n""#);
+        assert_eq!(serde_json::from_str::<String>(&out).unwrap(), text);
     }
 }

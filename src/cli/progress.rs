@@ -1,13 +1,12 @@
 //! Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::size;
+use super::output::{is_terminal, note, size};
 
 /// How often a line is printed where there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);
@@ -24,7 +23,7 @@ pub struct Progress {
 impl Progress {
     /// Work on `total` bytes, such as "Verifying".
     pub fn bytes(what: &'static str, total: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what);
             let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
             bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -42,7 +41,7 @@ impl Progress {
         let Ok(mut last) = self.last_line.try_lock() else { return };
         if last.elapsed() >= EVERY {
             *last = Instant::now();
-            eprintln!("{}: {} of {}", self.what, size(done), size(self.total));
+            note(format_args!("{}: {} of {}", self.what, size(done), size(self.total)));
         }
     }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, printable};
+use super::output::{json, lines, printable};
 use crate::serve::overview::{self, Mounted, Seen};
 use crate::serve::users;
 use crate::upper::place::is_ephemeral;
@@ -58,7 +58,7 @@ pub fn run(args: &PsArgs) -> Result<(), Error> {
     if args.json {
         return rows.iter().try_for_each(json);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     if rows.is_empty() {
         return Ok(());
     }

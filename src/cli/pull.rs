@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::build::WriteArgs;
 use super::error::Error;
 use super::open::open_image;
-use super::output::{json, size};
+use super::output::{json, note, say, size};
 use super::store::StoreArgs;
 use super::transfer::Transfer;
 use crate::build::{self, Base, Digest, Platform, sources};
@@ -135,12 +135,12 @@ impl<'a> Work<'a> {
             });
         }
         if up_to_date {
-            println!("{name} is up to date");
+            say(format_args!("{name} is up to date"))?;
             return Ok(());
         }
         let layers = facts.layers.len();
-        println!("{name}: {}, {layers} layer{}; {} fetched", size(facts.size), if layers == 1 { "" } else { "s" }, size(fetched));
-        println!("root digest blake3:{}", facts.root_digest);
+        say(format_args!("{name}: {}, {layers} layer{}; {} fetched", size(facts.size), if layers == 1 { "" } else { "s" }, size(fetched)))?;
+        say(format_args!("root digest blake3:{}", facts.root_digest))?;
         Ok(())
     }
 }
@@ -159,7 +159,7 @@ fn to_store(args: &PullArgs, reference: &registry::Reference) -> Result<(), Erro
         None => reference.whole().parse()?,
     };
     let store = args.store.open()?;
-    let _one_at_a_time = store.lock_reference(&name, || eprintln!("lxcri-fs: waiting for another process that makes {name}"))?;
+    let _one_at_a_time = store.lock_reference(&name, || note(format_args!("lxcri-fs: waiting for another process that makes {name}")))?;
     let work = Work::new(args, store.temp_dir()?)?;
     if let Some((image, digest)) = up_to_date(&store, &name, reference, &work)? {
         return work.print(name.familiar(), &image.facts, digest, true);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::ImageArgs;
-use super::output::{hex, json};
+use super::output::{hex, json, say};
 use super::progress::Progress;
 use crate::build::Digest;
 use crate::build::export::{self, MANIFEST, OciImage};
@@ -66,7 +66,7 @@ pub fn run(args: &PushArgs) -> Result<(), Error> {
     if args.json {
         return json(&Report { reference: reference.whole(), digest: digest.to_string() });
     }
-    println!("{}@{digest}", reference.whole());
+    say(format_args!("{}@{digest}", reference.whole()))?;
     Ok(())
 }
 

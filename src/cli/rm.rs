@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::error::{Error, Exit};
-use super::output::size;
+use super::output::{say, size};
 use super::store::StoreArgs;
 use crate::store::Removed;
 
@@ -27,8 +27,8 @@ pub fn run(args: &RmArgs) -> Result<(), Error> {
     let mut failures = Vec::new();
     for image in &args.images {
         match store.remove(image) {
-            Ok(Removed::Reference(reference)) => println!("{reference}: name removed"),
-            Ok(Removed::Image { freed }) => println!("{image}: removed, {} freed", size(freed)),
+            Ok(Removed::Reference(reference)) => say(format_args!("{reference}: name removed"))?,
+            Ok(Removed::Image { freed }) => say(format_args!("{image}: removed, {} freed", size(freed)))?,
             Err(error) => failures.push(Error::from(error)),
         }
     }

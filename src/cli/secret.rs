@@ -1,7 +1,7 @@
 //! Passwords and keys: from files, descriptors, the environment or a prompt, never from the command line.
 
 use std::fs::File;
-use std::io::{BufRead, IsTerminal, Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::error::Error;
 use crate::serve::protocol::ImageKey;
+use crate::text::neutral;
 
 /// Environment variable that holds a password.
 pub const PASSWORD_VARIABLE: &str = "LXCRI_FS_PASSWORD";
@@ -92,13 +93,13 @@ fn strip_line_end(line: &mut Vec<u8>) {
 /// [`Error::Io`] when the terminal fails.
 pub fn prompt(image: &Path) -> Result<Option<Secret>, Error> {
     let tty = Path::new("/dev/tty");
-    if !std::io::stderr().is_terminal() {
+    if !super::output::is_terminal() {
         return Ok(None);
     }
     let Ok(mut terminal) = File::options().read(true).write(true).open(tty) else { return Ok(None) };
     let failed = Error::io("asking for the password on", tty);
     let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
-        write!(terminal, "Password for {}: ", image.display())?;
+        write!(terminal, "Password for {}: ", neutral(&image.to_string_lossy()))?;
         let mut line = Zeroizing::new(Vec::with_capacity(256));
         {
             let fd = terminal.try_clone()?;

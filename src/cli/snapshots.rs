@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, size, time};
+use super::output::{json, lines, size, time};
 use super::store::StoreArgs;
 use super::upper_name::find;
 
@@ -58,7 +58,7 @@ pub fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     if args.json {
         return rows.iter().try_for_each(json);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = lines();
     if !rows.is_empty() {
         writeln!(out, "{:<24} {:<16} {:>10} {:>10}  CLONES", "NAME", "CREATED", "OWN", "SHOWN").map_err(Error::Output)?;
     }

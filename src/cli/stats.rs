@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, printable, size};
+use super::output::{json, lines, printable, size};
 use crate::serve::overview::{self, Mounted};
 use crate::serve::stats::{OpStats, Stats};
 use crate::serve::unmount;
@@ -62,7 +62,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Error> {
         return rows.iter().try_for_each(json);
     }
     let text = if args.prometheus { prometheus(&rows) } else { rows.iter().map(table).collect::<Vec<_>>().join("\n") };
-    std::io::stdout().lock().write_all(text.as_bytes()).map_err(Error::Output)
+    lines().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
 fn row(mounted: &Mounted, stats: Stats) -> Row {

@@ -1,12 +1,11 @@
 //! Progress of what goes to and comes from registries: a bar for each layer on a terminal, a line for each elsewhere.
 
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::output::size;
+use super::output::{is_terminal, note, size};
 use crate::registry::{Observer, Wanted};
 
 /// Progress of a pull.
@@ -27,7 +26,7 @@ struct Blob {
 impl Transfer {
     /// Progress that is shown, unless it is to be quiet.
     pub fn new(quiet: bool) -> Self {
-        let bars = (!quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
+        let bars = (!quiet && is_terminal()).then(MultiProgress::new);
         Self { quiet, bars, blobs: Mutex::default(), fetched: AtomicU64::new(0) }
     }
 
@@ -81,8 +80,10 @@ impl Observer for Transfer {
         self.with(blob, |blob| match &blob.bar {
             Some(bar) => bar.finish(),
             None if self.quiet => {}
-            None if blob.resumed > 0 => eprintln!("{}: {}, {} of them from before", blob.name, size(blob.size), size(blob.resumed)),
-            None => eprintln!("{}: {}", blob.name, size(blob.size)),
+            None if blob.resumed > 0 => {
+                note(format_args!("{}: {}, {} of them from before", blob.name, size(blob.size), size(blob.resumed)))
+            }
+            None => note(format_args!("{}: {}", blob.name, size(blob.size))),
         });
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::Error;
+use super::output::note;
 use crate::serve::mount::Unmount;
 use crate::serve::unmount::{self, Unmounted};
 
@@ -32,8 +33,8 @@ pub fn run(args: &UmountArgs) -> Result<(), Error> {
     let how = Unmount { lazy: args.lazy || args.force, force: args.force };
     match unmount::unmount(&mountpoint, how)? {
         Unmounted::Done => {}
-        Unmounted::Nothing => eprintln!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display()),
-        Unmounted::StillUsed => eprintln!("lxcri-fs: {} is out of sight, and ends with its last user", args.mountpoint.display()),
+        Unmounted::Nothing => note(format_args!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display())),
+        Unmounted::StillUsed => note(format_args!("lxcri-fs: {} is out of sight, and ends with its last user", args.mountpoint.display())),
     }
     Ok(())
 }

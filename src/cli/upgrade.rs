@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::error::Error;
+use super::output::note;
 use crate::serve::{chain, overview, upgrade};
 
 /// Have live mounts go on as this version of the program, without unmounting them
@@ -20,7 +21,7 @@ pub fn run(_args: &UpgradeArgs) -> Result<(), Error> {
         if let Err(error) = upgrade::upgrade(&mounted)
             && let Some(before) = failed.replace(error)
         {
-            eprintln!("lxcri-fs: {}", chain(&before));
+            note(format_args!("lxcri-fs: {}", chain(&before)));
         }
     }
     failed.map_or(Ok(()), |error| Err(error.into()))

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
-use super::output::{hex, json, printable, size};
+use super::output::{hex, json, printable, say, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
@@ -128,10 +128,10 @@ fn print(args: &VerifyArgs, report: &Report<'_>) -> Result<(), Error> {
     let several = args.all || args.images.len() > 1;
     for (path, what) in &report.damage {
         let place = if path.is_empty() { "(image)" } else { path };
-        if several { println!("{}: {place}: {what}", report.image) } else { println!("{place}: {what}") }
+        if several { say(format_args!("{}: {place}: {what}", report.image))? } else { say(format_args!("{place}: {what}"))? }
     }
     if report.sound {
-        println!("{}: sound: {} entries, {} of content", report.image, report.entries, size(report.bytes));
+        say(format_args!("{}: sound: {} entries, {} of content", report.image, report.entries, size(report.bytes)))?;
     }
     Ok(())
 }

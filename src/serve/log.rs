@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::prelude::*;
 
 use super::error::{Error, Result};
+use crate::text::neutral;
 
 /// Environment variable that says what is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or several of `module=level`.
 pub const FILTER_VARIABLE: &str = "LXCRI_FS_LOG";
@@ -111,14 +112,17 @@ impl<'a> MakeWriter<'a> for Stderr {
     }
 }
 
-/// What comes before the line. A line is written in one piece, or syslog would take it for two.
+/// What comes before the line. A line is one piece and stays one line, or syslog would take it for two; nothing in it drives the terminal of who reads
+/// the log.
 struct Line(String);
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut whole = std::mem::take(&mut self.0).into_bytes();
-        whole.extend_from_slice(line);
-        io::stderr().write_all(&whole)?;
+        let text = String::from_utf8_lossy(line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let whole = format!("{}{}\n", std::mem::take(&mut self.0), neutral(text));
+        #[allow(clippy::disallowed_methods)] // A daemon's standard error is its log.
+        io::stderr().write_all(whole.as_bytes())?;
         Ok(line.len())
     }
 
