@@ -323,6 +323,154 @@ fn tokens_go_to_their_registry_only() {
     assert!(log.len() >= 4 && log.iter().all(|request| request.header("authorization").is_empty()));
 }
 
+/// That a registry is insecure says nothing of the others that it names.
+#[test]
+fn credentials_go_to_no_plain_token_server_of_another_host() {
+    let bench = Bench::new();
+    let image = Image::new("secret", 1000);
+    // Loopback has many addresses.
+    let tokens = Server::at("127.0.0.2", |_| Response::new(200, b"{\"token\":\"t\"}"));
+    let realm = format!("Bearer realm=\"http://{}/token\"", tokens.host());
+    let server = Server::new(move |request| match request.header("authorization") {
+        "Bearer t" => image.answer(request),
+        _ => Response::new(401, b"").with("WWW-Authenticate", &realm),
+    });
+    let host = server.host();
+    bench.plain(&[&host]);
+    assert_eq!(bench.what(&format!("{host}/app"), &[]), "secret");
+    assert!(!tokens.log.lock().unwrap().is_empty());
+    tokens.log.lock().unwrap().clear();
+    std::fs::create_dir_all(bench.path("home/.docker")).unwrap();
+    for entry in [json!({ "auth": STANDARD.encode(format!("{USER}:{PASSWORD}")) }), json!({ "identitytoken": "a refresh token" })] {
+        std::fs::write(bench.path("home/.docker/config.json"), json!({ "auths": { &host: entry } }).to_string()).unwrap();
+        bench.refused(&format!("{host}/app"), 1, "no credentials are sent there");
+    }
+    assert!(tokens.log.lock().unwrap().is_empty());
+    let log = server.log.lock().unwrap();
+    assert!(log.iter().all(|request| ["", "Bearer t"].contains(&request.header("authorization"))));
+}
+
+#[test]
+fn a_blob_is_fetched_once_however_often_it_is_named() {
+    let bench = Bench::new();
+    let mut image = Image::default();
+    let (first, second, third) = (image.add("first", 1000), image.add("second", 2000), image.add("third", 3000));
+    // The first again in the end: whoever has it already still needs it there.
+    let stack = image.stack(&[&[&first][..], &[&second; 60][..], &[&third, &first][..]].concat());
+    image.tag("latest", &stack);
+    image.tag("base", &first);
+    let many = image.stack(&[&second; 9000]);
+    image.tag("many", &many);
+    let server = image.serve();
+    let host = server.host();
+    bench.plain(&[&host]);
+    let blobs = || {
+        let mut asked: Vec<_> = server.asked().into_iter().filter(|line| line.contains("/blobs/")).collect();
+        server.log.lock().unwrap().clear();
+        let all = asked.len();
+        asked.sort();
+        asked.dedup();
+        assert_eq!(asked.len(), all, "a blob was fetched twice");
+        all
+    };
+    assert_eq!(bench.what(&format!("{host}/app"), &[]), "first");
+    // Three layers and a configuration.
+    assert_eq!(blobs(), 4);
+    bench.pulled(&[&format!("{host}/app:base")]);
+    blobs();
+    bench.pulled(&[&format!("{host}/app:latest")]);
+    assert_eq!(blobs(), 4);
+    bench.refused(&format!("{host}/app:many"), 3, "at most 1024");
+    assert_eq!(blobs(), 1);
+}
+
+#[test]
+fn what_is_no_layer_of_a_file_system_is_refused_by_name() {
+    let bench = Bench::new();
+    let of_type = |media_type: &str| {
+        let mut image = Image::new("typed", 1000);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifests["latest"].1).unwrap();
+        manifest["layers"][0]["mediaType"] = json!(media_type);
+        let manifest = image.manifest(server::MANIFEST, &manifest);
+        image.tag("latest", &manifest);
+        let server = image.serve();
+        bench.plain(&[&server.host()]);
+        server
+    };
+    let tar = "application/vnd.oci.image.layer.v1.tar";
+    for media_type in [
+        "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.v1.tar+xz",
+        "application/vnd.docker.image.rootfs.diff.tar.",
+        "text/plain",
+        "",
+    ] {
+        let server = of_type(media_type);
+        bench.refused(&format!("{}/app", server.host()), 1, &format!("{media_type:?}"));
+        assert!(!server.asked().iter().any(|line| line.contains(&Image::new("typed", 1000).layer().0)));
+    }
+    for media_type in [tar, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
+        let server = of_type(media_type);
+        assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "typed");
+    }
+}
+
+/// It takes the half minute after which a connection is too slow.
+#[test]
+fn a_registry_that_sends_a_byte_a_second_is_not_waited_for() {
+    let bench = Bench::new();
+    let mut image = Image::new("slow", 100_000);
+    let layer = image.layer().0;
+    let slow = AtomicUsize::new(0);
+    let server = Server::new(move |request| {
+        let mut answer = image.answer(request);
+        if request.path.ends_with(&layer) && slow.fetch_add(1, Ordering::Relaxed) == 0 {
+            answer.pause = Duration::from_millis(200);
+        }
+        answer
+    });
+    bench.plain(&[&server.host()]);
+    let begin = Instant::now();
+    assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "slow");
+    assert!(begin.elapsed() > Duration::from_secs(25) && begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    let log = server.log.lock().unwrap();
+    let ranges: Vec<_> = log.iter().map(|request| request.header("range")).filter(|range| !range.is_empty()).collect();
+    assert!(matches!(ranges[..], [one] if one != "bytes=0-"), "{ranges:?}");
+}
+
+#[test]
+fn a_length_that_no_file_can_have_is_refused() {
+    let bench = Bench::new();
+    let image = Image::new("long", 100_000);
+    let mut lying = image.clone();
+    let (layer, _) = lying.layer();
+    let server = Server::new(move |request| {
+        let mut answer = image.answer(request);
+        if request.path.ends_with(&layer) {
+            if request.header("range").is_empty() {
+                // Breaks, to be asked for the rest.
+                answer.announced = Some(answer.body.len());
+                answer.body.truncate(50_000);
+            } else {
+                answer.announced = Some(usize::MAX - 9);
+            }
+        }
+        answer
+    });
+    bench.plain(&[&server.host()]);
+    bench.refused(&format!("{}/app", server.host()), 3, "its descriptor says");
+
+    let mut image = Image::new("claims", 1000);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifests["latest"].1).unwrap();
+    manifest["layers"][0]["size"] = json!(u64::MAX);
+    let manifest = image.manifest(server::MANIFEST, &manifest);
+    image.tag("latest", &manifest);
+    let server = image.serve();
+    bench.plain(&[&server.host()]);
+    bench.refused(&format!("{}/app", server.host()), 3, "are fetched");
+}
+
 #[test]
 fn mirrors_are_asked_first() {
     let bench = Bench::new();

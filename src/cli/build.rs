@@ -214,7 +214,7 @@ fn build(opened: Sources, options: &build::Options) -> Result<build::Built, Erro
 
 /// How many bytes will be read for these images.
 pub fn total(images: &[build::Image]) -> u64 {
-    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).sum()
+    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).fold(0, u64::saturating_add)
 }
 
 /// Tells what was built.

@@ -1,5 +1,6 @@
 //! Blobs are fetched, several at a time, by a thread of their own, while the first of them are read.
 
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 use std::pin::pin;
@@ -14,7 +15,8 @@ use tokio::sync::oneshot;
 
 use super::endpoint::pause;
 use super::error::{Error, Result};
-use super::retry::{Cause, Failures};
+use super::rate::{Body, Interrupted};
+use super::retry::Failures;
 use super::session::{Session, Sources};
 use super::spool::{Spool, SpoolDir};
 use crate::build::sources::{TarSource, unpack};
@@ -24,6 +26,8 @@ use crate::build::{self, Digest, Mismatch};
 const AT_ONCE: usize = 3;
 /// So many bytes are progress: failures before them are forgotten.
 const PROGRESS: u64 = 1 << 16;
+/// Longest blob that is fetched, bytes.
+const MAX_BLOB: u64 = build::MAX_SIZE;
 
 /// A blob to fetch.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +55,11 @@ impl Observer for () {
     fn fetched(&self, _: usize, _: u64, _: bool) {}
 }
 
-/// Blobs on their way. When this is dropped, what has been fetched stays, to be continued; see [`Blobs::finish`].
+/// Blobs on their way, each of them once, however often it is wanted. When this is dropped, what has been fetched stays, to be continued; see
+/// [`Blobs::finish`].
 pub struct Blobs {
+    /// For each that was asked for, which of the blobs it is.
+    order: Vec<usize>,
     spools: Vec<Arc<Spool>>,
     wanted: Vec<Wanted>,
     dir: SpoolDir,
@@ -65,14 +72,15 @@ impl Blobs {
     /// Prepares to fetch blobs into files below `dir`. Nothing is asked for before one is read.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn new(session: Session, wanted: Vec<Wanted>, dir: &Path, observer: Arc<dyn Observer>) -> Result<Arc<Self>> {
+    /// [`Error::Io`]; [`Error::Build`] when a blob is too long, or has two lengths.
+    pub fn new(session: Session, asked: &[Wanted], dir: &Path, observer: Arc<dyn Observer>) -> Result<Arc<Self>> {
+        let (wanted, order) = distinct(asked)?;
         observer.begins(&wanted);
         let dir = SpoolDir::below(dir)?;
         let spools: Vec<_> = wanted.iter().map(|b| dir.blob(&b.digest, b.size).map(Arc::new)).collect::<Result<_>>()?;
         let (begin, begun) = oneshot::channel();
         let (cancel, cancelled) = oneshot::channel();
-        let work = Work { sources: session.sources, spools: spools.clone(), wanted: wanted.clone(), observer };
+        let work = Work { sources: session.sources, order: order.clone(), spools: spools.clone(), wanted: wanted.clone(), observer };
         let run = move || {
             session.runtime.block_on(select(pin!(work.run(begun)), cancelled));
             // Nobody may wait for what does not come.
@@ -80,23 +88,24 @@ impl Blobs {
         };
         let thread = std::thread::Builder::new().name("download".into()).spawn(run);
         let thread = thread.map_err(Error::io("starting a thread for", Path::new("downloads")))?;
-        Ok(Arc::new(Self { spools, wanted, dir, begin: Mutex::new(Some(begin)), cancel: Some(cancel), thread: Some(thread) }))
+        Ok(Arc::new(Self { order, spools, wanted, dir, begin: Mutex::new(Some(begin)), cancel: Some(cancel), thread: Some(thread) }))
     }
 
-    /// Begins to fetch this blob and those after it.
-    fn begin(&self, blob: usize) {
+    /// Begins to fetch this one and those that were asked for after it.
+    fn begin(&self, asked: usize) {
         if let Some(begin) = self.begin.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // The thread waits for this alone.
-            let _ = begin.send(blob);
+            let _ = begin.send(asked);
         }
     }
 
-    /// Fetches one blob to its end; its file, checked against its digest.
+    /// Fetches the blob that was asked for as number `asked` to its end; its file, checked against its digest.
     ///
     /// # Errors
     /// [`Error`]; when it is not what it is to be, its file is removed.
-    pub fn file(&self, blob: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
-        self.read(blob, &self.wanted[blob].digest.to_string(), &mut std::io::sink(), false, progress)?;
+    pub fn file(&self, asked: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
+        let blob = self.order[asked];
+        self.read(asked, &self.wanted[blob].digest.to_string(), &mut std::io::sink(), false, progress)?;
         Ok(self.spools[blob].file())
     }
 
@@ -110,8 +119,9 @@ impl Blobs {
     }
 
     /// Reads a blob, decompressed or as it is, while it is fetched.
-    fn read(&self, blob: usize, name: &str, out: &mut dyn Write, decompress: bool, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
-        self.begin(blob);
+    fn read(&self, asked: usize, name: &str, out: &mut dyn Write, decompress: bool, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
+        self.begin(asked);
+        let blob = self.order[asked];
         let spool = &self.spools[blob];
         let result = unpack(name, spool.path(), spool.reader(), Some(self.wanted[blob].digest), decompress, out, progress);
         if let Some(error) = spool.failure() {
@@ -128,6 +138,27 @@ impl Blobs {
     }
 }
 
+/// Each blob once, in the order of their first mention, and for each mention which of them it is.
+fn distinct(asked: &[Wanted]) -> Result<(Vec<Wanted>, Vec<usize>)> {
+    let (mut wanted, mut order) = (Vec::<Wanted>::new(), Vec::with_capacity(asked.len()));
+    let mut known = HashMap::new();
+    for &one in asked {
+        let wrong = |reason| Err(build::Error::document(format!("blob {}", one.digest), reason).into());
+        if one.size > MAX_BLOB {
+            return wrong(format!("it is to have {} bytes; at most {MAX_BLOB} are fetched", one.size));
+        }
+        let blob = *known.entry(one.digest).or_insert_with(|| {
+            wanted.push(one);
+            wanted.len() - 1
+        });
+        if wanted[blob].size != one.size {
+            return wrong(format!("it is to have {} bytes, and {} as well", wanted[blob].size, one.size));
+        }
+        order.push(blob);
+    }
+    Ok((wanted, order))
+}
+
 impl Drop for Blobs {
     fn drop(&mut self) {
         self.cancel.take();
@@ -142,21 +173,22 @@ impl Drop for Blobs {
 pub struct RemoteLayer {
     /// The blobs that it is one of.
     pub blobs: Arc<Blobs>,
-    /// Which one.
-    pub blob: usize,
+    /// Which of those that were asked for.
+    pub asked: usize,
     /// What messages call it.
     pub name: String,
 }
 
 impl TarSource for RemoteLayer {
     fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
-        self.blobs.read(self.blob, &self.name, out, true, progress)
+        self.blobs.read(self.asked, &self.name, out, true, progress)
     }
 }
 
 /// What the thread does.
 struct Work {
     sources: Arc<Sources>,
+    order: Vec<usize>,
     spools: Vec<Arc<Spool>>,
     wanted: Vec<Wanted>,
     observer: Arc<dyn Observer>,
@@ -173,7 +205,9 @@ impl Work {
             }
             self.spools[blob].end(result);
         };
-        futures_util::stream::iter(first..self.spools.len()).for_each_concurrent(AT_ONCE, fetch).await;
+        let mut seen = HashSet::new();
+        let blobs: Vec<_> = self.order[first..].iter().copied().filter(|&blob| seen.insert(blob)).collect();
+        futures_util::stream::iter(blobs).for_each_concurrent(AT_ONCE, fetch).await;
     }
 
     /// Fetches what is missing of a blob, with as many requests as it takes.
@@ -187,13 +221,13 @@ impl Work {
         while spool.have() < size {
             match self.fetch_some(blob).await {
                 Ok(()) => return Ok(()),
-                Err(Broken::Connection(url, error)) => {
+                Err(Broken::Connection(url, broken)) => {
                     if spool.have() >= seen + PROGRESS {
                         seen = spool.have();
                         failures.forget();
                     }
-                    let wait = failures.pause(&Cause::Transport(&error));
-                    pause(wait, &url, &error.to_string()).await.ok_or_else(|| Error::transport(&url, error))?;
+                    let wait = failures.pause(&broken.cause());
+                    pause(wait, &url, &broken.to_string()).await.ok_or_else(|| broken.at(&url))?;
                 }
                 Err(Broken::Other(error)) => return Err(error),
             }
@@ -221,11 +255,13 @@ impl Work {
         } else {
             0
         };
-        if let Some(length) = response.content_length().filter(|&length| at + length != size) {
-            return Err(wrong_size(at + length));
+        let announced = response.content_length().map(|length| at.saturating_add(length));
+        if let Some(length) = announced.filter(|&length| length != size) {
+            return Err(wrong_size(length));
         }
-        while let Some(piece) = response.chunk().await.map_err(|e| Broken::Connection(url.clone(), e))? {
-            let end = at + piece.len() as u64;
+        let mut body = Body::new(&mut response);
+        while let Some(piece) = body.piece().await.map_err(|e| Broken::Connection(url.clone(), e))? {
+            let end = at.saturating_add(piece.len() as u64);
             if end > size {
                 return Err(wrong_size(end));
             }
@@ -242,8 +278,8 @@ impl Work {
 
 /// Why a request did not bring a blob to its end.
 enum Broken {
-    /// The connection broke.
-    Connection(reqwest::Url, reqwest::Error),
+    /// The connection broke, or might as well have.
+    Connection(reqwest::Url, Interrupted),
     /// Anything else.
     Other(Error),
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::challenge::Challenge;
 use super::credentials::{self, Credential};
 use super::error::{Error, Result, harmless};
+use super::rate::{self, Body, Interrupted};
 use super::retry::{Cause, Failures, is_transient};
 use super::{auth, certificates};
 
@@ -48,17 +49,13 @@ impl Endpoint {
         let host = if name == HUB { HUB_HOST } else { name };
         let wrong = |reason: String| Error::Reference { text: name.to_owned(), reason };
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
-        let client = |policy: redirect::Policy| {
-            let builder = certificates::add(builder().redirect(policy).tls_danger_accept_invalid_certs(insecure), name)?;
-            builder.build().map_err(|source| Error::Client { registry: name.to_owned(), source })
-        };
         Ok(Self {
             name: name.to_owned(),
             repository,
             base: Mutex::new(base),
             insecure,
-            http: client(redirects(insecure))?,
-            tokens: client(redirect::Policy::none())?,
+            http: client(name, redirects(insecure), insecure)?,
+            tokens: client(name, redirect::Policy::none(), insecure)?,
             scopes,
             authorization: Mutex::new(None),
         })
@@ -103,18 +100,20 @@ impl Endpoint {
             if let Some(value) = lock(&self.authorization).clone().filter(|_| url.origin() == base.origin()) {
                 request.headers_mut().insert(AUTHORIZATION, value);
             }
-            let response = match self.http.execute(request).await {
-                Err(error) if error.is_connect() && self.insecure && base.scheme() == "https" => {
+            // What is sent takes its time; who has nothing to send waits for the answer alone.
+            let sends = request.body().is_some();
+            let answer = self.http.execute(request);
+            let answer = if sends { answer.await.map_err(Interrupted::Broken) } else { rate::begin(answer).await };
+            let response = match answer {
+                Err(Interrupted::Broken(error)) if error.is_connect() && self.insecure && base.scheme() == "https" => {
                     let mut plain = base;
                     // Cannot fail between these two.
                     let _ = plain.set_scheme("http");
                     *lock(&self.base) = plain;
                     continue;
                 }
-                Err(error) => {
-                    pause(failures.pause(&Cause::Transport(&error)), &url, &error.to_string())
-                        .await
-                        .ok_or(Error::transport(&url, error))?;
+                Err(broken) => {
+                    pause(failures.pause(&broken.cause()), &url, &broken.to_string()).await.ok_or_else(|| broken.at(&url))?;
                     continue;
                 }
                 Ok(response) => response,
@@ -145,10 +144,14 @@ impl Endpoint {
         let credential = credentials::find(&self.name, &self.repository)?;
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
-                if realm.scheme() != "https" && base.scheme() == "https" && !self.insecure {
-                    return Err(Error::protocol(base, format!("its token server {realm} is not https")));
+                // What `insecure` says is said of this host, whatever other names it names.
+                let same_host = realm.host() == base.host();
+                if realm.scheme() != "https" && !(self.insecure && (same_host || credential.is_none())) {
+                    let realm = super::error::shown(&realm);
+                    return Err(Error::protocol(base, format!("its token server {realm} is not https; no credentials are sent there")));
                 }
-                auth::bearer(&self.tokens, &realm, service.as_deref(), &self.scopes, credential.as_ref()).await
+                let strict = if same_host { None } else { Some(client(&self.name, redirect::Policy::none(), false)?) };
+                auth::bearer(strict.as_ref().unwrap_or(&self.tokens), &realm, service.as_deref(), &self.scopes, credential.as_ref()).await
             }
             (Some(Challenge::Basic), Some(Credential::Basic { user, password })) => auth::basic(base, &user, &password),
             _ => Err(refusal(response).await),
@@ -162,6 +165,11 @@ impl Endpoint {
             other => other,
         }
     }
+}
+
+fn client(registry: &str, policy: redirect::Policy, insecure: bool) -> Result<Client> {
+    let builder = certificates::add(builder().redirect(policy).tls_danger_accept_invalid_certs(insecure), registry)?;
+    builder.build().map_err(|source| Error::Client { registry: registry.to_owned(), source })
 }
 
 fn builder() -> ClientBuilder {
@@ -188,10 +196,8 @@ fn redirects(insecure: bool) -> redirect::Policy {
 pub async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuilder>) -> Result<Response> {
     let mut failures = Failures::default();
     loop {
-        match request()?.send().await {
-            Err(error) => {
-                pause(failures.pause(&Cause::Transport(&error)), url, &error.to_string()).await.ok_or(Error::transport(url, error))?;
-            }
+        match rate::begin(request()?.send()).await {
+            Err(broken) => pause(failures.pause(&broken.cause()), url, &broken.to_string()).await.ok_or_else(|| broken.at(url))?,
             Ok(response) if is_transient(response.status()) => {
                 let headers = response.headers().clone();
                 if pause(failures.pause(&Cause::Answer(&headers)), url, &response.status().to_string()).await.is_none() {
@@ -215,7 +221,8 @@ pub async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> 
 pub async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
     let url = response.url().clone();
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(|e| Error::transport(&url, e))? {
+    let mut pieces = Body::new(&mut response);
+    while let Some(piece) = pieces.piece().await.map_err(|broken| broken.at(&url))? {
         if (body.len() + piece.len()) as u64 > limit {
             return Err(Error::protocol(&url, format!("the document has more than {limit} bytes")));
         }

@@ -31,6 +31,12 @@ pub enum Error {
         /// Why there was none.
         source: reqwest::Error,
     },
+    /// The registry answers, and so slowly that nobody can wait for it.
+    #[error("{url} sends less than a kibibyte a second")]
+    Slow {
+        /// What was asked, without its query.
+        url: String,
+    },
     /// The registry refused.
     #[error("{url}: {status}{}", colon(message))]
     Status {
@@ -130,7 +136,7 @@ impl Error {
     /// Whether the same work may succeed later: what was fetched so far is then worth keeping.
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Transport { .. } | Error::Cancelled => true,
+            Error::Transport { .. } | Error::Slow { .. } | Error::Cancelled => true,
             Error::Status { status, .. } => super::retry::is_transient(*status),
             Error::Build(error) => Self::of_build(error).is_some_and(Self::is_transient),
             _ => false,
@@ -149,6 +155,7 @@ impl Error {
             Error::Transport { source, .. } if source.is_connect() => Some(
                 "is its name right, and is a proxy needed? of one that speaks plain HTTP say `insecure = true` in the configuration".into(),
             ),
+            Error::Slow { .. } => Some("what was fetched is kept for some days: the same command goes on from there".into()),
             Error::Client { .. } => Some("install the package ca-certificates, or put the registry's CA into certs.d".into()),
             Error::Reference { .. } => Some("such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into()),
             Error::Build(error) => Self::of_build(error).and_then(Self::hint),

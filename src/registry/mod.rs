@@ -18,6 +18,7 @@ mod endpoint;
 mod error;
 pub mod pull;
 pub mod push;
+mod rate;
 mod retry;
 mod session;
 mod spool;

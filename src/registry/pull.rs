@@ -93,22 +93,22 @@ pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
     if let Some(artifact) = Artifact::of(&top.bytes) {
-        let wanted = vec![Wanted { digest: artifact.digest, size: artifact.size }];
-        let blobs = Blobs::new(session, wanted, &options.temp_dir, options.observer.clone())?;
+        let wanted = Wanted { digest: artifact.digest, size: artifact.size };
+        let blobs = Blobs::new(session, &[wanted], &options.temp_dir, options.observer.clone())?;
         return Ok(Found::File(RemoteFile { artifact, digest: top.digest, blobs }));
     }
     let remote = Remote { session: &session, name: reference.whole(), top: &top };
     let found = sources::choose(&remote, &remote.index()?, None, &options.platform)?;
 
     let wanted: Vec<_> = found.layers.iter().map(|l| Wanted { digest: l.digest, size: l.size }).collect();
-    let blobs = Blobs::new(session, wanted, &options.temp_dir, options.observer.clone())?;
-    let layer = |(blob, layer): (usize, sources::FoundLayer)| Layer {
+    let blobs = Blobs::new(session, &wanted, &options.temp_dir, options.observer.clone())?;
+    let layer = |(asked, layer): (usize, sources::FoundLayer)| Layer {
         name: layer.digest.to_string(),
         created_by: layer.created_by,
         diff_id: Some(layer.diff_id),
         size: layer.size,
         compressed: layer.compressed,
-        tar: Box::new(RemoteLayer { blobs: blobs.clone(), blob, name: layer.digest.to_string() }),
+        tar: Box::new(RemoteLayer { blobs: blobs.clone(), asked, name: layer.digest.to_string() }),
     };
     let layers = found.layers.into_iter().enumerate().map(layer).collect();
     Ok(Found::Image(Source { image: Image { layers, config: found.config, manifest: found.manifest }, digest: top.digest, blobs }))

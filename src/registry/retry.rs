@@ -34,7 +34,7 @@ impl Failures {
         let tries = match cause {
             Cause::Transport(error) if error.is_connect() => TRIES_TO_CONNECT,
             Cause::Transport(error) if error.is_builder() || error.is_redirect() => 0,
-            Cause::Transport(_) | Cause::Answer(_) => TRIES,
+            Cause::Transport(_) | Cause::Slow | Cause::Answer(_) => TRIES,
         };
         if self.0 >= tries {
             return None;
@@ -46,7 +46,7 @@ impl Failures {
                 Some(asked) if asked > LONGEST => None,
                 asked => Some(asked.unwrap_or_default().max(pause)),
             },
-            Cause::Transport(_) => Some(pause),
+            Cause::Transport(_) | Cause::Slow => Some(pause),
         }
     }
 
@@ -60,6 +60,8 @@ impl Failures {
 pub enum Cause<'a> {
     /// No answer, or not all of it.
     Transport(&'a reqwest::Error),
+    /// An answer that is too slow.
+    Slow,
     /// An answer with these headers.
     Answer(&'a HeaderMap),
 }

@@ -206,11 +206,13 @@ pub struct Response {
     pub body: Vec<u8>,
     /// The length that is announced, if it is not that of the body.
     pub announced: Option<usize>,
+    /// How long every byte takes.
+    pub pause: Duration,
 }
 
 impl Response {
     pub fn new(status: u16, body: &[u8]) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_vec(), announced: None }
+        Self { status, headers: Vec::new(), body: body.to_vec(), announced: None, pause: Duration::ZERO }
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Self {
@@ -229,7 +231,12 @@ pub struct Server {
 
 impl Server {
     pub fn new(answer: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1", answer)
+    }
+
+    /// One at another address of loopback: another host.
+    pub fn at(address: &str, answer: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let this = Self { address: listener.local_addr().unwrap(), log: Arc::default(), stop: Arc::default() };
         let (log, stop, answer) = (this.log.clone(), this.stop.clone(), Arc::new(answer));
         std::thread::spawn(move || {
@@ -287,7 +294,7 @@ fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
     }
     let request = Request { method: method.to_owned(), path: path.to_owned(), headers, body };
     log.lock().unwrap().push(request.clone());
-    let Response { status, headers, body, announced } = answer(&request);
+    let Response { status, headers, body, announced, pause } = answer(&request);
     let length = announced.unwrap_or(body.len());
     let mut head = format!("HTTP/1.1 {status} Some\r\nContent-Length: {length}\r\nConnection: close\r\n");
     for (name, value) in headers {
@@ -295,7 +302,13 @@ fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
     }
     let _ = client.write_all(format!("{head}\r\n").as_bytes());
     if request.method != "HEAD" {
-        let _ = client.write_all(&body);
+        let pieces = if pause.is_zero() { body.chunks(usize::MAX) } else { body.chunks(1) };
+        for piece in pieces {
+            std::thread::sleep(pause);
+            if client.write_all(piece).is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -12,6 +12,9 @@ use crate::build::error::{Error, Result};
 /// Largest document that is read, bytes; registries have the same limit.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 
+/// How many layers an image may have: each is read on its own, and costs memory for as long as the image is built.
+const MAX_LAYERS: usize = 1024;
+
 /// Parses a document.
 pub fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| Error::document(name, e))
@@ -127,6 +130,9 @@ impl Config {
 
     /// The diff_id and the `created_by` of each of `layers` layers.
     pub fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
+        if layers > MAX_LAYERS {
+            return Err(Error::document(name, format!("it is of an image with {layers} layers; at most {MAX_LAYERS} are read")));
+        }
         let ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();
         if ids.len() != layers {
             return Err(Error::document(name, format!("it has {} diff_ids for {layers} layers", ids.len())));

@@ -15,6 +15,15 @@ use crate::build::error::{Error, Mismatch, Result};
 const MAX_DEPTH: usize = 8;
 /// How many manifests are looked at in all of them.
 const MAX_MANIFESTS: usize = 4096;
+/// How many indexes are read in all.
+const MAX_INDEXES: usize = 64;
+/// Media types of tars of layers; what follows them says how they are compressed.
+const LAYERS: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's exporter writes the full reference here.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -163,12 +172,25 @@ pub fn choose(documents: &dyn Documents, index: &ImageIndex, reference: Option<&
     let known = config.layers(&config_name, manifest.layers().len())?;
     config.warn_of_platform(&documents.name(), platform);
     let layer = |(descriptor, (diff_id, created_by)): (&Descriptor, (Digest, Vec<u8>))| {
-        let media_type = descriptor.media_type().to_string();
-        let compressed = media_type.ends_with("gzip") || media_type.ends_with("zstd");
+        let compressed = is_compressed(&documents.name(), &descriptor.media_type().to_string())?;
         Ok(FoundLayer { digest: digest_of(documents, descriptor)?, size: descriptor.size(), compressed, diff_id, created_by })
     };
     let layers = manifest.layers().iter().zip(known).map(layer).collect::<Result<_>>()?;
     Ok(Found { manifest: manifest_bytes, config: config_bytes, layers })
+}
+
+/// Whether a layer of this media type is compressed.
+fn is_compressed(name: &str, media_type: &str) -> Result<bool> {
+    let tar = LAYERS.iter().find_map(|tar| media_type.strip_prefix(tar));
+    match tar {
+        Some("") => Ok(false),
+        Some("+gzip" | "+zstd" | ".gzip" | ".zstd") => Ok(true),
+        _ => Err(Error::Source {
+            name: name.to_owned(),
+            reason: format!("a layer of it is of the type {media_type:?}, which is no layer of a file system that is known"),
+            hint: Some("layers are tars as they are, or compressed by gzip or zstd; what is encrypted has to be decrypted first".into()),
+        }),
+    }
 }
 
 /// The manifest that reference and platform choose.
@@ -179,9 +201,9 @@ fn choose_manifest(documents: &dyn Documents, index: &ImageIndex, reference: Opt
         let reason = format!("it has no image named {}", reference.unwrap_or("anything"));
         return Err(source(reason, names(index)));
     }
-    let mut found = Vec::new();
+    let (mut found, mut indexes) = (Vec::new(), 0);
     for descriptor in named {
-        collect(documents, descriptor, 0, &mut found)?;
+        collect(documents, descriptor, 0, &mut indexes, &mut found)?;
     }
     let fit = |d: &Descriptor| match d.platform() {
         Some(p) => platform.fit(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()),
@@ -220,7 +242,13 @@ fn names(index: &ImageIndex) -> Option<String> {
 }
 
 /// The manifests that a descriptor leads to, through indexes of indexes.
-fn collect(documents: &dyn Documents, descriptor: &Descriptor, depth: usize, found: &mut Vec<Descriptor>) -> Result<()> {
+fn collect(
+    documents: &dyn Documents,
+    descriptor: &Descriptor,
+    depth: usize,
+    indexes: &mut usize,
+    found: &mut Vec<Descriptor>,
+) -> Result<()> {
     let is_index = match descriptor.media_type() {
         MediaType::ImageIndex => true,
         MediaType::Other(other) => other == DOCKER_MANIFEST_LIST,
@@ -233,13 +261,14 @@ fn collect(documents: &dyn Documents, descriptor: &Descriptor, depth: usize, fou
         }
         return Ok(());
     }
-    if depth == MAX_DEPTH || found.len() > MAX_MANIFESTS {
+    *indexes += 1;
+    if depth == MAX_DEPTH || *indexes > MAX_INDEXES || found.len() > MAX_MANIFESTS {
         return Err(Error::document(documents.name(), "its indexes are nested too deep, or too many"));
     }
     let name = format!("index {}", descriptor.digest());
     let index: ImageIndex = parse(&name, &documents.document(descriptor)?)?;
     for inner in index.manifests() {
-        collect(documents, inner, depth + 1, found)?;
+        collect(documents, inner, depth + 1, indexes, found)?;
     }
     Ok(())
 }
