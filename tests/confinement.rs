@@ -87,6 +87,11 @@ fn a_worker_has_no_capabilities_and_few_descriptors() {
     let kinds: BTreeSet<String> = links.map(|l| l.to_string_lossy().split(':').next().unwrap().to_owned()).collect();
     let expected = ["/dev/null", "/dev/fuse", "socket", image.to_str().unwrap()].map(str::to_owned);
     assert!(kinds.is_subset(&expected.into()), "{kinds:?}");
+    // What is told of it is so: this host has all means.
+    let told = lxcri_fs::serve::overview::all().unwrap().into_iter().find(|m| u64::from(m.status.pid) == keeper).unwrap();
+    let confinement = told.status.confinement.unwrap();
+    assert_eq!(confinement.missing(), Vec::<&str>::new(), "{confinement:?}");
+    assert_eq!(lxcri_fs::serve::confine::probe(), Some(confinement));
     let score = |pid: u64| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>().unwrap();
     assert!(score(worker) > score(keeper));
 }

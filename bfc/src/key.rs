@@ -1,6 +1,7 @@
 //! Keys: from a password as the reference tool derives them, or from a key file.
 
 use std::fmt;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -50,9 +51,9 @@ impl Secret {
     }
 }
 
-/// A ChaCha20-Poly1305 key, wiped when dropped.
+/// A ChaCha20-Poly1305 key, wiped when the last copy is dropped. Copies share its bytes, which stay where they are.
 #[derive(Clone)]
-pub struct Key(Zeroizing<[u8; KEY_LEN]>);
+pub struct Key(Arc<Zeroizing<[u8; KEY_LEN]>>);
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,7 +72,7 @@ impl Key {
         }
         let mut key = Zeroizing::new([0; KEY_LEN]);
         key.copy_from_slice(bytes);
-        Ok(Self(key))
+        Ok(Self(Arc::new(key)))
     }
 
     /// Argon2id v1.3, three passes over 64 MiB, one lane, over the first 16 bytes of the salt
@@ -85,7 +86,7 @@ impl Key {
         let kdf = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
         let mut key = Zeroizing::new([0; KEY_LEN]);
         kdf.hash_password_into(password, &salt[..16], &mut *key).map_err(too_large)?;
-        Ok(Self(key))
+        Ok(Self(Arc::new(key)))
     }
 
     /// The bytes.

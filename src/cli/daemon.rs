@@ -47,15 +47,32 @@ pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
     })
 }
 
+/// Lets go of what the process was started with and does not know of.
+#[allow(unsafe_code)]
+fn let_go() {
+    // SAFETY: this is the first thing that the process does after it has read its arguments.
+    unsafe { inherited::close_descriptors() };
+}
+
 /// Is a keeper. Its errors go to the log, and to the command that waits for it.
 fn keeper(args: &DaemonArgs) -> Result<(), Error> {
-    inherited::close_descriptors();
+    let_go();
     log::init(args.log_style);
-    Ok(keeper::main(args.log_style).inspect_err(|error| tracing::error!("{}", chain(error)))?)
+    let ended = keeper::main(args.log_style);
+    match ended {
+        // The command that was to serve by itself prints its error as any other does.
+        Err(keeper::Ended { error, foreground: true }) => Err(error.into()),
+        Err(keeper::Ended { error, foreground: false }) => {
+            tracing::error!("{}", chain(&error));
+            Err(error.into())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Is a worker.
 fn worker(args: &DaemonArgs) -> Result<(), Error> {
+    let_go();
     log::init(args.log_style);
     Ok(worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))?)
 }

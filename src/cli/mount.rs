@@ -11,7 +11,7 @@ use clap::Args;
 use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
 use super::output::note;
-use super::secret::{SecretArgs, image_key, prompt};
+use super::secret::{SecretArgs, image_key, is_encrypted, prompt};
 use super::size;
 use super::store::StoreArgs;
 use crate::fs::Options;
@@ -19,7 +19,7 @@ use crate::runtime;
 use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
-use crate::serve::{self, keeper, log, shared, worker};
+use crate::serve::{self, keeper, shared, worker};
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Request, Upper};
 
@@ -90,7 +90,7 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     }
     let options = MountOptions::parse(&args.options)?;
     options.apply(&mut args)?;
-    let secret = args.secret.load()?;
+    let mut secret = args.secret.load()?;
     let missing = || Error::Other {
         message: "where to mount is missing".to_owned(),
         hint: Some("lxcri-fs mount IMAGE... DIR".to_owned()),
@@ -104,6 +104,11 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
         let (path, file) = args.store.open_image(image)?;
         *image = path;
         files.push(file);
+    }
+    // In the foreground, this process becomes the keeper, and can ask for nothing any more.
+    let asks_first = args.foreground && secret.is_none();
+    if let Some((image, _)) = args.paths.iter().zip(&files).find(|(_, file)| asks_first && is_encrypted(file)) {
+        secret = prompt(image)?;
     }
     match mount(&args, options.flags, &mountpoint, &files, secret.as_ref()) {
         Err(Error::Serve(serve::Error::Failed(failure)) | Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))))
@@ -158,12 +163,9 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[
     let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
     let request = MountRequest { images, options, mountpoint: mountpoint.path().as_os_str().to_owned(), shared: None, flags, threads };
     if args.foreground {
-        log::init(log::Style::Plain);
-        let owned = fds.iter().map(|fd| fd.try_clone_to_owned()).collect::<std::io::Result<Vec<_>>>();
-        let owned = owned.map_err(Error::io("keeping", mountpoint.path()))?;
-        return Ok(keeper::run(request, owned, || ())?);
+        return Err(keeper::become_one(&request, &fds).into());
     }
-    Ok(keeper::start(&request, &fds, log_file)?)
+    Ok(keeper::start(&request, None, &fds, log_file)?)
 }
 
 /// Mounts what records of containers say. One that cannot be mounted does not keep the others from it.

@@ -133,6 +133,12 @@ impl Drop for NoEcho<'_> {
     }
 }
 
+/// Whether the image says that something in it is encrypted with a password.
+pub(super) fn is_encrypted(file: &File) -> bool {
+    let mut bytes = [0; HEADER_LEN];
+    file.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).salt != [0; 32]
+}
+
 /// The key that the secret is for this image. Password and salt stay here; the daemon gets the key alone. An image that says
 /// that nothing in it is encrypted gets none.
 pub(super) fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option<ImageKey>, Error> {

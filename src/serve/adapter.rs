@@ -21,6 +21,7 @@ use fuser::{
 use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::error::chain;
 use super::idmap::in_user_namespace;
+use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
 use crate::fs::{self, Order, ROOT, Rootfs, Step};
@@ -71,6 +72,7 @@ pub(super) struct Adapter {
     surplus: Surplus,
     metrics: Arc<Metrics>,
     logged: Mutex<HashSet<(u32, u64)>>,
+    in_hand: Arc<InHand>,
     resends: Arc<OnceLock<bool>>,
     /// What the names begin with of attributes that overlayfs keeps for itself, and an image has nothing to tell it by.
     marks: &'static [u8],
@@ -100,21 +102,34 @@ type Answer<T> = Result<T, Refusal>;
 
 impl Adapter {
     /// `resends` will tell whether the kernel can send requests again.
-    pub(super) fn new(rootfs: Arc<Rootfs>, surplus: Surplus, metrics: Arc<Metrics>, resends: Arc<OnceLock<bool>>) -> Self {
+    pub(super) fn new(
+        rootfs: Arc<Rootfs>,
+        surplus: Surplus,
+        metrics: Arc<Metrics>,
+        in_hand: Arc<InHand>,
+        resends: Arc<OnceLock<bool>>,
+    ) -> Self {
         let marks: &[u8] = if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." };
-        Self { rootfs, surplus, metrics, logged: Mutex::default(), resends, marks }
+        Self { rootfs, surplus, metrics, logged: Mutex::default(), in_hand, resends, marks }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
-    fn answer<T>(&self, op: Op, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
+    fn answer<T>(&self, op: Op, req: &Request, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
         let Ok(number) = u32::try_from(ino.0) else { return Err(Errno::ESTALE) };
         let began = Instant::now();
+        let Ok(_in_hand) = self.in_hand.begin(req.unique().0) else {
+            tracing::error!(op = op.name(), ino = number, offset, "a request has ended several workers; answered with an I/O error");
+            self.metrics.answered(op, ino.0, offset, began, true);
+            return Err(Errno::EIO);
+        };
         let result = match catch_unwind(AssertUnwindSafe(|| f(number))) {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Refusal::Errno(errno))) => Err(errno),
             Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
             Err(_) => {
-                tracing::error!(op = op.name(), ino = number, offset, "a request made the worker panic; answered with an I/O error");
+                if self.log_number(number, offset).is_some() {
+                    tracing::error!(op = op.name(), ino = number, offset, "a request made the worker panic; answered with an I/O error");
+                }
                 Err(Errno::EIO)
             }
         };
@@ -127,16 +142,19 @@ impl Adapter {
         let errno = error.errno();
         if errno == rustix::io::Errno::IO {
             self.metrics.damaged();
-            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-            if logged.len() < MAX_LOGGED && logged.insert((ino, offset)) {
-                let searched = logged.len() <= MAX_SEARCHES;
-                drop(logged);
-                let path = if searched { self.path(ino) } else { None };
+            if let Some(number) = self.log_number(ino, offset) {
+                let path = if number <= MAX_SEARCHES { self.path(ino) } else { None };
                 let path = path.unwrap_or_else(|| PathBuf::from("?"));
                 tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
             }
         }
         Errno::from_i32(errno.raw_os_error())
+    }
+
+    /// Which of the logged errors this is, counted from 1; `None` when it was logged before, or too many were: an image must not fill the log.
+    fn log_number(&self, ino: u32, offset: u64) -> Option<usize> {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        (logged.len() < MAX_LOGGED && logged.insert((ino, offset))).then(|| logged.len())
     }
 
     /// A path of an inode, for messages. A directory knows its own; a file does not know where it is linked, and is looked for by a walk.
@@ -160,8 +178,7 @@ impl Adapter {
     fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
         file_attr(ino, inode).ok_or_else(|| {
             self.metrics.damaged();
-            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-            if logged.len() < MAX_LOGGED && logged.insert((ino, TYPE)) {
+            if self.log_number(ino, TYPE).is_some() {
                 tracing::error!(ino, mode = inode.mode, "an inode of no known type");
             }
             Errno::EIO.into()
@@ -213,18 +230,18 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let result = self.answer(Op::Lookup, parent, 0, |parent| self.look_up(parent, name.as_bytes()));
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let result = self.answer(Op::Lookup, req, parent, 0, |parent| self.look_up(parent, name.as_bytes()));
         reply!(reply, result, attr => reply.entry(&FOREVER, &attr, GENERATION));
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.answer(Op::Getattr, ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let result = self.answer(Op::Getattr, req, ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
         reply!(reply, result, attr => reply.attr(&FOREVER, &attr));
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.answer(Op::Readlink, ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let result = self.answer(Op::Readlink, req, ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
         reply!(reply, result, target => reply.data(&target));
     }
 
@@ -290,7 +307,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -302,7 +319,7 @@ impl Filesystem for Adapter {
         let reading = self.surplus.reading();
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            match self.answer(Op::Read, ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
+            match self.answer(Op::Read, req, ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
                 Ok(decoded) => {
                     self.metrics.read(decoded.wanted.len(), buffer.len());
                     reply.data(&buffer[decoded.wanted.clone()]);
@@ -313,8 +330,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = self.answer(Op::Readdir, ino, offset, |ino| {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = self.answer(Op::Readdir, req, ino, offset, |ino| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectory, next, ino: u32, kind, name: &[u8]| {
                 let full = reply.add(INodeNo(ino.into()), next, kind, OsStr::from_bytes(name));
@@ -339,8 +356,8 @@ impl Filesystem for Adapter {
         reply!(reply, result, _unit => reply.ok());
     }
 
-    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = self.answer(Op::Readdirplus, ino, offset, |dir| {
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let result = self.answer(Op::Readdirplus, req, ino, offset, |dir| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
                 let full = reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, attr, GENERATION);
@@ -371,23 +388,23 @@ impl Filesystem for Adapter {
         reply!(reply, result, _unit => reply.ok());
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         // The kernel never asks again after ENOSYS, which overlayfs does for every look-up otherwise.
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(Op::Getxattr, ino, 0, |ino| match name.as_bytes() {
+        let result = self.answer(Op::Getxattr, req, ino, 0, |ino| match name.as_bytes() {
             name if name.starts_with(self.marks) => Err(Errno::NO_XATTR.into()),
             name => self.rootfs.xattr(ino, name)?.ok_or(Errno::NO_XATTR.into()),
         });
         reply!(reply, result, value => reply_xattr(reply, size, &value));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(Op::Listxattr, ino, 0, |ino| {
+        let result = self.answer(Op::Listxattr, req, ino, 0, |ino| {
             let mut list = Vec::new();
             for name in self.rootfs.xattr_names(ino)?.into_iter().filter(|name| !name.starts_with(self.marks)) {
                 list.extend_from_slice(&name);
@@ -398,8 +415,8 @@ impl Filesystem for Adapter {
         reply!(reply, result, list => reply_xattr(reply, size, &list));
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let result = self.answer(Op::Statfs, INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let result = self.answer(Op::Statfs, req, INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
         reply!(reply, result, s => reply.statfs(s.bytes.div_ceil(BLOCK.into()), 0, 0, s.files, 0, BLOCK, 255, BLOCK));
     }
 

@@ -19,10 +19,10 @@ use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
 
-/// Longest message, bytes; well below what a socket buffers.
-const MAX_MESSAGE: usize = 128 << 10;
-/// Most descriptors in a message; the kernel's limit is 253.
-pub(super) const MAX_FDS: usize = 128;
+/// Longest message, bytes; below what a socket buffers (`net.core.wmem_default`).
+const MAX_MESSAGE: usize = 192 << 10;
+/// Most descriptors in a message: the kernel's limit. So many images can be mounted at once as leave room for some others.
+pub(super) const MAX_FDS: usize = 253;
 
 /// One end of a conversation.
 #[derive(Debug)]
@@ -81,10 +81,13 @@ impl Channel {
         let failed = |source| Error::Protocol { peer: self.peer, source };
         let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
         serde_json::to_writer(&mut *bytes, message).map_err(failed)?;
+        if bytes.len() > MAX_MESSAGE {
+            return Err(Error::System { doing: "passing the names of so many images", source: io::ErrorKind::ArgumentListTooLong.into() });
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Error::System { doing: "passing descriptors", source: io::ErrorKind::ArgumentListTooLong.into() });
+            return Err(Error::System { doing: "passing so many images", source: io::ErrorKind::ArgumentListTooLong.into() });
         }
         match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),

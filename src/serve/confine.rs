@@ -16,7 +16,7 @@ const OOM_PATH: &str = "/proc/self/oom_score_adj";
 const CAPABILITIES: u32 = 64;
 
 /// System calls that are allowed whatever their arguments are.
-const CALLS: [libc::c_long; 53] = [
+const CALLS: [libc::c_long; 54] = [
     // Descriptors.
     libc::SYS_read,
     libc::SYS_readv,
@@ -47,6 +47,7 @@ const CALLS: [libc::c_long; 53] = [
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
+    libc::SYS_mlock,
     libc::SYS_membarrier,
     // Threads.
     libc::SYS_futex,

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::error::{Error, Result};
+use super::mountinfo;
 
 const INIT: &str = "/proc/1/ns/mnt";
 
@@ -15,11 +16,22 @@ pub(super) fn of_process(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|m| m.ino())
 }
 
-/// The directory under /proc of a process in this mount namespace; `None` when there is none any more.
-pub(super) fn some_process_in(namespace: u64) -> Option<PathBuf> {
+/// A process in this mount namespace, other than these; `None` when there is none any more. `known` is one that was in it the last time.
+pub(super) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -> Option<u32> {
+    let is_in = |pid: &u32| !but.contains(pid) && of_process(*pid) == Some(namespace);
+    if let Some(pid) = known.filter(is_in) {
+        return Some(pid);
+    }
     let entries = std::fs::read_dir("/proc").ok()?.flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
-    pids.into_iter().find(|pid| of_process(*pid) == Some(namespace)).map(|pid: u32| PathBuf::from(format!("/proc/{pid}")))
+    let mut pids = entries.filter_map(|e| e.file_name().to_str().and_then(|n| n.parse().ok()));
+    pids.find(is_in)
+}
+
+/// Whether a file holds this mount namespace in that of the first process, as `unshare --mount=FILE` makes.
+pub(super) fn is_held(namespace: u64) -> bool {
+    let root = format!("mnt:[{namespace}]");
+    let mounts = mountinfo::of_process(Path::new("/proc/1")).unwrap_or_default();
+    mounts.iter().any(|mount| mount.fs_type == "nsfs" && mount.root == Path::new(&root))
 }
 
 /// Moves this process into the first process's mount namespace, unless `directory` is another one there. A process keeps its namespace, and

@@ -18,8 +18,10 @@ pub(super) const VERSION: u32 = 3;
 /// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperStart {
-    /// To mount. The images' descriptors come along.
+    /// To mount. The images' descriptors come along, after that of the locked directory under /run when the mount is shared.
     Mount(MountRequest),
+    /// To mount, and to stay what its caller started, in the caller's session. The images' descriptors come along.
+    Foreground(MountRequest),
     /// To go on where another version of the program stopped. The descriptors of the connection and of the control socket, if there is one, come
     /// along before those of the images.
     Resume(Handover),
@@ -99,7 +101,7 @@ pub(super) enum KeeperRequest {
     Look,
     /// How it is doing.
     Status,
-    /// What its worker has done.
+    /// What its worker has done. The answer takes as long as a worker may take to answer before it is said that it does not.
     Stats,
     /// To go on as the program whose descriptor comes along.
     Upgrade,
@@ -170,13 +172,26 @@ pub(super) enum WorkerRequest {
         /// How many threads serve.
         threads: usize,
     },
-    /// Serve on the /dev/fuse descriptor that comes along.
+    /// Serve on the /dev/fuse descriptor that comes along. After it comes the page where the worker notes which requests it has in hand.
     Serve {
         /// Whether another worker has served on it before.
         resume: bool,
+        /// What to do about requests that it did not survive.
+        precautions: Precautions,
     },
     /// Tell what was counted.
     Stats,
+}
+
+/// What a worker does not do as those did that ended before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Precautions {
+    /// Requests, by number, that are answered EIO: they have ended several workers.
+    pub(super) refused: Vec<u64>,
+    /// Requests that were in hand when a worker ended: one of them is handled at a time.
+    pub(super) suspects: Vec<u64>,
+    /// Whether anything is decoded that nobody has asked for.
+    pub(super) push: bool,
 }
 
 /// The worker's answers.

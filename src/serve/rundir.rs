@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -159,7 +159,7 @@ impl RunDir {
         // It may have been removed before it was locked, and made again.
         let now = std::fs::metadata(&self.0).ok().map(|m| m.ino());
         let locked = dir.metadata().map_err(failed)?.ino();
-        Ok((now == Some(locked)).then(|| Locked { dir: self.clone(), _file: dir }))
+        Ok((now == Some(locked)).then(|| Locked { dir: self.clone(), file: dir }))
     }
 
     /// Connects to the keeper; `None` when there is none.
@@ -196,6 +196,11 @@ impl RunDir {
         self.ask_with(&KeeperRequest::Upgrade, &[program]).map(drop)
     }
 
+    /// The directory with the lock that another process has taken and passed on: it lasts until both let go of it.
+    pub(super) fn locked_by(&self, lock: OwnedFd) -> Locked {
+        Locked { dir: self.clone(), file: lock.into() }
+    }
+
     fn ask(&self, request: &KeeperRequest) -> Result<Option<KeeperReply>> {
         self.ask_with(request, &[])
     }
@@ -216,13 +221,18 @@ pub(super) fn direct_name((major, minor): (u32, u32)) -> String {
 #[derive(Debug)]
 pub struct Locked {
     dir: RunDir,
-    _file: File,
+    file: File,
 }
 
 impl Locked {
     /// The directory.
     pub fn dir(&self) -> &RunDir {
         &self.dir
+    }
+
+    /// The lock, to be passed on.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Removes what a keeper leaves behind: its mount and its socket. The directory stays, for the next.

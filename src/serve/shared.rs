@@ -51,7 +51,7 @@ pub fn acquire(mut request: MountRequest, images: &[BorrowedFd<'_>], log_file: O
             std::fs::create_dir_all(&mountpoint).map_err(Error::io("making the directory", &mountpoint))?;
             request.mountpoint = mountpoint.into_os_string();
             request.shared = Some(name.into());
-            if let Err(error) = keeper::start(&request, images, log_file) {
+            if let Err(error) = keeper::start(&request, Some(&lock), images, log_file) {
                 let _ = lock.remove();
                 return Err(error);
             }
@@ -227,9 +227,12 @@ fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String>
         let key = image.key.as_ref().map_or(&[][..], |key| key.0.as_bytes());
         hasher.update(&[u8::from(image.key.is_some())]).update(key);
     }
-    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other container may depend on it.
-    if let Ok(namespace) = std::fs::read_link("/proc/self/ns/pid") {
-        hasher.update(namespace.as_os_str().as_encoded_bytes());
+    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other container may depend on it. A file system
+    // belongs to the user namespace that it was mounted in: users of another are nobody there, and get nothing from it.
+    for namespace in ["/proc/self/ns/pid", "/proc/self/ns/user"] {
+        if let Ok(namespace) = std::fs::read_link(namespace) {
+            hasher.update(namespace.as_os_str().as_encoded_bytes());
+        }
     }
     let options = serde_json::to_vec(&request.options).map_err(|source| Error::Protocol { peer: "keeper", source })?;
     hasher.update(&options).update(&[u8::from(request.flags.allow_other)]);

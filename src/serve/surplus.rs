@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use bfc::format::{S_IFMT, S_IFREG};
 use fuser::{INodeNo, Notifier};
 
+use super::in_hand::InHand;
 use super::stats::Metrics;
 use super::walk::Walks;
 use crate::fs::{Decoded, Rootfs};
@@ -77,13 +78,15 @@ pub(super) struct Pusher {
     rootfs: Arc<Rootfs>,
     walks: Arc<Walks>,
     metrics: Arc<Metrics>,
+    in_hand: Arc<InHand>,
 }
 
 /// The two ends.
-pub(super) fn channel(rootfs: Arc<Rootfs>, metrics: Arc<Metrics>) -> (Surplus, Pusher) {
+pub(super) fn channel(rootfs: Arc<Rootfs>, metrics: Arc<Metrics>, in_hand: Arc<InHand>) -> (Surplus, Pusher) {
     let (sender, receiver) = sync_channel(QUEUE);
     let walks = Arc::new(Walks::default());
-    (Surplus { tasks: sender, walks: walks.clone(), reads: AtomicUsize::new(0) }, Pusher { tasks: receiver, rootfs, walks, metrics })
+    let pusher = Pusher { tasks: receiver, rootfs, walks: walks.clone(), metrics, in_hand };
+    (Surplus { tasks: sender, walks, reads: AtomicUsize::new(0) }, pusher)
 }
 
 impl Surplus {
@@ -137,6 +140,7 @@ impl Pusher {
 
     /// Decodes small files before they are asked for.
     fn files(&self, notifier: &Notifier, files: Range<u32>) {
+        let _in_hand = self.in_hand.begin_push();
         let (mut bytes, mut left, mut ino) = (Vec::new(), READY, files.start);
         while ino < files.end {
             // What fails here fails again for the reader who asks for it.
@@ -157,6 +161,7 @@ impl Pusher {
 
     /// Fetches and decodes what surrounds `decoded`.
     fn around(&self, notifier: &Notifier, ino: INodeNo, decoded: Range<u64>) {
+        let _in_hand = self.in_hand.begin_push();
         let Ok(number) = u32::try_from(ino.0) else { return };
         // What fails here fails again for the reader who asks for it, and is told to him.
         let _ = self.rootfs.will_need(number, decoded.start / FETCH * FETCH, FETCH);

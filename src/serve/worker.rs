@@ -15,6 +15,7 @@ use super::adapter::Adapter;
 use super::channel::Channel;
 use super::confine::Confinement;
 use super::error::{Error, Result};
+use super::in_hand::InHand;
 use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
 use super::{confine, resume, secrets, surplus};
@@ -42,17 +43,21 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
     control.send(&WorkerReply::Opened, &[])?;
-    let Some((WorkerRequest::Serve { resume }, mut fds)) = control.receive()? else { return Err(Error::Gone { peer: "keeper" }) };
-    let Some(fuse) = fds.pop() else { return Err(Error::Gone { peer: "keeper" }) };
+    let Some((WorkerRequest::Serve { resume, precautions }, mut fds)) = control.receive()? else {
+        return Err(Error::Gone { peer: "keeper" });
+    };
+    let (Some(page), Some(fuse)) = (fds.pop(), fds.pop()) else { return Err(Error::Gone { peer: "keeper" }) };
+    let in_hand = Arc::new(InHand::new(&page, &precautions)?);
+    drop(page);
     let mut config = Config::default();
     // The kernel has checked who may come in.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     let rootfs = Arc::new(rootfs);
     let metrics = Arc::new(Metrics::new());
-    let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone());
+    let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone(), in_hand.clone());
     let resends = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), resends.clone());
+    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), in_hand, resends.clone());
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {
@@ -61,7 +66,9 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     // What is said when the handshake is played is not the kernel's word.
     let resends = resends.get().copied().filter(|_| !resume);
     let notifier = session.notifier();
-    start_thread("push", move || pusher.run(&notifier))?;
+    if precautions.push {
+        start_thread("push", move || pusher.run(&notifier))?;
+    }
     start_thread("control", move || tell(&control, resends, confinement, &metrics, &rootfs))?;
     session.run().map_err(Error::system("serving"))
 }
@@ -87,7 +94,10 @@ fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Resul
     let sources = images.into_iter().zip(files).map(|(image, file)| Source {
         path: PathBuf::from(image.path),
         file: file.into(),
-        secret: image.key.map(|key| Secret::Key(key.0)),
+        secret: image.key.map(|key| {
+            secrets::lock(&key.0);
+            Secret::Key(key.0)
+        }),
     });
     Rootfs::open_with(sources.collect(), options, Box::new(spool))
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod mend;
+pub mod mounts;
 pub mod zfs;
 
 use std::collections::BTreeMap;

@@ -13,8 +13,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::super::channel::Channel;
 use super::super::confine::Confinement;
 use super::super::error::{Error, Result, chain};
+use super::super::in_hand::Page;
 use super::super::log::Style;
-use super::super::protocol::{MountRequest, TemporaryFile, WorkerReply, WorkerRequest};
+use super::super::protocol::{MountRequest, Precautions, TemporaryFile, WorkerReply, WorkerRequest};
 use super::super::secrets;
 use super::super::stats::Stats;
 use super::SELF;
@@ -26,12 +27,22 @@ const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// `PIDFD_THREAD`, since Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
+/// What a worker may say once it serves.
+pub(super) enum Said {
+    /// What it has counted.
+    Stats(Stats),
+    /// Nothing any more.
+    Nothing,
+}
+
 /// The process that serves.
 pub(super) struct Worker {
     process: Child,
     control: Channel,
-    /// Whether it has failed to answer, and is asked no more.
-    mute: bool,
+    /// Whether it may say something still.
+    talks: bool,
+    /// Where it notes which requests it has in hand.
+    page: Page,
     /// Where it asks for temporary files.
     spool: Option<Channel>,
     spool_end: Option<OwnedFd>,
@@ -61,7 +72,17 @@ impl Worker {
         let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let pidfd = pidfd.map_err(Error::system("watching the worker"))?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
-        Ok(Self { process, control, mute: false, spool: Some(spool), spool_end: Some(spool_end), pidfd, sentinel: None, confinement: None })
+        Ok(Self {
+            process,
+            control,
+            talks: true,
+            page: Page::new()?,
+            spool: Some(spool),
+            spool_end: Some(spool_end),
+            pidfd,
+            sentinel: None,
+            confinement: None,
+        })
     }
 
     /// Has the worker open the images.
@@ -72,10 +93,20 @@ impl Worker {
         self.ask(&open, &files, limit).map(drop)
     }
 
-    /// Has the worker answer the requests of a connection. What it says of the kernel: whether it can send requests again.
-    pub(super) fn serve(&mut self, fuse: &OwnedFd, resume: bool, limit: Duration) -> Result<Option<bool>> {
-        let WorkerReply::Serving { sentinel, resends, confinement } = self.ask(&WorkerRequest::Serve { resume }, &[fuse.as_fd()], limit)?
-        else {
+    /// Has the worker answer the requests of a new connection. Whether the kernel says that it can send requests again.
+    pub(super) fn serve_first(&mut self, fuse: &OwnedFd, limit: Duration) -> Result<bool> {
+        let precautions = Precautions { refused: Vec::new(), suspects: Vec::new(), push: true };
+        Ok(self.serve(fuse, false, precautions, limit)?.unwrap_or_default())
+    }
+
+    /// Has the worker answer the requests of a connection that another has served.
+    pub(super) fn serve_again(&mut self, fuse: &OwnedFd, precautions: Precautions, limit: Duration) -> Result<()> {
+        self.serve(fuse, true, precautions, limit).map(drop)
+    }
+
+    fn serve(&mut self, fuse: &OwnedFd, resume: bool, precautions: Precautions, limit: Duration) -> Result<Option<bool>> {
+        let request = WorkerRequest::Serve { resume, precautions };
+        let WorkerReply::Serving { sentinel, resends, confinement } = self.ask(&request, &[fuse.as_fd(), self.page.as_fd()], limit)? else {
             return Err(Error::Gone { peer: "worker" });
         };
         // Kernels that cannot watch a thread cannot have requests answered by another worker either.
@@ -90,7 +121,7 @@ impl Worker {
     }
 
     /// Sends a request, and waits for its answer.
-    pub(super) fn ask(&self, request: &WorkerRequest, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<WorkerReply> {
+    fn ask(&self, request: &WorkerRequest, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<WorkerReply> {
         self.control.send(request, fds)?;
         match self.control.expect(limit)?.0 {
             WorkerReply::Failed(failure) => Err(Error::Failed(Box::new(failure))),
@@ -98,19 +129,30 @@ impl Worker {
         }
     }
 
-    /// What the worker has done; nothing when it does not answer.
-    pub(super) fn stats(&mut self, limit: Duration) -> Option<Stats> {
-        if self.mute {
-            return None;
-        }
-        match self.ask(&WorkerRequest::Stats, &[], limit) {
-            Ok(WorkerReply::Stats(stats)) => Some(stats),
-            // A late answer would be taken for that to the next question.
+    /// Asks what the worker has done; [`Worker::receive`] gets the answer. Whether it could be asked.
+    pub(super) fn ask_stats(&self) -> bool {
+        self.control.send(&WorkerRequest::Stats, &[]).is_ok()
+    }
+
+    /// What the worker has said; called when [`Worker::control`] is readable.
+    pub(super) fn receive(&mut self) -> Said {
+        match self.control.receive() {
+            Ok(Some((WorkerReply::Stats(stats), _))) => Said::Stats(stats),
             _ => {
-                self.mute = true;
-                None
+                self.talks = false;
+                Said::Nothing
             }
         }
+    }
+
+    /// Becomes readable when the worker has said something.
+    pub(super) fn control(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.control.as_fd()).filter(|_| self.talks)
+    }
+
+    /// The requests that it has in hand, or had when it ended; and whether it was decoding what nobody had asked for.
+    pub(super) fn in_hand(&self) -> (Vec<u64>, bool) {
+        self.page.read()
     }
 
     /// Makes a temporary file in `directory` for the worker, which has asked for one.

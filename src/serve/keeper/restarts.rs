@@ -25,6 +25,17 @@ pub(super) enum End {
     NotStarted,
 }
 
+impl End {
+    /// Whether the worker ended by something that it did itself.
+    pub(super) fn is_crash(&self) -> bool {
+        match self {
+            End::Status(status) => status.signal() != Some(SIGKILL),
+            End::Dying => false,
+            End::NotStarted => true,
+        }
+    }
+}
+
 /// The deaths of workers so far.
 #[derive(Debug)]
 pub(super) struct Restarts {
@@ -36,8 +47,9 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { total: 0, started: now, crashes: 0, kills: 0 }
+    /// `total`: how often one was started again before.
+    pub(super) fn new(now: Instant, total: u64) -> Self {
+        Self { total, started: now, crashes: 0, kills: 0 }
     }
 
     /// A worker was started.
@@ -51,12 +63,7 @@ impl Restarts {
         if now.duration_since(self.started) >= HEALTHY {
             (self.crashes, self.kills) = (0, 0);
         }
-        let killed = match end {
-            End::Status(status) => status.signal() == Some(SIGKILL),
-            End::Dying => true,
-            End::NotStarted => false,
-        };
-        if killed {
+        if !end.is_crash() {
             self.kills += 1;
             return (self.kills <= MAX_KILLS).then(|| Duration::from_millis(2 * u64::from(self.kills - 1)).min(MAX_DELAY));
         }
@@ -80,7 +87,7 @@ mod tests {
     #[test]
     fn a_worker_that_dies_at_once_again_and_again_is_given_up() {
         let now = Instant::now();
-        let mut restarts = Restarts::new(now);
+        let mut restarts = Restarts::new(now, 0);
         let mut waited = Duration::ZERO;
         let mut deaths = 0;
         while let Some(delay) = restarts.died(now + waited, &CRASHED) {
@@ -95,7 +102,7 @@ mod tests {
     #[test]
     fn one_that_dies_now_and_then_is_always_started_again() {
         let mut now = Instant::now();
-        let mut restarts = Restarts::new(now);
+        let mut restarts = Restarts::new(now, 0);
         for _ in 0..100 {
             now += HEALTHY;
             assert_eq!(restarts.died(now, &CRASHED), Some(Duration::ZERO));
@@ -107,7 +114,7 @@ mod tests {
     #[test]
     fn fifty_kills_in_a_row_hold_nobody_up_for_long() {
         let now = Instant::now();
-        let mut restarts = Restarts::new(now);
+        let mut restarts = Restarts::new(now, 0);
         let waits = (0..50).map(|_| restarts.died(now, &KILLED).unwrap());
         assert!(waits.max().unwrap() < Duration::from_millis(100));
     }

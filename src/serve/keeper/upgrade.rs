@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use super::super::channel::Channel;
 use super::super::error::{Error, Result};
 use super::super::protocol::{Handover, KeeperStart};
+use super::super::secrets;
+use super::Keeper;
+use super::machine::{Event, Machine};
 use super::restarts::End;
-use super::{Keeper, Service};
 
 /// How long a worker that was killed may take to end.
 const ENDING: Duration = Duration::from_secs(1);
@@ -17,17 +19,14 @@ const ENDING: Duration = Duration::from_secs(1);
 impl Keeper {
     /// Replaces this program by `program`. Comes back only when that fails; then this one goes on.
     pub(super) fn upgrade(&mut self, program: &OwnedFd) -> Result<()> {
-        if !self.replaceable {
-            return Err(Error::NoResend);
-        }
         let handover = Handover {
             request: self.request.clone(),
             place: self.place.clone(),
             control: self.control.is_some(),
             since: self.since,
-            restarts: self.restarts.total,
+            restarts: self.machine.restarts(),
             upgrades: self.upgrades + 1,
-            replaceable: self.replaceable,
+            replaceable: self.machine.is_replaceable(),
         };
         // What is sent waits in the socket, descriptors too, until the new program reads it.
         let (ours, stdin) = Channel::to_pass("keeper")?;
@@ -38,34 +37,32 @@ impl Keeper {
         self.end_worker()?;
         rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))?;
         tracing::info!("going on as another version");
-        let error = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .arg0("lxcri-fs")
-            .args(["keeper", "--log-style", self.style.name()])
-            .exec();
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        let error = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", self.style.name()]).exec();
         Err(Error::System { doing: "starting the new version", source: error })
     }
 
     /// Ends the worker, and all of it: another program could not wait for the rest. Requests wait for the next.
     fn end_worker(&mut self) -> Result<()> {
         let busy = Error::Timeout { peer: "worker", seconds: ENDING.as_secs() };
-        let service = std::mem::replace(&mut self.service, Service::Restart(Instant::now()));
-        let mut worker = match service {
-            Service::Worker(worker) if self.departed.is_empty() => worker,
-            // Nothing to hand over, or not now.
-            other => {
-                self.service = other;
-                return Err(busy);
-            }
-        };
+        if !self.machine.can_be_upgraded() {
+            return Err(busy);
+        }
+        let Some(mut worker) = self.worker.take() else { return Err(busy) };
         let deadline = Instant::now() + ENDING;
         worker.kill();
-        while worker.end()? == End::Dying {
+        let gone = loop {
+            if worker.end()? != End::Dying {
+                break true;
+            }
             if Instant::now() > deadline {
                 self.departed.push(worker);
-                return Err(busy);
+                break false;
             }
-        }
-        Ok(())
+        };
+        // Should the new program not start, this one goes on.
+        self.tell(Event::TakenDown { gone });
+        if gone { Ok(()) } else { Err(busy) }
     }
 
     /// The keeper that another version was.
@@ -74,9 +71,9 @@ impl Keeper {
         let mut fds = fds.into_iter();
         let fuse = fds.next().ok_or(Error::Gone { peer: "keeper" })?;
         let control = if control { fds.next().map(Into::into) } else { None };
-        let service = Service::Restart(Instant::now());
-        let mut keeper = Self::assemble(request, fds.collect(), style, place, fuse, service, control, replaceable)?;
-        (keeper.since, keeper.restarts.total, keeper.upgrades) = (since, restarts, upgrades);
+        let machine = Machine::new(Instant::now(), false, replaceable, restarts);
+        let mut keeper = Self::assemble(machine, request, fds.collect(), style, place, fuse, None, control)?;
+        (keeper.since, keeper.upgrades) = (since, upgrades);
         Ok(keeper)
     }
 }

@@ -1,0 +1,236 @@
+//! Which requests a worker has in hand, in a page that its keeper can read when the worker is gone: noting one costs two stores.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::error::{Error, Result};
+use super::protocol::Precautions;
+
+/// How many threads are told apart: more than a worker may have.
+const SLOTS: usize = 512;
+const LEN: usize = SLOTS * size_of::<u64>();
+/// The slot of the thread that decodes what nobody asked for.
+const PUSHER: usize = SLOTS - 1;
+/// The kernel sets this bit in the number of a request that it sends again (`FUSE_UNIQUE_RESEND`).
+const RESENT: u64 = 1 << 63;
+
+thread_local! {
+    /// The slot of this thread.
+    static SLOT: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+}
+
+/// The keeper's end.
+#[derive(Debug)]
+pub(super) struct Page(File);
+
+impl Page {
+    /// A page that a worker can write to. It cannot make it shorter.
+    pub(super) fn new() -> Result<Self> {
+        let make = || -> io::Result<File> {
+            let file = rustix::fs::memfd_create(c"lxcri-fs in hand", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+            rustix::fs::ftruncate(&file, LEN as u64)?;
+            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            Ok(file.into())
+        };
+        Ok(Self(make().map_err(Error::system("making a page to share with the worker"))?))
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.0)
+    }
+
+    /// The requests that are in hand, and whether what nobody asked for is being decoded.
+    pub(super) fn read(&self) -> (Vec<u64>, bool) {
+        let mut bytes = [0; LEN];
+        // It is in memory; and if it cannot be read, then nothing is known against any request.
+        if self.0.read_exact_at(&mut bytes, 0).is_err() {
+            return (Vec::new(), false);
+        }
+        let (words, _) = bytes.as_chunks::<8>();
+        let word = |at: usize| words.get(at).map_or(0, |word| u64::from_ne_bytes(*word));
+        ((0..PUSHER).map(word).filter(|unique| *unique != 0).collect(), word(PUSHER) != 0)
+    }
+}
+
+/// The worker's end.
+pub(super) struct InHand {
+    slots: shared::Slots,
+    next: AtomicUsize,
+    refused: HashSet<u64>,
+    suspects: HashSet<u64>,
+    /// Held while a suspect is handled: if the worker ends, it is known which one it was.
+    one_at_a_time: Mutex<()>,
+}
+
+/// A request that ended other workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused;
+
+impl InHand {
+    /// # Errors
+    /// [`Error::System`] when the page cannot be mapped.
+    pub(super) fn new(page: &OwnedFd, precautions: &Precautions) -> Result<Self> {
+        let slots = shared::Slots::map(page).map_err(Error::system("mapping the page that is shared with the keeper"))?;
+        let set = |uniques: &[u64]| uniques.iter().map(|unique| unique & !RESENT).collect();
+        let (refused, suspects) = (set(&precautions.refused), set(&precautions.suspects));
+        Ok(Self { slots, next: AtomicUsize::new(0), refused, suspects, one_at_a_time: Mutex::default() })
+    }
+
+    /// Notes that this thread begins to handle a request, until what is returned is dropped.
+    pub(super) fn begin(&self, unique: u64) -> std::result::Result<Begun<'_>, Refused> {
+        let number = unique & !RESENT;
+        let mut alone = None;
+        if unique != number {
+            if self.refused.contains(&number) {
+                return Err(Refused);
+            }
+            if self.suspects.contains(&number) {
+                alone = Some(self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+        let at = SLOT.get().unwrap_or_else(|| {
+            let at = self.next.fetch_add(1, Ordering::Relaxed).min(PUSHER);
+            SLOT.set(Some(at));
+            at
+        });
+        // There are fewer threads than slots.
+        let slot = self.slots.all().get(at).filter(|_| at != PUSHER);
+        Ok(Begun::note(slot, number, alone))
+    }
+
+    /// The same for what nobody asked for.
+    pub(super) fn begin_push(&self) -> Begun<'_> {
+        Begun::note(self.slots.all().get(PUSHER), 1, None)
+    }
+}
+
+/// Something is in hand.
+pub(super) struct Begun<'a> {
+    slot: Option<&'a AtomicU64>,
+    _alone: Option<MutexGuard<'a, ()>>,
+}
+
+impl<'a> Begun<'a> {
+    fn note(slot: Option<&'a AtomicU64>, number: u64, alone: Option<MutexGuard<'a, ()>>) -> Self {
+        if let Some(slot) = slot {
+            slot.store(number, Ordering::Relaxed);
+            // Before anything that may end the process.
+            compiler_fence(Ordering::SeqCst);
+        }
+        Self { slot, _alone: alone }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            slot.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The memory that both processes have.
+#[allow(unsafe_code)]
+mod shared {
+    use std::io;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::ptr::{NonNull, null_mut};
+    use std::sync::atomic::AtomicU64;
+
+    use super::{LEN, SLOTS};
+
+    /// A mapping of [`LEN`] bytes, never unmapped: a worker has one, for as long as it lives.
+    pub(super) struct Slots(NonNull<[AtomicU64; SLOTS]>);
+
+    // SAFETY: what is pointed to is atomic, and stays.
+    unsafe impl Send for Slots {}
+    // SAFETY: as above.
+    unsafe impl Sync for Slots {}
+
+    impl Slots {
+        pub(super) fn map(page: &OwnedFd) -> io::Result<Self> {
+            let length = rustix::fs::fstat(page)?.st_size;
+            if usize::try_from(length) != Ok(LEN) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            // SAFETY: a new mapping, at an address that the kernel chooses.
+            let address = unsafe { libc::mmap(null_mut(), LEN, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, page.as_raw_fd(), 0) };
+            if address == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            NonNull::new(address.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        }
+
+        pub(super) fn all(&self) -> &[AtomicU64; SLOTS] {
+            // SAFETY: LEN bytes are mapped there, aligned to a page, readable and writable, and stay so; the file is sealed against being cut short.
+            // Any value of eight bytes is a valid AtomicU64, whoever else writes.
+            unsafe { self.0.as_ref() }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn in_hand(page: &Page, refused: Vec<u64>, suspects: Vec<u64>) -> InHand {
+        let fd = page.as_fd().try_clone_to_owned().unwrap();
+        InHand::new(&fd, &Precautions { refused, suspects, push: true }).unwrap()
+    }
+
+    #[test]
+    fn the_keeper_sees_what_is_in_hand() {
+        let page = Page::new().unwrap();
+        let worker = in_hand(&page, vec![], vec![]);
+        let begun = worker.begin(42).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _begun = worker.begin(RESENT | 44).unwrap();
+                let _push = worker.begin_push();
+                assert_eq!(page.read(), (vec![42, 44], true));
+            });
+        });
+        assert_eq!(page.read(), (vec![42], false));
+        drop(begun);
+        assert_eq!(page.read(), (vec![], false));
+    }
+
+    #[test]
+    fn only_what_is_sent_again_is_refused() {
+        let page = Page::new().unwrap();
+        let worker = in_hand(&page, vec![2], vec![4]);
+        assert!(worker.begin(RESENT | 2).is_err_and(|refused| refused == Refused));
+        assert!(worker.begin(2).is_ok() && worker.begin(RESENT | 6).is_ok());
+    }
+
+    #[test]
+    fn suspects_are_handled_one_at_a_time_and_others_beside_them() {
+        let page = Page::new().unwrap();
+        let worker = in_hand(&page, vec![], vec![2, 4]);
+        let first = worker.begin(RESENT | 2).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| drop(worker.begin(RESENT | 4)));
+            scope.spawn(|| drop(worker.begin(RESENT | 6))).join().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!second.is_finished());
+            // One that waits is not in hand.
+            assert_eq!(page.read().0, [2]);
+            drop(first);
+        });
+        assert!(page.read().0.is_empty());
+    }
+
+    #[test]
+    fn a_worker_cannot_cut_the_page_short() {
+        let page = Page::new().unwrap();
+        assert!(rustix::fs::ftruncate(page.as_fd(), 0).is_err());
+    }
+}

@@ -1,0 +1,128 @@
+//! What commands ask a keeper.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::super::channel::Channel;
+use super::super::error::{Error, Result, chain};
+use super::super::protocol::{self, Failure, KeeperReply, KeeperRequest, Status};
+use super::super::stats::Stats;
+use super::events::SHORTAGE;
+use super::machine::{Event, Service, UNANSWERED};
+use super::process::Worker;
+use super::{Keeper, failure_of};
+
+/// How long somebody who connects may take to say what he wants.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Keeper {
+    /// Answers all who wait. Whether that was the end.
+    pub(super) fn serve_connections(&mut self) -> bool {
+        let mut events = Vec::new();
+        while let Some(control) = &self.control {
+            let answered = match control.accept() {
+                Ok(Some(channel)) => self.answer(channel),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!("{}", chain(&error));
+                    // Descriptors or memory are short, and whoever waits will go on waiting.
+                    std::thread::sleep(SHORTAGE);
+                    break;
+                }
+            };
+            match answered {
+                Ok(event) => events.extend(event),
+                Err(error) => tracing::warn!("a request of a command was not answered: {}", chain(&error)),
+            }
+        }
+        events.into_iter().any(|event| self.tell(event))
+    }
+
+    fn answer(&mut self, channel: Channel) -> Result<Option<Event>> {
+        let (request, fds) = channel.expect(PATIENCE)?;
+        match (request, self.machine.service()) {
+            (KeeperRequest::Attach, Service::Failed(why)) => {
+                let failure = Failure { message: why.clone(), hint: None, exit: 1, key_needed: None };
+                channel.send(&KeeperReply::Failed(failure), &[])?;
+            }
+            (KeeperRequest::Attach, _) => match self.place.clone_mount() {
+                Ok(mount) => {
+                    self.place.is_wanted_by(channel.peer_pid());
+                    channel.send(&KeeperReply::Attached, &[mount.as_fd()])?;
+                    // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
+                    return Ok(Some(Event::MountsChanged));
+                }
+                Err(error) => channel.send(&KeeperReply::Failed(failure_of(&error)), &[])?,
+            },
+            (KeeperRequest::Look, _) => {
+                let used = self.place.is_used(&self.pids())?;
+                channel.send(&KeeperReply::Used(used), &[])?;
+                return Ok(Some(Event::LookNow));
+            }
+            (KeeperRequest::Upgrade, _) if !self.machine.is_replaceable() => {
+                channel.send(&KeeperReply::Failed(failure_of(&Error::NoResend)), &[])?;
+            }
+            (KeeperRequest::Upgrade, _) => {
+                let program = fds.first().ok_or(Error::Gone { peer: "command" })?;
+                channel.send(&KeeperReply::Upgrading, &[])?;
+                self.upgrade(program)?;
+            }
+            (KeeperRequest::Stats, _) => return self.ask_for_stats(channel),
+            (KeeperRequest::Status, _) => channel.send(&KeeperReply::Status(self.status()), &[])?,
+        }
+        Ok(None)
+    }
+
+    /// Has the worker tell what it has counted. The command gets it when it comes.
+    fn ask_for_stats(&mut self, channel: Channel) -> Result<Option<Event>> {
+        let is_asked = self.machine.is_asked();
+        if !is_asked && !self.worker.as_ref().is_some_and(Worker::ask_stats) {
+            channel.send(&KeeperReply::Stats(None), &[])?;
+            return Ok(None);
+        }
+        self.waiting.push((channel, Instant::now() + UNANSWERED));
+        Ok((!is_asked).then_some(Event::Asked))
+    }
+
+    /// Tells those who wait for it what the worker has counted.
+    pub(super) fn answer_waiting(&mut self, stats: Option<Stats>) {
+        for (channel, _) in self.waiting.drain(..) {
+            // Whoever waits no more is answered by nobody.
+            let _ = channel.send(&KeeperReply::Stats(stats.clone()), &[]);
+        }
+    }
+
+    /// Tells those who have waited for long enough that the worker does not answer.
+    pub(super) fn give_up_waiting(&mut self) {
+        let now = Instant::now();
+        self.waiting.retain(|(channel, until)| {
+            let is_over = *until <= now;
+            if is_over {
+                let _ = channel.send(&KeeperReply::Stats(None), &[]);
+            }
+            !is_over
+        });
+    }
+
+    fn status(&self) -> Status {
+        let now = Instant::now();
+        let in_hand = self.worker.as_ref().map(|worker| worker.in_hand().0).unwrap_or_default();
+        let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let wall = |since: Instant| seconds(SystemTime::now() - now.duration_since(since));
+        Status {
+            pid: std::process::id(),
+            worker: self.worker.as_ref().map(Worker::pid),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: protocol::VERSION,
+            upgrades: self.upgrades,
+            dev: self.place.dev(),
+            images: self.request.images.iter().map(|i| i.path.clone()).collect(),
+            since: seconds(self.since),
+            restarts: self.machine.restarts(),
+            failed: if let Service::Failed(why) = self.machine.service() { Some(why.clone()) } else { None },
+            not_answering_since: self.machine.not_answering_since(now, &in_hand).map(wall),
+            replaceable: self.machine.is_replaceable(),
+            confinement: self.worker.as_ref().and_then(Worker::confinement),
+        }
+    }
+}

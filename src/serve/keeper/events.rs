@@ -1,0 +1,240 @@
+//! A keeper waits for what happens, tells its [`Machine`](super::Machine), and does what that says.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::super::error::{Error, Result, chain};
+use super::super::resume;
+use super::machine::{Action, Event};
+use super::process::{Said, Worker};
+use super::restarts::End;
+use super::{Keeper, LIMIT, source_of};
+
+/// How long until a connection is accepted that could not be.
+pub(super) const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// What a descriptor tells.
+#[derive(Debug, Clone, Copy)]
+enum Ready {
+    /// A signal asks the keeper to end.
+    Signal,
+    /// Something was mounted or unmounted.
+    Mounts,
+    /// The worker answers no more.
+    WorkerEnded,
+    /// The worker has said something.
+    WorkerSaid,
+    /// The worker wants a temporary file.
+    FileWanted,
+    /// A worker that was replaced is gone.
+    DepartedEnded,
+    /// A command wants something.
+    Connection,
+}
+
+impl Keeper {
+    /// Waits for what happens, until the file system is unmounted.
+    pub(super) fn keep(&mut self) -> Result<()> {
+        loop {
+            for ready in self.wait()? {
+                if self.handle(ready)? {
+                    return self.end();
+                }
+            }
+            self.give_up_waiting();
+            let now = Instant::now();
+            if self.machine.next().is_some_and(|at| at <= now) {
+                let in_hand = self.worker.as_ref().map(|worker| worker.in_hand().0).unwrap_or_default();
+                if self.tell(Event::Time { waiting: self.requests_wait(), in_hand }) {
+                    return self.end();
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.place.leave();
+        tracing::info!(image = %source_of(&self.request).display(), "unmounted");
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Vec<Ready>> {
+        let next = self.machine.next().into_iter().chain(self.waiting.iter().map(|(_, until)| *until)).min();
+        let timeout = next.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
+        });
+        let read = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![read(self.signals.as_fd()), PollFd::new(&self.mounts, PollFlags::PRI)];
+        let mut events = vec![Ready::Signal, Ready::Mounts];
+        let mut watch = |fd, event| {
+            fds.push(read(fd));
+            events.push(event);
+        };
+        if let Some(worker) = &self.worker {
+            // What it has said comes before its end.
+            if let Some(control) = worker.control() {
+                watch(control, Ready::WorkerSaid);
+            }
+            watch(worker.sentinel(), Ready::WorkerEnded);
+            if let Some(spool) = worker.spool() {
+                watch(spool, Ready::FileWanted);
+            }
+        }
+        for worker in &self.departed {
+            watch(worker.pidfd(), Ready::DepartedEnded);
+        }
+        if let Some(control) = &self.control {
+            watch(control.as_fd(), Ready::Connection);
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(Error::system("waiting for something to happen")(e)),
+        }
+        Ok(events.into_iter().zip(fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(event, _)| event).collect())
+    }
+
+    /// Deals with what a descriptor tells. Whether that was the end.
+    fn handle(&mut self, ready: Ready) -> Result<bool> {
+        Ok(match ready {
+            Ready::Signal => self.terminate(),
+            Ready::Mounts => self.tell(Event::MountsChanged),
+            Ready::Connection => self.serve_connections(),
+            Ready::WorkerEnded => self.worker_ended()?,
+            Ready::WorkerSaid => self.worker_said(),
+            Ready::FileWanted => {
+                if let Some(worker) = &mut self.worker {
+                    worker.lend_file(&self.request.options.temp_dir);
+                }
+                false
+            }
+            Ready::DepartedEnded => {
+                let before = self.departed.len();
+                self.departed.retain_mut(|worker| worker.end().is_ok_and(|end| end == End::Dying));
+                (self.departed.len()..before).any(|_| self.tell(Event::Reaped))
+            }
+        })
+    }
+
+    /// Whether requests wait that nobody has read.
+    fn requests_wait(&self) -> bool {
+        let Some(fuse) = &self.fuse else { return false };
+        let mut fds = [PollFd::new(fuse, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
+    }
+
+    fn worker_ended(&mut self) -> Result<bool> {
+        let Some(worker) = &mut self.worker else { return Ok(false) };
+        let end = worker.end()?;
+        let (in_hand, pushing) = worker.in_hand();
+        if end != End::Dying {
+            self.worker = None;
+        }
+        Ok(self.tell(Event::Ended { end, in_hand, pushing }))
+    }
+
+    fn worker_said(&mut self) -> bool {
+        match self.worker.as_mut().map(Worker::receive) {
+            Some(Said::Stats(stats)) => {
+                self.answer_waiting(Some(stats));
+                self.tell(Event::Answered)
+            }
+            // It is ending.
+            Some(Said::Nothing) | None => false,
+        }
+    }
+
+    /// Asked to end: does so when nobody uses the mount, and otherwise says who does.
+    fn terminate(&mut self) -> bool {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            tracing::info!(signal = signal.ssi_signo, "asked to end");
+        }
+        match self.place.unmount_idle(&self.pids()) {
+            Ok(()) => return self.tell(Event::LookNow),
+            Err(error @ Error::Busy { .. }) => tracing::warn!("staying: {error}"),
+            Err(error) => tracing::error!("{}", chain(&error)),
+        }
+        false
+    }
+
+    /// Tells the machine what has happened, and does what it says, and so on. Whether that was the end.
+    pub(super) fn tell(&mut self, event: Event) -> bool {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for action in self.machine.on(Instant::now(), event) {
+                if action == Action::End {
+                    return true;
+                }
+                events.extend(self.perform(action));
+            }
+        }
+        false
+    }
+
+    /// Does what the machine says. What came of it, if the machine has to know.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Start => Some(match self.start_worker() {
+                Ok(worker) => {
+                    self.worker = Some(worker);
+                    Event::Serving
+                }
+                Err(error) => Event::NotStarted(chain(&error)),
+            }),
+            Action::Ask => self.worker.as_ref().is_some_and(Worker::ask_stats).then_some(Event::Asked),
+            Action::Replace => {
+                self.departed.extend(self.worker.take().map(|mut worker| {
+                    worker.kill();
+                    worker
+                }));
+                None
+            }
+            Action::Resend => {
+                if let Some(Err(error)) = self.fuse.as_ref().map(resume::resend) {
+                    tracing::error!("{}", chain(&error));
+                }
+                None
+            }
+            Action::GiveUp(_) => {
+                self.fuse = None;
+                self.worker = None;
+                self.answer_waiting(None);
+                // Who mounts the image from now on gets a keeper that may have more luck.
+                if let Err(error) = self.place.disconnect(&self.pids()) {
+                    tracing::warn!("{}", chain(&error));
+                }
+                None
+            }
+            Action::Look => Some(match self.place.is_used(&self.pids()) {
+                Ok(used) => Event::Looked { used, again: self.place.look_again() },
+                // Descriptors or memory are short: no reason to take a mount from its users.
+                Err(error) => {
+                    tracing::warn!("{}", chain(&error));
+                    Event::LookFailed
+                }
+            }),
+            Action::Release => Some(match self.place.release(&self.pids()) {
+                Ok(done) => Event::Released(done),
+                Err(error) => {
+                    tracing::warn!("{}", chain(&error));
+                    Event::LookFailed
+                }
+            }),
+            Action::End => None,
+        }
+    }
+
+    /// Starts another worker on the connection of the last.
+    fn start_worker(&self) -> Result<Worker> {
+        let fuse: &OwnedFd = self.fuse.as_ref().ok_or(Error::Gone { peer: "worker" })?;
+        let mut worker = Worker::start(self.style)?;
+        worker.open(&self.request, &self.images, LIMIT)?;
+        // Before the worker reads any, so that it has none of them twice.
+        resume::resend(fuse)?;
+        worker.serve_again(fuse, self.machine.suspects().precautions(), LIMIT)?;
+        Ok(worker)
+    }
+}

@@ -1,0 +1,103 @@
+//! A file system with one file, a part of which ends whoever reads it: an image in it is one whose decoding ends its worker.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, MountOption,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const FILE: INodeNo = INodeNo(2);
+const TTL: Duration = Duration::from_secs(60);
+
+/// The file system.
+pub struct Killer {
+    bytes: Vec<u8>,
+    deadly: Range<u64>,
+    killed: Arc<AtomicU32>,
+}
+
+impl Killer {
+    /// Mounts it; the file has any name that is asked for. How often it has killed.
+    pub fn mount(bytes: Vec<u8>, deadly: Range<u64>, dir: &Path) -> (BackgroundSession, Arc<AtomicU32>) {
+        let killed = Arc::new(AtomicU32::new(0));
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::RO, MountOption::FSName("killer".to_owned())];
+        config.acl = SessionACL::All;
+        let files = Self { bytes, deadly, killed: killed.clone() };
+        let session = Session::new(files, dir, &config).unwrap().spawn().unwrap();
+        (session, killed)
+    }
+
+    fn attr(&self, ino: INodeNo) -> FileAttr {
+        let (kind, size) = if ino == FILE { (FileType::RegularFile, self.bytes.len() as u64) } else { (FileType::Directory, 0) };
+        let time = SystemTime::UNIX_EPOCH;
+        let (perm, nlink, blksize) = (0o755, 1, 4096);
+        FileAttr {
+            ino,
+            size,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for Killer {
+    fn lookup(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEntry) {
+        reply.entry(&TTL, &self.attr(FILE), Generation(0));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attr(ino));
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Every read comes here.
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let end = (offset + u64::from(size)).min(self.bytes.len() as u64);
+        if offset < self.deadly.end && self.deadly.start < end {
+            // Others of the same number may come: only a worker is killed.
+            let pid = i32::try_from(req.pid()).unwrap();
+            let name = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/comm")).unwrap_or_default();
+            if name.starts_with("fuser-") || name.starts_with("lxcri-fs-worker") || name.starts_with("push") {
+                let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+                self.killed.fetch_add(1, Ordering::Relaxed);
+                return reply.error(Errno::EIO);
+            }
+        }
+        #[allow(clippy::cast_possible_truncation)] // within the vector
+        let range = offset.min(end) as usize..end as usize;
+        reply.data(&self.bytes[range]);
+    }
+}

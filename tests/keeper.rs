@@ -1,0 +1,147 @@
+//! What a keeper does when things go wrong around it: its worker hangs or dies of a request, its caller is killed, its namespace empties. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "common/killer.rs"]
+mod killer;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::mounts::{Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
+use common::{Mounted, lxcri_fs, run, stderr, tree};
+use killer::Killer;
+
+#[test]
+fn a_worker_that_is_stopped_is_told_of_and_replaced_and_its_readers_go_on() {
+    let (_temp, image, [dir]) = setup();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let expected = std::fs::read(common::golden("zstd.bfc")).unwrap();
+    assert!(!expected.is_empty());
+    let worker = pid(&row_of(&image), "worker");
+    kill("STOP", worker);
+    let reader = Process(Command::new("cat").arg(dir.join("tree/text.txt")).stdout(Stdio::piped()).spawn().unwrap());
+    // A command is not held up by it.
+    let began = Instant::now();
+    run(lxcri_fs().args(["stats", "--json"]).arg(&dir));
+    assert!(began.elapsed() < Duration::from_secs(5));
+    wait_until("saying that it does not answer", || row_of(&image)["not_answering_since"].is_u64() || pid(&row_of(&image), "restarts") > 0);
+    wait_until("another worker", || row_of(&image)["worker"].as_u64().is_some_and(|now| now != worker));
+    let mut reader = reader;
+    assert!(reader.0.wait().unwrap().success());
+    let row = row_of(&image);
+    assert!(row["not_answering_since"].is_null() && pid(&row, "restarts") == 1, "{row}");
+    assert!(!is_alive(worker));
+    assert!(run(lxcri_fs().args(["stats", "--json"]).arg(&dir)).contains("requests"));
+}
+
+#[test]
+fn stats_come_again_when_a_worker_that_was_stopped_goes_on() {
+    let (_temp, image, [dir]) = setup();
+    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let worker = pid(&row_of(&image), "worker");
+    let stats = || run(lxcri_fs().args(["stats", "--json"]).arg(&dir));
+    kill("STOP", worker);
+    assert!(!stats().contains("requests"));
+    kill("CONT", worker);
+    wait_until("the answer of the worker", || stats().contains("requests"));
+    assert_eq!(pid(&row_of(&image), "worker"), worker);
+}
+
+#[test]
+fn a_request_that_ends_every_worker_is_an_error_for_its_reader_alone() {
+    let (temp, _, [slow, dir]) = setup();
+    let source = temp.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    // Content that is stored as it is can be found in the image.
+    let random = |seed: &str| {
+        let mut bytes = vec![0; 40_000];
+        blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    };
+    for name in ["bad", "good", "another"] {
+        std::fs::write(source.join(name), random(name)).unwrap();
+    }
+    let built = temp.path().join("built.bfc");
+    run(lxcri_fs().arg("build").arg(format!("dir:{}", source.display())).arg("-o").arg(&built));
+    let bytes = std::fs::read(&built).unwrap();
+    let at = bytes.windows(64).position(|w| w == &random("bad")[..64]).unwrap() as u64;
+    let (session, killed) = Killer::mount(bytes, at..at + 40_000, &slow);
+    let image = slow.join("image.bfc");
+    let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+    let error = std::fs::read(dir.join("bad")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    let deaths = killed.load(Ordering::Relaxed);
+    assert!((2..20).contains(&deaths), "{deaths}");
+    for name in ["good", "another"] {
+        assert_eq!(std::fs::read(dir.join(name)).unwrap(), random(name));
+    }
+    let row = row_of(&image);
+    assert!(row["failed"].is_null() && pid(&row, "restarts") > 0, "{row}");
+    drop(mounted);
+    drop(session);
+}
+
+#[test]
+fn a_mount_that_was_killed_can_be_tried_again_at_once() {
+    let (_temp, image, [dir]) = setup();
+    for round in 0..40 {
+        let mut first = Process(lxcri_fs().arg("mount").arg(&image).arg(&dir).stderr(Stdio::null()).spawn().unwrap());
+        std::thread::sleep(Duration::from_millis(round));
+        first.0.kill().unwrap();
+        first.0.wait().unwrap();
+        run(lxcri_fs().arg("umount").arg(&dir));
+        let second = lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap();
+        // The first may have come to its end all the same.
+        assert!(second.status.success() || stderr(&second).contains("already"), "{round}: {}", stderr(&second));
+        drop(Mounted(dir.clone()));
+        assert!(!is_mounted(&dir));
+    }
+    wait_until("the end of the keepers", || ps(&image).is_none());
+}
+
+/// As root in a user namespace, with mounts of its own.
+fn in_user_namespace(script: &str, image: &Path, dir: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["-Urm", "sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(image).arg(dir);
+    command
+}
+
+#[test]
+fn user_namespaces_and_the_host_can_read_the_same_image_at_once_and_one_after_the_other() {
+    let (temp, image, [a, b]) = setup();
+    let script = r#""$0" mount "$1" "$2"; cat "$2/tree/text.txt"; touch "$2.ready"; while [ ! -e "$2.done" ]; do sleep 0.05; done"#;
+    let first = Process(in_user_namespace(script, &image, &a).stdout(Stdio::null()).spawn().unwrap());
+    wait_until("mounting in a user namespace", || temp.path().join("mnt0.ready").exists());
+    // Beside it.
+    let mounted = Mounted::new(&[image.to_str().unwrap()], &b);
+    let expected = tree(&b);
+    let again = r#""$0" mount "$1" "$2"; cat "$2/tree/text.txt""#;
+    let text = std::fs::read_to_string(b.join("tree/text.txt")).unwrap();
+    assert_eq!(run(&mut in_user_namespace(again, &image, &a)), text);
+    drop(mounted);
+    // After it, and nobody has unmounted anything there.
+    std::fs::write(temp.path().join("mnt0.done"), "").unwrap();
+    let mut first = first;
+    assert!(first.0.wait().unwrap().success());
+    let mounted = Mounted::new(&[image.to_str().unwrap()], &b);
+    assert_eq!(tree(&b), expected);
+    drop(mounted);
+    wait_until("the end of all keepers", || all_of(&image).is_empty());
+}
+
+#[test]
+fn a_keeper_that_is_alone_in_its_namespace_ends() {
+    let (_temp, image, [dir]) = setup();
+    // The keeper stays in it, because it is told to keep its directory where nobody else looks.
+    let script = r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&image).arg(&dir);
+    run(lxcri_fs().arg("ps"));
+    let row: serde_json::Value = serde_json::from_str(run(&mut command).lines().next().unwrap()).unwrap();
+    for process in ["keeper", "worker"] {
+        wait_until("the end of the processes", || !is_alive(pid(&row, process)));
+    }
+}
