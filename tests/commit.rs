@@ -278,6 +278,26 @@ fn what_only_overlayfs_can_say_is_committed() {
     }
 }
 
+/// In the mounts of the host's root, `user.overlay.*` are attributes like any others: what a container's user sets there tells a commit nothing.
+#[test]
+fn what_users_of_a_container_set_is_no_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"
+        chmod 755 .; mkdir -p root/etc root/home/dir merged; echo SECRET > root/etc/shadow; chmod 600 root/etc/shadow; echo 1 > root/home/dir/kept; chown -R 1000:1000 root/home
+        "$PROGRAM" build root -o image.bfc; "$PROGRAM" mount image.bfc merged --upper up
+        cd merged/home; setpriv --reuid=1000 --regid=1000 --clear-groups sh -ec '
+            truncate -s 7 steal; setfattr -n user.overlay.metacopy steal; setfattr -n user.overlay.redirect -v /etc/shadow steal
+            touch dir/new gone; setfattr -n user.overlay.opaque -v y dir; setfattr -n user.overlay.whiteout gone; mkdir more; setfattr -n user.overlay.redirect -v /etc more
+            setfattr -n user.overlay.overlay.opaque -v y more'
+        cd ../..; look() { find home -printf '%P %y %u %s\n' | sort | grep -v ' d '; cat home/steal | tr -d '\0'; find home | sort | xargs getfattr -d -m user --absolute-names 2>/dev/null || :; }
+        (cd merged; look) > before; "$PROGRAM" diff up > diff; "$PROGRAM" umount merged; "$PROGRAM" commit up -o new.bfc >/dev/null
+        "$PROGRAM" mount new.bfc merged; (cd merged; look) > after; "$PROGRAM" umount merged; diff before after; ! grep SECRET after; cat diff"#;
+    let script = script.replace("$PROGRAM", env!("CARGO_BIN_EXE_lxcri-fs"));
+    let found = sh(dir.path(), &script);
+    let expected = "C /home\nC /home/dir\nA /home/dir/new\nA /home/gone\nA /home/more\nA /home/steal\n";
+    assert!(found.ends_with(expected), "{found}");
+}
+
 #[test]
 fn an_upper_is_not_read_while_it_is_written_to() {
     let fixture = Fixture::new();

@@ -148,3 +148,31 @@ fn too_much_to_keep_in_memory_is_seen_too() {
     assert_same_tree(&tree(&fixture.root), &tree(&dir));
     assert!(!has_layer(&dir));
 }
+
+/// An image whose files have attributes of overlayfs tells it nothing by them, whether the image shows its attributes itself or a layer does.
+#[test]
+fn an_image_has_nothing_to_tell_overlayfs() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"
+import io, tarfile
+with tarfile.open("x.tar", "w", format=tarfile.PAX_FORMAT) as t:
+    for name, pax in [("meta", {"SCHILY.xattr.trusted.overlay.metacopy": "", "SCHILY.xattr.trusted.overlay.redirect": "/other", "SCHILY.xattr.user.note": "kept"}),
+                      ("other", {}), ("dir/below", {})]:
+        i = tarfile.TarInfo(name); i.size = 7; i.pax_headers = pax
+        t.addfile(i, io.BytesIO(b"content"))
+    d = tarfile.TarInfo("dir"); d.type = tarfile.DIRTYPE; d.mode = 0o755; d.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y"}
+    t.addfile(d)
+"#;
+    std::fs::write(dir.path().join("make.py"), script).unwrap();
+    sh(dir.path(), "python3 make.py; mkdir merged root; echo x > root/x");
+    let (image, other, merged) = (dir.path().join("image.bfc"), dir.path().join("other.bfc"), dir.path().join("merged"));
+    run(lxcri_fs().arg("build").arg(format!("tar:{}", dir.path().join("x.tar").display())).arg("-o").arg(&image));
+    run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&other));
+    let (image, other) = (image.to_str().unwrap(), other.to_str().unwrap());
+    // Read-only, under an upper, and under one where several images have no layer of attributes.
+    for args in [&[image][..], &[image, "--ephemeral"], &[image, other, "--ephemeral"]] {
+        let _mounted = Mounted::new(args, &merged);
+        let found = sh(&merged, "cat meta dir/below; getfattr -d -m - --absolute-names meta dir");
+        assert_eq!(found, "contentcontent# file: meta\nuser.note=\"kept\"\n\n", "{args:?}");
+    }
+}

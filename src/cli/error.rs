@@ -357,6 +357,12 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
         upper::Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
         upper::Error::NotRemounted { .. } => "`lxcri-fs mount` mounts it with the image that it belongs to",
         upper::Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
+        upper::Error::Occupied { .. } => {
+            "take an empty directory, or one that is not there yet; an upper that was copied is whole with its lxcri-fs.json"
+        }
+        upper::Error::Index { .. } => {
+            "`lxcri-fs commit` makes an image with all that was written, and a new upper over that goes on from there"
+        }
         upper::Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
         upper::Error::Foreign { .. } => {
             "mount it with what it belongs to, or take another directory; `lxcri-fs commit` makes an image of both"

@@ -113,6 +113,22 @@ pub enum Error {
         /// What it is to be mounted with.
         wanted: String,
     },
+    /// There is something in a directory that is to become an upper.
+    #[error("{} {reason}", path.display())]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// It was written with an index, there can be none here, and it cannot be completed.
+    #[error("{} was written before Linux 6.16, and {} cannot be given what overlayfs's index has for it", path.display(), name.display())]
+    Index {
+        /// The upper's directory.
+        path: PathBuf,
+        /// The name of the file in it.
+        name: PathBuf,
+    },
     /// It is mounted.
     #[error("{} is in use{}", path.display(), mountpoint.as_ref().map(|m| format!(" by what is mounted on {}", m.display())).unwrap_or_default())]
     InUse {

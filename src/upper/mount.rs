@@ -5,14 +5,17 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+use bfc::Secret;
+
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
+use super::index;
 use super::lower::Lower;
 use super::overlay::Overlay;
 use super::place::{Place, Upper};
 use super::record::{Record, identify};
 use super::xattrs::Attributes;
-use crate::fs::Options;
+use crate::fs::{Options, Rootfs, Source};
 use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountFlags, MountRequest};
@@ -35,6 +38,18 @@ pub struct Request<'a> {
     pub flags: MountFlags,
     /// Where the keeper logs, instead of the journal.
     pub log_file: Option<&'a Path>,
+}
+
+impl Request<'_> {
+    /// The images, open.
+    fn rootfs(&self) -> Result<Rootfs> {
+        let sources = self.images.iter().zip(self.files).map(|(image, file)| {
+            let path = PathBuf::from(&image.path);
+            let file = file.try_clone().map_err(Error::io("opening the image", &path))?;
+            Ok(Source { path, file, secret: image.key.clone().map(|key| Secret::Key(key.0)) })
+        });
+        Ok(Rootfs::open(sources.collect::<Result<_>>()?, &self.options)?)
+    }
 }
 
 /// Mounts images under an upper. `prepare` says where is written, where to mount, and what is to be returned; it runs while the images are opened and begin to
@@ -79,7 +94,10 @@ pub fn mount_under<T, E: From<Error>>(
         if let Some(idmap) = &request.idmap {
             lower.map_ids(idmap)?;
         }
-        place.prepare(lower.root())?;
+        let directories = place.prepare(lower.root())?;
+        if known.is_some_and(|known| known.overlay.index && !record.overlay.index) {
+            index::complete(&place, &directories, &lower, request.rootfs()?)?;
+        }
         if let Some(written) = written {
             written.keep()?;
         }

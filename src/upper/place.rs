@@ -136,10 +136,10 @@ impl Place {
     /// altogether. A new upper is its user's alone: programs with the set-user-id bit and devices of a container are not for the host's users.
     ///
     /// # Errors
-    /// [`Error::NoUpper`], [`Error::Io`].
+    /// [`Error::Occupied`], [`Error::Io`].
     pub fn claim(&self) -> Result<()> {
         let place = &self.layout.place;
-        let refused = |reason| Err(Error::NoUpper { path: place.clone(), reason });
+        let refused = |reason| Err(Error::Occupied { path: place.clone(), reason });
         for name in names(&self.dir).map_err(Error::io("listing", place))? {
             let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
             if !is_known && !TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {

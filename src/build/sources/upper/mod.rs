@@ -45,6 +45,15 @@ pub struct Upper {
     pub marks: Marks,
 }
 
+/// A file with several names that is copied up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linked {
+    /// Its name in `work/index`.
+    pub entry: Vec<u8>,
+    /// The paths at which it is seen, and which the upper does not have.
+    pub paths: Vec<Vec<u8>>,
+}
+
 /// Whose attributes overlayfs keeps its marks in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +81,14 @@ impl Upper {
     /// When the upper cannot be read, does not fit the image, or the image is damaged.
     pub fn changes(&self) -> Result<Vec<(Kind, Vec<u8>)>> {
         Plan::read(self)?.changes(&self.image)
+    }
+
+    /// The files with several names that are copied up and do not have all of them in the upper: overlayfs finds them through its index.
+    ///
+    /// # Errors
+    /// As [`Upper::changes`].
+    pub fn linked(&self) -> Result<Vec<Linked>> {
+        plan::linked(self)
     }
 
     /// The upper as a layer.

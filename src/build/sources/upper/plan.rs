@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, Stat, statat};
 use rustix::io::Errno;
 
 use super::links::{Merged, Names};
-use super::{Kind, Upper, handle, join, open_dir};
+use super::{Kind, Linked, Upper, handle, join, open_dir};
 use crate::build::error::{Error, Result};
 use crate::build::sources::attributes::{self, Marks};
 use crate::fs::{self, Order, ROOT, Rootfs, Step, Visit};
@@ -91,8 +91,7 @@ struct Walk<'a> {
 
 impl Plan {
     pub(super) fn read(upper: &Upper) -> Result<Self> {
-        let mut walk =
-            Walk { upper, image: &upper.image, index: BTreeMap::new(), merged: HashMap::new(), plan: Self { items: Vec::new(), size: 0 } };
+        let mut walk = Walk::new(upper);
         walk.read_index()?;
         walk.run()?;
         walk.link()?;
@@ -129,6 +128,31 @@ impl Plan {
             }
         }
         Ok(changes.into_iter().map(|(path, kind)| (kind, path)).collect())
+    }
+}
+
+/// As [`Upper::linked`].
+pub(super) fn linked(upper: &Upper) -> Result<Vec<Linked>> {
+    let mut walk = Walk::new(upper);
+    walk.read_index()?;
+    if walk.index.is_empty() {
+        return Ok(Vec::new());
+    }
+    walk.run()?;
+    let names = Names::find(&upper.image, &walk.index.keys().copied().collect())?;
+    let linked = walk.index.iter().map(|(ino, indexed)| {
+        // Those of directories that have moved are planned already.
+        let moved = walk.plan.items.iter().filter(|item| matches!(&item.what, What::Index(entry, _) if *entry == indexed.name));
+        let moved = moved.map(|item| item.path.clone());
+        Linked { entry: indexed.name.clone(), paths: names.untouched(*ino, &walk.merged).into_iter().chain(moved).collect() }
+    });
+    Ok(linked.collect())
+}
+
+impl<'a> Walk<'a> {
+    fn new(upper: &'a Upper) -> Self {
+        let plan = Plan { items: Vec::new(), size: 0 };
+        Self { upper, image: &upper.image, index: BTreeMap::new(), merged: HashMap::new(), plan }
     }
 }
 
