@@ -6,13 +6,15 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bfc::Container;
 use bfc::rootfs::Section;
-use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, ROOT};
+use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, LOCATOR_LEN, ROOT};
+use bfc::source::ReadAt;
 use common::mend::{mend, section_range};
 use common::{lxcri_fs, run, stderr};
-use lxcri_fs::fs::{Options, Order, Rootfs, Source, Step};
+use lxcri_fs::fs::{MAX_IMAGES, Options, Order, Rootfs, Source, Step};
 
 /// An image whose records are changed.
 struct Hostile {
@@ -164,6 +166,117 @@ fn a_link_count_that_is_not_the_number_of_names_is_damage() {
     image.set_inode(&dir);
     let sound = image.write();
     run(lxcri_fs().arg("verify").arg(sound));
+}
+
+/// The image as one of anyone's: without its section, so that the v1 index says everything.
+fn plain_v1(mut bytes: Vec<u8>) -> Vec<u8> {
+    let locator = common::mend::index_range(&bytes).unwrap().end - LOCATOR_LEN;
+    bytes[locator..locator + 8].fill(0);
+    mend(&mut bytes);
+    bytes
+}
+
+fn open_v1(bytes: Arc<dyn ReadAt>, options: &Options) -> Rootfs {
+    Rootfs::open_bytes("image".into(), bytes, None, options).unwrap()
+}
+
+/// Counts the bytes that are read.
+struct Counted(Vec<u8>, AtomicU64);
+
+impl ReadAt for Counted {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let n = self.0.read_at(buf, offset)?;
+        self.1.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+}
+
+/// v1 has one checksum for a whole file.
+#[test]
+fn a_stored_v1_file_is_checked_once_however_many_read_it() {
+    const SIZE: u64 = 8 << 20;
+    let image = Hostile::new(&format!("head -c {SIZE} /dev/urandom > file"));
+    let counted = Arc::new(Counted(plain_v1(image.bytes.clone()), AtomicU64::new(0)));
+    let rootfs = open_v1(counted.clone(), &Options::default());
+    let (ino, _) = rootfs.resolve(Path::new("file")).unwrap();
+    let before = counted.1.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let rootfs = &rootfs;
+            scope.spawn(move || rootfs.read(ino, thread << 20, 4096, &mut Vec::new()).unwrap());
+        }
+    });
+    let read = counted.1.load(Ordering::Relaxed) - before;
+    assert!((SIZE..SIZE + (1 << 20)).contains(&read), "{read} bytes");
+}
+
+/// A v1 file is decoded whole before one byte of it is read.
+#[test]
+fn what_v1_files_take_when_they_are_decoded_is_bounded() {
+    let image = Hostile::new("for name in one two three; do seq 900000 > $name; echo $name >> $name; done");
+    let size = image.inode(image.dentry("one").ino).size;
+    let bytes = plain_v1(image.bytes.clone());
+    let of = |spool_bytes| open_v1(Arc::new(bytes.clone()), &Options { cache_bytes: 1 << 20, spool_bytes, ..Options::default() });
+    let read = |rootfs: &Rootfs, name: &str| {
+        let (ino, inode) = rootfs.resolve(Path::new(name)).unwrap();
+        let mut out = Vec::new();
+        rootfs.read(ino, inode.size - 5, 100, &mut out).map(|()| out).map_err(|e| e.to_string())
+    };
+    let roomy = of(2 * size);
+    for _ in 0..2 {
+        assert_eq!(read(&roomy, "one").unwrap(), b"\none\n");
+        assert_eq!(read(&roomy, "two").unwrap(), b"\ntwo\n");
+        assert_eq!(read(&roomy, "three").unwrap(), b"hree\n");
+    }
+    let narrow = of(size - 1);
+    let said = read(&narrow, "one").unwrap_err();
+    assert!(said.contains(&format!("temporary files may take {} bytes", size - 1)), "{said}");
+}
+
+/// A path of 64 MiB would be one entry of an index, and 32 million directories.
+#[test]
+fn a_v1_path_has_an_end() {
+    let image = Hostile::new("echo x > file");
+    let bytes = plain_v1(image.bytes.clone());
+    let index = common::mend::index_range(&bytes).unwrap();
+    let entry = |path: &[u8], out: &mut Vec<u8>| {
+        let mode = libc::S_IFDIR | 0o755;
+        bfc::format::Entry { path, obj_offset: 4096, obj_size: 48, mode, mtime_ns: 0, comp: 0, enc: 0, orig_size: 0, crc: 0 }.encode(out);
+    };
+    let open = |path: &[u8]| {
+        let mut blob = [1_u32.to_le_bytes(), 1_u32.to_le_bytes()].concat();
+        entry(path, &mut blob);
+        let mut changed = [&bytes[..index.start], &blob, &bytes[index.end..]].concat();
+        let footer = changed.len() - bfc::format::FOOTER_LEN;
+        changed[footer + 8..footer + 16].copy_from_slice(&(blob.len() as u64).to_le_bytes());
+        mend(&mut changed);
+        Rootfs::open_bytes("image".into(), Arc::new(changed), None, &Options::default())
+    };
+    assert_eq!(open(&b"b/".repeat(32768)[..65535]).unwrap().section().inode_count(), 1 + 32768);
+    let error = std::error::Error::source(&open(&b"a/".repeat(32 << 20)[1..]).unwrap_err()).unwrap().to_string();
+    assert!(error.contains("65,535"), "{error}");
+}
+
+#[test]
+fn as_many_images_are_mounted_as_can_be_passed() {
+    let mut image = Hostile::new("echo x > file");
+    let path = image.write();
+    let dir = image.dir.path().join("mnt");
+    std::fs::create_dir(&dir).unwrap();
+    let mount = |n: usize| lxcri_fs().arg("mount").args(vec![&path; n]).arg(&dir).output().unwrap();
+    let refused = mount(MAX_IMAGES + 1);
+    assert!(!refused.status.success());
+    assert!(stderr(&refused).contains("at most 250 images, and not of 251"), "{}", stderr(&refused));
+    for n in [127, MAX_IMAGES] {
+        let mounted = mount(n);
+        assert!(mounted.status.success(), "{n}: {}", stderr(&mounted));
+        assert_eq!(std::fs::read(dir.join("file")).unwrap(), b"x\n");
+        run(lxcri_fs().arg("umount").arg(&dir));
+    }
 }
 
 /// What is sound is walked whole, in the order that was asked for, and a directory knows its path.

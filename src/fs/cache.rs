@@ -1,8 +1,9 @@
 //! Decoded content that can only be decoded whole: what the reference tool's images hold.
 //!
 //! Bounded in bytes. When many ask for one content at once, one decodes it and the others wait. What is larger than the
-//! cache goes into an unlinked temporary file.
+//! cache goes into an unlinked temporary file; all those files together are bounded, too.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -21,7 +22,29 @@ const MAX_FILES: usize = 64;
 #[derive(Debug)]
 pub(super) enum Decoded {
     Memory(Box<[u8]>),
-    File(File, u64),
+    File(File, Share),
+}
+
+/// A part of what temporary files may take together, bytes; given back when the file is closed.
+#[derive(Debug)]
+pub(super) struct Share {
+    size: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Share {
+    /// `None` when less than `size` is left of `limit`.
+    fn take(taken: &Arc<AtomicU64>, size: u64, limit: u64) -> Option<Self> {
+        let more = |now: u64| now.checked_add(size).filter(|&sum| sum <= limit);
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self { size, taken: taken.clone() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.size, Ordering::Relaxed);
+    }
 }
 
 impl Decoded {
@@ -33,8 +56,8 @@ impl Decoded {
                 out.extend_from_slice(&bytes[start..start + len.min(bytes.len() - start)]);
                 Ok(())
             }
-            Decoded::File(file, size) => {
-                let len = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+            Decoded::File(file, share) => {
+                let len = usize::try_from(share.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
                 let start = out.len();
                 out.resize(start + len, 0);
                 file.read_exact_at(&mut out[start..], offset)
@@ -54,14 +77,14 @@ impl Decoded {
 /// Where decoded bytes go while they are decoded.
 pub(super) enum Sink {
     Memory(Vec<u8>),
-    File(File),
+    File(File, Share),
 }
 
 impl Write for Sink {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Sink::Memory(out) => out.write(buf),
-            Sink::File(file) => file.write(buf),
+            Sink::File(file, _) => file.write(buf),
         }
     }
 
@@ -76,6 +99,9 @@ type Slot = Arc<OnceLock<Result<Decoded, Arc<Error>>>>;
 pub(super) struct Cache {
     limit: u64,
     spool: Box<dyn Spool>,
+    /// What all temporary files may take together, and what they do, bytes.
+    spool_limit: u64,
+    spooled: Arc<AtomicU64>,
     slots: Mutex<LruCache<u32, Slot>>,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -91,8 +117,16 @@ pub struct CacheCounts {
 }
 
 impl Cache {
-    pub(super) fn new(limit: u64, spool: Box<dyn Spool>) -> Self {
-        Self { limit, spool, slots: Mutex::new(LruCache::unbounded()), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+    pub(super) fn new(limit: u64, spool: Box<dyn Spool>, spool_limit: u64) -> Self {
+        Self {
+            limit,
+            spool,
+            spool_limit,
+            spooled: Arc::default(),
+            slots: Mutex::new(LruCache::unbounded()),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
     }
 
     /// What was counted so far.
@@ -132,16 +166,35 @@ impl Cache {
     }
 
     fn decode(&self, size: u64, decode: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Decoded> {
-        let mut sink = if size <= self.limit {
-            Sink::Memory(Vec::new())
-        } else {
-            Sink::File(self.spool.file(size).map_err(|source| Error::Temporary { size, source })?)
+        let mut sink = match usize::try_from(size).ok().filter(|_| size <= self.limit) {
+            // Bounded by the cache's limit.
+            Some(size) => Sink::Memory(Vec::with_capacity(size)),
+            None => {
+                let share = self.share(size)?;
+                Sink::File(self.spool.file(size).map_err(|source| Error::Temporary { size, source })?, share)
+            }
         };
         decode(&mut sink)?;
         Ok(match sink {
             Sink::Memory(out) => Decoded::Memory(out.into_boxed_slice()),
-            Sink::File(file) => Decoded::File(file, size),
+            Sink::File(file, share) => Decoded::File(file, share),
         })
+    }
+
+    /// Room for a temporary file, if need be in the place of those that were not read for longest.
+    fn share(&self, size: u64) -> Result<Share> {
+        loop {
+            if let Some(share) = Share::take(&self.spooled, size, self.spool_limit) {
+                return Ok(share);
+            }
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_file = |slot: &Slot| matches!(slot.get(), Some(Ok(Decoded::File(..))));
+            let oldest = slots.iter().rev().find(|(_, slot)| is_file(slot)).map(|(key, _)| *key);
+            match oldest.filter(|_| size <= self.spool_limit) {
+                Some(key) => drop(slots.pop(&key)),
+                None => return Err(Error::SpoolFull { size, limit: self.spool_limit }),
+            }
+        }
     }
 
     fn evict(&self) {
@@ -153,6 +206,29 @@ impl Cache {
             let (cost, file) = done(&slot).unwrap_or_default();
             (bytes, files) = (bytes - cost, files - file);
         }
+    }
+}
+
+/// What has to be found right once before it is used, by content number. When many come at once, one does it and the others wait.
+#[derive(Default)]
+pub(super) struct Checks(Mutex<HashMap<u32, Check>>);
+
+type Check = Arc<OnceLock<Result<(), Arc<Error>>>>;
+
+impl Checks {
+    /// Does `check`, unless it was done.
+    ///
+    /// # Errors
+    /// What `check` fails with; that is not kept.
+    pub(super) fn once(&self, key: u32, check: impl FnOnce() -> Result<()>) -> Result<()> {
+        let checks = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = checks().entry(key).or_default().clone();
+        let Err(error) = slot.get_or_init(|| check().map_err(Arc::new)) else { return Ok(()) };
+        let mut checks = checks();
+        if checks.get(&key).is_some_and(|s| Arc::ptr_eq(s, &slot)) {
+            checks.remove(&key);
+        }
+        Err(Error::Shared(error.clone()))
     }
 }
 
@@ -188,7 +264,7 @@ mod tests {
 
     #[test]
     fn bounded_and_decoded_once() {
-        let cache = Cache::new(1000, temp_dir());
+        let cache = Cache::new(1000, temp_dir(), 0);
         let decodes = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -216,17 +292,48 @@ mod tests {
 
     #[test]
     fn larger_than_the_cache_goes_to_a_file() {
-        let cache = Cache::new(10, temp_dir());
+        let cache = Cache::new(10, temp_dir(), 5000);
         let guard = cache.get(1, 5000, content(9, 5000)).unwrap();
-        assert!(matches!(guard.0.get().unwrap().as_ref().unwrap(), Decoded::File(_, 5000)));
+        assert!(matches!(guard.0.get().unwrap().as_ref().unwrap(), Decoded::File(..)));
         let mut out = Vec::new();
         guard.read(4999, 100, &mut out).unwrap();
         assert_eq!(out, [9]);
     }
 
     #[test]
+    fn all_files_together_are_bounded() {
+        let cache = Cache::new(10, temp_dir(), 10_000);
+        let held = cache.get(1, 4000, content(1, 4000)).unwrap();
+        for n in 2..9 {
+            // The first is still read, so there is room for one more only.
+            cache.get(n, 6000, content(2, 6000)).unwrap();
+            assert_eq!(cache.spooled.load(Ordering::Relaxed), 10_000);
+        }
+        let refused = cache.get(9, 6001, content(3, 6001)).err().unwrap().to_string();
+        assert!(refused.contains("6001 bytes"), "{refused}");
+        drop(held);
+        assert!(cache.get(9, 6001, content(3, 6001)).is_ok());
+        assert!(cache.get(10, 10_001, content(3, 10_001)).is_err());
+    }
+
+    #[test]
+    fn what_many_want_checked_is_checked_once() {
+        let (checks, done) = (Checks::default(), AtomicU32::new(0));
+        let check = |ok: bool| {
+            checks.once(7, || {
+                done.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                if ok { Ok(()) } else { Err(Error::NotFound) }
+            })
+        };
+        assert!(check(false).is_err());
+        std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| check(true).unwrap()))));
+        assert_eq!(done.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
     fn a_failure_is_not_kept() {
-        let cache = Cache::new(10, temp_dir());
+        let cache = Cache::new(10, temp_dir(), 0);
         assert!(cache.get(1, 5, |_| Err(Error::NotFound)).is_err());
         assert!(cache.get(1, 5, content(1, 5)).is_ok());
     }

@@ -51,6 +51,14 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Content that does not fit the cache is longer than what its temporary files may take together.
+    #[error("{size} bytes in one piece, of which none can be read before all are decoded; temporary files may take {limit} bytes")]
+    SpoolFull {
+        /// How long the content is, bytes.
+        size: u64,
+        /// What all files may take, bytes.
+        limit: u64,
+    },
     /// Decoding failed before, for another reader that asked for the same content at the same time.
     #[error("{0}")]
     Shared(std::sync::Arc<Error>),
@@ -66,7 +74,9 @@ impl Error {
             Error::NotFound => Errno::NOENT,
             Error::Kind { errno, .. } => *errno,
             Error::Image { source: bfc::Error::KeyNeeded | bfc::Error::WrongKey, .. } => Errno::KEYREJECTED,
-            Error::Image { .. } | Error::Stack { .. } | Error::Subdir { .. } | Error::Temporary { .. } => Errno::IO,
+            Error::Image { .. } | Error::Stack { .. } | Error::Subdir { .. } | Error::Temporary { .. } | Error::SpoolFull { .. } => {
+                Errno::IO
+            }
             Error::Shared(error) => error.errno(),
         }
     }

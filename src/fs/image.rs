@@ -8,6 +8,7 @@ use bfc::content::Decoder;
 use bfc::format::Encryption;
 use bfc::rootfs::format::Content;
 use bfc::rootfs::{Extras, Section};
+use bfc::source::ReadAt;
 use bfc::{Container, Key, Secret};
 
 use super::error::{Error, Result};
@@ -41,20 +42,28 @@ impl Image {
     /// # Errors
     /// [`Error::Image`], also for a wrong key.
     pub(super) fn open(source: Source) -> Result<(Self, Section)> {
-        let (image, section) = Self::open_tree(source)?;
+        Self::open_bytes(source.path, Arc::new(source.file), source.secret)
+    }
+
+    /// As [`Image::open`], of bytes that are not in a file.
+    pub(super) fn open_bytes(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>) -> Result<(Self, Section)> {
+        let (image, section) = Self::tree(path, bytes, secret)?;
         image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
         Ok((image, section))
     }
 
     /// As [`Image::open`], with any key or none: what is encrypted may not be readable.
     pub(super) fn open_tree(source: Source) -> Result<(Self, Section)> {
-        let path = source.path;
+        Self::tree(source.path, Arc::new(source.file), source.secret)
+    }
+
+    fn tree(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>) -> Result<(Self, Section)> {
         let failed = |source| Error::Image { image: path.clone(), source };
-        let container = Container::open(Arc::new(source.file)).map_err(failed)?;
+        let container = Container::open(bytes).map_err(failed)?;
         if let Some(end) = container.torn() {
             tracing::warn!(image = %path.display(), "the file goes on behind the image, which ends at offset {end}: what follows was never finished and is not used");
         }
-        let key = source.secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
+        let key = secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
         let locator = container.locator().map_err(failed)?;
         let has_section = locator.is_some();
         let section = match locator {

@@ -4,19 +4,20 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use bfc::Container;
 use bfc::content::Decoder;
 use bfc::format::{Compression, Encryption, S_IFMT, S_IFREG};
-use bfc::rootfs::format::{Content, Dentry, Inode, valid_name};
+use bfc::rootfs::format::{Content, Dentry, Inode};
 use bfc::rootfs::{Section, Xattr};
+use bfc::source::ReadAt;
+use bfc::{Container, Secret};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, CacheCounts};
+use super::cache::{Cache, CacheCounts, Checks};
 use super::error::{Error, Result};
 use super::image::{Image, Source, check_digest};
+use super::options::Options;
 use super::spool::{Spool, TempDir};
 use super::stack::stack;
 use super::walk::{Order, Shown, Walk};
@@ -26,32 +27,6 @@ use crate::layer::MAX_PATH;
 pub const ROOT: u32 = bfc::rootfs::format::ROOT;
 /// Content up to this length is decoded for the one who reads it, without the cache: the kernel keeps its pages.
 const SMALL: u64 = 128 << 10;
-
-/// How to open images.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Options {
-    /// Directory of the image that is to be the root.
-    #[serde(with = "super::paths::optional_path")]
-    pub subdir: Option<PathBuf>,
-    /// Root digest that the image must have, hexadecimal; every byte is then checked against it.
-    pub digest: Option<String>,
-    /// Check stored bytes against their BLAKE3, besides the checksum of what is decoded; implied by `digest`.
-    pub check_hash: bool,
-    /// Bound of the cache of decoded content, bytes.
-    pub cache_bytes: u64,
-    /// Answer as if no inode had extended attributes: somebody else shows them.
-    #[serde(default)]
-    pub hide_xattrs: bool,
-    /// Where content goes that does not fit the cache.
-    #[serde(with = "super::paths::path")]
-    pub temp_dir: PathBuf,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { subdir: None, digest: None, check_hash: false, cache_bytes: 32 << 20, hide_xattrs: false, temp_dir: std::env::temp_dir() }
-    }
-}
 
 /// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode), the name.
 /// Returns false to stop.
@@ -108,8 +83,8 @@ pub struct Rootfs {
     check_hash: bool,
     hide_xattrs: bool,
     cache: Cache,
-    /// Stored content of one piece that is read in place, once its checksum was found right; by content number.
-    checked: OnceLock<Box<[OnceLock<()>]>>,
+    /// Stored content of one piece that is read in place, once its checksum was found right.
+    checks: Checks,
 }
 
 impl std::fmt::Debug for Rootfs {
@@ -158,6 +133,19 @@ impl Rootfs {
         Self::assemble(images, section, options, spool)
     }
 
+    /// Opens an image that is not in a file: `bytes` answers for it, `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Rootfs::open`].
+    pub fn open_bytes(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>, options: &Options) -> Result<Self> {
+        let (image, section) = Image::open_bytes(path, bytes, secret)?;
+        let images = vec![image];
+        if let Some(wanted) = &options.digest {
+            check_digest(&images, wanted)?;
+        }
+        Self::assemble(images, section, options, Box::new(TempDir(options.temp_dir.clone())))
+    }
+
     /// Opens an image for its tree: it needs no key, and what is encrypted cannot be read.
     ///
     /// # Errors
@@ -174,8 +162,8 @@ impl Rootfs {
             root: ROOT,
             check_hash: options.digest.is_some() || options.check_hash,
             hide_xattrs: options.hide_xattrs,
-            cache: Cache::new(options.cache_bytes, spool),
-            checked: OnceLock::new(),
+            cache: Cache::new(options.cache_bytes, spool, options.spool_bytes),
+            checks: Checks::default(),
         };
         if let Some(subdir) = &options.subdir {
             rootfs.root = rootfs.resolve_dir(subdir)?;
@@ -476,7 +464,9 @@ impl Rootfs {
             return Ok(0);
         }
         if content.comp == Compression::None && content.enc == Encryption::None {
-            return self.read_stored(&decoder, &content, number, offset, len, out).map_err(failed);
+            // v1 has one checksum for all of it: it is checked on the first read, whole.
+            self.checks.once(number, || decoder.stream(&content, &[], &mut std::io::sink()).map_err(failed))?;
+            return read_stored(&decoder, &content, offset, len, out).map_err(failed);
         }
         let decoded = self.cache.get(number, content.size, |sink| decoder.stream(&content, &path, sink).map_err(failed))?;
         decoded.read(offset, len, out).map_err(|source| failed(bfc::Error::Read { offset, len: len as u64, source }))?;
@@ -530,35 +520,12 @@ impl Rootfs {
         let frames = numbers.map(|number| self.section.frame(content, number)).collect::<bfc::Result<Vec<_>>>()?;
         let start = out.len();
         #[allow(clippy::cast_possible_truncation)] // the length asked for and two frames of at most 16 MiB
-        out.resize(start + (content.size.min((last + 1) << log2) - (first << log2)) as usize, 0);
+        let more = (content.size.min((last + 1) << log2) - (first << log2)) as usize;
+        out.reserve_exact(more);
+        out.resize(start + more, 0);
         #[allow(clippy::cast_possible_truncation)]
         decoder.frames(content, &frames, first as u32, path, 1 << log2, &mut out[start..])?;
         Ok(first << log2)
-    }
-
-    /// Reads stored content of one piece in place. v1 has one checksum for all of it: it is checked on the first read, whole.
-    fn read_stored(
-        &self,
-        decoder: &Decoder<'_>,
-        content: &Content,
-        number: u32,
-        offset: u64,
-        len: usize,
-        out: &mut Vec<u8>,
-    ) -> bfc::Result<u64> {
-        if content.stored != content.size {
-            return Err(bfc::Error::Content { offset: content.offset, reason: "its stored length is not its length" });
-        }
-        #[allow(clippy::cast_possible_truncation)] // as many as there are records in memory
-        let checked = self.checked.get_or_init(|| (0..self.section.content_count() as usize).map(|_| OnceLock::new()).collect());
-        if let Some(cell) = checked.get(number as usize).filter(|c| c.get().is_none()) {
-            decoder.stream(content, &[], &mut std::io::sink())?;
-            cell.get_or_init(|| ());
-        }
-        let start = out.len();
-        out.resize(start + len, 0);
-        bfc::source::read_exact_at(decoder.source, &mut out[start..], content.offset + offset)?;
-        Ok(offset)
     }
 
     /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was written may only be used when this succeeds.
@@ -590,4 +557,15 @@ impl Rootfs {
         }
         Ok(())
     }
+}
+
+/// Reads stored content of one piece in place.
+fn read_stored(decoder: &Decoder<'_>, content: &Content, offset: u64, len: usize, out: &mut Vec<u8>) -> bfc::Result<u64> {
+    if content.stored != content.size {
+        return Err(bfc::Error::Content { offset: content.offset, reason: "its stored length is not its length" });
+    }
+    let start = out.len();
+    out.resize(start + len, 0);
+    bfc::source::read_exact_at(decoder.source, &mut out[start..], content.offset + offset)?;
+    Ok(offset)
 }

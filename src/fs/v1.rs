@@ -9,6 +9,11 @@ use bfc::rootfs::{Attr, Kind, Node, Tree};
 use bfc::source::read_exact_at;
 use bfc::{Container, Error, Index, Result};
 
+use crate::layer::merge::MAX_NODES;
+
+/// How many entries that are left out are named, and how much of a path is shown, bytes.
+const MAX_WARNED: u64 = 16;
+const MAX_WARNED_PATH: usize = 1024;
 /// Longest symlink target that is believed, bytes.
 const MAX_TARGET: u64 = 4095;
 
@@ -18,17 +23,22 @@ const MAX_TARGET: u64 = 4095;
 /// Entries that no file system can show (an empty component, `.` or `..`, a name over 255 bytes, a NUL) are left out with a warning.
 ///
 /// # Errors
-/// [`Error::Content`] when a symlink cannot be read, [`Error::Unsupported`] for unknown compression or encryption.
+/// [`Error::Content`] when a symlink cannot be read, [`Error::Unsupported`] for unknown compression or encryption, [`Error::TooLarge`] for more inodes than
+/// a tree may have.
 pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, HashMap<u32, Vec<u8>>)> {
     let mut tree = Tree::default();
     let mut paths = HashMap::new();
     let mut objects = HashMap::new();
+    let mut left_out = LeftOut::default();
     // Directories first, by depth, so that an entry which comes before its parent does not lose to an implied directory.
     for entry in index.entries() {
         let Some(names) = components(entry.path) else {
-            tracing::warn!(path = %entry.path.escape_ascii(), "left out: no file system can show this path");
+            left_out.warn(entry.path, "no file system can show this path");
             continue;
         };
+        if tree.nodes.len() > MAX_NODES {
+            return Err(Error::TooLarge("the directories and files of the index (the limit is 8,388,608)"));
+        }
         let attr = Attr {
             mode: entry.mode,
             mtime_s: i64::try_from(entry.mtime_ns / 1_000_000_000).unwrap_or(i64::MAX),
@@ -44,7 +54,7 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
         }
         let dir = tree.make_dirs(parent);
         if tree.child(dir, name).is_some_and(|id| tree.children(id).is_some_and(|c| !c.is_empty())) {
-            tracing::warn!(path = %entry.path.escape_ascii(), "left out: it is a directory as well, with entries");
+            left_out.warn(entry.path, "it is a directory as well, with entries");
             continue;
         }
         let identity = (entry.obj_offset, entry.mode, entry.mtime_ns, entry.orig_size);
@@ -77,7 +87,7 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
             }
             S_IFLNK => Kind::Symlink(target(container, &content, entry.path)?.into()),
             _ => {
-                tracing::warn!(path = %entry.path.escape_ascii(), "left out: neither file, directory nor symlink");
+                left_out.warn(entry.path, "neither file, directory nor symlink");
                 continue;
             }
         };
@@ -90,7 +100,28 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
             }
         }
     }
+    left_out.finish();
     Ok((tree, paths))
+}
+
+/// Entries that are left out: an index may have millions.
+#[derive(Default)]
+struct LeftOut(u64);
+
+impl LeftOut {
+    fn warn(&mut self, path: &[u8], why: &'static str) {
+        self.0 += 1;
+        if self.0 <= MAX_WARNED {
+            let shown = &path[..path.len().min(MAX_WARNED_PATH)];
+            tracing::warn!(path = %shown.escape_ascii(), "left out: {why}");
+        }
+    }
+
+    fn finish(&self) {
+        if self.0 > MAX_WARNED {
+            tracing::warn!("left out: {} entries of the index in all", self.0);
+        }
+    }
 }
 
 /// A symlink's target. Read at once: links are few and short, and a link that cannot be followed is no use.

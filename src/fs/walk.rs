@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use bfc::rootfs::Section;
-use bfc::rootfs::format::{Dentry, Inode, ROOT};
+use bfc::rootfs::format::{Dentry, Inode, ROOT, valid_name};
 use bfc::{Error, Result};
 
 use crate::layer::MAX_PATH;
@@ -56,11 +56,6 @@ impl<'a> Shown<'a> {
         }
         Ok(Some((dentry, name)))
     }
-}
-
-/// Whether a file system can show this name.
-fn valid_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
 }
 
 /// In which order a walk comes to the names. Those of one directory are always sorted.

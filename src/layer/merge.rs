@@ -13,7 +13,7 @@ use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 
 /// Most inodes that a tree may have, replaced ones included: what memory should hold (some 1 GiB). A layer of a few bytes can ask for many, for a path
 /// of 64 KiB implies 32,768 directories.
-const MAX_NODES: usize = 1 << 23;
+pub const MAX_NODES: usize = 1 << 23;
 /// How many symlinks are followed for one path: what the kernel follows.
 const MAX_SYMLINKS: usize = 40;
 

@@ -23,6 +23,7 @@ use super::error::{Error, Result};
 const MAX_MESSAGE: usize = 192 << 10;
 /// Most descriptors in a message: the kernel's limit. So many images can be mounted at once as leave room for some others.
 pub(super) const MAX_FDS: usize = 253;
+const _: () = assert!(MAX_FDS >= crate::fs::MAX_IMAGES + 3);
 
 /// One end of a conversation.
 #[derive(Debug)]

@@ -10,6 +10,12 @@ use super::users::User;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// More images than one mount can be made of.
+    #[error("a mount is made of at most {} images, and not of {found}", crate::fs::MAX_IMAGES)]
+    TooManyImages {
+        /// How many there are.
+        found: usize,
+    },
     /// A system call on a path failed.
     #[error("{doing} {}", path.display())]
     Io {

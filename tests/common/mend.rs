@@ -1,11 +1,11 @@
 //! Mends the checksums of an image whose bytes were changed: what a hostile writer would do. For tests and for the fuzz targets.
 
 use bfc::crc::Flavour;
-use bfc::format::{FOOTER_LEN, Footer, HEADER_LEN};
+use bfc::format::{FOOTER_LEN, Footer, HEADER_LEN, Header};
 use bfc::rootfs::format::{HASH_LEN, LOCATOR_LEN, LOCATOR_MAGIC, Locator, SECTION_HEADER_LEN, SectionHeader, hash};
 
 /// Makes every checksum and digest right again that stands between a reader and what the image says: the chunks of the section and their table, the root
-/// digest, the locator, the index, the header. What is too broken to have one is left as it is.
+/// digest, the locator, the index, the header, which says where the image ends. What is too broken to have one is left as it is.
 pub fn mend(bytes: &mut [u8]) {
     let Some(footer_at) = bytes.len().checked_sub(FOOTER_LEN).filter(|&at| at >= HEADER_LEN) else { return };
     let crc = |b: &[u8]| Flavour::Raw.crc(b).to_le_bytes();
@@ -14,8 +14,11 @@ pub fn mend(bytes: &mut [u8]) {
         let sum = crc(&bytes[index]);
         bytes[footer_at + 16..footer_at + 20].copy_from_slice(&sum);
     }
-    let sum = crc(&bytes[12..HEADER_LEN]);
-    bytes[8..12].copy_from_slice(&sum);
+    let len = bytes.len() as u64;
+    let Some(header) = bytes.first_chunk_mut::<HEADER_LEN>() else { return };
+    // What does not say where it ends, ends with the file.
+    let Header { committed, generation, .. } = Header::parse(header);
+    Header::commit(header, Flavour::Raw, if committed == 0 { 0 } else { len }, generation);
 }
 
 /// Where the index is.

@@ -16,7 +16,9 @@ use crate::fs::{self, Rootfs, Source};
 pub fn open(path: &Path, options: &Options) -> Result<Image> {
     let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
     let source = Source { path: path.to_owned(), file, secret: options.secret.clone() };
-    let rootfs = Arc::new(Rootfs::open(vec![source], &fs::Options { temp_dir: options.temp_dir.clone(), ..fs::Options::default() })?);
+    // Who builds waits for it, and has the room that the new image needs anyway.
+    let opening = fs::Options { temp_dir: options.temp_dir.clone(), spool_bytes: u64::MAX, ..fs::Options::default() };
+    let rootfs = Arc::new(Rootfs::open(vec![source], &opening)?);
     let failed = |source| Error::Fs(fs::Error::Image { image: path.to_owned(), source });
     let section = rootfs.section();
     let records = section.layers().map_err(failed)?;

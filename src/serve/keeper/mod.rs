@@ -46,6 +46,9 @@ const SELF: &str = "/proc/self/exe";
 /// # Errors
 /// [`Error::Failed`] with what the keeper or its worker says; nothing is left behind then.
 pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<()> {
+    if images.len() > crate::fs::MAX_IMAGES {
+        return Err(Error::TooManyImages { found: images.len() });
+    }
     let (control, stdin) = Channel::pair("keeper")?;
     let (stderr, style) = log::open(log_file)?;
     let mut keeper = secrets::clear_environment(&mut Command::new(SELF))
