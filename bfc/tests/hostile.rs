@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bfc::format::{S_IFDIR, S_IFREG};
 use bfc::rootfs::format::{CONTENT_LEN, FRAME_LEN, Region, SectionHeader};
-use bfc::rootfs::{Attr, Kind, Node, Section, Tree};
+use bfc::rootfs::{Attr, Kind, LayerEntry, Node, Section, Tree, Xattr};
 use bfc::writer::{ContentSink, Documents, ImageWriter, WriteOptions};
 use bfc::{Container, Error, ReadAt, Result};
 use forge::{dentry, forge, inode};
@@ -93,6 +93,8 @@ fn what_would_lead_a_reader_astray_is_refused() {
         ("one piece of 2 GiB", Box::new(|s, h| content(s, h, 0, 16, 2 << 30))),
         ("one piece that is stored in 900 GiB", Box::new(|s, h| content(s, h, 0, 8, 900 << 30))),
         ("one piece, stored in no byte", Box::new(|s, h| content(s, h, 0, 8, 0))),
+        ("content in the header", Box::new(|s, h| content(s, h, 0, 0, 80))),
+        ("content behind the section", Box::new(|s, h| content(s, h, 0, 0, 1 << 40))),
         ("an object whose header is to be read", Box::new(|s, h| s[h.contents.offset as usize + 30] = 1)),
         ("content of another image", Box::new(|s, h| s[h.contents.offset as usize + 31] = 1)),
         ("too few frames", Box::new(|s, h| content(s, h, 1, 16, 1 << 40))),
@@ -124,6 +126,47 @@ fn what_is_only_wrong_is_found_by_verify() {
     for (name, change) in cases {
         let section = open(Arc::new(forge(&image(), change))).unwrap();
         let error = section.verify().unwrap_err();
+        assert!(matches!(error, Error::Section { .. }), "{name}: {error}");
+    }
+}
+
+/// A file of an image with attributes, and a layer.
+fn with_attributes() -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ImageWriter::create(file.reopen().unwrap(), WriteOptions::default()).unwrap();
+    let mut tree = Tree::default();
+    let dir = tree.make_dirs(b"d");
+    let xattrs = vec![Xattr { name: b"user.a".to_vec(), value: b"b".to_vec() }];
+    let f = tree.add(Node { attr: Attr { mode: S_IFREG, xattrs, ..Attr::default() }, kind: Kind::File { size: 0, content: None } });
+    tree.link(dir, b"f", f);
+    let record = writer.end_layer().unwrap();
+    let layers = vec![LayerEntry { record, ..LayerEntry::default() }];
+    writer.finish(tree, Documents { layers, ..Documents::default() }).unwrap();
+    std::fs::read(file.path()).unwrap()
+}
+
+#[test]
+fn attributes_that_are_not_listed_and_layers_without_end_are_damage() {
+    let list = |s: &[u8], h: &SectionHeader| {
+        h.xattrs.offset as usize + u32::from_le_bytes(s[h.xattrs.offset as usize..][..4].try_into().unwrap()) as usize
+    };
+    let cases: Vec<(&str, Change)> = vec![
+        ("a list that ends early", Box::new(|s, h| s[h.xattrs.offset as usize + 4] = 1)),
+        (
+            "a list without the directory",
+            Box::new(move |s, h| {
+                let at = list(s, h);
+                s[at..at + 4].copy_from_slice(&2_u32.to_le_bytes())
+            }),
+        ),
+        ("a layer that ends behind the image", Box::new(|s, h| s[h.layers.offset as usize + 72 + 5] = 1)),
+        ("a layer that ends in the header", Box::new(|s, h| s[h.layers.offset as usize + 72..][..8].fill(0))),
+        ("a layer of contents that are not there", Box::new(|s, h| s[h.layers.offset as usize + 64] = 9)),
+        ("a layer of frames that are not there", Box::new(|s, h| s[h.layers.offset as usize + 68] = 9)),
+    ];
+    open(Arc::new(with_attributes())).unwrap().verify().unwrap();
+    for (name, change) in cases {
+        let error = open(Arc::new(forge(&with_attributes(), change))).unwrap().verify().unwrap_err();
         assert!(matches!(error, Error::Section { .. }), "{name}: {error}");
     }
 }

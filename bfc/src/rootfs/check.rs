@@ -1,5 +1,7 @@
 //! What a section's records say of each other, all of them. A reader checks what it comes by, and only what would lead it astray.
 
+use std::collections::HashSet;
+
 use super::Section;
 use super::format::{DENTRY_LEN, Dentry, Inode, ROOT, valid_name};
 use crate::error::{Error, Result};
@@ -15,11 +17,12 @@ fn damaged(reason: &'static str) -> Error {
 pub(super) fn tree(section: &Section) -> Result<()> {
     // How often each inode is named; as many as there are records, which were read.
     let mut names = vec![0_u32; section.inode_count() as usize];
+    let listed = xattr_dentries(section)?;
     let mut dentries = 0;
     for ino in ROOT..=section.inode_count() {
         let inode = section.inode(ino)?.ok_or_else(|| damaged("an inode that is not there"))?;
         if inode.is_dir() {
-            dentries += directory(section, &inode, &mut names)?;
+            dentries += directory(section, &inode, &mut names, listed.as_ref())?;
         }
     }
     if dentries != section.header().dentries.size / DENTRY_LEN as u64 {
@@ -39,8 +42,21 @@ pub(super) fn tree(section: &Section) -> Result<()> {
     Ok(())
 }
 
+/// The dentries that are listed as leading to attributes, by directory and place in it; `None` when there is no list.
+fn xattr_dentries(section: &Section) -> Result<Option<HashSet<(u32, u64)>>> {
+    let Some(list) = section.xattr_dentries()? else { return Ok(None) };
+    let mut reached = HashSet::from([ROOT]);
+    for &(dir, index) in &list {
+        let inode = section.inode(dir)?.filter(|_| reached.contains(&dir));
+        let dentry = inode.map(|inode| section.dentry(&inode, index.into())).transpose()?.flatten();
+        let dentry = dentry.ok_or_else(|| damaged("a list of dentries with attributes whose directories are not in it"))?;
+        reached.insert(dentry.ino);
+    }
+    Ok(Some(list.into_iter().map(|(dir, index)| (dir, index.into())).collect()))
+}
+
 /// Checks a directory's dentries; how many it has.
-fn directory(section: &Section, dir: &Inode, names: &mut [u32]) -> Result<u64> {
+fn directory(section: &Section, dir: &Inode, names: &mut [u32], listed: Option<&HashSet<(u32, u64)>>) -> Result<u64> {
     let mut last: Option<Dentry> = None;
     let (mut index, mut subdirs) = (0, 0_u32);
     while let Some(dentry) = section.dentry(dir, index)? {
@@ -54,6 +70,9 @@ fn directory(section: &Section, dir: &Inode, names: &mut [u32]) -> Result<u64> {
             return Err(damaged("names that are not in order"));
         }
         let child = section.follow(&dentry)?;
+        if child.xattr != 0 && listed.is_some_and(|listed| !listed.contains(&(dir.ino, index))) {
+            return Err(damaged("an inode with attributes that is not in the list of them"));
+        }
         subdirs += u32::from(child.is_dir());
         if let Some(count) = names.get_mut(child.ino as usize - 1) {
             *count = count.saturating_add(1);

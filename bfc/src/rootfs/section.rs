@@ -12,7 +12,7 @@ use super::format::{
     MAX_XATTR_DENTRIES, ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash, max_stored,
 };
 use crate::error::{Error, Result};
-use crate::format::{MAX_PATH, S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
+use crate::format::{HEADER_LEN, MAX_PATH, S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
 /// Longest extended attribute set that is read, bytes: what the kernel would list and return of one inode, with room to spare.
@@ -335,7 +335,10 @@ impl Section {
             return damaged("a content with frames that are not there");
         }
         // What is made in memory describes v1 content too, which is one piece whatever its length.
-        if let Bytes::File { .. } = self.bytes {
+        if let Bytes::File { offset: section, .. } = self.bytes {
+            if content.offset < HEADER_LEN as u64 || content.offset.checked_add(content.stored).is_none_or(|end| end > section) {
+                return damaged("a content that is not before the section");
+            }
             if content.layout != Layout::Direct || content.source != 0 {
                 return damaged("a content that is not in the image");
             }
@@ -387,12 +390,22 @@ impl Section {
         if count > MAX_LAYERS as u64 {
             return Err(Error::TooLarge("the number of layers (the limit is 4096)"));
         }
-        (0..count)
-            .map(|i| {
-                let b: [u8; LAYER_LEN] = self.record(self.header.layers, i)?;
-                Ok(Layer::parse(&b))
-            })
-            .collect()
+        let end = if let Bytes::File { offset, .. } = self.bytes { offset } else { u64::MAX };
+        let mut layers: Vec<Layer> = Vec::new();
+        let mut below = Layer { data_end: HEADER_LEN as u64, ..Layer::default() };
+        for index in 0..count {
+            let b: [u8; LAYER_LEN] = self.record(self.header.layers, index)?;
+            let layer = Layer::parse(&b);
+            let contents = (below.contents_end..).contains(&layer.contents_end) && u64::from(layer.contents_end) <= self.content_count();
+            let frames = (below.frames_end..).contains(&layer.frames_end) && u64::from(layer.frames_end) <= self.frame_count();
+            if !contents || !frames || !(below.data_end..=end).contains(&layer.data_end) {
+                let offset = self.header.layers.offset + index * LAYER_LEN as u64;
+                return Err(Error::Section { offset, reason: "a layer that ends outside the image, or below the one before it" });
+            }
+            below = layer.clone();
+            layers.push(layer);
+        }
+        Ok(layers)
     }
 
     /// A range of the blobs: a skeleton or a document.
@@ -404,7 +417,8 @@ impl Section {
     }
 
     /// Checks all of the section: the digest of every chunk, then what its records say of each other: every inode has as many names as its link count
-    /// says, every directory one, every dentry is some directory's, names are in order, and frames stand one behind the other.
+    /// says, every directory one, every dentry is some directory's, names are in order, what has attributes is listed if anything is, and frames stand one
+    /// behind the other.
     pub fn verify(&self) -> Result<()> {
         if let Bytes::File { chunks, .. } = &self.bytes {
             // Not kept: the records are most of it, and follow.
@@ -413,6 +427,7 @@ impl Section {
             }
         }
         super::check::tree(self)?;
-        super::check::contents(self)
+        super::check::contents(self)?;
+        self.layers().map(drop)
     }
 }

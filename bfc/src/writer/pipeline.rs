@@ -585,7 +585,7 @@ mod tests {
         let file = Arc::new(tempfile::tempfile().map_err(Error::Input)?);
         let options = WriteOptions::default();
         let mut pipeline = Pipeline::start_with(file, &options, Flavour::Raw, Start::default(), || Ok(Box::new(panics)))?;
-        let added = (0..2 * IN_FLIGHT as u32).try_for_each(|n| pipeline.add(b"", 4, &mut &n.to_le_bytes()[..]).map(drop));
+        let added = (0..2 * IN_FLIGHT).try_for_each(|n| pipeline.add(b"", 8, &mut &n.to_le_bytes()[..]).map(drop));
         let error = added.and_then(|()| pipeline.finish().map(drop)).err();
         assert!(matches!(&error, Some(Error::Write { source, .. }) if source.to_string().contains("panicked")), "{error:?}");
         Ok(())
