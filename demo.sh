@@ -26,7 +26,7 @@ fi
 
 $sudo "$lxcri_fs" umount "$store/rootfs" 2>/dev/null
 before=$(date +%s%N)
-$sudo "$lxcri_fs" mount "$store/debian.bfc" "$store/rootfs"
+$sudo "$lxcri_fs" mount -o suid,dev "$store/debian.bfc" "$store/rootfs"
 after=$(date +%s%N)
 trap '$sudo "$lxcri_fs" umount "$store/rootfs"' EXIT
 echo "Mounted in $(((after - before) / 1000000)) ms. Inside it:"

@@ -23,7 +23,7 @@ uppers=$(mktemp -d "${1:-$temp}/upper.XXXXXX")
 mkdir "$root"
 
 mount_image() {
-    "$lxcri_fs" mount --upper "$uppers/debian" "$image" "$root"
+    "$lxcri_fs" mount -o suid,dev --upper "$uppers/debian" "$image" "$root"
     mount -t proc proc "$root/proc"
     # PostgreSQL's shared memory
     mkdir -p "$root/dev/shm"

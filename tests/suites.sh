@@ -72,7 +72,7 @@ for layer in 1 2 3; do tar -C "$lower" --xattrs -xf "$temp/layers/$layer.tar"; d
 rm -r "$lower/tests/fsx/gone" "$lower/tests/fsx/.wh.gone"
 digest=$(sha256sum <"$image")
 
-mount_ours() { "$lxcri_fs" mount --upper "$uppers/ours" "$image" "$temp/ours"; }
+mount_ours() { "$lxcri_fs" mount -o suid,dev --upper "$uppers/ours" "$image" "$temp/ours"; }
 # The options of overlayfs that our mount has. Which they are depends on the kernel.
 options() { grep -F " $temp/ours " /proc/self/mountinfo | grep -oE '\b(xino|index|redirect_dir|metacopy)=[a-z]+' | paste -sd,; }
 mount_plain() {
@@ -89,7 +89,7 @@ suite() {
     mount_ours
     "$1"
     # The page cache of the image, which is shared, must not have what was written.
-    "$lxcri_fs" mount "$image" "$temp/read-only"
+    "$lxcri_fs" mount -o suid,dev "$image" "$temp/read-only"
     diff -r "$temp/read-only" "$lower" || problem "$1: the image reads differently"
     "$lxcri_fs" umount "$temp/read-only" || problem "$1: the image could not be unmounted"
     "$lxcri_fs" umount "$temp/ours" || problem "$1: could not be unmounted"

@@ -383,7 +383,7 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
 fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
-    let _mounted = fixture.mount(&["--upper", &upper, "--idmap", "0:100000:65536"], "merged");
+    let _mounted = fixture.mount(&["-o", "suid", "--upper", &upper, "--idmap", "0:100000:65536"], "merged");
     let inside = |script: &str| in_user_namespace(&format!("cd '{}' && {{ {script}; }}", fixture.path("merged").display()));
     assert_eq!(inside("id -u; stat -c '%u:%g' . home dir file"), "0\n0:0\n1000:1000\n5:6\n0:0\n");
     inside(

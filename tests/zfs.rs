@@ -225,7 +225,7 @@ fn zfs_what_cannot_be_an_upper_is_refused_with_the_reason() {
 #[test]
 fn zfs_a_rollback_brings_back_what_a_snapshot_had() {
     let Some(setup) = Setup::new() else { return };
-    let mounted = setup.mount("web", &["-o", "nodev"]);
+    let mounted = setup.mount("web", &["-o", "suid,nodev"]);
     let (root, upper) = (&mounted.0, setup.upper("web"));
     change(root);
     let then = tree(root);

@@ -75,9 +75,9 @@ ROWS = {
     "nydusd+ovl": Row(f"{NYDUSD % {'on': '$LOWER/m'}}; {OVERLAY},lowerdir=$LOWER/m $ROOT", needs="NYDUS_BIN", image="img/nydus"),
     "lxcri-fs": Row("$LXCRI_FS mount $IMAGE $ROOT", writable=False, needs="LXCRI_FS", image=IMAGE, unmount="$LXCRI_FS umount $ROOT"),
     # see with_upper()
-    "lxcri-fs+ovl": Row("$LXCRI_FS mount --upper $LOWER/upper $IMAGE $ROOT", needs="LXCRI_FS", image=IMAGE, unmount="$LXCRI_FS umount $ROOT"),
+    "lxcri-fs+ovl": Row("$LXCRI_FS mount -o suid,dev --upper $LOWER/upper $IMAGE $ROOT", needs="LXCRI_FS", image=IMAGE, unmount="$LXCRI_FS umount $ROOT"),
     "lxcri-fs-plain+ovl": Row(
-        "$LXCRI_FS mount --upper $LOWER/upper $PLAIN_IMAGE $ROOT", needs="LXCRI_FS", image=PLAIN_IMAGE, unmount="$LXCRI_FS umount $ROOT"
+        "$LXCRI_FS mount -o suid,dev --upper $LOWER/upper $PLAIN_IMAGE $ROOT", needs="LXCRI_FS", image=PLAIN_IMAGE, unmount="$LXCRI_FS umount $ROOT"
     ),
     # An earlier version of the program, with an image that it built itself: what a change costs.
     "before": Row(
@@ -88,7 +88,7 @@ ROWS = {
         unmount="$LXCRI_FS_BEFORE umount $ROOT",
     ),
     "before+ovl": Row(
-        "$LXCRI_FS_BEFORE mount --upper $LOWER/upper $BEFORE_IMAGE $ROOT",
+        "$LXCRI_FS_BEFORE mount -o suid,dev --upper $LOWER/upper $BEFORE_IMAGE $ROOT",
         needs="LXCRI_FS_BEFORE",
         image=BEFORE_IMAGE,
         unmount="$LXCRI_FS_BEFORE umount $ROOT",

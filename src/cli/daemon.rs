@@ -9,7 +9,7 @@ use super::error::{Error, fs_exit, fs_hint};
 use crate::fs;
 use crate::serve::idmap::NAMESPACE_COMMAND;
 use crate::serve::protocol::Failure;
-use crate::serve::{chain, idmap, inherited, keeper, log, worker};
+use crate::serve::{answer, chain, idmap, inherited, keeper, log, worker};
 
 /// The command line of a process of ours.
 #[derive(Debug, Parser)]
@@ -25,6 +25,11 @@ enum Daemon {
     Worker(DaemonArgs),
     #[command(name = NAMESPACE_COMMAND)]
     UserNamespace,
+    #[command(name = answer::COMMAND)]
+    AskMounts {
+        /// Their numbers in mountinfo
+        mounts: Vec<u32>,
+    },
 }
 
 /// How the process logs.
@@ -44,6 +49,7 @@ pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
         Daemon::Keeper(args) => keeper(&args),
         Daemon::Worker(args) => worker(&args),
         Daemon::UserNamespace => user_namespace(),
+        Daemon::AskMounts { mounts } => answer::main(&mounts).map_err(Error::from),
     })
 }
 

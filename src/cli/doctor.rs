@@ -7,8 +7,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::error::{Error, Exit};
 use super::output::{json, printable, say, size};
+use super::ps::explain;
 use super::store::StoreArgs;
-use crate::serve::{chain, kernel, overview};
+use crate::serve::overview::{self, Overview, State};
+use crate::serve::{chain, kernel};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
 use crate::zfs;
@@ -144,21 +146,20 @@ fn limits() -> Vec<Finding> {
 }
 
 fn mounts() -> Result<Vec<Finding>, Error> {
-    let mut findings = Vec::new();
-    let all = overview::all()?;
-    for mounted in &all {
-        let status = &mounted.status;
-        if let Some(why) = &status.failed {
-            let seen: Vec<String> = mounted.seen.iter().map(|s| s.mountpoint.display().to_string()).collect();
-            let so = "readers get errors; unmount it and mount it again";
-            findings.push(Finding::new("mounts", Level::Bad, format!("{} (process {}): {why}", seen.join(", "), status.pid), so));
-        }
+    let Overview { kept, unkept, answers } = overview::ask()?;
+    let kept = kept.iter().map(|m| (State::of(m, &answers), &m.seen, Some(m.status.pid)));
+    let unkept = unkept.iter().map(|m| (State::of_unkept(m, &answers), &m.seen, None));
+    let all: Vec<_> = kept.chain(unkept).collect();
+    let served = all.iter().filter(|(state, ..)| matches!(state, State::Serving | State::Restarting)).count();
+    let found = format!("{served} of {} images that are mounted", all.len());
+    let mut findings = vec![Finding::new("mounts", Level::Good, found, "they are served")];
+    for (state, seen, keeper) in &all {
+        let Some(so) = explain(state) else { continue };
+        let level = if matches!(state, State::Of(_)) { Level::Note } else { Level::Bad };
+        let seen: Vec<String> = seen.iter().map(|s| s.mountpoint.display().to_string()).collect();
+        let keeper = keeper.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        findings.push(Finding::new("mounts", level, format!("{}{keeper}", seen.join(", ")), so));
     }
-    let failed = findings.len();
-    findings.insert(
-        0,
-        Finding::new("mounts", Level::Good, format!("{} of {} images that are mounted", all.len() - failed, all.len()), "they are served"),
-    );
     Ok(findings)
 }
 

@@ -305,6 +305,12 @@ fn serve_hint(error: &serve::Error) -> Option<String> {
             "leave the mount with the program that it has, or unmount the image when nobody uses it, and mount it again"
         }
         serve::Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
+        serve::Error::Silent { path } => {
+            return Some(format!(
+                "it goes on when its disk or its worker does; `lxcri-fs umount --force {}` takes it away",
+                path.display()
+            ));
+        }
         serve::Error::Foreign { .. } => "umount(8) unmounts it",
         serve::Error::Untrusted { .. } => "name the directory that is meant, without symlinks (`readlink -f` shows where they lead)",
         serve::Error::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotConnected => {

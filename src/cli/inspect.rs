@@ -11,6 +11,8 @@ use super::store::StoreArgs;
 use crate::runtime::delete::{find, users};
 use crate::runtime::mount::is_mounted;
 use crate::runtime::record::{Place, Record, Runtime, State};
+use crate::serve::answer::{self, Answer};
+use crate::serve::mountpoint::mounted_at;
 
 /// Tell of a container: its image, where it writes, whether it is mounted and running
 #[derive(Debug, Args)]
@@ -35,6 +37,8 @@ struct Inspected<'a> {
     root: String,
     configuration: String,
     mounted: bool,
+    /// What it answered, if it is mounted: serving, dead, silent, or unknown.
+    answer: Option<Answer>,
     /// How many processes use its root file system.
     processes: usize,
 }
@@ -44,11 +48,17 @@ pub fn run(args: &InspectArgs) -> Result<(), Error> {
     let (record, directory) = find(&args.store.open()?, &args.name)?;
     let (root, config) = (record.runtime.root(), record.runtime.config());
     let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
+    let mounted = if is_mounted(&root)? { mounted_at(&root)? } else { None };
+    let answer = match mounted {
+        Some(mounted) => answer::ask(&[mounted.id])?.get(&mounted.id).copied(),
+        None => None,
+    };
     let inspected = Inspected {
         directory: text(&directory),
         root: text(&root),
         configuration: text(&config),
-        mounted: is_mounted(&root)?,
+        mounted: answer.is_some(),
+        answer,
         processes: users(&record)?.len(),
         record: &record,
     };
@@ -87,6 +97,11 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     };
     writeln!(out, "Runtime       {runtime}")?;
     writeln!(out, "Configured in {}", inspected.configuration)?;
-    let mounted = if inspected.mounted { "mounted" } else { "not mounted" };
+    let mounted = match inspected.answer {
+        Some(Answer::Serving | Answer::Unknown) => "mounted",
+        Some(Answer::Dead) => "mounted, but nobody serves it any more (`lxcri-fs mount --all` mounts it again)",
+        Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` tells more)",
+        None => "not mounted",
+    };
     writeln!(out, "Root          {}, {mounted}, used by {} processes", inspected.root, inspected.processes)
 }

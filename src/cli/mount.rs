@@ -27,7 +27,7 @@ use crate::upper::{self, Request, Upper};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs mount nginx.bfc /mnt\n  lxcri-fs mount nginx.bfc /mnt --upper /srv/web1\n  \
 lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
-lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o nodev,nosuid image.bfc /mnt\n  \
+lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o suid,dev image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub struct MountArgs {
     /// The images, the lowest first: files, or names or digests of images in the store; and where to mount
@@ -71,7 +71,7 @@ pub struct MountArgs {
     /// Log to FILE instead of the journal or syslog
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Mount options, as in fstab: ro, nosuid, nodev, noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
+    /// Mount options, as in fstab: ro, suid, dev (set-user-id programs and devices do nothing without), noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
     /// cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,

@@ -51,7 +51,7 @@ impl MountOptions {
     }
 
     fn parse_as(options: &[OsString], root: bool) -> Result<Self, Error> {
-        let mut flags = MountFlags::of_user(root);
+        let mut flags = MountFlags::plain(root);
         let mut values = Vec::new();
         for option in options.iter().flat_map(|o| split(o)) {
             let (name, value) = match option.iter().position(|&b| b == b'=') {
@@ -174,7 +174,9 @@ mod tests {
     #[test]
     fn defaults_follow_who_mounts() {
         let root = MountOptions::parse_as(&[], true).unwrap().flags;
-        assert_eq!((root.nosuid, root.nodev, root.noexec, root.allow_other), (false, false, false, true));
+        assert_eq!((root.nosuid, root.nodev, root.noexec, root.allow_other), (true, true, false, true));
+        let asked = MountOptions::parse_as(&os(&["defaults,suid", "dev"]), true).unwrap().flags;
+        assert_eq!((asked.nosuid, asked.nodev), (false, false));
         let user = MountOptions::parse_as(&os(&["rw,suid,dev"]), false).unwrap().flags;
         assert_eq!((user.nosuid, user.nodev, user.noexec, user.allow_other), (true, true, false, false));
         let strict = MountOptions::parse_as(&os(&["nosuid,nodev", "noexec"]), true).unwrap().flags;

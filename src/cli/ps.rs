@@ -10,14 +10,18 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, lines, printable};
-use crate::serve::overview::{self, Mounted, Seen};
+use super::output::{json, lines, printable, time};
+use crate::serve::answer::Answer;
+use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
 use crate::serve::users;
 use crate::upper::place::is_ephemeral;
 
-/// List mounts, the processes that keep and serve them, and how many use them
+/// List mounts, the processes that keep and serve them, and how many use them; each is asked whether it answers
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]")]
+#[command(
+    after_help = "States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it any more); hung (it does not answer);\n\
+unkept (its keeper is gone); other-user.\n\nExamples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]"
+)]
 pub struct PsArgs {
     /// One JSON object per image
     #[arg(long)]
@@ -32,16 +36,24 @@ struct Row {
     /// The mounts that can be written to.
     uppers: Vec<UpperRow>,
     images: Vec<String>,
-    keeper: u32,
+    /// serving, restarting, failed, hung, dead, unkept, or other-user.
+    state: &'static str,
+    keeper: Option<u32>,
     worker: Option<u32>,
-    version: String,
-    restarts: u64,
-    uptime_seconds: u64,
+    version: Option<String>,
+    restarts: Option<u64>,
+    uptime_seconds: Option<u64>,
     /// How many processes use it.
     users: usize,
     /// Why nobody serves it any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
+    /// Since when its worker does not answer, if that is known; seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_answering_since: Option<u64>,
+    /// What the state means, and the way out.
+    #[serde(skip)]
+    explained: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,54 +66,114 @@ struct UpperRow {
 /// Runs the command.
 pub fn run(args: &PsArgs) -> Result<(), Error> {
     let users = users::count_by_device();
-    let rows: Vec<Row> = overview::all()?.into_iter().map(|mounted| row(mounted, &users)).collect();
+    let Overview { kept, unkept, answers } = overview::ask()?;
+    let mut rows: Vec<Row> = kept.into_iter().map(|mounted| row(mounted, &answers, &users)).collect();
+    rows.extend(unkept.iter().map(|mounted| unkept_row(mounted, &answers, &users)));
     if args.json {
         return rows.iter().try_for_each(json);
     }
-    let mut out = lines();
     if rows.is_empty() {
         return Ok(());
     }
+    print(&rows).map_err(Error::Output)
+}
+
+fn print(rows: &[Row]) -> std::io::Result<()> {
+    let mut out = lines();
     writeln!(
         out,
-        "{:>7} {:>7} {:>8} {:>9} {:>5}  {:<7} {:<32} MOUNTED ON",
+        "{:>7} {:>7} {:>8} {:>9} {:>5}  {:<10} {:<32} MOUNTED ON",
         "KEEPER", "WORKER", "RESTARTS", "UPTIME", "USERS", "STATE", "IMAGE"
-    )
-    .map_err(Error::Output)?;
-    for row in &rows {
-        let worker = row.worker.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let state = if row.failed.is_some() { "failed" } else { "serving" };
+    )?;
+    let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    for row in rows {
+        let (keeper, worker, restarts) = (number(row.keeper.map(u64::from)), number(row.worker.map(u64::from)), number(row.restarts));
         let (image, mounted) = (row.images.join(" "), row.mountpoints.join(" "));
-        let uptime = duration(row.uptime_seconds);
-        writeln!(out, "{:>7} {worker:>7} {:>8} {uptime:>9} {:>5}  {state:<7} {image:<32} {mounted}", row.keeper, row.restarts, row.users)
-            .map_err(Error::Output)?;
+        let uptime = row.uptime_seconds.map_or_else(|| "-".to_owned(), duration);
+        let (state, users) = (row.state, row.users);
+        writeln!(out, "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {state:<10} {image:<32} {mounted}")?;
         for UpperRow { mountpoint, upper } in &row.uppers {
             let upper = upper.as_deref().unwrap_or("nothing that is kept");
-            writeln!(out, "{:>8}{mountpoint} is written to {upper}", "").map_err(Error::Output)?;
+            writeln!(out, "{:>8}{mountpoint} is written to {upper}", "")?;
         }
-        if let Some(why) = &row.failed {
-            writeln!(out, "{:>8}{why}", "").map_err(Error::Output)?;
+        if let Some(explained) = &row.explained {
+            writeln!(out, "{:>8}{explained}", "")?;
         }
     }
     Ok(())
 }
 
-fn row(mounted: Mounted, users: &HashMap<(u32, u32), usize>) -> Row {
+fn row(mounted: Mounted, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u32), usize>) -> Row {
+    let state = State::of(&mounted, answers);
     let status = mounted.status;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let devices: BTreeSet<(u32, u32)> = mounted.seen.iter().map(|s| s.dev).chain([status.dev]).collect();
+    let images = status.images.iter().map(|i| text(&PathBuf::from(i))).collect();
     Row {
-        mountpoints: mounted.seen.iter().map(|s| text(&s.mountpoint)).collect(),
-        uppers: mounted.seen.iter().filter_map(upper).collect(),
-        images: status.images.iter().map(|i| text(&PathBuf::from(i))).collect(),
-        keeper: status.pid,
+        keeper: Some(status.pid),
         worker: status.worker,
-        version: status.version,
-        restarts: status.restarts,
-        uptime_seconds: now.saturating_sub(status.since),
-        users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
+        version: Some(status.version),
+        restarts: Some(status.restarts),
+        uptime_seconds: Some(now().saturating_sub(status.since)),
         failed: status.failed,
+        ..stateful(images, &mounted.seen, status.dev, &state, users)
     }
+}
+
+fn unkept_row(mounted: &Unkept, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u32), usize>) -> Row {
+    let state = State::of_unkept(mounted, answers);
+    stateful(vec![text(&mounted.image)], &mounted.seen, mounted.dev, &state, users)
+}
+
+/// What is known of every mount.
+fn stateful(images: Vec<String>, seen: &[Seen], dev: (u32, u32), state: &State, users: &HashMap<(u32, u32), usize>) -> Row {
+    let devices: BTreeSet<(u32, u32)> = seen.iter().map(|s| s.dev).chain([dev]).collect();
+    Row {
+        mountpoints: seen.iter().map(|s| text(&s.mountpoint)).collect(),
+        uppers: seen.iter().filter_map(upper).collect(),
+        images,
+        state: name(state),
+        keeper: None,
+        worker: None,
+        version: None,
+        restarts: None,
+        uptime_seconds: None,
+        users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
+        failed: None,
+        not_answering_since: if let State::Silent(since) = state { *since } else { None },
+        explained: explain(state),
+    }
+}
+
+fn name(state: &State) -> &'static str {
+    match state {
+        State::Serving => "serving",
+        State::Restarting => "restarting",
+        State::Failed(_) => "failed",
+        State::Silent(_) => "hung",
+        State::Dead => "dead",
+        State::Unkept => "unkept",
+        State::Of(_) => "other-user",
+    }
+}
+
+/// What a state that is not as it should be means for who uses the mount, and the way out.
+pub(super) fn explain(state: &State) -> Option<String> {
+    Some(match state {
+        State::Serving | State::Restarting => return None,
+        State::Failed(why) => format!("{why}; users get errors: unmount it, and mount it again"),
+        State::Silent(since) => {
+            let since = since.map(|at| format!(" since {}", time(i64::try_from(at).unwrap_or(i64::MAX)))).unwrap_or_default();
+            format!("not answering{since}: users wait until its disk or its worker goes on, or for `lxcri-fs umount --force`")
+        }
+        State::Dead => {
+            "nobody serves it any more, users get errors: `lxcri-fs umount`, then mount it again; `lxcri-fs mount --all` does both for containers".to_owned()
+        }
+        State::Unkept => "its keeper is gone: it ends with the process that serves it; unmount it when it is idle, and mount it again".to_owned(),
+        State::Of(uid) => format!("mounted by user {uid}, whose own `lxcri-fs ps` tells more"),
+    })
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn text(path: &Path) -> String {

@@ -19,7 +19,7 @@ use crate::serve::unmount;
 #[command(after_help = "Counts begin when a worker starts.\n\nExamples:\n  lxcri-fs stats /mnt\n  \
 lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
 pub struct StatsArgs {
-    /// Where it is mounted; all mounts if left out
+    /// Where it is mounted; all mounts of this user if left out
     #[arg(value_name = "DIR")]
     mountpoint: Option<PathBuf>,
     /// One JSON object per image; times are in nanoseconds
@@ -54,8 +54,9 @@ pub fn run(args: &StatsArgs) -> Result<(), Error> {
     let mut rows = Vec::new();
     for mounted in mounts {
         // None while a worker is being replaced, or when it has failed: nothing was counted then.
-        if let Some(stats) = mounted.dir.stats()? {
-            rows.push(row(&mounted, stats));
+        match mounted.dir.stats()? {
+            Some(stats) => rows.push(row(&mounted, stats)),
+            None => eprintln!("lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more", images(&mounted)),
         }
     }
     if args.json {
@@ -68,11 +69,16 @@ pub fn run(args: &StatsArgs) -> Result<(), Error> {
 fn row(mounted: &Mounted, stats: Stats) -> Row {
     let text = |path: &Path| printable(path.as_os_str().as_bytes());
     Row {
-        image: mounted.status.images.iter().map(|i| text(Path::new(i))).collect::<Vec<_>>().join(" "),
+        image: images(mounted),
         mountpoints: mounted.seen.iter().map(|s| text(&s.mountpoint)).collect(),
         restarts: mounted.status.restarts,
         stats,
     }
+}
+
+fn images(mounted: &Mounted) -> String {
+    let images = mounted.status.images.iter();
+    images.map(|i| printable(i.as_bytes())).collect::<Vec<_>>().join(" ")
 }
 
 fn table(row: &Row) -> String {

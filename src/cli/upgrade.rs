@@ -6,7 +6,7 @@ use super::error::Error;
 use super::output::note;
 use crate::serve::{chain, overview, upgrade};
 
-/// Have live mounts go on as this version of the program, without unmounting them
+/// Have this user's live mounts go on as this version of the program, without unmounting them
 #[derive(Debug, Args)]
 #[command(
     after_help = "Run it after another version was installed, for instance from a package's postinst script.\n\nExample: lxcri-fs upgrade && lxcri-fs ps"

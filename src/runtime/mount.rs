@@ -13,11 +13,13 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use crate::fs::Options;
+use crate::serve::answer::{self, Answer};
 use crate::serve::idmap::IdMap;
 use crate::serve::mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
 use crate::serve::protocol::{self, ImageKey, MountFlags};
 use crate::serve::unmount::{Unmounted, unmount};
+use crate::serve::users::{self, Used};
 use crate::serve::{self, worker};
 use crate::store::Store;
 use crate::upper::{self, Upper};
@@ -79,18 +81,19 @@ impl Mount {
         Self { image: record.image.clone(), upper, idmap: record.idmap.clone(), root: record.runtime.root() }
     }
 
-    /// Mounts it, unless it is mounted already; whether it was not.
+    /// Mounts it, unless it is mounted already and served; whether it was not. What is dead is taken away first.
     ///
     /// A process of its own does it: a keeper is the child of whoever mounts, and runtimes wait for every child they find to be theirs.
     ///
     /// # Errors
-    /// [`Error::Mount`] with what `mount` said, [`Error::Serve`] when something else is mounted there.
+    /// [`Error::Mount`] with what `mount` said, and those of [`is_served`].
     pub fn mount(&self) -> Result<bool> {
-        if is_mounted(&self.root)? {
+        if is_served(&self.root)? {
             return Ok(false);
         }
         let mut command = Command::new(SELF);
-        command.arg("mount");
+        // Only the container reaches it.
+        command.args(["mount", "-o", "suid,dev"]);
         match &self.upper {
             Some(Writable::Upper(place)) => drop(command.arg("--upper").arg(place)),
             Some(Writable::Ephemeral(Some(size))) => drop(command.arg(format!("--ephemeral={size}"))),
@@ -111,7 +114,7 @@ impl Mount {
             return Ok(true);
         }
         // Somebody was quicker.
-        if is_mounted(&self.root)? {
+        if is_served(&self.root)? {
             return Ok(false);
         }
         let said = String::from_utf8_lossy(&output.stderr);
@@ -141,7 +144,7 @@ pub fn mount<T>(
         options: Options::default(),
         threads: worker::default_threads(),
         idmap: record.idmap.clone(),
-        flags: MountFlags::of_user(rustix::process::geteuid().is_root()),
+        flags: MountFlags::of_container(rustix::process::geteuid().is_root()),
         log_file: None,
     };
     upper::mount_under(&request, prepare, false)
@@ -176,6 +179,29 @@ pub fn is_mounted(root: &Path) -> Result<bool> {
         Some(mounted) if mounted.is_ours() => Ok(true),
         Some(mounted) => Err(serve::Error::Foreign { path: root.to_owned(), fs_type: mounted.fs_type }.into()),
     }
+}
+
+/// Whether one of our file systems is mounted at a path, and served. One that nobody serves any more is taken away, unless it is in use.
+///
+/// # Errors
+/// [`serve::Error::Foreign`], [`serve::Error::Silent`] when it does not answer, [`serve::Error::Busy`] when it is dead and in use.
+pub fn is_served(root: &Path) -> Result<bool> {
+    while is_mounted(root)? {
+        let Some(mounted) = mountpoint::mounted_at(root)? else { break };
+        match answer::ask(&[mounted.id])?.get(&mounted.id) {
+            Some(Answer::Dead) => {}
+            Some(Answer::Silent) => return Err(serve::Error::Silent { path: root.to_owned() }.into()),
+            _ => return Ok(true),
+        }
+        // A container that runs on it has it in a mount namespace of its own.
+        let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
+        if !users.is_empty() {
+            return Err(serve::Error::Busy { path: root.to_owned(), users }.into());
+        }
+        tracing::warn!("{} is mounted and nobody serves it: unmounting it", root.display());
+        unmount(root, Unmount::default())?;
+    }
+    Ok(false)
 }
 
 /// Unmounts a root file system that nobody is meant to use any more; nothing is wrong when it is not mounted. What is still used is taken out of sight.

@@ -104,6 +104,12 @@ pub enum Error {
     /// No other worker can take over what the first one serves.
     #[error("Linux before 6.9 does not let another process take over a mount")]
     NoResend,
+    /// What is mounted there does not answer.
+    #[error("what is mounted on {} does not answer", path.display())]
+    Silent {
+        /// The mount point.
+        path: PathBuf,
+    },
     /// Our file system is mounted there already.
     #[error("{} has {} mounted on it already", path.display(), image.display())]
     Mounted {

@@ -4,6 +4,7 @@
 //! worker has no privileges that it could lose.
 
 mod adapter;
+pub mod answer;
 mod attr;
 mod channel;
 pub mod confine;

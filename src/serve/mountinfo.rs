@@ -100,6 +100,12 @@ impl MountInfo {
         self.fs_type == FS_TYPE || self.overlay().is_some()
     }
 
+    /// The user who mounted it, for ours.
+    pub fn user_id(&self) -> Option<u32> {
+        let value = self.values("user_id").next().filter(|_| self.fs_type == FS_TYPE)?;
+        value.to_str()?.parse().ok()
+    }
+
     /// What is known of an overlay of ours. Its lowest directory's name tells the device that is mounted there.
     pub fn overlay(&self) -> Option<Overlay> {
         if self.fs_type != "overlay" {
@@ -224,7 +230,7 @@ mod tests {
         assert_eq!(info.source, Path::new("/images/x y.bfc"));
         assert_eq!((info.options.as_str(), info.super_options.to_str()), ("ro,nosuid", Some("ro,user_id=0")));
         assert!(info.is_ours());
-        assert_eq!(info.overlay(), None);
+        assert_eq!((info.overlay(), info.user_id()), (None, Some(0)));
         assert_eq!(MountInfo::parse(b"36 35 0:57 / /mnt"), None);
         assert_eq!(MountInfo::parse(b""), None);
     }

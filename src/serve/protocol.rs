@@ -86,9 +86,14 @@ pub struct MountFlags {
 }
 
 impl MountFlags {
-    /// Those of a mount of which nothing is said: root may use set-user-id bits and devices, others must not.
-    pub fn of_user(is_root: bool) -> Self {
-        Self { nosuid: !is_root, nodev: !is_root, noexec: false, allow_other: is_root }
+    /// Those of a mount of which nothing is said. Every user of the host may reach it, so set-user-id programs and devices of the image are not his to use.
+    pub fn plain(is_root: bool) -> Self {
+        Self { nosuid: true, nodev: true, noexec: false, allow_other: is_root }
+    }
+
+    /// Those of a container's root file system, which only the container reaches: its set-user-id programs and devices work.
+    pub fn of_container(is_root: bool) -> Self {
+        Self { nosuid: !is_root, nodev: !is_root, ..Self::plain(is_root) }
     }
 }
 

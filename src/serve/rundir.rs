@@ -6,7 +6,7 @@
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,23 +40,63 @@ pub fn base() -> Result<PathBuf> {
             other => return other.map(|()| path),
         }
     }
-    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
-        Some(runtime) => Path::new(&runtime).join("lxcri-fs"),
-        None => std::env::temp_dir().join(format!("lxcri-fs-{}", idmap::host_uid())),
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()).map(|dir| Path::new(&dir).join("lxcri-fs"));
+    if let Some(path) = runtime {
+        return own_directory(&path).map(|()| path);
+    }
+    let uid = idmap::host_uid();
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    if is_own(&session) {
+        let path = session.join("lxcri-fs");
+        return own_directory(&path).map(|()| path);
+    }
+    in_public(&std::env::temp_dir(), &format!("lxcri-fs-{uid}"))
+}
+
+/// This user's directory of that name where every user may make one: somebody else may have been first, and then it has another name that nobody can know
+/// before.
+fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    if is_own(&path) {
+        return Ok(path);
+    }
+    let prefix = format!("{name}-");
+    let own = || {
+        let entries = std::fs::read_dir(dir).map_err(Error::io("reading", dir))?.flatten();
+        let named = entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()));
+        Ok(named.map(|e| e.path()).filter(|path| is_own(path)).min())
     };
-    own_directory(&path)?;
-    Ok(path)
+    // Keepers are in it, also when the first name is free again.
+    if let Some(path) = own()? {
+        return Ok(path);
+    }
+    if own_directory(&path).is_ok() {
+        return Ok(path);
+    }
+    let alone = std::fs::Permissions::from_mode(0o700);
+    let made =
+        tempfile::Builder::new().prefix(&prefix).permissions(alone).tempdir_in(dir).map_err(Error::io("making a directory in", dir))?;
+    match own()? {
+        // Of two who are first at a time, one is.
+        Some(path) if path != made.path() => Ok(path),
+        _ => Ok(made.keep()),
+    }
 }
 
 /// Makes sure that a directory is there, and this user's alone.
 fn own_directory(path: &Path) -> Result<()> {
     make_directory(path)?;
-    let metadata = std::fs::symlink_metadata(path).map_err(Error::io("looking at", path))?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
+    if !is_own(path) {
         let refused = io::Error::from(rustix::io::Errno::PERM);
         return Err(Error::io("using the directory (it must be its user's alone)", path)(refused));
     }
     Ok(())
+}
+
+/// Whether a directory is this user's alone.
+fn is_own(path: &Path) -> bool {
+    let uid = rustix::process::geteuid().as_raw();
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == uid && m.mode() & 0o077 == 0)
 }
 
 fn make_directory(path: &Path) -> Result<()> {
@@ -284,5 +324,26 @@ impl Locked {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_a_name_first_stops_nobody() {
+        let public = tempfile::tempdir().unwrap();
+        let taken = public.path().join("lxcri-fs-7");
+        assert_eq!(in_public(public.path(), "lxcri-fs-7").unwrap(), taken);
+        std::fs::remove_dir(&taken).unwrap();
+        // A symlink, a file, a directory of somebody else's: nothing that is this user's alone.
+        std::os::unix::fs::symlink("/etc", &taken).unwrap();
+        let other = in_public(public.path(), "lxcri-fs-7").unwrap();
+        assert!(is_own(&other) && other != taken);
+        assert_eq!(in_public(public.path(), "lxcri-fs-7").unwrap(), other);
+        std::fs::remove_file(&taken).unwrap();
+        assert_eq!(in_public(public.path(), "lxcri-fs-7").unwrap(), other);
     }
 }

@@ -7,7 +7,7 @@ use oci_spec::runtime::State;
 
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
-use super::super::mount::{self, is_mounted};
+use super::super::mount;
 use super::super::{bundle, create, delete, files};
 use crate::serve::mountinfo;
 use crate::store::Store;
@@ -44,7 +44,7 @@ pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>, store: impl Fn
     };
     match moment {
         Moment::Stop => mount::unmount_ended(&root),
-        Moment::Create if is_mounted(&root)? => Ok(()),
+        Moment::Create if mount::is_served(&root)? => Ok(()),
         Moment::Create if is_early(&state, &root) => mount_now(&state, &root, store),
         Moment::Create => Err(Error::Unfit {
             what: format!("nothing is mounted on {}, and what this hook mounted would come too late for the runtime", root.display()),
