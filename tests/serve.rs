@@ -218,12 +218,14 @@ fn a_plain_umount_ends_the_processes_as_well() {
 
 #[test]
 fn mount_options_are_honoured() {
-    let (_temp, image, [a, b]) = setup();
-    let _a = Mounted::new(&["-o", "nosuid,nodev", image.to_str().unwrap()], &a);
-    let _b = Mounted::new(&["-o", "noexec,rw,noauto,x-whatever", image.to_str().unwrap()], &b);
+    let (_temp, image, [a, b, c]) = setup();
+    let _a = Mounted::new(&[image.to_str().unwrap()], &a);
+    let _b = Mounted::new(&["-o", "suid,dev,noexec,rw,noauto,x-whatever", image.to_str().unwrap()], &b);
+    let _c = Mounted::new(&["-o", "suid,dev", "--ephemeral", image.to_str().unwrap()], &c);
     let options = |dir: &Path| run(Command::new("findmnt").args(["-no", "VFS-OPTIONS"]).arg(dir)).trim().to_owned();
     assert_eq!(options(&a), "ro,nosuid,nodev,relatime");
     assert_eq!(options(&b), "ro,noexec,relatime");
+    assert_eq!(options(&c), "rw,relatime");
     let output = lxcri_fs().args(["mount", "-o", "subdri=x"]).arg(&image).arg(&a).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

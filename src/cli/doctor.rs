@@ -155,7 +155,7 @@ fn mounts() -> Result<Vec<Finding>, Error> {
     let mut findings = vec![Finding::new("mounts", Level::Good, found, "they are served")];
     for (state, seen, keeper) in &all {
         let Some(so) = explain(state) else { continue };
-        let level = if matches!(state, State::Of(_)) { Level::Note } else { Level::Bad };
+        let level = if matches!(state, State::Of(_) | State::Unkept) { Level::Note } else { Level::Bad };
         let seen: Vec<String> = seen.iter().map(|s| s.mountpoint.display().to_string()).collect();
         let keeper = keeper.map(|pid| format!(" (process {pid})")).unwrap_or_default();
         findings.push(Finding::new("mounts", level, format!("{}{keeper}", seen.join(", ")), so));

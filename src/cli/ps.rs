@@ -20,7 +20,7 @@ use crate::upper::place::is_ephemeral;
 #[derive(Debug, Args)]
 #[command(
     after_help = "States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it any more); hung (it does not answer);\n\
-unkept (its keeper is gone); other-user.\n\nExamples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]"
+unkept (no keeper would replace its worker); other-user.\n\nExamples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]"
 )]
 pub struct PsArgs {
     /// One JSON object per image
@@ -167,7 +167,7 @@ pub(super) fn explain(state: &State) -> Option<String> {
         State::Dead => {
             "nobody serves it any more, users get errors: `lxcri-fs umount`, then mount it again; `lxcri-fs mount --all` does both for containers".to_owned()
         }
-        State::Unkept => "its keeper is gone: it ends with the process that serves it; unmount it when it is idle, and mount it again".to_owned(),
+        State::Unkept => "no keeper of this user has it: it ends with the process that serves it; unmount it when it is idle, and mount it again".to_owned(),
         State::Of(uid) => format!("mounted by user {uid}, whose own `lxcri-fs ps` tells more"),
     })
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, lines, printable, size};
+use super::output::{json, lines, note, printable, size};
 use crate::serve::overview::{self, Mounted};
 use crate::serve::stats::{OpStats, Stats};
 use crate::serve::unmount;
@@ -56,7 +56,7 @@ pub fn run(args: &StatsArgs) -> Result<(), Error> {
         // None while a worker is being replaced, or when it has failed: nothing was counted then.
         match mounted.dir.stats()? {
             Some(stats) => rows.push(row(&mounted, stats)),
-            None => eprintln!("lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more", images(&mounted)),
+            None => note(format_args!("lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more", images(&mounted))),
         }
     }
     if args.json {

@@ -66,6 +66,9 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What the names of access control lists begin with.
+const ACL: &[u8] = b"system.posix_acl_";
+
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
     rootfs: Arc<Rootfs>,
@@ -218,7 +221,10 @@ impl Filesystem for Adapter {
         let kernel = config.kernel_abi();
         let has_stale_handles = (kernel.0, kernel.1) >= STALE_HANDLES;
         let handles = if has_stale_handles { InitFlags::FUSE_NO_EXPORT_SUPPORT } else { InitFlags::FUSE_EXPORT_SUPPORT };
-        for flag in WANTED.into_iter().chain([handles]) {
+        // The kernel then asks for the list of each inode that somebody else than its owner uses: once, but for the root, which it has made before it
+        // knows of lists.
+        let lists = may_have_lists(&self.rootfs).then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in WANTED.into_iter().chain([handles]).chain(lists) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not have this feature");
             }
@@ -526,6 +532,17 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
+}
+
+/// Whether an inode may have an access control list that the kernel is to go by. Of an image that does not list the inodes with attributes, because they are
+/// many, it is not known.
+fn may_have_lists(rootfs: &Rootfs) -> bool {
+    if !rootfs.has_xattrs() {
+        return false;
+    }
+    let Ok(Some(entries)) = rootfs.xattr_entries() else { return true };
+    let has = |ino| rootfs.xattr_names(ino).map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)));
+    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 
 /// `size` is the room that the caller has; 0 asks how much it needs.

@@ -114,6 +114,7 @@ pub fn main(ids: &[u32]) -> Result<()> {
     let mounts: Vec<MountInfo> = mountinfo::all()?.into_iter().filter(|m| ids.contains(&m.id)).collect();
     let say = |id: u32, errno: Errno| {
         let line = format!("{id} {}\n", errno.raw_os_error());
+        #[allow(clippy::disallowed_methods)] // Numbers, for the process that started this one.
         drop(std::io::stdout().lock().write_all(line.as_bytes()));
     };
     for id in ids.iter().filter(|id| !mounts.iter().any(|m| m.id == **id)) {

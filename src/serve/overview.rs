@@ -1,10 +1,11 @@
 //! What is mounted on this host, and by which keepers.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::answer::{self, Answer};
 use super::error::{Result, chain};
+use super::idmap::in_user_namespace;
 use super::mountinfo::{self, MountInfo};
 use super::protocol::Status;
 use super::rundir::{self, RunDir};
@@ -125,14 +126,16 @@ pub fn ask() -> Result<Overview> {
     let mut kept = kept(&mounts)?;
     let (base, own) = (rundir::base()?, rustix::process::geteuid().as_raw());
     let mut unkept: Vec<Unkept> = Vec::new();
-    for mount in mounts.iter().filter(|m| !m.mountpoint.starts_with(&base)) {
+    // Where this is a container, its own root is its host's to keep, as is what a user namespace has of the one above.
+    let nested = in_user_namespace();
+    for mount in mounts.iter().filter(|m| !m.mountpoint.starts_with(&base) && m.mountpoint != Path::new("/")) {
         let Some(dev) = shown(mount).filter(|dev| !kept.iter().any(|k| k.status.dev == *dev)) else { continue };
         match unkept.iter_mut().find(|u| u.dev == dev) {
             Some(known) => known.seen.push(Seen::of(mount)),
             None => {
                 // Overlays are root's.
                 let owner = Some(mount.user_id().unwrap_or(0)).filter(|uid| *uid != own);
-                if owner.is_some() && own != 0 {
+                if owner.is_some() && (own != 0 || nested) {
                     continue;
                 }
                 unkept.push(Unkept { dev, image: mount.source.clone(), owner, seen: vec![Seen::of(mount)] });
@@ -147,7 +150,8 @@ pub fn ask() -> Result<Overview> {
     let is_left = |seen: &Seen| left.iter().any(|m| m.id == seen.id);
     kept.iter_mut().for_each(|k| k.seen.retain(is_left));
     unkept.iter_mut().for_each(|u| u.seen.retain(is_left));
-    unkept.retain(|u| !u.seen.is_empty());
+    let is_seen = |seen: &Seen| !nested || matches!(answers.get(&seen.id), Some(Answer::Dead | Answer::Silent));
+    unkept.retain(|u| u.seen.iter().any(is_seen));
     Ok(Overview { kept, unkept, answers })
 }
 
