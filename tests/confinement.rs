@@ -1,4 +1,5 @@
-//! What code could do that came to run in a worker: nothing but answer requests. Needs root.
+//! What code could do that came to run in a worker: nothing but answer requests; and in a command that looks into an image: write where the command
+//! does. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -133,4 +134,99 @@ fn a_keeper_leaves_the_control_group_of_its_caller() {
     drop(mounted);
     fs::remove_dir(&group).unwrap();
     assert_eq!(left, "");
+}
+
+/// System calls of a traced command, from the one that confined it on.
+fn calls_after_confinement(trace: &Path) -> Vec<String> {
+    let text = fs::read_to_string(trace).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once(' ').map_or(line, |(_, call)| call.trim_start())).collect();
+    let last = lines.iter().position(|line| line.starts_with("seccomp(") || line.contains("PR_SET_SECCOMP")).expect("a seccomp filter");
+    for means in ["landlock_restrict_self(", "PR_SET_NO_NEW_PRIVS", "capset("] {
+        assert!(lines[..last].iter().any(|line| line.contains(means)), "{means} in {text}");
+    }
+    lines[last..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// A stranger's image is read by a process that could do little if the image took it over.
+#[test]
+fn commands_that_look_into_an_image_are_confined_before_they_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::copy(golden("zstd.bfc"), at("image.bfc")).unwrap();
+    let image = at("image.bfc").to_str().unwrap().to_owned();
+    let first = run(lxcri_fs().args(["ls", "-R", &image])).lines().next().unwrap().to_owned();
+    let (out, tar, oci) = (at("out"), at("tar"), at("oci"));
+    let commands: [Vec<&str>; 7] = [
+        vec!["ls", "-lR", &image],
+        vec!["cat", &image, &first],
+        vec!["info", &image],
+        vec!["verify", &image],
+        vec!["extract", &image, out.to_str().unwrap()],
+        vec!["export", &image, "--tar", tar.to_str().unwrap()],
+        vec!["export", &image, "--oci", oci.to_str().unwrap()],
+    ];
+    for command in commands {
+        let trace = at("trace");
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-s", "16", "-o"]).arg(&trace).arg(env!("CARGO_BIN_EXE_lxcri-fs")).args(&command);
+        let _ = traced.env_remove("LXCRI_FS_PASSWORD").output().unwrap();
+        let text = fs::read_to_string(&trace).unwrap();
+        let opened = text.lines().position(|line| line.contains("image.bfc\"") && line.contains("open")).expect("the image is opened");
+        let confined = text.lines().position(|line| line.contains("landlock_restrict_self(")).expect("landlock");
+        let descriptor = text.lines().nth(opened).unwrap().rsplit("= ").next().unwrap().to_owned();
+        let reads = |line: &&str| line.contains(&format!("pread64({descriptor},")) || line.contains(&format!("read({descriptor},"));
+        assert!(!text.lines().take(confined).skip(opened).any(|line| reads(&line)), "{command:?} reads before it is confined\n{text}");
+        let calls = calls_after_confinement(&trace);
+        for call in ["execve", "socket(", "connect(", "mount(", "fork(", "ptrace("] {
+            assert!(!calls.iter().any(|line| line.starts_with(call)), "{command:?}: {call} in {calls:#?}");
+        }
+        // Nothing that it needs is refused.
+        let refused: Vec<_> = calls.iter().filter(|line| line.contains("ENOSYS") && !line.contains("clone3")).collect();
+        assert!(refused.is_empty(), "{command:?}: {refused:#?}");
+    }
+    assert!(out.read_dir().unwrap().count() > 0 && tar.exists() && oci.join("index.json").exists());
+}
+
+/// Whoever is asked for a password is asked by a process that is confined already.
+#[test]
+fn a_password_is_asked_for_on_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("root")).unwrap();
+    fs::write(dir.path().join("root/file"), "what is in it").unwrap();
+    let image = dir.path().join("image.bfc");
+    run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&image).env("LXCRI_FS_PASSWORD", "secret"));
+    // A terminal of its own, on which somebody types.
+    let command = format!("{} cat {} file", env!("CARGO_BIN_EXE_lxcri-fs"), image.display());
+    let mut typed = Command::new("sh");
+    typed.args(["-c", "(sleep 1; echo secret; sleep 1) | script -qec \"$0\" /dev/null", &command]).env_remove("LXCRI_FS_PASSWORD");
+    let said = run(&mut typed);
+    assert!(said.contains("Password for ") && said.contains("what is in it"), "{said}");
+}
+
+#[test]
+fn code_in_a_command_can_write_where_the_command_does_and_nowhere_else() {
+    use lxcri_fs::serve::confine::{Kept, confine_command};
+    if let Some(directory) = std::env::var_os(PROBE) {
+        let directory = Path::new(&directory);
+        confine_command(&Kept::default().below(&directory.join("target")));
+        let succeeded: Vec<&str> = attempts(directory)
+            .into_iter()
+            // Neither is landlock's to refuse: what a file is, and a pipe that is open already.
+            .filter(|(name, result)| result.is_ok() && !["look at a file", "reopen a descriptor"].contains(name))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(succeeded.is_empty(), "a command can {}", succeeded.join(", "));
+        fs::write(directory.join("target/file"), "x").unwrap();
+        fs::create_dir(directory.join("target/dir")).unwrap();
+        fs::hard_link(directory.join("target/file"), directory.join("target/dir/link")).unwrap();
+        fs::remove_file(directory.join("target/file")).unwrap();
+        assert_eq!(std::thread::spawn(|| vec![1; 1 << 20].len()).join().unwrap(), 1 << 20);
+        return;
+    }
+    let probe = ["--exact", "code_in_a_command_can_write_where_the_command_does_and_nowhere_else", "--nocapture", "--test-threads=1"];
+    let directory = tempfile::tempdir().unwrap();
+    File::create(directory.path().join("victim")).unwrap();
+    fs::create_dir(directory.path().join("target")).unwrap();
+    run(Command::new(std::env::current_exe().unwrap()).args(probe).env(PROBE, directory.path()));
+    assert!(directory.path().join("victim").exists() && directory.path().join("target/dir/link").exists());
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::error::Error;
 use super::open::ImageArgs;
 use crate::fs::Options;
+use crate::serve::confine::Kept;
 
 /// Print a file of an image
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ pub struct CatArgs {
 }
 
 pub fn run(args: &CatArgs) -> Result<(), Error> {
-    let rootfs = args.image.open(&Options::default())?;
+    let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
     let in_image = |source| Error::InImage { path: args.path.clone(), source };
     let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
     let mut out = super::output::bytes();

@@ -9,8 +9,10 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::progress::Progress;
 use crate::build::export;
+use crate::build::parent;
 use crate::build::sources::Compression;
 use crate::fs::{Options, Rootfs};
+use crate::serve::confine::Kept;
 
 /// Export an image as a tar of its tree, or as an OCI image
 #[derive(Debug, Args)]
@@ -39,7 +41,10 @@ struct Target {
 }
 
 pub fn run(args: &ExportArgs) -> Result<(), Error> {
-    let rootfs = args.image.open(&Options::default())?;
+    let target = args.target.oci.as_deref().or(args.target.tar.as_deref()).filter(|path| *path != Path::new("-"));
+    // What is made has its temporary name beside the one that it gets.
+    let kept = target.map_or_else(Kept::default, |path| Kept::default().below(&parent(path)));
+    let rootfs = args.image.open_confined(&Options::default(), kept)?;
     let total = if args.target.oci.is_some() { export::oci_layout_size(&rootfs) } else { rootfs.content_bytes() };
     let progress = Progress::bytes("Exporting", total);
     let add = |n| progress.add(n);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::thread::CapabilitySet;
 
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
@@ -10,6 +11,7 @@ use super::output::{note, size};
 use super::progress::Progress;
 use crate::fs::{ExtractOptions, Options, extract, open_target};
 use crate::serve::chain;
+use crate::serve::confine::Kept;
 
 /// Extract an image, or some of its paths, into a directory
 ///
@@ -32,11 +34,24 @@ pub struct ExtractArgs {
     no_same_owner: bool,
 }
 
+/// What it takes to make files with owners, devices, and attributes of any name.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SYS_ADMIN);
+
 pub fn run(args: &ExtractArgs) -> Result<(), Error> {
-    let rootfs = args.image.open(&Options::default())?;
+    let opened = args.image.file()?;
     // A descriptor for each level of the tree.
     super::limits::raise_open_files();
     let dir = open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
+    // As the caller could reach it; what is beneath is reached by this descriptor alone.
+    let kept = Kept { directories: dir.try_clone().map(Into::into).into_iter().collect(), attributes: true, capabilities: CAPABILITIES };
+    let rootfs = opened.read_confined(&Options::default(), kept)?;
     let total = if args.paths.is_empty() { rootfs.content_bytes() } else { 0 };
     let progress = Progress::bytes("Extracting", total);
     let owner = rustix::process::geteuid().is_root() && !args.no_same_owner;

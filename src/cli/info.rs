@@ -8,9 +8,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
+use super::open::confine;
 use super::output::{hex, json, lines, printable, size};
 use super::store::StoreArgs;
-use crate::fs::{self, tree_of_index};
+use crate::fs::{self, Options, tree_of_index};
+use crate::serve::confine::Kept;
 use crate::store::graph;
 
 /// Tell what an image is: format, size, compression, layers
@@ -69,8 +71,10 @@ struct Layer {
 
 pub fn run(args: &InfoArgs) -> Result<(), Error> {
     let (path, file) = args.store.open_image(&args.image)?;
+    let chain = chain(args)?;
+    confine(Kept::default(), &Options::default());
     let mut info = inspect(&path, file).map_err(|source| fs::Error::Image { image: path.clone(), source })?;
-    info.chain = chain(args)?;
+    info.chain = chain;
     if args.json { json(&info) } else { print(&info).map_err(Error::Output) }
 }
 

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, lines, printable, time};
 use crate::fs::{self, Options, Order, Rootfs, Step};
+use crate::serve::confine::Kept;
 
 /// List the files of an image
 #[derive(Debug, Args)]
@@ -57,7 +58,7 @@ struct Entry {
 }
 
 pub fn run(args: &LsArgs) -> Result<(), Error> {
-    let rootfs = args.image.open(&Options::default())?;
+    let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
     let in_image = |source| Error::InImage { path: args.path.clone(), source };
     let (ino, inode) = rootfs.resolve(&args.path).map_err(in_image)?;
     if !inode.is_dir() {

@@ -11,7 +11,7 @@ use clap::Args;
 use super::error::{Error, Exit};
 use super::mount_options::MountOptions;
 use super::output::note;
-use super::secret::{SecretArgs, image_key, is_encrypted, prompt};
+use super::secret::{SecretArgs, image_key, is_encrypted, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
 use crate::fs::Options;
@@ -108,14 +108,14 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     // In the foreground, this process becomes the keeper, and can ask for nothing any more.
     let asks_first = args.foreground && secret.is_none();
     if let Some((image, _)) = args.paths.iter().zip(&files).find(|(_, file)| asks_first && is_encrypted(file)) {
-        secret = prompt(image)?;
+        secret = terminal().map(|terminal| prompt(image, terminal)).transpose()?;
     }
     match mount(&args, options.flags, &mountpoint, &files, secret.as_ref()) {
         Err(Error::Serve(serve::Error::Failed(failure)) | Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))))
             if failure.key_needed.is_some() =>
         {
             let image = failure.key_needed.clone().unwrap_or_default();
-            match prompt(Path::new(&image))? {
+            match terminal().map(|terminal| prompt(Path::new(&image), terminal)).transpose()? {
                 Some(secret) => mount(&args, options.flags, &mountpoint, &files, Some(&secret)),
                 None => Err(serve::Error::Failed(failure).into()),
             }

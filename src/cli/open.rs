@@ -4,11 +4,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::thread::CapabilitySet;
 
 use super::error::Error;
-use super::secret::{SecretArgs, prompt};
+use super::secret::{SecretArgs, prompt, terminal};
 use super::store::StoreArgs;
 use crate::fs::{self, Options, Rootfs, Source};
+use crate::serve::confine::{Kept, confine_command};
 use crate::upper::record::{self, Record};
 
 /// The image a command looks into.
@@ -24,20 +26,77 @@ pub struct ImageArgs {
 }
 
 impl ImageArgs {
-    /// Opens the image; asks for a password where one is needed and none was given.
+    /// Opens the image. A password is asked for when it is needed and none was given.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
     pub fn open(&self, options: &Options) -> Result<Rootfs, Error> {
-        match self.open_with(self.secret.load()?, options) {
-            Err(Error::Fs(fs::Error::Image { source: bfc::Error::KeyNeeded, image })) => match prompt(&image)? {
-                Some(secret) => self.open_with(Some(secret), options),
-                None => Err(fs::Error::Image { image, source: bfc::Error::KeyNeeded }.into()),
-            },
-            other => other,
-        }
+        self.file()?.read(options)
     }
 
-    fn open_with(&self, secret: Option<bfc::Secret>, options: &Options) -> Result<Rootfs, Error> {
+    /// Opens the image for a command that does nothing more than look into it: this process is confined before it reads the first byte, and keeps what
+    /// `kept` says.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_confined(&self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+        self.file()?.read_confined(options, kept)
+    }
+
+    /// Opens the image's file, and what else is needed to read it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn file(&self) -> Result<Opened, Error> {
+        let secret = self.secret.load()?;
         let (path, file) = self.store.open_image(&self.image)?;
-        Ok(Rootfs::open(vec![Source { path, file, secret }], options)?)
+        let terminal = if secret.is_none() { terminal() } else { None };
+        Ok(Opened { path, file, secret, terminal })
+    }
+}
+
+/// Takes from this process what reading images does not need.
+pub fn confine(mut kept: Kept, options: &Options) {
+    // A content that does not fit into memory goes to a file, in what may be another user's directory.
+    kept.capabilities |= CapabilitySet::DAC_OVERRIDE;
+    // Nothing to say of what is missing: `doctor` tells what this host lacks.
+    confine_command(&kept.below(&options.temp_dir));
+}
+
+/// The file of an image, of which nothing was read yet.
+pub struct Opened {
+    path: PathBuf,
+    file: File,
+    secret: Option<bfc::Secret>,
+    terminal: Option<File>,
+}
+
+impl Opened {
+    /// As [`Opened::read`], by this process confined.
+    ///
+    /// # Errors
+    /// When it is none, or is damaged.
+    pub fn read_confined(self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+        confine(kept, options);
+        self.read(options)
+    }
+
+    /// Reads what is needed of the image.
+    ///
+    /// # Errors
+    /// When it is none, or is damaged.
+    pub fn read(self, options: &Options) -> Result<Rootfs, Error> {
+        let Self { path, file, secret, terminal } = self;
+        let again = file.try_clone().map_err(Error::io("opening the image", &path))?;
+        match Rootfs::open(vec![Source { path: path.clone(), file, secret }], options) {
+            Err(fs::Error::Image { source: bfc::Error::KeyNeeded, image }) => {
+                let Some(secret) = terminal.map(|terminal| prompt(&image, terminal)).transpose()? else {
+                    return Err(fs::Error::Image { image, source: bfc::Error::KeyNeeded }.into());
+                };
+                Ok(Rootfs::open(vec![Source { path, file: again, secret: Some(secret) }], options)?)
+            }
+            other => Ok(other?),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::text::neutral;
 
 /// Environment variable that holds a password.
 pub const PASSWORD_VARIABLE: &str = "LXCRI_FS_PASSWORD";
+const TERMINAL: &str = "/dev/tty";
 /// Longest password, bytes.
 const MAX_PASSWORD: u64 = 64 << 10;
 
@@ -87,17 +88,17 @@ fn strip_line_end(line: &mut Vec<u8>) {
     }
 }
 
-/// Asks for the password of `image` on the terminal, without echo; `None` when there is none.
+/// Where a password can be asked for; `None` where nobody is.
+pub fn terminal() -> Option<File> {
+    if super::output::is_terminal() { File::options().read(true).write(true).open(TERMINAL).ok() } else { None }
+}
+
+/// Asks for the password of `image` on the terminal, without echo.
 ///
 /// # Errors
 /// [`Error::Io`] when the terminal fails.
-pub fn prompt(image: &Path) -> Result<Option<Secret>, Error> {
-    let tty = Path::new("/dev/tty");
-    if !super::output::is_terminal() {
-        return Ok(None);
-    }
-    let Ok(mut terminal) = File::options().read(true).write(true).open(tty) else { return Ok(None) };
-    let failed = Error::io("asking for the password on", tty);
+pub fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
+    let failed = Error::io("asking for the password on", Path::new(TERMINAL));
     let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
         write!(terminal, "Password for {}: ", neutral(&image.to_string_lossy()))?;
         let mut line = Zeroizing::new(Vec::with_capacity(256));
@@ -111,7 +112,7 @@ pub fn prompt(image: &Path) -> Result<Option<Secret>, Error> {
     };
     let mut line = ask(&mut terminal).map_err(failed)?;
     strip_line_end(&mut line);
-    Ok(Some(Secret::Password(line)))
+    Ok(Secret::Password(line))
 }
 
 /// Terminal echo off while this lives.

@@ -6,13 +6,14 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::open::ImageArgs;
+use super::open::{ImageArgs, Opened, confine};
 use super::output::{hex, json, printable, say, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::fs::{Options, Rootfs, verify};
 use crate::serve::chain;
+use crate::serve::confine::Kept;
 
 /// Check everything in images: structures, checksums, tags, every file's content
 #[derive(Debug, Args)]
@@ -45,16 +46,24 @@ struct Report<'a> {
 }
 
 /// An image to check.
-struct Subject {
+struct Subject<T> {
     name: String,
-    opened: Result<Rootfs, Error>,
+    opened: Result<T, Error>,
     /// The root digest that the store knows.
     root_digest: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<(), Error> {
-    let subjects = subjects(args)?;
+    let options = Options { check_hash: true, ..Options::default() };
+    let files = subjects(args)?;
+    confine(Kept::default(), &options);
+    let read = |Subject { name, opened, root_digest }: Subject<Opened>| Subject {
+        name,
+        opened: opened.and_then(|opened| opened.read(&options)),
+        root_digest,
+    };
+    let subjects: Vec<_> = files.into_iter().map(read).collect();
     let total = subjects.iter().filter_map(|s| s.opened.as_ref().ok()).map(Rootfs::content_bytes).sum();
     let progress = Progress::bytes("Verifying", total);
     let (count, mut damaged, mut unopened) = (subjects.len(), Vec::new(), Vec::new());
@@ -88,9 +97,8 @@ pub fn run(args: &VerifyArgs) -> Result<(), Error> {
     Err(Error::Other { message, hint, exit: Exit::Damaged })
 }
 
-fn subjects(args: &VerifyArgs) -> Result<Vec<Subject>, Error> {
-    let options = Options { check_hash: true, ..Options::default() };
-    let open = |image: PathBuf| ImageArgs { image, secret: args.secret.clone(), store: args.store.clone() }.open(&options);
+fn subjects(args: &VerifyArgs) -> Result<Vec<Subject<Opened>>, Error> {
+    let open = |image: PathBuf| ImageArgs { image, secret: args.secret.clone(), store: args.store.clone() }.file();
     if !args.all {
         let named =
             args.images.iter().map(|path| Subject { name: path.display().to_string(), opened: open(path.clone()), root_digest: None });

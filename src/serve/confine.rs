@@ -1,10 +1,15 @@
-//! Taking from the worker what it does not need: it reads bytes that strangers made.
+//! Taking from who reads bytes that strangers made what it does not need: from the worker, and from commands that look into an image.
 //!
 //! What stays is memory, threads, time, and the descriptors that it has or is given. Where a kernel lacks one of the means, the others do.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
 use serde::{Deserialize, Serialize};
@@ -125,6 +130,50 @@ impl Confinement {
     }
 }
 
+/// System calls of a command beside them: on files, where landlock lets it.
+const FILE_CALLS: &[libc::c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_flock,
+    libc::SYS_mkdirat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_fchmod,
+    libc::SYS_fchown,
+    libc::SYS_fsetxattr,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_copy_file_range,
+];
+/// System calls of a command that gives files owners, modes, times and attributes. Landlock does not know them: it could give them to any file.
+const ATTRIBUTE_CALLS: &[libc::c_long] =
+    &[libc::SYS_mknodat, libc::SYS_symlinkat, libc::SYS_fchmodat, libc::SYS_fchownat, libc::SYS_lsetxattr, libc::SYS_utimensat];
+/// Those that the C library still makes where there are older ones for the same.
+#[cfg(target_arch = "x86_64")]
+const OLD_FILE_CALLS: &[libc::c_long] = &[
+    libc::SYS_open,
+    libc::SYS_mkdir,
+    libc::SYS_rmdir,
+    libc::SYS_link,
+    libc::SYS_unlink,
+    libc::SYS_rename,
+    libc::SYS_readlink,
+    libc::SYS_poll,
+];
+/// There are none.
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_FILE_CALLS: &[libc::c_long] = &[];
+
 /// Why a means of confinement could not be used.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -133,7 +182,7 @@ enum Error {
     #[error("setting no_new_privs")]
     NoNewPrivs(#[source] rustix::io::Errno),
     #[error("restricting file systems and network with landlock")]
-    Landlock(#[from] landlock::RulesetError),
+    Landlock(#[from] RulesetError),
     #[error("making the seccomp filter")]
     Filter(#[from] seccompiler::BackendError),
     #[error("setting the seccomp filter")]
@@ -143,30 +192,61 @@ enum Error {
 /// Confines this thread and all that it starts. Descriptors that are open stay open.
 pub fn confine() -> Confinement {
     prefer_for_oom();
-    let confinement = restrict_thread();
+    let confinement = restrict_thread(None);
     for missing in confinement.missing() {
         tracing::warn!("the worker is less confined than it could be: {missing}");
     }
     confinement
 }
 
-/// How a worker would be confined on this host: a thread of this process tries it, and ends.
-pub fn probe() -> Option<Confinement> {
-    std::thread::Builder::new().spawn(restrict_thread).ok()?.join().ok()
+/// What a command keeps that looks into an image.
+#[derive(Debug)]
+pub struct Kept {
+    /// Directories below which it opens, makes and removes files.
+    pub directories: Vec<OwnedFd>,
+    /// Whether it gives files owners, modes, times and attributes, which landlock cannot keep to the directories.
+    pub attributes: bool,
+    /// Which capabilities, of those that it has.
+    pub capabilities: CapabilitySet,
 }
 
-/// All that holds for a thread and what it starts.
-fn restrict_thread() -> Confinement {
+impl Default for Kept {
+    fn default() -> Self {
+        Self { directories: Vec::new(), attributes: false, capabilities: CapabilitySet::empty() }
+    }
+}
+
+impl Kept {
+    /// Below this directory, too. One that cannot be opened cannot be used later either.
+    pub fn below(mut self, directory: &Path) -> Self {
+        self.directories.extend(rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()));
+        self
+    }
+}
+
+/// Confines a command, in this thread and all that it starts, before it reads the first byte of an image. Descriptors that are open stay open; of files
+/// others can be opened below the directories that it keeps.
+pub fn confine_command(kept: &Kept) -> Confinement {
+    restrict_thread(Some(kept))
+}
+
+/// How a worker would be confined on this host: a thread of this process tries it, and ends.
+pub fn probe() -> Option<Confinement> {
+    std::thread::Builder::new().spawn(|| restrict_thread(None)).ok()?.join().ok()
+}
+
+/// All that holds for a thread and what it starts: a worker, or a command that keeps something.
+fn restrict_thread(kept: Option<&Kept>) -> Confinement {
     let told = |result: Result<(), Error>| result.inspect_err(|error| tracing::debug!("{}", super::chain(error))).is_ok();
     Confinement {
-        no_capabilities: told(drop_capabilities()),
+        no_capabilities: told(drop_capabilities(kept.map_or(CapabilitySet::empty(), |kept| kept.capabilities))),
         no_new_privs: told(no_new_privileges()),
-        landlock: restrict_files().unwrap_or_else(|error| {
+        landlock: restrict_files(kept).unwrap_or_else(|error| {
             tracing::debug!("{}", super::chain(&error));
             Landlock::None
         }),
         // The last: it takes away what the others need.
-        seccomp: told(filter_system_calls()),
+        seccomp: told(filter_system_calls(kept)),
     }
 }
 
@@ -178,14 +258,15 @@ fn prefer_for_oom() {
     }
 }
 
-fn drop_capabilities() -> Result<(), Error> {
-    for number in 0..CAPABILITIES {
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), Error> {
+    for number in (0..CAPABILITIES).filter(|&number| !kept.contains(CapabilitySet::from_bits_retain(1 << number))) {
         // Fails for those that the kernel does not have, and for a user who has none of them.
         let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number));
     }
     let _ = rustix::thread::clear_ambient_capability_set();
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    let has = rustix::thread::capabilities(None).map_err(Error::Capabilities)?;
+    let kept = kept & has.permitted & has.effective;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(Error::Capabilities)
 }
 
@@ -193,14 +274,19 @@ fn no_new_privileges() -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(Error::NoNewPrivs)
 }
 
-/// A rule set without a rule: nothing can be opened, made, removed, or connected to.
-fn restrict_files() -> Result<Landlock, Error> {
+/// Nothing can be opened, made, removed, or connected to, but for files below the directories that are kept.
+fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
     let abi = ABI::V6;
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?
         .create()?
+        .add_rules(
+            kept.iter()
+                .flat_map(|kept| &kept.directories)
+                .map(|directory| Ok::<_, RulesetError>(PathBeneath::new(directory, AccessFs::from_all(abi) & !AccessFs::Execute))),
+        )?
         .restrict_self()?;
     // What a kernel does not have is left out without an error.
     Ok(match status.ruleset {
@@ -211,8 +297,11 @@ fn restrict_files() -> Result<Landlock, Error> {
 }
 
 /// Everything else is answered with "no such system call".
-fn filter_system_calls() -> Result<(), Error> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.into_iter().map(|call| (call, Vec::new())).collect();
+fn filter_system_calls(kept: Option<&Kept>) -> Result<(), Error> {
+    let (files, attributes) = (kept.is_some(), kept.is_some_and(|kept| kept.attributes));
+    let calls =
+        CALLS.iter().chain(FILE_CALLS.iter().chain(OLD_FILE_CALLS).filter(|_| files)).chain(ATTRIBUTE_CALLS.iter().filter(|_| attributes));
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|&call| (call, Vec::new())).collect();
     let argument = |number, op, value| SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value);
     let exec = libc::PROT_EXEC.cast_unsigned().into();
     let threads = libc::CLONE_THREAD.cast_unsigned().into();
@@ -225,6 +314,22 @@ fn filter_system_calls() -> Result<(), Error> {
         (libc::SYS_prctl, argument(0, SeccompCmpOp::Eq, name)?),
     ] {
         rules.insert(call, vec![SeccompRule::new(vec![condition])?]);
+    }
+    if files {
+        // Of a terminal: its size, and no echo while a password is typed. It could be made to take what is written for what is typed.
+        let rules_of = |request: &libc::Ioctl| SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, *request)?]);
+        let requests = [
+            libc::TIOCGWINSZ,
+            libc::TCGETS,
+            libc::TCSETS,
+            libc::TCSETSW,
+            libc::TCSETSF,
+            libc::TCGETS2,
+            libc::TCSETS2,
+            libc::TCSETSW2,
+            libc::TCSETSF2,
+        ];
+        rules.insert(libc::SYS_ioctl, requests.iter().map(rules_of).collect::<Result<_, _>>()?);
     }
     let refuse = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
