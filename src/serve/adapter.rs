@@ -103,6 +103,11 @@ impl From<Errno> for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
+/// What the names of attributes begin with that overlayfs keeps for itself where this process mounts. Who is confined cannot find that out.
+pub(super) fn marks() -> &'static [u8] {
+    if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." }
+}
+
 impl Adapter {
     /// `resends` will tell whether the kernel can send requests again.
     pub(super) fn new(
@@ -111,8 +116,8 @@ impl Adapter {
         metrics: Arc<Metrics>,
         in_hand: Arc<InHand>,
         resends: Arc<OnceLock<bool>>,
+        marks: &'static [u8],
     ) -> Self {
-        let marks: &[u8] = if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." };
         Self { rootfs, surplus, metrics, logged: Mutex::default(), in_hand, resends, marks }
     }
 

@@ -18,7 +18,7 @@ use super::error::{Error, Result};
 use super::in_hand::InHand;
 use super::protocol::{Failure, Image, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
-use super::{confine, resume, secrets, surplus};
+use super::{adapter, confine, resume, secrets, surplus};
 use crate::fs::{self, Options, Rootfs, Source, Spool};
 
 /// How long the keeper may take to make a file.
@@ -32,6 +32,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
     secrets::forbid_dumps();
+    let marks = adapter::marks();
     let confinement = confine::confine();
     // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the keeper decides.
     let _ = SigSet::all().thread_block();
@@ -57,7 +58,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone(), in_hand.clone());
     let resends = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), in_hand, resends.clone());
+    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), in_hand, resends.clone(), marks);
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {

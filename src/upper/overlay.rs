@@ -16,12 +16,15 @@ use super::error::{Error, Result};
 use super::place::{Directories, Layout};
 use super::tmpfs;
 use crate::serve::idmap::in_user_namespace;
+use crate::serve::kernel;
 use crate::serve::mountinfo::{self, DirectoryId};
 
 /// Longest value of an option that fsconfig(2) takes, bytes.
 const MAX_NAME: usize = 255;
 /// How much memory names take at most: a few directories and symlinks.
 const NAMES_SIZE: &str = "1m";
+/// The kernel in which overlayfs began to take options one by one; earlier ones end a value at a comma.
+const NEW_OPTIONS: (u32, u32) = (6, 5);
 /// Name of overlayfs's own directory there.
 const WORK: &str = "work";
 
@@ -98,7 +101,8 @@ impl Names {
         let top = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
         let mut within = PathBuf::from(DirectoryId::of(directories.upper.as_fd())?.name());
         let mut upper = top.join(&within).join(layout.upper.strip_prefix("/").unwrap_or(&layout.upper));
-        if escape(&upper).as_os_str().len() > MAX_NAME {
+        let has_comma = || upper.as_os_str().as_bytes().contains(&b',') && kernel::version() < NEW_OPTIONS;
+        if escape(&upper).as_os_str().len() > MAX_NAME || has_comma() {
             upper = top.join(&within).join(mountinfo::UNNAMED);
         }
         mkdirat(&directory, &within, Mode::RWXU)?;

@@ -26,6 +26,8 @@ const WORK: &str = "work";
 const BESIDE: [&str; 6] = [UPPER, WORK, "store.json", "container.json", "lost+found", ".zfs"];
 /// What the names begin with of what is made on the way, and left by who is killed.
 const TEMPORARY: [&str; 4] = [".upper-", ".probe-", ".lxcri-fs.json-", ".tmp"];
+/// What the names end with of records of a container that were cut off.
+const UNFINISHED: &[u8] = b".lxcri-fs-new";
 /// What stands before the name of a dataset.
 const DATASET: &[u8] = b"zfs:";
 /// Largest set of attribute names, and largest value, that the kernel gives.
@@ -142,7 +144,8 @@ impl Place {
         let refused = |reason| Err(Error::Occupied { path: place.clone(), reason });
         for name in names(&self.dir).map_err(Error::io("listing", place))? {
             let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
-            if !is_known && !TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            let is_temporary = TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) || name.ends_with(UNFINISHED);
+            if !is_known && !is_temporary {
                 return refused("is no upper, and not empty");
             }
         }
