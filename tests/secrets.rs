@@ -114,6 +114,8 @@ fn the_same_user_cannot_look_into_keeper_and_worker() {
         as ./lxcri-fs mount --log-file log image.bfc mnt0
         pids=$(as ./lxcri-fs ps --json | grep -oE '"(keeper|worker)":[0-9]+' | cut -d: -f2)
         for pid in $pids; do stat -c '%U' /proc/$pid/mem; ! as cat /proc/$pid/environ; done > owners 2> refused
+        as ./lxcri-fs upgrade
+        kill -9 "$(as ./lxcri-fs ps --json | sed 's/.*"worker":\([0-9]*\).*/\1/')"
         as cat mnt0/tree/text.txt > text
         as ./lxcri-fs umount mnt0
     "#;

@@ -7,79 +7,12 @@ use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Mounted, Stop, eventually, golden, lxcri_fs, run, stats, stderr, tree};
-use serde_json::Value;
-
-/// A copy of a golden image: another image to the keepers, so that tests do not meet in one.
-fn image(dir: &Path) -> PathBuf {
-    let path = dir.join("image.bfc");
-    std::fs::copy(golden("zstd.bfc"), &path).unwrap();
-    path
-}
-
-/// Directories to mount on, and an image.
-fn setup<const N: usize>() -> (tempfile::TempDir, PathBuf, [PathBuf; N]) {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path());
-    let dirs = std::array::from_fn(|i| temp.path().join(format!("mnt{i}")));
-    for dir in &dirs {
-        std::fs::create_dir(dir).unwrap();
-    }
-    (temp, image, dirs)
-}
-
-/// What `ps --json` says of an image.
-fn ps(image: &Path) -> Option<Value> {
-    let rows = run(lxcri_fs().args(["ps", "--json"]));
-    rows.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).find(|row| row["images"][0] == image.to_str().unwrap())
-}
-
-/// As [`ps`], of what is mounted.
-#[track_caller]
-fn row_of(image: &Path) -> Value {
-    eventually("row of the mount", || ps(image))
-}
-
-fn pid(row: &Value, name: &str) -> u64 {
-    row[name].as_u64().unwrap_or_else(|| panic!("no {name} in {row}"))
-}
-
-fn is_alive(pid: u64) -> bool {
-    // A zombie is dead; whoever has to reap it is not our concern.
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn kill(signal: &str, pid: u64) {
-    let _ = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).stderr(Stdio::null()).status();
-}
-
-/// Waits until `done`, for ten seconds at most.
-#[track_caller]
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "{what} takes too long");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().any(|l| l.split(' ').nth(4) == dir.to_str())
-}
-
-/// A process that is ended with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
+use common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
 fn the_second_mount_of_an_image_is_the_first_ones() {

@@ -10,7 +10,7 @@ use super::output::{json, printable, say, size};
 use super::ps::explain;
 use super::store::StoreArgs;
 use crate::serve::overview::{self, Overview, State};
-use crate::serve::{chain, kernel};
+use crate::serve::{chain, confine, kernel};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
 use crate::zfs;
@@ -29,6 +29,7 @@ pub struct DoctorArgs {
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<(), Error> {
     let mut findings = fuse();
+    findings.extend(confinement());
     findings.extend(overlay());
     findings.extend(zfs());
     findings.extend(limits());
@@ -63,7 +64,11 @@ fn fuse() -> Vec<Finding> {
     let (major, minor) = kernel::version();
     // What came with which version: linux/fuse.h tells it by the protocol's versions, 7.40 and 7.41.
     let features = [
-        ((6, 9), "mounts survive the death of the process that serves them", "a mount ends with the process that serves it"),
+        (
+            (6, 9),
+            "mounts survive the death of the process that serves them",
+            "a mount, and what runs on it, ends with the process that serves it; `upgrade` is refused",
+        ),
         ((6, 9), "files of an upper can be passed through (FUSE passthrough)", "files cannot be passed through"),
         ((6, 12), "mounts can be shifted to a container's ids (idmapped mounts)", "unprivileged containers need images with shifted ids"),
     ];
@@ -72,6 +77,19 @@ fn fuse() -> Vec<Finding> {
         findings.push(Finding::new(about, level, format!("Linux {major}.{minor}, {}.{} is asked", since.0, since.1), so));
     }
     findings
+}
+
+/// What keeps the process that parses images from doing anything else: tried, not looked up.
+fn confinement() -> Vec<Finding> {
+    let about = "worker";
+    let Some(missing) = confine::probe().map(|confinement| confinement.missing()) else {
+        return vec![Finding::new(about, Level::Note, "its confinement cannot be tried", "threads or memory are short")];
+    };
+    if missing.is_empty() {
+        let so = "the process that parses images can open no file, reach no network, start no program";
+        return vec![Finding::new(about, Level::Good, "landlock, seccomp, no_new_privs, and no capabilities", so)];
+    }
+    missing.into_iter().map(|(what, so)| Finding::new(about, Level::Note, what, so)).collect()
 }
 
 fn overlay() -> Vec<Finding> {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::output::{json, lines, printable, time};
 use crate::serve::answer::Answer;
+use crate::serve::confine::Confinement;
 use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
 use crate::serve::users;
 use crate::upper::place::is_ephemeral;
@@ -51,6 +52,9 @@ struct Row {
     /// Since when its worker does not answer, if that is known; seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_answering_since: Option<u64>,
+    /// By which means its worker is confined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confinement: Option<Confinement>,
     /// What the state means, and the way out.
     #[serde(skip)]
     explained: Option<String>,
@@ -112,6 +116,7 @@ fn row(mounted: Mounted, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u
         worker: status.worker,
         version: Some(status.version),
         restarts: Some(status.restarts),
+        confinement: status.confinement,
         uptime_seconds: Some(now().saturating_sub(status.since)),
         failed: status.failed,
         ..stateful(images, &mounted.seen, status.dev, &state, users)
@@ -139,6 +144,7 @@ fn stateful(images: Vec<String>, seen: &[Seen], dev: (u32, u32), state: &State, 
         users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
         failed: None,
         not_answering_since: if let State::Silent(since) = state { *since } else { None },
+        confinement: None,
         explained: explain(state),
     }
 }

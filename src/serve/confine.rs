@@ -110,23 +110,26 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// What is missing, in a person's words; empty when nothing is.
-    pub fn missing(&self) -> Vec<&'static str> {
+    /// What is missing, and what follows from that; empty when nothing is.
+    pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         let landlock = match self.landlock {
-            Landlock::None => {
-                Some("landlock is missing: files, network and other processes are out of a worker's reach only by its system calls")
-            }
-            Landlock::Partial => {
-                Some("landlock is older than its version 6: not all of network and other processes is kept from a worker by it")
-            }
+            Landlock::None => Some((
+                "there is no landlock",
+                "only the filter of system calls keeps a worker from files, the network and other processes; is landlock in the kernel's `lsm=`?",
+            )),
+            Landlock::Partial => Some((
+                "landlock is older than Linux 6.12's",
+                "only the filter of system calls keeps a worker from some of the network and of other processes",
+            )),
             Landlock::Full => None,
         };
         let others = [
-            (self.no_capabilities, "capabilities could not be dropped"),
-            (self.no_new_privs, "no_new_privs could not be set"),
-            (self.seccomp, "seccomp filters are missing: a worker can make any system call"),
+            (self.no_capabilities, "capabilities cannot be dropped", "what goes wrong in a worker may use its user's"),
+            (self.no_new_privs, "no_new_privs cannot be set", "only the filter of system calls keeps a worker from set-user-id programs"),
+            (self.seccomp, "there are no seccomp filters", "a worker can make any system call that its user may make without capabilities"),
         ];
-        landlock.into_iter().chain(others.into_iter().filter(|(has, _)| !has).map(|(_, text)| text)).collect()
+        let others = others.into_iter().filter(|(has, ..)| !has).map(|(_, what, so)| (what, so));
+        landlock.into_iter().chain(others).collect()
     }
 }
 
@@ -193,8 +196,8 @@ enum Error {
 pub fn confine() -> Confinement {
     prefer_for_oom();
     let confinement = restrict_thread(None);
-    for missing in confinement.missing() {
-        tracing::warn!("the worker is less confined than it could be: {missing}");
+    for (what, so) in confinement.missing() {
+        tracing::warn!("the worker is less confined than it could be: {what}: {so}");
     }
     confinement
 }

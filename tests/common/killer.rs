@@ -2,7 +2,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,17 +23,43 @@ const TTL: Duration = Duration::from_secs(60);
 pub struct Killer {
     bytes: Vec<u8>,
     deadly: Range<u64>,
+    death: Death,
     killed: Arc<AtomicU32>,
 }
 
+/// How a reader ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It is killed, as when memory is short.
+    Kill,
+    /// It goes on with an instruction that there is not, as when it has a bug.
+    Crash,
+}
+
+impl Death {
+    fn of(self, pid: i32) -> std::io::Result<()> {
+        match self {
+            Death::Kill => Ok(kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL)?),
+            Death::Crash => {
+                // Number and arguments of the system call that it waits in, stack pointer, and where it goes on.
+                let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"))?;
+                let next =
+                    call.trim_end().rsplit(' ').next().and_then(|n| u64::from_str_radix(n.trim_start_matches("0x"), 16).ok()).unwrap();
+                let undefined: &[u8] = if cfg!(target_arch = "x86_64") { &[0x0f, 0x0b] } else { &[0; 4] };
+                File::options().write(true).open(format!("/proc/{pid}/mem"))?.write_all_at(undefined, next)
+            }
+        }
+    }
+}
+
 impl Killer {
-    /// Mounts it; the file has any name that is asked for. How often it has killed.
-    pub fn mount(bytes: Vec<u8>, deadly: Range<u64>, dir: &Path) -> (BackgroundSession, Arc<AtomicU32>) {
+    /// Mounts it; the file has any name that is asked for. How many it has ended.
+    pub fn mount(bytes: Vec<u8>, deadly: Range<u64>, death: Death, dir: &Path) -> (BackgroundSession, Arc<AtomicU32>) {
         let killed = Arc::new(AtomicU32::new(0));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::RO, MountOption::FSName("killer".to_owned())];
         config.acl = SessionACL::All;
-        let files = Self { bytes, deadly, killed: killed.clone() };
+        let files = Self { bytes, deadly, death, killed: killed.clone() };
         let session = Session::new(files, dir, &config).unwrap().spawn().unwrap();
         (session, killed)
     }
@@ -91,7 +119,7 @@ impl Filesystem for Killer {
             let pid = i32::try_from(req.pid()).unwrap();
             let name = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/comm")).unwrap_or_default();
             if name.starts_with("fuser-") || name.starts_with("lxcri-fs-worker") || name.starts_with("push") {
-                let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+                self.death.of(pid).unwrap();
                 self.killed.fetch_add(1, Ordering::Relaxed);
                 return reply.error(Errno::EIO);
             }
