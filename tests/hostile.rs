@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bfc::Container;
-use bfc::rootfs::Section;
 use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, LOCATOR_LEN, ROOT};
+use bfc::rootfs::{Attr, Section};
 use bfc::source::ReadAt;
 use common::mend::{mend, section_range};
 use common::{lxcri_fs, run, stderr};
 use lxcri_fs::fs::{MAX_IMAGES, Options, Order, Rootfs, Source, Step};
+use lxcri_fs::layer::tar::{Body, Writer};
 
 /// An image whose records are changed.
 struct Hostile {
@@ -259,6 +260,34 @@ fn a_v1_path_has_an_end() {
     assert_eq!(open(&b"b/".repeat(32768)[..65535]).unwrap().section().inode_count(), 1 + 32768);
     let error = std::error::Error::source(&open(&b"a/".repeat(32 << 20)[1..]).unwrap_err()).unwrap().to_string();
     assert!(error.contains("65,535"), "{error}");
+}
+
+/// 200,000 empty files are 2 MB of layer. An entry takes no more than it is counted as (src/layer/read.rs), so that the limit is one.
+#[test]
+fn entries_take_no_more_memory_than_is_counted() {
+    const ENTRIES: u64 = 200_000;
+    const COUNTED: u64 = 400 + 2 * 12;
+    /// What the program, its threads and their buffers take without any entries.
+    const FIXED: u64 = 96 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let tar = dir.path().join("layer.tar");
+    let mut writer = Writer::new(std::io::BufWriter::new(std::fs::File::create(&tar).unwrap()));
+    let attr = Attr { mode: libc::S_IFREG | 0o644, ..Attr::default() };
+    for n in 0..ENTRIES {
+        writer.append(format!("a/{n:010}").as_bytes(), &attr, Body::File(0, &mut std::io::empty())).unwrap();
+    }
+    writer.finish().unwrap();
+    let mut build = lxcri_fs().arg("build").arg(&tar).arg("-o").arg(dir.path().join("image.bfc")).spawn().unwrap();
+    let mut most = 0;
+    while build.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        most = most.max(peak.unwrap_or(0) << 10);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(build.wait().unwrap().success());
+    eprintln!("{} bytes an entry", most / ENTRIES);
+    assert!(most > 0 && most < FIXED + ENTRIES * COUNTED, "{most} bytes, {} an entry", most / ENTRIES);
 }
 
 #[test]

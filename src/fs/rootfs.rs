@@ -112,10 +112,10 @@ impl Rootfs {
     /// # Errors
     /// As [`Rootfs::open`].
     pub fn open_with(sources: Vec<Source>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
-        let mut opened = Vec::new();
-        for source in sources {
-            opened.push(Image::open(source)?);
-        }
+        Self::merge(sources.into_iter().map(Image::open).collect::<Result<_>>()?, options, spool)
+    }
+
+    fn merge(mut opened: Vec<(Image, Section)>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
         let (images, section) = match (opened.len(), opened.pop()) {
             (1, Some((image, section))) => (vec![image], section),
             (_, Some(top)) => {
@@ -138,12 +138,16 @@ impl Rootfs {
     /// # Errors
     /// As [`Rootfs::open`].
     pub fn open_bytes(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>, options: &Options) -> Result<Self> {
-        let (image, section) = Image::open_bytes(path, bytes, secret)?;
-        let images = vec![image];
-        if let Some(wanted) = &options.digest {
-            check_digest(&images, wanted)?;
-        }
-        Self::assemble(images, section, options, Box::new(TempDir(options.temp_dir.clone())))
+        Self::open_all(vec![(path, bytes, secret)], options)
+    }
+
+    /// As [`Rootfs::open_bytes`], of several images.
+    ///
+    /// # Errors
+    /// As [`Rootfs::open`].
+    pub fn open_all(images: Vec<(PathBuf, Arc<dyn ReadAt>, Option<Secret>)>, options: &Options) -> Result<Self> {
+        let opened = images.into_iter().map(|(path, bytes, secret)| Image::open_bytes(path, bytes, secret)).collect::<Result<_>>()?;
+        Self::merge(opened, options, Box::new(TempDir(options.temp_dir.clone())))
     }
 
     /// Opens an image for its tree: it needs no key, and what is encrypted cannot be read.

@@ -37,7 +37,7 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
             continue;
         };
         if tree.nodes.len() > MAX_NODES {
-            return Err(Error::TooLarge("the directories and files of the index (the limit is 8,388,608)"));
+            return Err(Error::TooLarge("the directories and files of the index (the limit is 4,194,304)"));
         }
         let attr = Attr {
             mode: entry.mode,

@@ -11,9 +11,9 @@
 
 use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 
-/// Most inodes that a tree may have, replaced ones included: what memory should hold (some 1 GiB). A layer of a few bytes can ask for many, for a path
-/// of 64 KiB implies 32,768 directories.
-pub const MAX_NODES: usize = 1 << 23;
+/// Most inodes that a tree may have, replaced ones included: what memory should hold (some 2 GiB with the section that is made of it). A layer of a few bytes can
+/// ask for many, for a path of 64 KiB implies 32,768 directories.
+pub const MAX_NODES: usize = 1 << 22;
 /// How many symlinks are followed for one path: what the kernel follows.
 const MAX_SYMLINKS: usize = 40;
 
@@ -76,7 +76,7 @@ pub enum Reason {
 pub fn merge<L: IntoIterator<Item = Change>>(layers: impl IntoIterator<Item = L>) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     for layer in layers {
-        apply(&mut tree, layer)?;
+        apply(&mut tree, layer.into_iter().collect())?;
     }
     Ok(tree)
 }
@@ -85,21 +85,17 @@ pub fn merge<L: IntoIterator<Item = Change>>(layers: impl IntoIterator<Item = L>
 ///
 /// # Errors
 /// As [`merge`]; the tree is then of no use.
-pub fn apply(tree: &mut Tree, layer: impl IntoIterator<Item = Change>) -> Result<(), Error> {
-    // The marks have to act before the first node does, so the nodes wait for the end of the layer.
-    let mut nodes = Vec::new();
-    for Change { path, what } in layer {
+pub fn apply(tree: &mut Tree, layer: Vec<Change>) -> Result<(), Error> {
+    // The marks have to act before the first node does.
+    for Change { path, what } in &layer {
         let marked = match what {
-            What::Whiteout => remove(tree, &path),
-            What::Opaque => clear(tree, &path),
-            what => {
-                nodes.push(Change { path, what });
-                continue;
-            }
+            What::Whiteout => remove(tree, path),
+            What::Opaque => clear(tree, path),
+            What::HardLink(_) | What::Node(_) => Ok(()),
         };
-        marked.map_err(|reason| Error { path, reason })?;
+        marked.map_err(|reason| Error { path: path.clone(), reason })?;
     }
-    for Change { path, what } in nodes {
+    for Change { path, what } in layer {
         let put = match what {
             What::Node(node) => put(tree, &path, node),
             What::HardLink(target) => hard_link(tree, &path, &target),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use bfc::rootfs::Kind;
 use bfc::rootfs::skeleton::{Skeleton, SkeletonWriter};
 use bfc::writer::ContentSink;
 
@@ -11,10 +12,11 @@ use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, S
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
-/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold.
+/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold. Some two million entries.
 const MAX_METADATA: u64 = 1 << 30;
-/// What an entry takes besides those.
-const ENTRY: usize = 160;
+/// What an entry takes besides those at most, bytes: its change and its node, each in an array that may have grown to twice what it needs, its name in its directory,
+/// and then its records in the section and in the v1 index (tests/hostile.rs measures it).
+const ENTRY: usize = 400;
 
 /// An error in a layer.
 #[derive(Debug, thiserror::Error)]
@@ -75,9 +77,13 @@ impl Budget {
     /// # Errors
     /// [`Error::Metadata`] when there is none left.
     pub fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
-        let attr_len = |node: &bfc::rootfs::Node| node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
+        let attr_len = |node: &bfc::rootfs::Node| {
+            let xattrs = node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
+            xattrs + if let Kind::Symlink(target) = &node.kind { target.len() } else { 0 }
+        };
+        // A path is in the change, and then in the v1 index.
         let len = ENTRY
-            + change.path.len()
+            + 2 * change.path.len()
             + match &change.what {
                 What::HardLink(target) => target.len(),
                 What::Node(node) => attr_len(node),

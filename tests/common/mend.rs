@@ -1,4 +1,5 @@
 //! Mends the checksums of an image whose bytes were changed: what a hostile writer would do. For tests and for the fuzz targets.
+#![allow(dead_code)]
 
 use bfc::crc::Flavour;
 use bfc::format::{FOOTER_LEN, Footer, HEADER_LEN, Header};
@@ -14,11 +15,18 @@ pub fn mend(bytes: &mut [u8]) {
         let sum = crc(&bytes[index]);
         bytes[footer_at + 16..footer_at + 20].copy_from_slice(&sum);
     }
-    let len = bytes.len() as u64;
-    let Some(header) = bytes.first_chunk_mut::<HEADER_LEN>() else { return };
     // What does not say where it ends, ends with the file.
-    let Header { committed, generation, .. } = Header::parse(header);
-    Header::commit(header, Flavour::Raw, if committed == 0 { 0 } else { len }, generation);
+    let says = bytes.first_chunk::<HEADER_LEN>().is_some_and(|header| Header::parse(header).committed != 0);
+    let len = if says { bytes.len() as u64 } else { 0 };
+    commit(bytes, len);
+}
+
+/// Has the header say that the image ends at `len`.
+pub fn commit(bytes: &mut [u8], len: u64) {
+    if let Some(header) = bytes.first_chunk_mut::<HEADER_LEN>() {
+        let generation = Header::parse(header).generation;
+        Header::commit(header, Flavour::Raw, len, generation);
+    }
 }
 
 /// Where the index is.

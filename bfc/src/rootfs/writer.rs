@@ -132,7 +132,8 @@ impl<'a> Builder<'a> {
 
     fn records(&mut self) -> Result<()> {
         self.inodes.reserve(self.order.len() * INODE_LEN);
-        for &id in &self.order.clone() {
+        let order = std::mem::take(&mut self.order);
+        for &id in &order {
             let node = self.tree.node(id);
             if !kind_matches(node) {
                 return Err(Error::TooLarge("a node whose mode is not of its kind"));
@@ -179,6 +180,7 @@ impl<'a> Builder<'a> {
             };
             self.inodes.extend_from_slice(&inode.encode());
         }
+        self.order = order;
         Ok(())
     }
 
