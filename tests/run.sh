@@ -17,7 +17,7 @@ step "Tools"
 wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
         zstd:zstd strace:strace pkg-config:pkg-config qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
         objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc
-        lxc-start:lxc newuidmap:uidmap podman:podman busybox:busybox-static python3:python3 ip:iproute2"
+        lxc-start:lxc newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
