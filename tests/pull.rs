@@ -209,9 +209,11 @@ fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
     std::fs::create_dir_all(bench.path("home/.docker")).unwrap();
     let auth = STANDARD.encode(format!("{USER}:{PASSWORD}"));
     std::fs::write(bench.path("home/.docker/config.json"), json!({ "auths": { &host: { "auth": auth } } }).to_string()).unwrap();
+    // What an append that was killed has left stays here.
+    let image = std::fs::read(bench.path("image.bfc")).unwrap();
+    std::fs::write(bench.path("image.bfc"), [&image[..], b"never finished"].concat()).unwrap();
     let digest = bench.pushed(&["./image.bfc", &reference, "--artifact"]);
     run(bench.command().args(["pull", "-q", &reference, "-o", "back.bfc"]));
-    let image = std::fs::read(bench.path("image.bfc")).unwrap();
     assert!(std::fs::read(bench.path("back.bfc")).unwrap() == image);
     assert_eq!(bench.pulled(&[&reference, "-t", "app"])["manifest_digest"], digest);
     assert_eq!(bench.pulled(&[&reference, "-t", "app"])["up_to_date"], true);

@@ -110,13 +110,14 @@ fn make(args: &PushArgs, rootfs: &Rootfs, target: &Target, dir: &std::path::Path
 
 fn push_file(args: &PushArgs, reference: &Reference, registries: &Registries) -> Result<Digest, Error> {
     let (path, held) = args.image.store.open_image(&args.image.image)?;
-    let size = held.metadata().map_err(Error::io("reading", &path))?.len();
+    let failed = |source| crate::fs::Error::Image { image: path.clone(), source };
+    let container = bfc::Container::open(std::sync::Arc::new(held)).map_err(failed)?;
+    let locator = container.locator().map_err(failed)?;
     let target = Target::new(reference, None, registries)?;
-    let hashing = progress(args, "Reading", size);
-    let upload = file(&path, &|n| add(hashing.as_ref(), n))?;
+    // What stands behind the image was never finished, and is nobody's to have.
+    let hashing = progress(args, "Reading", container.len());
+    let upload = file(&path, container.len(), &|n| add(hashing.as_ref(), n))?;
     finish(hashing.as_ref());
-    let container = bfc::Container::open(std::sync::Arc::new(held));
-    let locator = container.and_then(|c| c.locator()).map_err(|source| crate::fs::Error::Image { image: path.clone(), source })?;
     let root_digest = locator.map(|l| format!("blake3:{}", hex(&l.root_digest)));
     let artifact = Artifact { digest: upload.digest, size: upload.size, root_digest };
     let title = path.file_name().unwrap_or_default().to_string_lossy();

@@ -224,15 +224,15 @@ pub fn empty_config() -> Upload {
     Upload { digest: Digest::of(content), size: content.len() as u64, content: Content::Bytes(content) }
 }
 
-/// SHA-256 and length of a file.
+/// The first `len` bytes of a file, and their SHA-256.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn file(path: &Path, progress: &dyn Fn(u64)) -> Result<Upload> {
+pub fn file(path: &Path, len: u64, progress: &dyn Fn(u64)) -> Result<Upload> {
     use sha2::Digest as _;
     use std::io::Read;
     let reading = || Error::io("reading", path);
-    let mut file = File::open(path).map_err(reading())?;
+    let mut file = File::open(path).map_err(reading())?.take(len);
     let (mut hash, mut size, mut piece) = (sha2::Sha256::new(), 0, vec![0; PIECE]);
     loop {
         let n = file.read(&mut piece).map_err(reading())?;
