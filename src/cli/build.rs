@@ -15,7 +15,7 @@ use super::secret::SecretArgs;
 use super::sources::Sources;
 use super::store::StoreArgs;
 use crate::build::{self, MAX_SIZE, Platform, sources};
-use crate::store::{self, Reference, Store};
+use crate::store::{self, Reference, Store, protect};
 
 /// Build an image of a directory, an OCI image, an archive, or of an image in a registry
 ///
@@ -37,7 +37,7 @@ pub struct BuildArgs {
     /// Do not look in the store for an image with the same first layers to begin from
     #[arg(long, conflicts_with = "from")]
     no_share: bool,
-    /// Replace the image file if it exists; build anew what is in the store already
+    /// Replace the image file if it exists; read all anew and replace what is in the store already
     #[arg(short, long)]
     force: bool,
     /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
@@ -116,6 +116,7 @@ pub fn run(args: &BuildArgs) -> Result<(), Error> {
 }
 
 fn to_file(args: &BuildArgs, output: &Path) -> Result<(), Error> {
+    protect::refuse_to_write_in(&build::parent(output), output)?;
     // Open for as long as it is read.
     let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
     let base = held.as_ref().map(|(path, _)| path.clone());
@@ -136,14 +137,15 @@ fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
     }
     let base = match &args.from {
         Some(base) => args.store.in_store(base)?.map(|(_, image)| image),
-        None if args.no_share => None,
+        // All is to be read anew.
+        None if args.no_share || args.force => None,
         None => best_base(&store, &opened.images, &options)?,
     };
     let new = store.begin_image(base.as_ref())?;
     // One that is not in the store can be copied.
     let base = new.base().or(args.from.as_deref()).map(Path::to_owned);
     let built = build(opened, &build::Options { output: new.path(), base, is_clone: new.is_clone(), ..options })?;
-    new.publish(reference, None)?;
+    new.publish(reference, None, args.force)?;
     print(reference.familiar(), &built, args.json)
 }
 
@@ -160,6 +162,9 @@ fn same_image(store: &Store, name: &Reference, images: &[build::Image], options:
     });
     let Some(same) = same else { return Ok(None) };
     let Ok(file) = store.open_image(&same) else { return Ok(None) };
+    if !store.has_its_digest(&same)? {
+        return Ok(None);
+    }
     let config = build::Base::open(&same.path, file)?.config;
     Ok((config == image.config).then_some(same))
 }

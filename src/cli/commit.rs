@@ -9,32 +9,42 @@ use clap::Args;
 
 use super::build::{WriteArgs, print, total};
 use super::error::{Error, Exit};
+use super::in_place;
+use super::layered::Layered;
 use super::open::open_images;
 use super::progress::Progress;
 use super::secret::SecretArgs;
+use super::sources::Sources;
+use super::store::StoreArgs;
+use super::upper_name::find;
 use crate::build::{self, AppendOptions, Platform, Spec, sources};
-use crate::upper::written::Written;
+use crate::store::{Reference, protect};
 
 /// Make an image of an image and what was written over it: a new layer
 ///
 /// What is written must not change meanwhile: on ZFS a snapshot is read, a directory must not be in use.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc\n  lxcri-fs commit zfs:tank/web1 --in-place")]
+#[command(
+    after_help = "Examples:\n  lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc\n  lxcri-fs commit web1 -t nginx:patched\n  lxcri-fs commit zfs:tank/web1 --in-place"
+)]
 pub struct CommitArgs {
-    /// Where it is mounted, or the upper: its directory, or its dataset after `zfs:`
+    /// The container, where it is mounted, or the upper: its directory, or its dataset after `zfs:`
     #[arg(value_name = "UPPER")]
     upper: OsString,
     /// The image, when it is not where it was; of several, the lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// Where the new image goes; it shares the image's blocks where the file system can
-    #[arg(short, long, value_name = "NEW", required_unless_present = "in_place")]
+    #[arg(short, long, value_name = "NEW", required_unless_present_any = ["in_place", "tag"])]
     output: Option<PathBuf>,
-    /// Append the layer to the image itself. The upper has served its time then: another one, empty, shows the same
-    #[arg(long, conflicts_with_all = ["output", "force"])]
+    /// Put the new image into the store under this name; an image that has the name loses it
+    #[arg(short, long, value_name = "NAME", conflicts_with = "output")]
+    tag: Option<Reference>,
+    /// Append the layer to the image itself, if it is none of a store. The upper has served its time then: another one, empty, shows the same
+    #[arg(long, conflicts_with_all = ["output", "tag"])]
     in_place: bool,
-    /// Replace the new image if it exists
-    #[arg(short, long)]
+    /// Replace the new image if it exists; with --in-place, also when other uppers do not fit the image any more then
+    #[arg(short, long, conflicts_with = "tag")]
     force: bool,
     /// What the layer's history says
     #[arg(short, long, value_name = "TEXT", default_value = "lxcri-fs commit")]
@@ -43,6 +53,8 @@ pub struct CommitArgs {
     write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -50,7 +62,7 @@ pub struct CommitArgs {
 
 pub fn run(args: &CommitArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
-    let written = Written::find(&args.upper)?;
+    let written = find(&args.upper, &args.store)?;
     let record = written.record()?;
     if record.subdir.is_some() {
         return Err(Error::Other {
@@ -71,9 +83,20 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
         temp_dir: build::parent(&output),
         max_size: args.write.max_size,
     };
+    if let Some(output) = &args.output {
+        protect::refuse_to_write_in(&build::parent(output), output)?;
+    }
+    if let (true, [path]) = (args.in_place, &paths[..]) {
+        in_place::check(&args.store, path, Some(&written.layout.upper), args.force)?;
+    }
     let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
     let still = written.hold()?;
     let layer = still.source(&record, image)?.into_image(&args.message)?;
+    if let Some(reference) = &args.tag {
+        let store = args.store.open()?;
+        let layers = Sources::from(vec![layer]);
+        return Layered { images: paths, layers, sources, write }.to_store(&store, reference, "Committing", args.json);
+    }
     let built = match &args.output {
         None => {
             let [path] = &paths[..] else {

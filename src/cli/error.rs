@@ -256,7 +256,7 @@ fn store_exit(error: &store::Error) -> Exit {
     match error {
         store::Error::NotFound { .. } => Exit::NotFound,
         store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Exit::NotFound,
-        store::Error::InUse { .. } => Exit::Busy,
+        store::Error::InUse { .. } | store::Error::Kept { .. } => Exit::Busy,
         store::Error::Fs(e) => fs_exit(e),
         store::Error::Serve(e) => serve_exit(e),
         store::Error::Zfs(e) => zfs_exit(e),
@@ -278,6 +278,10 @@ fn store_hint(error: &store::Error) -> Option<String> {
         store::Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
         store::Error::Config { .. } => "docs/STORE.md describes the configuration",
         store::Error::Ambiguous { .. } => "give more digits",
+        store::Error::Kept { .. } => "-t NEW puts another image into the store, and leaves this one as it is; -o NEW makes a file of it",
+        store::Error::InUse { kind: "container", .. } => {
+            "`zfs rename` moves a dataset elsewhere, `zfs destroy` removes it; what is mounted can be unmounted"
+        }
         store::Error::Facts { .. } => "`lxcri-fs doctor` tells more",
         store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             "the store of the machine is root's; another is given by --store or LXCRI_FS_STORE"
@@ -332,6 +336,7 @@ fn upper_exit(error: &upper::Error) -> Exit {
         upper::Error::Fs(e) => fs_exit(e),
         upper::Error::Zfs(e) => zfs_exit(e),
         upper::Error::Build(e) => build_exit(e),
+        upper::Error::LeftUnmounted { source, .. } => upper_exit(source),
         upper::Error::NoUpper { .. } => Exit::NotFound,
         upper::Error::InUse { .. } | upper::Error::Mounted { .. } | upper::Error::NewerSnapshots { .. } | upper::Error::Busy { .. } => {
             Exit::Busy
@@ -361,7 +366,9 @@ fn upper_hint(error: &upper::Error) -> Option<String> {
             return Some(format!("{clone} was cloned from one of them: `zfs promote {clone}` takes it along"));
         }
         upper::Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
-        upper::Error::NotRemounted { .. } => "`lxcri-fs mount` mounts it with the image that it belongs to",
+        upper::Error::LeftUnmounted { .. } | upper::Error::NotRemounted { .. } => {
+            "`lxcri-fs mount` mounts it with the image that it belongs to"
+        }
         upper::Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
         upper::Error::Occupied { .. } => {
             "take an empty directory, or one that is not there yet; an upper that was copied is whole with its lxcri-fs.json"
@@ -397,7 +404,7 @@ fn runtime_exit(error: &runtime::Error) -> Exit {
     }
 }
 
-fn runtime_hint(error: &runtime::Error) -> Option<String> {
+pub(super) fn runtime_hint(error: &runtime::Error) -> Option<String> {
     match error {
         runtime::Error::Fs(e) => fs_hint(e).map(str::to_owned),
         runtime::Error::Serve(serve::Error::Busy { .. }) => Some("stop the container first".to_owned()),

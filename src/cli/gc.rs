@@ -89,6 +89,7 @@ fn row(step: &Step) -> Row {
         Garbage::Image(image) => ("image", format!("{} ({})", image.name, image.facts.short_digest())),
         Garbage::Work(name) => ("unfinished image", name.to_string()),
         Garbage::Container(name) => ("unfinished container", name.to_string()),
+        Garbage::Snapshot(snapshot) => ("snapshot of a command that was killed", snapshot.to_string()),
         Garbage::Blob(path) => ("part of a blob", path.file_name().unwrap_or_default().to_string_lossy().into_owned()),
     };
     Row { kind, name, bytes: step.usage.own(), freed: None, kept: None }

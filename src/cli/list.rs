@@ -5,10 +5,12 @@ use std::io::Write;
 use clap::Args;
 use serde::Serialize;
 
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::output::{json, lines, size, time};
+use super::rm::all_or;
 use super::store::StoreArgs;
-use crate::store::{Image, Usage};
+use crate::serve::chain;
+use crate::store::{self, Image, Name, Usage};
 
 /// List the images of the store
 ///
@@ -48,7 +50,8 @@ struct Row<'a> {
 /// Runs the command.
 pub fn run(args: &ListArgs) -> Result<(), Error> {
     let store = args.store.open()?;
-    let images = store.images()?;
+    let scan = store.scan()?;
+    let images = scan.images;
     let mut out = lines();
     if !args.json && !images.is_empty() {
         writeln!(out, "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}", "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN")
@@ -63,7 +66,20 @@ pub fn run(args: &ListArgs) -> Result<(), Error> {
             print(&mut out, image, usage).map_err(Error::Output)?;
         }
     }
-    Ok(())
+    let hidden: Vec<Error> = scan.broken.into_iter().map(|(name, error)| unlisted(&name, &error)).collect();
+    let all = images.len() + hidden.len();
+    // One alone is told by itself, several with their number.
+    all_or(hidden, all.min(2), "images cannot be shown")
+}
+
+/// An image that is there, and that nothing can be told of.
+fn unlisted(name: &Name, error: &store::Error) -> Error {
+    let hint = match error {
+        store::Error::Zfs(error) if error.is_out_of_reach() => error.hint(),
+        _ => Some("`lxcri-fs doctor` tells more".to_owned()),
+    };
+    let exit = if error.is_wrong() { Exit::Damaged } else { Exit::Failure };
+    Error::Other { message: format!("image {name} cannot be shown: {}", chain(error)), hint, exit }
 }
 
 fn print(out: &mut impl Write, image: &Image, usage: Usage) -> std::io::Result<()> {

@@ -173,6 +173,9 @@ fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
         note(format_args!("lxcri-fs: container {name}: {}", serve::chain(error)));
+        if let Some(hint) = super::error::runtime_hint(error) {
+            note(format_args!("  hint: {hint}"));
+        }
     }
     if failures.is_empty() {
         return Ok(());

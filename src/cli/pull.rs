@@ -15,7 +15,7 @@ use super::store::StoreArgs;
 use super::transfer::Transfer;
 use crate::build::{self, Base, Digest, Platform, sources};
 use crate::registry::{self, pull};
-use crate::store::{Facts, Image, Reference, Store};
+use crate::store::{Facts, Image, Reference, Store, protect};
 
 /// Pull an image from a registry into the store
 ///
@@ -34,8 +34,8 @@ pub struct PullArgs {
     /// Write the image into this file, not into the store
     #[arg(short, long, value_name = "IMAGE")]
     output: Option<PathBuf>,
-    /// Replace the file if it exists
-    #[arg(short, long, requires = "output")]
+    /// Replace the file if it exists; fetch all anew and replace what is in the store already
+    #[arg(short, long)]
     force: bool,
     /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
     #[arg(long, value_name = "PLATFORM")]
@@ -146,6 +146,7 @@ impl<'a> Work<'a> {
 }
 
 fn to_file(args: &PullArgs, reference: &registry::Reference, path: &Path) -> Result<(), Error> {
+    protect::refuse_to_write_in(&build::parent(path), path)?;
     let work = Work::new(args, build::parent(path))?;
     let found = pull::find(reference, &work.options)?;
     let digest = found.digest();
@@ -161,13 +162,15 @@ fn to_store(args: &PullArgs, reference: &registry::Reference) -> Result<(), Erro
     let store = args.store.open()?;
     let _one_at_a_time = store.lock_reference(&name, || note(format_args!("lxcri-fs: waiting for another process that makes {name}")))?;
     let work = Work::new(args, store.temp_dir()?)?;
-    if let Some((image, digest)) = up_to_date(&store, &name, reference, &work)? {
+    if !args.force
+        && let Some((image, digest)) = up_to_date(&store, &name, reference, &work)?
+    {
         return work.print(name.familiar(), &image.facts, digest, true);
     }
     let found = pull::find(reference, &work.options)?;
     let digest = found.digest();
     let base = match &found {
-        pull::Found::Image(source) if !args.no_share => {
+        pull::Found::Image(source) if !args.no_share && !args.force => {
             let layers: Vec<_> = source.image.layers.iter().map(|layer| layer.diff_id).collect();
             store.best_base(&layers, "zstd", "none")?
         }
@@ -175,7 +178,7 @@ fn to_store(args: &PullArgs, reference: &registry::Reference) -> Result<(), Erro
     };
     let new = store.begin_image(base.as_ref())?;
     work.fetch(found, &new.path(), new.base(), new.is_clone())?;
-    let published = new.publish(&name, Some(digest))?;
+    let published = new.publish(&name, Some(digest), args.force)?;
     work.print(name.familiar(), &published.image.facts, digest, false)
 }
 
@@ -183,6 +186,9 @@ fn to_store(args: &PullArgs, reference: &registry::Reference) -> Result<(), Erro
 fn up_to_date(store: &Store, name: &Reference, reference: &registry::Reference, work: &Work<'_>) -> Result<Option<(Image, Digest)>, Error> {
     let Some(image) = store.images()?.into_iter().find(|image| image.facts.refs.contains(name)) else { return Ok(None) };
     let Some(have) = image.facts.manifest_digest else { return Ok(None) };
+    if !store.has_its_digest(&image)? {
+        return Ok(None);
+    }
     // An index has images for other platforms, under the same digest.
     let base = Base::open(&image.path, store.open_image(&image)?)?;
     if !sources::is_for(&base.config, &work.platform) {

@@ -17,6 +17,13 @@ pub struct Sources {
     blobs: Vec<Arc<Blobs>>,
 }
 
+impl From<Vec<Image>> for Sources {
+    /// Images that nothing has to be fetched for.
+    fn from(images: Vec<Image>) -> Self {
+        Self { images, blobs: Vec::new() }
+    }
+}
+
 impl Sources {
     /// Opens sources, the lowest first.
     pub fn open<'a>(texts: impl IntoIterator<Item = &'a OsString>, options: &sources::Options) -> Result<Self, Error> {

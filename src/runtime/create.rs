@@ -9,15 +9,17 @@ use oci_spec::runtime::LinuxSeccomp;
 
 use super::error::{Error, Result};
 use super::image::Image;
+use super::left::Existing;
 use super::mount::{self, Writable};
 use super::process::{Overrides, Process};
-use super::record::{ImageRecord, Place, Record, Runtime, State};
+use super::record::{ImageRecord, Place, Record, Runtime};
+use super::steps::{self, Left, Step};
 use super::{bundle, files, lxc};
 use crate::fs::Rootfs;
 use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::ImageKey;
-use crate::store::{self, Store};
+use crate::store::{self, Container, Store};
 
 /// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else, says what the container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
@@ -107,123 +109,85 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let mut record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
     record.found_upper |= kept.is_some();
     check_target(&record.runtime)?;
-    let (mut begun, root) = (None, record.runtime.root());
+    let all = steps::create(kept.is_some());
+    // Until it is mounted, while the image begins to be served; and then.
+    let (before, after) = all.split_at(all.iter().position(|&step| step == Step::Mount).unwrap_or(all.len()));
+    let (mut existing, root) = (None, record.runtime.root());
     let prepare = || {
-        let dir = match kept {
-            Some(dir) => dir,
-            None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?.path,
+        let container = match kept {
+            Some(container) => container,
+            None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?,
         };
-        begun = Some(dir.clone());
-        let config = configuration(store, &request, &image, &process, &record, &dir)?;
-        make(&record, &dir, &config)?;
+        let mut record = record.clone();
+        record.place = Some(store.place(&container)?);
+        let dir = container.path.clone();
+        let begun = existing.insert(Existing::new(store, container, record.clone()));
+        for &step in before {
+            match step {
+                Step::MakeDirectories => make_directories(&record)?,
+                Step::WriteConfiguration => {
+                    let config = configuration(store, &request, &image, &process, &record, &dir)?;
+                    // Variables of the environment are in it.
+                    files::replace(&record.runtime.config(), config.as_bytes())?;
+                }
+                other => begun.take(&[other])?,
+            }
+        }
         Ok((Writable::of(&record, &dir).upper()?, MountPoint::open(&root)?, dir))
     };
-    let mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
-    let made = mounted.and_then(|dir| {
-        mount::make_directory(&root, &record.cwd, record.idmap.as_ref())?;
-        let mut record = record.clone();
-        record.state = State::Ready;
-        record.write(&dir)?;
-        Ok(Created { record, dir })
-    });
-    if let (Err(_), Some(dir)) = (&made, begun)
-        && let Err(undoing) = undo(store, record, &dir)
-    {
-        tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+    let mut mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
+    if let (Ok(_), Some(begun)) = (&mounted, &mut existing) {
+        let made = after.iter().try_for_each(|&step| match step {
+            Step::MakeWorkingDirectory => mount::make_directory(&root, &record.cwd, record.idmap.as_ref()),
+            other => begun.take(&[other]),
+        });
+        mounted = made.and(mounted);
     }
-    made
+    match (mounted, existing) {
+        (Ok(dir), Some(Existing { record: Some(record), .. })) => Ok(Created { record, dir }),
+        (Ok(dir), _) => Ok(Created { record, dir }),
+        (Err(error), Some(mut begun)) => {
+            // It is marked since the first step, also when it was another's before.
+            if let Err(undoing) = begun.undo() {
+                tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+            }
+            Err(error)
+        }
+        (Err(error), None) => Err(error),
+    }
 }
 
-/// All that is made outside the store but the mount, in the order in which [`undo`] takes it away again.
-fn make(record: &Record, dir: &Path, config: &str) -> Result<()> {
-    record.write(dir)?;
+/// The directories outside the store.
+fn make_directories(record: &Record) -> Result<()> {
     let group = record.idmap.as_ref().and_then(mount::root_of).map(|(_, group)| group);
-    for path in [record.runtime.dir(), &record.runtime.root()] {
-        files::make_private_directory(path, group)?;
-    }
-    // Variables of the environment are in it.
-    files::replace(&record.runtime.config(), config.as_bytes())
+    [record.runtime.dir(), &record.runtime.root()].into_iter().try_for_each(|path| files::make_private_directory(path, group))
 }
 
-/// Takes away what `create` made, as far as it came; what is not there is none of it. What was written before stays.
-///
-/// # Errors
-/// [`Error`], when something cannot be taken away.
-fn undo(store: &Store, mut record: Record, dir: &Path) -> Result<()> {
-    mount::unmount_ended(&record.runtime.root())?;
-    remove_configuration(&record)?;
-    if let Place::Elsewhere(place) = &record.upper {
-        let place = Path::new(place);
-        let made = !record.found_upper && record.state == State::Creating && place.exists();
-        if let (true, Some(parent), Some(name)) = (made, place.parent(), place.file_name().and_then(|name| name.to_str())) {
-            store::remove_tree(parent, name)?;
-        }
-    } else if record.found_upper {
-        record.state = State::Kept;
-        return record.write(dir);
-    }
-    Ok(store.remove_container(&record.name)?)
-}
-
-/// Removes the runtime's directory, unless somebody has put something there.
-pub(super) fn remove_configuration(record: &Record) -> Result<()> {
-    let (config, root, dir) = (record.runtime.config(), record.runtime.root(), record.runtime.dir());
-    let ignored = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
-    match std::fs::remove_file(&config) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &config)(e)),
-        _ => {}
-    }
-    // Runtimes make mount points there when they are started without a mount.
-    remove_empty_directories(&root)?;
-    let dir = Some(dir).filter(|_| !record.found_dir);
-    for path in [Some(&*root), dir].into_iter().flatten() {
-        match std::fs::remove_dir(path) {
-            Err(e) if !ignored.contains(&e.kind()) => return Err(Error::io("removing", path)(e)),
-            _ => {}
+/// Undoes what a `create` or `delete` of this name left that was cut off. The container, when what it wrote was kept.
+fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
+    // Each time, there is less.
+    loop {
+        let Some(mut existing) = Existing::find(store, name)? else { return Ok(None) };
+        match existing.found().left() {
+            Left::Ready => {
+                let store = store.location().to_string();
+                return Err(store::Error::Exists { kind: "container", name: name.to_owned(), store }.into());
+            }
+            Left::Kept => return Ok(Some(existing.container)),
+            Left::Strange => return Err(strange(store, name, existing.record.is_some())),
+            Left::Undo(steps) => existing.take(&steps)?,
         }
     }
-    Ok(())
 }
 
-/// Removes directories below `dir` that have no files in them, and nothing mounted on them.
-fn remove_empty_directories(dir: &Path) -> Result<()> {
-    let mut left = vec![dir.to_owned()];
-    let mut found = Vec::new();
-    while let Some(dir) = left.pop() {
-        let entries = match std::fs::read_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(Error::io("reading", &dir))?,
-        };
-        let below = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path());
-        let below: Vec<_> = below.collect();
-        found.extend(below.iter().cloned());
-        left.extend(below);
-    }
-    // Deepest first. What is not empty, or a mount point, stays.
-    for dir in found.iter().rev() {
-        let _ = std::fs::remove_dir(dir);
-    }
-    Ok(())
-}
-
-/// Undoes what a `create` or `delete` of this name left that was cut off. The container's directory, when what it wrote was kept.
-fn clear_away(store: &Store, name: &str) -> Result<Option<PathBuf>> {
-    let container = match store.container(name) {
-        Err(store::Error::NotFound { .. }) => return Ok(None),
-        other => other?,
+/// What is there, and was not left by a `create` or `delete` of ours.
+pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
+    let (why, hint) = if recorded {
+        ("is not finished, and not marked as such", format!("if nobody is at work on it, `lxcri-fs delete {name}` takes it away"))
+    } else {
+        ("has no record of a container", "whoever has put it there knows what to do with it; another name can be used".to_owned())
     };
-    match Record::read(&container.path)? {
-        Some(record) if record.state == State::Ready => {
-            Err(store::Error::Exists { kind: "container", name: name.to_owned(), store: store.location().to_string() }.into())
-        }
-        Some(record) if record.state == State::Kept => Ok(Some(container.path)),
-        Some(record) => {
-            undo(store, record, &container.path)?;
-            clear_away(store, name)
-        }
-        // Cut off before anything was made of it.
-        None => Ok(store.remove_container(name).map(|()| None)?),
-    }
+    Error::Unfit { what: format!("{name} in the store {} {why}", store.location()), hint: Some(hint) }
 }
 
 /// Refuses to write where something is already.

@@ -1,9 +1,10 @@
 //! Taking a container away.
 
-use super::create::remove_configuration;
+use super::create::strange;
 use super::error::{Error, Result};
-use super::mount;
-use super::record::{Place, Record, State};
+use super::left::Existing;
+use super::record::{Place, Record};
+use super::steps::{Recorded, Step};
 use crate::serve::users::{self, Used, User};
 use crate::serve::{self, mountpoint};
 use crate::store::{self, Store};
@@ -14,32 +15,27 @@ use crate::store::{self, Store};
 /// [`serve::Error::Busy`] when it runs, and others of [`Error`]. Whoever is killed here is finished by the next call.
 pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     let _lock = store.lock_container(name, || tracing::info!("waiting for another create or delete of {name}"))?;
-    let container = store.container(name)?;
-    let Some(mut record) = Record::read(&container.path)? else {
-        // A `create` was cut off before anything was made.
-        return Ok(store.remove_container(name).map(|()| None)?);
-    };
-    let root = record.runtime.root();
-    let users = users(&record)?;
-    if !users.is_empty() {
-        return Err(serve::Error::Busy { path: root, users }.into());
+    let Some(mut existing) = Existing::find(store, name)? else { return store.container(name).map(|_| None).map_err(Error::from) };
+    let found = existing.found();
+    let root = existing.record.as_ref().map(|record| record.runtime.root());
+    let users =
+        if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) { users(record)? } else { Vec::new() };
+    if let Some(path) = root.filter(|_| !users.is_empty()) {
+        return Err(serve::Error::Busy { path, users }.into());
     }
-    let elsewhere = match &record.upper {
-        Place::Elsewhere(text) => Some(text.clone()),
+    let elsewhere = match existing.record.as_ref().map(|record| &record.upper) {
+        Some(Place::Elsewhere(text)) => Some(text.clone()),
         _ => None,
     };
-    // From here on, the next call goes on.
-    record.found_upper = keep;
-    record.state = State::Deleting;
-    record.write(&container.path)?;
-    mount::unmount_ended(&root)?;
-    remove_configuration(&record)?;
-    if keep && elsewhere.is_none() {
-        record.state = State::Kept;
-        record.write(&container.path)?;
-        return Ok(None);
+    let Some(steps) = found.delete(keep && elsewhere.is_none()) else { return Err(strange(store, name, false)) };
+    if steps.contains(&Step::RemoveContainer) {
+        store.refuse_to_remove(&existing.container)?;
     }
-    store.remove_container(name)?;
+    if let Some(record) = &mut existing.record {
+        // From here on, the next call goes on.
+        record.found_upper = keep;
+    }
+    existing.take(&steps)?;
     Ok(elsewhere)
 }
 

@@ -1,9 +1,11 @@
 //! Reading and writing small files of ours.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, fchmod, fchown, mkdirat, openat};
 use rustix::io::Errno;
@@ -70,20 +72,27 @@ pub fn take(stream: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Io`].
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    replace_with_mode(path, content, 0o600)
+    let failed = || Error::io("writing", path);
+    let (dir, new) = (path.parent().unwrap_or(Path::new(".")), unfinished(path));
+    // Left by somebody who was killed.
+    match std::fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed()(e)),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new).map_err(failed())?;
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    let written = file.set_permissions(permissions).and_then(|()| file.write_all(content)).and_then(|()| file.sync_all());
+    if let Err(e) = written.and_then(|()| std::fs::rename(&new, path)) {
+        let _ = std::fs::remove_file(&new);
+        return Err(failed()(e));
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed())
 }
 
-/// As [`replace`], with the permissions that the file is to have.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let failed = || Error::io("writing", path);
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed())?;
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    file.as_file().set_permissions(permissions).map_err(failed())?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed())?;
-    file.persist(path).map_err(|e| failed()(e.error))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed())
+/// What a file is called until it is whole. One that is left by somebody who was killed can be told by that.
+pub fn unfinished(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".lxcri-fs-new");
+    path.with_file_name(name)
 }

@@ -12,6 +12,7 @@ mod files;
 pub mod hook;
 pub mod image;
 mod inject;
+mod left;
 pub mod lxc;
 pub mod mount;
 pub mod process;
@@ -19,6 +20,7 @@ pub mod record;
 mod rootpath;
 mod roots;
 pub mod signal;
+pub mod steps;
 pub mod user;
 pub mod wrapper;
 

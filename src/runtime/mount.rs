@@ -157,9 +157,11 @@ pub fn mount<T>(
 pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
     let mut failures = Vec::new();
     for container in store.containers()? {
-        let mounted = Record::read(&container.path).and_then(|record| match record {
+        let found = store.reach(&container).map_err(Error::from).and_then(|dir| Ok((Record::read(&dir)?, dir)));
+        let mounted = found.and_then(|(record, dir)| match record {
+            Some(record) if !record.is_of(store, &container)? => Err(record.of_another()),
             Some(record) if record.state == State::Ready && matches!(record.runtime, Runtime::Bundle { .. }) => {
-                Mount::of(&record, &container.path).mount()?;
+                Mount::of(&record, &dir).mount()?;
                 make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
             }
             _ => Ok(()),

@@ -9,6 +9,7 @@ use super::error::{Error, Result};
 use super::files;
 use crate::fs::paths;
 use crate::serve::idmap::IdMap;
+use crate::store::{self, Store};
 
 /// Its name in the container's directory.
 pub const FILE: &str = "container.json";
@@ -133,6 +134,9 @@ pub struct Record {
     pub found_upper: bool,
     /// Working directory of its process, made when the image has none.
     pub cwd: String,
+    /// What told it from all other containers of the host when it was made: `zfs:` and its dataset, or `dir:` and its directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
 }
 
 impl Record {
@@ -143,7 +147,29 @@ impl Record {
         // Of a dataset, nothing is known here.
         let found_upper = matches!(&upper, Place::Elsewhere(place) if !place.starts_with('/') || Path::new(place).exists());
         let (name, cwd) = (name.to_owned(), cwd.to_owned());
-        Self { version: VERSION, name, state: State::Creating, created: now, image, upper, idmap, runtime, found_dir, found_upper, cwd }
+        let state = State::Creating;
+        Self { version: VERSION, name, state, created: now, image, upper, idmap, runtime, found_dir, found_upper, cwd, place: None }
+    }
+
+    /// Whether this is the record of this container. It is that of another when the store is a copy, and the original still there: what is outside the
+    /// store is the original's. A store that was moved, or is on another host now, goes on with what it finds.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn is_of(&self, store: &Store, container: &store::Container) -> Result<bool> {
+        let Some(recorded) = &self.place else { return Ok(true) };
+        Ok(*recorded == store.place(container)? || !store::is_there(recorded)?)
+    }
+
+    /// For a container whose record is another's.
+    pub fn of_another(&self) -> Error {
+        Error::Unfit {
+            what: format!(
+                "it is a copy of {}, which has its configuration and its root directory",
+                self.place.as_deref().unwrap_or("another")
+            ),
+            hint: Some(format!("`lxcri-fs delete --keep {0}` and then `lxcri-fs create {0}` make a container of its own of it", self.name)),
+        }
     }
 
     /// The record in a container's directory; `None` when there is none.

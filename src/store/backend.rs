@@ -1,7 +1,8 @@
 //! What a store needs of the place where it is: few operations, each of which happens as a whole or not at all.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 use super::extents::Usage;
@@ -27,12 +28,14 @@ pub struct Image {
 pub struct Container {
     /// Its name.
     pub name: Name,
-    /// Its directory.
+    /// Its directory. On ZFS, where it is when it is mounted: [`Store::reach`](super::Store::reach) sees to that.
     pub path: PathBuf,
     /// Its dataset, on ZFS.
     pub dataset: Option<Dataset>,
     /// The images that it is made of, the lowest first.
     pub images: Vec<ImageUse>,
+    /// Whether somebody is making or removing it, or was killed while doing so.
+    pub unfinished: bool,
 }
 
 /// An image that a container is made of.
@@ -83,6 +86,9 @@ pub trait Backend: Debug + Send + Sync {
     /// Makes what was begun an image: it is synced to the disk, and then there under this name, facts included.
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
 
+    /// Replaces an image's file by `new`, which has the same root digest. Whoever has the old one open goes on with it.
+    fn replace(&self, name: &Name, new: &Path) -> Result<()>;
+
     /// Replaces an image's facts.
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()>;
 
@@ -95,17 +101,29 @@ pub trait Backend: Debug + Send + Sync {
     /// How many bytes may still be written.
     fn free(&self) -> Result<u64>;
 
-    /// What was cloned from an image and is none of the store's.
-    fn clones(&self, name: &Name) -> Result<Vec<String>>;
+    /// What else depends on an image: what was cloned from it and is none of the store's, what somebody made in its dataset.
+    fn dependents(&self, name: &Name) -> Result<Vec<String>>;
 
-    /// Removes an image, complete or not; how many bytes are freed.
-    fn remove(&self, name: &Name) -> Result<u64>;
+    /// Removes an image, complete or not; how many bytes are freed. `held` is the image's lock: nobody opens it while it is held.
+    fn remove(&self, name: &Name, held: Option<File>) -> Result<u64>;
 
     /// The containers, and what is left of containers that were being made or removed.
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)>;
 
-    /// Makes a container's directory, unless there is a container of this name.
+    /// The directory of a container, mounted.
+    fn reach(&self, name: &Name) -> Result<PathBuf>;
+
+    /// Makes a container's directory, marked as unfinished, unless there is a container of this name.
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container>;
+
+    /// Marks a container as unfinished, or takes the mark away.
+    fn mark(&self, name: &Name, unfinished: bool) -> Result<()>;
+
+    /// What keeps a container from being removed, and is none of the store's.
+    fn in_the_way(&self, name: &Name) -> Result<Vec<String>>;
+
+    /// What tells a container from all others on this host, copies of it too.
+    fn place(&self, name: &Name) -> Result<String>;
 
     /// Removes a container with all that is in its directory.
     fn remove_container(&self, name: &Name) -> Result<()>;

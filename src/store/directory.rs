@@ -27,9 +27,11 @@ use super::name::Name;
 use super::remove_tree::remove_tree;
 
 /// Beside each image.
-const FACTS: &str = "image.json";
+pub(super) const FACTS: &str = "image.json";
 /// In each container's directory.
 const CONTAINER: &str = "store.json";
+/// In the directory of a container that is being made or removed.
+const UNFINISHED: &str = "unfinished";
 /// Longest of those files, bytes.
 const MAX_JSON: u64 = 1 << 20;
 
@@ -137,10 +139,19 @@ impl Backend for DirectoryStore {
         let (from, to) = (self.images().join(work), self.images().join(name));
         let failed = |e: io::Error| Error::io("putting an image into", &to)(e);
         let file = image_file(&from, work)?;
+        keep_as_it_is(&file)?;
         std::fs::rename(&file, from.join(format!("{name}.bfc"))).map_err(failed)?;
         write_json(&from, FACTS, facts)?;
         renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE).map_err(|e| failed(e.into()))?;
         sync(&self.images())
+    }
+
+    fn replace(&self, name: &Name, new: &Path) -> Result<()> {
+        let dir = self.images().join(name);
+        let old = image_file(&dir, name)?;
+        keep_as_it_is(new)?;
+        std::fs::rename(new, &old).map_err(Error::io("replacing", &old))?;
+        sync(&dir)
     }
 
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
@@ -161,11 +172,11 @@ impl Backend for DirectoryStore {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    fn clones(&self, _name: &Name) -> Result<Vec<String>> {
+    fn dependents(&self, _name: &Name) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
-    fn remove(&self, name: &Name) -> Result<u64> {
+    fn remove(&self, name: &Name, _held: Option<File>) -> Result<u64> {
         let freed = self.usage(name)?.own();
         remove_dir(&self.images(), name)?;
         Ok(freed)
@@ -179,7 +190,8 @@ impl Backend for DirectoryStore {
                 work.push(name);
             } else {
                 let images = read_json(&path.join(CONTAINER))?.unwrap_or_default();
-                containers.push(Container { name, path, dataset: None, images });
+                let unfinished = path.join(UNFINISHED).exists();
+                containers.push(Container { name, path, dataset: None, images, unfinished });
             }
         }
         Ok((containers, work))
@@ -192,7 +204,7 @@ impl Backend for DirectoryStore {
         let (new, path) = (all.join(&work), all.join(name));
         let failed = |e: io::Error| Error::io("making the container's directory", &path)(e);
         DirBuilder::new().mode(0o700).create(&new).map_err(failed)?;
-        let made = write_json(&new, CONTAINER, &images).and_then(|()| {
+        let made = mark(&new).and_then(|()| write_json(&new, CONTAINER, &images)).and_then(|()| {
             renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE).map_err(|e| match e {
                 Errno::EXIST | Errno::NOTEMPTY => {
                     Error::Exists { kind: "container", name: name.to_string(), store: format!("dir:{}", self.root.display()) }
@@ -205,12 +217,51 @@ impl Backend for DirectoryStore {
             return Err(error);
         }
         sync(&all)?;
-        Ok(Container { name: name.clone(), path, dataset: None, images: images.to_vec() })
+        Ok(Container { name: name.clone(), path, dataset: None, images: images.to_vec(), unfinished: true })
+    }
+
+    fn reach(&self, name: &Name) -> Result<PathBuf> {
+        Ok(self.container_dirs().join(name))
+    }
+
+    fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
+        let dir = self.container_dirs().join(name);
+        if unfinished {
+            return mark(&dir);
+        }
+        match std::fs::remove_file(dir.join(UNFINISHED)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &dir.join(UNFINISHED))(e)),
+            _ => sync(&dir),
+        }
+    }
+
+    fn in_the_way(&self, _name: &Name) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    fn place(&self, name: &Name) -> Result<String> {
+        let dir = self.container_dirs().join(name);
+        // As its record has to be text, its place may be some other text when it is none.
+        Ok(format!("dir:{}", dir.canonicalize().map_err(Error::io("finding", &dir))?.display()))
     }
 
     fn remove_container(&self, name: &Name) -> Result<()> {
         remove_dir(&self.container_dirs(), name)
     }
+}
+
+/// Makes an image that is complete read-only: nothing of ours writes to it any more, by whatever name it is called.
+pub(super) fn keep_as_it_is(path: &Path) -> Result<()> {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).map_err(Error::io("setting the mode of", path))
+}
+
+/// Marks a container's directory as one that is being made or removed.
+fn mark(dir: &Path) -> Result<()> {
+    let path = dir.join(UNFINISHED);
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let made = File::options().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
+    made.map_err(Error::io("making", &path))?;
+    sync(dir)
 }
 
 /// What a directory takes, with all that is in it on the same file system.

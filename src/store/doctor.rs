@@ -54,11 +54,19 @@ impl Store {
         let (containers, unfinished) = self.backend.containers()?;
         add(Level::Good, format!("{}: {} images, {} containers", self.location, scan.images.len(), containers.len()), "it can be used");
         for (name, error) in &scan.broken {
-            add(
-                Level::Bad,
-                format!("image {name}: {}", chain(error)),
-                "it cannot be used: remove its directory or dataset, and fetch or build it again",
-            );
+            // Only what was read and is wrong can be said to be.
+            let (found, so) = match error {
+                _ if error.is_out_of_reach() => (
+                    format!("image {name} cannot be reached: {}", chain(error)),
+                    remedy(error).unwrap_or_else(|| "nothing is known of it until it can".to_owned()),
+                ),
+                _ if error.is_wrong() => (
+                    format!("image {name}: {}", chain(error)),
+                    "it cannot be used: remove its directory or dataset, and fetch or build it again".to_owned(),
+                ),
+                _ => (format!("image {name} cannot be read: {}", chain(error)), "nothing is known of it until it can".to_owned()),
+            };
+            add(Level::Bad, found, &so);
         }
         for image in &scan.images {
             if let Some(wrong) = disagrees(image) {
@@ -83,7 +91,26 @@ impl Store {
             };
             add(Level::Note, found, so);
         }
+        for snapshot in self.left_snapshots().unwrap_or_default() {
+            add(
+                Level::Note,
+                format!("snapshot {snapshot} was left by a process that was killed"),
+                "`lxcri-fs gc` removes it, or the next commit",
+            );
+        }
         for container in &containers {
+            if container.unfinished {
+                let so = "the next `lxcri-fs create` or `delete` of it goes on, or takes it away";
+                add(
+                    Level::Note,
+                    format!("container {} is being made or removed, or somebody was killed while doing so", container.name),
+                    so,
+                );
+            }
+            if let Err(error) = self.reach(container) {
+                let so = remedy(&error).unwrap_or_else(|| "nothing is known of what is in it".to_owned());
+                add(Level::Bad, format!("container {} cannot be reached: {}", container.name, chain(&error)), &so);
+            }
             let known = |digest: &str| scan.images.iter().any(|i| i.facts.root_digest == digest);
             for used in container.images.iter().filter(|used| !known(&used.root_digest)) {
                 let digest = used.root_digest.get(..12).unwrap_or(&used.root_digest);
@@ -95,6 +122,14 @@ impl Store {
             }
         }
         Ok(findings)
+    }
+}
+
+/// What helps against an error.
+fn remedy(error: &super::Error) -> Option<String> {
+    match error {
+        super::Error::Zfs(error) => error.hint(),
+        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{fs, serve, zfs};
+use crate::{fs, serve, upper, zfs};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,14 @@ pub enum Error {
         /// By what, such as "mounted on /mnt".
         users: Vec<String>,
     },
+    /// What is in a store never changes.
+    #[error("{} is not changed: {why}", path.display())]
+    Kept {
+        /// As it was named.
+        path: PathBuf,
+        /// How it is known to be one of a store's.
+        why: String,
+    },
     /// An image's facts do not parse.
     #[error("{}: {reason}", path.display())]
     Facts {
@@ -105,12 +113,39 @@ pub enum Error {
     /// What concerns datasets and snapshots.
     #[error(transparent)]
     Zfs(#[from] zfs::Error),
+    /// What a container wrote.
+    #[error(transparent)]
+    Upper(#[from] Box<upper::Error>),
     /// What is mounted could not be found out.
     #[error(transparent)]
     Serve(#[from] serve::Error),
 }
 
+impl From<upper::Error> for Error {
+    fn from(error: upper::Error) -> Self {
+        match error {
+            upper::Error::Zfs(error) => Error::Zfs(error),
+            error => Error::Upper(Box::new(error)),
+        }
+    }
+}
+
 impl Error {
+    /// Whether something cannot be reached: it is on a dataset that is not mounted, and nothing is known of it.
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self, Error::Zfs(error) if error.is_out_of_reach())
+    }
+
+    /// Whether something was read, and is not what it has to be. Everything else may be well as soon as it can be read.
+    pub fn is_wrong(&self) -> bool {
+        match self {
+            Error::Facts { .. } => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Error::Fs(fs::Error::Image { source, .. }) => !matches!(source, bfc::Error::Read { .. } | bfc::Error::Unsupported(_)),
+            _ => false,
+        }
+    }
+
     /// For `map_err`: an I/O error while doing something to a path.
     pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Io { doing, path: path.to_owned(), source }

@@ -1,6 +1,7 @@
 //! What a store knows of an image without opening it. All but references and times could be read from the image again.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,6 +39,18 @@ pub struct Facts {
     /// Root digest of the image that it was cloned from, while that is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// The file whose whole content was found good, or just written: [`stamp`]. Others may take it over without another look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked: Option<String>,
+}
+
+/// What tells a file from what it was: its inode number, length and time of change.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn stamp(path: &Path, file: &File) -> Result<String> {
+    let metadata = file.metadata().map_err(Error::io("looking at", path))?;
+    Ok(format!("{}:{}:{}.{:09}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 impl Facts {
@@ -73,6 +86,7 @@ impl Facts {
             encryption: encryption.to_owned(),
             size: container.len(),
             parent: None,
+            checked: None,
         })
     }
 

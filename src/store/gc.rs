@@ -12,6 +12,8 @@ use super::lock::Lock;
 use super::name::Name;
 use super::{Store, graph};
 use crate::registry;
+use crate::upper::written::leftovers;
+use crate::zfs::Snapshot;
 
 /// Something that can go.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub enum Garbage {
     Work(Name),
     /// A container whose making or removal was interrupted.
     Container(Name),
+    /// A snapshot of a container that a `commit` read, or another command, which was killed.
+    Snapshot(Snapshot),
     /// What was fetched of a blob by a pull that was interrupted, and could go on from there.
     Blob(PathBuf),
 }
@@ -64,6 +68,9 @@ impl Store {
                 steps.push(Step { garbage, usage });
             }
         }
+        for garbage in self.left_snapshots()?.into_iter().map(Garbage::Snapshot) {
+            steps.push(Step { usage: self.usage(&garbage), garbage });
+        }
         let order = graph::order(&scan.images);
         for name in order.names.iter().rev() {
             let Some(image) = scan.images.iter().find(|i| i.name == *name) else { continue };
@@ -80,6 +87,13 @@ impl Store {
             steps.push(Step { usage: self.usage(&garbage), garbage });
         }
         Ok(steps)
+    }
+
+    /// Snapshots of containers that were taken to be read by processes that have been killed.
+    pub(super) fn left_snapshots(&self) -> Result<Vec<Snapshot>> {
+        let datasets = self.containers()?.into_iter().filter_map(|container| container.dataset);
+        let all: Vec<Vec<Snapshot>> = datasets.map(|dataset| leftovers(&dataset)).collect::<Result<_, _>>()?;
+        Ok(all.into_iter().flatten().collect())
     }
 
     /// Removes the lock files of processes that were killed.
@@ -117,6 +131,11 @@ impl Store {
                     Err(error) => Err(error),
                 }
             }
+            Garbage::Snapshot(snapshot) => {
+                let usage = self.usage(garbage);
+                snapshot.destroy()?;
+                Ok(Outcome::Freed(usage.bytes))
+            }
             Garbage::Blob(path) => {
                 let Some(held) = old_blob(path, grace) else { return Ok(Outcome::Kept("somebody goes on with it".to_owned())) };
                 let usage = extents::usage(&held).map_err(Error::io("looking at", path))?;
@@ -124,12 +143,14 @@ impl Store {
                 Ok(Outcome::Freed(usage.own()))
             }
             Garbage::Work(name) | Garbage::Container(name) => {
+                // What is made or removed in a moment is so under this lock, and has none of its own.
+                _change = self.change()?;
                 _work = self.locks.try_lock(name.as_str())?;
                 if _work.is_none() {
                     return Ok(Outcome::Kept("somebody is at work on it".to_owned()));
                 }
                 if matches!(garbage, Garbage::Work(_)) {
-                    return Ok(Outcome::Freed(self.backend.remove(name)?));
+                    return Ok(Outcome::Freed(self.backend.remove(name, None)?));
                 }
                 let usage = self.usage(garbage);
                 self.backend.remove_container(name)?;
@@ -144,6 +165,11 @@ impl Store {
             Garbage::Image(image) => self.backend.usage(&image.name),
             Garbage::Work(name) => self.backend.usage(name),
             Garbage::Container(name) => self.backend.container_usage(name),
+            Garbage::Snapshot(snapshot) => {
+                let all = snapshot.dataset().snapshots().unwrap_or_default();
+                let used = all.into_iter().find(|info| info.snapshot == *snapshot).map_or(0, |info| info.used);
+                Ok(Usage { bytes: used, shared: 0 })
+            }
             Garbage::Blob(path) => File::open(path).and_then(|file| extents::usage(&file)).map_err(Error::io("looking at", path)),
         };
         usage.unwrap_or_default()

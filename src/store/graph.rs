@@ -80,6 +80,7 @@ mod tests {
             encryption: String::new(),
             size: 0,
             parent: None,
+            checked: None,
         };
         let parsed = |text: &str| Name::new(text).unwrap();
         Image { name: parsed(name), path: "/".into(), facts, parent: parent.map(parsed) }

@@ -15,8 +15,10 @@ pub mod graph;
 mod lock;
 mod name;
 mod new_image;
+pub mod protect;
 mod reference;
 mod remove_tree;
+mod sound;
 mod uses;
 mod zfs;
 
@@ -37,6 +39,7 @@ pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 
 use self::zfs::ZfsStore;
 use crate::build::Digest;
+use crate::zfs::Dataset;
 use directory::DirectoryStore;
 
 /// The lock under which the store is changed. It is held for moments only.
@@ -86,13 +89,9 @@ impl Store {
     /// The images, by name; each reference is of one image only.
     ///
     /// # Errors
-    /// Those of [`Error`]; images that cannot be read are left out, and logged.
+    /// Those of [`Error`]; images that cannot be read are left out: [`Store::scan`] tells of them.
     pub fn images(&self) -> Result<Vec<Image>> {
-        let scan = self.scan()?;
-        for (name, error) in &scan.broken {
-            tracing::warn!("image {name}: {}", crate::serve::chain(error));
-        }
-        Ok(scan.images)
+        Ok(self.scan()?.images)
     }
 
     /// All that is where images are, good or not.
@@ -109,12 +108,17 @@ impl Store {
     /// The image that `text` means: a reference, `blake3:` and the root digest or its beginning, the bare beginning, or the image's name in the store.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name of an image.
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name of an image; what stands in the way of reading the image
+    /// that has this name.
     pub fn image(&self, text: &str) -> Result<Image> {
-        let images = self.images()?;
+        let Scan { images, broken, .. } = self.scan()?;
         let reference = text.parse::<Reference>();
         if let Some(image) = images.iter().find(|i| reference.as_ref().is_ok_and(|r| i.facts.refs.contains(r)) || i.name.as_str() == text) {
             return Ok(image.clone());
+        }
+        let is_named = |name: &Name| name.as_str() == text || reference.as_ref().is_ok_and(|r| name.reference().as_ref() == Some(r));
+        if let Some((_, error)) = broken.into_iter().find(|(name, _)| is_named(name)) {
+            return Err(error);
         }
         let digest = text.strip_prefix("blake3:").unwrap_or(text);
         let mut found = images.into_iter().filter(|i| digest.len() >= MIN_DIGEST && i.facts.root_digest.starts_with(digest));
@@ -167,7 +171,7 @@ impl Store {
         self.backend.temp_dir()
     }
 
-    /// The image that has most of these layers at its head, and is written in the same way; of several, the oldest.
+    /// The image that has most of these layers at its head, and is written in the same way; of several, the oldest. One that is damaged is passed over.
     ///
     /// # Errors
     /// Those of [`Error`].
@@ -176,7 +180,12 @@ impl Store {
         let fits = |image: &Image| image.facts.compression == compression && image.facts.encryption == encryption && common(image) > 0;
         let mut images: Vec<Image> = self.images()?.into_iter().filter(fits).collect();
         images.sort_by(|a, b| common(b).cmp(&common(a)).then_with(|| a.facts.created.cmp(&b.facts.created)));
-        Ok(images.into_iter().next())
+        for image in images {
+            if self.is_sound(&image)? {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
     }
 
     /// Begins a new image, whose first layers are to be those of `base`. Nobody sees it before it is published, and nothing is left of it when it is not.
@@ -187,7 +196,7 @@ impl Store {
         NewImage::begin(self, base)
     }
 
-    /// The containers, by name.
+    /// The containers, by name. Nothing is mounted for that.
     ///
     /// # Errors
     /// Those of [`Error`].
@@ -195,16 +204,38 @@ impl Store {
         Ok(self.backend.containers()?.0)
     }
 
-    /// A container.
+    /// A container, whose directory can be looked into.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
+    /// [`Error::NotFound`], [`Error::Zfs`] when its dataset cannot be mounted.
     pub fn container(&self, name: &str) -> Result<Container> {
-        let container = self.containers()?.into_iter().find(|c| c.name.as_str() == name);
-        container.ok_or_else(|| self.not_found("container", name))
+        let container = self.listed(name)?.ok_or_else(|| self.not_found("container", name))?;
+        Ok(Container { path: self.reach(&container)?, ..container })
     }
 
-    /// Makes a container of images, the first of which is the lowest: from now on they are not removed. Its directory is empty but for our own record.
+    /// The directory of a container, which is mounted if it is not.
+    ///
+    /// # Errors
+    /// [`Error::Zfs`] when that cannot be done; nothing is known then of what is in it.
+    pub fn reach(&self, container: &Container) -> Result<PathBuf> {
+        self.backend.reach(&container.name)
+    }
+
+    /// A container as it is listed.
+    fn listed(&self, name: &str) -> Result<Option<Container>> {
+        Ok(self.containers()?.into_iter().find(|c| c.name.as_str() == name))
+    }
+
+    /// What tells a container from all others on this host, and from copies of it in other stores.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Zfs`].
+    pub fn place(&self, container: &Container) -> Result<String> {
+        self.backend.place(&container.name)
+    }
+
+    /// Makes a container of images, the first of which is the lowest: from now on they are not removed. Its directory is empty but for our own record,
+    /// and it is marked as unfinished.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed meanwhile.
@@ -221,19 +252,34 @@ impl Store {
         self.backend.create_container(&name, &uses.collect::<Vec<_>>())
     }
 
+    /// Marks a container as unfinished: only what is marked is ever taken for left behind. Whoever makes or removes one clears the mark last.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Zfs`].
+    pub fn mark_unfinished(&self, container: &Container, unfinished: bool) -> Result<()> {
+        self.backend.mark(&container.name, unfinished)
+    }
+
+    /// Refuses a container that cannot be removed: something is mounted in its directory, or somebody has made datasets in its own.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], which says what it is.
+    pub fn refuse_to_remove(&self, container: &Container) -> Result<()> {
+        let own = container.dataset.is_some().then_some(&container.path);
+        let mounted = mounts_below(&container.path)?.into_iter().filter(|m| Some(m) != own);
+        let mut users: Vec<_> = mounted.map(|m| format!("mounted on {}", m.display())).collect();
+        users.extend(self.backend.in_the_way(&container.name)?);
+        if users.is_empty() { Ok(()) } else { Err(Error::InUse { kind: "container", name: container.name.to_string(), users }) }
+    }
+
     /// Removes a container with all that it wrote.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::InUse`] when something is mounted in its directory.
+    /// [`Error::NotFound`], [`Error::InUse`] as [`Store::refuse_to_remove`] says.
     pub fn remove_container(&self, name: &str) -> Result<()> {
         let _lock = self.change()?;
-        let container = self.container(name)?;
-        let own = container.dataset.is_some().then_some(&container.path);
-        let mounted = mounts_below(&container.path)?.into_iter().filter(|m| Some(m) != own);
-        let mounted: Vec<_> = mounted.map(|m| format!("mounted on {}", m.display())).collect();
-        if !mounted.is_empty() {
-            return Err(Error::InUse { kind: "container", name: name.to_owned(), users: mounted });
-        }
+        let container = self.listed(name)?.ok_or_else(|| self.not_found("container", name))?;
+        self.refuse_to_remove(&container)?;
         self.backend.remove_container(&container.name)
     }
 
@@ -269,7 +315,12 @@ impl Store {
 
     /// Removes an image that nobody uses. The store is locked.
     fn remove_image(&self, image: &Image) -> Result<u64> {
-        let users = self.users(image)?;
+        // Held until it is gone, so that nobody begins to use what was just found unused.
+        let held = uses::claim(&image.path)?;
+        let mut users = self.users_but_open(image)?;
+        if held.is_none() && users.is_empty() {
+            users.push(uses::OPEN.to_owned());
+        }
         if !users.is_empty() {
             let name = image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string);
             return Err(Error::InUse { kind: "image", name, users });
@@ -277,7 +328,7 @@ impl Store {
         for child in self.backend.scan()?.images.iter().filter(|i| i.facts.parent.as_ref() == Some(&image.facts.root_digest)) {
             self.backend.set_facts(&child.name, &Facts { parent: None, ..child.facts.clone() })?;
         }
-        self.backend.remove(&image.name)
+        self.backend.remove(&image.name, held)
     }
 
     /// What an image takes.
@@ -328,6 +379,18 @@ impl Store {
             self.backend.set_facts(&image.name, &facts)?;
         }
         Ok(())
+    }
+}
+
+/// Whether what [`Store::place`] told is there. What cannot be looked for may be.
+///
+/// # Errors
+/// [`Error::Zfs`] when it cannot be a place.
+pub fn is_there(place: &str) -> Result<bool> {
+    match place.split_once(':') {
+        Some(("zfs", dataset)) => Ok(dataset.parse::<Dataset>()?.exists().unwrap_or(true)),
+        Some(("dir", path)) => Ok(PathBuf::from(path).symlink_metadata().is_ok()),
+        _ => Ok(true),
     }
 }
 

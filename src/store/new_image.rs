@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::backend::{Begun, Image};
 use super::error::{Error, Result};
-use super::facts::Facts;
+use super::facts::{Facts, stamp};
 use super::lock::Lock;
 use super::name::Name;
 use super::reference::Reference;
@@ -46,7 +46,7 @@ impl<'a> NewImage<'a> {
             Ok(begun) => begun,
             Err(error) => {
                 // Half of it may be there.
-                let _ = store.backend.remove(&work);
+                let _ = store.backend.remove(&work, None);
                 return Err(error);
             }
         };
@@ -69,14 +69,15 @@ impl<'a> NewImage<'a> {
     }
 
     /// Puts the image, which is complete and closed, into the store under a reference, which is taken from the image that had it. `manifest_digest` is what a registry says that
-    /// the reference leads to; else it is the manifest in the image.
+    /// the reference leads to; else it is the manifest in the image. An image with the same root digest stays as it is, unless `replace` says that its file may not be what it was.
     ///
     /// # Errors
     /// Those of [`Error`]; the store is then as it was.
-    pub fn publish(mut self, reference: &Reference, manifest_digest: Option<Digest>) -> Result<Published> {
+    pub fn publish(mut self, reference: &Reference, manifest_digest: Option<Digest>, replace: bool) -> Result<Published> {
         let path = directory::image_file(&self.begun.dir, &self.work)?;
         let file = File::open(&path).map_err(Error::io("opening the image", &path))?;
-        let mut facts = Facts { refs: vec![reference.clone()], created: Timestamp::now(), ..Facts::of(&path, file)? };
+        let checked = Some(stamp(&path, &file)?);
+        let mut facts = Facts { refs: vec![reference.clone()], created: Timestamp::now(), checked, ..Facts::of(&path, file)? };
         facts.parent = self.base.as_ref().map(|(image, _)| image.facts.root_digest.clone());
         if manifest_digest.is_some() {
             facts.manifest_digest = manifest_digest;
@@ -84,8 +85,16 @@ impl<'a> NewImage<'a> {
         let _lock = self.store.change()?;
         let scan = self.store.backend.scan()?;
         if let Some(same) = scan.images.iter().find(|i| i.facts.root_digest == facts.root_digest) {
+            let mut same = same.clone();
             if manifest_digest.is_some() && manifest_digest != same.facts.manifest_digest {
-                self.store.backend.set_facts(&same.name, &Facts { manifest_digest, ..same.facts.clone() })?;
+                same.facts.manifest_digest = manifest_digest;
+                self.store.backend.set_facts(&same.name, &same.facts)?;
+            }
+            if replace || !self.store.has_its_digest(&same)? {
+                self.store.backend.replace(&same.name, &path)?;
+                let now = File::open(&same.path).map_err(Error::io("opening the image", &same.path))?;
+                let checked = Some(stamp(&same.path, &now)?);
+                self.store.backend.set_facts(&same.name, &Facts { checked, size: facts.size, ..same.facts.clone() })?;
             }
             self.store.give(&same.name, reference)?;
             let image = self.store.image(same.name.as_str())?;
@@ -106,7 +115,7 @@ impl Drop for NewImage<'_> {
         if self.published {
             return;
         }
-        if let Err(error) = self.store.backend.remove(&self.work) {
+        if let Err(error) = self.store.backend.remove(&self.work, None) {
             tracing::warn!("what is left of an image that was not finished: {}", crate::serve::chain(&error));
         }
     }

@@ -13,6 +13,8 @@ use super::backend::Image;
 use super::error::{Error, Result};
 use crate::serve::overview;
 
+/// How one is told who only has the image open.
+pub(super) const OPEN: &str = "a process has it open";
 /// How long an image may be locked by those who only look.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,15 @@ impl Store {
     /// # Errors
     /// Those of [`Error`].
     pub fn users(&self, image: &Image) -> Result<Vec<String>> {
+        let mut users = self.users_but_open(image)?;
+        if users.is_empty() && claim(&image.path)?.is_none() {
+            users.push(OPEN.to_owned());
+        }
+        Ok(users)
+    }
+
+    /// As [`Store::users`], without processes that just have it open.
+    pub(super) fn users_but_open(&self, image: &Image) -> Result<Vec<String>> {
         let mut users = Vec::new();
         let Some(id) = file_id(&image.path) else { return Ok(users) };
         for mounted in overview::all()? {
@@ -55,23 +66,21 @@ impl Store {
                 users.push(format!("container {}", container.name));
             }
         }
-        users.extend(self.backend.clones(&image.name)?.into_iter().map(|clone| format!("clone {clone}")));
-        if users.is_empty() && is_held(&image.path)? {
-            users.push("a process has it open".to_owned());
-        }
+        users.extend(self.backend.dependents(&image.name)?);
         Ok(users)
     }
 }
 
 /// What tells files apart; `None` when there is none.
-fn file_id(path: &Path) -> Option<(u64, u64)> {
+pub(super) fn file_id(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-fn is_held(path: &Path) -> Result<bool> {
+/// Takes an image for its removal, unless somebody uses it: as long as the file is open, nobody begins to.
+pub(super) fn claim(path: &Path) -> Result<Option<File>> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Ok(true),
-        other => other.map(|()| false).map_err(|e| Error::io("locking the image", path)(e.into())),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        other => other.map(|()| Some(file)).map_err(|e| Error::io("locking the image", path)(e.into())),
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::error::{Error, Result};
-use crate::zfs::{self, Cause, Children, Create, Dataset, Snapshot};
+use crate::zfs::{Cause, Children, Create, Dataset, Snapshot};
 
 /// What a dataset made for an upper is given; the rest is inherited. Attributes are kept beside the inode instead of in a directory of
 /// their own (overlayfs looks at some in every look-up), with inodes large enough for them, and ACLs are possible.
@@ -44,7 +44,8 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
     let wanted: Vec<(&str, &str)> = PROPERTIES.into_iter().chain(limits.iter().copied()).collect();
     match dataset.create(&Create { properties: &wanted, parents: false }) {
         Ok(()) => {
-            let place = dataset.mountpoint()?;
+            // What cannot be used is not left.
+            let place = dataset.reach().inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
             // Programs with the set-user-id bit of a container are not for the host's users.
             std::fs::set_permissions(&place, PermissionsExt::from_mode(0o700)).map_err(Error::io("setting the mode of", &place))?;
             return Ok(place);
@@ -56,11 +57,7 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
     if !limits.is_empty() {
         dataset.set(&limits)?;
     }
-    match dataset.mountpoint() {
-        Err(zfs::Error::NotMounted { .. }) => dataset.mount()?,
-        other => return Ok(other?),
-    }
-    Ok(dataset.mountpoint()?)
+    Ok(dataset.reach()?)
 }
 
 /// Makes a dataset of a snapshot of an upper, and mounts it.

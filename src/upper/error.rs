@@ -95,6 +95,14 @@ pub enum Error {
         /// Where it was mounted.
         mountpoint: PathBuf,
     },
+    /// What was unmounted for a rollback could not be mounted again.
+    #[error("nothing is mounted on {} any more", mountpoint.display())]
+    LeftUnmounted {
+        /// Where it was mounted.
+        mountpoint: PathBuf,
+        /// What failed.
+        source: Box<Error>,
+    },
     /// Nothing can be written there in overlayfs's way.
     #[error("{} cannot be an upper: {reason}", path.display())]
     Unusable {

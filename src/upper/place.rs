@@ -23,7 +23,7 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// What may be in a place where nothing was written yet: what an upper has itself, what the store keeps beside it of a container, and what file systems
 /// have in their root directories.
-const BESIDE: [&str; 6] = [UPPER, WORK, "store.json", "container.json", "lost+found", ".zfs"];
+const BESIDE: [&str; 7] = [UPPER, WORK, "store.json", "container.json", "unfinished", "lost+found", ".zfs"];
 /// What the names begin with of what is made on the way, and left by who is killed.
 const TEMPORARY: [&str; 4] = [".upper-", ".probe-", ".lxcri-fs.json-", ".tmp"];
 /// What the names end with of records of a container that were cut off.

@@ -4,9 +4,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
+use super::in_use;
 use super::lower::Lower;
 use super::mount::over;
 use super::place::{Place, Upper};
+use super::record::Record;
 use super::written::Written;
 use crate::serve::mount::Unmount;
 use crate::serve::mountinfo::MountInfo;
@@ -66,7 +68,12 @@ impl Written {
             return Err(Error::NewerSnapshots { snapshot, younger, clone: in_use.clones.first().cloned() });
         }
         let mounts = self.mounts()?;
-        if let Some(user) = users::of_upper(self.id()?) {
+        let other = users::of_upper(self.id()?);
+        if mounts.is_empty() && other.is_none() && in_use::is_in_use(&self.layout)? {
+            let place = "out of sight, or in another mount namespace".to_owned();
+            return Err(Error::Mounted { dataset: dataset.clone(), place, remount: false });
+        }
+        if let Some(user) = other {
             return Err(Error::Mounted { dataset: dataset.clone(), place: format!("in the mount namespace of {user}"), remount: false });
         }
         match &mounts[..] {
@@ -87,20 +94,29 @@ impl Written {
         let lower = Lower { image, xattrs: if overlay.xattrs { before.xattrs()? } else { None } };
         let mountpoint = MountPoint::of(mount)?;
         unmount::unmount_at(&mountpoint, Unmount::default())?;
-        let rolled_back = snapshot.rollback(newer);
-        let record = self.record().ok().filter(|record| record.check(&before, &self.layout.place).is_ok());
-        let Some(record) = record else {
-            rolled_back?;
-            return Err(Error::NotRemounted { snapshot: snapshot.clone(), mountpoint: mount.mountpoint.clone() });
-        };
+        let rolled_back = snapshot.rollback(newer).map_err(Error::from);
+        let again = self.mount_again(mount, &mountpoint, lower, &before);
+        match (rolled_back, again) {
+            (rolled_back, Ok(true)) => rolled_back,
+            (Ok(()), Ok(false)) => Err(Error::NotRemounted { snapshot: snapshot.clone(), mountpoint: mount.mountpoint.clone() }),
+            // Whatever failed, nothing is mounted now, and that is to be known.
+            (Err(error), _) | (Ok(()), Err(error)) => {
+                Err(Error::LeftUnmounted { mountpoint: mount.mountpoint.clone(), source: Box::new(error) })
+            }
+        }
+    }
+
+    /// Mounts again what was unmounted for a rollback; `false` when it belongs to something else now.
+    fn mount_again(&self, mount: &MountInfo, mountpoint: &MountPoint, lower: Lower, before: &Record) -> Result<bool> {
+        let Some(record) = self.record().ok().filter(|record| record.check(before, &self.layout.place).is_ok()) else { return Ok(false) };
         if let Some(idmap) = &record.idmap {
             lower.map_ids(idmap)?;
         }
         let has = |flag| mount.options.split(',').any(|option| option == flag);
         let flags = MountFlags { nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec"), ..MountFlags::default() };
         let place = Place::open(&Upper::Dir(self.layout.place.clone()))?;
-        over(lower, &mount.source, &place, flags, has("ro"), &mountpoint)?;
-        Ok(rolled_back?)
+        over(lower, &mount.source, &place, flags, has("ro"), mountpoint)?;
+        Ok(true)
     }
 }
 

@@ -35,8 +35,7 @@ impl Written {
     pub fn find(text: &OsStr) -> Result<Self> {
         let path = match Upper::parse(text)? {
             Upper::Zfs { dataset, .. } => {
-                dataset.mount()?;
-                let layout = Layout::in_place(dataset.mountpoint()?);
+                let layout = Layout::in_place(dataset.reach()?);
                 layout.check()?;
                 return Ok(Self { layout, dataset: Some(dataset) });
             }
@@ -128,6 +127,29 @@ impl Written {
     }
 }
 
+/// What the names of snapshots begin with that a reader takes, before the number of its process and when that was started.
+const COMMIT: &str = "lxcri-fs-reading-";
+
+/// The snapshots of a dataset that were taken to be read by processes that have been killed.
+///
+/// # Errors
+/// [`Error::Zfs`].
+pub fn leftovers(dataset: &Dataset) -> Result<Vec<Snapshot>> {
+    let is_left = |snapshot: &Snapshot| {
+        let Some((pid, start)) = snapshot.name().strip_prefix(COMMIT).and_then(|name| name.split_once('-')) else { return false };
+        started(pid).is_none_or(|now| now != start)
+    };
+    let free = dataset.snapshots()?.into_iter().filter(|info| info.clones.is_empty() && info.holds == 0);
+    Ok(free.map(|info| info.snapshot).filter(is_left).collect())
+}
+
+/// When a process was started, in clock ticks since boot; `None` when there is none.
+fn started(pid: &str) -> Option<String> {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
+    // Its name may have anything in it; what follows does not.
+    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.to_owned())
+}
+
 /// An upper that stays as it is. When this is dropped, it does no longer.
 #[derive(Debug)]
 pub struct Still {
@@ -138,7 +160,11 @@ pub struct Still {
 
 impl Still {
     fn snapshot(dataset: &Dataset, place: &Path) -> Result<Self> {
-        let snapshot = dataset.at(&format!("lxcri-fs-{}", std::process::id()))?;
+        // What others left who were killed goes first.
+        for left in leftovers(dataset)? {
+            left.destroy()?;
+        }
+        let snapshot = dataset.at(&format!("{COMMIT}{}-{}", std::process::id(), started("self").unwrap_or_default()))?;
         snapshot.take()?;
         let place = place.join(".zfs/snapshot").join(snapshot.name());
         Ok(Self { place, snapshot: Some(snapshot), frozen: Vec::new() })

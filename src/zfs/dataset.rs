@@ -64,6 +64,24 @@ impl Dataset {
         Command::zfs("set", self.as_str()).args(property::assignments(properties)?).run().map(drop)
     }
 
+    /// Has a property be what it is without having been set: inherited, or not there.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Property`].
+    pub fn unset(&self, property: &str) -> Result<()> {
+        Command::zfs("inherit", self.as_str()).args([property::names(&[property])?]).run().map(drop)
+    }
+
+    /// The datasets in it, of whatever type.
+    ///
+    /// # Errors
+    /// [`Error::Command`], [`Error::Output`].
+    pub fn below(&self) -> Result<Vec<Dataset>> {
+        let output = Command::zfs("list", self.as_str()).args(["-H", "-r", "-o", "name", "-t", "filesystem,volume"]).run()?;
+        let all: Vec<Dataset> = output.lines().map(str::parse).collect::<Result<_>>()?;
+        Ok(all.into_iter().filter(|dataset| dataset != self).collect())
+    }
+
     /// It and the file systems in it, to a depth (0: only it; `None`: all), with those of the named properties that are set.
     ///
     /// # Errors

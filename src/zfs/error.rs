@@ -1,6 +1,7 @@
 //! How the commands fail, told apart by what they print.
 
 use std::io;
+use std::path::PathBuf;
 
 /// An error of `zfs` or `zpool`.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,24 @@ pub enum Error {
         /// What gives it one.
         hint: String,
     },
+    /// The key of an encrypted dataset is not loaded.
+    #[error("{dataset} is locked: its key is not loaded")]
+    Locked {
+        /// The dataset.
+        dataset: String,
+        /// The dataset that has the key.
+        root: String,
+    },
+    /// The directory of a mounted dataset shows something else.
+    #[error("{dataset} cannot be reached: {by} is mounted over it on {}", path.display())]
+    Hidden {
+        /// The dataset.
+        dataset: String,
+        /// Its directory.
+        path: PathBuf,
+        /// What is mounted there.
+        by: String,
+    },
     /// The command printed something else than is documented.
     #[error("{command} printed what cannot be understood: {output:?}")]
     Output {
@@ -101,6 +120,8 @@ pub enum Cause {
     HasClones,
     /// It has children or snapshots.
     HasChildren,
+    /// The key of an encrypted dataset is not loaded.
+    Locked,
     /// Younger snapshots are in the way of a rollback.
     NewerSnapshots,
     /// Anything else: the message tells.
@@ -132,6 +153,8 @@ impl Cause {
             Cause::HasClones
         } else if has("has children") {
             Cause::HasChildren
+        } else if has("key not loaded") || has("key must be loaded") || has("keys must be loaded") {
+            Cause::Locked
         } else if has("more recent snapshots") {
             Cause::NewerSnapshots
         } else {
@@ -164,6 +187,8 @@ impl Error {
         let hint = match self {
             Error::NotInstalled { .. } => "install the ZFS utilities (Debian: zfsutils-linux), or use a directory instead",
             Error::NoDirectory { hint, .. } => return Some(hint.clone()),
+            Error::Locked { root, .. } => return Some(format!("`zfs load-key {root}` loads it")),
+            Error::Hidden { path, .. } => return Some(format!("`umount {}` takes away what is mounted over it", path.display())),
             Error::NotMounted { dataset } => return Some(format!("`zfs mount {dataset}` mounts it")),
             Error::Command { cause, doing, name, .. } => match cause {
                 Cause::NotFound => "`zfs list -t all` shows what exists",
@@ -173,6 +198,7 @@ impl Error {
                 Cause::NotLoaded => "load the kernel module with `modprobe zfs`",
                 Cause::HasClones => "destroy the clones first, or `zfs promote` one of them",
                 Cause::HasChildren => "destroy what is in it first",
+                Cause::Locked => return Some(format!("`zfs load-key -r {}` loads the keys of all that is in it", pool_of(name))),
                 Cause::NewerSnapshots => "go back to the youngest snapshot, or have the younger ones destroyed",
                 _ => return None,
             },
@@ -180,6 +206,11 @@ impl Error {
         };
         Some(hint.to_owned())
     }
+}
+
+/// The pool of a dataset or snapshot.
+fn pool_of(name: &str) -> &str {
+    name.split(['/', '@']).next().unwrap_or(name)
 }
 
 #[cfg(test)]
@@ -211,6 +242,8 @@ mod tests {
             ),
             ("cannot destroy 'tank/a': filesystem has children\nuse '-r' to destroy the following datasets:", Cause::HasChildren),
             ("cannot rollback to 'tank/a': more recent snapshots or bookmarks exist\nuse '-r' to force", Cause::NewerSnapshots),
+            ("cannot create 'tank/a': encryption key not loaded", Cause::Locked),
+            ("cannot mount 'tank/a': encryption key not loaded", Cause::Locked),
             ("cannot set property for 'tank/a': 'xattr' must be one of 'on | off | dir | sa'", Cause::Other),
             ("", Cause::Other),
         ];

@@ -12,6 +12,7 @@ mod dataset;
 mod error;
 mod name;
 mod property;
+mod reach;
 mod snapshot;
 
 #[cfg(not(feature = "zfs-core"))]

@@ -28,6 +28,8 @@ pub struct Info {
     pub referenced: u64,
     /// The datasets that were cloned from it.
     pub clones: Vec<Dataset>,
+    /// How often it is held (`zfs hold`): as long as it is, it cannot be destroyed.
+    pub holds: u64,
 }
 
 impl Snapshot {
@@ -79,6 +81,15 @@ impl Snapshot {
         change::clone(self, target, properties)
     }
 
+    /// Gives it another name.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    pub fn rename(&self, to: &str) -> Result<()> {
+        let to = self.dataset().at(to)?;
+        Command::zfs("rename", to.as_str()).args([self.as_str()]).run().map(drop)
+    }
+
     /// Destroys it.
     ///
     /// # Errors
@@ -94,7 +105,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], [`Error::Output`].
     pub fn snapshots(&self) -> Result<Vec<Info>> {
-        let columns = "name,creation,used,referenced,clones";
+        let columns = "name,creation,used,referenced,clones,userrefs";
         let output =
             Command::zfs("list", self.as_str()).args(["-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns]).run()?;
         output.lines().map(parse).collect()
@@ -105,7 +116,7 @@ impl Dataset {
 fn parse(line: &str) -> Result<Info> {
     let malformed = || Error::Output { command: "zfs list", output: line.to_owned() };
     let fields: Vec<&str> = line.split('\t').collect();
-    let [name, creation, used, referenced, clones] = fields[..] else { return Err(malformed()) };
+    let [name, creation, used, referenced, clones, holds] = fields[..] else { return Err(malformed()) };
     let number = |field: &str| field.parse().map_err(|_| malformed());
     let clones = clones.split(',').filter(|clone| !clone.is_empty() && *clone != "-");
     Ok(Info {
@@ -114,6 +125,7 @@ fn parse(line: &str) -> Result<Info> {
         used: number(used)?,
         referenced: number(referenced)?,
         clones: clones.map(str::parse).collect::<Result<_>>()?,
+        holds: number(holds)?,
     })
 }
 
@@ -124,12 +136,15 @@ mod tests {
 
     #[test]
     fn lines() {
-        let info = parse("tank/a@s1\t1795257717\t0\t24576\ttank/cl,tank/c 2").unwrap();
+        let info = parse("tank/a@s1\t1795257717\t0\t24576\ttank/cl,tank/c 2\t1").unwrap();
         assert_eq!((info.snapshot.name(), info.creation, info.used, info.referenced), ("s1", 1_795_257_717, 0, 24576));
         assert_eq!(info.clones.iter().map(Dataset::as_str).collect::<Vec<_>>(), ["tank/cl", "tank/c 2"]);
-        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t").unwrap().clones.is_empty());
-        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t-").unwrap().clones.is_empty());
-        for broken in ["", "tank/a@s1", "tank/a@s1\tnow\t0\t0\t", "tank/a\t1\t0\t0\t", "tank/a@s1\t1\t0\t0\t\t"] {
+        assert_eq!(info.holds, 1);
+        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t\t0").unwrap().clones.is_empty());
+        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t-\t0").unwrap().clones.is_empty());
+        for broken in
+            ["", "tank/a@s1", "tank/a@s1\tnow\t0\t0\t", "tank/a\t1\t0\t0\t", "tank/a@s1\t1\t0\t0\t\t", "tank/a@s1\t1\t0\t0\t\t0\t"]
+        {
             assert!(parse(broken).is_err(), "{broken}");
         }
     }

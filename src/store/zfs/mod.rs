@@ -7,17 +7,21 @@
 //! PARENT/containers/NAME      a container's directory; org.lxcri-fs:image says what it is made of
 //! ```
 
+mod facts;
+mod remove;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::backend::{Backend, Begun, Container, Image, ImageUse, Scan};
-use super::directory::{facts_of, image_file};
+use super::directory::{facts_of, image_file, keep_as_it_is};
 use super::error::{Error, Result};
 use super::extents::Usage;
 use super::facts::Facts;
 use super::name::Name;
 use crate::upper::dataset::PROPERTIES as CONTAINER_PROPERTIES;
-use crate::zfs::{self, Cause, Children, Create, Dataset, Properties, Snapshot, Source};
+use crate::zfs::{Cause, Children, Create, Dataset, Properties, Snapshot};
+use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
 /// Where locks are. They concern this host's processes only, and are none of the pool's business.
 const LOCKS: &str = "/run/lxcri-fs-locks";
@@ -26,35 +30,11 @@ const IMAGE_PROPERTIES: [(&str, &str); 6] =
     [("compression", "off"), ("recordsize", "64K"), ("atime", "off"), ("exec", "off"), ("setuid", "off"), ("devices", "off")];
 /// What snapshots of complete images are called, before the first digits of the root digest.
 const SNAPSHOT: &str = "lxcri-fs-";
-/// Longest list of layers that is kept as a property; a longer one is read from the image.
-const MAX_VALUE: usize = 8000;
-
-const REFERENCES: &str = "org.lxcri-fs:ref";
-const ROOT_DIGEST: &str = "org.lxcri-fs:root-digest";
-const MANIFEST_DIGEST: &str = "org.lxcri-fs:manifest-digest";
-const CREATED: &str = "org.lxcri-fs:created";
-const LAYERS: &str = "org.lxcri-fs:layers";
-const COMPRESSION: &str = "org.lxcri-fs:compression";
-const ENCRYPTION: &str = "org.lxcri-fs:encryption";
-const SIZE: &str = "org.lxcri-fs:size";
 const CONTAINER_IMAGES: &str = "org.lxcri-fs:image";
-/// All that is asked of an image's dataset.
-const ASKED: [&str; 12] = [
-    REFERENCES,
-    ROOT_DIGEST,
-    MANIFEST_DIGEST,
-    CREATED,
-    LAYERS,
-    COMPRESSION,
-    ENCRYPTION,
-    SIZE,
-    "origin",
-    "mountpoint",
-    "mounted",
-    "canmount",
-];
-/// What stands for nothing: a property cannot be empty everywhere.
-const NONE: &str = "-";
+/// Of a container that is being made or removed: set before anything else is done, and cleared when all is.
+const UNFINISHED: &str = "org.lxcri-fs:unfinished";
+/// What stands before the name of a dataset where it is told from a directory.
+const PREFIX: &str = "zfs:";
 
 /// A store on ZFS.
 #[derive(Debug)]
@@ -80,8 +60,11 @@ impl ZfsStore {
     fn image_of(&self, name: &Name, properties: &Properties) -> Result<Image> {
         let dataset = self.image(name)?;
         let dir = match (properties.get("mounted"), properties.get("mountpoint")) {
-            (Some("yes"), Some(path)) if path.starts_with('/') => PathBuf::from(path),
-            _ => mounted(&dataset)?,
+            (Some("yes"), Some(path)) if path.starts_with('/') => {
+                dataset.refuse_hidden(path.as_ref())?;
+                PathBuf::from(path)
+            }
+            _ => dataset.reach()?,
         };
         let path = image_file(&dir, name)?;
         let facts = match parse(properties) {
@@ -104,11 +87,15 @@ impl ZfsStore {
             let made = dataset.create(&Create { properties, parents: true });
             // Nothing is wrong when somebody was quicker.
             made.or_else(|e| if e.cause() == Some(Cause::Exists) { Ok(()) } else { Err(e) })?;
-            let dir = mounted(dataset)?;
+            let dir = dataset.reach()?;
             std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode))
                 .map_err(Error::io("setting the mode of", &dir))?;
         }
-        mounted(dataset)
+        Ok(dataset.reach()?)
+    }
+
+    fn container(&self, name: &Name) -> Result<Dataset> {
+        Ok(self.containers.child(name.as_str())?)
     }
 
     /// The snapshot that clones of an image begin from.
@@ -128,7 +115,11 @@ impl ZfsStore {
 
 impl Backend for ZfsStore {
     fn locks(&self) -> PathBuf {
-        Path::new(LOCKS).join(self.parent.as_str().replace('/', "__"))
+        let name = self.parent.as_str().replace('/', "__");
+        match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && !rustix::process::geteuid().is_root()) {
+            Some(dir) => Path::new(&dir).join("lxcri-fs-locks").join(name),
+            None => Path::new(LOCKS).join(name),
+        }
     }
 
     fn temp_dir(&self) -> Result<PathBuf> {
@@ -167,13 +158,16 @@ impl Backend for ZfsStore {
         snapshot.clone_to(&dataset, &[])?;
         let dir = private(&dataset)?;
         let file = image_file(&dir, &base.name)?;
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .map_err(Error::io("setting the mode of", &file))?;
         std::fs::rename(&file, dir.join(format!("{work}.bfc"))).map_err(Error::io("renaming", &file))?;
         Ok(Begun { dir, is_clone: true })
     }
 
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
-        let (dataset, dir) = (self.image(work)?, mounted(&self.image(work)?)?);
+        let (dataset, dir) = (self.image(work)?, self.image(work)?.reach()?);
         let file = image_file(&dir, work)?;
+        keep_as_it_is(&file)?;
         std::fs::rename(&file, dir.join(format!("{name}.bfc"))).map_err(Error::io("renaming", &file))?;
         File::open(&dir).and_then(|d| d.sync_all()).map_err(Error::io("syncing", &dir))?;
         self.snapshot(work, &facts.root_digest)?.take()?;
@@ -182,6 +176,24 @@ impl Backend for ZfsStore {
         all.push(("readonly", "on"));
         dataset.set(&all)?;
         Ok(dataset.rename(&self.image(name)?)?)
+    }
+
+    fn replace(&self, name: &Name, new: &Path) -> Result<()> {
+        let (dataset, dir) = (self.image(name)?, self.image(name)?.reach()?);
+        let old = image_file(&dir, name)?;
+        dataset.set(&[("readonly", "off")])?;
+        let replaced = replace_file(&old, new);
+        dataset.set(&[("readonly", "on")])?;
+        replaced?;
+        // Clones are to begin from this state; those of the state before keep what they have.
+        for info in dataset.snapshots()?.into_iter().filter(|info| info.snapshot.name().starts_with(SNAPSHOT)) {
+            if info.clones.is_empty() && info.holds == 0 {
+                info.snapshot.destroy()?;
+            } else {
+                info.snapshot.rename(&format!("{SNAPSHOT}before-{}", info.creation))?;
+            }
+        }
+        Ok(())
     }
 
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
@@ -195,7 +207,7 @@ impl Backend for ZfsStore {
     }
 
     fn container_usage(&self, name: &Name) -> Result<Usage> {
-        usage(&self.containers.child(name.as_str())?)
+        usage(&self.container(name)?)
     }
 
     fn free(&self) -> Result<u64> {
@@ -203,78 +215,72 @@ impl Backend for ZfsStore {
         Ok(there.unwrap_or(&self.parent.pool()).space()?.available)
     }
 
-    fn clones(&self, name: &Name) -> Result<Vec<String>> {
-        let clones = self.image(name)?.snapshots()?.into_iter().flat_map(|info| info.clones);
-        Ok(clones.filter(|clone| clone.parent().as_ref() != Some(&self.images)).map(|clone| clone.to_string()).collect())
+    fn dependents(&self, name: &Name) -> Result<Vec<String>> {
+        let dataset = self.image(name)?;
+        let snapshots = dataset.snapshots()?;
+        let clones = snapshots.iter().flat_map(|info| &info.clones).filter(|clone| clone.parent().as_ref() != Some(&self.images));
+        let mut all: Vec<String> = clones.map(|clone| format!("clone {clone}")).collect();
+        all.extend(remove::in_the_way(&dataset, &snapshots)?);
+        Ok(all)
     }
 
-    fn remove(&self, name: &Name) -> Result<u64> {
-        destroy(&self.image(name)?)
+    fn remove(&self, name: &Name, held: Option<File>) -> Result<u64> {
+        // An open file keeps a dataset mounted: whoever opens it from now on prevents that it is unmounted, and is told of.
+        drop(held);
+        remove::destroy(&self.image(name)?)
     }
 
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
         let mut containers = Vec::new();
-        for (dataset, properties) in self.children(&self.containers, &[CONTAINER_IMAGES, "mounted", "mountpoint", "canmount"])? {
+        for (dataset, properties) in self.children(&self.containers, &[CONTAINER_IMAGES, UNFINISHED, "mountpoint"])? {
             let Ok(name) = Name::new(dataset.name()) else { continue };
             let path = properties.get("mountpoint").filter(|p| p.starts_with('/')).map(PathBuf::from).unwrap_or_default();
             let images = own(&properties, CONTAINER_IMAGES).unwrap_or_default().split(' ').filter_map(|used| {
                 let (name, root_digest) = used.rsplit_once('=')?;
                 Some(ImageUse { name: name.to_owned(), root_digest: root_digest.to_owned() })
             });
-            containers.push(Container { name, path, dataset: Some(dataset.clone()), images: images.collect() });
+            let unfinished = own(&properties, UNFINISHED).is_some();
+            containers.push(Container { name, path, dataset: Some(dataset.clone()), images: images.collect(), unfinished });
         }
         Ok((containers, Vec::new()))
     }
 
+    fn reach(&self, name: &Name) -> Result<PathBuf> {
+        Ok(self.container(name)?.reach()?)
+    }
+
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container> {
         self.prepare(&self.containers, &[("atime", "off")], 0o711)?;
-        let dataset = self.containers.child(name.as_str())?;
+        let dataset = self.container(name)?;
         let used: Vec<String> = images.iter().map(|i| format!("{}={}", i.name, i.root_digest)).collect();
         let used = if used.is_empty() { NONE.to_owned() } else { used.join(" ") };
         let mut properties = CONTAINER_PROPERTIES.to_vec();
-        properties.push((CONTAINER_IMAGES, &used));
+        properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
         dataset.create(&Create { properties: &properties, parents: false }).map_err(|e| match e.cause() {
             Some(Cause::Exists) => Error::Exists { kind: "container", name: name.to_string(), store: format!("zfs:{}", self.parent) },
             _ => e.into(),
         })?;
-        Ok(Container { name: name.clone(), path: private(&dataset)?, dataset: Some(dataset), images: images.to_vec() })
+        let path = private(&dataset).inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
+        Ok(Container { name: name.clone(), path, dataset: Some(dataset), images: images.to_vec(), unfinished: true })
+    }
+
+    fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
+        let dataset = self.container(name)?;
+        Ok(if unfinished { dataset.set(&[(UNFINISHED, "yes")])? } else { dataset.unset(UNFINISHED)? })
+    }
+
+    fn in_the_way(&self, name: &Name) -> Result<Vec<String>> {
+        let dataset = self.container(name)?;
+        remove::in_the_way(&dataset, &dataset.snapshots()?)
     }
 
     fn remove_container(&self, name: &Name) -> Result<()> {
-        destroy(&self.containers.child(name.as_str())?).map(drop)
+        remove::destroy(&self.container(name)?).map(drop)
     }
-}
 
-/// Destroys a dataset with its snapshots. What was cloned from it takes over what it needs, and goes on; says how many bytes are freed.
-fn destroy(dataset: &Dataset) -> Result<u64> {
-    // Each promotion makes another clone depend on the promoted one, and ends this dataset's share in one snapshot at least.
-    while let Some(clone) = dataset.snapshots()?.into_iter().flat_map(|info| info.clones).next() {
-        clone.promote()?;
+    fn place(&self, name: &Name) -> Result<String> {
+        Ok(format!("{PREFIX}{}", self.container(name)?))
     }
-    // Without clones, all that it uses is its own.
-    let zfs::Space { origin, used: mut freed, .. } = dataset.space()?;
-    dataset.destroy(Children::Destroy).map_err(|e| match e.cause() {
-        Some(Cause::Busy) => {
-            Error::InUse { kind: "dataset", name: dataset.to_string(), users: vec!["a process has a file in it open".to_owned()] }
-        }
-        _ => e.into(),
-    })?;
-    if let Some(origin) = origin
-        && let Some(left) = is_left_over(&origin)?
-    {
-        freed += left;
-        origin.destroy()?;
-    }
-    Ok(freed)
-}
-
-/// How many bytes a snapshot keeps for nobody: one that came along with a promotion, and has no clones any more.
-fn is_left_over(snapshot: &Snapshot) -> Result<Option<u64>> {
-    let Some(digits) = snapshot.name().strip_prefix(SNAPSHOT) else { return Ok(None) };
-    let dataset = snapshot.dataset();
-    let of_it = dataset.properties(&[ROOT_DIGEST])?.get(ROOT_DIGEST).is_some_and(|digest| digest.starts_with(digits));
-    let info = dataset.snapshots()?.into_iter().find(|info| info.snapshot == *snapshot);
-    Ok(info.filter(|info| !of_it && info.clones.is_empty()).map(|info| info.used))
 }
 
 /// What a dataset takes. What a clone has from its origin is its origin's, and what clones have from it is theirs as well.
@@ -286,60 +292,19 @@ fn usage(dataset: &Dataset) -> Result<Usage> {
     Ok(Usage { bytes, shared: bytes.saturating_sub(own) })
 }
 
-/// The directory of a dataset, which is mounted if it is not.
-fn mounted(dataset: &Dataset) -> Result<PathBuf> {
-    match dataset.mountpoint() {
-        Err(zfs::Error::NotMounted { .. }) => dataset.mount()?,
-        other => return Ok(other?),
-    }
-    Ok(dataset.mountpoint()?)
+/// Replaces a file by a copy of one of another dataset.
+fn replace_file(old: &Path, new: &Path) -> Result<()> {
+    let copy = old.with_extension("bfc.new");
+    std::fs::copy(new, &copy).map_err(Error::io("copying an image to", &copy))?;
+    let synced = File::open(&copy).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &copy));
+    let replaced =
+        synced.and_then(|()| keep_as_it_is(&copy)).and_then(|()| std::fs::rename(&copy, old).map_err(Error::io("replacing", old)));
+    replaced.inspect_err(|_| drop(std::fs::remove_file(&copy)))
 }
 
 /// The directory of a new dataset, which nobody else may look into.
 fn private(dataset: &Dataset) -> Result<PathBuf> {
-    let dir = mounted(dataset)?;
+    let dir = dataset.reach()?;
     std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(Error::io("setting the mode of", &dir))?;
     Ok(dir)
-}
-
-/// A property that is the dataset's own, not its parents'.
-fn own<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
-    let property = properties.property(name)?;
-    matches!(property.source, Source::Local | Source::Received).then_some(property.value.as_str())
-}
-
-fn references(value: &str) -> Vec<super::Reference> {
-    value.split(' ').filter_map(|text| text.parse().ok()).collect()
-}
-
-fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
-    let join = |texts: Vec<String>, by: &str| if texts.is_empty() { NONE.to_owned() } else { texts.join(by) };
-    let layers = join(facts.layers.iter().map(|d| d.hex()).collect(), ",");
-    vec![
-        (REFERENCES, join(facts.refs.iter().map(|r| r.as_str().to_owned()).collect(), " ")),
-        (ROOT_DIGEST, facts.root_digest.clone()),
-        (MANIFEST_DIGEST, facts.manifest_digest.map_or_else(|| NONE.to_owned(), |d| d.to_string())),
-        (CREATED, facts.created.to_string()),
-        (LAYERS, if layers.len() > MAX_VALUE { NONE.to_owned() } else { layers }),
-        (COMPRESSION, facts.compression.clone()),
-        (ENCRYPTION, facts.encryption.clone()),
-        (SIZE, facts.size.to_string()),
-    ]
-}
-
-/// The facts that properties say; `None` when one is missing or wrong.
-fn parse(properties: &Properties) -> Option<Facts> {
-    let manifest = own(properties, MANIFEST_DIGEST)?;
-    let layers = own(properties, LAYERS)?;
-    Some(Facts {
-        refs: references(own(properties, REFERENCES)?),
-        root_digest: own(properties, ROOT_DIGEST).filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))?.to_owned(),
-        manifest_digest: if manifest == NONE { None } else { Some(crate::build::Digest::parse(manifest)?) },
-        created: own(properties, CREATED)?.parse().ok()?,
-        layers: layers.split(',').map(crate::build::Digest::parse_hex).collect::<Option<_>>()?,
-        compression: own(properties, COMPRESSION)?.to_owned(),
-        encryption: own(properties, ENCRYPTION)?.to_owned(),
-        size: own(properties, SIZE)?.parse().ok()?,
-        parent: None,
-    })
 }

@@ -1,0 +1,80 @@
+//! What is known of an image, as user properties of its dataset.
+
+use crate::store::Reference;
+use crate::store::facts::Facts;
+use crate::zfs::{Properties, Source};
+
+/// Longest list of layers that is kept as a property; a longer one is read from the image.
+const MAX_VALUE: usize = 8000;
+
+pub(super) const REFERENCES: &str = "org.lxcri-fs:ref";
+pub(super) const ROOT_DIGEST: &str = "org.lxcri-fs:root-digest";
+pub(super) const MANIFEST_DIGEST: &str = "org.lxcri-fs:manifest-digest";
+pub(super) const CREATED: &str = "org.lxcri-fs:created";
+pub(super) const LAYERS: &str = "org.lxcri-fs:layers";
+pub(super) const COMPRESSION: &str = "org.lxcri-fs:compression";
+pub(super) const ENCRYPTION: &str = "org.lxcri-fs:encryption";
+pub(super) const SIZE: &str = "org.lxcri-fs:size";
+pub(super) const CHECKED: &str = "org.lxcri-fs:checked";
+/// All that is asked of an image's dataset.
+pub(super) const ASKED: [&str; 13] = [
+    REFERENCES,
+    ROOT_DIGEST,
+    MANIFEST_DIGEST,
+    CREATED,
+    LAYERS,
+    COMPRESSION,
+    ENCRYPTION,
+    SIZE,
+    CHECKED,
+    "origin",
+    "mountpoint",
+    "mounted",
+    "canmount",
+];
+/// What stands for nothing: a property cannot be empty everywhere.
+pub(super) const NONE: &str = "-";
+
+/// A property that is the dataset's own, not its parents'.
+pub(super) fn own<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
+    let property = properties.property(name)?;
+    matches!(property.source, Source::Local | Source::Received).then_some(property.value.as_str())
+}
+
+pub(super) fn references(value: &str) -> Vec<Reference> {
+    value.split(' ').filter_map(|text| text.parse().ok()).collect()
+}
+
+pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
+    let join = |texts: Vec<String>, by: &str| if texts.is_empty() { NONE.to_owned() } else { texts.join(by) };
+    let layers = join(facts.layers.iter().map(|d| d.hex()).collect(), ",");
+    vec![
+        (REFERENCES, join(facts.refs.iter().map(|r| r.as_str().to_owned()).collect(), " ")),
+        (ROOT_DIGEST, facts.root_digest.clone()),
+        (MANIFEST_DIGEST, facts.manifest_digest.map_or_else(|| NONE.to_owned(), |d| d.to_string())),
+        (CREATED, facts.created.to_string()),
+        (LAYERS, if layers.len() > MAX_VALUE { NONE.to_owned() } else { layers }),
+        (COMPRESSION, facts.compression.clone()),
+        (ENCRYPTION, facts.encryption.clone()),
+        (SIZE, facts.size.to_string()),
+        (CHECKED, facts.checked.clone().unwrap_or_else(|| NONE.to_owned())),
+    ]
+}
+
+/// The facts that properties say; `None` when one is missing or wrong.
+pub(super) fn parse(properties: &Properties) -> Option<Facts> {
+    let manifest = own(properties, MANIFEST_DIGEST)?;
+    let layers = own(properties, LAYERS)?;
+    Some(Facts {
+        refs: references(own(properties, REFERENCES)?),
+        root_digest: own(properties, ROOT_DIGEST).filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))?.to_owned(),
+        manifest_digest: if manifest == NONE { None } else { Some(crate::build::Digest::parse(manifest)?) },
+        created: own(properties, CREATED)?.parse().ok()?,
+        layers: layers.split(',').map(crate::build::Digest::parse_hex).collect::<Option<_>>()?,
+        compression: own(properties, COMPRESSION)?.to_owned(),
+        encryption: own(properties, ENCRYPTION)?.to_owned(),
+        size: own(properties, SIZE)?.parse().ok()?,
+        parent: None,
+        checked: own(properties, CHECKED).filter(|stamp| *stamp != NONE).map(str::to_owned),
+    })
+}
