@@ -6,6 +6,7 @@ use bfc::writer::WriteOptions;
 
 use super::build::{print, total};
 use super::error::Error;
+use super::output::note;
 use super::progress::Progress;
 use super::sources::Sources;
 use crate::build::{self, Base, Spec, sources};
@@ -30,7 +31,7 @@ impl Layered {
     /// Those of [`Error`]; the store is then as it was.
     pub fn to_store(self, store: &Store, reference: &Reference, doing: &'static str, as_json: bool) -> Result<(), Error> {
         let _one_at_a_time =
-            store.lock_reference(reference, || eprintln!("lxcri-fs: waiting for another process that makes {reference}"))?;
+            store.lock_reference(reference, || note(format_args!("lxcri-fs: waiting for another process that makes {reference}")))?;
         let sources = sources::Options { temp_dir: store.temp_dir()?, ..self.sources };
         // A plain v1 image has no layers to continue from.
         let first = self.images.first().cloned();

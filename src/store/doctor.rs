@@ -112,7 +112,8 @@ impl Store {
                 add(Level::Bad, format!("container {} cannot be reached: {}", container.name, chain(&error)), &so);
             }
             let known = |digest: &str| scan.images.iter().any(|i| i.facts.root_digest == digest);
-            for used in container.images.iter().filter(|used| !known(&used.root_digest)) {
+            let is_hidden = |name: &str| scan.broken.iter().any(|(broken, error)| broken.as_str() == name && !error.is_wrong());
+            for used in container.images.iter().filter(|used| !known(&used.root_digest) && !is_hidden(&used.name)) {
                 let digest = used.root_digest.get(..12).unwrap_or(&used.root_digest);
                 add(
                     Level::Bad,
