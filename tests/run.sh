@@ -57,7 +57,7 @@ for target in fuzz/fuzz_targets/*.rs; do
     name=$(basename "$target" .rs)
     mkdir -p "fuzz/corpus/$name"
     case $name in
-        image) cp tests/golden/*.bfc bfc/tests/hello.bfc "fuzz/corpus/$name/" ;;
+        image) cargo run --locked --quiet --example fuzz_seeds "fuzz/corpus/$name" ;;
         layer) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
