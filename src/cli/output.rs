@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn a_line_is_one_line_and_text_keeps_its_lines() {
         let mut out = Lines(Vec::new());
-        writeln!(out, "{:<6}|{}", "a\nb", "\u{202e}c").unwrap();
+        let (name, text) = ("a\nb", "\u{202e}c");
+        writeln!(out, "{name:<6}|{text}").unwrap();
         out.write_all(b"one\n\x1b[2Jtwo\n").unwrap();
         assert_eq!(String::from_utf8(out.0).unwrap(), "a\\nb   |\\u{202e}c\none\n\\u{1b}[2Jtwo\n");
     }

@@ -172,7 +172,7 @@ pub fn choose(documents: &dyn Documents, index: &ImageIndex, reference: Option<&
     let known = config.layers(&config_name, manifest.layers().len())?;
     config.warn_of_platform(&documents.name(), platform);
     let layer = |(descriptor, (diff_id, created_by)): (&Descriptor, (Digest, Vec<u8>))| {
-        let compressed = is_compressed(&documents.name(), &descriptor.media_type().to_string())?;
+        let compressed = is_compressed(&documents.name(), descriptor.media_type().as_ref())?;
         Ok(FoundLayer { digest: digest_of(documents, descriptor)?, size: descriptor.size(), compressed, diff_id, created_by })
     };
     let layers = manifest.layers().iter().zip(known).map(layer).collect::<Result<_>>()?;
