@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
+use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, under_load, wait_until};
 use common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
@@ -340,48 +340,6 @@ fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
     wait_until("the end of the worker", || !is_alive(pid(&row, "worker")));
     let left = std::fs::read_dir("/run/lxcri-fs").unwrap().flatten().map(|e| e.path().join("mnt"));
     assert!(!left.into_iter().any(|mnt| mnt.exists() && is_mounted(&mnt) && ps(&image).is_some()));
-}
-
-/// Reads a tree in several threads until `act` is done; every content must be right every time. How often it was read.
-fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
-    let expected = tree(root);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let read = || {
-            let mut rounds = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let found = tree(root);
-                assert_eq!(found.len(), expected.len());
-                assert!(found.iter().all(|(path, entry)| entry.content == expected[path].content));
-                rounds += 1;
-            }
-            rounds
-        };
-        let readers: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
-        let stopped = Stop(&stop);
-        act();
-        drop(stopped);
-        readers.into_iter().map(|r| r.join().unwrap()).sum()
-    })
-}
-
-#[test]
-fn an_upgrade_costs_no_reader_an_error() {
-    let (_temp, image, [dir]) = setup();
-    let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let before = row_of(&image);
-    let rounds = under_load(&dir, || {
-        for _ in 0..10 {
-            std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-            let output = lxcri_fs().arg("upgrade").output().unwrap();
-            // Keepers of other tests end meanwhile, or have a worker that is being killed just now. What is said of ours counts.
-            assert!(!stderr(&output).contains(image.to_str().unwrap()), "{}", stderr(&output));
-        }
-    });
-    assert!(rounds > 0);
-    let after = row_of(&image);
-    assert_eq!(pid(&before, "keeper"), pid(&after, "keeper"));
-    assert!(pid(&after, "restarts") > 0);
 }
 
 #[test]

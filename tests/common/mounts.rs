@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{eventually, golden, lxcri_fs, run};
+use super::{Stop, eventually, golden, lxcri_fs, run, tree};
 
 /// A copy of a golden image: another image to the keepers, so that tests do not meet in one.
 pub fn image(dir: &Path) -> PathBuf {
@@ -84,4 +85,27 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Reads a tree in several threads until `act` is done; every content must be right every time. How often it was read.
+pub fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
+    let expected = tree(root);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = || {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let found = tree(root);
+                assert_eq!(found.len(), expected.len());
+                assert!(found.iter().all(|(path, entry)| entry.content == expected[path].content));
+                rounds += 1;
+            }
+            rounds
+        };
+        let readers: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
+        let stopped = Stop(&stop);
+        act();
+        drop(stopped);
+        readers.into_iter().map(|r| r.join().unwrap()).sum()
+    })
 }
