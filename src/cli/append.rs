@@ -63,7 +63,7 @@ pub fn run(args: &AppendArgs) -> Result<(), Error> {
     let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
     if let (Some(reference), Some((path, _file))) = (&args.tag, held) {
         let layered = Layered { images: vec![path], layers: opened, sources, write };
-        return layered.to_store(&args.store.open()?, reference, "Appending", args.json);
+        return layered.put_into_store(&args.store.open()?, reference, "Appending", args.json);
     }
     let progress = Progress::bytes("Appending", total(&opened.images));
     let options = AppendOptions { write, secret, sources };

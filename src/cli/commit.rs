@@ -95,7 +95,7 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
     if let Some(reference) = &args.tag {
         let store = args.store.open()?;
         let layers = Sources::from(vec![layer]);
-        return Layered { images: paths, layers, sources, write }.to_store(&store, reference, "Committing", args.json);
+        return Layered { images: paths, layers, sources, write }.put_into_store(&store, reference, "Committing", args.json);
     }
     let built = match &args.output {
         None => {

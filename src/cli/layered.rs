@@ -29,7 +29,7 @@ impl Layered {
     ///
     /// # Errors
     /// Those of [`Error`]; the store is then as it was.
-    pub fn to_store(self, store: &Store, reference: &Reference, doing: &'static str, as_json: bool) -> Result<(), Error> {
+    pub fn put_into_store(self, store: &Store, reference: &Reference, doing: &'static str, as_json: bool) -> Result<(), Error> {
         let _one_at_a_time =
             store.lock_reference(reference, || note(format_args!("lxcri-fs: waiting for another process that makes {reference}")))?;
         let sources = sources::Options { temp_dir: store.temp_dir()?, ..self.sources };

@@ -266,7 +266,12 @@ impl Backend for ZfsStore {
 
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
         let dataset = self.container(name)?;
-        Ok(if unfinished { dataset.set(&[(UNFINISHED, "yes")])? } else { dataset.unset(UNFINISHED)? })
+        if unfinished {
+            dataset.set(&[(UNFINISHED, "yes")])?
+        } else {
+            dataset.unset(UNFINISHED)?
+        };
+        Ok(())
     }
 
     fn in_the_way(&self, name: &Name) -> Result<Vec<String>> {
