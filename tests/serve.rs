@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, under_load, wait_until};
+use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
 use common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
