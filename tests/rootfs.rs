@@ -47,7 +47,7 @@ fn the_mount_equals_the_source() {
 fn programs_run_in_it() {
     let (_, image) = debian();
     let dir = tempfile::tempdir().unwrap();
-    let _mounted = Mounted::new(&[image.to_str().unwrap()], dir.path());
+    let _mounted = Mounted::new(&["-o", "suid,dev", image.to_str().unwrap()], dir.path());
     let chroot = |args: &[&str]| run(Command::new("chroot").arg(dir.path()).args(args));
     assert_eq!(chroot(&["/bin/sh", "-c", "echo $((6 * 7))"]), "42\n");
     assert!(chroot(&["dpkg", "-l"]).lines().filter(|l| l.starts_with("ii ")).count() > 50);

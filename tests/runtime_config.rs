@@ -314,7 +314,7 @@ fn what_was_kept_is_gone_on_with() {
         # A create that fails, and one that is killed, take nothing of it away.
         ! lxcri_fs create c --image $IMAGE --bundle /run/b --user nobody 2>/dev/null
         ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none 2>/dev/null
-        sed -i 's/"kept"/"creating"/' store/containers/c/container.json
+        sed -i 's/"kept"/"creating"/' store/containers/c/container.json; touch store/containers/c/unfinished
         lxcri_fs create c --image $IMAGE --bundle /run/other; grep -q mine other/rootfs/file
         lxcri_fs delete c; nothing_is_left
         ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none --upper /run/made 2>/dev/null; [ ! -e made ]; nothing_is_left
