@@ -66,7 +66,11 @@ pub fn run(args: &ListArgs) -> Result<(), Error> {
             print(&mut out, image, usage).map_err(Error::Output)?;
         }
     }
-    let hidden: Vec<Error> = scan.broken.into_iter().map(|(name, error)| unlisted(&name, &error)).collect();
+    // Where no image is, none is hidden; `doctor` tells of it.
+    let is_hidden =
+        |error: &store::Error| !matches!(error, store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let hidden = scan.broken.into_iter().filter(|(_, error)| is_hidden(error));
+    let hidden: Vec<Error> = hidden.map(|(name, error)| unlisted(&name, &error)).collect();
     let all = images.len() + hidden.len();
     // One alone is told by itself, several with their number.
     all_or(hidden, all.min(2), "images cannot be shown")

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, mkdirat, symlinkat};
 use rustix::io::Errno;
@@ -21,6 +22,10 @@ use crate::serve::mountinfo::{self, DirectoryId};
 
 /// Longest value of an option that fsconfig(2) takes, bytes.
 const MAX_NAME: usize = 255;
+/// How long an upper may be in use by a mount that is nowhere to be seen any more.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long until it is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How much memory names take at most: a few directories and symlinks.
 const NAMES_SIZE: &str = "1m";
 /// The kernel in which overlayfs began to take options one by one; earlier ones end a value at a comma.
@@ -40,43 +45,55 @@ pub struct Overlay;
 
 impl Engine for Overlay {
     fn mount(&self, parts: &Parts<'_>) -> Result<OwnedFd> {
-        let place = &parts.upper.place;
-        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(place, None))?;
-        let set = |key: &str, value: &Path| fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())));
-        set("source", parts.source)?;
-        match parts.xattrs {
-            // Neither name has a colon or a backslash in it.
-            Some(xattrs) => set("lowerdir", Path::new(&[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":"))))?,
-            None => set("lowerdir", parts.lower.path())?,
-        }
-        let names = Names::of(parts.upper, parts.directories).map_err(Error::io("naming the directories of", place))?;
-        set("upperdir", &escape(&names.upper))?;
-        set("workdir", &names.work)?;
-        if in_user_namespace() {
-            // trusted.* is the host's root's.
-            fsconfig_set_flag(fs.as_fd(), "userxattr").map_err(refused(place, Some(fs.as_fd())))?;
-            set("xino", Path::new("on"))?;
-        } else {
-            for (key, value) in PRIVILEGED {
-                set(key, Path::new(value))?;
+        let start = Instant::now();
+        loop {
+            match make(parts) {
+                // What has just been unmounted ends when the last process leaves it: one that asks whether it answers, for instance.
+                Err(Error::InUse { mountpoint: None, .. }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                made => return made,
             }
         }
-        fsconfig_create(fs.as_fd()).map_err(|error| match error {
-            Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(parts.directories) },
-            error => refused(place, Some(fs.as_fd()))(error),
-        })?;
-        let mut attributes = MountAttrFlags::empty();
-        let flags = [
-            (parts.flags.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
-            (parts.flags.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
-            (parts.flags.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-            (parts.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
-        ];
-        for (set, flag) in flags {
-            attributes.set(flag, set);
-        }
-        fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(place, Some(fs.as_fd())))
     }
+}
+
+/// Makes the overlay.
+fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
+    let place = &parts.upper.place;
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(place, None))?;
+    let set = |key: &str, value: &Path| fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())));
+    set("source", parts.source)?;
+    match parts.xattrs {
+        // Neither name has a colon or a backslash in it.
+        Some(xattrs) => set("lowerdir", Path::new(&[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":"))))?,
+        None => set("lowerdir", parts.lower.path())?,
+    }
+    let names = Names::of(parts.upper, parts.directories).map_err(Error::io("naming the directories of", place))?;
+    set("upperdir", &escape(&names.upper))?;
+    set("workdir", &names.work)?;
+    if in_user_namespace() {
+        // trusted.* is the host's root's.
+        fsconfig_set_flag(fs.as_fd(), "userxattr").map_err(refused(place, Some(fs.as_fd())))?;
+        set("xino", Path::new("on"))?;
+    } else {
+        for (key, value) in PRIVILEGED {
+            set(key, Path::new(value))?;
+        }
+    }
+    fsconfig_create(fs.as_fd()).map_err(|error| match error {
+        Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(parts.directories) },
+        error => refused(place, Some(fs.as_fd()))(error),
+    })?;
+    let mut attributes = MountAttrFlags::empty();
+    let flags = [
+        (parts.flags.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (parts.flags.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (parts.flags.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (parts.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+    ];
+    for (set, flag) in flags {
+        attributes.set(flag, set);
+    }
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(place, Some(fs.as_fd())))
 }
 
 /// Overlayfs takes a backslash for the mark of a character that means itself.
