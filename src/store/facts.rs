@@ -39,7 +39,7 @@ pub struct Facts {
     /// Root digest of the image that it was cloned from, while that is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// The file whose whole content was found good, or just written: [`stamp`]. Others may take it over without another look.
+    /// The file whose whole content was found good, or just written: what `stamp` says of it. Others may take it over without another look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked: Option<String>,
 }
