@@ -1,4 +1,4 @@
-//! Every promise of README.md and docs/SECURITY.md names a test that exists.
+//! Every promise of docs/SEMANTICS.md and docs/SECURITY.md names a test that exists.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
@@ -8,7 +8,7 @@ const HEADING: &str = "| promise | shown by |";
 #[test]
 fn every_promise_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for document in ["README.md", "docs/SECURITY.md"] {
+    for document in ["docs/SEMANTICS.md", "docs/SECURITY.md"] {
         let text = std::fs::read_to_string(root.join(document)).unwrap();
         let promises = promises(&text);
         assert!(promises.len() > 10, "{document} has {} promises", promises.len());

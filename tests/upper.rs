@@ -120,7 +120,7 @@ fn copy_up_keeps_inode_number_owner_mode_capabilities_and_attributes() {
     let _mounted = fixture.mount(&["--ephemeral"], "merged");
     let merged = fixture.path("merged");
     let ino = |name: &str| merged.join(name).metadata().unwrap().ino();
-    // What is in use stays in memory, where the numbers are sure to last (see docs/WRITING.md).
+    // What is in use stays in memory, where the numbers are sure to last (see docs/SEMANTICS.md).
     let _in_use = ["large", "dir", "bin/cap"].map(|name| std::fs::File::open(merged.join(name)).unwrap());
     let before = (ino("large"), ino("dir"), ino("bin/cap"));
     sh(&merged, "chmod g+x large; echo >> bin/cap; touch dir/new; setcap cap_net_raw+ep bin/cap; chmod o+r bin/cap");

@@ -8,7 +8,7 @@ pub fn version() -> (u32, u32) {
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
 }
 
-/// Whether overlayfs can find files of a FUSE mount by handle, which its `index` needs: docs/WRITING.md, "Linux 6.16 and later".
+/// Whether overlayfs can find files of a FUSE mount by handle, which its `index` needs: docs/SEMANTICS.md, "Linux 6.16 and later".
 pub fn finds_fuse_handles() -> bool {
     version() < (6, 16)
 }

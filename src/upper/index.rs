@@ -1,4 +1,4 @@
-//! Completing what was written with an index, where overlayfs cannot have one: docs/WRITING.md, "Linux 6.16 and later".
+//! Completing what was written with an index, where overlayfs cannot have one: docs/SEMANTICS.md, "Linux 6.16 and later".
 //!
 //! With an index, a file of several names that is copied up is in the upper under the names that were used, and overlayfs finds it through `work/index` by
 //! the others. Without one it would show the image's old content there. So the other names are made first.
