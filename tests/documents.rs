@@ -1,0 +1,82 @@
+//! The documents say what the program does: settings, variables, messages and links that they name exist, and their examples work.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use common::{lxcri_fs, run};
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// The files below these directories that have one of these extensions.
+fn files(directories: &[&str], extensions: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut directories: Vec<_> = directories.iter().map(|name| root().join(name)).collect();
+    while let Some(directory) = directories.pop() {
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().map_or(extensions.contains(&""), |e| extensions.iter().any(|wanted| e == *wanted)) {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// Variables of lxcri-fs that a text names.
+fn variables(text: &str) -> BTreeSet<String> {
+    let name = |rest: &str| rest.chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect::<String>();
+    text.split("LXCRI_FS_").skip(1).map(name).filter(|name| !name.is_empty()).map(|name| format!("LXCRI_FS_{name}")).collect()
+}
+
+#[test]
+fn every_variable_is_documented() {
+    let sources = files(&["src", "contrib"], &["rs", ""]);
+    let in_sources = sources.iter().flat_map(|path| variables(&std::fs::read_to_string(path).unwrap())).collect::<BTreeSet<_>>();
+    assert_eq!(in_sources, variables(&read("docs/CONFIGURATION.md")));
+}
+
+/// What `config show` says with this configuration: keys, values, and where they come from.
+fn settings(config: &Path) -> serde_json::Map<String, Value> {
+    let mut command = lxcri_fs();
+    command.args(["config", "show", "--json"]).env("LXCRI_FS_CONFIG", config).env_remove("LXCRI_FS_STORE");
+    serde_json::from_str(&run(&mut command)).unwrap()
+}
+
+#[test]
+fn the_sample_configuration_has_every_setting_with_its_default() {
+    let temp = tempfile::tempdir().unwrap();
+    let (sample, empty, whole) = (root().join("contrib/config.toml"), temp.path().join("empty.toml"), temp.path().join("whole.toml"));
+    std::fs::write(&empty, "").unwrap();
+    assert_eq!(settings(&sample), settings(&empty), "the sample as it is changes something");
+    let text = read("contrib/config.toml");
+    let uncommented = text.lines().map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line));
+    std::fs::write(&whole, uncommented.collect::<Vec<_>>().join("\n")).unwrap();
+    let (whole, defaults, document) = (settings(&whole), settings(&empty), read("docs/CONFIGURATION.md"));
+    for (key, row) in &whole {
+        assert!(row["from"].as_str().unwrap().ends_with("whole.toml"), "the sample has no {key}");
+        assert!(document.contains(&format!("| `{key}")), "docs/CONFIGURATION.md has no {key}");
+        let default = &defaults[key]["value"];
+        let is_of_a_user = key == "store" && !rustix::process::geteuid().is_root();
+        assert!(row["value"] == *default || key == "registries" || is_of_a_user, "{key} is {} by default", default);
+    }
+    // Of a registry, everything that there is to say.
+    let registry = whole["registries"]["value"].as_object().unwrap().values().next().unwrap().as_object().unwrap();
+    assert_eq!(registry.keys().collect::<Vec<_>>(), ["insecure", "mirrors"]);
+    assert_eq!(registry["insecure"], false);
+    for name in registry.keys() {
+        assert!(document.contains(&format!("`registries.\"HOST[:PORT]\".{name}`")), "docs/CONFIGURATION.md has no {name}");
+    }
+}
