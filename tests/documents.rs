@@ -80,3 +80,63 @@ fn the_sample_configuration_has_every_setting_with_its_default() {
         assert!(document.contains(&format!("`registries.\"HOST[:PORT]\".{name}`")), "docs/CONFIGURATION.md has no {name}");
     }
 }
+
+/// What stands for something that varies in a message of docs/TROUBLESHOOTING.md.
+const PLACEHOLDERS: [&str; 19] = [
+    "CONTAINER",
+    "DATASET",
+    "DIGEST",
+    "DIR",
+    "FILE",
+    "HOST",
+    "IMAGE",
+    "KIND",
+    "N",
+    "NAME",
+    "PATH",
+    "PID",
+    "SNAPSHOT",
+    "STORE",
+    "TEXT",
+    "UPPER",
+    "URL",
+    "VERSION",
+    "REASON",
+];
+
+/// The parts of a message that do not vary.
+fn fixed(message: &str) -> Vec<String> {
+    let message = message.replace('…', " … ");
+    let mut parts = vec![Vec::new()];
+    for word in message.split_whitespace() {
+        let name = word.trim_matches(|c: char| !c.is_alphanumeric() && c != '…');
+        match name == "…" || word == "…" || PLACEHOLDERS.contains(&name) {
+            true => parts.push(Vec::new()),
+            false => parts.last_mut().unwrap().push(word),
+        }
+    }
+    let trim = |words: Vec<&str>| words.join(" ").trim_matches([':', ',', ' ', '(', ')']).to_owned();
+    parts.into_iter().map(trim).filter(|part| part.chars().any(char::is_alphabetic)).collect()
+}
+
+#[test]
+fn every_message_of_the_troubleshooting_is_one_of_the_programs() {
+    let sources = files(&["src", "bfc/src"], &["rs"]);
+    // A string goes on after a backslash at the end of a line.
+    let text: String = sources.iter().map(|path| std::fs::read_to_string(path).unwrap().replace("\\\n", "") + "\n").collect();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let document = read("docs/TROUBLESHOOTING.md");
+    let mut lines = document.lines();
+    let (mut messages, mut unknown) = (0, Vec::new());
+    while lines.any(|line| line == "| message | what to do |") {
+        for row in lines.by_ref().skip(1).take_while(|line| line.starts_with('|')) {
+            let Some(message) = row.strip_prefix("| `").and_then(|rest| rest.split('`').next()) else { continue };
+            messages += 1;
+            let parts = fixed(message);
+            assert!(!parts.is_empty(), "{message:?} has nothing but what varies");
+            unknown.extend(parts.into_iter().filter(|part| !text.contains(part)).map(|part| format!("{part:?} of {message:?}")));
+        }
+    }
+    assert!(messages > 50, "{messages} messages");
+    assert!(unknown.is_empty(), "no message of the program:\n{}", unknown.join("\n"));
+}
