@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+mod containers;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use common::{lxcri_fs, run};
+use containers::{layout, pass};
 use serde_json::Value;
 
 fn root() -> &'static Path {
@@ -139,4 +141,57 @@ fn every_message_of_the_troubleshooting_is_one_of_the_programs() {
     }
     assert!(messages > 50, "{messages} messages");
     assert!(unknown.is_empty(), "no message of the program:\n{}", unknown.join("\n"));
+}
+
+/// A heading as links name it.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_lead_to_what_exists() {
+    let mut documents = files(&["docs", "bfc", "benches", "contrib"], &["md"]);
+    documents.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    let mut dead = Vec::new();
+    for document in &documents {
+        let text = std::fs::read_to_string(document).unwrap();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://") && !target.contains(' ')) {
+            let (path, heading) = target.split_once('#').map_or((target, None), |(path, heading)| (path, Some(heading)));
+            let path = if path.is_empty() { document.clone() } else { document.with_file_name("").join(path) };
+            let has = |heading: &str| {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                text.lines().any(|line| line.starts_with('#') && anchor(line) == heading)
+            };
+            if !path.exists() || heading.is_some_and(|heading| !has(heading)) {
+                dead.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
+}
+
+/// The README's first steps, on a machine whose Docker Hub is a registry of its own with a small image.
+#[test]
+fn the_readmes_first_steps_work_when_they_are_pasted_in_this_order() {
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once("## First steps\n").unwrap();
+    let commands: Vec<_> = rest.lines().skip_while(|line| !line.starts_with("    ")).map_while(|line| line.strip_prefix("    ")).collect();
+    assert_eq!(commands.len(), 5);
+    if !["docker-registry", "ip", "skopeo", "umoci"].into_iter().all(containers::has) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let script = r#"
+        ip link set lo up; mkdir registry bin; mount -t tmpfs tmpfs /mnt; mount -t tmpfs tmpfs /srv
+        ln -s "$PROGRAM" bin/lxcri-fs; export PATH=/run/bin:$PATH LXCRI_FS_CONFIG=/run/config.toml
+        printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: /run/registry}}\nhttp: {addr: 127.0.0.1:5000}\n' > registry.yml
+        docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
+        for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break; sleep 0.1; done
+        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$IMAGE:t" docker://127.0.0.1:5000/library/debian:13
+        printf '[registries."127.0.0.1:5000"]\ninsecure = true\n[registries."docker.io"]\nmirrors = ["127.0.0.1:5000"]\n' > config.toml
+        cd /; "#;
+    let printed = pass(&layout(temp.path(), &[]), &format!("{script}\n{}\ncd /run; kill $registry; nothing_is_left", commands.join("\n")));
+    assert!(printed.lines().any(|line| line == "A /root/note"), "{printed}");
 }
