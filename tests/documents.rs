@@ -172,6 +172,15 @@ fn links_lead_to_what_exists() {
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
 }
 
+#[test]
+fn the_architecture_names_every_folder_of_the_sources() {
+    let document = read("docs/ARCHITECTURE.md");
+    let folders = root().join("src").read_dir().unwrap().map(|entry| entry.unwrap()).filter(|entry| entry.path().is_dir());
+    let missing: Vec<_> =
+        folders.map(|f| format!("| `src/{}/` |", f.file_name().display())).filter(|row| !document.contains(row)).collect();
+    assert!(missing.is_empty(), "docs/ARCHITECTURE.md does not have {missing:?}");
+}
+
 /// The README's first steps, on a machine whose Docker Hub is a registry of its own with a small image.
 #[test]
 fn the_readmes_first_steps_work_when_they_are_pasted_in_this_order() {
