@@ -276,7 +276,7 @@ fn store_hint(error: &store::Error) -> Option<String> {
         store::Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
         store::Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
         store::Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
-        store::Error::Config { .. } => "docs/CONFIGURATION.md describes every setting",
+        store::Error::Config { .. } => "docs/STORE.md describes the configuration",
         store::Error::Ambiguous { .. } => "give more digits",
         store::Error::Kept { .. } => "-t NEW puts another image into the store, and leaves this one as it is; -o NEW makes a file of it",
         store::Error::InUse { kind: "container", .. } => {
