@@ -80,7 +80,7 @@ struct Bytes(Vec<u8>);
 
 impl TarSource for Bytes {
     fn write_to(self: Box<Self>, out: &mut dyn Write, _: &(dyn Fn(u64) + Sync)) -> lxcri_fs::build::Result<()> {
-        out.write_all(&self.0).map_err(|source| lxcri_fs::build::Error::Io { doing: "packing", path: "seed".into(), source })
+        out.write_all(&self.0).map_err(lxcri_fs::build::Error::io("packing", "seed".as_ref()))
     }
 }
 

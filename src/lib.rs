@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod cli;
+pub mod error;
 pub mod fs;
 pub mod layer;
 pub mod reference;
@@ -18,6 +19,7 @@ pub mod registry;
 pub mod runtime;
 pub mod serve;
 pub mod store;
+pub mod sys;
 pub mod text;
 pub mod upper;
 pub mod zfs;

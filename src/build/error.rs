@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Exit, Io, Report};
 use crate::fs;
 use crate::layer::{self, merge, tar};
 
@@ -10,16 +11,9 @@ use crate::layer::{self, merge, tar};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file operation.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "opening".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// A layer is wrong.
     #[error("layer {name}")]
     Layer {
@@ -77,6 +71,10 @@ pub enum Error {
         name: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// The exit code of that.
+        exit: Exit,
+        /// What to try.
+        hint: Option<String>,
     },
     /// An archive around an image is no tar.
     #[error("archive {}", path.display())]
@@ -130,8 +128,14 @@ pub enum Mismatch {
 
 impl Error {
     /// For `map_err`: an I/O error while doing something to a path.
-    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source }
+    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Io::at(doing, path)(source).into()
+    }
+
+    /// What could not be fetched, and why not.
+    pub fn remote(name: impl Into<String>, why: impl Report + Send + Sync + 'static) -> Self {
+        let (exit, hint) = (why.exit(), why.hint());
+        Error::Remote { name: name.into(), source: Box::new(why), exit, hint }
     }
 
     /// A document that is wrong.
@@ -142,3 +146,29 @@ impl Error {
 
 /// A result with this module's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Io(e) => e.exit(),
+            Error::Fs(e) => e.exit(),
+            Error::Remote { exit, .. } => *exit,
+            Error::Layer { source: layer::Error::Tar(_) | layer::Error::Entry(_) | layer::Error::Skeleton(_), .. }
+            | Error::Merge { .. }
+            | Error::Decompress { .. }
+            | Error::Mismatch { .. }
+            | Error::Document { .. }
+            | Error::Archive { .. } => Exit::Damaged,
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Io(e) => e.hint(),
+            Error::Fs(e) => e.hint(),
+            Error::Source { hint, .. } | Error::Remote { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+}

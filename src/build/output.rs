@@ -40,7 +40,7 @@ impl Output {
             return Err(exists(path));
         }
         if path.is_dir() {
-            return Err(Error::io("writing", path)(std::io::ErrorKind::IsADirectory.into()));
+            return Err(Error::io("writing", path)(std::io::ErrorKind::IsADirectory));
         }
         let failed = || Error::io("making a file in", &dir);
         // A file without a name goes with the process, whatever ends it.
@@ -116,7 +116,7 @@ impl Output {
     /// # Errors
     /// [`Error::Io`].
     pub fn free_space(&self) -> Result<u64> {
-        let stat = rustix::fs::fstatvfs(&self.file).map_err(|e| Error::io("reading the free space of", &self.dir)(e.into()))?;
+        let stat = rustix::fs::fstatvfs(&self.file).map_err(Error::io("reading the free space of", &self.dir))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }

@@ -12,14 +12,14 @@ use super::pull;
 use super::secret::{SecretArgs, image_key};
 use super::size;
 use super::store::StoreArgs;
+use crate::error::chain;
 use crate::fs::{Options, Rootfs, Source, verify};
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, Place};
-use crate::serve::chain;
-use crate::serve::idmap::IdMap;
 use crate::store::{self, Image, Store};
+use crate::sys::idmap::IdMap;
 
 /// Where LXC has its containers, unless it is configured otherwise.
 const LXC_PATH: &str = "/var/lib/lxc";

@@ -5,11 +5,13 @@ use std::path::Path;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::error::{Error, fs_exit, fs_hint};
+use super::error::Error;
+use crate::error::{Report, chain};
 use crate::fs;
-use crate::serve::idmap::NAMESPACE_COMMAND;
-use crate::serve::protocol::Failure;
-use crate::serve::{answer, chain, idmap, inherited, keeper, log, worker};
+use crate::serve::Failure;
+use crate::serve::{answer, keeper, log, worker};
+use crate::sys::idmap::NAMESPACE_COMMAND;
+use crate::sys::{descriptors, idmap};
 
 /// The command line of a process of ours.
 #[derive(Debug, Parser)]
@@ -57,7 +59,7 @@ pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
 #[allow(unsafe_code)]
 fn let_go() {
     // SAFETY: this is the first thing that the process does after it has read its arguments.
-    unsafe { inherited::close_descriptors() };
+    unsafe { descriptors::close_all() };
 }
 
 /// Is a keeper. Its errors go to the log, and to the command that waits for it.
@@ -94,5 +96,5 @@ fn describe(error: &fs::Error) -> Failure {
         fs::Error::Image { image, source: bfc::Error::KeyNeeded } => Some(image.clone().into_os_string()),
         _ => None,
     };
-    Failure { message: chain(error), hint: fs_hint(error).map(str::to_owned), exit: fs_exit(error) as u8, key_needed }
+    Failure { message: chain(error), hint: error.hint(), exit: error.exit() as u8, key_needed }
 }

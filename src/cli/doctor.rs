@@ -9,10 +9,12 @@ use super::error::{Error, Exit};
 use super::output::{json, printable, say, size};
 use super::ps::explain;
 use super::store::StoreArgs;
+use crate::error::chain;
+use crate::serve::confine;
 use crate::serve::overview::{self, Overview, State};
-use crate::serve::{chain, confine, kernel};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
+use crate::sys::kernel;
 use crate::zfs;
 
 /// Tell what this host can do, and whether the store and the mounts are sound

@@ -9,8 +9,8 @@ use super::error::{Error, Exit};
 use super::open::ImageArgs;
 use super::output::{note, size};
 use super::progress::Progress;
+use crate::error::chain;
 use crate::fs::{ExtractOptions, Options, extract, open_target};
-use crate::serve::chain;
 use crate::serve::confine::Kept;
 
 /// Extract an image, or some of its paths, into a directory
@@ -64,7 +64,7 @@ pub fn run(args: &ExtractArgs) -> Result<(), Error> {
         note(format_args!("{}: {} entries, {}", args.dir.display(), done.entries, size(done.bytes)));
         return Ok(());
     }
-    let damaged = done.failures.iter().any(|f| f.source.downcast_ref().is_some_and(super::error::is_damage));
+    let damaged = done.failures.iter().any(|f| f.source.downcast_ref().is_some_and(crate::fs::Error::is_damage));
     Err(Error::Other {
         message: format!("{} of {} entries were not extracted", done.failures.len(), done.entries + done.failures.len() as u64),
         hint: None,

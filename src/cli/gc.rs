@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::error::{Error, Exit};
 use super::output::{json, say, size};
 use super::store::StoreArgs;
-use crate::serve::chain;
+use crate::error::chain;
 use crate::store::{Garbage, Outcome, Step};
 
 /// Remove what the store does not need: images without a name, and what interrupted work left behind

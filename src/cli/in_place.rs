@@ -16,8 +16,7 @@ use crate::serve::overview;
 pub(super) fn check(store: &StoreArgs, image: &Path, own: Option<&Path>, force: bool) -> Result<(), Error> {
     let store = store.open()?;
     if !image.exists() {
-        let source = std::io::ErrorKind::NotFound.into();
-        return Err(Error::Io { doing: "opening the image", path: image.to_owned(), source });
+        return Err(Error::io("opening the image", image)(std::io::ErrorKind::NotFound));
     }
     store.refuse_to_change(image)?;
     let id = |path: &Path| path.metadata().ok().map(|m| (m.dev(), m.ino()));

@@ -9,7 +9,8 @@ use super::error::{Error, Exit};
 use super::output::{json, lines, size, time};
 use super::rm::all_or;
 use super::store::StoreArgs;
-use crate::serve::chain;
+use crate::error::Report;
+use crate::error::chain;
 use crate::store::{self, Image, Name, Usage};
 
 /// List the images of the store
@@ -67,8 +68,7 @@ pub fn run(args: &ListArgs) -> Result<(), Error> {
         }
     }
     // Where no image is, none is hidden; `doctor` tells of it.
-    let is_hidden =
-        |error: &store::Error| !matches!(error, store::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let is_hidden = |error: &store::Error| !matches!(error, store::Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound);
     let hidden = scan.broken.into_iter().filter(|(_, error)| is_hidden(error));
     let hidden: Vec<Error> = hidden.map(|(name, error)| unlisted(&name, &error)).collect();
     let all = images.len() + hidden.len();

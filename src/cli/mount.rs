@@ -14,12 +14,14 @@ use super::output::note;
 use super::secret::{SecretArgs, image_key, is_encrypted, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
+use crate::error::Report;
 use crate::fs::Options;
 use crate::runtime;
-use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::{Image, MountFlags, MountRequest};
+use crate::serve::protocol::{Image, MountRequest};
 use crate::serve::{self, keeper, shared, worker};
+use crate::sys::idmap::IdMap;
+use crate::sys::mount_attr::MountFlags;
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Request, Upper};
 
@@ -172,8 +174,8 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
-        note(format_args!("lxcri-fs: container {name}: {}", serve::chain(error)));
-        if let Some(hint) = super::error::runtime_hint(error) {
+        note(format_args!("lxcri-fs: container {name}: {}", crate::error::chain(error)));
+        if let Some(hint) = error.hint() {
             note(format_args!("  hint: {hint}"));
         }
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::error::{Error, Exit};
 use super::mount::MountArgs;
 use super::size;
-use crate::serve::protocol::MountFlags;
+use crate::sys::mount_attr::MountFlags;
 
 /// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
 const IGNORED: [&str; 23] = [

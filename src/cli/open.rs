@@ -132,6 +132,6 @@ pub fn open_image(path: &Path) -> Result<File, Error> {
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);
     }
-    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory.into() } else { std::io::ErrorKind::InvalidInput.into() };
-    Err(Error::Io { doing: "opening the image", path: path.to_owned(), source })
+    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
+    Err(Error::io("opening the image", path)(source))
 }

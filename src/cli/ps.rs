@@ -14,7 +14,7 @@ use super::output::{json, lines, printable, time};
 use crate::serve::answer::Answer;
 use crate::serve::confine::Confinement;
 use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
-use crate::serve::users;
+use crate::sys::users;
 use crate::upper::place::is_ephemeral;
 
 /// List mounts, the processes that keep and serve them, and how many use them; each is asked whether it answers

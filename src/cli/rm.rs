@@ -5,6 +5,7 @@ use clap::Args;
 use super::error::{Error, Exit};
 use super::output::{say, size};
 use super::store::StoreArgs;
+use crate::error::Report;
 use crate::store::Removed;
 
 /// Remove images from the store

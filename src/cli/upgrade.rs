@@ -4,7 +4,8 @@ use clap::Args;
 
 use super::error::Error;
 use super::output::note;
-use crate::serve::{chain, overview, upgrade};
+use crate::error::chain;
+use crate::serve::{overview, upgrade};
 
 /// Have this user's live mounts go on as this version of the program, without unmounting them
 #[derive(Debug, Args)]

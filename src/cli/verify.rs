@@ -11,8 +11,9 @@ use super::output::{hex, json, printable, say, size};
 use super::progress::Progress;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
+use crate::error::Report as _;
+use crate::error::chain;
 use crate::fs::{Options, Rootfs, verify};
-use crate::serve::chain;
 use crate::serve::confine::Kept;
 
 /// Check everything in images: structures, checksums, tags, every file's content

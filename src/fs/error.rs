@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use crate::error::{Exit, Report};
+
 /// An error of the file system.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,6 +70,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether it is the image's fault.
+    pub fn is_damage(&self) -> bool {
+        self.exit() == Exit::Damaged
+    }
+
     /// The errno for a caller of the file system. Damage is EIO, whatever its kind.
     pub fn errno(&self) -> Errno {
         match self {
@@ -79,5 +86,50 @@ impl Error {
             }
             Error::Shared(error) => error.errno(),
         }
+    }
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Image { source, .. } => source.exit(),
+            Error::NotFound | Error::Subdir { .. } => Exit::NotFound,
+            Error::Shared(error) => error.exit(),
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Image { source, .. } => source.hint(),
+            Error::Subdir { .. } => Some("`lxcri-fs ls IMAGE` shows what is in the image".to_owned()),
+            Error::Shared(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+impl Report for bfc::Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::KeyNeeded | Self::WrongKey | Self::KeyFile(_) => Exit::Key,
+            Self::Read { .. } | Self::Write { .. } | Self::Unsupported(_) | Self::Outdated | Self::Digest { .. } => Exit::Failure,
+            _ => Exit::Damaged,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::KeyNeeded => "give --password-file, --key-file, or LXCRI_FS_PASSWORD",
+            Self::WrongKey => "check the password; a key file holds the 32 raw bytes",
+            Self::NoFooter { .. } | Self::CutOff { .. } => "the image was cut off while it was copied or written: fetch or build it again",
+            Self::HeaderCrc | Self::IndexCrc | Self::Index { .. } | Self::Section { .. } => {
+                "`lxcri-fs verify` tells what can still be read; fetch or build the image again"
+            }
+            Self::NotBfc(_) => "`lxcri-fs build` makes an image of a directory, an archive or an OCI image",
+            Self::Unsupported(_) => "a newer version of lxcri-fs may know it",
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 }

@@ -19,7 +19,7 @@ pub fn add(mut builder: ClientBuilder, host: &str) -> Result<ClientBuilder> {
         .map_err(Error::io("reading", &dir))?;
     paths.sort();
     for path in &paths {
-        let wrong = |e: reqwest::Error| Error::Certificate { path: path.clone(), reason: crate::serve::chain(&e) };
+        let wrong = |e: reqwest::Error| Error::Certificate { path: path.clone(), reason: crate::error::chain(&e) };
         match path.extension().and_then(|e| e.to_str()) {
             Some("crt") => builder = builder.tls_certs_merge(Certificate::from_pem_bundle(&read(path)?).map_err(wrong)?),
             Some("cert") => {

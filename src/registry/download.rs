@@ -129,7 +129,7 @@ impl Blobs {
                 spool.discard();
                 return Err(error);
             }
-            return Err(build::Error::Remote { name: name.to_owned(), source: Box::new(error) });
+            return Err(build::Error::remote(name, error));
         }
         if matches!(result, Err(build::Error::Mismatch { .. })) {
             spool.discard();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use reqwest::{StatusCode, Url};
 
 use crate::build;
+use crate::error::{Exit, Io, Report};
 
 /// Longest message of a registry that is passed on, characters.
 const MAX_MESSAGE: usize = 300;
@@ -87,16 +88,9 @@ pub enum Error {
         /// Why.
         source: reqwest::Error,
     },
-    /// A file operation.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "opening".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// The work was given up.
     #[error("given up")]
     Cancelled,
@@ -111,8 +105,8 @@ fn colon(message: &str) -> String {
 
 impl Error {
     /// For `map_err`: an I/O error while doing something to a path.
-    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source }
+    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Io::at(doing, path)(source).into()
     }
 
     /// A request that got no answer.
@@ -142,9 +136,21 @@ impl Error {
             _ => false,
         }
     }
+}
 
-    /// What to try.
-    pub fn hint(&self) -> Option<String> {
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Reference { .. } => Exit::Usage,
+            Error::Denied { .. } | Error::Credentials { .. } => Exit::Key,
+            Error::Status { status, .. } if *status == StatusCode::NOT_FOUND => Exit::NotFound,
+            Error::Io(e) => e.exit(),
+            Error::Build(e) => e.exit(),
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
         match self {
             Error::Denied { registry, .. } => {
                 Some(format!("log in with `podman login {registry}` or `docker login {registry}`; and is the name right?"))
@@ -158,7 +164,8 @@ impl Error {
             Error::Slow { .. } => Some("what was fetched is kept for some days: the same command goes on from there".into()),
             Error::Client { .. } => Some("install the package ca-certificates, or put the registry's CA into certs.d".into()),
             Error::Reference { .. } => Some("such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into()),
-            Error::Build(error) => Self::of_build(error).and_then(Self::hint),
+            Error::Io(error) => error.hint(),
+            Error::Build(error) => error.hint(),
             _ => None,
         }
     }

@@ -229,7 +229,7 @@ impl Documents for Remote<'_> {
         };
         let bytes = fetched.map_err(|error| match error {
             Error::Build(error) => error,
-            error => build::Error::Remote { name: text.clone(), source: Box::new(error) },
+            error => build::Error::remote(&text, error),
         })?;
         if bytes.len() as u64 != descriptor.size() {
             let reason = Mismatch::Size { found: bytes.len() as u64, wanted: descriptor.size() };

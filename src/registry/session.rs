@@ -118,7 +118,7 @@ impl Sources {
             match ask(endpoint).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    tracing::info!("mirror {}: {}", endpoint.name(), crate::serve::chain(&error));
+                    tracing::info!("mirror {}: {}", endpoint.name(), crate::error::chain(&error));
                     gone.store(error.is_transient(), Ordering::Relaxed);
                 }
             }

@@ -15,11 +15,11 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use super::files;
 use super::mount::{Mount, Writable};
 use super::record::ImageRecord;
-use crate::serve::idmap::IdMap;
 use crate::store::{Config, Store};
+use crate::sys::files;
+use crate::sys::idmap::IdMap;
 use crate::upper;
 
 /// The image: an absolute path, or a name in the store.

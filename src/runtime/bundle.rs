@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 
 use super::error::{Error, Result};
 use super::process::Process;
-use crate::serve::idmap::IdMap;
+use crate::sys::idmap::IdMap;
 
 /// The version that is claimed: nothing is written that is newer, and runtimes refuse versions that they do not know.
 const VERSION: &str = "1.0.2";
@@ -186,6 +186,6 @@ fn mappings(ranges: impl Iterator<Item = (u32, u32, u32)>) -> Result<Vec<LinuxId
 /// # Errors
 /// [`Error::Io`], [`Error::Document`].
 pub fn seccomp(path: &Path) -> Result<LinuxSeccomp> {
-    let bytes = super::files::read(path, MAX_CONFIG)?;
+    let bytes = crate::sys::files::read(path, MAX_CONFIG)?;
     serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))
 }

@@ -14,12 +14,14 @@ use super::mount::{self, Writable};
 use super::process::{Overrides, Process};
 use super::record::{ImageRecord, Place, Record, Runtime};
 use super::steps::{self, Left, Step};
-use super::{bundle, files, lxc};
+use super::{bundle, lxc};
 use crate::fs::Rootfs;
-use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
+use crate::sys::files;
+use crate::sys::idmap::IdMap;
+use crate::sys::replace::replace;
 
 /// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else, says what the container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
@@ -128,7 +130,8 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
                 Step::WriteConfiguration => {
                     let config = configuration(store, &request, &image, &process, &record, &dir)?;
                     // Variables of the environment are in it.
-                    files::replace(&record.runtime.config(), config.as_bytes())?;
+                    let path = record.runtime.config();
+                    replace(&path, config.as_bytes()).map_err(Error::io("writing", &path))?;
                 }
                 other => begun.take(&[other])?,
             }
@@ -149,7 +152,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         (Err(error), Some(mut begun)) => {
             // It is marked since the first step, also when it was another's before.
             if let Err(undoing) = begun.undo() {
-                tracing::warn!("undoing a create that failed: {}", crate::serve::chain(&undoing));
+                tracing::warn!("undoing a create that failed: {}", crate::error::chain(&undoing));
             }
             Err(error)
         }
@@ -160,7 +163,8 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
 /// The directories outside the store.
 fn make_directories(record: &Record) -> Result<()> {
     let group = record.idmap.as_ref().and_then(mount::root_of).map(|(_, group)| group);
-    [record.runtime.dir(), &record.runtime.root()].into_iter().try_for_each(|path| files::make_private_directory(path, group))
+    [record.runtime.dir(), &record.runtime.root()].into_iter().try_for_each(|path| files::make_private_directory(path, group))?;
+    Ok(())
 }
 
 /// Undoes what a `create` or `delete` of this name left that was cut off. The container, when what it wrote was kept.

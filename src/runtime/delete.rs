@@ -5,9 +5,9 @@ use super::error::{Error, Result};
 use super::left::Existing;
 use super::record::{Place, Record};
 use super::steps::{Recorded, Step};
-use crate::serve::users::{self, Used, User};
 use crate::serve::{self, mountpoint};
 use crate::store::{self, Store};
+use crate::sys::users::{self, Used, User};
 
 /// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in the store. Where it wrote elsewhere is returned: that stays.
 ///

@@ -1,8 +1,9 @@
 //! What can go wrong between an image and its container.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::error::{Exit, Io, Report};
 use crate::{fs, serve, store, upper};
 
 /// An error of the runtime side.
@@ -21,16 +22,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// A file operation outside any image.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "writing".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// A JSON document cannot be used.
     #[error("{name}")]
     Document {
@@ -65,7 +59,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// For `map_err`: an I/O error while doing something to a path.
     pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source: source.into() }
+        move |source| Io::at(doing, path)(source).into()
     }
 
     /// For `map_err`: a document that is not what it should be.
@@ -75,5 +69,31 @@ impl Error {
 
     pub(crate) fn unfit(what: impl Into<String>) -> Self {
         Error::Unfit { what: what.into(), hint: None }
+    }
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Fs(e) => e.exit(),
+            Error::Serve(e) => e.exit(),
+            Error::Upper(e) => e.exit(),
+            Error::Store(e) => e.exit(),
+            Error::Mount { exit, .. } => Exit::from_code(*exit),
+            Error::Io(e) => e.exit(),
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Error::Fs(e) => e.hint(),
+            Error::Serve(serve::Error::Busy { .. }) => Some("stop the container first".to_owned()),
+            Error::Serve(e) => e.hint(),
+            Error::Upper(e) => e.hint(),
+            Error::Store(e) => e.hint(),
+            Error::Mount { hint, .. } | Error::Unfit { hint, .. } => hint.clone(),
+            _ => None,
+        }
     }
 }

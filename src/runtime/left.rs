@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
-use super::files;
 use super::mount;
 use super::record::{Place, Record, State};
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
+use crate::sys::replace::unfinished;
 
 /// A container in the store, and what is written down of it.
 pub(super) struct Existing<'a> {
@@ -104,7 +104,7 @@ fn remove_upper(record: &Record) -> Result<()> {
 fn remove_configuration(record: &Record) -> Result<()> {
     let (config, root, dir) = (record.runtime.config(), record.runtime.root(), record.runtime.dir());
     let ignored = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
-    for path in [&config, &files::unfinished(&config)] {
+    for path in [&config, &unfinished(&config)] {
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
             _ => {}

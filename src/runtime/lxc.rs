@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 use super::process::Process;
-use crate::serve::idmap::IdMap;
+use crate::sys::idmap::IdMap;
 
 /// What LXC itself has for all containers, and for those with a user namespace.
 pub const COMMON: &str = "/usr/share/lxc/config/common.conf";

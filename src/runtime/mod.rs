@@ -8,7 +8,6 @@ pub mod bundle;
 pub mod create;
 pub mod delete;
 mod error;
-mod files;
 pub mod hook;
 pub mod image;
 mod inject;

@@ -14,14 +14,15 @@ use super::error::{Error, Result};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use crate::fs::Options;
 use crate::serve::answer::{self, Answer};
-use crate::serve::idmap::IdMap;
 use crate::serve::mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
-use crate::serve::protocol::{self, ImageKey, MountFlags};
+use crate::serve::protocol::{self, ImageKey};
 use crate::serve::unmount::{Unmounted, unmount};
-use crate::serve::users::{self, Used};
 use crate::serve::{self, worker};
 use crate::store::Store;
+use crate::sys::idmap::IdMap;
+use crate::sys::mount_attr::MountFlags;
+use crate::sys::users::{self, Used};
 use crate::upper::{self, Upper};
 
 /// This program, also when its file has been replaced or removed.

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::files;
 use crate::fs::paths;
-use crate::serve::idmap::IdMap;
 use crate::store::{self, Store};
+use crate::sys::files;
+use crate::sys::idmap::IdMap;
+use crate::sys::replace::replace;
 
 /// Its name in the container's directory.
 pub const FILE: &str = "container.json";
@@ -179,7 +180,7 @@ impl Record {
     pub fn read(container: &Path) -> Result<Option<Self>> {
         let path = container.join(FILE);
         let bytes = match files::read(&path, MAX_RECORD) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         let record: Self = serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))?;
@@ -196,6 +197,6 @@ impl Record {
     pub fn write(&self, container: &Path) -> Result<()> {
         let path = container.join(FILE);
         let text = serde_json::to_vec_pretty(self).map_err(Error::document(path.display().to_string()))?;
-        files::replace(&path, &text)
+        replace(&path, &text).map_err(Error::io("writing", &path))
     }
 }

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Gid;
 
 use super::error::{Error, Result};
-use super::files;
 use super::mount::{self, is_mounted};
-use crate::serve::users::{self, Used};
 use crate::serve::{self, mountpoint};
+use crate::sys::files;
+use crate::sys::users::{self, Used};
 
 /// Where they are. A user namespace's root has to come through, so it is not with what only we may see.
 const ROOTS: &str = "/run/lxcri-fs-rootfs";

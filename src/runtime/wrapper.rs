@@ -10,7 +10,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::error::{Error, Result};
-use super::{bundle, files, inject, roots};
+use super::{bundle, inject, roots};
+use crate::sys::files;
+use crate::sys::replace::replace;
 
 /// Runtimes that are looked for, the first one found is taken.
 const KNOWN: [&str; 2] = ["crun", "runc"];
@@ -114,7 +116,7 @@ fn prepare(call: &Call<'_>) -> Result<()> {
         return Ok(());
     }
     let text = serde_json::to_vec_pretty(&config).map_err(Error::document(path.display().to_string()))?;
-    files::replace(&path, &text).inspect_err(|_| {
+    replace(&path, &text).map_err(Error::io("writing", &path)).inspect_err(|_| {
         let root = roots::of(id);
         let _ = roots::release(&root).and_then(|()| roots::remove(&root));
     })

@@ -19,12 +19,12 @@ use fuser::{
 };
 
 use super::attr::{BLOCK, file_attr, file_type, negative};
-use super::error::chain;
-use super::idmap::in_user_namespace;
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
+use crate::error::chain;
 use crate::fs::{self, Order, ROOT, Rootfs, Step};
+use crate::sys::idmap::in_user_namespace;
 
 /// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to its clock.)
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);

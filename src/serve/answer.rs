@@ -16,8 +16,8 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::error::{Error, Result};
-use super::mountinfo::{self, MountInfo};
 use super::mountpoint::MountPoint;
+use crate::sys::mountinfo::{self, MountInfo};
 
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";

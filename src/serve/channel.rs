@@ -83,17 +83,17 @@ impl Channel {
         let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
         serde_json::to_writer(&mut *bytes, message).map_err(failed)?;
         if bytes.len() > MAX_MESSAGE {
-            return Err(Error::System { doing: "passing the names of so many images", source: io::ErrorKind::ArgumentListTooLong.into() });
+            return Err(Error::system("passing the names of so many images")(io::ErrorKind::ArgumentListTooLong));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Error::System { doing: "passing so many images", source: io::ErrorKind::ArgumentListTooLong.into() });
+            return Err(Error::system("passing so many images")(io::ErrorKind::ArgumentListTooLong));
         }
         match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(_) => Ok(()),
             Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
-            Err(e) => Err(Error::System { doing: "sending a message", source: e.into() }),
+            Err(e) => Err(Error::system("sending a message")(e)),
         }
     }
 
@@ -145,7 +145,7 @@ impl Channel {
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(Error::System { doing: "waiting for a message", source: e.into() }),
+                Err(e) => return Err(Error::system("waiting for a message")(e)),
             }
         }
     }
@@ -172,7 +172,7 @@ impl Listener {
         match accept_with(&self.0, SocketFlags::CLOEXEC) {
             Ok(socket) => Ok(Some(Channel { socket, peer: "command" })),
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
-            Err(e) => Err(Error::System { doing: "accepting a connection", source: e.into() }),
+            Err(e) => Err(Error::system("accepting a connection")(e)),
         }
     }
 }

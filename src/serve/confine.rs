@@ -240,12 +240,12 @@ pub fn probe() -> Option<Confinement> {
 
 /// All that holds for a thread and what it starts: a worker, or a command that keeps something.
 fn restrict_thread(kept: Option<&Kept>) -> Confinement {
-    let told = |result: Result<(), Error>| result.inspect_err(|error| tracing::debug!("{}", super::chain(error))).is_ok();
+    let told = |result: Result<(), Error>| result.inspect_err(|error| tracing::debug!("{}", crate::error::chain(error))).is_ok();
     Confinement {
         no_capabilities: told(drop_capabilities(kept.map_or(CapabilitySet::empty(), |kept| kept.capabilities))),
         no_new_privs: told(no_new_privileges()),
         landlock: restrict_files(kept).unwrap_or_else(|error| {
-            tracing::debug!("{}", super::chain(&error));
+            tracing::debug!("{}", crate::error::chain(&error));
             Landlock::None
         }),
         // The last: it takes away what the others need.

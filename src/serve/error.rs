@@ -1,10 +1,13 @@
 //! What can go wrong between a command and a mounted file system.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::protocol::Failure;
-use super::users::User;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Exit, Io, Report};
+use crate::sys::users::User;
 
 /// An error of serving.
 #[derive(Debug, thiserror::Error)]
@@ -16,16 +19,9 @@ pub enum Error {
         /// How many there are.
         found: usize,
     },
-    /// A system call on a path failed.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "mounting".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// A path leads through a symlink that another user may have put there.
     #[error("{} leads through a symlink, {}, that another user can put there", path.display(), name.display())]
     Untrusted {
@@ -33,14 +29,6 @@ pub enum Error {
         path: PathBuf,
         /// The symlink's name.
         name: PathBuf,
-    },
-    /// A system call that concerns no path failed.
-    #[error("{doing}")]
-    System {
-        /// What was being done.
-        doing: &'static str,
-        /// What the system said.
-        source: io::Error,
     },
     /// `fusermount3` refused.
     #[error("fusermount3 could not {verb} {}: {message}", path.display())]
@@ -126,28 +114,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// For `map_err`: an error while doing something to a path.
     pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source: source.into() }
+        move |source| Io::at(doing, path)(source).into()
     }
 
     /// For `map_err`: an error while doing something.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Error::System { doing, source: source.into() }
+        move |source| Io::doing(doing)(source).into()
     }
-}
-
-/// An error and its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// As many users as are of use in a message.
@@ -167,4 +140,54 @@ fn list(users: &[User]) -> String {
         text.push_str(&format!(" and {} more", users.len() - SHOWN));
     }
     text
+}
+
+/// Why another process failed, as far as the command needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error with its causes.
+    pub message: String,
+    /// What to try.
+    pub hint: Option<String>,
+    /// Exit code of the command.
+    pub exit: u8,
+    /// The image that needs a password or key which was not given.
+    pub key_needed: Option<OsString>,
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Failed(failure) => Exit::from_code(failure.exit),
+            Error::Busy { .. } | Error::Mounted { .. } => Exit::Busy,
+            Error::Io(e) => e.exit(),
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Failed(failure) => return failure.hint.clone(),
+            Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
+            Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
+            Error::NoResend => "leave the mount with the program that it has, or unmount the image when nobody uses it, and mount it again",
+            Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
+            Error::Silent { path } => {
+                return Some(format!(
+                    "it goes on when its disk or its worker does; `lxcri-fs umount --force {}` takes it away",
+                    path.display()
+                ));
+            }
+            Error::Foreign { .. } => "umount(8) unmounts it",
+            Error::Untrusted { .. } => "name the directory that is meant, without symlinks (`readlink -f` shows where they lead)",
+            Error::Io(Io { doing: "opening", path: Some(path), .. }) if path == Path::new("/dev/fuse") => {
+                "is the fuse module loaded? try `modprobe fuse`"
+            }
+            Error::Io(Io { doing: "running", .. }) => "install the package fuse3",
+            Error::Io(e) => return e.hint(),
+            Error::Gone { .. } | Error::Timeout { .. } => "run it again with --foreground to see what it says",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,11 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::error::{Error, Result};
 use super::protocol::Precautions;
+use crate::sys::memory::SharedWords;
 
 /// How many threads are told apart: more than a worker may have.
 const SLOTS: usize = 512;
-const LEN: usize = SLOTS * size_of::<u64>();
+const LEN: usize = SharedWords::<SLOTS>::LEN;
 /// The slot of the thread that decodes what nobody asked for.
 const PUSHER: usize = SLOTS - 1;
 /// The kernel sets this bit in the number of a request that it sends again (`FUSE_UNIQUE_RESEND`).
@@ -43,7 +44,7 @@ impl Page {
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.0)
+        self.0.as_fd()
     }
 
     /// The requests that are in hand, and whether what nobody asked for is being decoded.
@@ -61,7 +62,7 @@ impl Page {
 
 /// The worker's end.
 pub(super) struct InHand {
-    slots: shared::Slots,
+    slots: SharedWords<SLOTS>,
     next: AtomicUsize,
     refused: HashSet<u64>,
     suspects: HashSet<u64>,
@@ -77,7 +78,7 @@ impl InHand {
     /// # Errors
     /// [`Error::System`] when the page cannot be mapped.
     pub(super) fn new(page: &OwnedFd, precautions: &Precautions) -> Result<Self> {
-        let slots = shared::Slots::map(page).map_err(Error::system("mapping the page that is shared with the keeper"))?;
+        let slots = SharedWords::map(page.as_fd()).map_err(Error::system("mapping the page that is shared with the keeper"))?;
         let set = |uniques: &[u64]| uniques.iter().map(|unique| unique & !RESENT).collect();
         let (refused, suspects) = (set(&precautions.refused), set(&precautions.suspects));
         Ok(Self { slots, next: AtomicUsize::new(0), refused, suspects, one_at_a_time: Mutex::default() })
@@ -132,46 +133,6 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
             slot.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The memory that both processes have.
-#[allow(unsafe_code)]
-mod shared {
-    use std::io;
-    use std::os::fd::{AsRawFd, OwnedFd};
-    use std::ptr::{NonNull, null_mut};
-    use std::sync::atomic::AtomicU64;
-
-    use super::{LEN, SLOTS};
-
-    /// A mapping of [`LEN`] bytes, never unmapped: a worker has one, for as long as it lives.
-    pub(super) struct Slots(NonNull<[AtomicU64; SLOTS]>);
-
-    // SAFETY: what is pointed to is atomic, and stays.
-    unsafe impl Send for Slots {}
-    // SAFETY: as above.
-    unsafe impl Sync for Slots {}
-
-    impl Slots {
-        pub(super) fn map(page: &OwnedFd) -> io::Result<Self> {
-            let length = rustix::fs::fstat(page)?.st_size;
-            if usize::try_from(length) != Ok(LEN) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            // SAFETY: a new mapping, at an address that the kernel chooses.
-            let address = unsafe { libc::mmap(null_mut(), LEN, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, page.as_raw_fd(), 0) };
-            if address == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            NonNull::new(address.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-        }
-
-        pub(super) fn all(&self) -> &[AtomicU64; SLOTS] {
-            // SAFETY: LEN bytes are mapped there, aligned to a page, readable and writable, and stay so; the file is sealed against being cut short.
-            // Any value of eight bytes is a valid AtomicU64, whoever else writes.
-            unsafe { self.0.as_ref() }
         }
     }
 }

@@ -14,9 +14,10 @@ use rustix::mount::{MountFlags as Flags, UnmountFlags, unmount as sys_unmount};
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
 
 use super::error::{Error, Result};
-use super::mountinfo::FS_TYPE;
 use super::mountpoint::{MountPoint, link};
-use super::protocol::MountFlags;
+use crate::error::Io;
+use crate::sys::mount_attr::MountFlags;
+use crate::sys::mountinfo::FS_TYPE;
 
 const DEV_FUSE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
@@ -31,7 +32,7 @@ pub(super) fn mount(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -
     if rustix::process::geteuid().is_root() {
         match mount_directly(source, mountpoint, flags) {
             // Root of a container, without the capability.
-            Err(Error::Io { doing: "mounting on", source: e, .. }) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
+            Err(Error::Io(Io { doing: "mounting on", source: e, .. })) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
             other => return other,
         }
     }

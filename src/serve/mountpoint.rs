@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::error::{Error, Result};
-use super::idmap::in_user_namespace;
-use super::mountinfo::{self, MountInfo};
+use crate::sys::idmap::in_user_namespace;
+use crate::sys::mountinfo::{self, MountInfo};
 
 /// A directory that is only to be found: nothing is asked of its file system, which may be dead.
 const FIND: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -130,7 +130,7 @@ impl MountPoint {
 /// As [`MountPoint::open`].
 pub fn mounted_at(path: &Path) -> Result<Option<MountInfo>> {
     match MountPoint::open(path).and_then(|at| at.mounted()) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(Error::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         other => other,
     }
 }
@@ -231,6 +231,6 @@ mod tests {
         std::fs::set_permissions(top.join("open"), PermissionsExt::from_mode(0o1777)).unwrap();
         assert!(MountPoint::open(&top.join("open/there/x")).is_ok());
         symlink("round", top.join("round")).unwrap();
-        assert!(matches!(MountPoint::open(&top.join("round")), Err(Error::Io { .. })));
+        assert!(matches!(MountPoint::open(&top.join("round")), Err(Error::Io(_))));
     }
 }

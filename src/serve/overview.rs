@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::answer::{self, Answer};
-use super::error::{Result, chain};
-use super::idmap::in_user_namespace;
-use super::mountinfo::{self, MountInfo};
+use super::error::Result;
 use super::protocol::Status;
 use super::rundir::{self, RunDir};
+use crate::error::chain;
+use crate::sys::idmap::in_user_namespace;
+use crate::sys::mountinfo::{self, MountInfo};
 
 /// A keeper with its mounts.
 #[derive(Debug, Clone)]

@@ -1,50 +1,19 @@
 //! What the command, the keeper and the worker say to each other.
 
 use std::ffi::OsString;
-use std::time::SystemTime;
 
 use bfc::Key;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::confine::Confinement;
-use super::keeper::Place;
+use super::error::Failure;
 use super::stats::Stats;
 use crate::fs;
+use crate::sys::mount_attr::MountFlags;
 
 /// Changed when a keeper could not go on with what another version hands over.
 pub(super) const VERSION: u32 = 3;
-
-/// What a keeper is started for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum KeeperStart {
-    /// To mount. The images' descriptors come along, after that of the locked directory under /run when the mount is shared.
-    Mount(MountRequest),
-    /// To mount, and to stay what its caller started, in the caller's session. The images' descriptors come along.
-    Foreground(MountRequest),
-    /// To go on where another version of the program stopped. The descriptors of the connection and of the control socket, if there is one, come
-    /// along before those of the images.
-    Resume(Handover),
-}
-
-/// All that a keeper knows.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Handover {
-    /// What was asked for.
-    pub(super) request: MountRequest,
-    /// Where it is mounted.
-    pub(super) place: Place,
-    /// Whether there is a control socket.
-    pub(super) control: bool,
-    /// When it was mounted.
-    pub(super) since: SystemTime,
-    /// How often a worker was started again.
-    pub(super) restarts: u64,
-    /// How often the program was replaced.
-    pub(super) upgrades: u64,
-    /// Whether the kernel lets another worker take over.
-    pub(super) replaceable: bool,
-}
 
 /// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,31 +39,6 @@ pub struct Image {
     pub path: OsString,
     /// Its key, when it is encrypted.
     pub key: Option<ImageKey>,
-}
-
-/// Flags of the mount. It is always read-only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct MountFlags {
-    /// Set-user-id bits and file capabilities have no effect.
-    pub nosuid: bool,
-    /// Device files cannot be opened.
-    pub nodev: bool,
-    /// Nothing can be executed.
-    pub noexec: bool,
-    /// Others than who mounts may use it.
-    pub allow_other: bool,
-}
-
-impl MountFlags {
-    /// Those of a mount of which nothing is said. Every user of the host may reach it, so set-user-id programs and devices of the image are not his to use.
-    pub fn plain(is_root: bool) -> Self {
-        Self { nosuid: true, nodev: true, noexec: false, allow_other: is_root }
-    }
-
-    /// Those of a container's root file system, which only the container reaches: its set-user-id programs and devices work.
-    pub fn of_container(is_root: bool) -> Self {
-        Self { nosuid: !is_root, nodev: !is_root, ..Self::plain(is_root) }
-    }
 }
 
 /// What a keeper is asked through its control socket.
@@ -225,19 +169,6 @@ pub(super) enum WorkerReply {
 pub(super) struct TemporaryFile {
     /// How long it will be, bytes.
     pub(super) size: u64,
-}
-
-/// Why another process failed, as far as the command needs to know it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// The error with its causes.
-    pub message: String,
-    /// What to try.
-    pub hint: Option<String>,
-    /// Exit code of the command.
-    pub exit: u8,
-    /// The image that needs a password or key which was not given.
-    pub key_needed: Option<OsString>,
 }
 
 /// A key on its way to another process.

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use super::error::{Error, Result};
+use crate::sys::descriptors;
 
 /// Opcode of the handshake.
 const FUSE_INIT: u32 = 26;
@@ -39,7 +40,7 @@ pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Co
     let session = Session::from_fd(filesystem, ours, acl, config).map_err(Error::system(failed))?;
     let mut answer = [0; 256];
     recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Error::system(failed))?;
-    descriptor::replace(session.as_fd(), fuse).map_err(Error::system("taking over the connection"))?;
+    descriptors::replace(session.as_fd(), fuse).map_err(Error::system("taking over the connection"))?;
     Ok(session)
 }
 
@@ -75,23 +76,6 @@ pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
             Ok(_) | Err(Errno::NODEV) => return Ok(()),
             Err(e) => return Err(Error::system("having unanswered requests sent again (Linux 6.9 can)")(e)),
         }
-    }
-}
-
-/// Replacing what a descriptor that belongs to somebody else leads to.
-#[allow(unsafe_code)]
-mod descriptor {
-    use std::io;
-    use std::mem::ManuallyDrop;
-    use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-
-    use rustix::io::DupFlags;
-
-    /// From now on `target` is another name of what `source` is.
-    pub(super) fn replace(target: BorrowedFd<'_>, source: &OwnedFd) -> io::Result<()> {
-        // SAFETY: the number belongs to an open descriptor for as long as `target` is borrowed, and is not closed here.
-        let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(target.as_raw_fd()) });
-        Ok(rustix::io::dup3(source, &mut target, DupFlags::CLOEXEC)?)
     }
 }
 

@@ -10,17 +10,17 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::channel::Channel;
 use super::error::{Error, Result};
-use super::idmap::{self, in_user_namespace};
 use super::mount::{self, Unmount};
-use super::mountinfo::{self, MountInfo};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, Status};
 use super::stats::Stats;
+use crate::sys::idmap::{self, in_user_namespace};
+use crate::sys::lock::{Mode, lock_at};
+use crate::sys::mountinfo::{self, MountInfo};
 
 const SOCKET: &str = "control";
 const MOUNT: &str = "mnt";
@@ -61,7 +61,7 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let prefix = format!("{name}-");
-    let own = || {
+    let own = || -> Result<_> {
         let entries = std::fs::read_dir(dir).map_err(Error::io("reading", dir))?.flatten();
         let named = entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()));
         Ok(named.map(|e| e.path()).filter(|path| is_own(path)).min())
@@ -172,7 +172,7 @@ impl RunDir {
     pub fn lock(&self) -> Result<Locked> {
         loop {
             make_directory(&self.0)?;
-            if let Some(locked) = self.lock_with(FlockOperation::LockExclusive)? {
+            if let Some(locked) = self.lock_with(Mode::Wait)? {
                 return Ok(locked);
             }
         }
@@ -183,23 +183,18 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn try_lock(&self) -> Result<Option<Locked>> {
-        self.lock_with(FlockOperation::NonBlockingLockExclusive)
+        self.lock_with(Mode::Try)
     }
 
-    fn lock_with(&self, operation: FlockOperation) -> Result<Option<Locked>> {
+    fn lock_with(&self, mode: Mode) -> Result<Option<Locked>> {
         let failed = |e: io::Error| Error::io("locking", &self.0)(e);
-        let dir = match File::open(&self.0) {
+        let file = match File::open(&self.0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
-        match rustix::io::retry_on_intr(|| flock(&dir, operation)) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            other => other.map_err(|e| failed(e.into()))?,
-        }
         // It may have been removed before it was locked, and made again.
-        let now = std::fs::metadata(&self.0).ok().map(|m| m.ino());
-        let locked = dir.metadata().map_err(failed)?.ino();
-        Ok((now == Some(locked)).then(|| Locked { dir: self.clone(), file: dir }))
+        let locked = lock_at(&self.0, &file, mode).map_err(failed)?;
+        Ok(locked.then(|| Locked { dir: self.clone(), file }))
     }
 
     /// Connects to the keeper; `None` when there is none.

@@ -1,12 +1,12 @@
 //! What others must not learn from a daemon that has keys in memory: neither from a core dump, nor by tracing it, nor from its environment.
 
-use std::io;
 use std::process::Command;
 
 use bfc::Key;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use super::log::FILTER_VARIABLE;
+use crate::sys::memory;
 
 /// What a keeper needs of its caller's environment: how to log, where its user's directories are, and where the helpers that it runs are.
 const KEPT: [&str; 4] = [FILTER_VARIABLE, "PATH", "TMPDIR", "XDG_RUNTIME_DIR"];
@@ -27,16 +27,8 @@ pub(super) fn forbid_dumps() {
 }
 
 /// Keeps a key out of the swap, and out of dumps that others make of this process, as far as its user may: RLIMIT_MEMLOCK may be small.
-#[allow(unsafe_code)]
 pub(super) fn lock(key: &Key) {
-    let bytes = key.as_bytes();
-    // SAFETY: it only tells a number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    let start = bytes.as_ptr().map_addr(|address| address & !(page - 1)).cast_mut().cast();
-    let length = (bytes.as_ptr().addr() % page + bytes.len()).next_multiple_of(page);
-    // SAFETY: the pages are those of the key, which is borrowed. Neither call changes what is read from or written to them.
-    let refused = unsafe { [libc::mlock(start, length), libc::madvise(start, length, libc::MADV_DONTDUMP)] };
-    if refused != [0, 0] {
-        tracing::debug!(error = %io::Error::last_os_error(), "a key may get into the swap, or into a dump");
+    if let Err(error) = memory::lock(key.as_bytes()) {
+        tracing::debug!(%error, "a key may get into the swap, or into a dump");
     }
 }

@@ -9,13 +9,16 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::channel::Channel;
-use super::error::{Error, Result, chain};
-use super::idmap::IdMap;
-use super::mountinfo::MountInfo;
+use super::error::{Error, Result};
+use super::keeper;
 use super::mountpoint::MountPoint;
-use super::protocol::{KeeperReply, KeeperRequest, MountFlags, MountRequest};
+use super::protocol::{KeeperReply, KeeperRequest, MountRequest};
 use super::rundir::{Locked, RunDir};
-use super::{keeper, mount_attr, mountinfo};
+use crate::error::chain;
+use crate::sys::idmap::IdMap;
+use crate::sys::mount_attr::MountFlags;
+use crate::sys::mountinfo::MountInfo;
+use crate::sys::{mount_attr, mountinfo};
 
 /// How long a keeper may take to make a bind mount.
 const LIMIT: Duration = Duration::from_secs(10);

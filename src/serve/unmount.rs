@@ -9,11 +9,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::{Error, Result};
 use super::mount::{self, Unmount};
-use super::mountinfo;
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
-use super::users::{self, Used};
+use crate::sys::mountinfo;
+use crate::sys::users::{self, Used};
 
 /// How long a keeper may take to end once nobody sees its mount.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ pub enum Unmounted {
 pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     match MountPoint::open(mountpoint) {
         Ok(at) => unmount_at(&at, how),
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Unmounted::Nothing),
+        Err(Error::Io(e)) if e.kind() == ErrorKind::NotFound => Ok(Unmounted::Nothing),
         Err(error) => Err(error),
     }
 }

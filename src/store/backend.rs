@@ -5,9 +5,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
-use super::extents::Usage;
 use super::facts::Facts;
 use super::name::Name;
+use crate::sys::extents::Usage;
 use crate::zfs::Dataset;
 
 /// An image in a store.

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,10 +21,11 @@ use serde::de::DeserializeOwned;
 
 use super::backend::{Backend, Begun, Container, Image, ImageUse, Scan};
 use super::error::{Error, Result};
-use super::extents::{self, Usage};
 use super::facts::Facts;
 use super::name::Name;
 use super::remove_tree::remove_tree;
+use crate::sys::extents::{self, Usage};
+use crate::sys::replace::replace;
 
 /// Beside each image.
 pub(super) const FACTS: &str = "image.json";
@@ -168,7 +169,7 @@ impl Backend for DirectoryStore {
 
     fn free(&self) -> Result<u64> {
         let there = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
-        let stat = rustix::fs::statvfs(there).map_err(|e| Error::io("reading the free space of", there)(e.into()))?;
+        let stat = rustix::fs::statvfs(there).map_err(Error::io("reading the free space of", there))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -295,7 +296,7 @@ fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     let dir = all.join(name);
     let work = if name.is_work() { name.clone() } else { Name::work()? };
     if work != *name {
-        renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE).map_err(|e| Error::io("removing", &dir)(e.into()))?;
+        renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE).map_err(Error::io("removing", &dir))?;
     }
     remove_tree(all, work.as_str())
 }
@@ -341,12 +342,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Writes a file as a whole: readers find the old one or the new one.
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    let (path, temp) = (dir.join(name), dir.join(format!("{name}.new")));
-    let failed = |e| Error::io("writing", &path)(e);
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
+    let path = dir.join(name);
+    let failed = || Error::io("writing", &path);
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from).map_err(failed())?;
     bytes.push(b'\n');
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temp).map_err(failed)?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&temp, &path).map_err(failed)?;
-    sync(dir)
+    replace(&path, &bytes).map_err(failed())
 }

@@ -8,7 +8,8 @@ use super::backend::Image;
 use super::error::Result;
 use super::facts::Facts;
 use super::{Store, graph};
-use crate::serve::chain;
+use crate::error::Report;
+use crate::error::chain;
 
 /// How good or bad something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

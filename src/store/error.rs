@@ -3,22 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Exit, Io, Report};
 use crate::{fs, serve, upper, zfs};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file operation.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "opening".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// The configuration is wrong.
     #[error("{}{}: {reason}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
     Config {
@@ -140,17 +134,56 @@ impl Error {
     pub fn is_wrong(&self) -> bool {
         match self {
             Error::Facts { .. } => true,
-            Error::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Error::Io(e) => e.kind() == io::ErrorKind::NotFound,
             Error::Fs(fs::Error::Image { source, .. }) => !matches!(source, bfc::Error::Read { .. } | bfc::Error::Unsupported(_)),
             _ => false,
         }
     }
 
     /// For `map_err`: an I/O error while doing something to a path.
-    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source }
+    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Io::at(doing, path)(source).into()
     }
 }
 
 /// A result with this module's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::NotFound { .. } => Exit::NotFound,
+            Error::Io(e) => e.exit(),
+            Error::InUse { .. } | Error::Kept { .. } => Exit::Busy,
+            Error::Fs(e) => e.exit(),
+            Error::Serve(e) => e.exit(),
+            Error::Zfs(e) => e.exit(),
+            Error::Facts { .. } => Exit::Damaged,
+            Error::Location { .. } | Error::Reference { .. } | Error::Name { .. } | Error::Ambiguous { .. } => Exit::Usage,
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Fs(e) => return e.hint(),
+            Error::Serve(e) => return e.hint(),
+            Error::Zfs(e) => return e.hint(),
+            Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
+            Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
+            Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
+            Error::Config { .. } => "docs/STORE.md describes the configuration",
+            Error::Ambiguous { .. } => "give more digits",
+            Error::Kept { .. } => "-t NEW puts another image into the store, and leaves this one as it is; -o NEW makes a file of it",
+            Error::InUse { kind: "container", .. } => {
+                "`zfs rename` moves a dataset elsewhere, `zfs destroy` removes it; what is mounted can be unmounted"
+            }
+            Error::Facts { .. } => "`lxcri-fs doctor` tells more",
+            Error::Io(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                "the store of the machine is root's; another is given by --store or LXCRI_FS_STORE"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

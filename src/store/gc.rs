@@ -7,11 +7,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::backend::Image;
 use super::error::{Error, Result};
-use super::extents::{self, Usage};
-use super::lock::Lock;
 use super::name::Name;
 use super::{Store, graph};
 use crate::registry;
+use crate::sys::extents::{self, Usage};
+use crate::sys::lock::Lock;
 use crate::upper::written::leftovers;
 use crate::zfs::Snapshot;
 

@@ -8,11 +8,9 @@ pub mod config;
 mod directory;
 pub mod doctor;
 mod error;
-mod extents;
 mod facts;
 mod gc;
 pub mod graph;
-mod lock;
 mod name;
 mod new_image;
 pub mod protect;
@@ -25,13 +23,13 @@ mod zfs;
 use std::fs::File;
 use std::path::PathBuf;
 
+pub use crate::sys::extents::Usage;
+pub use crate::sys::lock::{Lock, Locks};
 pub use backend::{Backend, Container, Image, ImageUse, Scan};
 pub use config::{Config, Location};
 pub use error::{Error, Result};
-pub use extents::Usage;
 pub use facts::Facts;
 pub use gc::{Garbage, Outcome, Step};
-pub use lock::{Lock, Locks};
 pub use name::Name;
 pub use new_image::{NewImage, Published};
 pub use reference::Reference;
@@ -152,7 +150,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn lock_reference(&self, reference: &Reference, waiting: impl FnOnce()) -> Result<Lock> {
-        self.locks.lock(&format!("make-{}", Name::of(reference, 1)), waiting)
+        Ok(self.locks.lock(&format!("make-{}", Name::of(reference, 1)), waiting)?)
     }
 
     /// Waits until nobody else makes or removes the container of this name; `waiting` is called once when somebody does.
@@ -160,7 +158,7 @@ impl Store {
     /// # Errors
     /// [`Error::Name`], [`Error::Io`].
     pub fn lock_container(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
-        self.locks.lock(&format!("container-{}", Name::new(name)?), waiting)
+        Ok(self.locks.lock(&format!("container-{}", Name::new(name)?), waiting)?)
     }
 
     /// A directory for temporary files, on the store's file system.
@@ -357,7 +355,7 @@ impl Store {
 
     /// The lock under which the store is changed.
     fn change(&self) -> Result<Lock> {
-        self.locks.lock(STORE_LOCK, || {})
+        Ok(self.locks.lock(STORE_LOCK, || {})?)
     }
 
     fn not_found(&self, kind: &'static str, name: &str) -> Error {

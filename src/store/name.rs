@@ -83,7 +83,7 @@ impl Name {
     pub fn work() -> Result<Self, Error> {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| Error::io("reading random numbers from", "/dev/urandom".as_ref())(e.into()))?;
+            .map_err(Error::io("reading random numbers from", "/dev/urandom".as_ref()))?;
         Ok(Self(random.iter().fold(WORK.to_owned(), |name, b| format!("{name}{b:02x}"))))
     }
 

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use super::backend::{Begun, Image};
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
-use super::lock::Lock;
 use super::name::Name;
 use super::reference::Reference;
 use super::{Store, directory};
 use crate::build::Digest;
+use crate::sys::lock::Lock;
 
 /// An image that is being written. Dropping it removes what was written.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl<'a> NewImage<'a> {
         let base = base.map(|base| Ok::<_, Error>((base.clone(), store.open_image(base)?))).transpose()?;
         let work = Name::work()?;
         let lock = store.locks.try_lock(work.as_str())?;
-        let lock = lock.ok_or_else(|| Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy.into()))?;
+        let lock = lock.ok_or_else(|| Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy))?;
         let begun = match store.backend.begin(&work, base.as_ref().map(|(image, _)| image)) {
             Ok(begun) => begun,
             Err(error) => {
@@ -116,7 +116,7 @@ impl Drop for NewImage<'_> {
             return;
         }
         if let Err(error) = self.store.backend.remove(&self.work, None) {
-            tracing::warn!("what is left of an image that was not finished: {}", crate::serve::chain(&error));
+            tracing::warn!("what is left of an image that was not finished: {}", crate::error::chain(&error));
         }
     }
 }

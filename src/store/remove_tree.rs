@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, openat2,
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use crate::serve::mountinfo;
+use crate::sys::mountinfo;
 
 /// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are moved up to its top first, so that their depth does
 /// not matter; a mount point cannot be moved, and stops it.
@@ -20,7 +20,7 @@ use crate::serve::mountinfo;
 pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let path = parent.join(name);
     refuse_mounts(&path)?;
-    let failed = |e: Errno| Error::io("removing", &path)(e.into());
+    let failed = |e: Errno| Error::io("removing", &path)(e);
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
     let top = open(&parent, OsStr::new(name)).map_err(failed)?;

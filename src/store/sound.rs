@@ -6,8 +6,8 @@ use super::Store;
 use super::backend::Image;
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
+use crate::error::chain;
 use crate::fs::{self, Options, Rootfs, Source};
-use crate::serve::chain;
 
 impl Store {
     /// Whether an image's file says that it has the root digest that the store knows. That is read from its end.

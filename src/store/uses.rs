@@ -5,13 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
 use super::Store;
 use super::backend::Image;
 use super::error::{Error, Result};
 use crate::serve::overview;
+use crate::sys::lock::{Mode, lock};
 
 /// How one is told who only has the image open.
 pub(super) const OPEN: &str = "a process has it open";
@@ -22,15 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
-        match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockShared)) {
-            // Somebody just looks whether it is used.
-            Err(Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 100),
-            Err(Errno::WOULDBLOCK) => {
-                let users = vec!["a process is changing it".to_owned()];
-                return Err(Error::InUse { kind: "image", name: path.display().to_string(), users });
-            }
-            other => return other.map_err(|e| Error::io("locking the image", path)(e.into())),
+        if lock(file, Mode::TryShared).map_err(Error::io("locking the image", path))? {
+            return Ok(());
         }
+        if start.elapsed() >= PATIENCE {
+            let users = vec!["a process is changing it".to_owned()];
+            return Err(Error::InUse { kind: "image", name: path.display().to_string(), users });
+        }
+        // Somebody just looks whether it is used.
+        std::thread::sleep(PATIENCE / 100);
     }
 }
 
@@ -79,8 +77,6 @@ pub(super) fn file_id(path: &Path) -> Option<(u64, u64)> {
 /// Takes an image for its removal, unless somebody uses it: as long as the file is open, nobody begins to.
 pub(super) fn claim(path: &Path) -> Result<Option<File>> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        other => other.map(|()| Some(file)).map_err(|e| Error::io("locking the image", path)(e.into())),
-    }
+    let locked = lock(&file, Mode::Try).map_err(Error::io("locking the image", path))?;
+    Ok(locked.then_some(file))
 }

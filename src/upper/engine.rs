@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::error::Result;
 use super::place::{Directories, Layout};
-use crate::serve::protocol::MountFlags;
 use crate::serve::shared::Hidden;
+use crate::sys::mount_attr::MountFlags;
 
 /// What is to be put together.
 #[derive(Debug, Clone, Copy)]

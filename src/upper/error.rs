@@ -3,23 +3,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::serve::users::User;
+use crate::error::{Exit, Io, Report};
+use crate::sys::users::User;
 use crate::{build, fs, serve, zfs};
 
 /// An error of an upper.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A system call on a path failed.
-    #[error("{doing} {}", path.display())]
-    Io {
-        /// What was being done, such as "making the directory".
-        doing: &'static str,
-        /// To which path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
     /// The image's mount.
     #[error(transparent)]
     Serve(#[from] serve::Error),
@@ -171,6 +165,66 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// For `map_err`: an error while doing something to a path.
     pub(super) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Error::Io { doing, path: path.to_owned(), source: source.into() }
+        move |source| Io::at(doing, path)(source).into()
+    }
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Serve(e) => e.exit(),
+            Error::Fs(e) => e.exit(),
+            Error::Zfs(e) => e.exit(),
+            Error::Build(e) => e.exit(),
+            Error::LeftUnmounted { source, .. } => source.exit(),
+            Error::NoUpper { .. } => Exit::NotFound,
+            Error::InUse { .. } | Error::Mounted { .. } | Error::NewerSnapshots { .. } | Error::Busy { .. } => Exit::Busy,
+            Error::Io(e) => e.exit(),
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Serve(e) => return e.hint(),
+            Error::Fs(e) | Error::Build(build::Error::Fs(e)) => return e.hint(),
+            Error::Build(build::Error::Source { hint, .. }) => return hint.clone(),
+            Error::NotAllowed => "run it as root, or in a user namespace of your own (`unshare -rm`)",
+            Error::NoUpper { .. } => "name the directory that was given to `mount --upper`, or what is mounted over it",
+            Error::Busy { .. } => "unmount it first, or keep it on ZFS, where a snapshot is taken of it",
+            Error::Zfs(e) => return e.hint(),
+            Error::Unfit { property: property @ ("xattr" | "acltype"), dataset, .. } => {
+                let value = if *property == "xattr" { "sa" } else { "posixacl" };
+                return Some(format!("`zfs set {property}={value} {dataset}`"));
+            }
+            Error::NoSnapshots { .. } => "copy the directory while it is not mounted, or begin with `--upper zfs:DATASET` next time",
+            Error::Mounted { remount: true, .. } => "unmount it, or have --force unmount it and mount it again",
+            Error::Mounted { .. } => "unmount it",
+            Error::NewerSnapshots { clone: Some(clone), .. } => {
+                return Some(format!("{clone} was cloned from one of them: `zfs promote {clone}` takes it along"));
+            }
+            Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
+            Error::LeftUnmounted { .. } | Error::NotRemounted { .. } => "`lxcri-fs mount` mounts it with the image that it belongs to",
+            Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
+            Error::Occupied { .. } => {
+                "take an empty directory, or one that is not there yet; an upper that was copied is whole with its lxcri-fs.json"
+            }
+            Error::Index { .. } => {
+                "`lxcri-fs commit` makes an image with all that was written, and a new upper over that goes on from there"
+            }
+            Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
+            Error::Foreign { .. } => {
+                "mount it with what it belongs to, or take another directory; `lxcri-fs commit` makes an image of both"
+            }
+            Error::InUse { .. } => "each mount needs an upper of its own; `lxcri-fs ps` shows who has this one",
+            Error::Refused { source, .. } if source.raw_os_error() == Some(libc::ESTALE) => {
+                "its work directory belongs to another upper: if it was copied here, remove `work` and mount again"
+            }
+            Error::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "mounting an overlay needs root, or a user namespace of one's own (`unshare -rm`)"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 }

@@ -13,7 +13,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 
 use super::error::{Error, Result};
 use super::place::Layout;
-use super::tmpfs;
+use crate::sys::tmpfs;
 
 /// Whether an upper is in use. Nothing of it is changed.
 ///

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::Result;
-use crate::serve::idmap::IdMap;
 use crate::serve::shared::{self, Detached};
+use crate::sys::idmap::IdMap;
 
 /// An image that is mounted, attached nowhere yet.
 #[derive(Debug)]

@@ -14,7 +14,6 @@ mod overlay;
 pub mod place;
 pub mod record;
 pub mod snapshots;
-mod tmpfs;
 pub mod written;
 mod xattrs;
 

@@ -16,10 +16,11 @@ use super::place::{Place, Upper};
 use super::record::{Record, identify};
 use super::xattrs::Attributes;
 use crate::fs::{Options, Rootfs, Source};
-use crate::serve::idmap::IdMap;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::{Image, MountFlags, MountRequest};
+use crate::serve::protocol::{Image, MountRequest};
 use crate::serve::shared::{self, Detached, Hidden};
+use crate::sys::idmap::IdMap;
+use crate::sys::mount_attr::MountFlags;
 
 /// What to mount.
 #[derive(Debug)]

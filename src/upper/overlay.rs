@@ -15,10 +15,10 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
 use super::place::{Directories, Layout};
-use super::tmpfs;
-use crate::serve::idmap::in_user_namespace;
-use crate::serve::kernel;
-use crate::serve::mountinfo::{self, DirectoryId};
+use crate::sys::idmap::in_user_namespace;
+use crate::sys::kernel;
+use crate::sys::mountinfo::{self, DirectoryId};
+use crate::sys::tmpfs;
 
 /// Longest value of an option that fsconfig(2) takes, bytes.
 const MAX_NAME: usize = 255;

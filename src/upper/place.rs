@@ -14,9 +14,10 @@ use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
-use super::tmpfs;
-use crate::serve::idmap::in_user_namespace;
 use crate::serve::shared::Hidden;
+use crate::sys::idmap::in_user_namespace;
+use crate::sys::replace::UNFINISHED;
+use crate::sys::tmpfs;
 use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
@@ -25,9 +26,7 @@ const WORK: &str = "work";
 /// have in their root directories.
 const BESIDE: [&str; 7] = [UPPER, WORK, "store.json", "container.json", "unfinished", "lost+found", ".zfs"];
 /// What the names begin with of what is made on the way, and left by who is killed.
-const TEMPORARY: [&str; 4] = [".upper-", ".probe-", ".lxcri-fs.json-", ".tmp"];
-/// What the names end with of records of a container that were cut off.
-const UNFINISHED: &[u8] = b".lxcri-fs-new";
+const TEMPORARY: [&str; 3] = [".upper-", ".probe-", ".tmp"];
 /// What stands before the name of a dataset.
 const DATASET: &[u8] = b"zfs:";
 /// Largest set of attribute names, and largest value, that the kernel gives.
@@ -144,7 +143,7 @@ impl Place {
         let refused = |reason| Err(Error::Occupied { path: place.clone(), reason });
         for name in names(&self.dir).map_err(Error::io("listing", place))? {
             let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
-            let is_temporary = TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) || name.ends_with(UNFINISHED);
+            let is_temporary = TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) || name.ends_with(UNFINISHED.as_bytes());
             if !is_known && !is_temporary {
                 return refused("is no upper, and not empty");
             }

@@ -1,14 +1,14 @@
 //! What is written beside an upper: the images that it was made on, and whose ids are in it.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bfc::Container;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fsync, openat, renameat, unlinkat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +16,8 @@ use super::error::{Error, Result};
 use super::xattrs::Attributes;
 pub use crate::build::sources::upper::Marks;
 use crate::fs::{self, paths};
-use crate::serve::idmap::{IdMap, in_user_namespace};
-use crate::serve::kernel;
+use crate::sys::idmap::{IdMap, in_user_namespace};
+use crate::sys::{kernel, replace};
 
 /// Name of the record in an upper's directory.
 pub const NAME: &str = "lxcri-fs.json";
@@ -87,8 +87,7 @@ impl Features {
 /// A record that is on the disk, but not in its place yet; dropped, it never will be.
 #[derive(Debug)]
 pub struct Pending {
-    dir: OwnedFd,
-    name: Option<String>,
+    file: replace::Pending,
     path: PathBuf,
 }
 
@@ -97,22 +96,8 @@ impl Pending {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn keep(mut self) -> Result<()> {
-        let failed = || Error::io("writing", &self.path);
-        if let Some(name) = &self.name {
-            renameat(&self.dir, &**name, &self.dir, NAME).map_err(failed())?;
-        }
-        fsync(&self.dir).map_err(failed())?;
-        self.name = None;
-        Ok(())
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            let _ = unlinkat(&self.dir, &**name, AtFlags::empty());
-        }
+    pub fn keep(self) -> Result<()> {
+        self.file.keep().map_err(Error::io("writing", &self.path))
     }
 }
 
@@ -155,19 +140,12 @@ impl Record {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, dir: BorrowedFd<'_>, place: &Path) -> Result<Pending> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let path = place.join(NAME);
         let failed = || Error::io("writing", &path);
-        let mut text = serde_json::to_vec_pretty(self).map_err(|e| failed()(io::Error::from(e)))?;
+        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(failed())?;
         text.push(b'\n');
-        let name = format!(".{NAME}-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let dir = dir.try_clone_to_owned().map_err(failed())?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(&dir, &*name, flags, Mode::RUSR | Mode::WUSR);
-        let mut file = File::from(opened.map_err(io::Error::from).map_err(failed())?);
-        let pending = Pending { dir, name: Some(name), path: path.clone() };
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed())?;
-        Ok(pending)
+        let file = replace::Pending::write(dir, OsStr::new(NAME), &text).map_err(failed())?;
+        Ok(Pending { file, path })
     }
 
     /// Refuses an upper in which overlayfs would not find its own marks: it was made in a user namespace, and is not to be used in one, or the other way round.

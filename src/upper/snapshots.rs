@@ -11,10 +11,11 @@ use super::place::{Place, Upper};
 use super::record::Record;
 use super::written::Written;
 use crate::serve::mount::Unmount;
-use crate::serve::mountinfo::MountInfo;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::MountFlags;
-use crate::serve::{shared, unmount, users};
+use crate::serve::{shared, unmount};
+use crate::sys::mount_attr::MountFlags;
+use crate::sys::mountinfo::MountInfo;
+use crate::sys::users;
 use crate::zfs::{Dataset, Info, Newer, Snapshot};
 
 impl Written {

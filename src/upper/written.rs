@@ -13,9 +13,9 @@ use super::place::{Layout, Upper, is_ephemeral};
 use super::record::Record;
 use crate::build::sources::upper::Upper as Source;
 use crate::fs::Rootfs;
-use crate::serve::mountinfo::{self, DirectoryId};
-use crate::serve::users::{self, Used};
 use crate::serve::{self, shared, unmount};
+use crate::sys::mountinfo::{self, DirectoryId};
+use crate::sys::users::{self, Used};
 use crate::zfs::{Dataset, Snapshot};
 
 /// An upper that has been written to.
@@ -117,7 +117,7 @@ impl Written {
             }
             match shared::set_read_only(&mount, true) {
                 Ok(()) => still.frozen.push(mount),
-                Err(serve::Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::ResourceBusy => {
+                Err(serve::Error::Io(e)) if e.kind() == std::io::ErrorKind::ResourceBusy => {
                     return Err(Error::Busy { path, users });
                 }
                 Err(error) => return Err(error.into()),
@@ -183,14 +183,14 @@ impl Drop for Still {
     fn drop(&mut self) {
         for mount in &self.frozen {
             if let Err(error) = shared::set_read_only(mount, false) {
-                tracing::warn!("it stays read-only: {}", serve::chain(&error));
+                tracing::warn!("it stays read-only: {}", crate::error::chain(&error));
             }
         }
         if let Some(snapshot) = &self.snapshot {
             // Looking into a snapshot has mounted it.
             let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
             if let Err(error) = snapshot.destroy() {
-                tracing::warn!("{}", serve::chain(&error));
+                tracing::warn!("{}", crate::error::chain(&error));
             }
         }
     }

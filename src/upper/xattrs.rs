@@ -16,11 +16,11 @@ use rustix::fs::{AtFlags, Mode, XattrFlags, fsetxattr, ftruncate, linkat, mkdira
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use super::tmpfs;
 use crate::fs::create::{make_node, set_attributes};
 use crate::fs::{Entry, Options, ROOT, Rootfs, Source};
-use crate::serve::idmap::in_user_namespace;
-use crate::serve::kernel;
+use crate::sys::idmap::in_user_namespace;
+use crate::sys::kernel;
+use crate::sys::tmpfs;
 
 /// What overlayfs itself keeps in attributes: an image must not tell it anything.
 const OVERLAY: &[u8] = b"trusted.overlay.";

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::error::{Exit, Report};
+
 /// An error of `zfs` or `zpool`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -181,9 +183,24 @@ impl Error {
         let message = if line.contains(&format!("'{name}'")) { reason } else { line };
         Error::Command { doing, name: name.to_owned(), cause: Cause::of(reason), message: message.to_owned() }
     }
+}
 
-    /// What to try.
-    pub fn hint(&self) -> Option<String> {
+/// The pool of a dataset or snapshot.
+fn pool_of(name: &str) -> &str {
+    name.split(['/', '@']).next().unwrap_or(name)
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Error::Name { .. } => Exit::Usage,
+            Error::Command { cause: Cause::NotFound, .. } => Exit::NotFound,
+            Error::Command { cause: Cause::Busy | Cause::HasClones | Cause::HasChildren, .. } => Exit::Busy,
+            _ => Exit::Failure,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::NotInstalled { .. } => "install the ZFS utilities (Debian: zfsutils-linux), or use a directory instead",
             Error::NoDirectory { hint, .. } => return Some(hint.clone()),
@@ -206,11 +223,6 @@ impl Error {
         };
         Some(hint.to_owned())
     }
-}
-
-/// The pool of a dataset or snapshot.
-fn pool_of(name: &str) -> &str {
-    name.split(['/', '@']).next().unwrap_or(name)
 }
 
 #[cfg(test)]

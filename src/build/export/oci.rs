@@ -33,7 +33,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub fn oci_layout(rootfs: &Rootfs, dir: &Path, compression: Compression, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
     let parent = crate::build::parent(dir);
     if dir.symlink_metadata().is_ok() {
-        return Err(Error::io("making", dir)(io::ErrorKind::AlreadyExists.into()));
+        return Err(Error::io("making", dir)(io::ErrorKind::AlreadyExists));
     }
     let temp = tempfile::Builder::new()
         .prefix(".lxcri-fs-export.")

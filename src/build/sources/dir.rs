@@ -25,7 +25,7 @@ use crate::layer::{OPAQUE, WHITEOUT};
 /// Opens a directory.
 pub fn open(path: &Path) -> Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("opening the directory", path)(e.into()))?;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(Error::io("opening the directory", path))?;
     let name = path.display().to_string();
     let created_by = super::created_by("dir", path);
     let size = size_of(path, &fd)?;
@@ -35,7 +35,7 @@ pub fn open(path: &Path) -> Result<Image> {
 
 /// How many bytes the files of a directory hold, for progress and the check of free space: what changes meanwhile does no harm.
 fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
-    let failed = |e: Errno| Error::io("listing", root)(e.into());
+    let failed = |e: Errno| Error::io("listing", root)(e);
     let mut total = 0_u64;
     let mut levels = vec![Dir::read_from(fd).map_err(failed)?];
     while let Some(dir) = levels.last_mut() {
@@ -104,7 +104,7 @@ struct Level {
 impl Walk<'_> {
     fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
         let path = self.root.join(OsStr::from_bytes(path));
-        move |e| Error::Io { doing, path, source: e.into() }
+        move |e| Error::io(doing, &path)(e)
     }
 
     fn run(&mut self, root: OwnedFd) -> Result<()> {

@@ -82,7 +82,7 @@ impl Spec {
         if path.exists() {
             return Err(unknown(text, "it is neither a directory, a tar, an archive of an image, nor a BFC image"));
         }
-        Err(Error::Io { doing: "opening", path: path.to_owned(), source: std::io::ErrorKind::NotFound.into() })
+        Err(Error::io("opening", path)(std::io::ErrorKind::NotFound))
     }
 
     /// `PATH[:REFERENCE]`. As skopeo has it, what follows the first colon is the reference; but a path that exists is one.

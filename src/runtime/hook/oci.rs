@@ -8,9 +8,10 @@ use oci_spec::runtime::State;
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
 use super::super::mount;
-use super::super::{bundle, create, delete, files};
-use crate::serve::mountinfo;
+use super::super::{bundle, create, delete};
 use crate::store::Store;
+use crate::sys::files;
+use crate::sys::mountinfo;
 
 /// Longest state that is read, bytes.
 const MAX_STATE: u64 = 1 << 20;

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::super::bundle::MAX_CONFIG;
 use super::super::error::{Error, Result};
-use super::super::{files, inject};
+use super::super::inject;
+use crate::sys::files;
 
 /// Digits of podman's ids.
 const ID: usize = 64;

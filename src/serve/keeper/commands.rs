@@ -4,13 +4,14 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::channel::Channel;
-use super::super::error::{Error, Result, chain};
-use super::super::protocol::{self, Failure, KeeperReply, KeeperRequest, Status};
+use super::super::error::{Error, Failure, Result};
+use super::super::protocol::{self, KeeperReply, KeeperRequest, Status};
 use super::super::stats::Stats;
 use super::events::SHORTAGE;
 use super::machine::{Event, Service, UNANSWERED};
 use super::process::Worker;
 use super::{Keeper, failure_of};
+use crate::error::chain;
 
 /// How long somebody who connects may take to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(1);

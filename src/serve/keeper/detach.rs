@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::super::mountinfo;
+use crate::sys::mountinfo;
 
 /// There is systemd, and control groups are its own.
 const SYSTEMD: &str = "/run/systemd/system";

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::super::error::{Error, Result, chain};
+use super::super::error::{Error, Result};
 use super::super::resume;
 use super::machine::{Action, Event};
 use super::process::{Said, Worker};
 use super::restarts::End;
 use super::{Keeper, LIMIT, source_of};
+use crate::error::chain;
 
 /// How long until a connection is accepted that could not be.
 pub(super) const SHORTAGE: Duration = Duration::from_millis(100);

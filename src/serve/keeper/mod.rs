@@ -9,6 +9,7 @@ mod model;
 mod place;
 mod process;
 mod restarts;
+mod start;
 mod suspects;
 mod upgrade;
 
@@ -26,14 +27,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use self::machine::Machine;
 pub(super) use self::place::Place;
 use self::process::Worker;
+use self::start::KeeperStart;
 use super::channel::{Channel, Listener};
-use super::error::{Error, Result, chain};
+use super::error::{Error, Failure, Result};
 use super::log::{self, Style};
 use super::mount::{self, Unmount};
 use super::mountpoint::MountPoint;
-use super::protocol::{Failure, KeeperReply, KeeperStart, MountRequest};
+use super::protocol::{KeeperReply, MountRequest};
 use super::rundir::{Locked, RunDir};
-use super::{mountinfo, namespace, rundir, secrets};
+use super::{rundir, secrets};
+use crate::error::chain;
+use crate::sys::{mountinfo, namespace};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -88,7 +92,7 @@ pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     }
     let mut command = Command::new(SELF);
     let command = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", Style::Plain.name()]);
-    Error::System { doing: "starting the keeper", source: command.exec() }
+    Error::system("starting the keeper")(command.exec())
 }
 
 /// Why a keeper ended, though its file system was not unmounted.
@@ -132,7 +136,7 @@ fn in_background(request: MountRequest, mut fds: Vec<OwnedFd>, style: Style, con
     };
     detach::leave_control_group();
     if request.shared.is_some()
-        && let Err(error) = rundir::base().and_then(|base| namespace::enter_init(&base))
+        && let Err(error) = rundir::base().and_then(|base| Ok(namespace::enter_init(&base)?))
     {
         tracing::debug!("staying in the mount namespace of who mounted: {}", chain(&error));
     }

@@ -10,15 +10,16 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tre
 use serde::{Deserialize, Serialize};
 
 use super::super::channel::Listener;
-use super::super::error::{Error, Result, chain};
+use super::super::error::{Error, Result};
 use super::super::mount::{self, Unmount};
-use super::super::mountinfo::{self, MountInfo};
 use super::super::mountpoint::{MountPoint, link};
-use super::super::namespace;
 use super::super::protocol::MountRequest;
 use super::super::rundir::{Locked, RunDir, direct_name};
-use super::super::users::{self, Used};
 use super::machine;
+use crate::error::chain;
+use crate::sys::mountinfo::{self, MountInfo};
+use crate::sys::namespace;
+use crate::sys::users::{self, Used};
 
 /// A mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]

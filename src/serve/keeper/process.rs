@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::channel::Channel;
 use super::super::confine::Confinement;
-use super::super::error::{Error, Result, chain};
+use super::super::error::{Error, Result};
 use super::super::in_hand::Page;
 use super::super::log::Style;
 use super::super::protocol::{MountRequest, Precautions, TemporaryFile, WorkerReply, WorkerRequest};
@@ -20,6 +20,7 @@ use super::super::secrets;
 use super::super::stats::Stats;
 use super::SELF;
 use super::restarts::End;
+use crate::error::chain;
 use crate::fs::{Spool, TempDir};
 
 /// How long a process that is going takes to be gone, unless it waits for something.

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::super::channel::Channel;
 use super::super::error::{Error, Result};
-use super::super::protocol::{Handover, KeeperStart};
 use super::super::secrets;
 use super::Keeper;
 use super::machine::{Event, Machine};
 use super::restarts::End;
+use super::start::{Handover, KeeperStart};
 
 /// How long a worker that was killed may take to end.
 const ENDING: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ impl Keeper {
         tracing::info!("going on as another version");
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let error = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", self.style.name()]).exec();
-        Err(Error::System { doing: "starting the new version", source: error })
+        Err(Error::system("starting the new version")(error))
     }
 
     /// Ends the worker, and all of it: another program could not wait for the rest. Requests wait for the next.

@@ -113,7 +113,7 @@ impl Upper {
     fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(&self.name).join(std::ffi::OsStr::from_bytes(path));
-        move |e| Error::Io { doing, path, source: e.into() }
+        move |e| Error::io(doing, &path)(e)
     }
 
     /// An upper that is not what it should be.

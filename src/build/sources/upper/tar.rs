@@ -50,7 +50,7 @@ impl TarSource for UpperTar {
                 }
             }
         }
-        pack.tar.finish().map_err(|e| Error::Io { doing: "packing", path: upper.name.clone().into(), source: e })?;
+        pack.tar.finish().map_err(Error::io("packing", std::path::Path::new(&upper.name)))?;
         Ok(())
     }
 }
@@ -155,7 +155,7 @@ impl Pack<'_> {
         self.tar.append(path, attr, body).map_err(|e| {
             use std::os::unix::ffi::OsStrExt;
             let path = std::path::Path::new(&self.upper.name).join(std::ffi::OsStr::from_bytes(path));
-            Error::Io { doing: "packing", path, source: e }
+            Error::io("packing", &path)(e)
         })
     }
 

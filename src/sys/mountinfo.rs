@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::error::{Error, Result};
+use super::Result;
+use crate::error::Io;
 
 /// Type of our mounts.
 pub const FS_TYPE: &str = "fuse.lxcri-fs";
 /// What the name of a directory begins with where the lower directory of an overlay is, or was while the overlay was made; the numbers of the
 /// device that is mounted there follow.
-pub(super) const LOWER: &str = "lower-";
+pub(crate) const LOWER: &str = "lower-";
 /// What the name of a directory begins with under which overlayfs was given an upper; the numbers of its device and inode follow.
 const UPPER: &str = "upper-";
 /// What an upper directory is called there when its name is too long.
@@ -132,7 +133,7 @@ impl MountInfo {
     }
 
     /// The lower directories of an overlay.
-    pub(super) fn lowers(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn lowers(&self) -> impl Iterator<Item = PathBuf> {
         let split = self.values("lowerdir").flat_map(|l| {
             let parts: Vec<_> =
                 l.as_os_str().as_bytes().split(|&b| b == b':').map(|p| PathBuf::from(OsString::from_vec(p.to_vec()))).collect();
@@ -193,17 +194,17 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// The mounts of a process's namespace, in the order in which they were made.
 ///
 /// # Errors
-/// [`Error::Io`] when they cannot be read.
+/// [`Io`] when they cannot be read.
 pub fn of_process(proc: &Path) -> Result<Vec<MountInfo>> {
     let path = proc.join("mountinfo");
-    let bytes = std::fs::read(&path).map_err(Error::io("reading", &path))?;
+    let bytes = std::fs::read(&path).map_err(Io::at("reading", &path))?;
     Ok(bytes.split(|&b| b == b'\n').filter_map(MountInfo::parse).collect())
 }
 
 /// The mounts of this process's namespace.
 ///
 /// # Errors
-/// [`Error::Io`] when they cannot be read.
+/// [`Io`] when they cannot be read.
 pub fn all() -> Result<Vec<MountInfo>> {
     of_process(Path::new("/proc/self"))
 }
@@ -211,7 +212,7 @@ pub fn all() -> Result<Vec<MountInfo>> {
 /// What is mounted at a path: the uppermost mount, the one that is seen.
 ///
 /// # Errors
-/// [`Error::Io`] when the mounts cannot be read.
+/// [`Io`] when the mounts cannot be read.
 pub fn at(mountpoint: &Path) -> Result<Option<MountInfo>> {
     Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
 }

@@ -1,13 +1,55 @@
-//! Locks: files that are locked with flock(2), so that a lock ends with its holder, whatever ends it.
+//! Locks: flock(2), so that a lock ends with its holder, whatever ends it.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::error::{Error, Result};
+use super::Result;
+use crate::error::Io;
+
+/// How a file is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Beside others who lock it so; does not wait.
+    TryShared,
+    /// Alone; does not wait.
+    Try,
+    /// Alone; waits for all others.
+    Wait,
+}
+
+/// Locks an open file or directory. Whether that was possible: [`Mode::Wait`] always succeeds.
+///
+/// # Errors
+/// What the system says.
+pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
+    let operation = match mode {
+        Mode::TryShared => FlockOperation::NonBlockingLockShared,
+        Mode::Try => FlockOperation::NonBlockingLockExclusive,
+        Mode::Wait => FlockOperation::LockExclusive,
+    };
+    match rustix::io::retry_on_intr(|| flock(file, operation)) {
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        other => other.map(|()| true).map_err(io::Error::from),
+    }
+}
+
+/// Locks what was opened at a path, and is still there once it is locked: whoever held the lock before may have removed it.
+/// Whether it is locked.
+///
+/// # Errors
+/// What the system says.
+pub fn lock_at(path: &Path, file: &File, mode: Mode) -> io::Result<bool> {
+    if !lock(file, mode)? {
+        return Ok(false);
+    }
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    Ok(std::fs::metadata(path).ok().map(identity) == Some(identity(file.metadata()?)))
+}
 
 /// A directory of locks.
 #[derive(Debug)]
@@ -31,14 +73,14 @@ impl Locks {
     /// Waits for a lock; `waiting` is called once if somebody else holds it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Io`].
     pub fn lock(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
         if let Some(lock) = self.try_lock(name)? {
             return Ok(lock);
         }
         waiting();
         loop {
-            if let Some(lock) = self.lock_with(name, FlockOperation::LockExclusive)? {
+            if let Some(lock) = self.lock_with(name, Mode::Wait)? {
                 return Ok(lock);
             }
         }
@@ -47,19 +89,19 @@ impl Locks {
     /// Takes a lock unless somebody holds it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Io`].
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
-        self.lock_with(name, FlockOperation::NonBlockingLockExclusive)
+        self.lock_with(name, Mode::Try)
     }
 
     /// The names of the locks that are held, or were by a process that was killed.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Io`].
     pub fn names(&self) -> Result<Vec<String>> {
-        let failed = |e| Error::io("reading", &self.dir)(e);
+        let failed = |e| Io::at("reading", &self.dir)(e);
         let entries = match std::fs::read_dir(&self.dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed)?,
         };
         let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
@@ -67,29 +109,25 @@ impl Locks {
     }
 
     /// `None` when it is held by somebody else, or was removed by its holder meanwhile.
-    fn lock_with(&self, name: &str, operation: FlockOperation) -> Result<Option<Lock>> {
+    fn lock_with(&self, name: &str, mode: Mode) -> Result<Option<Lock>> {
         let path = self.dir.join(name);
-        let failed = |e| Error::io("locking", &path)(e);
-        let file = match open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
-                open(&path)
-            }
-            other => other,
-        }
-        .map_err(failed)?;
-        match rustix::io::retry_on_intr(|| flock(&file, operation)) {
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            other => other.map_err(|e| failed(e.into()))?,
-        }
-        let now = std::fs::metadata(&path).ok().map(|m| m.ino());
-        let locked = file.metadata().map_err(failed)?.ino();
+        let take = || {
+            let file = match open(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+                    open(&path)?
+                }
+                other => other?,
+            };
+            Ok::<_, io::Error>(lock_at(&path, &file, mode)?.then_some(file))
+        };
+        let file = take().map_err(Io::at("locking", &path))?;
         // What is no lock must not be let go like one: the file that is there now is another's.
-        Ok((now == Some(locked)).then(|| Lock { path, _file: file }))
+        Ok(file.map(|file| Lock { path, _file: file }))
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 

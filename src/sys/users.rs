@@ -127,12 +127,12 @@ pub fn of_upper(upper: DirectoryId) -> Option<User> {
 }
 
 /// Whether a mount is an overlay of ours over the file system with this device.
-pub(super) fn is_over(mount: &MountInfo, dev: (u32, u32)) -> bool {
+pub(crate) fn is_over(mount: &MountInfo, dev: (u32, u32)) -> bool {
     mount.overlay().is_some_and(|overlay| overlay.lower == dev)
 }
 
 /// Whether a mount is an overlay one of whose lower directories is `path` or below it.
-pub(super) fn has_lower(mount: &MountInfo, path: &Path) -> bool {
+pub(crate) fn has_lower(mount: &MountInfo, path: &Path) -> bool {
     mount.lowers().any(|lower| lower.starts_with(path))
 }
 

@@ -11,7 +11,8 @@ use std::str::FromStr;
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Error, Result};
+use super::Result;
+use crate::error::Io;
 
 /// Most ranges that the kernel takes (user_namespaces(7)).
 const MAX_RANGES: usize = 340;
@@ -151,7 +152,7 @@ impl IdMap {
     /// A user namespace with this map.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::System`], such as when this process may not map these ids.
+    /// [`Io`], such as when this process may not map these ids.
     pub fn namespace(&self) -> Result<OwnedFd> {
         let failed = "making a user namespace";
         let child = Command::new(SELF)
@@ -160,19 +161,19 @@ impl IdMap {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(Error::system(failed))?;
+            .map_err(Io::doing(failed))?;
         let mut child = Ended(child);
         let mut ready = [0];
-        child.0.stdout.take().map_or(Ok(()), |mut out| out.read_exact(&mut ready)).map_err(Error::system(failed))?;
+        child.0.stdout.take().map_or(Ok(()), |mut out| out.read_exact(&mut ready)).map_err(Io::doing(failed))?;
         let proc = PathBuf::from(format!("/proc/{}", child.0.id()));
         for (name, ranges) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
             let lines: String = ranges.iter().map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count)).collect();
             let path = proc.join(name);
             // The kernel takes a map in one piece.
-            std::fs::write(&path, lines).map_err(Error::io("mapping ids by", &path))?;
+            std::fs::write(&path, lines).map_err(Io::at("mapping ids by", &path))?;
         }
         let path = proc.join("ns/user");
-        Ok(File::open(&path).map_err(Error::io("opening", &path))?.into())
+        Ok(File::open(&path).map_err(Io::at("opening", &path))?.into())
     }
 }
 
@@ -204,7 +205,7 @@ pub fn in_user_namespace() -> bool {
 }
 
 /// The number that this process's user has outside of its user namespace, as far as that can be seen.
-pub(super) fn host_uid() -> u32 {
+pub(crate) fn host_uid() -> u32 {
     let uid = rustix::process::geteuid().as_raw();
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let outside = map.lines().find_map(|line| {

@@ -3,10 +3,35 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::protocol::MountFlags;
+use serde::{Deserialize, Serialize};
+
+/// Flags of the mount. It is always read-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MountFlags {
+    /// Set-user-id bits and file capabilities have no effect.
+    pub nosuid: bool,
+    /// Device files cannot be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+    /// Others than who mounts may use it.
+    pub allow_other: bool,
+}
+
+impl MountFlags {
+    /// Those of a mount of which nothing is said. Every user of the host may reach it, so set-user-id programs and devices of the image are not his to use.
+    pub fn plain(is_root: bool) -> Self {
+        Self { nosuid: true, nodev: true, noexec: false, allow_other: is_root }
+    }
+
+    /// Those of a container's root file system, which only the container reaches: its set-user-id programs and devices work.
+    pub fn of_container(is_root: bool) -> Self {
+        Self { nosuid: !is_root, nodev: !is_root, ..Self::plain(is_root) }
+    }
+}
 
 /// Flags that are set or cleared on a mount before anybody can see it.
-pub(super) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
+pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
     let mut attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let bits = [(flags.nosuid, libc::MOUNT_ATTR_NOSUID), (flags.nodev, libc::MOUNT_ATTR_NODEV), (flags.noexec, libc::MOUNT_ATTR_NOEXEC)];
     for (set, bit) in bits {
@@ -20,13 +45,13 @@ pub(super) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
 }
 
 /// Makes a mount read-only, or no longer so.
-pub(super) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+pub(crate) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let (attr_set, attr_clr) = if on { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
     call::mount_setattr(mount, &libc::mount_attr { attr_set, attr_clr, propagation: 0, userns_fd: 0 })
 }
 
 /// Has a mount that nobody can see yet show other ids: those that the user namespace maps the stored ones to.
-pub(super) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
     let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
     call::mount_setattr(mount, &attr)
@@ -38,7 +63,7 @@ mod call {
     use std::os::fd::{AsRawFd, BorrowedFd};
 
     /// Changes the mount that the descriptor leads to.
-    pub(super) fn mount_setattr(mount: BorrowedFd<'_>, attr: &libc::mount_attr) -> io::Result<()> {
+    pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &libc::mount_attr) -> io::Result<()> {
         // SAFETY: the path is a C string, `attr` is of the size that is given, and the kernel reads from both during the call only.
         let result = unsafe {
             libc::syscall(

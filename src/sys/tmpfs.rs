@@ -9,7 +9,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn mount(options: &[(&str, &str)]) -> Result<OwnedFd, Errno> {
+pub(crate) fn mount(options: &[(&str, &str)]) -> Result<OwnedFd, Errno> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), "source", "lxcri-fs")?;
     for (key, value) in options {

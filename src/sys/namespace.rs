@@ -6,18 +6,19 @@ use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::error::{Error, Result};
+use super::Result;
 use super::mountinfo;
+use crate::error::Io;
 
 const INIT: &str = "/proc/1/ns/mnt";
 
 /// The number of a process's mount namespace.
-pub(super) fn of_process(pid: u32) -> Option<u64> {
+pub(crate) fn of_process(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|m| m.ino())
 }
 
 /// A process in this mount namespace, other than these; `None` when there is none any more. `known` is one that was in it the last time.
-pub(super) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -> Option<u32> {
+pub(crate) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -> Option<u32> {
     let is_in = |pid: &u32| !but.contains(pid) && of_process(*pid) == Some(namespace);
     if let Some(pid) = known.filter(is_in) {
         return Some(pid);
@@ -28,7 +29,7 @@ pub(super) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -
 }
 
 /// Whether a file holds this mount namespace in that of the first process, as `unshare --mount=FILE` makes.
-pub(super) fn is_held(namespace: u64) -> bool {
+pub(crate) fn is_held(namespace: u64) -> bool {
     let root = format!("mnt:[{namespace}]");
     let mounts = mountinfo::of_process(Path::new("/proc/1")).unwrap_or_default();
     mounts.iter().any(|mount| mount.fs_type == "nsfs" && mount.root == Path::new(&root))
@@ -38,14 +39,13 @@ pub(super) fn is_held(namespace: u64) -> bool {
 /// all that is mounted in it, alive: a keeper must not do that to the namespace of a container that is not the only user of its image.
 ///
 /// # Errors
-/// [`Error::Io`] when it is not allowed, or not the same place. The process stays where it is.
-pub(super) fn enter_init(directory: &Path) -> Result<()> {
-    let identity = || std::fs::metadata(directory).map(|m| (m.dev(), m.ino())).map_err(Error::io("looking at", directory));
-    let open = |path: &Path| File::open(path).map_err(Error::io("opening the mount namespace", path));
+/// [`Io`] when it is not allowed, or not the same place. The process stays where it is.
+pub(crate) fn enter_init(directory: &Path) -> Result<()> {
+    let identity = || std::fs::metadata(directory).map(|m| (m.dev(), m.ino())).map_err(Io::at("looking at", directory));
+    let open = |path: &Path| File::open(path).map_err(Io::at("opening the mount namespace", path));
     let enter = |namespace: &File, path| {
         use std::os::fd::AsFd;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
-            .map_err(Error::io("entering the mount namespace", path))
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount)).map_err(Io::at("entering the mount namespace", path))
     };
     if of_process(1) == of_process(std::process::id()) {
         return Ok(());
@@ -57,7 +57,7 @@ pub(super) fn enter_init(directory: &Path) -> Result<()> {
         Ok(after) if after == before => Ok(()),
         other => {
             enter(&ours, own)?;
-            other.and(Err(Error::io("sharing mounts through", directory)(std::io::Error::from(std::io::ErrorKind::CrossesDevices))))
+            other.and(Err(Io::at("sharing mounts through", directory)(std::io::Error::from(std::io::ErrorKind::CrossesDevices))))
         }
     }
 }

@@ -1,0 +1,178 @@
+//! Replacing a small file as a whole: readers find the old one or the new one, also after a power cut.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::lock::{self, lock};
+
+/// What the name of a file that is not whole yet ends with.
+pub(crate) const UNFINISHED: &str = ".lxcri-fs-new";
+
+/// What a file is called until it is whole. One that is left by somebody who was killed can be told by that.
+pub(crate) fn unfinished(path: &Path) -> PathBuf {
+    path.with_file_name(temporary(path.file_name().unwrap_or_default()))
+}
+
+fn temporary(name: &OsStr) -> OsString {
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(UNFINISHED);
+    temporary
+}
+
+/// A file that is whole and on the disk, but not in its place yet; dropped, it never will be.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    dir: OwnedFd,
+    name: OsString,
+    temporary: Option<OsString>,
+    /// Locked until it has its name: so nobody takes it for left behind.
+    _file: File,
+}
+
+impl Pending {
+    /// Writes what is to become the file `name` of a directory, for its user alone to read.
+    ///
+    /// # Errors
+    /// What the system says; nothing is left then.
+    pub(crate) fn write(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> io::Result<Self> {
+        let dir = dir.try_clone_to_owned()?;
+        let temporary = temporary(name);
+        let file = begin(&dir, &temporary)?;
+        let mut pending = Self { dir, name: name.to_owned(), temporary: Some(temporary), _file: file };
+        pending._file.write_all(content)?;
+        pending._file.sync_all()?;
+        Ok(pending)
+    }
+
+    /// Puts it in its place, for good.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn keep(mut self) -> io::Result<()> {
+        if let Some(temporary) = &self.temporary {
+            renameat(&self.dir, temporary, &self.dir, &self.name)?;
+        }
+        self.temporary = None;
+        Ok(fsync(&self.dir)?)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = unlinkat(&self.dir, temporary, AtFlags::empty());
+        }
+    }
+}
+
+/// Replaces the file at a path, for its user alone to read.
+///
+/// # Errors
+/// What the system says; the old file is there then, and nothing else.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = openat(CWD, parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Pending::write(dir.as_fd(), name, content)?.keep()
+}
+
+/// A new file of this name, locked. What somebody left who was killed is removed, and whoever is writing one is waited for. Nothing is
+/// ever written to a file that was there.
+fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
+    const NEW: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::CLOEXEC);
+    const OLD: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+    let mode = Mode::RUSR | Mode::WUSR;
+    loop {
+        match openat(dir, name, NEW, mode) {
+            Ok(new) => {
+                let new = File::from(new);
+                lock(&new, lock::Mode::Wait)?;
+                // Else somebody took it for left behind, before it was locked.
+                if is_named(dir, name, &new)? {
+                    rustix::fs::fchmod(&new, mode)?;
+                    return Ok(new);
+                }
+            }
+            Err(Errno::EXIST) => match openat(dir, name, OLD, Mode::empty()) {
+                Ok(old) => {
+                    let old = File::from(old);
+                    lock(&old, lock::Mode::Wait)?;
+                    if is_named(dir, name, &old)? {
+                        unlinkat(dir, name, AtFlags::empty())?;
+                    }
+                }
+                Err(Errno::NOENT) => {}
+                // A symlink.
+                Err(Errno::LOOP) => unlinkat(dir, name, AtFlags::empty())?,
+                Err(e) => return Err(e.into()),
+            },
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Whether a name of a directory is that of an open file.
+fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> io::Result<bool> {
+    let open = fstat(file)?;
+    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (open.st_dev, open.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_whole_whoever_writes_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record.json");
+        let contents: Vec<Vec<u8>> = (0..4_u8).map(|i| vec![b'a' + i; 10_000]).collect();
+        std::thread::scope(|scope| {
+            for content in &contents {
+                scope.spawn(|| (0..50).for_each(|_| replace(&path, content).unwrap()));
+            }
+            for _ in 0..200 {
+                let found = std::fs::read(&path);
+                assert!(found.is_err() || contents.contains(&found.unwrap()));
+            }
+        });
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_was_left_is_removed_and_never_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("record"), dir.path().join("other"));
+        std::fs::write(&other, "other").unwrap();
+        let left = unfinished(&path);
+        std::fs::hard_link(&other, &left).unwrap();
+        replace(&path, b"one").unwrap();
+        std::os::unix::fs::symlink(&other, &left).unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), b"other");
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn what_is_not_kept_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = File::open(&dir).unwrap();
+        drop(Pending::write(open.as_fd(), OsStr::new("record"), b"x").unwrap());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    }
+}
