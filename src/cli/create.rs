@@ -137,7 +137,7 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
     let (store, stored, path) = resolve(args)?;
     let file = match &stored {
         Some(image) => store.open_image(image)?,
-        None => super::open::open_image(&path)?,
+        None => super::store::open_image(&path)?,
     };
     let record = image_record(args, &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;

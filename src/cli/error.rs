@@ -2,11 +2,9 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-use super::output::notes;
 pub use crate::error::Exit;
-use crate::error::{Io, Report, chain};
+use crate::error::{Io, Report};
 use crate::{build, fs, registry, runtime, serve, store, upper, zfs};
 
 /// Shown by `--help`.
@@ -104,16 +102,6 @@ impl Error {
             Error::Io(e) => e,
             Error::Secret { .. } | Error::Other { .. } | Error::Output(_) => return None,
         })
-    }
-
-    /// Prints cause and hint, and gives the exit code. A closed pipe is silent.
-    pub(super) fn report(&self) -> ExitCode {
-        if matches!(self, Error::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe) {
-            return Exit::Failure.into();
-        }
-        let (cause, hint) = (format!("lxcri-fs: {}", chain(self)), self.hint().map(|hint| format!("  hint: {hint}")));
-        notes(&[Some(&*cause), hint.as_deref()].into_iter().flatten().collect::<Vec<_>>());
-        self.exit().into()
     }
 }
 

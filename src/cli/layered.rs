@@ -35,8 +35,8 @@ impl Layered {
         let sources = sources::Options { temp_dir: store.temp_dir()?, ..self.sources };
         // A plain v1 image has no layers to continue from.
         let first = self.images.first().cloned();
-        let base =
-            first.filter(|path| super::open::open_image(path).is_ok_and(|file| Base::open(path, file).is_ok_and(|b| !b.layers.is_empty())));
+        let base = first
+            .filter(|path| super::store::open_image(path).is_ok_and(|file| Base::open(path, file).is_ok_and(|b| !b.layers.is_empty())));
         let stored = store.images()?.into_iter().find(|image| Some(&image.path) == base.as_ref());
         let stored = match stored {
             Some(image) if store.is_sound(&image)? => Some(image),

@@ -171,6 +171,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn exit_code(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error.report(),
+        Err(error) => output::report(&error),
     }
 }

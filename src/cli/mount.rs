@@ -9,7 +9,7 @@ use bfc::Secret;
 use clap::Args;
 
 use super::error::{Error, Exit};
-use super::mount_options::MountOptions;
+use super::mount_options::{MountOptions, bad_option, option_text};
 use super::output::note;
 use super::secret::{SecretArgs, image_key, is_encrypted, prompt, terminal};
 use super::size;
@@ -85,13 +85,36 @@ pub struct MountArgs {
     pub threads: Option<u16>,
 }
 
+impl MountArgs {
+    /// Sets the arguments that the options stand for.
+    fn apply(&mut self, options: &MountOptions) -> Result<(), Error> {
+        for (name, value) in options.values() {
+            let path = || Some(PathBuf::from(value));
+            match name.as_str() {
+                "ro" => self.read_only = true,
+                "ephemeral" => self.ephemeral = Some(None),
+                "upper" => self.upper = Some(value.clone()),
+                "quota" => self.quota = Some(size::parse(&option_text(name, value)?).map_err(|_| bad_option(name, value))?),
+                "reservation" => self.reservation = Some(size::parse(&option_text(name, value)?).map_err(|_| bad_option(name, value))?),
+                "idmap" => self.idmap = Some(option_text(name, value)?.parse().map_err(|_| bad_option(name, value))?),
+                "subdir" => self.subdir = path(),
+                "digest" => self.digest = Some(option_text(name, value)?),
+                "password-file" => self.secret.password_file = path(),
+                "key-file" => self.secret.key_file = path(),
+                _ => self.cache_size = Some(option_text(name, value)?.parse().map_err(|_| bad_option(name, value))?),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Runs the command.
 pub fn run(mut args: MountArgs) -> Result<(), Error> {
     if args.all {
         return mount_containers(&args.store);
     }
     let options = MountOptions::parse(&args.options)?;
-    options.apply(&mut args)?;
+    args.apply(&options)?;
     let mut secret = args.secret.load()?;
     let missing = || Error::Other {
         message: "where to mount is missing".to_owned(),

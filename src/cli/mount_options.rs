@@ -2,11 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
 
 use super::error::{Error, Exit};
-use super::mount::MountArgs;
-use super::size;
 use crate::sys::mount_attr::MountFlags;
 
 /// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
@@ -84,25 +81,9 @@ impl MountOptions {
         Ok(Self { flags, values })
     }
 
-    /// Sets the arguments that the options stand for.
-    pub(super) fn apply(&self, args: &mut MountArgs) -> Result<(), Error> {
-        for (name, value) in &self.values {
-            let path = || Some(PathBuf::from(value));
-            match name.as_str() {
-                "ro" => args.read_only = true,
-                "ephemeral" => args.ephemeral = Some(None),
-                "upper" => args.upper = Some(value.clone()),
-                "quota" => args.quota = Some(size::parse(&text(name, value)?).map_err(|_| bad_value(name, value))?),
-                "reservation" => args.reservation = Some(size::parse(&text(name, value)?).map_err(|_| bad_value(name, value))?),
-                "idmap" => args.idmap = Some(text(name, value)?.parse().map_err(|_| bad_value(name, value))?),
-                "subdir" => args.subdir = path(),
-                "digest" => args.digest = Some(text(name, value)?),
-                "password-file" => args.secret.password_file = path(),
-                "key-file" => args.secret.key_file = path(),
-                _ => args.cache_size = Some(text(name, value)?.parse().map_err(|_| bad_value(name, value))?),
-            }
-        }
-        Ok(())
+    /// The other options, by name, with their values.
+    pub(super) fn values(&self) -> &[(String, OsString)] {
+        &self.values
     }
 }
 
@@ -122,11 +103,13 @@ fn split(list: &OsStr) -> Vec<Vec<u8>> {
     options
 }
 
-fn text(name: &str, value: &OsStr) -> Result<String, Error> {
-    value.to_str().map(str::to_owned).ok_or_else(|| bad_value(name, value))
+/// The value of an option that is text.
+pub(super) fn option_text(name: &str, value: &OsStr) -> Result<String, Error> {
+    value.to_str().map(str::to_owned).ok_or_else(|| bad_option(name, value))
 }
 
-fn bad_value(name: &str, value: &OsStr) -> Error {
+/// The error for a value that an option cannot have.
+pub(super) fn bad_option(name: &str, value: &OsStr) -> Error {
     Error::Other { message: format!("mount option {name} cannot be {value:?}"), hint: None, exit: Exit::Usage }
 }
 

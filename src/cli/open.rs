@@ -1,14 +1,14 @@
 //! Opening an image for a command that looks into it.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use rustix::thread::CapabilitySet;
 
 use super::error::Error;
 use super::secret::{SecretArgs, prompt, terminal};
-use super::store::StoreArgs;
+use super::store::{StoreArgs, open_image};
 use crate::fs::{self, Options, Rootfs, Source};
 use crate::serve::confine::{Kept, confine_command};
 use crate::upper::record::{self, Record};
@@ -117,21 +117,4 @@ pub fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> R
     record.check(&found, "the upper".as_ref())?;
     let options = Options { subdir: record.subdir.clone(), ..Options::default() };
     Ok(Rootfs::open(sources, &options)?)
-}
-
-/// Opens an image file.
-///
-/// # Errors
-/// [`Error::Io`], also for what is not a regular file or a block device.
-pub fn open_image(path: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    // Without O_NONBLOCK, opening a fifo would wait for a writer.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(Error::io("opening the image", path))?;
-    let kind = file.metadata().map_err(Error::io("opening the image", path))?.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(file);
-    }
-    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
-    Err(Error::io("opening the image", path)(source))
 }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::error::Error;
+use super::error::{Error, Exit};
+use crate::error::{Report, chain};
 pub use crate::text::printable;
 use crate::text::{is_unseen, neutral};
 
@@ -43,6 +45,16 @@ pub fn notes(lines: &[&str]) {
     let text: String = lines.iter().flat_map(|line| [neutral(line), "\n".into()]).collect();
     #[allow(clippy::disallowed_methods)] // This is the place for it.
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints an error's cause and hint, and gives the exit code. A closed pipe is silent.
+pub fn report(error: &Error) -> ExitCode {
+    if matches!(error, Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
+        return Exit::Failure.into();
+    }
+    let (cause, hint) = (format!("lxcri-fs: {}", chain(error)), error.hint().map(|hint| format!("  hint: {hint}")));
+    notes(&[Some(&*cause), hint.as_deref()].into_iter().flatten().collect::<Vec<_>>());
+    error.exit().into()
 }
 
 /// Whether people see what is printed on standard error.

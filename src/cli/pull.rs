@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::build::WriteArgs;
 use super::error::Error;
-use super::open::open_image;
 use super::output::{json, note, say, size};
 use super::store::StoreArgs;
+use super::store::open_image;
 use super::transfer::Transfer;
 use crate::build::{self, Base, Digest, Platform, sources};
 use crate::registry::{self, pull};

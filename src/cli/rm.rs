@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::error::{Error, Exit};
-use super::output::{say, size};
+use super::output::{report, say, size};
 use super::store::StoreArgs;
 use crate::error::Report;
 use crate::store::Removed;
@@ -45,7 +45,7 @@ pub fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Err
     let exit = failures.first().unwrap_or(&last).exit();
     failures.push(last);
     for error in &failures {
-        let _ = error.report();
+        let _ = report(&error);
     }
     Err(Error::Other {
         message: format!("{} of {of} {what}", failures.len()),

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::answer::{document, refusal, send_patiently};
 use super::credentials::Credential;
-use super::endpoint::{document, refusal, send_patiently};
 use super::error::{Error, Result};
 
 /// Longest answer of a token server, bytes.

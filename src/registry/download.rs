@@ -13,7 +13,7 @@ use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use tokio::sync::oneshot;
 
-use super::endpoint::pause;
+use super::answer::pause;
 use super::error::{Error, Result};
 use super::rate::{Body, Interrupted};
 use super::retry::Failures;

@@ -7,6 +7,7 @@
 //! panics on a token that is no header value, drops the reason of a failed login, does not answer a challenge twice, knows no identity
 //! tokens, and does not pass on `Retry-After`. A registry is a stranger, and none of this can be mended from outside of it.
 
+mod answer;
 pub mod artifact;
 mod auth;
 mod certificates;

@@ -10,8 +10,9 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
 use reqwest::{Body, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
+use super::answer::pause;
 use super::config::Registries;
-use super::endpoint::{Endpoint, pause};
+use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use super::retry::{Cause, Failures};
 use super::session::{expect, runtime};

@@ -8,8 +8,9 @@ use reqwest::{Response, StatusCode};
 use tokio::runtime::Runtime;
 
 use super::Reference;
+use super::answer::{document, refusal};
 use super::config::Registries;
-use super::endpoint::{Endpoint, document, refusal};
+use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use crate::build::sources::MAX_DOCUMENT;
 use crate::build::{self, Digest, Mismatch};

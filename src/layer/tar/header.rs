@@ -242,6 +242,17 @@ fn put_octal(b: &mut Block, (start, end): (usize, usize), mut n: u64) {
     b[end - 1] = 0;
 }
 
+/// A number in decimal digits, and nothing else; `None` for one that is too large.
+pub fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |n, &b| match b {
+        b'0'..=b'9' => n.checked_mul(10)?.checked_add(u64::from(b - b'0')),
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

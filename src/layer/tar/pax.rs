@@ -3,6 +3,7 @@
 use bfc::rootfs::Xattr;
 
 use super::error::Reason;
+use super::header::decimal;
 use super::sparse::PaxSparse;
 
 /// Our own record: the type of an entry that tar has no type for. `socket` is the only value.
@@ -128,16 +129,6 @@ fn text(value: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, Reason> {
         return Err(Reason::Nul(what));
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
-}
-
-pub fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |n, &b| match b {
-        b'0'..=b'9' => n.checked_mul(10)?.checked_add(u64::from(b - b'0')),
-        _ => None,
-    })
 }
 
 /// Seconds with a sign and a fraction; what is finer than a nanosecond is rounded down, as GNU tar does.

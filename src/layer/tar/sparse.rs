@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use super::error::Reason;
-use super::pax::decimal;
+use super::header::decimal;
 
 /// Longest map that is taken, bytes of its text or its blocks; Go's reader has the same limit.
 pub const MAX_MAP: usize = 1 << 20;
