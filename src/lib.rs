@@ -13,6 +13,7 @@ pub mod build;
 pub mod cli;
 pub mod error;
 pub mod fs;
+pub mod image;
 pub mod layer;
 pub mod reference;
 pub mod registry;

@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use bfc::writer::WriteOptions;
 use clap::Args;
 
-use super::build::{WriteArgs, print, total};
+use super::build::{WriteArgs, print};
 use super::error::Error;
 use super::in_place;
-use super::layered::Layered;
-use super::progress::Progress;
+use super::progress::Work;
 use super::secret::SecretArgs;
-use super::sources::Sources;
 use super::store::StoreArgs;
 use crate::build::{self, AppendOptions, Platform, sources};
+use crate::image::{Events, Layered, Sources, total};
 use crate::store::Reference;
 
 /// Put layers on top of an image: in place, or as a new image in the store
@@ -59,15 +58,17 @@ pub fn run(args: &AppendArgs) -> Result<(), Error> {
         temp_dir: build::parent(&args.image),
         max_size: args.write.max_size,
     };
-    let opened = Sources::open(&args.layers, &sources)?;
+    let opened = Sources::open(&args.layers, &sources, &args.store.config()?.registries.value)?;
+    let events = Work::new("Appending");
     let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
     if let (Some(reference), Some((path, _file))) = (&args.tag, held) {
         let layered = Layered { images: vec![path], layers: opened, sources, write };
-        return layered.put_into_store(&args.store.open()?, reference, "Appending", args.json);
+        let built = layered.to_store(&args.store.open()?, reference, &events)?;
+        return print(reference.familiar(), &built, args.json);
     }
-    let progress = Progress::bytes("Appending", total(&opened.images));
+    events.begins(total(&opened.images));
     let options = AppendOptions { write, secret, sources };
-    let built = opened.build(|images| build::append(&args.image, images, &options, &|n| progress.add(n)));
-    progress.finish();
+    let built = opened.build(|images| build::append(&args.image, images, &options, &|n| events.done(n)));
+    events.ends();
     print(&args.image.display().to_string(), &built?, args.json)
 }

@@ -1,7 +1,7 @@
 //! `lxcri-fs build`
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bfc::format::Compression;
 use bfc::writer::{LEVEL, WriteOptions};
@@ -9,13 +9,13 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{hex, json, note, say, size};
-use super::progress::Progress;
+use super::output::{hex, json, say, size};
+use super::progress::Work;
 use super::secret::SecretArgs;
-use super::sources::Sources;
 use super::store::StoreArgs;
-use crate::build::{self, MAX_SIZE, Platform, sources};
-use crate::store::{self, Reference, Store, protect};
+use crate::build::{self, MAX_SIZE, Platform};
+use crate::image::{Build, Made};
+use crate::store::{self, Reference};
 
 /// Build an image of a directory, an OCI image, an archive, or of an image in a registry
 ///
@@ -105,72 +105,37 @@ struct LayerReport {
     entries: u64,
 }
 
+/// Runs the command.
 pub fn run(args: &BuildArgs) -> Result<(), Error> {
     // A descriptor for each level of a directory.
     super::limits::raise_open_files();
-    match &args.target {
-        Target { tag: Some(reference), .. } => to_store(args, reference),
-        Target { output: Some(path), .. } => to_file(args, path),
-        Target { output: None, tag: None } => Ok(()),
-    }
-}
-
-fn to_file(args: &BuildArgs, output: &Path) -> Result<(), Error> {
-    protect::refuse_to_write_in(&build::parent(output), output)?;
     // Open for as long as it is read.
     let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
-    let base = held.as_ref().map(|(path, _)| path.clone());
-    let (opened, options) = sources(args, &build::parent(output))?;
-    let built = build(opened, &build::Options { output: output.to_owned(), force: args.force, base, is_clone: false, ..options })?;
-    print(&output.display().to_string(), &built, args.json)
-}
-
-fn to_store(args: &BuildArgs, reference: &Reference) -> Result<(), Error> {
-    let store = args.store.open()?;
-    let _one_at_a_time =
-        store.lock_reference(reference, || note(format_args!("lxcri-fs: waiting for another process that makes {reference}")))?;
-    let (opened, options) = sources(args, &store.temp_dir()?)?;
-    if !args.force
-        && let Some(image) = same_image(&store, reference, &opened.images, &options)?
-    {
-        return print_known(reference, &image, args.json);
-    }
-    let base = match &args.from {
-        Some(base) => args.store.in_store(base)?.map(|(_, image)| image),
-        // All is to be read anew.
-        None if args.no_share || args.force => None,
-        None => best_base(&store, &opened.images, &options)?,
+    let secret = args.secret.load()?;
+    let compression = match args.compression {
+        CompressionArg::Zstd => Compression::Zstd,
+        CompressionArg::None => Compression::None,
     };
-    let new = store.begin_image(base.as_ref())?;
-    // One that is not in the store can be copied.
-    let base = new.base().or(args.from.as_deref()).map(Path::to_owned);
-    let built = build(opened, &build::Options { output: new.path(), base, is_clone: new.is_clone(), ..options })?;
-    new.publish(reference, None, args.force)?;
-    print(reference.familiar(), &built, args.json)
-}
-
-/// The image that has the name, when it is the one to build, as far as that can be told: somebody may have made it while we waited.
-fn same_image(store: &Store, name: &Reference, images: &[build::Image], options: &build::Options) -> Result<Option<store::Image>, Error> {
-    let [image] = images else { return Ok(None) };
-    let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
-    let found = store.images()?.into_iter().find(|i| i.facts.refs.contains(name));
-    let same = found.filter(|i| {
-        Some(&i.facts.layers) == layers.as_ref()
-            && i.facts.compression == compression(options)
-            && i.facts.encryption == "none"
-            && options.write.key.is_none()
-    });
-    let Some(same) = same else { return Ok(None) };
-    let Ok(file) = store.open_image(&same) else { return Ok(None) };
-    if !store.has_its_digest(&same)? {
-        return Ok(None);
+    let key = secret.clone().map(new_key).transpose()?;
+    let build = Build {
+        sources: std::iter::once(&args.source).chain(&args.layers).cloned().collect(),
+        registries: args.store.config()?.registries.value,
+        platform: args.platform.clone().unwrap_or_else(Platform::host),
+        secret,
+        max_size: args.write.max_size,
+        write: WriteOptions { compression, level: args.write.level, key, ..WriteOptions::default() },
+        base: held.as_ref().map(|(path, _)| path.clone()),
+        force: args.force,
+    };
+    let events = Work::new("Building");
+    match &args.target {
+        Target { tag: Some(name), .. } => match build.to_store(&args.store.open()?, name, !args.no_share, &events)? {
+            Made::Built(built) => print(name.familiar(), &built, args.json),
+            Made::Known(image) => print_known(name, &image, args.json),
+        },
+        Target { output: Some(path), .. } => print(&path.display().to_string(), &build.to_file(path, &events)?, args.json),
+        Target { output: None, tag: None } => Ok(()),
     }
-    let config = build::Base::open(&same.path, file)?.config;
-    Ok((config == image.config).then_some(same))
-}
-
-fn compression(options: &build::Options) -> &'static str {
-    if options.write.compression == Compression::None { "none" } else { "zstd" }
 }
 
 fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Result<(), Error> {
@@ -183,43 +148,6 @@ fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Re
     say(format_args!("{reference}: there already"))?;
     say(format_args!("root digest {root_digest}"))?;
     Ok(())
-}
-
-/// The image of the store that has most of the layers already.
-fn best_base(store: &Store, images: &[build::Image], options: &build::Options) -> Result<Option<store::Image>, Error> {
-    let layers: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
-    // What is encrypted has a salt of its own, and another password perhaps.
-    if options.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, compression(options), "none")?) }
-}
-
-/// What a build works on, and how; what concerns the output is left to fill in.
-fn sources(args: &BuildArgs, temp_dir: &Path) -> Result<(Sources, build::Options), Error> {
-    let secret = args.secret.load()?;
-    let sources = sources::Options {
-        platform: args.platform.clone().unwrap_or_else(Platform::host),
-        secret: secret.clone(),
-        temp_dir: temp_dir.to_owned(),
-        max_size: args.write.max_size,
-    };
-    let opened = Sources::open(std::iter::once(&args.source).chain(&args.layers), &sources)?;
-    let compression = match args.compression {
-        CompressionArg::Zstd => Compression::Zstd,
-        CompressionArg::None => Compression::None,
-    };
-    let write = WriteOptions { compression, level: args.write.level, key: secret.map(new_key).transpose()?, ..WriteOptions::default() };
-    Ok((opened, build::Options { output: PathBuf::new(), force: false, sources, write, base: None, is_clone: false }))
-}
-
-fn build(opened: Sources, options: &build::Options) -> Result<build::Built, Error> {
-    let progress = Progress::bytes("Building", total(&opened.images));
-    let built = opened.build(|images| build::build(images, options, &|n| progress.add(n)));
-    progress.finish();
-    built
-}
-
-/// How many bytes will be read for these images.
-pub fn total(images: &[build::Image]) -> u64 {
-    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).fold(0, u64::saturating_add)
 }
 
 /// Tells what was built.

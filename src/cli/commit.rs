@@ -7,17 +7,16 @@ use std::sync::Arc;
 use bfc::writer::WriteOptions;
 use clap::Args;
 
-use super::build::{WriteArgs, print, total};
+use super::build::{WriteArgs, print};
 use super::error::{Error, Exit};
 use super::in_place;
-use super::layered::Layered;
 use super::open::open_images;
-use super::progress::Progress;
+use super::progress::Work;
 use super::secret::SecretArgs;
-use super::sources::Sources;
 use super::store::StoreArgs;
 use super::upper_name::find;
 use crate::build::{self, AppendOptions, Platform, Spec, sources};
+use crate::image::{Events, Layered, Sources, total};
 use crate::store::{Reference, protect};
 
 /// Make an image of an image and what was written over it: a new layer
@@ -92,10 +91,12 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
     let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
     let still = written.hold()?;
     let layer = still.source(&record, image)?.into_image(&args.message)?;
+    let events = Work::new("Committing");
     if let Some(reference) = &args.tag {
         let store = args.store.open()?;
         let layers = Sources::from(vec![layer]);
-        return Layered { images: paths, layers, sources, write }.put_into_store(&store, reference, "Committing", args.json);
+        let built = Layered { images: paths, layers, sources, write }.to_store(&store, reference, &events)?;
+        return print(reference.familiar(), &built, args.json);
     }
     let built = match &args.output {
         None => {
@@ -106,10 +107,10 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
                     exit: Exit::Usage,
                 });
             };
-            let progress = Progress::bytes("Committing", total(std::slice::from_ref(&layer)));
+            events.begins(total(std::slice::from_ref(&layer)));
             let options = AppendOptions { write, secret, sources };
-            let built = build::append(path, vec![layer], &options, &|n| progress.add(n));
-            progress.finish();
+            let built = build::append(path, vec![layer], &options, &|n| events.done(n));
+            events.ends();
             built
         }
         Some(output) => {
@@ -118,10 +119,10 @@ pub fn run(args: &CommitArgs) -> Result<(), Error> {
                 images.push(sources::open(&Spec { kind: sources::Kind::Bfc, path: path.clone(), reference: None }, &sources)?);
             }
             images.push(layer);
-            let progress = Progress::bytes("Committing", images.last().map_or(0, |layer| total(std::slice::from_ref(layer))));
+            events.begins(images.last().map_or(0, |layer| total(std::slice::from_ref(layer))));
             let options = build::Options { output: output.clone(), force: args.force, sources, write, base, is_clone: false };
-            let built = build::build(images, &options, &|n| progress.add(n));
-            progress.finish();
+            let built = build::build(images, &options, &|n| events.done(n));
+            events.ends();
             built
         }
     };

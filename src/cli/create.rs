@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use bfc::Secret;
-use clap::{ArgGroup, Args, Parser, ValueEnum};
+use bfc::writer::WriteOptions;
+use clap::{ArgGroup, Args, ValueEnum};
 
 use super::error::{Error, Exit};
 use super::output::say;
-use super::pull;
+use super::progress::Waiting;
 use super::secret::{SecretArgs, image_key};
 use super::size;
 use super::store::StoreArgs;
+use crate::build::{MAX_SIZE, Platform};
 use crate::error::chain;
 use crate::fs::{Options, Rootfs, Source, verify};
+use crate::image::Pull;
+use crate::registry::pull;
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::process::Overrides;
@@ -26,20 +31,13 @@ const LXC_PATH: &str = "/var/lib/lxc";
 
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Pull {
+enum When {
     /// When the store does not have it
     Missing,
     /// Whenever the registry has another one by that name
     Always,
     /// Never
     Never,
-}
-
-/// `pull`, as its own command line says it.
-#[derive(Debug, Parser)]
-struct PullLine {
-    #[command(flatten)]
-    args: pull::PullArgs,
 }
 
 /// What of an image is checked.
@@ -86,7 +84,7 @@ pub struct CreateArgs {
     hostname: Option<String>,
     /// When to pull an image that is named, from its registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
-    pull: Pull,
+    pull: When,
     /// What of the image to check first
     #[arg(long, value_name = "HOW", default_value = "fast")]
     verify: Verify,
@@ -190,12 +188,8 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
     let mut found = args.store.in_store(&args.image);
     let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
     let named = missing || matches!(&found, Ok(Some(_)));
-    if args.pull == Pull::Always && named || args.pull == Pull::Missing && missing {
-        let line = ["pull".as_ref(), "--quiet".as_ref(), "--".as_ref(), args.image.as_os_str()];
-        let mut line =
-            PullLine::try_parse_from(line).map_err(|e| Error::Other { message: e.to_string(), hint: None, exit: Exit::Usage })?;
-        line.args.store = args.store.clone();
-        pull::run(&line.args)?;
+    if args.pull == When::Always && named || args.pull == When::Missing && missing {
+        pull_it(args)?;
         found = args.store.in_store(&args.image);
     }
     match found? {
@@ -205,6 +199,23 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
         }
         None => Ok((args.store.open()?, None, absolute(&args.image)?)),
     }
+}
+
+/// Pulls the image into the store.
+fn pull_it(args: &CreateArgs) -> Result<(), Error> {
+    let wrong = || Error::Other { message: format!("{:?} is no reference", args.image), hint: None, exit: Exit::Usage };
+    let reference = pull::parse(args.image.to_str().ok_or_else(wrong)?)?;
+    let pull = Pull {
+        reference: &reference,
+        platform: Platform::host(),
+        registries: args.store.config()?.registries.value,
+        write: WriteOptions::default(),
+        max_size: MAX_SIZE,
+        force: false,
+        observer: Arc::new(()),
+    };
+    pull.to_store(&args.store.open()?, &reference.whole().parse()?, true, &Waiting)?;
+    Ok(())
 }
 
 /// How the image is found again, and read, by those who have nobody to ask.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 pub use crate::error::Exit;
 use crate::error::{Io, Report};
-use crate::{build, fs, registry, runtime, serve, store, upper, zfs};
+use crate::{build, fs, image, registry, runtime, serve, store, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
@@ -21,6 +21,9 @@ pub enum Error {
     /// Building or exporting.
     #[error(transparent)]
     Build(#[from] build::Error),
+    /// What is done to images.
+    #[error(transparent)]
+    Image(#[from] image::Error),
     /// Pulling and pushing.
     #[error(transparent)]
     Registry(registry::Error),
@@ -94,6 +97,7 @@ impl Error {
             Error::Fs(e) | Error::InImage { source: e, .. } => e,
             Error::Build(e) => e,
             Error::Registry(e) => e,
+            Error::Image(e) => e,
             Error::Serve(e) => e,
             Error::Upper(e) => e,
             Error::Zfs(e) => e,

@@ -1,12 +1,58 @@
 //! Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines elsewhere.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{is_terminal, note, size};
+use crate::image::Events;
+use crate::store::Reference;
+
+/// Progress of work of which it is told how much there is when it begins.
+pub struct Work {
+    what: &'static str,
+    progress: OnceLock<Progress>,
+}
+
+impl Work {
+    /// Work such as "Building".
+    pub fn new(what: &'static str) -> Self {
+        Self { what, progress: OnceLock::new() }
+    }
+}
+
+impl Events for Work {
+    fn waiting(&self, name: &Reference) {
+        Waiting.waiting(name);
+    }
+
+    fn begins(&self, bytes: u64) {
+        self.progress.get_or_init(|| Progress::bytes(self.what, bytes));
+    }
+
+    fn done(&self, bytes: u64) {
+        if let Some(progress) = self.progress.get() {
+            progress.add(bytes);
+        }
+    }
+
+    fn ends(&self) {
+        if let Some(progress) = self.progress.get() {
+            progress.finish();
+        }
+    }
+}
+
+/// Tells nothing but who is waited for.
+pub struct Waiting;
+
+impl Events for Waiting {
+    fn waiting(&self, name: &Reference) {
+        note(format_args!("lxcri-fs: waiting for another process that makes {name}"));
+    }
+}
 
 /// How often a line is printed where there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);

@@ -3,11 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use super::error::Error;
+use super::error::Result;
 use crate::build::{self, Built, Image, Spec, sources};
 use crate::reference;
-use crate::registry::{self, Blobs, pull};
-use crate::store::Config;
+use crate::registry::{self, Blobs, Registries, pull};
 
 /// Images that were opened, and what is fetched for them.
 #[derive(Default)]
@@ -26,14 +25,17 @@ impl From<Vec<Image>> for Sources {
 
 impl Sources {
     /// Opens sources, the lowest first.
-    pub fn open<'a>(texts: impl IntoIterator<Item = &'a OsString>, options: &sources::Options) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// Those of [`Error`](super::Error).
+    pub fn open(texts: &[OsString], options: &sources::Options, registries: &Registries) -> Result<Self> {
         let mut opened = Self::default();
         for text in texts {
             match remote(text) {
                 Some(reference) => {
                     let options = pull::Options {
                         platform: options.platform.clone(),
-                        registries: Config::load(None)?.registries.value,
+                        registries: registries.clone(),
                         temp_dir: options.temp_dir.clone(),
                         observer: Arc::new(()),
                     };
@@ -48,13 +50,21 @@ impl Sources {
     }
 
     /// Gives the images to `build`, and removes what was fetched, unless it is worth keeping.
-    pub fn build(self, build: impl FnOnce(Vec<Image>) -> build::Result<Built>) -> Result<Built, Error> {
+    ///
+    /// # Errors
+    /// Those of `build`.
+    pub fn build(self, build: impl FnOnce(Vec<Image>) -> build::Result<Built>) -> Result<Built> {
         let mut result = build(self.images).map_err(registry::Error::from);
         for blobs in self.blobs {
             result = blobs.finish(result);
         }
         Ok(result?)
     }
+}
+
+/// How long the layers of images are, unpacked: what there is to do, bytes.
+pub fn total(images: &[Image]) -> u64 {
+    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).fold(0, u64::saturating_add)
 }
 
 fn remote(text: &OsStr) -> Option<&str> {

@@ -1,18 +1,16 @@
-//! Layers on top of images, as a new image of the store.
+//! Layers on top of images, as a new image of a store.
 
 use std::path::PathBuf;
 
 use bfc::writer::WriteOptions;
 
-use super::build::{print, total};
-use super::error::Error;
-use super::output::note;
-use super::progress::Progress;
-use super::sources::Sources;
-use crate::build::{self, Base, Spec, sources};
+use super::error::Result;
+use super::events::Events;
+use super::sources::{Sources, total};
+use crate::build::{self, Base, Built, Spec, sources};
 use crate::store::{Reference, Store};
 
-/// What the new image is made of.
+/// Layers on top of images.
 pub struct Layered {
     /// The images below, the lowest first.
     pub images: Vec<PathBuf>,
@@ -28,15 +26,14 @@ impl Layered {
     /// Puts it into the store under a name; an image that has the name keeps its layers, and loses the name.
     ///
     /// # Errors
-    /// Those of [`Error`]; the store is then as it was.
-    pub fn put_into_store(self, store: &Store, reference: &Reference, doing: &'static str, as_json: bool) -> Result<(), Error> {
-        let _one_at_a_time =
-            store.lock_reference(reference, || note(format_args!("lxcri-fs: waiting for another process that makes {reference}")))?;
+    /// Those of [`Error`](super::Error); the store is then as it was.
+    pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
+        let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
         let sources = sources::Options { temp_dir: store.temp_dir()?, ..self.sources };
         // A plain v1 image has no layers to continue from.
-        let first = self.images.first().cloned();
-        let base = first
-            .filter(|path| super::store::open_image(path).is_ok_and(|file| Base::open(path, file).is_ok_and(|b| !b.layers.is_empty())));
+        let has_layers =
+            |path: &PathBuf| std::fs::File::open(path).is_ok_and(|file| Base::open(path, file).is_ok_and(|base| !base.layers.is_empty()));
+        let base = self.images.first().cloned().filter(has_layers);
         let stored = store.images()?.into_iter().find(|image| Some(&image.path) == base.as_ref());
         let stored = match stored {
             Some(image) if store.is_sound(&image)? => Some(image),
@@ -48,16 +45,16 @@ impl Layered {
         for path in self.images {
             images.push(sources::open(&Spec { kind: sources::Kind::Bfc, path, reference: None }, &sources)?);
         }
-        let progress = Progress::bytes(doing, total(&self.layers.images));
+        events.begins(total(&self.layers.images));
         let (output, is_clone) = (new.path(), new.is_clone());
         let options = build::Options { output, force: false, sources, write: self.write, base, is_clone };
         let built = self.layers.build(|layers| {
             images.extend(layers);
-            build::build(images, &options, &|n| progress.add(n))
+            build::build(images, &options, &|n| events.done(n))
         });
-        progress.finish();
+        events.ends();
         let built = built?;
-        new.publish(reference, None, false)?;
-        print(reference.familiar(), &built, as_json)
+        new.publish(name, None, false)?;
+        Ok(built)
     }
 }

@@ -1,0 +1,128 @@
+//! Building: sources into a file, or into a store.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use bfc::format::Compression;
+use bfc::writer::WriteOptions;
+
+use super::error::Result;
+use super::events::Events;
+use super::sources::{Sources, total};
+use crate::build::{self, Built, Platform, sources};
+use crate::registry::Registries;
+use crate::store::{Image, Reference, Store, protect};
+
+/// What is built, and how.
+#[derive(Debug)]
+pub struct Build {
+    /// What it is built of, the lowest first, as [`Spec`](crate::build::Spec) reads it; `docker://` is fetched.
+    pub sources: Vec<OsString>,
+    /// How registries are reached.
+    pub registries: Registries,
+    /// Which image of an index.
+    pub platform: Platform,
+    /// What opens sources that are encrypted.
+    pub secret: Option<bfc::Secret>,
+    /// Longest layers that are taken, unpacked and all together, bytes.
+    pub max_size: u64,
+    /// How contents are written.
+    pub write: WriteOptions,
+    /// An image whose first layers are taken over where they are the ones to build.
+    pub base: Option<PathBuf>,
+    /// Whether a file is replaced; in a store, whether all is read anew, and what is there already replaced.
+    pub force: bool,
+}
+
+/// An image of a store that was built, or found.
+#[derive(Debug)]
+pub enum Made {
+    /// It was built.
+    Built(Built),
+    /// It was there already, of the same layers and configuration.
+    Known(Box<Image>),
+}
+
+impl Build {
+    /// Builds a file.
+    ///
+    /// # Errors
+    /// Those of [`Error`](super::Error); there is no file then, or the one that was there before.
+    pub fn to_file(&self, output: &Path, events: &dyn Events) -> Result<Built> {
+        let dir = build::parent(output);
+        protect::refuse_to_write_in(&dir, output)?;
+        let options = build::Options { output: output.to_owned(), base: self.base.clone(), force: self.force, ..self.options(dir) };
+        run(Sources::open(&self.sources, &options.sources, &self.registries)?, &options, events)
+    }
+
+    /// Builds into a store under a name; an image that has the name keeps its layers, and loses the name. `share`: layers that another image
+    /// of the store has are taken over.
+    ///
+    /// # Errors
+    /// Those of [`Error`](super::Error); the store is then as it was.
+    pub fn to_store(&self, store: &Store, name: &Reference, share: bool, events: &dyn Events) -> Result<Made> {
+        let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
+        let options = self.options(store.temp_dir()?);
+        let opened = Sources::open(&self.sources, &options.sources, &self.registries)?;
+        if !self.force
+            && let Some(image) = self.same_image(store, name, &opened.images)?
+        {
+            return Ok(Made::Known(Box::new(image)));
+        }
+        let stored = match &self.base {
+            Some(base) => store.images()?.into_iter().find(|image| image.path == *base),
+            // All is to be read anew.
+            None if !share || self.force => None,
+            None => self.best_base(store, &opened.images)?,
+        };
+        let new = store.begin_image(stored.as_ref())?;
+        // One that is not in the store can be copied.
+        let base = new.base().or(self.base.as_deref()).map(Path::to_owned);
+        let built = run(opened, &build::Options { output: new.path(), base, is_clone: new.is_clone(), ..options }, events)?;
+        new.publish(name, None, self.force)?;
+        Ok(Made::Built(built))
+    }
+
+    fn options(&self, temp_dir: PathBuf) -> build::Options {
+        let (platform, secret, max_size) = (self.platform.clone(), self.secret.clone(), self.max_size);
+        let sources = sources::Options { platform, secret, temp_dir, max_size };
+        build::Options { output: PathBuf::new(), force: false, sources, write: self.write.clone(), base: None, is_clone: false }
+    }
+
+    /// The image of this name, if it has the same layers, made the same way, and the same configuration.
+    fn same_image(&self, store: &Store, name: &Reference, images: &[build::Image]) -> Result<Option<Image>> {
+        let [image] = images else { return Ok(None) };
+        let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        let found = store.images()?.into_iter().find(|i| i.facts.refs.contains(name));
+        let same = found.filter(|i| {
+            Some(&i.facts.layers) == layers.as_ref()
+                && i.facts.compression == self.compression()
+                && i.facts.encryption == "none"
+                && self.write.key.is_none()
+        });
+        let Some(same) = same else { return Ok(None) };
+        let Ok(file) = store.open_image(&same) else { return Ok(None) };
+        if !store.has_its_digest(&same)? {
+            return Ok(None);
+        }
+        let config = build::Base::open(&same.path, file)?.config;
+        Ok((config == image.config).then_some(same))
+    }
+
+    fn best_base(&self, store: &Store, images: &[build::Image]) -> Result<Option<Image>> {
+        let layers: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
+        // What is encrypted has a salt of its own, and another password perhaps.
+        if self.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, self.compression(), "none")?) }
+    }
+
+    fn compression(&self) -> &'static str {
+        if self.write.compression == Compression::None { "none" } else { "zstd" }
+    }
+}
+
+fn run(opened: Sources, options: &build::Options, events: &dyn Events) -> Result<Built> {
+    events.begins(total(&opened.images));
+    let built = opened.build(|images| build::build(images, options, &|n| events.done(n)));
+    events.ends();
+    built
+}

@@ -1,0 +1,66 @@
+//! What can go wrong with what is done to images.
+
+use std::path::Path;
+
+use crate::error::{Exit, Io, Report};
+use crate::{build, fs, registry, store};
+
+/// An error of what is done to images.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An image cannot be opened or read.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// Building.
+    #[error(transparent)]
+    Build(#[from] build::Error),
+    /// Pulling.
+    #[error(transparent)]
+    Registry(registry::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// What the system refused to do to a path.
+    #[error(transparent)]
+    Io(#[from] Io),
+}
+
+/// A result with this module's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// For `map_err`: an error while doing something to a path.
+    pub(super) fn io<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Io::at(doing, path)(source).into()
+    }
+
+    fn inner(&self) -> &dyn Report {
+        match self {
+            Error::Fs(e) => e,
+            Error::Build(e) => e,
+            Error::Registry(e) => e,
+            Error::Store(e) => e,
+            Error::Io(e) => e,
+        }
+    }
+}
+
+impl From<registry::Error> for Error {
+    fn from(error: registry::Error) -> Self {
+        match error {
+            registry::Error::Build(error) => Error::Build(error),
+            error => Error::Registry(error),
+        }
+    }
+}
+
+impl Report for Error {
+    fn exit(&self) -> Exit {
+        self.inner().exit()
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.inner().hint()
+    }
+}

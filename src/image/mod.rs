@@ -1,0 +1,19 @@
+//! What is done to images: pulled, built, continued with layers, and put into a store. Each is a request that gives an outcome, and tells
+//! [`Events`] on its way.
+//!
+//! What reads an image only, or writes one file of it, is where the subject is: [`crate::fs::verify`], [`crate::fs::extract()`],
+//! [`crate::build::export`], [`crate::registry::push`].
+
+mod build;
+mod error;
+mod events;
+mod layered;
+mod pull;
+mod sources;
+
+pub use build::{Build, Made};
+pub use error::{Error, Result};
+pub use events::Events;
+pub use layered::Layered;
+pub use pull::{Pull, Pulled};
+pub use sources::{Sources, total};

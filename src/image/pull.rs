@@ -1,0 +1,126 @@
+//! Pulling: an image of a registry into a file, or into a store.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bfc::writer::WriteOptions;
+
+use super::error::{Error, Result};
+use super::events::Events;
+use crate::build::{self, Base, Digest, Platform, sources};
+use crate::registry::{self, Observer, Registries, pull};
+use crate::store::{self, Facts, Image, Store, protect};
+
+/// What is pulled, and how.
+pub struct Pull<'a> {
+    /// What the registry calls it.
+    pub reference: &'a registry::Reference,
+    /// Which image of an index.
+    pub platform: Platform,
+    /// How registries are reached.
+    pub registries: Registries,
+    /// How contents are written.
+    pub write: WriteOptions,
+    /// Longest layers that are taken, unpacked and all together, bytes.
+    pub max_size: u64,
+    /// Whether what is there already is fetched anew, and replaced.
+    pub force: bool,
+    /// Is told what comes from the registry.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// An image that was pulled.
+#[derive(Debug)]
+pub struct Pulled {
+    /// What it is.
+    pub facts: Facts,
+    /// Digest of its manifest.
+    pub manifest_digest: Digest,
+    /// Whether it was there already, and nothing was to do.
+    pub up_to_date: bool,
+}
+
+impl Pull<'_> {
+    /// Pulls into a file.
+    ///
+    /// # Errors
+    /// Those of [`Error`]; there is no file then, or the one that was there before.
+    pub fn to_file(&self, path: &Path) -> Result<Pulled> {
+        let dir = build::parent(path);
+        protect::refuse_to_write_in(&dir, path)?;
+        let options = self.options(dir);
+        let found = pull::find(self.reference, &options)?;
+        let manifest_digest = found.digest();
+        self.fetch(found, options.temp_dir, path, None, false)?;
+        let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
+        Ok(Pulled { facts: Facts::of(path, file)?, manifest_digest, up_to_date: false })
+    }
+
+    /// Pulls into a store under a name, unless that is up to date. `share`: layers that another image of the store has are taken over.
+    ///
+    /// # Errors
+    /// Those of [`Error`]; the store is then as it was, and the next try goes on from what was fetched.
+    pub fn to_store(&self, store: &Store, name: &store::Reference, share: bool, events: &dyn Events) -> Result<Pulled> {
+        let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
+        let options = self.options(store.temp_dir()?);
+        if !self.force
+            && let Some((image, manifest_digest)) = self.up_to_date(store, name)?
+        {
+            return Ok(Pulled { facts: image.facts, manifest_digest, up_to_date: true });
+        }
+        let found = pull::find(self.reference, &options)?;
+        let manifest_digest = found.digest();
+        let base = match &found {
+            pull::Found::Image(source) if share && !self.force => {
+                let layers: Vec<_> = source.image.layers.iter().map(|layer| layer.diff_id).collect();
+                store.best_base(&layers, "zstd", "none")?
+            }
+            _ => None,
+        };
+        let new = store.begin_image(base.as_ref())?;
+        self.fetch(found, options.temp_dir, &new.path(), new.base(), new.is_clone())?;
+        let published = new.publish(name, Some(manifest_digest), self.force)?;
+        Ok(Pulled { facts: published.image.facts, manifest_digest, up_to_date: false })
+    }
+
+    fn options(&self, temp_dir: PathBuf) -> pull::Options {
+        let (platform, registries) = (self.platform.clone(), self.registries.clone());
+        pull::Options { platform, registries, temp_dir, observer: self.observer.clone() }
+    }
+
+    /// Fetches what was found into a file, beginning from `base` if there is one; `is_clone` when the file is a clone of that.
+    fn fetch(&self, found: pull::Found, temp_dir: PathBuf, output: &Path, base: Option<&Path>, is_clone: bool) -> Result<()> {
+        match found {
+            pull::Found::Image(source) => {
+                let sources = sources::Options { platform: self.platform.clone(), secret: None, temp_dir, max_size: self.max_size };
+                let options = build::Options {
+                    output: output.to_owned(),
+                    force: self.force,
+                    sources,
+                    write: self.write.clone(),
+                    base: base.map(Path::to_owned),
+                    is_clone,
+                };
+                let built = build::build(vec![source.image], &options, &|_| ());
+                Ok(source.blobs.finish(built.map(|_| ()).map_err(registry::Error::from))?)
+            }
+            pull::Found::File(file) => Ok(file.blobs.finish(file.write_to(output, self.force, &|_| ()))?),
+        }
+    }
+
+    /// The image of this name, if it is what the reference leads to now: one request tells.
+    fn up_to_date(&self, store: &Store, name: &store::Reference) -> Result<Option<(Image, Digest)>> {
+        let Some(image) = store.images()?.into_iter().find(|image| image.facts.refs.contains(name)) else { return Ok(None) };
+        let Some(have) = image.facts.manifest_digest else { return Ok(None) };
+        if !store.has_its_digest(&image)? {
+            return Ok(None);
+        }
+        // An index has images for other platforms, under the same digest.
+        let base = Base::open(&image.path, store.open_image(&image)?)?;
+        if !sources::is_for(&base.config, &self.platform) {
+            return Ok(None);
+        }
+        let now = pull::digest(self.reference, &self.registries)?;
+        Ok((now == have).then_some((image, now)))
+    }
+}
