@@ -14,7 +14,7 @@ use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::build::{self, MAX_SIZE, Platform};
-use crate::image::{Build, Made};
+use crate::image::{self, Build, Made};
 use crate::store::{self, Reference};
 
 /// Build an image of a directory, an OCI image, an archive, or of an image in a registry
@@ -175,8 +175,8 @@ pub fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Erro
 fn new_key(secret: bfc::Secret) -> Result<(bfc::Key, [u8; 32]), Error> {
     let mut salt = [0; 32];
     if matches!(secret, bfc::Secret::Password(_)) {
-        salt = bfc::key::new_salt().map_err(|e| Error::Secret { what: "making a salt".into(), source: Some(Box::new(e)) })?;
+        salt = bfc::key::new_salt().map_err(|e| image::Error::Secret { what: "making a salt".into(), source: Some(e) })?;
     }
-    let key = secret.key(&salt).map_err(|e| Error::Secret { what: "deriving the key".into(), source: Some(Box::new(e)) })?;
+    let key = secret.key(&salt).map_err(|e| image::Error::Secret { what: "deriving the key".into(), source: Some(e) })?;
     Ok((key, salt))
 }

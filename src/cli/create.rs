@@ -11,13 +11,14 @@ use clap::{ArgGroup, Args, ValueEnum};
 use super::error::{Error, Exit};
 use super::output::say;
 use super::progress::Waiting;
-use super::secret::{SecretArgs, image_key};
+use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
 use crate::build::{MAX_SIZE, Platform};
 use crate::error::chain;
 use crate::fs::{Options, Rootfs, Source, verify};
-use crate::image::Pull;
+use crate::image::secret::image_key;
+use crate::image::{Pull, open_file};
 use crate::registry::pull;
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
@@ -135,7 +136,7 @@ pub fn run(args: &CreateArgs) -> Result<(), Error> {
     let (store, stored, path) = resolve(args)?;
     let file = match &stored {
         Some(image) => store.open_image(image)?,
-        None => super::store::open_image(&path)?,
+        None => open_file(&path)?,
     };
     let record = image_record(args, &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;

@@ -23,7 +23,7 @@ struct Line {
 /// What a process of ours is.
 #[derive(Debug, Subcommand)]
 enum Daemon {
-    Keeper(DaemonArgs),
+    Keeper(KeeperArgs),
     Worker(DaemonArgs),
     #[command(name = NAMESPACE_COMMAND)]
     UserNamespace,
@@ -32,6 +32,16 @@ enum Daemon {
         /// Their numbers in mountinfo
         mounts: Vec<u32>,
     },
+}
+
+/// How a keeper is started.
+#[derive(Debug, Args)]
+struct KeeperArgs {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    /// Start one, and end
+    #[arg(long)]
+    orphan: bool,
 }
 
 /// How the process logs.
@@ -63,10 +73,14 @@ fn let_go() {
 }
 
 /// Is a keeper. Its errors go to the log, and to the command that waits for it.
-fn keeper(args: &DaemonArgs) -> Result<(), Error> {
+fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     let_go();
-    log::init(args.log_style);
-    let ended = keeper::main(args.log_style);
+    let style = args.daemon.log_style;
+    log::init(style);
+    if args.orphan {
+        return Ok(keeper::start_orphan(style)?);
+    }
+    let ended = keeper::main(style);
     match ended {
         // The command that was to serve by itself prints its error as any other does.
         Err(keeper::Ended { error, foreground: true }) => Err(error.into()),

@@ -1,6 +1,5 @@
 //! How commands fail: the cause, a hint, and an exit code.
 
-use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 
 pub use crate::error::Exit;
@@ -56,14 +55,6 @@ pub enum Error {
     /// Writing to standard output.
     #[error("writing the output")]
     Output(#[source] std::io::Error),
-    /// The secret is not usable.
-    #[error("{what}")]
-    Secret {
-        /// What is wrong.
-        what: String,
-        /// What the system said, if it did.
-        source: Option<Box<dyn StdError + Send + Sync>>,
-    },
     /// Anything else, with its exit code.
     #[error("{message}")]
     Other {
@@ -104,7 +95,7 @@ impl Error {
             Error::Store(e) => e,
             Error::Runtime(e) => e,
             Error::Io(e) => e,
-            Error::Secret { .. } | Error::Other { .. } | Error::Output(_) => return None,
+            Error::Other { .. } | Error::Output(_) => return None,
         })
     }
 }
@@ -112,7 +103,6 @@ impl Error {
 impl Report for Error {
     fn exit(&self) -> Exit {
         match self {
-            Error::Secret { .. } => Exit::Key,
             Error::Other { exit, .. } => *exit,
             other => other.inner().map_or(Exit::Failure, Report::exit),
         }
@@ -120,7 +110,6 @@ impl Report for Error {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Error::Secret { .. } => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
             Error::Other { hint, .. } => hint.clone(),
             other => other.inner().and_then(Report::hint),
         }

@@ -11,15 +11,16 @@ use clap::Args;
 use super::error::{Error, Exit};
 use super::mount_options::{MountOptions, bad_option, option_text};
 use super::output::note;
-use super::secret::{SecretArgs, image_key, is_encrypted, prompt, terminal};
+use super::secret::{SecretArgs, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
 use crate::error::Report;
 use crate::fs::Options;
+use crate::image::secret::{image_key, is_encrypted};
 use crate::runtime;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountRequest};
-use crate::serve::{self, keeper, shared, worker};
+use crate::serve::{self, keeper, worker};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::upper::dataset::Limits;
@@ -177,20 +178,18 @@ fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[
             exit: Exit::Usage,
         });
     }
-    if !args.foreground && (shared::is_possible() || upper.is_some() || idmap.is_some()) {
-        let request = Request { images, files, options, threads, idmap, flags, log_file };
-        let mounted = match upper {
-            Some(upper) => upper::mount_under(&request, || Ok((upper, mountpoint.clone(), ())), args.read_only),
-            None => upper::mount(&request, mountpoint),
-        };
-        return Ok(mounted?);
-    }
-    let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-    let request = MountRequest { images, options, mountpoint: mountpoint.path().as_os_str().to_owned(), shared: None, flags, threads };
     if args.foreground {
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        let mountpoint = mountpoint.path().as_os_str().to_owned();
+        let request = MountRequest { images, options, mountpoint, shared: None, flags, threads, orphan: false };
         return Err(keeper::become_one(&request, &fds).into());
     }
-    Ok(keeper::start(&request, None, &fds, log_file)?)
+    let request = Request { images, files, options, threads, idmap, flags, log_file, orphan: false };
+    let mounted = match upper {
+        Some(upper) => upper::mount_under(&request, || Ok((upper, mountpoint.clone(), ())), args.read_only),
+        None => upper::mount(&request, mountpoint),
+    };
+    Ok(mounted?)
 }
 
 /// Mounts what records of containers say. One that cannot be mounted does not keep the others from it.

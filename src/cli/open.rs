@@ -8,8 +8,9 @@ use rustix::thread::CapabilitySet;
 
 use super::error::Error;
 use super::secret::{SecretArgs, prompt, terminal};
-use super::store::{StoreArgs, open_image};
+use super::store::StoreArgs;
 use crate::fs::{self, Options, Rootfs, Source};
+use crate::image::open_file;
 use crate::serve::confine::{Kept, confine_command};
 use crate::upper::record::{self, Record};
 
@@ -109,7 +110,7 @@ pub fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> R
     let secret = secret.load()?;
     let (mut sources, mut found) = (Vec::new(), Vec::new());
     for path in paths {
-        let file = open_image(&path)?;
+        let file = open_file(&path)?;
         found.push(record::identify(&path, &file)?);
         sources.push(Source { path, file, secret: secret.clone() });
     }

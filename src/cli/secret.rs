@@ -3,24 +3,18 @@
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use bfc::format::{HEADER_LEN, Header};
-use bfc::{Key, Secret};
+use bfc::Secret;
 use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use super::error::Error;
-use crate::serve::protocol::ImageKey;
+use crate::image::secret::{self, MAX_PASSWORD, strip_line_end};
 use crate::text::neutral;
 
-/// Environment variable that holds a password.
-pub const PASSWORD_VARIABLE: &str = "LXCRI_FS_PASSWORD";
 const TERMINAL: &str = "/dev/tty";
-/// Longest password, bytes.
-const MAX_PASSWORD: u64 = 64 << 10;
 
 /// Where the password or key of an encrypted image comes from.
 #[derive(Debug, Clone, Default, Args)]
@@ -40,51 +34,21 @@ impl SecretArgs {
     /// What the arguments or `LXCRI_FS_PASSWORD` give; `None` when they give nothing.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Secret`].
+    /// [`Error::Io`] and [`Error::Image`].
     pub fn load(&self) -> Result<Option<Secret>, Error> {
         if let Some(path) = &self.key_file {
-            let mut bytes = Zeroizing::new(Vec::with_capacity(64));
-            let file = File::open(path).map_err(Error::io("opening the key file", path))?;
-            file.take(33).read_to_end(&mut bytes).map_err(Error::io("reading the key file", path))?;
-            let key = Key::from_slice(&bytes)
-                .map_err(|e| Error::Secret { what: format!("key file {}", path.display()), source: Some(Box::new(e)) })?;
-            return Ok(Some(Secret::Key(key)));
+            return Ok(Some(secret::key_file(path)?));
         }
         if let Some(path) = &self.password_file {
-            if path == Path::new("-") {
-                return first_line(std::io::stdin().lock(), path).map(Some);
-            }
-            let file = File::open(path).map_err(Error::io("opening the password file", path))?;
-            return first_line(file, path).map(Some);
+            let is_stdin = path == Path::new("-");
+            return Ok(Some(if is_stdin { secret::password(std::io::stdin().lock(), path)? } else { secret::password_file(path)? }));
         }
         if let Some(fd) = self.password_fd {
             let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
             let file = File::open(&path).map_err(Error::io("opening the password's descriptor", &path))?;
-            return first_line(file, &path).map(Some);
+            return Ok(Some(secret::password(file, &path)?));
         }
-        Ok(std::env::var_os(PASSWORD_VARIABLE).map(|value| {
-            use std::os::unix::ffi::OsStringExt;
-            Secret::Password(Zeroizing::new(value.into_vec()))
-        }))
-    }
-}
-
-fn first_line(input: impl Read, path: &Path) -> Result<Secret, Error> {
-    let mut line = Zeroizing::new(Vec::with_capacity(256));
-    std::io::BufReader::new(input.take(MAX_PASSWORD)).read_until(b'\n', &mut line).map_err(Error::io("reading the password from", path))?;
-    strip_line_end(&mut line);
-    if line.is_empty() {
-        return Err(Error::Secret { what: format!("no password in {}", path.display()), source: None });
-    }
-    Ok(Secret::Password(line))
-}
-
-fn strip_line_end(line: &mut Vec<u8>) {
-    if line.last() == Some(&b'\n') {
-        line.pop();
-        if line.last() == Some(&b'\r') {
-            line.pop();
-        }
+        Ok(secret::from_environment())
     }
 }
 
@@ -132,27 +96,4 @@ impl Drop for NoEcho<'_> {
     fn drop(&mut self) {
         let _ = tcsetattr(self.0, OptionalActions::Flush, &self.1);
     }
-}
-
-/// Whether the image says that something in it is encrypted with a password.
-pub(super) fn is_encrypted(file: &File) -> bool {
-    let mut bytes = [0; HEADER_LEN];
-    file.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).salt != [0; 32]
-}
-
-/// The key that the secret is for this image. Password and salt stay here; the daemon gets the key alone. An image that says
-/// that nothing in it is encrypted gets none.
-pub(super) fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option<ImageKey>, Error> {
-    let Some(secret) = secret else { return Ok(None) };
-    let mut bytes = [0; HEADER_LEN];
-    if file.read_exact_at(&mut bytes, 0).is_err() {
-        // Too short to be an image: the daemon says so.
-        return Ok(None);
-    }
-    let header = Header::parse(&bytes);
-    if header.salt == [0; 32] && matches!(secret, Secret::Password(_)) {
-        return Ok(None);
-    }
-    let key = secret.key(&header.salt).map_err(|source| crate::fs::Error::Image { image: path.to_owned(), source })?;
-    Ok(Some(ImageKey(key)))
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::error::Error;
+use crate::image::open_file;
 use crate::store::{Config, Image, Location, Store};
 
 /// The store.
@@ -34,7 +35,7 @@ impl StoreArgs {
                 let file = store.open_image(&image)?;
                 Ok((image.path, file))
             }
-            None => Ok((image.to_owned(), open_image(image)?)),
+            None => Ok((image.to_owned(), open_file(image)?)),
         }
     }
 
@@ -46,21 +47,4 @@ impl StoreArgs {
         let image = store.image(text)?;
         Ok(Some((store, image)))
     }
-}
-
-/// Opens an image file.
-///
-/// # Errors
-/// [`Error::Io`], also for what is not a regular file or a block device.
-pub fn open_image(path: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    // Without O_NONBLOCK, opening a fifo would wait for a writer.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(Error::io("opening the image", path))?;
-    let kind = file.metadata().map_err(Error::io("opening the image", path))?.file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(file);
-    }
-    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
-    Err(Error::io("opening the image", path)(source))
 }

@@ -21,6 +21,14 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// A password or key that cannot be used.
+    #[error("{what}")]
+    Secret {
+        /// What is wrong.
+        what: String,
+        /// Why.
+        source: Option<bfc::Error>,
+    },
     /// What the system refused to do to a path.
     #[error(transparent)]
     Io(#[from] Io),
@@ -35,14 +43,15 @@ impl Error {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    fn inner(&self) -> &dyn Report {
-        match self {
+    fn inner(&self) -> Option<&dyn Report> {
+        Some(match self {
             Error::Fs(e) => e,
             Error::Build(e) => e,
             Error::Registry(e) => e,
             Error::Store(e) => e,
             Error::Io(e) => e,
-        }
+            Error::Secret { .. } => return None,
+        })
     }
 }
 
@@ -57,10 +66,13 @@ impl From<registry::Error> for Error {
 
 impl Report for Error {
     fn exit(&self) -> Exit {
-        self.inner().exit()
+        self.inner().map_or(Exit::Key, Report::exit)
     }
 
     fn hint(&self) -> Option<String> {
-        self.inner().hint()
+        match self.inner() {
+            Some(inner) => inner.hint(),
+            None => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
+        }
     }
 }

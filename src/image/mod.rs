@@ -7,13 +7,16 @@
 mod build;
 mod error;
 mod events;
+mod file;
 mod layered;
 mod pull;
+pub mod secret;
 mod sources;
 
 pub use build::{Build, Made};
 pub use error::{Error, Result};
 pub use events::Events;
+pub use file::open_file;
 pub use layered::Layered;
 pub use pull::{Pull, Pulled};
 pub use sources::{Sources, total};

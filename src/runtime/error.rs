@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Exit, Io, Report};
-use crate::{fs, serve, store, upper};
+use crate::{fs, image, serve, store, upper};
 
 /// An error of the runtime side.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum Error {
     /// Mounting an image under an upper.
     #[error(transparent)]
     Upper(#[from] upper::Error),
+    /// The image's file, or its password or key.
+    #[error(transparent)]
+    Image(#[from] image::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -32,16 +35,6 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         source: serde_json::Error,
-    },
-    /// The `mount` that was started failed.
-    #[error("{message}")]
-    Mount {
-        /// What it said.
-        message: String,
-        /// What it said to try.
-        hint: Option<String>,
-        /// Its exit code.
-        exit: u8,
     },
     /// The image, or its configuration, cannot become a container as it was asked for.
     #[error("{what}")]
@@ -79,7 +72,7 @@ impl Report for Error {
             Error::Serve(e) => e.exit(),
             Error::Upper(e) => e.exit(),
             Error::Store(e) => e.exit(),
-            Error::Mount { exit, .. } => Exit::from_code(*exit),
+            Error::Image(e) => e.exit(),
             Error::Io(e) => e.exit(),
             _ => Exit::Failure,
         }
@@ -92,7 +85,8 @@ impl Report for Error {
             Error::Serve(e) => e.hint(),
             Error::Upper(e) => e.hint(),
             Error::Store(e) => e.hint(),
-            Error::Mount { hint, .. } | Error::Unfit { hint, .. } => hint.clone(),
+            Error::Image(e) => e.hint(),
+            Error::Unfit { hint, .. } => hint.clone(),
             _ => None,
         }
     }

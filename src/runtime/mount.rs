@@ -1,10 +1,9 @@
-//! Mounting what a container's root file system is: in this process, or by this program's own `mount`.
+//! Mounting what a container's root file system is.
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -13,6 +12,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use crate::fs::Options;
+use crate::image::{open_file, secret};
 use crate::serve::answer::{self, Answer};
 use crate::serve::mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
@@ -25,8 +25,6 @@ use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
 use crate::upper::{self, Upper};
 
-/// This program, also when its file has been replaced or removed.
-const SELF: &str = "/proc/self/exe";
 /// How often a file system that is busy right after its container's end is tried again, and how soon.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -84,48 +82,41 @@ impl Mount {
 
     /// Mounts it, unless it is mounted already and served; whether it was not. What is dead is taken away first.
     ///
-    /// A process of its own does it: a keeper is the child of whoever mounts, and runtimes wait for every child they find to be theirs.
+    /// The keeper is no child of this process: runtimes wait for every child that they find to be theirs.
     ///
     /// # Errors
-    /// [`Error::Mount`] with what `mount` said, and those of [`is_served`].
+    /// [`Error`], and those of [`is_served`]; nothing is mounted then.
     pub fn mount(&self) -> Result<bool> {
         if is_served(&self.root)? {
             return Ok(false);
         }
-        let mut command = Command::new(SELF);
-        // Only the container reaches it.
-        command.args(["mount", "-o", "suid,dev"]);
+        match self.mount_now() {
+            Ok(()) => Ok(true),
+            // Somebody was quicker.
+            Err(_) if is_served(&self.root)? => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn mount_now(&self) -> Result<()> {
+        let image = &self.image;
+        let secret = match (&image.key_file, &image.password_file) {
+            (Some(path), _) => Some(secret::key_file(path)?),
+            (None, Some(path)) => Some(secret::password_file(path)?),
+            (None, None) => secret::from_environment(),
+        };
+        let mountpoint = MountPoint::open(&self.root)?;
+        mountpoint.check_free()?;
+        let file = open_file(&image.path)?;
+        let key = secret::image_key(&image.path, &file, secret.as_ref())?;
+        let request = upper::Request { orphan: true, ..request(image, std::slice::from_ref(&file), key, self.idmap.as_ref()) };
         match &self.upper {
-            Some(Writable::Upper(place)) => drop(command.arg("--upper").arg(place)),
-            Some(Writable::Ephemeral(Some(size))) => drop(command.arg(format!("--ephemeral={size}"))),
-            Some(Writable::Ephemeral(None)) => drop(command.arg("--ephemeral")),
-            None => {}
-        }
-        if let Some(map) = &self.idmap {
-            command.arg("--idmap").arg(map.to_string());
-        }
-        for (option, file) in [("--password-file", &self.image.password_file), ("--key-file", &self.image.key_file)] {
-            if let Some(file) = file {
-                command.arg(option).arg(file);
+            Some(writable) => {
+                let upper = writable.upper()?;
+                upper::mount_under(&request, || Ok::<_, Error>((upper, mountpoint, ())), false)
             }
+            None => Ok(upper::mount(&request, &mountpoint)?),
         }
-        command.arg("--").arg(&self.image.path).arg(&self.root).stdin(Stdio::null());
-        let output = command.output().map_err(Error::io("running", Path::new(SELF)))?;
-        if output.status.success() {
-            return Ok(true);
-        }
-        // Somebody was quicker.
-        if is_served(&self.root)? {
-            return Ok(false);
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let mut lines = said.lines().map(str::trim);
-        let message = lines.next().unwrap_or_default().trim_start_matches("lxcri-fs: ").to_owned();
-        let hint = lines.find_map(|line| line.strip_prefix("hint: ")).map(str::to_owned);
-        let exit = output.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        let message =
-            if message.is_empty() { format!("mounting {} failed: {}", self.image.path.display(), output.status) } else { message };
-        Err(Error::Mount { message, hint, exit })
     }
 }
 
@@ -139,16 +130,23 @@ pub fn mount<T>(
     key: Option<ImageKey>,
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T)>,
 ) -> Result<T> {
-    let request = upper::Request {
-        images: vec![protocol::Image { path: record.image.path.clone().into_os_string(), key }],
-        files: std::slice::from_ref(file),
+    let request = request(&record.image, std::slice::from_ref(file), key, record.idmap.as_ref());
+    upper::mount_under(&request, prepare, false)
+}
+
+/// What is to be mounted of a container's image.
+fn request<'a>(image: &ImageRecord, files: &'a [File], key: Option<ImageKey>, idmap: Option<&IdMap>) -> upper::Request<'a> {
+    upper::Request {
+        images: vec![protocol::Image { path: image.path.clone().into_os_string(), key }],
+        files,
         options: Options::default(),
         threads: worker::default_threads(),
-        idmap: record.idmap.clone(),
+        idmap: idmap.cloned(),
+        // Only the container reaches it.
         flags: MountFlags::of_container(rustix::process::geteuid().is_root()),
         log_file: None,
-    };
-    upper::mount_under(&request, prepare, false)
+        orphan: false,
+    }
 }
 
 /// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.

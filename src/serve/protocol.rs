@@ -30,6 +30,9 @@ pub struct MountRequest {
     pub flags: MountFlags,
     /// How many threads serve.
     pub threads: usize,
+    /// Whether the keeper is to be no child of who mounts: runtimes wait for every child that they find to be theirs.
+    #[serde(default)]
+    pub orphan: bool,
 }
 
 /// An image to serve.

@@ -16,6 +16,7 @@ use super::place::{Place, Upper};
 use super::record::{Record, identify};
 use super::xattrs::Attributes;
 use crate::fs::{Options, Rootfs, Source};
+use crate::serve::keeper;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{Image, MountRequest};
 use crate::serve::shared::{self, Detached, Hidden};
@@ -39,9 +40,28 @@ pub struct Request<'a> {
     pub flags: MountFlags,
     /// Where the keeper logs, instead of the journal.
     pub log_file: Option<&'a Path>,
+    /// Whether the keeper is to be no child of this process: runtimes wait for every child that they find to be theirs.
+    pub orphan: bool,
 }
 
 impl Request<'_> {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.files.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// What a keeper is asked for, but where.
+    fn to_keeper(&self) -> MountRequest {
+        MountRequest {
+            images: self.images.clone(),
+            options: self.options.clone(),
+            mountpoint: OsString::new(),
+            shared: None,
+            flags: MountFlags { allow_other: self.flags.allow_other, ..MountFlags::default() },
+            threads: self.threads,
+            orphan: self.orphan,
+        }
+    }
+
     /// The images, open.
     fn rootfs(&self) -> Result<Rootfs> {
         let sources = self.images.iter().zip(self.files).map(|(image, file)| {
@@ -112,6 +132,12 @@ pub fn mount_under<T, E: From<Error>>(
 /// # Errors
 /// [`Error`]; nothing is mounted then.
 pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
+    if request.idmap.is_none() && !shared::is_possible() {
+        // A user's own, by fusermount3.
+        let (at, flags) = (mountpoint.path().as_os_str().to_owned(), request.flags);
+        let wanted = MountRequest { mountpoint: at, flags, ..request.to_keeper() };
+        return Ok(keeper::start(&wanted, None, &request.descriptors(), request.log_file)?);
+    }
     let image = acquire(request, false)?;
     if let Some(idmap) = &request.idmap {
         image.map_ids(idmap)?;
@@ -124,17 +150,9 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
     if !shared::is_possible() {
         return Err(Error::NotAllowed);
     }
-    let fds: Vec<BorrowedFd<'_>> = request.files.iter().map(AsFd::as_fd).collect();
-    let wanted = MountRequest {
-        images: request.images.clone(),
-        options: Options { hide_xattrs, ..request.options.clone() },
-        // Where they are served for all is not said here, nor are the flags of each mount.
-        mountpoint: OsString::new(),
-        shared: None,
-        flags: MountFlags { allow_other: request.flags.allow_other, ..MountFlags::default() },
-        threads: request.threads,
-    };
-    Ok(shared::acquire(wanted, &fds, request.log_file)?)
+    // Where they are served for all is not said here, nor are the flags of each mount.
+    let wanted = MountRequest { options: Options { hide_xattrs, ..request.options.clone() }, ..request.to_keeper() };
+    Ok(shared::acquire(wanted, &request.descriptors(), request.log_file)?)
 }
 
 /// Mounts an upper over an image.

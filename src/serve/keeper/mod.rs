@@ -58,6 +58,7 @@ pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd
     let mut keeper = secrets::clear_environment(&mut Command::new(SELF))
         .arg0("lxcri-fs")
         .args(["keeper", "--log-style", style.name()])
+        .args(request.orphan.then_some(ORPHAN))
         .stdin(stdin)
         .stdout(Stdio::null())
         .stderr(stderr)
@@ -65,6 +66,9 @@ pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd
         .map_err(Error::system("starting the keeper"))?;
     let fds: Vec<BorrowedFd<'_>> = lock.map(Locked::as_fd).into_iter().chain(images.iter().copied()).collect();
     control.send(&KeeperStart::Mount(request.clone()), &fds)?;
+    if request.orphan {
+        let _ = keeper.wait();
+    }
     // Somewhat longer than the keeper itself waits, so that it can clean up and tell.
     let reply = control.expect(LIMIT + Duration::from_secs(10));
     match &reply {
@@ -93,6 +97,19 @@ pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     let mut command = Command::new(SELF);
     let command = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", Style::Plain.name()]);
     Error::system("starting the keeper")(command.exec())
+}
+
+/// Argument of a process that only starts the keeper, and ends: whoever waits for its own children does not find the keeper then.
+pub const ORPHAN: &str = "--orphan";
+
+/// Starts the keeper that this process was started as, with the same descriptors.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be started.
+pub fn start_orphan(style: Style) -> Result<()> {
+    let mut keeper = Command::new(SELF);
+    secrets::clear_environment(&mut keeper).arg0("lxcri-fs").args(["keeper", "--log-style", style.name()]);
+    keeper.spawn().map(drop).map_err(Error::system("starting the keeper"))
 }
 
 /// Why a keeper ended, though its file system was not unmounted.

@@ -1,0 +1,23 @@
+//! The files of images.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::error::{Error, Result};
+
+/// Opens an image file.
+///
+/// # Errors
+/// [`Error::Io`], also for what is not a regular file or a block device.
+pub fn open_file(path: &Path) -> Result<File> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    // Without O_NONBLOCK, opening a fifo would wait for a writer.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(Error::io("opening the image", path))?;
+    let kind = file.metadata().map_err(Error::io("opening the image", path))?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
+    Err(Error::io("opening the image", path)(source))
+}
