@@ -1,9 +1,44 @@
-//! lxcri-fs: container root file systems out of single-file BFC images.
+//! Container root file systems out of single-file BFC images: nothing is unpacked, a root file system is available as soon as its image
+//! file is, and every byte is checked when it is read.
 //!
-//! The modules depend on each other downwards only: [`cli`] turns arguments into calls, [`runtime`] makes containers of images, [`store`] knows where
-//! images and containers are, [`registry`] pulls images and pushes them, [`upper`] puts what a container writes over an image, [`serve`] is the thin FUSE
-//! adapter over [`fs`], the file system itself, which knows nothing of FUSE; [`zfs`] is the `zfs` command behind types; `bfc` is the image format;
-//! [`text`] is how people are told what strangers had a hand in.
+//! Build an image of a directory, and read a file of it without mounting it:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::path::Path;
+//!
+//! use lxcri_fs::image;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (tree, file) = (dir.path().join("tree"), dir.path().join("tree.bfc"));
+//! std::fs::create_dir(&tree)?;
+//! std::fs::write(tree.join("hello"), "Hello\n")?;
+//!
+//! image::Build::of(&tree).to_file(&file, &())?;
+//!
+//! let rootfs = image::open(&file, None)?;
+//! let (ino, inode) = rootfs.resolve(Path::new("hello"))?;
+//! let mut bytes = Vec::new();
+//! rootfs.read(ino, 0, usize::try_from(inode.size)?, &mut bytes)?;
+//! assert_eq!(bytes, b"Hello\n");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Mount an image ([`image::Mount`]) and pull one into a store ([`image::Pull`]); `examples/` has a program for each.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`image`] | what is done to images: open, build, pull, mount |
+//! | [`fs`] | the file system in an image: look up, read, walk, verify, extract |
+//! | [`runtime`] | containers for LXC, crun, runc and podman |
+//! | [`store`] | where images and containers are: a directory, or ZFS |
+//! | [`error`] | how errors are told |
+//!
+//! The others are what these are made of. They depend on each other downwards only: [`cli`] parses arguments and prints; [`registry`] speaks
+//! the OCI distribution protocol; [`upper`] puts what a container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with
+//! the processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`zfs`] is the `zfs` command behind types;
+//! [`sys`] is the operating system; [`text`] shows people what strangers had a hand in. The format is the crate `bfc`.
 //!
 //! Nothing is printed but through `cli::output`, so that nothing drives a terminal: clippy.toml and the lints below see to that.
 
@@ -24,3 +59,12 @@ pub mod sys;
 pub mod text;
 pub mod upper;
 pub mod zfs;
+
+/// Runs one of this library's own processes, the keeper or the worker of a mount, if this process was started as one; `None` if not. A mount
+/// starts the running program again as these, so a program that mounts calls this before anything else, and ends with the code.
+pub fn run_as_daemon() -> Option<u8> {
+    use error::Report;
+    let args: Vec<_> = std::env::args_os().collect();
+    let ended = serve::daemon::run(&args)?;
+    Some(ended.map_or_else(|error| error.exit() as u8, |()| 0))
+}

@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use bfc::Secret;
-use bfc::writer::WriteOptions;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::error::{Error, Exit};
@@ -14,7 +12,6 @@ use super::progress::Waiting;
 use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
-use crate::build::{MAX_SIZE, Platform};
 use crate::error::chain;
 use crate::fs::{Options, Rootfs, Source, verify};
 use crate::image::secret::image_key;
@@ -206,15 +203,7 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
 fn pull_it(args: &CreateArgs) -> Result<(), Error> {
     let wrong = || Error::Other { message: format!("{:?} is no reference", args.image), hint: None, exit: Exit::Usage };
     let reference = pull::parse(args.image.to_str().ok_or_else(wrong)?)?;
-    let pull = Pull {
-        reference: &reference,
-        platform: Platform::host(),
-        registries: args.store.config()?.registries.value,
-        write: WriteOptions::default(),
-        max_size: MAX_SIZE,
-        force: false,
-        observer: Arc::new(()),
-    };
+    let pull = Pull { registries: args.store.config()?.registries.value, ..Pull::of(&reference) };
     pull.to_store(&args.store.open()?, &reference.whole().parse()?, true, &Waiting)?;
     Ok(())
 }

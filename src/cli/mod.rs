@@ -7,7 +7,6 @@ mod clone;
 mod commit;
 mod config;
 mod create;
-mod daemon;
 mod delete;
 mod df;
 mod diff;
@@ -55,6 +54,7 @@ use clap::{Parser, Subcommand};
 pub use error::{Error, Exit};
 use output::notes;
 
+use crate::serve::daemon;
 use crate::text::neutral;
 pub use secret::SecretArgs;
 
@@ -111,7 +111,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let is_command = |arg: &OsStr| arg.to_str().is_some_and(Command::has_subcommand);
     let args = runtime::wrapper_arguments(&args).or_else(|| mount_options::helper_arguments(&args, is_command)).unwrap_or(args);
     if let Some(result) = daemon::run(&args) {
-        return exit_code(result);
+        return exit_code(result.map_err(Error::from));
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -2,10 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use bfc::Secret;
 use clap::Args;
 
 use super::error::{Error, Exit};
@@ -15,16 +13,15 @@ use super::secret::{SecretArgs, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
 use crate::error::Report;
-use crate::fs::Options;
-use crate::image::secret::{image_key, is_encrypted};
+use crate::image::secret::is_encrypted;
+use crate::image::{self, Mount};
 use crate::runtime;
+use crate::serve;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::{Image, MountRequest};
-use crate::serve::{self, keeper, worker};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::upper::dataset::Limits;
-use crate::upper::{self, Request, Upper};
+use crate::upper::{self, Upper};
 
 /// Mount images as a file system: read-only, or under an upper that takes what is written
 #[derive(Debug, Args)]
@@ -125,71 +122,55 @@ pub fn run(mut args: MountArgs) -> Result<(), Error> {
     let dir = args.paths.pop().filter(|_| !args.paths.is_empty()).ok_or_else(missing)?;
     let mountpoint = MountPoint::open(&dir)?;
     mountpoint.check_free()?;
-    let mut files = Vec::new();
-    for image in &mut args.paths {
-        let (path, file) = args.store.open_image(image)?;
-        *image = path;
-        files.push(file);
-    }
+    let images = args.paths.iter().map(|image| args.store.open_image(image)).collect::<Result<Vec<_>, _>>()?;
     // In the foreground, this process becomes the keeper, and can ask for nothing any more.
     let asks_first = args.foreground && secret.is_none();
-    if let Some((image, _)) = args.paths.iter().zip(&files).find(|(_, file)| asks_first && is_encrypted(file)) {
+    if let Some((image, _)) = images.iter().find(|(_, file)| asks_first && is_encrypted(file)) {
         secret = terminal().map(|terminal| prompt(image, terminal)).transpose()?;
     }
-    match mount(&args, options.flags, &mountpoint, &files, secret.as_ref()) {
-        Err(Error::Serve(serve::Error::Failed(failure)) | Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))))
-            if failure.key_needed.is_some() =>
-        {
+    let mut mount = wanted(&args, options.flags, images)?;
+    mount.secret = secret;
+    let on = |mount: &Mount| if args.foreground { Err(mount.become_keeper(&mountpoint)) } else { mount.on(&mountpoint) };
+    match on(&mount) {
+        Err(
+            image::Error::Serve(serve::Error::Failed(failure)) | image::Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))),
+        ) if failure.key_needed.is_some() => {
             let image = failure.key_needed.clone().unwrap_or_default();
-            match terminal().map(|terminal| prompt(Path::new(&image), terminal)).transpose()? {
-                Some(secret) => mount(&args, options.flags, &mountpoint, &files, Some(&secret)),
-                None => Err(serve::Error::Failed(failure).into()),
+            mount.secret = terminal().map(|terminal| prompt(Path::new(&image), terminal)).transpose()?;
+            if mount.secret.is_none() {
+                return Err(serve::Error::Failed(failure).into());
             }
+            Ok(on(&mount)?)
         }
-        other => other,
+        other => Ok(other?),
     }
 }
 
-fn mount(args: &MountArgs, flags: MountFlags, mountpoint: &MountPoint, files: &[File], secret: Option<&Secret>) -> Result<(), Error> {
-    let mut images = Vec::new();
-    for (path, file) in args.paths.iter().zip(files) {
-        let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
-        let key = image_key(&path, file, secret)?;
-        images.push(Image { path: path.into_os_string(), key });
+fn wanted(args: &MountArgs, flags: MountFlags, images: Vec<(PathBuf, File)>) -> Result<Mount, Error> {
+    let mut mount = Mount::of_files(images);
+    mount.options.subdir.clone_from(&args.subdir);
+    mount.options.digest.clone_from(&args.digest);
+    if let Some(bytes) = args.cache_size {
+        mount.options.cache_bytes = bytes;
     }
-    let defaults = Options::default();
-    let options = Options {
-        subdir: args.subdir.clone(),
-        digest: args.digest.clone(),
-        cache_bytes: args.cache_size.unwrap_or(defaults.cache_bytes),
-        ..defaults
-    };
-    let threads = args.threads.map_or_else(worker::default_threads, usize::from);
-    let upper = match (&args.upper, args.ephemeral) {
+    if let Some(threads) = args.threads {
+        mount.threads = usize::from(threads);
+    }
+    mount.upper = match (&args.upper, args.ephemeral) {
         (Some(text), _) => Some(limited(Upper::parse(text)?, args)?),
         (None, Some(size)) => Some(Upper::Ephemeral { size }),
         (None, None) => None,
     };
-    let (idmap, log_file) = (args.idmap.clone(), args.log_file.as_deref());
-    if args.foreground && (upper.is_some() || idmap.is_some()) {
+    (mount.idmap, mount.log_file) = (args.idmap.clone(), args.log_file.clone());
+    (mount.flags, mount.read_only) = (flags, args.read_only);
+    if args.foreground && (mount.upper.is_some() || mount.idmap.is_some()) {
         return Err(Error::Other {
             message: "--foreground serves images only, without an upper or mapped ids".to_owned(),
             hint: Some("mount without it, and let --log-file tell what happens".to_owned()),
             exit: Exit::Usage,
         });
     }
-    if args.foreground {
-        let fds: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-        let mountpoint = mountpoint.path().as_os_str().to_owned();
-        let request = MountRequest { images, options, mountpoint, shared: None, flags, threads, orphan: false };
-        return Err(keeper::become_one(&request, &fds).into());
-    }
-    let request = Request { images, files, options, threads, idmap, flags, log_file, orphan: false };
-    let mounted = match upper {
-        Some(upper) => upper::mount_under(&request, || Ok((upper, mountpoint.clone(), ())), args.read_only),
-        None => upper::mount(&request, mountpoint),
-    };
-    Ok(mounted?)
+    Ok(mount)
 }
 
 /// Mounts what records of containers say. One that cannot be mounted does not keep the others from it.

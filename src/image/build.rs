@@ -44,6 +44,20 @@ pub enum Made {
 }
 
 impl Build {
+    /// An image of one source as it is, for this machine's platform: a directory, an OCI layout, an archive.
+    pub fn of(source: &Path) -> Self {
+        Self {
+            sources: vec![source.as_os_str().to_owned()],
+            registries: Registries::default(),
+            platform: Platform::host(),
+            secret: None,
+            max_size: build::MAX_SIZE,
+            write: WriteOptions::default(),
+            base: None,
+            force: false,
+        }
+    }
+
     /// Builds a file.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Exit, Io, Report};
-use crate::{build, fs, registry, store};
+use crate::{build, fs, registry, serve, store, upper};
 
 /// An error of what is done to images.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,12 @@ pub enum Error {
     /// Pulling.
     #[error(transparent)]
     Registry(registry::Error),
+    /// Mounting.
+    #[error(transparent)]
+    Serve(#[from] serve::Error),
+    /// Mounting under an upper.
+    #[error(transparent)]
+    Upper(#[from] upper::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -48,6 +54,8 @@ impl Error {
             Error::Fs(e) => e,
             Error::Build(e) => e,
             Error::Registry(e) => e,
+            Error::Serve(e) => e,
+            Error::Upper(e) => e,
             Error::Store(e) => e,
             Error::Io(e) => e,
             Error::Secret { .. } => return None,

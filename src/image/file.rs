@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::error::{Error, Result};
+use crate::fs::{Options, Rootfs, Source};
 
 /// Opens an image file.
 ///
@@ -20,4 +21,13 @@ pub fn open_file(path: &Path) -> Result<File> {
     }
     let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
     Err(Error::io("opening the image", path)(source))
+}
+
+/// Opens an image to read what is in it, without mounting it.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Fs`] when it is damaged, or encrypted and `secret` does not open it.
+pub fn open(path: &Path, secret: Option<bfc::Secret>) -> Result<Rootfs> {
+    let source = Source { path: path.to_owned(), file: open_file(path)?, secret };
+    Ok(Rootfs::open(vec![source], &Options::default())?)
 }

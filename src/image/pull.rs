@@ -12,6 +12,20 @@ use crate::registry::{self, Observer, Registries, pull};
 use crate::store::{self, Facts, Image, Store, protect};
 
 /// What is pulled, and how.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use lxcri_fs::image::Pull;
+/// use lxcri_fs::registry::pull::parse;
+/// use lxcri_fs::store::{Config, Store};
+///
+/// let store = Store::open(&Config::load(None)?)?;
+/// let reference = parse("nginx:1.27")?;
+/// let pulled = Pull::of(&reference).to_store(&store, &"nginx:1.27".parse()?, true, &())?;
+/// println!("root digest {}", pulled.facts.root_digest);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Pull<'a> {
     /// What the registry calls it.
     pub reference: &'a registry::Reference,
@@ -40,7 +54,20 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
-impl Pull<'_> {
+impl<'a> Pull<'a> {
+    /// What a reference leads to, for this machine's platform; what is there already is not fetched again.
+    pub fn of(reference: &'a registry::Reference) -> Self {
+        Self {
+            reference,
+            platform: Platform::host(),
+            registries: Registries::default(),
+            write: WriteOptions::default(),
+            max_size: build::MAX_SIZE,
+            force: false,
+            observer: Arc::new(()),
+        }
+    }
+
     /// Pulls into a file.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::record::{ImageRecord, Place, Record, Runtime, State};
 use crate::fs::Options;
-use crate::image::{open_file, secret};
+use crate::image::{self, secret};
 use crate::serve::answer::{self, Answer};
 use crate::serve::mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
@@ -105,19 +105,19 @@ impl Mount {
             (None, Some(path)) => Some(secret::password_file(path)?),
             (None, None) => secret::from_environment(),
         };
-        let mountpoint = MountPoint::open(&self.root)?;
-        mountpoint.check_free()?;
-        let file = open_file(&image.path)?;
-        let key = secret::image_key(&image.path, &file, secret.as_ref())?;
-        let request = upper::Request { orphan: true, ..request(image, std::slice::from_ref(&file), key, self.idmap.as_ref()) };
-        match &self.upper {
-            Some(writable) => {
-                let upper = writable.upper()?;
-                upper::mount_under(&request, || Ok::<_, Error>((upper, mountpoint, ())), false)
-            }
-            None => Ok(upper::mount(&request, &mountpoint)?),
-        }
+        let mut mount = image::Mount::of(&image.path)?;
+        mount.secret = secret;
+        mount.upper = self.upper.as_ref().map(Writable::upper).transpose()?;
+        mount.idmap.clone_from(&self.idmap);
+        mount.flags = container_flags();
+        mount.orphan = true;
+        Ok(mount.at(&self.root)?)
     }
+}
+
+/// Only the container reaches what is mounted for it.
+fn container_flags() -> MountFlags {
+    MountFlags::of_container(rustix::process::geteuid().is_root())
 }
 
 /// Mounts a container's root file system in this process, whose child the keeper becomes. `prepare` runs while the image begins to be served.
@@ -130,23 +130,17 @@ pub fn mount<T>(
     key: Option<ImageKey>,
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T)>,
 ) -> Result<T> {
-    let request = request(&record.image, std::slice::from_ref(file), key, record.idmap.as_ref());
-    upper::mount_under(&request, prepare, false)
-}
-
-/// What is to be mounted of a container's image.
-fn request<'a>(image: &ImageRecord, files: &'a [File], key: Option<ImageKey>, idmap: Option<&IdMap>) -> upper::Request<'a> {
-    upper::Request {
-        images: vec![protocol::Image { path: image.path.clone().into_os_string(), key }],
-        files,
+    let request = upper::Request {
+        images: vec![protocol::Image { path: record.image.path.clone().into_os_string(), key }],
+        files: std::slice::from_ref(file),
         options: Options::default(),
         threads: worker::default_threads(),
-        idmap: idmap.cloned(),
-        // Only the container reaches it.
-        flags: MountFlags::of_container(rustix::process::geteuid().is_root()),
+        idmap: record.idmap.clone(),
+        flags: container_flags(),
         log_file: None,
         orphan: false,
-    }
+    };
+    upper::mount_under(&request, prepare, false)
 }
 
 /// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.

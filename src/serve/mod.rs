@@ -8,6 +8,7 @@ pub mod answer;
 mod attr;
 mod channel;
 pub mod confine;
+pub(crate) mod daemon;
 mod error;
 mod in_hand;
 pub mod keeper;

@@ -52,7 +52,7 @@ struct DaemonArgs {
 }
 
 /// Runs what the command line names, if it is one of our own processes.
-pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
+pub fn run(args: &[OsString]) -> Option<Result<(), Error>> {
     let name = args.get(1).and_then(|name| name.to_str())?;
     if !Daemon::has_subcommand(name) {
         return None;
@@ -61,7 +61,7 @@ pub(super) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
         Daemon::Keeper(args) => keeper(&args),
         Daemon::Worker(args) => worker(&args),
         Daemon::UserNamespace => user_namespace(),
-        Daemon::AskMounts { mounts } => answer::main(&mounts).map_err(Error::from),
+        Daemon::AskMounts { mounts } => answer::main(&mounts),
     })
 }
 
@@ -83,10 +83,10 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     let ended = keeper::main(style);
     match ended {
         // The command that was to serve by itself prints its error as any other does.
-        Err(keeper::Ended { error, foreground: true }) => Err(error.into()),
+        Err(keeper::Ended { error, foreground: true }) => Err(error),
         Err(keeper::Ended { error, foreground: false }) => {
             tracing::error!("{}", chain(&error));
-            Err(error.into())
+            Err(error)
         }
         Ok(()) => Ok(()),
     }

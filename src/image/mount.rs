@@ -1,0 +1,151 @@
+//! Mounting: images, and what is written over them.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use bfc::Secret;
+
+use super::error::{Error, Result};
+use super::file::open_file;
+use super::secret::image_key;
+use crate::fs::Options;
+use crate::serve::mountpoint::MountPoint;
+use crate::serve::protocol::{Image, MountRequest};
+use crate::serve::{keeper, worker};
+use crate::sys::idmap::IdMap;
+use crate::sys::mount_attr::MountFlags;
+use crate::upper::{self, Upper};
+
+/// Images to mount, and how.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::path::Path;
+///
+/// use lxcri_fs::image::Mount;
+/// use lxcri_fs::serve::unmount::unmount;
+///
+/// // A program that mounts is started again as the processes that serve.
+/// if let Some(code) = lxcri_fs::run_as_daemon() {
+///     std::process::exit(code.into());
+/// }
+/// Mount::of(Path::new("debian.bfc"))?.at(Path::new("/mnt"))?;
+/// println!("{}", std::fs::read_to_string("/mnt/etc/debian_version")?);
+/// unmount(Path::new("/mnt"), Default::default())?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Mount {
+    /// The images with their paths, lowest first, open for reading.
+    pub images: Vec<(PathBuf, File)>,
+    /// What opens those that are encrypted.
+    pub secret: Option<Secret>,
+    /// How to open them.
+    pub options: Options,
+    /// How many threads serve them, if nobody serves them yet.
+    pub threads: usize,
+    /// Where is written; the mount is read-only without one.
+    pub upper: Option<Upper>,
+    /// Whether nothing may be written all the same.
+    pub read_only: bool,
+    /// Whose ids are seen; the images' own when there is none.
+    pub idmap: Option<IdMap>,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+    /// Where the keeper logs, instead of the journal.
+    pub log_file: Option<PathBuf>,
+    /// Whether the keeper is to be no child of this process: runtimes wait for every child that they find to be theirs.
+    pub orphan: bool,
+}
+
+impl Mount {
+    /// One image, read-only, `nosuid` and `nodev`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn of(image: &Path) -> Result<Self> {
+        Ok(Self::of_files(vec![(image.to_owned(), open_file(image)?)]))
+    }
+
+    /// Images that are open, lowest first, read-only, `nosuid` and `nodev`.
+    pub fn of_files(images: Vec<(PathBuf, File)>) -> Self {
+        Self {
+            images,
+            secret: None,
+            options: Options::default(),
+            threads: worker::default_threads(),
+            upper: None,
+            read_only: false,
+            idmap: None,
+            flags: MountFlags::plain(rustix::process::geteuid().is_root()),
+            log_file: None,
+            orphan: false,
+        }
+    }
+
+    /// Mounts them on a directory. What serves them stays when this process ends.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is mounted then.
+    pub fn at(&self, mountpoint: &Path) -> Result<()> {
+        self.on(&MountPoint::open(mountpoint)?)
+    }
+
+    /// As [`Mount::at`], on a mount point that is open.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is mounted then.
+    pub fn on(&self, mountpoint: &MountPoint) -> Result<()> {
+        mountpoint.check_free()?;
+        let files = self.images.iter().map(|(path, file)| file.try_clone().map_err(Error::io("opening the image", path)));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        let request = upper::Request {
+            images: self.served()?,
+            files: &files,
+            options: self.options.clone(),
+            threads: self.threads,
+            idmap: self.idmap.clone(),
+            flags: self.flags,
+            log_file: self.log_file.as_deref(),
+            orphan: self.orphan,
+        };
+        match &self.upper {
+            Some(upper) => {
+                Ok(upper::mount_under(&request, || Ok::<_, upper::Error>((upper.clone(), mountpoint.clone(), ())), self.read_only)?)
+            }
+            None => Ok(upper::mount(&request, mountpoint)?),
+        }
+    }
+
+    /// Makes this very process the one that keeps the mount. Comes back only when that fails.
+    pub fn become_keeper(&self, mountpoint: &MountPoint) -> Error {
+        let images = match self.served() {
+            Ok(images) => images,
+            Err(error) => return error,
+        };
+        let request = MountRequest {
+            images,
+            options: self.options.clone(),
+            mountpoint: mountpoint.path().as_os_str().to_owned(),
+            shared: None,
+            flags: self.flags,
+            threads: self.threads,
+            orphan: false,
+        };
+        let descriptors: Vec<BorrowedFd<'_>> = self.images.iter().map(|(_, file)| file.as_fd()).collect();
+        keeper::become_one(&request, &descriptors).into()
+    }
+
+    /// The images as they are served, with their keys.
+    fn served(&self) -> Result<Vec<Image>> {
+        let image = |(path, file): &(PathBuf, File)| {
+            let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
+            let key = image_key(&path, file, self.secret.as_ref())?;
+            Ok(Image { path: OsString::from(path), key })
+        };
+        self.images.iter().map(image).collect()
+    }
+}
