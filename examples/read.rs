@@ -1,4 +1,5 @@
 //! Prints a file of an image, without mounting it: `cargo run --example read IMAGE PATH`.
+#![allow(clippy::disallowed_methods)] // The bytes of the file, as they are.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use bfc::Secret;
 use clap::{ArgGroup, Args, ValueEnum};
@@ -12,6 +13,7 @@ use super::progress::Waiting;
 use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
+use super::transfer::Transfer;
 use crate::error::chain;
 use crate::fs::{Options, Rootfs, Source, verify};
 use crate::image::secret::image_key;
@@ -21,7 +23,7 @@ use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, Place};
-use crate::store::{self, Image, Store};
+use crate::store::{self, Image, Reference, Store};
 use crate::sys::idmap::IdMap;
 
 /// Where LXC has its containers, unless it is configured otherwise.
@@ -203,9 +205,11 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
 fn pull_it(args: &CreateArgs) -> Result<(), Error> {
     let wrong = || Error::Other { message: format!("{:?} is no reference", args.image), hint: None, exit: Exit::Usage };
     let reference = pull::parse(args.image.to_str().ok_or_else(wrong)?)?;
-    let pull = Pull { registries: args.store.config()?.registries.value, ..Pull::of(&reference) };
-    pull.to_store(&args.store.open()?, &reference.whole().parse()?, true, &Waiting)?;
-    Ok(())
+    let transfer = Arc::new(Transfer::new(true));
+    let pull = Pull { registries: args.store.config()?.registries.value, observer: transfer.clone(), ..Pull::of(&reference) };
+    let name: Reference = reference.whole().parse()?;
+    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting)?;
+    super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
 }
 
 /// How the image is found again, and read, by those who have nobody to ask.

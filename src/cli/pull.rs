@@ -109,6 +109,12 @@ fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(
             fetched_bytes: fetched,
         });
     }
+    tell(name, pulled, fetched)
+}
+
+/// Says what was pulled; `fetched` bytes came from the registry.
+pub(super) fn tell(name: &str, pulled: &Pulled, fetched: u64) -> Result<(), Error> {
+    let Pulled { facts, up_to_date, .. } = pulled;
     if *up_to_date {
         say(format_args!("{name} is up to date"))?;
         return Ok(());

@@ -45,7 +45,7 @@ pub fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Err
     let exit = failures.first().unwrap_or(&last).exit();
     failures.push(last);
     for error in &failures {
-        let _ = report(&error);
+        let _ = report(error);
     }
     Err(Error::Other {
         message: format!("{} of {of} {what}", failures.len()),

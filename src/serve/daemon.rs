@@ -78,7 +78,7 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     let style = args.daemon.log_style;
     log::init(style);
     if args.orphan {
-        return Ok(keeper::start_orphan(style)?);
+        return keeper::start_orphan(style);
     }
     let ended = keeper::main(style);
     match ended {
@@ -96,7 +96,7 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
 fn worker(args: &DaemonArgs) -> Result<(), Error> {
     let_go();
     log::init(args.log_style);
-    Ok(worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))?)
+    worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))
 }
 
 /// Is a process in a user namespace of its own.
