@@ -172,7 +172,7 @@ impl Report for Error {
             Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
             Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
             Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
-            Error::Config { .. } => "docs/STORE.md describes the configuration",
+            Error::Config { .. } => "docs/CONFIGURATION.md describes every setting",
             Error::Ambiguous { .. } => "give more digits",
             Error::Kept { .. } => "-t NEW puts another image into the store, and leaves this one as it is; -o NEW makes a file of it",
             Error::InUse { kind: "container", .. } => {
