@@ -11,22 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bench::{LoopDisk, Store};
+use bench::{LoopDisk, Store, on_both};
 use common::zfs::{Pool, property, zfs};
 use common::{Mounted, run, stderr};
 use serde_json::Value;
-
-/// Makes tests of functions: one on a directory, one on ZFS.
-macro_rules! on_both {
-    ($($name:ident)*) => {
-        mod on_a_directory {
-            $(#[test] fn $name() { super::$name(&super::Store::directory()); })*
-        }
-        mod zfs_ {
-            $(#[test] fn $name() { if let Some(store) = super::Store::zfs() { super::$name(&store); } })*
-        }
-    };
-}
 
 on_both! {
     an_image_in_the_store_can_be_used_wherever_a_file_can

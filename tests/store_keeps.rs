@@ -11,20 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bench::Store;
+use bench::{Store, on_both};
 use common::{Mounted, run, stderr};
-
-/// Makes tests of functions: one on a directory, one on ZFS.
-macro_rules! on_both {
-    ($($name:ident)*) => {
-        mod on_a_directory {
-            $(#[test] fn $name() { super::$name(&super::Store::directory()); })*
-        }
-        mod zfs_ {
-            $(#[test] fn $name() { if let Some(store) = super::Store::zfs() { super::$name(&store); } })*
-        }
-    };
-}
 
 on_both! {
     an_image_of_a_store_is_not_written_to_by_whatever_name

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Exit, Io, Report};
-use crate::{build, fs, registry, serve, store, upper};
+use crate::{build, fs, registry, serve, store, upper, zfs};
 
 /// An error of what is done to images.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,9 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The dataset that an image is in.
+    #[error(transparent)]
+    Zfs(#[from] zfs::Error),
     /// A password or key that cannot be used.
     #[error("{what}")]
     Secret {
@@ -57,6 +60,7 @@ impl Error {
             Error::Serve(e) => e,
             Error::Upper(e) => e,
             Error::Store(e) => e,
+            Error::Zfs(e) => e,
             Error::Io(e) => e,
             Error::Secret { .. } => return None,
         })

@@ -5,16 +5,15 @@ use std::path::Path;
 
 use super::error::{Error, Result};
 use crate::fs::{Options, Rootfs, Source};
+use crate::zfs::recorded;
 
-/// Opens an image file.
+/// Opens an image file. The dataset of an image of a store is mounted for that.
 ///
 /// # Errors
-/// [`Error::Io`], also for what is not a regular file or a block device.
+/// [`Error::Io`], also for what is not a regular file or a block device; [`Error::Zfs`].
 pub fn open_file(path: &Path) -> Result<File> {
-    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-    // Without O_NONBLOCK, opening a fifo would wait for a writer.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(Error::io("opening the image", path))?;
+    use std::os::unix::fs::FileTypeExt;
+    let file = recorded::open_image(path, Error::io("opening the image", path))?;
     let kind = file.metadata().map_err(Error::io("opening the image", path))?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);

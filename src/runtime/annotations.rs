@@ -17,10 +17,11 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::mount::{Mount, Writable};
 use super::record::ImageRecord;
-use crate::store::{Config, Store};
+use crate::store::{self, Config, Store};
 use crate::sys::files;
 use crate::sys::idmap::IdMap;
 use crate::upper;
+use crate::zfs::recorded;
 
 /// The image: an absolute path, or a name in the store.
 pub const IMAGE: &str = "org.lxcri-fs.image";
@@ -112,7 +113,7 @@ fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
         ),
         hint: Some(format!(
             "`--rootfs {NO_ROOT}` takes no image; with `[annotations] allow = [{short:?}]` in {}, it counts wherever it is",
-            crate::store::config::CONFIG
+            store::config::CONFIG
         )),
     })
 }
@@ -173,8 +174,8 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
     };
     let text = files::take(opened, MAX_KEY_IMAGES).map_err(Error::io("reading the list of images of", &file))?;
     let text = String::from_utf8_lossy(&text);
-    let digest =
-        File::open(path).map_err(Error::io("opening the image", path)).and_then(|f| Ok(upper::record::identify(path, &f)?.digest))?;
+    let opened = recorded::open_image(path, store::Error::io("opening the image", path))?;
+    let digest = upper::record::identify(path, &opened)?.digest;
     if text.lines().map(str::trim).any(|line| line == image || line == digest || Path::new(line) == path) {
         return Ok(file);
     }

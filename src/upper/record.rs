@@ -18,6 +18,7 @@ pub use crate::build::sources::upper::Marks;
 use crate::fs::{self, paths};
 use crate::sys::idmap::{IdMap, in_user_namespace};
 use crate::sys::{kernel, replace};
+use crate::zfs::recorded;
 
 /// Name of the record in an upper's directory.
 pub const NAME: &str = "lxcri-fs.json";
@@ -188,7 +189,7 @@ impl Record {
     pub(super) fn xattrs(&self) -> Result<Option<OwnedFd>> {
         let (mut paths, mut files) = (Vec::new(), Vec::new());
         for image in &self.images {
-            let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
+            let file = recorded::open_image(&image.path, Error::io("opening the image", &image.path))?;
             let found = identify(&image.path, &file)?;
             if found.digest != image.digest {
                 return Err(Error::Foreign { path: image.path.clone(), recorded: image.digest.clone(), wanted: found.digest });

@@ -16,7 +16,7 @@ use crate::fs::Rootfs;
 use crate::serve::{self, shared, unmount};
 use crate::sys::mountinfo::{self, DirectoryId};
 use crate::sys::users::{self, Used};
-use crate::zfs::{Dataset, Snapshot};
+use crate::zfs::{Dataset, Snapshot, recorded};
 
 /// An upper that has been written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,13 @@ impl Written {
                 None => return Err(Error::NoUpper { path, reason: "has an upper whose name is too long to be told: say its directory" }),
             },
             Some((None, true)) => return Err(Error::NoUpper { path, reason: "is mounted read-only" }),
-            _ => path.canonicalize().map_err(Error::io("finding", &path))?,
+            _ => {
+                // The directory of a container of a store is empty as long as its dataset is not mounted.
+                if Layout::in_place(path.clone()).check().is_err() {
+                    recorded::reach_directory(&path)?;
+                }
+                path.canonicalize().map_err(Error::io("finding", &path))?
+            }
         };
         let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
         let layout = Layout::in_place(place);

@@ -18,7 +18,7 @@ pub(super) fn rollback(snapshot: &Snapshot, newer: Newer) -> Result<()> {
 }
 
 pub(super) fn clone(snapshot: &Snapshot, target: &Dataset, properties: &[(&str, &str)]) -> Result<()> {
-    Command::zfs("clone", target.as_str()).args(property::options(properties)?).args([snapshot.as_str()]).run().map(drop)
+    target.mounted_by(Command::zfs("clone", target.as_str()).args(property::options(properties)?).args([snapshot.as_str()]))
 }
 
 pub(super) fn destroy_snapshot(snapshot: &Snapshot) -> Result<()> {

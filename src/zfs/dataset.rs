@@ -104,7 +104,7 @@ impl Dataset {
     /// [`Error::Command`], [`Error::Property`].
     pub fn create(&self, how: &Create<'_>) -> Result<()> {
         let parents = how.parents.then_some("-p");
-        Command::zfs("create", self.as_str()).args(parents).args(property::options(how.properties)?).run().map(drop)
+        self.mounted_by(Command::zfs("create", self.as_str()).args(parents).args(property::options(how.properties)?))
     }
 
     /// Mounts it where its properties say. Nothing is wrong when it is mounted already.
@@ -112,10 +112,26 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`].
     pub fn mount(&self) -> Result<()> {
-        match Command::zfs("mount", self.as_str()).run() {
+        match self.mounted_by(Command::zfs("mount", self.as_str())) {
             Err(error) if error.cause() == Some(Cause::Mounted) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Runs a command that mounts this dataset as its last step.
+    ///
+    /// Somebody else can be quicker with that step: `zfs mount -a` mounts whatever it finds. The
+    /// command then says that the dataset is busy, although all that it was to do is done.
+    pub(super) fn mounted_by(&self, command: Command) -> Result<()> {
+        match command.run() {
+            Err(error) if error.cause() == Some(Cause::Busy) && self.is_mounted() => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Whether it exists and is mounted in this mount namespace.
+    fn is_mounted(&self) -> bool {
+        self.properties(&["mounted"]).is_ok_and(|found| found.get("mounted") == Some("yes"))
     }
 
     /// Unmounts it. Nothing is wrong when it is not mounted.
@@ -175,7 +191,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`].
     pub fn rename(&self, to: &Dataset) -> Result<()> {
-        Command::zfs("rename", to.as_str()).args([self.as_str()]).run().map(drop)
+        to.mounted_by(Command::zfs("rename", to.as_str()).args([self.as_str()]))
     }
 
     /// Destroys it. A clone elsewhere is never destroyed along.

@@ -13,6 +13,7 @@ mod error;
 mod name;
 mod property;
 mod reach;
+pub mod recorded;
 mod snapshot;
 
 #[cfg(not(feature = "zfs-core"))]

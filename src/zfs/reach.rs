@@ -49,6 +49,16 @@ impl Dataset {
         Ok(path)
     }
 
+    /// The file systems whose directory this is, whether they are mounted or not.
+    ///
+    /// # Errors
+    /// [`Error::NotInstalled`], [`Error::Command`], [`Error::Output`].
+    pub fn of_directory(dir: &Path) -> Result<Vec<Dataset>> {
+        let output = Command::zfs("list", "").args(["-H", "-t", "filesystem", "-o", "name,mountpoint"]).run()?;
+        let is_there = |line: &&str| line.split_once('\t').is_some_and(|(_, at)| Path::new(at) == dir);
+        output.lines().filter(is_there).filter_map(|line| line.split('\t').next()).map(str::parse).collect()
+    }
+
     /// Refuses a directory where something else is seen than this dataset.
     ///
     /// # Errors

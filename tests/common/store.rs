@@ -10,6 +10,22 @@ use serde_json::Value;
 use super::common::zfs::Scratch;
 use super::common::{lxcri_fs, run, stderr};
 
+/// Makes tests of functions that take a store: one on a directory, one on ZFS. tests/zfs/run finds
+/// the files that use it.
+#[allow(unused_macros)]
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod on_a_directory {
+            $(#[test] fn $name() { super::$name(&super::Store::directory()); })*
+        }
+        mod zfs_ {
+            $(#[test] fn $name() { if let Some(store) = super::Store::zfs() { super::$name(&store); } })*
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use on_both;
+
 /// A store that goes with the test.
 pub struct Store {
     pub dir: tempfile::TempDir,

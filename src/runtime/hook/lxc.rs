@@ -5,6 +5,8 @@ use std::path::Path;
 use super::super::error::{Error, Result};
 use super::super::mount::{self, Mount};
 use super::super::record::{Record, State};
+use crate::store;
+use crate::zfs::recorded;
 
 /// What LXC says of the container in the environment.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +22,11 @@ pub struct Facts {
 /// # Errors
 /// [`Error`]: LXC then does not start the container.
 pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
-    let record = Record::read(container)?;
+    let record = match Record::read(container) {
+        // Its dataset may not be mounted.
+        Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => Record::read(container)?,
+        read => read?,
+    };
     match facts.hook.as_str() {
         "pre-start" | "pre-mount" => {
             let record = record.filter(|record| record.state == State::Ready);

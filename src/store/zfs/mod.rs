@@ -20,6 +20,7 @@ use super::facts::Facts;
 use super::name::Name;
 use crate::sys::extents::Usage;
 use crate::upper::dataset::PROPERTIES as CONTAINER_PROPERTIES;
+use crate::zfs::recorded::{CONTAINERS, IMAGES};
 use crate::zfs::{Cause, Children, Create, Dataset, Properties, Snapshot};
 use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
@@ -50,7 +51,7 @@ impl ZfsStore {
     /// # Errors
     /// [`Error::Zfs`] when the names of its datasets would be too long.
     pub fn new(parent: Dataset) -> Result<Self> {
-        Ok(Self { images: parent.child("images")?, containers: parent.child("containers")?, parent })
+        Ok(Self { images: parent.child(IMAGES)?, containers: parent.child(CONTAINERS)?, parent })
     }
 
     fn image(&self, name: &Name) -> Result<Dataset> {
