@@ -42,6 +42,7 @@
 //!
 //! Nothing is printed but through `cli::output`, so that nothing drives a terminal: clippy.toml and the lints below see to that.
 
+#![warn(unreachable_pub)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 pub mod build;

@@ -63,6 +63,12 @@ pub struct Opener<R> {
     done: bool,
 }
 
+impl<R> std::fmt::Debug for Opener<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opener").field("left", &self.left).field("len", &self.len).field("done", &self.done).finish_non_exhaustive()
+    }
+}
+
 /// The error of an [`Opener`] whose tag does not fit, inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error("the authentication tag does not fit")]

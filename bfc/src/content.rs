@@ -30,6 +30,16 @@ pub struct Decoder<'a> {
     pub check_hash: bool,
 }
 
+impl std::fmt::Debug for Decoder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder")
+            .field("len", &self.len)
+            .field("flavour", &self.flavour)
+            .field("check_hash", &self.check_hash)
+            .finish_non_exhaustive()
+    }
+}
+
 /// One piece of stored bytes that is decoded on its own.
 struct Piece<'a> {
     offset: u64,

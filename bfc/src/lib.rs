@@ -5,6 +5,7 @@
 //! what is there, not to what is claimed.
 
 #![forbid(unsafe_code)]
+#![warn(unreachable_pub)]
 
 pub mod aead;
 pub mod container;

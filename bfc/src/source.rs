@@ -116,6 +116,12 @@ pub struct RangeReader<'a> {
     left: u64,
 }
 
+impl std::fmt::Debug for RangeReader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeReader").field("offset", &self.offset).field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
 impl<'a> RangeReader<'a> {
     /// The `len` bytes at `offset`.
     pub fn new(source: &'a dyn ReadAt, offset: u64, len: u64) -> Self {

@@ -15,6 +15,7 @@ use crate::fs;
 use crate::layer::{merge, replay};
 
 /// An image with layers to continue from.
+#[derive(Debug)]
 pub struct Base {
     path: PathBuf,
     file: File,

@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::sources::Platform;
 
 /// A layer, for the configuration.
-pub struct LayerFact<'a> {
+pub(super) struct LayerFact<'a> {
     /// Its diff_id.
     pub diff_id: Digest,
     /// What its history entry says.
@@ -19,7 +19,7 @@ pub struct LayerFact<'a> {
 ///
 /// # Errors
 /// [`Error::Document`] when `found` is no JSON object.
-pub fn config(found: &[u8], layers: &[LayerFact<'_>], platform: &Platform) -> Result<Vec<u8>> {
+pub(super) fn config(found: &[u8], layers: &[LayerFact<'_>], platform: &Platform) -> Result<Vec<u8>> {
     let name = "image configuration";
     let mut document: Map<String, Value> = if found.is_empty() {
         let mut fresh = Map::new();

@@ -14,7 +14,7 @@ const PIECE: usize = 1 << 20;
 ///
 /// # Errors
 /// When the image is damaged.
-pub fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
+pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
     Ok(Attr {
         mode: inode.mode,
         uid: inode.uid,
@@ -26,7 +26,7 @@ pub fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<At
 }
 
 /// Reads a file's content. Keeps what went wrong, which an [`io::Error`] cannot hold well.
-pub struct Content<'a> {
+pub(super) struct Content<'a> {
     rootfs: &'a Rootfs,
     ino: u32,
     offset: u64,
@@ -37,7 +37,7 @@ pub struct Content<'a> {
 
 impl<'a> Content<'a> {
     /// Reads the file with this inode number.
-    pub fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
+    pub(super) fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
         Self { rootfs, ino, offset: 0, piece: Vec::new(), at: 0, error: None }
     }
 
@@ -45,7 +45,7 @@ impl<'a> Content<'a> {
     ///
     /// # Errors
     /// The image's, or the writer's.
-    pub fn checked<E: From<crate::fs::Error> + From<io::Error>>(self, written: io::Result<()>) -> Result<(), E> {
+    pub(super) fn checked<E: From<crate::fs::Error> + From<io::Error>>(self, written: io::Result<()>) -> Result<(), E> {
         match self.error {
             Some(error) => Err(error.into()),
             None => Ok(written?),

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 
 /// A file that is to appear at a path.
+#[derive(Debug)]
 pub struct Output {
     path: PathBuf,
     dir: PathBuf,
@@ -20,6 +21,7 @@ pub struct Output {
 }
 
 /// Which name it has until it is complete.
+#[derive(Debug)]
 enum Name {
     /// None.
     None,

@@ -11,7 +11,7 @@ const PIECE: usize = 1 << 18;
 const WAITING: usize = 8;
 
 /// The two ends of a bounded channel of bytes.
-pub fn channel() -> (TarWriter, TarReader) {
+pub(super) fn channel() -> (TarWriter, TarReader) {
     let (send, receive) = sync_channel(WAITING);
     let (give_back, spare) = sync_channel(WAITING + 2);
     let writer = TarWriter { pieces: send, spare, piece: Vec::with_capacity(PIECE) };
@@ -20,7 +20,7 @@ pub fn channel() -> (TarWriter, TarReader) {
 }
 
 /// The end that is written to. Dropping it ends the stream, so what was written last must have been flushed.
-pub struct TarWriter {
+pub(super) struct TarWriter {
     pieces: SyncSender<Vec<u8>>,
     /// Pieces that were read, to be filled again.
     spare: Receiver<Vec<u8>>,
@@ -50,7 +50,7 @@ impl Write for TarWriter {
 }
 
 /// The end that is read; it hashes what passes through.
-pub struct TarReader {
+pub(super) struct TarReader {
     pieces: Receiver<Vec<u8>>,
     give_back: SyncSender<Vec<u8>>,
     piece: Vec<u8>,
@@ -62,12 +62,12 @@ pub struct TarReader {
 
 impl TarReader {
     /// Whether the end was reached.
-    pub fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         self.ended
     }
 
     /// SHA-256 and length of all that passed through.
-    pub fn finish(self) -> ([u8; 32], u64) {
+    pub(super) fn finish(self) -> ([u8; 32], u64) {
         (self.hash.finalize().into(), self.read)
     }
 }

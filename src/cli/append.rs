@@ -22,7 +22,7 @@ use crate::store::Reference;
 /// Mounts of the image go on showing what it was. An image of a store is not changed: -t makes another one of it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs append nginx.bfc upper/\n  lxcri-fs append nginx:1.27 upper/ -t nginx:patched")]
-pub struct AppendArgs {
+pub(super) struct AppendArgs {
     /// The image: a file, or with -t also the name or digest of an image in the store
     image: PathBuf,
     /// What to put on top, lowest first
@@ -45,7 +45,7 @@ pub struct AppendArgs {
     json: bool,
 }
 
-pub fn run(args: &AppendArgs) -> Result<(), Error> {
+pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let secret = args.secret.load()?;
     let held = args.tag.as_ref().map(|_| args.store.open_image(&args.image)).transpose()?;

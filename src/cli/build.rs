@@ -23,7 +23,7 @@ use crate::store::{self, Reference};
 /// it is is guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -t nginx:1.27\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
-pub struct BuildArgs {
+pub(super) struct BuildArgs {
     /// What to build the image of
     source: OsString,
     #[command(flatten)]
@@ -71,7 +71,7 @@ struct Target {
 
 /// What `build` and `append` have in common.
 #[derive(Debug, Args)]
-pub struct WriteArgs {
+pub(super) struct WriteArgs {
     /// zstd level, 1 to 22
     #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
@@ -106,7 +106,7 @@ struct LayerReport {
 }
 
 /// Runs the command.
-pub fn run(args: &BuildArgs) -> Result<(), Error> {
+pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
     // A descriptor for each level of a directory.
     super::limits::raise_open_files();
     // Open for as long as it is read.
@@ -151,7 +151,7 @@ fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Re
 }
 
 /// Tells what was built.
-pub fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Error> {
+pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Error> {
     if as_json {
         let layer = |l: &build::BuiltLayer| LayerReport { diff_id: l.diff_id.to_string(), size: l.size, entries: l.entries };
         return json(&Report {

@@ -13,14 +13,14 @@ use crate::serve::confine::Kept;
 /// Print a file of an image
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs cat debian.bfc etc/os-release")]
-pub struct CatArgs {
+pub(super) struct CatArgs {
     #[command(flatten)]
     image: ImageArgs,
     /// The file
     path: PathBuf,
 }
 
-pub fn run(args: &CatArgs) -> Result<(), Error> {
+pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
     let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
     let in_image = |source| Error::InImage { path: args.path.clone(), source };
     let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;

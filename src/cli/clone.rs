@@ -18,7 +18,7 @@ use crate::upper::{Upper, snapshots};
     after_help = "Examples:\n  lxcri-fs clone zfs:tank/web1 zfs:tank/web2\n  lxcri-fs clone web1@before-upgrade zfs:tank/web2 --quota 10G\n  \
 lxcri-fs mount nginx.bfc /mnt/web2 --upper zfs:tank/web2"
 )]
-pub struct CloneArgs {
+pub(super) struct CloneArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted; and a snapshot's name, or one is taken now
     #[arg(value_name = "UPPER[@NAME]", value_parser = OsStringValueParser::new().map(UpperName::parse))]
     from: UpperName,
@@ -36,7 +36,7 @@ pub struct CloneArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &CloneArgs) -> Result<(), Error> {
+pub(super) fn run(args: &CloneArgs) -> Result<(), Error> {
     let Upper::Zfs { dataset: to, .. } = Upper::parse(&args.to)? else {
         return Err(Error::Other {
             message: format!("{} is no dataset", args.to.display()),

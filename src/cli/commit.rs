@@ -26,7 +26,7 @@ use crate::store::{Reference, protect};
 #[command(
     after_help = "Examples:\n  lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc\n  lxcri-fs commit web1 -t nginx:patched\n  lxcri-fs commit zfs:tank/web1 --in-place"
 )]
-pub struct CommitArgs {
+pub(super) struct CommitArgs {
     /// The container, where it is mounted, or the upper: its directory, or its dataset after `zfs:`
     #[arg(value_name = "UPPER")]
     upper: OsString,
@@ -59,7 +59,7 @@ pub struct CommitArgs {
     json: bool,
 }
 
-pub fn run(args: &CommitArgs) -> Result<(), Error> {
+pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let written = find(&args.upper, &args.store)?;
     let record = written.record()?;

@@ -14,7 +14,7 @@ use crate::store::config::{Config, Setting};
 
 /// Show the configuration
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+pub(super) struct ConfigArgs {
     #[command(subcommand)]
     command: ConfigCommand,
 }
@@ -42,7 +42,7 @@ struct Row {
 }
 
 /// Runs the command.
-pub fn run(args: &ConfigArgs) -> Result<(), Error> {
+pub(super) fn run(args: &ConfigArgs) -> Result<(), Error> {
     let ConfigCommand::Show(args) = &args.command;
     let rows = rows(&args.store.config()?);
     if args.json {

@@ -57,7 +57,7 @@ enum Verify {
 lxcri-fs create web2 --image nginx.bfc --bundle /srv/web2 && crun run -b /srv/web2 web2\n  \
 lxcri-fs create job --image debian.bfc --bundle /srv/job --ephemeral -- sh -c 'echo $HOME'")]
 #[command(group = ArgGroup::new("target").required(true))]
-pub struct CreateArgs {
+pub(super) struct CreateArgs {
     /// The container's name
     #[arg(value_name = "NAME")]
     name: String,
@@ -131,7 +131,7 @@ pub struct CreateArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &CreateArgs) -> Result<(), Error> {
+pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     let (store, stored, path) = resolve(args)?;
     let file = match &stored {
         Some(image) => store.open_image(image)?,

@@ -12,7 +12,7 @@ use crate::runtime::delete::delete;
 /// The image stays. So does what was written to an --upper of its own.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs delete web1")]
-pub struct DeleteArgs {
+pub(super) struct DeleteArgs {
     /// The container
     #[arg(value_name = "NAME")]
     name: String,
@@ -24,7 +24,7 @@ pub struct DeleteArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &DeleteArgs) -> Result<(), Error> {
+pub(super) fn run(args: &DeleteArgs) -> Result<(), Error> {
     if let Some(place) = delete(&args.store.open()?, &args.name, args.keep)? {
         note(format_args!("lxcri-fs: what {} wrote is in {place}, and stays", args.name));
     }

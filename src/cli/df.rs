@@ -12,7 +12,7 @@ use crate::store::Usage;
 /// Tell what the store takes, and what `gc` would free
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs df")]
-pub struct DfArgs {
+pub(super) struct DfArgs {
     #[command(flatten)]
     store: StoreArgs,
     /// One JSON object
@@ -36,7 +36,7 @@ struct Report {
 }
 
 /// Runs the command.
-pub fn run(args: &DfArgs) -> Result<(), Error> {
+pub(super) fn run(args: &DfArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let (images, containers) = (store.images()?, store.containers()?);
     let (mut image_usage, mut container_usage) = (Usage::default(), Usage::default());

@@ -18,7 +18,7 @@ use crate::upper::written::Written;
 /// Tell what differs from the image: A added, C changed, D deleted
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs diff /mnt\n  lxcri-fs diff /srv/web1 --json\n  lxcri-fs diff zfs:tank/web1")]
-pub struct DiffArgs {
+pub(super) struct DiffArgs {
     /// Where it is mounted, or the upper: its directory, or its dataset after `zfs:`
     #[arg(value_name = "DIR|UPPER")]
     upper: OsString,
@@ -39,7 +39,7 @@ struct Row {
     path: String,
 }
 
-pub fn run(args: &DiffArgs) -> Result<(), Error> {
+pub(super) fn run(args: &DiffArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let written = Written::find(&args.upper)?;
     let record = written.record()?;

@@ -20,7 +20,7 @@ use crate::zfs;
 /// Tell what this host can do, and whether the store and the mounts are sound
 #[derive(Debug, Args)]
 #[command(after_help = "Exit code 1 when something is broken.\n\nExample: lxcri-fs doctor --json | jq 'select(.level == \"bad\")'")]
-pub struct DoctorArgs {
+pub(super) struct DoctorArgs {
     #[command(flatten)]
     store: StoreArgs,
     /// One JSON object per line: about, level (good, note or bad), found, so
@@ -29,7 +29,7 @@ pub struct DoctorArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &DoctorArgs) -> Result<(), Error> {
+pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
     let mut findings = fuse();
     findings.extend(confinement());
     findings.extend(overlay());

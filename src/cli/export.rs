@@ -19,7 +19,7 @@ use crate::serve::confine::Kept;
 #[command(
     after_help = "Examples:\n  lxcri-fs export debian.bfc --tar - | tar -x --xattrs --xattrs-include='*' -C rootfs\n  lxcri-fs export debian.bfc --oci debian-oci"
 )]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     #[command(flatten)]
     image: ImageArgs,
     #[command(flatten)]
@@ -40,7 +40,7 @@ struct Target {
     tar: Option<PathBuf>,
 }
 
-pub fn run(args: &ExportArgs) -> Result<(), Error> {
+pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
     let target = args.target.oci.as_deref().or(args.target.tar.as_deref()).filter(|path| *path != Path::new("-"));
     // What is made has its temporary name beside the one that it gets.
     let kept = target.map_or_else(Kept::default, |path| Kept::default().below(&parent(path)));

@@ -19,7 +19,7 @@ use crate::serve::confine::Kept;
 /// and nothing that exists is replaced without --force.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs extract debian.bfc rootfs\n  lxcri-fs extract debian.bfc out etc/passwd usr/share/doc")]
-pub struct ExtractArgs {
+pub(super) struct ExtractArgs {
     #[command(flatten)]
     image: ImageArgs,
     /// Where to; made if it does not exist
@@ -44,7 +44,7 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN);
 
-pub fn run(args: &ExtractArgs) -> Result<(), Error> {
+pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     let opened = args.image.file()?;
     // A descriptor for each level of the tree.
     super::limits::raise_open_files();

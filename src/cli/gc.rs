@@ -13,7 +13,7 @@ use crate::store::{Garbage, Outcome, Step};
 /// Remove what the store does not need: images without a name, and what interrupted work left behind
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs gc --dry-run\n  lxcri-fs gc --grace 0s")]
-pub struct GcArgs {
+pub(super) struct GcArgs {
     /// Only tell what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -41,7 +41,7 @@ struct Row {
 }
 
 /// Runs the command.
-pub fn run(args: &GcArgs) -> Result<(), Error> {
+pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     let config = args.store.config()?;
     let store = args.store.open()?;
     let grace = args.grace.unwrap_or(config.grace.value);

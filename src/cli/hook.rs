@@ -12,7 +12,7 @@ use crate::store::{Config, Store};
 /// What runtimes call while a container comes and goes
 #[derive(Debug, Args)]
 #[command(after_help = "docs/RUNTIMES.md says which hook goes where.")]
-pub struct HookArgs {
+pub(super) struct HookArgs {
     #[command(subcommand)]
     hook: Hook,
 }
@@ -53,7 +53,7 @@ enum OciHook {
 }
 
 /// Runs the command.
-pub fn run(args: &HookArgs) -> Result<(), Error> {
+pub(super) fn run(args: &HookArgs) -> Result<(), Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match &args.hook {
         Hook::Lxc { container, store, .. } => {

@@ -20,7 +20,7 @@ use crate::store::graph;
 /// Needs no password: names and attributes are not encrypted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs info debian.bfc")]
-pub struct InfoArgs {
+pub(super) struct InfoArgs {
     /// The image: a file, or the name or digest of an image in the store
     image: PathBuf,
     #[command(flatten)]
@@ -69,7 +69,7 @@ struct Layer {
     created_by: String,
 }
 
-pub fn run(args: &InfoArgs) -> Result<(), Error> {
+pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     let (path, file) = args.store.open_image(&args.image)?;
     let chain = chain(args)?;
     confine(Kept::default(), &Options::default());

@@ -17,7 +17,7 @@ use crate::serve::mountpoint::mounted_at;
 /// Tell of a container: its image, where it writes, whether it is mounted and running
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs inspect web1 --json | jq -r .image.path")]
-pub struct InspectArgs {
+pub(super) struct InspectArgs {
     /// The container
     #[arg(value_name = "NAME")]
     name: String,
@@ -44,7 +44,7 @@ struct Inspected<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &InspectArgs) -> Result<(), Error> {
+pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
     let (record, directory) = find(&args.store.open()?, &args.name)?;
     let (root, config) = (record.runtime.root(), record.runtime.config());
     let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());

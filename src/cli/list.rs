@@ -18,7 +18,7 @@ use crate::store::{self, Image, Name, Usage};
 /// SIZE is what an image takes, OWN how much of that others do not share: what is freed when it is removed.
 #[derive(Debug, Args)]
 #[command(visible_alias = "images", after_help = "Examples:\n  lxcri-fs list\n  lxcri-fs list --json | jq -r .references[]")]
-pub struct ListArgs {
+pub(super) struct ListArgs {
     #[command(flatten)]
     store: StoreArgs,
     /// One JSON object per image
@@ -49,7 +49,7 @@ struct Row<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &ListArgs) -> Result<(), Error> {
+pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let scan = store.scan()?;
     let images = scan.images;

@@ -18,7 +18,7 @@ use crate::serve::confine::Kept;
 /// List the files of an image
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs ls debian.bfc\n  lxcri-fs ls -lR debian.bfc etc")]
-pub struct LsArgs {
+pub(super) struct LsArgs {
     #[command(flatten)]
     image: ImageArgs,
     /// The directory or file to list
@@ -57,7 +57,7 @@ struct Entry {
     device: Option<(u32, u32)>,
 }
 
-pub fn run(args: &LsArgs) -> Result<(), Error> {
+pub(super) fn run(args: &LsArgs) -> Result<(), Error> {
     let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
     let in_image = |source| Error::InImage { path: args.path.clone(), source };
     let (ino, inode) = rootfs.resolve(&args.path).map_err(in_image)?;

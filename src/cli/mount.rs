@@ -29,7 +29,7 @@ use crate::upper::{self, Upper};
 lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
 lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o suid,dev image.bfc /mnt\n  \
 mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
-pub struct MountArgs {
+pub(super) struct MountArgs {
     /// The images, the lowest first: files, or names or digests of images in the store; and where to mount
     // In one list, since options may stand between them.
     #[arg(value_names = ["IMAGE", "DIR"], required_unless_present = "all", num_args = 1..)]
@@ -107,7 +107,7 @@ impl MountArgs {
 }
 
 /// Runs the command.
-pub fn run(mut args: MountArgs) -> Result<(), Error> {
+pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     if args.all {
         return mount_containers(&args.store);
     }

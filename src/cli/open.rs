@@ -16,7 +16,7 @@ use crate::upper::record::{self, Record};
 
 /// The image a command looks into.
 #[derive(Debug, Args)]
-pub struct ImageArgs {
+pub(super) struct ImageArgs {
     /// The image: a file, or the name or digest of an image in the store
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
@@ -31,7 +31,7 @@ impl ImageArgs {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open(&self, options: &Options) -> Result<Rootfs, Error> {
+    pub(super) fn open(&self, options: &Options) -> Result<Rootfs, Error> {
         self.file()?.read(options)
     }
 
@@ -40,7 +40,7 @@ impl ImageArgs {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn open_confined(&self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+    pub(super) fn open_confined(&self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
         self.file()?.read_confined(options, kept)
     }
 
@@ -48,7 +48,7 @@ impl ImageArgs {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn file(&self) -> Result<Opened, Error> {
+    pub(super) fn file(&self) -> Result<Opened, Error> {
         let secret = self.secret.load()?;
         let (path, file) = self.store.open_image(&self.image)?;
         let terminal = if secret.is_none() { terminal() } else { None };
@@ -57,7 +57,7 @@ impl ImageArgs {
 }
 
 /// Takes from this process what reading images does not need.
-pub fn confine(mut kept: Kept, options: &Options) {
+pub(super) fn confine(mut kept: Kept, options: &Options) {
     // A content that does not fit into memory goes to a file, in what may be another user's directory.
     kept.capabilities |= CapabilitySet::DAC_OVERRIDE;
     // Nothing to say of what is missing: `doctor` tells what this host lacks.
@@ -65,7 +65,7 @@ pub fn confine(mut kept: Kept, options: &Options) {
 }
 
 /// The file of an image, of which nothing was read yet.
-pub struct Opened {
+pub(super) struct Opened {
     path: PathBuf,
     file: File,
     secret: Option<bfc::Secret>,
@@ -77,7 +77,7 @@ impl Opened {
     ///
     /// # Errors
     /// When it is none, or is damaged.
-    pub fn read_confined(self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+    pub(super) fn read_confined(self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
         confine(kept, options);
         self.read(options)
     }
@@ -86,7 +86,7 @@ impl Opened {
     ///
     /// # Errors
     /// When it is none, or is damaged.
-    pub fn read(self, options: &Options) -> Result<Rootfs, Error> {
+    pub(super) fn read(self, options: &Options) -> Result<Rootfs, Error> {
         let Self { path, file, secret, terminal } = self;
         let again = file.try_clone().map_err(Error::io("opening the image", &path))?;
         match Rootfs::open(vec![Source { path: path.clone(), file, secret }], options) {
@@ -105,7 +105,7 @@ impl Opened {
 ///
 /// # Errors
 /// As [`ImageArgs::open`], and when they are not the ones that the upper was made on.
-pub fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> Result<Rootfs, Error> {
+pub(super) fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> Result<Rootfs, Error> {
     let paths: Vec<PathBuf> = if named.is_empty() { record.images.iter().map(|i| i.path.clone()).collect() } else { named.to_vec() };
     let secret = secret.load()?;
     let (mut sources, mut found) = (Vec::new(), Vec::new());

@@ -8,22 +8,22 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use crate::error::{Report, chain};
-pub use crate::text::printable;
+pub(super) use crate::text::printable;
 use crate::text::{is_unseen, neutral};
 
 /// Standard output, for bytes that are what was asked for: a file's content, a tar, a document for another program.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
-pub fn bytes() -> io::StdoutLock<'static> {
+pub(super) fn bytes() -> io::StdoutLock<'static> {
     io::stdout().lock()
 }
 
 /// Standard output, for text of which strangers made parts. Each `writeln!` is one line, whatever is in it.
-pub fn lines() -> Lines<io::StdoutLock<'static>> {
+pub(super) fn lines() -> Lines<io::StdoutLock<'static>> {
     Lines(bytes())
 }
 
 /// Like [`lines`], written in large pieces: [`Write::flush`] has to be called in the end.
-pub fn many_lines() -> Lines<io::BufWriter<io::StdoutLock<'static>>> {
+pub(super) fn many_lines() -> Lines<io::BufWriter<io::StdoutLock<'static>>> {
     Lines(io::BufWriter::new(bytes()))
 }
 
@@ -31,24 +31,24 @@ pub fn many_lines() -> Lines<io::BufWriter<io::StdoutLock<'static>>> {
 ///
 /// # Errors
 /// [`Error::Output`].
-pub fn say(line: fmt::Arguments<'_>) -> Result<(), Error> {
+pub(super) fn say(line: fmt::Arguments<'_>) -> Result<(), Error> {
     writeln!(lines(), "{line}").map_err(Error::Output)
 }
 
 /// Prints a line on standard error; that this is closed is no failure of what is told.
-pub fn note(line: fmt::Arguments<'_>) {
+pub(super) fn note(line: fmt::Arguments<'_>) {
     notes(&[&line.to_string()]);
 }
 
 /// Prints lines on standard error in one piece: LXC logs every piece on its own.
-pub fn notes(lines: &[&str]) {
+pub(super) fn notes(lines: &[&str]) {
     let text: String = lines.iter().flat_map(|line| [neutral(line), "\n".into()]).collect();
     #[allow(clippy::disallowed_methods)] // This is the place for it.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Prints an error's cause and hint, and gives the exit code. A closed pipe is silent.
-pub fn report(error: &Error) -> ExitCode {
+pub(super) fn report(error: &Error) -> ExitCode {
     if matches!(error, Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Failure.into();
     }
@@ -59,12 +59,12 @@ pub fn report(error: &Error) -> ExitCode {
 
 /// Whether people see what is printed on standard error.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
-pub fn is_terminal() -> bool {
+pub(super) fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
 /// Writes text with what is not seen in it made visible; see [`text`](crate::text).
-pub struct Lines<W>(W);
+pub(super) struct Lines<W>(W);
 
 impl<W: Write> Write for Lines<W> {
     /// A piece of text that has its lines already.
@@ -94,7 +94,7 @@ impl<W: Write> Write for Lines<W> {
 ///
 /// # Errors
 /// [`Error::Output`].
-pub fn json(value: &impl Serialize) -> Result<(), Error> {
+pub(super) fn json(value: &impl Serialize) -> Result<(), Error> {
     let mut out = bytes();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, Visible);
     value.serialize(&mut serializer).map_err(|e| Error::Output(e.into()))?;
@@ -121,7 +121,7 @@ impl serde_json::ser::Formatter for Visible {
 }
 
 /// Days, hours and minutes of a time in UTC: `2026-11-21 03:06`.
-pub fn time(seconds: i64) -> String {
+pub(super) fn time(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.
     let shifted = i128::from(days) + 719_468;
@@ -136,7 +136,7 @@ pub fn time(seconds: i64) -> String {
 }
 
 /// Bytes for people: `1.2 GiB`.
-pub fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     #[allow(clippy::cast_precision_loss)] // for people
     let mut value = bytes as f64;
@@ -149,7 +149,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// Lowercase hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -11,14 +11,14 @@ use crate::image::Events;
 use crate::store::Reference;
 
 /// Progress of work of which it is told how much there is when it begins.
-pub struct Work {
+pub(super) struct Work {
     what: &'static str,
     progress: OnceLock<Progress>,
 }
 
 impl Work {
     /// Work such as "Building".
-    pub fn new(what: &'static str) -> Self {
+    pub(super) fn new(what: &'static str) -> Self {
         Self { what, progress: OnceLock::new() }
     }
 }
@@ -46,7 +46,7 @@ impl Events for Work {
 }
 
 /// Tells nothing but who is waited for.
-pub struct Waiting;
+pub(super) struct Waiting;
 
 impl Events for Waiting {
     fn waiting(&self, name: &Reference) {
@@ -58,7 +58,7 @@ impl Events for Waiting {
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Progress of one piece of work, counted in bytes.
-pub struct Progress {
+pub(super) struct Progress {
     what: &'static str,
     total: u64,
     done: AtomicU64,
@@ -68,7 +68,7 @@ pub struct Progress {
 
 impl Progress {
     /// Work on `total` bytes, such as "Verifying".
-    pub fn bytes(what: &'static str, total: u64) -> Self {
+    pub(super) fn bytes(what: &'static str, total: u64) -> Self {
         let bar = is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what);
             let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -78,7 +78,7 @@ impl Progress {
     }
 
     /// `n` bytes more are done.
-    pub fn add(&self, n: u64) {
+    pub(super) fn add(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -92,7 +92,7 @@ impl Progress {
     }
 
     /// The work has ended.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -23,7 +23,7 @@ use crate::upper::place::is_ephemeral;
     after_help = "States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it any more); hung (it does not answer);\n\
 unkept (no keeper would replace its worker); other-user.\n\nExamples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]"
 )]
-pub struct PsArgs {
+pub(super) struct PsArgs {
     /// One JSON object per image
     #[arg(long)]
     json: bool,
@@ -68,7 +68,7 @@ struct UpperRow {
 }
 
 /// Runs the command.
-pub fn run(args: &PsArgs) -> Result<(), Error> {
+pub(super) fn run(args: &PsArgs) -> Result<(), Error> {
     let users = users::count_by_device();
     let Overview { kept, unkept, answers } = overview::ask()?;
     let mut rows: Vec<Row> = kept.into_iter().map(|mounted| row(mounted, &answers, &users)).collect();

@@ -26,7 +26,7 @@ use crate::store::Reference;
 #[command(
     after_help = "Examples:\n  lxcri-fs pull nginx:1.27\n  lxcri-fs pull registry.example.org:5000/team/app --platform linux/arm64 -o app.bfc"
 )]
-pub struct PullArgs {
+pub(super) struct PullArgs {
     /// What to pull
     reference: String,
     /// Its name in the store, if it is not to be the reference
@@ -69,7 +69,7 @@ struct Report<'a> {
 }
 
 /// Runs the command.
-pub fn run(args: &PullArgs) -> Result<(), Error> {
+pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let reference = pull::parse(&args.reference)?;
     let transfer = Arc::new(Transfer::new(args.quiet));

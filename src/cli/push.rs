@@ -24,7 +24,7 @@ use crate::registry::{Reference, Registries, pull};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs push nginx:patched registry.example.org/team/nginx:patched\n  \
 lxcri-fs push ./app.bfc registry.example.org/team/app:bfc --artifact")]
-pub struct PushArgs {
+pub(super) struct PushArgs {
     #[command(flatten)]
     image: ImageArgs,
     /// Where to push it: HOST[:PORT]/NAME[:TAG]
@@ -59,7 +59,7 @@ struct Report {
     digest: String,
 }
 
-pub fn run(args: &PushArgs) -> Result<(), Error> {
+pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     let reference = pull::parse(&args.reference)?;
     let registries = args.image.store.config()?.registries.value;
     let digest = if args.artifact { push_file(args, &reference, &registries) } else { push_layers(args, &reference, &registries) }?;

@@ -14,7 +14,7 @@ use crate::store::Removed;
 /// not removed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs rm nginx:1.26 nginx:1.25")]
-pub struct RmArgs {
+pub(super) struct RmArgs {
     /// The images: names or digests
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -23,7 +23,7 @@ pub struct RmArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &RmArgs) -> Result<(), Error> {
+pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let mut failures = Vec::new();
     for image in &args.images {
@@ -37,7 +37,7 @@ pub fn run(args: &RmArgs) -> Result<(), Error> {
 }
 
 /// The failures of a command that went on: all but the last are reported here.
-pub fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
+pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
     let Some(last) = failures.pop() else { return Ok(()) };
     if of == 1 {
         return Err(last);

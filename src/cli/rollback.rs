@@ -13,7 +13,7 @@ use crate::zfs::Newer;
 /// What was written since is lost. Refused while it is mounted, and when there are younger snapshots.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs rollback web1@before-upgrade\n  lxcri-fs rollback zfs:tank/web1@before-upgrade --force")]
-pub struct RollbackArgs {
+pub(super) struct RollbackArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted; and the snapshot's name
     #[arg(value_name = "UPPER@NAME", value_parser = OsStringValueParser::new().map(UpperName::parse))]
     name: UpperName,
@@ -28,7 +28,7 @@ pub struct RollbackArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &RollbackArgs) -> Result<(), Error> {
+pub(super) fn run(args: &RollbackArgs) -> Result<(), Error> {
     let name = args.name.snapshot()?;
     let newer = if args.destroy_newer { Newer::Destroy } else { Newer::Keep };
     Ok(find(&args.name.upper, &args.store)?.rollback(name, newer, args.force)?)

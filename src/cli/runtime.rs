@@ -18,7 +18,7 @@ const NAMES: [(&str, Option<&str>); 3] = [("lxcri-fs-runtime", None), ("lxcri-fs
 Examples:\n  lxcri-fs runtime --runtime runc -- run -b /srv/web1 web1\n  ln -s $(command -v lxcri-fs) /usr/local/bin/lxcri-fs-crun && \
 podman --runtime /usr/local/bin/lxcri-fs-crun run --annotation org.lxcri-fs.image=/srv/nginx.bfc --rootfs /var/empty"
 )]
-pub struct RuntimeArgs {
+pub(super) struct RuntimeArgs {
     /// The real runtime: a name, or a path (default: crun, or else runc)
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<OsString>,
@@ -28,7 +28,7 @@ pub struct RuntimeArgs {
 }
 
 /// Runs the command: returns only when it fails.
-pub fn run(args: &RuntimeArgs) -> Result<(), Error> {
+pub(super) fn run(args: &RuntimeArgs) -> Result<(), Error> {
     match wrapper::run(args.runtime.as_deref(), &args.args)? {}
 }
 

@@ -53,7 +53,7 @@ impl SecretArgs {
 }
 
 /// Where a password can be asked for; `None` where nobody is.
-pub fn terminal() -> Option<File> {
+pub(super) fn terminal() -> Option<File> {
     if super::output::is_terminal() { File::options().read(true).write(true).open(TERMINAL).ok() } else { None }
 }
 
@@ -61,7 +61,7 @@ pub fn terminal() -> Option<File> {
 ///
 /// # Errors
 /// [`Error::Io`] when the terminal fails.
-pub fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
+pub(super) fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
     let failed = Error::io("asking for the password on", Path::new(TERMINAL));
     let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
         write!(terminal, "Password for {}: ", neutral(&image.to_string_lossy()))?;

@@ -11,7 +11,7 @@ use super::upper_name::{UpperName, find};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs snapshot web1@before-upgrade\n  lxcri-fs snapshot zfs:tank/web1@before-upgrade\n  \
 lxcri-fs snapshot --delete web1@before-upgrade")]
-pub struct SnapshotArgs {
+pub(super) struct SnapshotArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted; and the snapshot's name
     #[arg(value_name = "UPPER@NAME", value_parser = OsStringValueParser::new().map(UpperName::parse))]
     name: UpperName,
@@ -23,7 +23,7 @@ pub struct SnapshotArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &SnapshotArgs) -> Result<(), Error> {
+pub(super) fn run(args: &SnapshotArgs) -> Result<(), Error> {
     let name = args.name.snapshot()?;
     let written = find(&args.name.upper, &args.store)?;
     if args.delete {

@@ -14,7 +14,7 @@ use super::upper_name::find;
 /// List the snapshots of what a container has written, the oldest first (ZFS)
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs snapshots web1\n  lxcri-fs snapshots zfs:tank/web1 --json")]
-pub struct SnapshotsArgs {
+pub(super) struct SnapshotsArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted
     #[arg(value_name = "UPPER")]
     upper: OsString,
@@ -42,7 +42,7 @@ struct Row {
 }
 
 /// Runs the command.
-pub fn run(args: &SnapshotsArgs) -> Result<(), Error> {
+pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     let snapshots = find(&args.upper, &args.store)?.snapshots()?;
     let rows: Vec<Row> = snapshots
         .into_iter()

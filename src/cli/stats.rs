@@ -18,7 +18,7 @@ use crate::serve::unmount;
 #[derive(Debug, Args)]
 #[command(after_help = "Counts begin when a worker starts.\n\nExamples:\n  lxcri-fs stats /mnt\n  \
 lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
-pub struct StatsArgs {
+pub(super) struct StatsArgs {
     /// Where it is mounted; all mounts of this user if left out
     #[arg(value_name = "DIR")]
     mountpoint: Option<PathBuf>,
@@ -41,7 +41,7 @@ struct Row {
 }
 
 /// Runs the command.
-pub fn run(args: &StatsArgs) -> Result<(), Error> {
+pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
     let mut mounts = overview::all()?;
     if let Some(path) = &args.mountpoint {
         let mountpoint = unmount::mountpoint(path);

@@ -11,7 +11,7 @@ use crate::store::{Config, Image, Location, Store};
 
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
-pub struct StoreArgs {
+pub(super) struct StoreArgs {
     /// The store: dir:PATH or zfs:POOL[/PARENT] (default: LXCRI_FS_STORE, or what the configuration says)
     #[arg(long, value_name = "STORE", global = true)]
     pub store: Option<Location>,
@@ -19,17 +19,17 @@ pub struct StoreArgs {
 
 impl StoreArgs {
     /// The configuration.
-    pub fn config(&self) -> Result<Config, Error> {
+    pub(super) fn config(&self) -> Result<Config, Error> {
         Ok(Config::load(self.store.as_ref())?)
     }
 
     /// The store.
-    pub fn open(&self) -> Result<Store, Error> {
+    pub(super) fn open(&self) -> Result<Store, Error> {
         Ok(Store::open(&self.config()?)?)
     }
 
     /// Opens an image that is named by its path or as an image in the store, and tells its path. What is a file is a file; what begins with `/` or `.` is meant to be one.
-    pub fn open_image(&self, image: &Path) -> Result<(PathBuf, File), Error> {
+    pub(super) fn open_image(&self, image: &Path) -> Result<(PathBuf, File), Error> {
         match self.in_store(image)? {
             Some((store, image)) => {
                 let file = store.open_image(&image)?;
@@ -40,7 +40,7 @@ impl StoreArgs {
     }
 
     /// The image that an argument names in the store; `None` when it names a file.
-    pub fn in_store(&self, image: &Path) -> Result<Option<(Store, Image)>, Error> {
+    pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, Image)>, Error> {
         let text = image.to_str().filter(|text| !text.starts_with(['/', '.']));
         let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else { return Ok(None) };
         let store = self.open()?;

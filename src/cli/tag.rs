@@ -11,7 +11,7 @@ use crate::store::Reference;
 /// An image that had such a name loses it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs tag nginx:1.27 registry.example.org/web:stable")]
-pub struct TagArgs {
+pub(super) struct TagArgs {
     /// The image: a name or digest
     image: String,
     /// The new names
@@ -22,7 +22,7 @@ pub struct TagArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &TagArgs) -> Result<(), Error> {
+pub(super) fn run(args: &TagArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let image = store.image(&args.image)?;
     Ok(args.names.iter().try_for_each(|name| store.tag(&image, name))?)

@@ -9,7 +9,7 @@ use super::output::{is_terminal, note, size};
 use crate::registry::{Observer, Wanted};
 
 /// Progress of a pull.
-pub struct Transfer {
+pub(super) struct Transfer {
     quiet: bool,
     bars: Option<MultiProgress>,
     blobs: Mutex<Vec<Blob>>,
@@ -25,18 +25,18 @@ struct Blob {
 
 impl Transfer {
     /// Progress that is shown, unless it is to be quiet.
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let bars = (!quiet && is_terminal()).then(MultiProgress::new);
         Self { quiet, bars, blobs: Mutex::default(), fetched: AtomicU64::new(0) }
     }
 
     /// How many bytes came from the registry.
-    pub fn fetched_bytes(&self) -> u64 {
+    pub(super) fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)
     }
 
     /// The work has ended.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         if let Some(bars) = &self.bars {
             // A terminal that is gone needs no clearing.
             let _ = bars.clear();

@@ -14,7 +14,7 @@ use crate::serve::unmount::{self, Unmounted};
 #[command(
     after_help = "Nothing is wrong when nothing is mounted there.\n\nExamples:\n  lxcri-fs umount /mnt\n  lxcri-fs umount --lazy /mnt"
 )]
-pub struct UmountArgs {
+pub(super) struct UmountArgs {
     /// Where it is mounted
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
@@ -27,7 +27,7 @@ pub struct UmountArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &UmountArgs) -> Result<(), Error> {
+pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
     let mountpoint = unmount::mountpoint(&args.mountpoint);
     // What is out of sight ends by and by.
     let how = Unmount { lazy: args.lazy || args.force, force: args.force };

@@ -12,10 +12,10 @@ use crate::serve::{overview, upgrade};
 #[command(
     after_help = "Run it after another version was installed, for instance from a package's postinst script.\n\nExample: lxcri-fs upgrade && lxcri-fs ps"
 )]
-pub struct UpgradeArgs {}
+pub(super) struct UpgradeArgs {}
 
 /// Runs the command.
-pub fn run(_args: &UpgradeArgs) -> Result<(), Error> {
+pub(super) fn run(_args: &UpgradeArgs) -> Result<(), Error> {
     let mut failed = None;
     for mounted in overview::all()? {
         // One that stays as it is keeps nobody else from going on.

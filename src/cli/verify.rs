@@ -19,7 +19,7 @@ use crate::serve::confine::Kept;
 /// Check everything in images: structures, checksums, tags, every file's content
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lxcri-fs verify debian.bfc && echo sound\n  lxcri-fs verify --all")]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// The images: files, or names or digests of images in the store
     #[arg(value_name = "IMAGE", required_unless_present = "all", conflicts_with = "all")]
     images: Vec<PathBuf>,
@@ -55,7 +55,7 @@ struct Subject<T> {
 }
 
 /// Runs the command.
-pub fn run(args: &VerifyArgs) -> Result<(), Error> {
+pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
     let options = Options { check_hash: true, ..Options::default() };
     let files = subjects(args)?;
     confine(Kept::default(), &options);

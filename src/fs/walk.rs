@@ -107,6 +107,12 @@ pub struct Walk<'a> {
     path: Vec<u8>,
 }
 
+impl std::fmt::Debug for Walk<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Walk").field("image", &self.image).field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Walk<'a> {
     /// Walks everything below `dir`, whose record is `inode`. `image` is for messages.
     pub(super) fn new(shown: Shown<'a>, image: &'a Path, dir: u32, inode: Inode, order: Order) -> Self {

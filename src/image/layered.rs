@@ -11,6 +11,7 @@ use crate::build::{self, Base, Built, Spec, sources};
 use crate::store::{Reference, Store};
 
 /// Layers on top of images.
+#[derive(Debug)]
 pub struct Layered {
     /// The images below, the lowest first.
     pub images: Vec<PathBuf>,

@@ -43,6 +43,16 @@ pub struct Pull<'a> {
     pub observer: Arc<dyn Observer>,
 }
 
+impl std::fmt::Debug for Pull<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pull")
+            .field("reference", &self.reference)
+            .field("platform", &self.platform)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
+}
+
 /// An image that was pulled.
 #[derive(Debug)]
 pub struct Pulled {

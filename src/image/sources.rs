@@ -9,7 +9,7 @@ use crate::reference;
 use crate::registry::{self, Blobs, Registries, pull};
 
 /// Images that were opened, and what is fetched for them.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Sources {
     /// The images, lowest first.
     pub images: Vec<Image>,

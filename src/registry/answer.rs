@@ -13,7 +13,7 @@ use super::retry::{Cause, Failures, is_transient};
 const MAX_REFUSAL: u64 = 1 << 14;
 
 /// Sends a request that needs no authorization of ours; like [`Endpoint::send`].
-pub async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuilder>) -> Result<Response> {
+pub(super) async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuilder>) -> Result<Response> {
     let mut failures = Failures::default();
     loop {
         match rate::begin(request()?.send()).await {
@@ -30,7 +30,7 @@ pub async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuild
 }
 
 /// Waits, if there is to be another try, and says why.
-pub async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> {
+pub(super) async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> {
     let pause = pause?;
     tracing::info!("{}: {}; trying again in {pause:?}", super::error::shown(url), harmless(why));
     tokio::time::sleep(pause).await;
@@ -38,7 +38,7 @@ pub async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> 
 }
 
 /// The body of an answer, if it has at most `limit` bytes.
-pub async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
+pub(super) async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
     let url = response.url().clone();
     let mut body = Vec::new();
     let mut pieces = Body::new(&mut response);
@@ -52,7 +52,7 @@ pub async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// The error that an answer is.
-pub async fn refusal(response: Response) -> Error {
+pub(super) async fn refusal(response: Response) -> Error {
     #[derive(Deserialize)]
     struct Refusal {
         errors: Vec<Detail>,

@@ -26,13 +26,13 @@ fn value(url: &Url, scheme: &str, secret: &str) -> Result<HeaderValue> {
 }
 
 /// Name and password, as a header.
-pub fn basic(url: &Url, user: &str, password: &str) -> Result<HeaderValue> {
+pub(super) fn basic(url: &Url, user: &str, password: &str) -> Result<HeaderValue> {
     let pair = Zeroizing::new(format!("{user}:{password}"));
     value(url, "Basic", &Zeroizing::new(STANDARD.encode(pair.as_bytes())))
 }
 
 /// A token for `scopes`, as a header. `client` must not follow redirects: what it sends is for the realm only.
-pub async fn bearer(
+pub(super) async fn bearer(
     client: &Client,
     realm: &Url,
     service: Option<&str>,

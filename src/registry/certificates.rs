@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Certificate`] when a file is none, [`Error::Io`].
-pub fn add(mut builder: ClientBuilder, host: &str) -> Result<ClientBuilder> {
+pub(super) fn add(mut builder: ClientBuilder, host: &str) -> Result<ClientBuilder> {
     let Some(dir) = directories().into_iter().map(|dir| dir.join(host)).find(|dir| dir.is_dir()) else { return Ok(builder) };
     let mut paths = std::fs::read_dir(&dir)
         .and_then(|entries| entries.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>())

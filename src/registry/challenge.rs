@@ -5,7 +5,7 @@ use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Challenge {
+pub(super) enum Challenge {
     /// Name and password.
     Basic,
     /// A token from a server.
@@ -19,7 +19,7 @@ pub enum Challenge {
 
 impl Challenge {
     /// The best of those that are made and understood.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut basic = None;
         for value in headers.get_all(WWW_AUTHENTICATE) {
             for challenge in value.to_str().ok().and_then(|text| http_auth::parse_challenges(text).ok()).into_iter().flatten() {

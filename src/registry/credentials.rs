@@ -22,7 +22,7 @@ const HUB_SERVER: &str = "https://index.docker.io/v1/";
 
 /// Who one is.
 #[derive(Clone)]
-pub enum Credential {
+pub(super) enum Credential {
     /// A name and a password.
     Basic {
         /// The name.
@@ -54,7 +54,7 @@ struct Entry {
 ///
 /// # Errors
 /// [`Error::Credentials`] when a file or a helper is wrong; [`Error::Io`].
-pub fn find(registry: &str, repository: &str) -> Result<Option<Credential>> {
+pub(super) fn find(registry: &str, repository: &str) -> Result<Option<Credential>> {
     for path in files() {
         let Some(file) = read(&path)? else { continue };
         if let Some(found) = file.find(registry, repository, &path)? {

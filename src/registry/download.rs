@@ -68,6 +68,12 @@ pub struct Blobs {
     thread: Option<JoinHandle<()>>,
 }
 
+impl std::fmt::Debug for Blobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blobs").field("wanted", &self.wanted).finish_non_exhaustive()
+    }
+}
+
 impl Blobs {
     /// Prepares to fetch blobs into files below `dir`. Nothing is asked for before one is read.
     ///
@@ -170,7 +176,7 @@ impl Drop for Blobs {
 }
 
 /// A layer that is fetched.
-pub struct RemoteLayer {
+pub(super) struct RemoteLayer {
     /// The blobs that it is one of.
     pub blobs: Arc<Blobs>,
     /// Which of those that were asked for.

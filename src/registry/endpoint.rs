@@ -24,7 +24,7 @@ const HUB: &str = "docker.io";
 const HUB_HOST: &str = "registry-1.docker.io";
 
 /// A registry, and a repository of it.
-pub struct Endpoint {
+pub(super) struct Endpoint {
     /// What people call the registry.
     name: String,
     repository: String,
@@ -43,7 +43,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when it is no host.
-    pub fn new(name: &str, repository: String, insecure: bool, scopes: Vec<String>) -> Result<Self> {
+    pub(super) fn new(name: &str, repository: String, insecure: bool, scopes: Vec<String>) -> Result<Self> {
         let host = if name == HUB { HUB_HOST } else { name };
         let wrong = |reason: String| Error::Reference { text: name.to_owned(), reason };
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
@@ -60,12 +60,12 @@ impl Endpoint {
     }
 
     /// What people call the registry.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
     /// `/v2/REPOSITORY/PATH`, below the base that [`Self::send`] gives.
-    pub fn url(&self, base: &Url, path: &str) -> Url {
+    pub(super) fn url(&self, base: &Url, path: &str) -> Url {
         let mut url = base.clone();
         url.set_path(&format!("/v2/{}/{path}", self.repository));
         url
@@ -76,7 +76,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of [`credentials::find`].
-    pub async fn send(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+    pub(super) async fn send(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
         self.send_with(Failures::default(), request).await
     }
 
@@ -84,7 +84,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub async fn send_once(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+    pub(super) async fn send_once(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
         self.send_with(Failures::enough(), request).await
     }
 
@@ -157,7 +157,7 @@ impl Endpoint {
     }
 
     /// Turns a refusal into one that names the registry as people do.
-    pub fn named(&self, error: Error) -> Error {
+    pub(super) fn named(&self, error: Error) -> Error {
         match error {
             Error::Denied { reason, .. } => Error::Denied { registry: self.name.clone(), reason },
             other => other,

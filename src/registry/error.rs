@@ -185,7 +185,7 @@ fn is_certificate(error: &reqwest::Error) -> bool {
 }
 
 /// A URL without what may be secret in it.
-pub fn shown(url: &Url) -> String {
+pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);
@@ -195,7 +195,7 @@ pub fn shown(url: &Url) -> String {
 }
 
 /// What a stranger said, short and unable to drive a terminal.
-pub fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect::<String>().trim().to_owned()
 }
 

@@ -31,7 +31,18 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
 }
 
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("platform", &self.platform)
+            .field("registries", &self.registries)
+            .field("temp_dir", &self.temp_dir)
+            .finish_non_exhaustive()
+    }
+}
+
 /// An image in a registry.
+#[derive(Debug)]
 pub struct Source {
     /// Its layers, to be built: they are fetched when the first of them is read that is not there already.
     pub image: Image,
@@ -42,6 +53,7 @@ pub struct Source {
 }
 
 /// An image file in a registry.
+#[derive(Debug)]
 pub struct RemoteFile {
     /// The file.
     pub artifact: Artifact,
@@ -52,6 +64,7 @@ pub struct RemoteFile {
 }
 
 /// What a reference leads to.
+#[derive(Debug)]
 pub enum Found {
     /// An image of the OCI or of Docker.
     Image(Source),

@@ -25,6 +25,7 @@ const AT_ONCE: usize = 3;
 const PIECE: usize = 1 << 18;
 
 /// Something to send.
+#[derive(Debug)]
 pub struct Upload {
     /// Its digest.
     pub digest: Digest,
@@ -35,6 +36,7 @@ pub struct Upload {
 }
 
 /// Where bytes are.
+#[derive(Debug)]
 pub enum Content {
     /// In a file.
     File(PathBuf),
@@ -51,6 +53,12 @@ pub struct Target {
     reference: Reference,
     /// Another repository of the registry, from which blobs may be taken over.
     other: Option<String>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("reference", &self.reference).finish_non_exhaustive()
+    }
 }
 
 impl Target {

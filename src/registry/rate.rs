@@ -40,26 +40,26 @@ impl Pace {
 }
 
 /// The body of an answer.
-pub struct Body<'a> {
+pub(super) struct Body<'a> {
     response: &'a mut Response,
     pace: Pace,
 }
 
 impl<'a> Body<'a> {
     /// All that has not been read of it yet.
-    pub fn new(response: &'a mut Response) -> Self {
+    pub(super) fn new(response: &'a mut Response) -> Self {
         Self { response, pace: Pace::new(Instant::now()) }
     }
 
     /// What comes next; `None` when it has ended.
-    pub async fn piece(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Interrupted> {
+    pub(super) async fn piece(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Interrupted> {
         let Some(piece) = self.response.chunk().await.map_err(Interrupted::Broken)? else { return Ok(None) };
         if self.pace.add(piece.len() as u64, Instant::now()) { Ok(Some(piece)) } else { Err(Interrupted::Slow) }
     }
 }
 
 /// The beginning of an answer, if it comes in time.
-pub async fn begin(answer: impl Future<Output = reqwest::Result<Response>>) -> Result<Response, Interrupted> {
+pub(super) async fn begin(answer: impl Future<Output = reqwest::Result<Response>>) -> Result<Response, Interrupted> {
     match tokio::time::timeout(BEGIN, answer).await {
         Ok(answer) => answer.map_err(Interrupted::Broken),
         Err(_) => Err(Interrupted::Slow),
@@ -68,7 +68,7 @@ pub async fn begin(answer: impl Future<Output = reqwest::Result<Response>>) -> R
 
 /// Why an answer did not come to its end.
 #[derive(Debug)]
-pub enum Interrupted {
+pub(super) enum Interrupted {
     /// The connection broke.
     Broken(reqwest::Error),
     /// It was too slow to wait for.
@@ -77,7 +77,7 @@ pub enum Interrupted {
 
 impl Interrupted {
     /// For [`Failures::pause`](super::retry::Failures::pause).
-    pub fn cause(&self) -> Cause<'_> {
+    pub(super) fn cause(&self) -> Cause<'_> {
         match self {
             Self::Broken(error) => Cause::Transport(error),
             Self::Slow => Cause::Slow,
@@ -85,7 +85,7 @@ impl Interrupted {
     }
 
     /// As an error of asking `url`.
-    pub fn at(self, url: &Url) -> Error {
+    pub(super) fn at(self, url: &Url) -> Error {
         match self {
             Self::Broken(error) => Error::transport(url, error),
             Self::Slow => Error::Slow { url: super::error::shown(url) },

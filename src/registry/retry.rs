@@ -15,22 +15,22 @@ const TRIES: u32 = 5;
 const TRIES_TO_CONNECT: u32 = 2;
 
 /// Whether an answer may be another one later.
-pub fn is_transient(status: StatusCode) -> bool {
+pub(super) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
 /// Counts the failures of one piece of work.
 #[derive(Debug, Default)]
-pub struct Failures(u32);
+pub(super) struct Failures(u32);
 
 impl Failures {
     /// As many as are not followed by another try.
-    pub fn enough() -> Self {
+    pub(super) fn enough() -> Self {
         Self(TRIES)
     }
 
     /// How long to wait before the next try; `None` when it is time to give up.
-    pub fn pause(&mut self, cause: &Cause<'_>) -> Option<Duration> {
+    pub(super) fn pause(&mut self, cause: &Cause<'_>) -> Option<Duration> {
         let tries = match cause {
             Cause::Transport(error) if error.is_connect() => TRIES_TO_CONNECT,
             Cause::Transport(error) if error.is_builder() || error.is_redirect() => 0,
@@ -51,13 +51,13 @@ impl Failures {
     }
 
     /// There was progress: failures from here on are new ones.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.0 = 0;
     }
 }
 
 /// Why something failed.
-pub enum Cause<'a> {
+pub(super) enum Cause<'a> {
     /// No answer, or not all of it.
     Transport(&'a reqwest::Error),
     /// An answer that is too slow.

@@ -16,7 +16,7 @@ use crate::build::sources::MAX_DOCUMENT;
 use crate::build::{self, Digest, Mismatch};
 
 /// What we take for an answer when a manifest is asked for.
-pub const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 /// Header with the digest of a manifest.
 const CONTENT_DIGEST: &str = "docker-content-digest";
@@ -38,6 +38,12 @@ pub struct Sources {
     endpoints: Vec<(Endpoint, AtomicBool)>,
 }
 
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
 /// Requests from a thread that is not asynchronous.
 pub struct Session {
     /// Runs the requests.
@@ -46,8 +52,14 @@ pub struct Session {
     pub sources: Arc<Sources>,
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
+}
+
 /// A runtime for requests: one thread, that of the caller.
-pub fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::io("making a runtime in", std::path::Path::new("/proc/self")))
 }
@@ -181,7 +193,7 @@ async fn get_blob(endpoint: &Endpoint, digest: &Digest, from: u64) -> Result<Res
 }
 
 /// An answer with one of these statuses.
-pub async fn expect(response: Response, wanted: &[StatusCode]) -> Result<Response> {
+pub(super) async fn expect(response: Response, wanted: &[StatusCode]) -> Result<Response> {
     if wanted.contains(&response.status()) { Ok(response) } else { Err(refusal(response).await) }
 }
 

@@ -13,12 +13,12 @@ use super::error::{Error, Result};
 use crate::build::Digest;
 
 /// The directory with what was fetched of blobs, made below `dir` when it is not there.
-pub const DIRECTORY: &str = ".lxcri-fs-blobs";
+pub(crate) const DIRECTORY: &str = ".lxcri-fs-blobs";
 /// How long what is in there is kept for a later attempt.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// A directory of blobs.
-pub struct SpoolDir {
+pub(super) struct SpoolDir {
     path: PathBuf,
 }
 
@@ -27,7 +27,7 @@ impl SpoolDir {
     ///
     /// # Errors
     /// [`Error::Io`], also when it is somebody else's.
-    pub fn below(dir: &Path) -> Result<Self> {
+    pub(super) fn below(dir: &Path) -> Result<Self> {
         let path = dir.join(DIRECTORY);
         let making = || Error::io("making the directory", &path);
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
@@ -62,7 +62,7 @@ impl SpoolDir {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn blob(&self, digest: &Digest, size: u64) -> Result<Spool> {
+    pub(super) fn blob(&self, digest: &Digest, size: u64) -> Result<Spool> {
         let path = self.path.join(digest.hex());
         let failed = || Error::io("opening", &path);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -84,13 +84,13 @@ impl SpoolDir {
     }
 
     /// Removes the directory, if nothing is in it any more.
-    pub fn remove_if_empty(&self) {
+    pub(super) fn remove_if_empty(&self) {
         let _ = std::fs::remove_dir(&self.path);
     }
 }
 
 /// The file of a blob.
-pub struct Spool {
+pub(super) struct Spool {
     file: File,
     /// Its name, if it has one.
     name: Option<PathBuf>,
@@ -120,17 +120,17 @@ impl Spool {
     }
 
     /// What messages call it.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The file.
-    pub fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         &self.file
     }
 
     /// How many bytes are there.
-    pub fn have(&self) -> u64 {
+    pub(super) fn have(&self) -> u64 {
         self.state().have
     }
 
@@ -138,7 +138,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn append(&self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn append(&self, bytes: &[u8]) -> Result<()> {
         let at = self.have();
         self.file.write_all_at(bytes, at).map_err(Error::io("writing", &self.path))?;
         self.state().have = at + bytes.len() as u64;
@@ -147,7 +147,7 @@ impl Spool {
     }
 
     /// Nothing is added any more.
-    pub fn end(&self, result: Result<()>) {
+    pub(super) fn end(&self, result: Result<()>) {
         let mut state = self.state();
         if state.end.is_none() {
             state.end = Some(result.map_or_else(|error| End::Failed(Some(error)), |()| End::Complete));
@@ -157,7 +157,7 @@ impl Spool {
     }
 
     /// Why it was not completed. The cause is told once.
-    pub fn failure(&self) -> Option<Error> {
+    pub(super) fn failure(&self) -> Option<Error> {
         match &mut self.state().end {
             Some(End::Failed(error)) => Some(error.take().unwrap_or(Error::Cancelled)),
             _ => None,
@@ -165,14 +165,14 @@ impl Spool {
     }
 
     /// Removes it: what is in it is wrong, or not needed any more.
-    pub fn discard(&self) {
+    pub(super) fn discard(&self) {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);
         }
     }
 
     /// Reads it from its beginning to its end, waiting for what is not there yet.
-    pub fn reader(self: &Arc<Self>) -> SpoolReader {
+    pub(super) fn reader(self: &Arc<Self>) -> SpoolReader {
         SpoolReader { spool: self.clone(), at: 0 }
     }
 
@@ -182,7 +182,7 @@ impl Spool {
 }
 
 /// Reads a [`Spool`].
-pub struct SpoolReader {
+pub(super) struct SpoolReader {
     spool: Arc<Spool>,
     at: u64,
 }

@@ -14,7 +14,7 @@ use super::{bundle, mount, roots};
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
-pub fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> {
+pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> {
     let annotations = config.get("annotations").cloned().unwrap_or_default();
     let own_root = bundle.join(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
     let Some(mut wanted) = Wanted::of(|name| annotations.get(name).and_then(Value::as_str), &own_root)? else { return Ok(false) };

@@ -24,7 +24,7 @@ const MAX_ID: usize = 128;
 ///
 /// # Errors
 /// [`serve::Error::Busy`] when a container has it, [`Error::Io`].
-pub fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
+pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     let top = Path::new(ROOTS);
     files::make_directory(top, 0o711, None)?;
     let metadata = std::fs::symlink_metadata(top).map_err(Error::io("looking at", top))?;
@@ -39,7 +39,7 @@ pub fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
 }
 
 /// The mount point that a container with this id has, if it has one.
-pub fn of(id: &str) -> PathBuf {
+pub(super) fn of(id: &str) -> PathBuf {
     let plain = !id.is_empty()
         && id.len() <= MAX_ID
         && !id.starts_with('.')
@@ -52,7 +52,7 @@ pub fn of(id: &str) -> PathBuf {
 ///
 /// # Errors
 /// [`serve::Error::Busy`] with who uses it.
-pub fn release(root: &Path) -> Result<()> {
+pub(super) fn release(root: &Path) -> Result<()> {
     if !is_mounted(root)? {
         return Ok(());
     }
@@ -65,7 +65,7 @@ pub fn release(root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn remove(root: &Path) -> Result<()> {
+pub(super) fn remove(root: &Path) -> Result<()> {
     let Some(dir) = root.parent().filter(|dir| dir.parent() == Some(Path::new(ROOTS)) && root.ends_with(ROOT)) else { return Ok(()) };
     for path in [root, dir] {
         match std::fs::remove_dir(path) {

@@ -52,7 +52,7 @@ struct DaemonArgs {
 }
 
 /// Runs what the command line names, if it is one of our own processes.
-pub fn run(args: &[OsString]) -> Option<Result<(), Error>> {
+pub(crate) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
     let name = args.get(1).and_then(|name| name.to_str())?;
     if !Daemon::has_subcommand(name) {
         return None;

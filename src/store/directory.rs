@@ -38,13 +38,13 @@ const MAX_JSON: u64 = 1 << 20;
 
 /// A store in a directory.
 #[derive(Debug)]
-pub struct DirectoryStore {
+pub(super) struct DirectoryStore {
     root: PathBuf,
 }
 
 impl DirectoryStore {
     /// The store in a directory, which is made when something is put there.
-    pub fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 

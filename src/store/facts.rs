@@ -48,7 +48,7 @@ pub struct Facts {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn stamp(path: &Path, file: &File) -> Result<String> {
+pub(super) fn stamp(path: &Path, file: &File) -> Result<String> {
     let metadata = file.metadata().map_err(Error::io("looking at", path))?;
     Ok(format!("{}:{}:{}.{:09}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }

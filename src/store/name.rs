@@ -20,7 +20,7 @@ use super::error::Error;
 use super::reference::Reference;
 
 /// Longest name, bytes. ZFS has 255 for the name with those of all parents and a snapshot's; a directory has 255 for the file in it.
-pub const MAX_NAME: usize = 128;
+pub(super) const MAX_NAME: usize = 128;
 /// What the names of images begin with that are not complete, or not any more: never the name of a reference.
 const WORK: &str = "_w";
 /// Hexadecimal digits of a hash in a name.

@@ -41,7 +41,7 @@ const PRIVILEGED: [(&str, &str); 4] = [("xino", "on"), ("index", "on"), ("redire
 
 /// The kernel's overlayfs.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Overlay;
+pub(super) struct Overlay;
 
 impl Engine for Overlay {
     fn mount(&self, parts: &Parts<'_>) -> Result<OwnedFd> {

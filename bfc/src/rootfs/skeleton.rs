@@ -48,6 +48,12 @@ pub struct SkeletonWriter {
     size: u64,
 }
 
+impl std::fmt::Debug for SkeletonWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SkeletonWriter").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 impl SkeletonWriter {
     /// An empty one.
     ///
@@ -132,6 +138,12 @@ pub struct SkeletonReader<R> {
     left: u64,
     at: u64,
     raw: Vec<u8>,
+}
+
+impl<R> std::fmt::Debug for SkeletonReader<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SkeletonReader").field("left", &self.left).field("at", &self.at).finish_non_exhaustive()
+    }
 }
 
 impl<'a> SkeletonReader<zstd::stream::read::Decoder<'static, &'a [u8]>> {

@@ -71,6 +71,7 @@ pub fn oci_image(
 }
 
 /// An image as OCI describes it.
+#[derive(Debug)]
 pub struct OciImage {
     /// The manifest.
     pub manifest: Vec<u8>,
@@ -81,6 +82,7 @@ pub struct OciImage {
 }
 
 /// A blob in a file.
+#[derive(Debug)]
 pub struct BlobFile {
     /// The file.
     pub path: PathBuf,

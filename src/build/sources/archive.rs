@@ -25,7 +25,7 @@ enum Found {
 }
 
 /// An open archive.
-pub struct Archive {
+pub(super) struct Archive {
     file: Range,
     entries: HashMap<Vec<u8>, Found>,
 }
@@ -35,7 +35,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
-    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+    pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
         let mut file = Range::whole(path)?;
         let compression = Compression::of(&file.magic::<4>()?);
         if compression != Compression::None {
@@ -51,7 +51,7 @@ impl Archive {
     }
 
     /// What a file is that is no BFC image: an archive of an image, a tar, or nothing that is known (`None`).
-    pub fn guess(path: &Path) -> Result<Option<Kind>> {
+    pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
         let range = Range::whole(path)?;
         let compression = Compression::of(&range.magic::<4>()?);
         let (mut kind, mut any) = (None, false);
@@ -77,12 +77,12 @@ impl Archive {
     }
 
     /// The archive's path, for messages.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.file.path
     }
 
     /// The file at `path`, links between entries followed; `None` when there is none.
-    pub fn get(&self, path: &str) -> Option<Range> {
+    pub(super) fn get(&self, path: &str) -> Option<Range> {
         let mut at = path.as_bytes().to_vec();
         for _ in 0..MAX_LINKS {
             match self.entries.get(&at)? {

@@ -48,7 +48,7 @@ impl Compression {
 
 /// A part of a file.
 #[derive(Debug, Clone)]
-pub struct Range {
+pub(super) struct Range {
     /// The file.
     pub file: Arc<File>,
     /// Its path, for messages.
@@ -61,27 +61,27 @@ pub struct Range {
 
 impl Range {
     /// All of a file.
-    pub fn whole(path: &Path) -> Result<Self> {
+    pub(super) fn whole(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let len = file.metadata().map_err(Error::io("opening", path))?.len();
         Ok(Self { file: Arc::new(file), path: path.to_owned(), offset: 0, len })
     }
 
     /// The first bytes, at most `N`.
-    pub fn magic<const N: usize>(&self) -> Result<Vec<u8>> {
+    pub(super) fn magic<const N: usize>(&self) -> Result<Vec<u8>> {
         let mut magic = Vec::with_capacity(N);
         self.reader().take(N as u64).read_to_end(&mut magic).map_err(Error::io("reading", &self.path))?;
         Ok(magic)
     }
 
     /// Reads it from its beginning.
-    pub fn reader(&self) -> RangeReader {
+    pub(super) fn reader(&self) -> RangeReader {
         RangeReader { range: self.clone(), at: 0 }
     }
 }
 
 /// Reads a [`Range`].
-pub struct RangeReader {
+pub(super) struct RangeReader {
     range: Range,
     at: u64,
 }
@@ -97,7 +97,7 @@ impl Read for RangeReader {
 }
 
 /// A blob that holds a tar.
-pub struct Blob {
+pub(super) struct Blob {
     /// What messages call it.
     pub name: String,
     /// Its bytes.
@@ -108,7 +108,7 @@ pub struct Blob {
 
 impl Blob {
     /// The layer that it is.
-    pub fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<Layer> {
+    pub(super) fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<Layer> {
         let (name, size) = (self.name.clone(), self.range.len);
         let compressed = Compression::of(&self.range.magic::<4>()?) != Compression::None;
         Ok(Layer { name, created_by, diff_id, size, compressed, tar: Box::new(self) })
@@ -196,7 +196,7 @@ impl<R: Read> Read for Checked<'_, R> {
 }
 
 /// Opens a tar of a root file system, or of a layer.
-pub fn open_tar(path: &Path) -> Result<Image> {
+pub(super) fn open_tar(path: &Path) -> Result<Image> {
     let range = Range::whole(path)?;
     let name = path.display().to_string();
     let created_by = super::created_by("tar", path);

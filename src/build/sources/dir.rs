@@ -23,7 +23,7 @@ use crate::layer::tar::{Body, Writer};
 use crate::layer::{OPAQUE, WHITEOUT};
 
 /// Opens a directory.
-pub fn open(path: &Path) -> Result<Image> {
+pub(super) fn open(path: &Path) -> Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(Error::io("opening the directory", path))?;
     let name = path.display().to_string();

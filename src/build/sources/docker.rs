@@ -20,7 +20,7 @@ struct Manifest {
 }
 
 /// Opens an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
-pub fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
     let archive = Archive::open(path, options)?;
     let name = path.display().to_string();
     let get = |member: &str| archive.get(member).ok_or_else(|| Error::document(&*name, format!("{member} is not in it")));

@@ -16,7 +16,7 @@ pub const MAX_DOCUMENT: u64 = 4 << 20;
 const MAX_LAYERS: usize = 1024;
 
 /// Parses a document.
-pub fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|e| Error::document(name, e))
 }
 
@@ -99,7 +99,7 @@ pub fn is_for(config: &[u8], platform: &Platform) -> bool {
 
 /// What building needs of an image configuration; the rest is kept as it is.
 #[derive(Debug, Default, Deserialize)]
-pub struct Config {
+pub(super) struct Config {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
@@ -121,7 +121,7 @@ struct History {
 
 impl Config {
     /// Warns when the image `name` is for another platform: it was the only one there was.
-    pub fn warn_of_platform(&self, name: &str, wanted: &Platform) {
+    pub(super) fn warn_of_platform(&self, name: &str, wanted: &Platform) {
         let (Some(os), Some(architecture)) = (&self.os, &self.architecture) else { return };
         if wanted.fit(os, architecture, self.variant.as_deref()).is_none() {
             tracing::warn!("{name} is an image for {os}/{architecture}, not for {wanted}");
@@ -129,7 +129,7 @@ impl Config {
     }
 
     /// The diff_id and the `created_by` of each of `layers` layers.
-    pub fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
+    pub(super) fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
         if layers > MAX_LAYERS {
             return Err(Error::document(name, format!("it is of an image with {layers} layers; at most {MAX_LAYERS} are read")));
         }

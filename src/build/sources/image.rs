@@ -13,7 +13,7 @@ use crate::build::export::{WriteError, tree_tar, write_tar};
 use crate::fs::{self, Rootfs, Source};
 
 /// Opens an image.
-pub fn open(path: &Path, options: &Options) -> Result<Image> {
+pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
     let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
     let source = Source { path: path.to_owned(), file, secret: options.secret.clone() };
     // Who builds waits for it, and has the room that the new image needs anyway.

@@ -23,7 +23,7 @@ use super::digest::Digest;
 use super::error::Result;
 
 /// An image to be built: its layers, and what is said of it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Image {
     /// The layers, lowest first.
     pub layers: Vec<Layer>,
@@ -47,6 +47,17 @@ pub struct Layer {
     pub compressed: bool,
     /// The tar.
     pub tar: Box<dyn TarSource>,
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer")
+            .field("name", &self.name)
+            .field("diff_id", &self.diff_id)
+            .field("size", &self.size)
+            .field("compressed", &self.compressed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Something that makes a tar.

@@ -42,6 +42,7 @@ pub trait Documents {
 }
 
 /// An image that was found.
+#[derive(Debug)]
 pub struct Found {
     /// Its manifest, as it is.
     pub manifest: Vec<u8>,
@@ -52,6 +53,7 @@ pub struct Found {
 }
 
 /// A layer of a manifest.
+#[derive(Debug)]
 pub struct FoundLayer {
     /// Digest of its blob.
     pub digest: Digest,
@@ -124,7 +126,7 @@ impl Documents for Layout {
 
 impl Range {
     /// Reads all of it, if it is not too long for a document.
-    pub fn read_document(&self, name: &str) -> Result<Vec<u8>> {
+    pub(super) fn read_document(&self, name: &str) -> Result<Vec<u8>> {
         use std::io::Read;
         if self.len > MAX_DOCUMENT {
             return Err(Error::document(name, format!("it has {} bytes; at most {MAX_DOCUMENT} are read", self.len)));
@@ -136,12 +138,12 @@ impl Range {
 }
 
 /// Opens a layout.
-pub fn open_dir(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+pub(super) fn open_dir(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
     open(Layout::Dir(path.to_owned()), reference, options)
 }
 
 /// Opens a layout in an archive.
-pub fn open_archive(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+pub(super) fn open_archive(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
     open(Layout::Archive(Archive::open(path, options)?), reference, options)
 }
 

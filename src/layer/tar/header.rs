@@ -27,21 +27,21 @@ const USTAR_MAGIC: &[u8] = b"ustar\x0000";
 const GNU_MAGIC: &[u8] = b"ustar  \0";
 
 /// Numbers of a header's octal fields: what does not fit has to go into a PAX record.
-pub const MAX_OCTAL_7: u64 = 0o7_777_777;
+pub(super) const MAX_OCTAL_7: u64 = 0o7_777_777;
 /// As [`MAX_OCTAL_7`], of the longer fields.
-pub const MAX_OCTAL_11: u64 = 0o77_777_777_777;
+pub(super) const MAX_OCTAL_11: u64 = 0o77_777_777_777;
 
 /// A header block.
-pub struct Header<'a>(pub &'a Block);
+pub(super) struct Header<'a>(pub &'a Block);
 
 impl Header<'_> {
     /// Whether the block is all zero.
-    pub fn is_zero(&self) -> bool {
+    pub(super) fn is_zero(&self) -> bool {
         self.0.iter().all(|&b| b == 0)
     }
 
     /// Checks the checksum; old tars summed signed bytes.
-    pub fn check(&self) -> Result<(), Reason> {
+    pub(super) fn check(&self) -> Result<(), Reason> {
         let stored = octal(self.field(CHECKSUM)).ok_or(Reason::Checksum)?;
         let (mut unsigned, mut signed) = (0_i64, 0_i64);
         for (i, &b) in self.0.iter().enumerate() {
@@ -62,7 +62,7 @@ impl Header<'_> {
     }
 
     /// The type flag.
-    pub fn kind(&self) -> u8 {
+    pub(super) fn kind(&self) -> u8 {
         self.0[TYPE]
     }
 
@@ -71,7 +71,7 @@ impl Header<'_> {
     }
 
     /// The name, with the prefix that ustar has for long ones.
-    pub fn name(&self) -> Vec<u8> {
+    pub(super) fn name(&self) -> Vec<u8> {
         // GNU's header has other things where the prefix would be; star's has times behind a shorter one.
         let ustar = self.field(MAGIC).starts_with(b"ustar\0");
         let star = &self.0[508..512] == b"tar\0";
@@ -89,7 +89,7 @@ impl Header<'_> {
     }
 
     /// The link's target.
-    pub fn linkname(&self) -> &[u8] {
+    pub(super) fn linkname(&self) -> &[u8] {
         self.text(LINKNAME)
     }
 
@@ -98,40 +98,40 @@ impl Header<'_> {
     }
 
     /// Permission bits.
-    pub fn mode(&self) -> Result<u32, Reason> {
+    pub(super) fn mode(&self) -> Result<u32, Reason> {
         let mode = self.number(MODE, "mode")?;
         #[allow(clippy::cast_possible_truncation)] // twelve bits
         Ok((mode & 0o7777) as u32)
     }
 
     /// Owner.
-    pub fn uid(&self) -> Result<u64, Reason> {
+    pub(super) fn uid(&self) -> Result<u64, Reason> {
         self.number(UID, "uid")
     }
 
     /// Group.
-    pub fn gid(&self) -> Result<u64, Reason> {
+    pub(super) fn gid(&self) -> Result<u64, Reason> {
         self.number(GID, "gid")
     }
 
     /// Length of the data that follow.
-    pub fn size(&self) -> Result<u64, Reason> {
+    pub(super) fn size(&self) -> Result<u64, Reason> {
         self.number(SIZE, "size")
     }
 
     /// Modification time, seconds.
-    pub fn mtime(&self) -> Result<i64, Reason> {
+    pub(super) fn mtime(&self) -> Result<i64, Reason> {
         signed_number(self.field(MTIME)).and_then(|n| i64::try_from(n).ok()).ok_or(Reason::Number("mtime"))
     }
 
     /// Device numbers.
-    pub fn device(&self) -> Result<(u32, u32), Reason> {
+    pub(super) fn device(&self) -> Result<(u32, u32), Reason> {
         let part = |at, what| u32::try_from(self.number(at, what)?).map_err(|_| Reason::Number(what));
         Ok((part(DEV_MAJOR, "major device number")?, part(DEV_MINOR, "minor device number")?))
     }
 
     /// Length of the expanded file, of an old GNU sparse header.
-    pub fn real_size(&self) -> Result<u64, Reason> {
+    pub(super) fn real_size(&self) -> Result<u64, Reason> {
         if !self.is_gnu() {
             return Err(Reason::Sparse("a sparse entry without a GNU header"));
         }
@@ -139,7 +139,7 @@ impl Header<'_> {
     }
 
     /// The pairs of an old GNU sparse header or (`extension`) of a block behind it, and whether another block follows.
-    pub fn sparse_pairs(&self, extension: bool) -> Result<(Vec<(u64, u64)>, bool), Reason> {
+    pub(super) fn sparse_pairs(&self, extension: bool) -> Result<(Vec<(u64, u64)>, bool), Reason> {
         let (start, end, more) =
             if extension { (0, EXTENSION_IS_EXTENDED, EXTENSION_IS_EXTENDED) } else { (GNU_SPARSE, GNU_IS_EXTENDED, GNU_IS_EXTENDED) };
         let mut pairs = Vec::new();
@@ -155,7 +155,7 @@ impl Header<'_> {
     }
 }
 
-pub fn until_nul(field: &[u8]) -> &[u8] {
+pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     &field[..field.iter().position(|&b| b == 0).unwrap_or(field.len())]
 }
 
@@ -183,7 +183,7 @@ fn signed_number(field: &[u8]) -> Option<i128> {
 }
 
 /// A ustar header to be written.
-pub struct NewHeader<'a> {
+pub(super) struct NewHeader<'a> {
     /// Type flag.
     pub kind: u8,
     /// Name; cut off at 100 bytes, the whole of it is then in a PAX record.
@@ -206,7 +206,7 @@ pub struct NewHeader<'a> {
 
 impl NewHeader<'_> {
     /// The block.
-    pub fn encode(&self) -> Block {
+    pub(super) fn encode(&self) -> Block {
         let mut b = [0; BLOCK];
         put_text(&mut b, NAME, self.name);
         put_text(&mut b, LINKNAME, self.linkname);
@@ -243,7 +243,7 @@ fn put_octal(b: &mut Block, (start, end): (usize, usize), mut n: u64) {
 }
 
 /// A number in decimal digits, and nothing else; `None` for one that is too large.
-pub fn decimal(digits: &[u8]) -> Option<u64> {
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }

@@ -107,6 +107,12 @@ pub struct Parser {
     entries: u64,
 }
 
+impl std::fmt::Debug for Parser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parser").field("offset", &self.offset).field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
 impl Default for Parser {
     fn default() -> Self {
         Self { state: State::Header, global: Pax::default(), local: None, long_name: None, long_link: None, offset: 0, entries: 0 }

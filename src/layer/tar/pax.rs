@@ -7,7 +7,7 @@ use super::header::decimal;
 use super::sparse::PaxSparse;
 
 /// Our own record: the type of an entry that tar has no type for. `socket` is the only value.
-pub const TYPE: &[u8] = b"LXCRIFS.type";
+pub(super) const TYPE: &[u8] = b"LXCRIFS.type";
 const SCHILY_XATTR: &[u8] = b"SCHILY.xattr.";
 const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
 /// Longest value that the kernel takes for an extended attribute (XATTR_SIZE_MAX).
@@ -17,7 +17,7 @@ const MAX_XATTR_NAME: usize = 255;
 
 /// What the records of one or several PAX headers say. Later records replace earlier ones.
 #[derive(Debug, Clone, Default)]
-pub struct Pax {
+pub(super) struct Pax {
     /// `path`.
     pub path: Option<Vec<u8>>,
     /// `linkpath`.
@@ -42,7 +42,7 @@ pub struct Pax {
 
 impl Pax {
     /// Takes in the records of one header.
-    pub fn read(&mut self, mut data: &[u8]) -> Result<(), Reason> {
+    pub(super) fn read(&mut self, mut data: &[u8]) -> Result<(), Reason> {
         while !data.is_empty() {
             // Some writers pad with zeros and count them.
             if data.iter().all(|&b| b == 0) {
@@ -208,7 +208,7 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Appends a record.
-pub fn push_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub(super) fn push_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     // The length counts its own digits.
     let body = key.len() + value.len() + 3;
     let mut len = body + 1;
@@ -224,7 +224,7 @@ pub fn push_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 }
 
 /// Appends the record of an extended attribute.
-pub fn push_xattr(out: &mut Vec<u8>, xattr: &Xattr) {
+pub(super) fn push_xattr(out: &mut Vec<u8>, xattr: &Xattr) {
     let mut key = SCHILY_XATTR.to_vec();
     for &b in &xattr.name {
         match b {
@@ -237,7 +237,7 @@ pub fn push_xattr(out: &mut Vec<u8>, xattr: &Xattr) {
 }
 
 /// A time as a record has it.
-pub fn format_time(seconds: i64, ns: u32) -> String {
+pub(super) fn format_time(seconds: i64, ns: u32) -> String {
     let (sign, whole, ns) = match (seconds < 0, ns) {
         (true, 1..) => ("-", seconds.unsigned_abs() - 1, 1_000_000_000 - ns),
         (true, _) => ("-", seconds.unsigned_abs(), 0),

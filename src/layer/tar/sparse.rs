@@ -6,7 +6,7 @@ use super::error::Reason;
 use super::header::decimal;
 
 /// Longest map that is taken, bytes of its text or its blocks; Go's reader has the same limit.
-pub const MAX_MAP: usize = 1 << 20;
+pub(super) const MAX_MAP: usize = 1 << 20;
 
 /// The parts of a sparse file that are stored, in order; the rest is holes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl SparseMap {
 
 /// What PAX records say of a sparse file, in GNU's forms 0.0, 0.1 and 1.0.
 #[derive(Debug, Clone, Default)]
-pub struct PaxSparse {
+pub(super) struct PaxSparse {
     /// Major and minor number of the form.
     version: (u64, u64),
     /// Name of the expanded file.
@@ -54,11 +54,11 @@ pub struct PaxSparse {
 
 impl PaxSparse {
     /// Whether the map is in front of the data.
-    pub fn map_in_data(&self) -> bool {
+    pub(super) fn map_in_data(&self) -> bool {
         self.version == (1, 0)
     }
 
-    pub fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Reason> {
+    pub(super) fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Reason> {
         let bad = || Reason::PaxValue(format!("GNU.sparse.{}", String::from_utf8_lossy(key)));
         let number = || decimal(value).ok_or_else(bad);
         match key {
@@ -93,7 +93,7 @@ impl PaxSparse {
 
 /// Reads the map that form 1.0 has in front of the data: lines of a number each, the first says how many pairs follow.
 #[derive(Debug, Default)]
-pub struct MapReader {
+pub(super) struct MapReader {
     count: Option<u64>,
     line: Option<u64>,
     numbers: Vec<u64>,
@@ -102,7 +102,7 @@ pub struct MapReader {
 
 impl MapReader {
     /// Takes the next block of the data; the map once it is complete (the rest of the block is padding).
-    pub fn block(&mut self, block: &[u8]) -> Result<Option<Vec<(u64, u64)>>, Reason> {
+    pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Vec<(u64, u64)>>, Reason> {
         let bad = Reason::Sparse("a map that does not parse");
         self.read += block.len();
         if self.read > MAX_MAP {
@@ -140,6 +140,12 @@ pub struct Expand<'a, R> {
     data: u64,
     at: u64,
     size: u64,
+}
+
+impl<R> std::fmt::Debug for Expand<'_, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Expand").field("at", &self.at).field("size", &self.size).finish_non_exhaustive()
+    }
 }
 
 impl<'a, R: Read> Expand<'a, R> {

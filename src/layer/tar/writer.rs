@@ -26,9 +26,27 @@ pub enum Body<'a> {
     None,
 }
 
+impl std::fmt::Debug for Body<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Body::File(..) => "File",
+            Body::HardLink(_) => "HardLink",
+            Body::Symlink(_) => "Symlink",
+            Body::Device(..) => "Device",
+            Body::None => "None",
+        })
+    }
+}
+
 /// Writes a tar.
 pub struct Writer<W> {
     out: W,
+}
+
+impl<W> std::fmt::Debug for Writer<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
 }
 
 impl<W: Write> Writer<W> {

@@ -39,7 +39,7 @@ const PREFIX: &str = "zfs:";
 
 /// A store on ZFS.
 #[derive(Debug)]
-pub struct ZfsStore {
+pub(super) struct ZfsStore {
     parent: Dataset,
     images: Dataset,
     containers: Dataset,
@@ -50,7 +50,7 @@ impl ZfsStore {
     ///
     /// # Errors
     /// [`Error::Zfs`] when the names of its datasets would be too long.
-    pub fn new(parent: Dataset) -> Result<Self> {
+    pub(super) fn new(parent: Dataset) -> Result<Self> {
         Ok(Self { images: parent.child(IMAGES)?, containers: parent.child(CONTAINERS)?, parent })
     }
 

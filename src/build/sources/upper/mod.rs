@@ -45,6 +45,12 @@ pub struct Upper {
     pub marks: Marks,
 }
 
+impl std::fmt::Debug for Upper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upper").field("name", &self.name).field("marks", &self.marks).finish_non_exhaustive()
+    }
+}
+
 /// A file with several names that is copied up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linked {
