@@ -369,17 +369,26 @@ fn annotations_of_an_images_manifest_choose_nothing() {
 H
             mkdir -p /var/lib/lxcri-fs; mount -t tmpfs tmpfs /var/lib/lxcri-fs; cp -r "$(dirname $IMAGE)/oci" layout
             umoci new --image layout:empty
+            asked=0
             for tag in t empty; do
                 umoci config --image layout:$tag --manifest.annotation org.lxcri-fs.image=$IMAGE --manifest.annotation org.lxcri-fs.upper=u1 \
                     --config.entrypoint sh --config.entrypoint -c --config.cmd 'echo started'
                 skopeo --policy etc/policy.json copy -q oci:layout:$tag oci-archive:$tag.tar:$tag; podman load -q -i $tag.tar >/dev/null
+                # Some versions leave a manifest's annotations alone: then the image runs as any other.
+                podman create --cgroups=disabled --network none --name asks localhost/$tag >/dev/null 2>&1 || :
+                passes=$(podman inspect asks 2>/dev/null | grep -c org.lxcri-fs.image || :); podman rm asks >/dev/null 2>&1 || :
                 for runtime in crun lxcri-fs-crun; do
                     RT=(--runtime $runtime); rm -f hooks/*; [ $runtime != crun ] || cp hook.json hooks/
+                    if [ "$passes" = 0 ]; then
+                        podrun localhost/$tag >out 2>err || :; [ ! -e /var/lib/lxcri-fs/uppers ] && ! grep -q lxcri-fs out || fail "$tag $runtime: $(cat out err)"
+                        nothing_is_left; continue
+                    fi
+                    asked=1
                     ! podrun localhost/$tag >out 2>err; [ ! -s out ] && [ ! -e /var/lib/lxcri-fs/uppers ] || fail "$tag $runtime: $(cat out err)"
                     nothing_is_left
                 done
             done
-            grep -q "may be an image's own" err || fail "$(cat err)""#
+            [ $asked = 0 ] || grep -q "may be an image's own" err || fail "$(cat err)""#
         ),
     );
 }
