@@ -12,7 +12,7 @@ use lxcri_fs::build::sources::{self, Image, Layer, Platform, TarSource};
 use lxcri_fs::build::{MAX_SIZE, Options, build};
 use lxcri_fs::layer::tar::{Body, Writer};
 
-#[path = "../tests/common/mend.rs"]
+#[path = "../bfc/tests/forge/mend.rs"]
 mod mend;
 
 /// Short frames, so that a small file has several.

@@ -2,15 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
-#[path = "../bfc/tests/forge/mod.rs"]
-mod forge;
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Mounted, golden, lxcri_fs, run, stderr};
+use common::{Mounted, forge, golden, lxcri_fs, run, stderr};
 use sha2::{Digest, Sha256};
 
 /// Every golden image and what opens it.

@@ -12,7 +12,7 @@ use bfc::Container;
 use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, LOCATOR_LEN, ROOT};
 use bfc::rootfs::{Attr, Section};
 use bfc::source::ReadAt;
-use common::mend::{mend, section_range};
+use common::forge::mend::{index_range, mend, section_range};
 use common::{lxcri_fs, run, stderr};
 use lxcri_fs::fs::{MAX_IMAGES, Options, Order, Rootfs, Source, Step};
 use lxcri_fs::layer::tar::{Body, Writer};
@@ -171,7 +171,7 @@ fn a_link_count_that_is_not_the_number_of_names_is_damage() {
 
 /// The image as one of anyone's: without its section, so that the v1 index says everything.
 fn plain_v1(mut bytes: Vec<u8>) -> Vec<u8> {
-    let locator = common::mend::index_range(&bytes).unwrap().end - LOCATOR_LEN;
+    let locator = index_range(&bytes).unwrap().end - LOCATOR_LEN;
     bytes[locator..locator + 8].fill(0);
     mend(&mut bytes);
     bytes
@@ -243,7 +243,7 @@ fn what_v1_files_take_when_they_are_decoded_is_bounded() {
 fn a_v1_path_has_an_end() {
     let image = Hostile::new("echo x > file");
     let bytes = plain_v1(image.bytes.clone());
-    let index = common::mend::index_range(&bytes).unwrap();
+    let index = index_range(&bytes).unwrap();
     let entry = |path: &[u8], out: &mut Vec<u8>| {
         let mode = libc::S_IFDIR | 0o755;
         bfc::format::Entry { path, obj_offset: 4096, obj_size: 48, mode, mtime_ns: 0, comp: 0, enc: 0, orig_size: 0, crc: 0 }.encode(out);

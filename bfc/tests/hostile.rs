@@ -11,6 +11,7 @@ use bfc::rootfs::format::{CONTENT_LEN, FRAME_LEN, Region, SectionHeader};
 use bfc::rootfs::{Attr, Kind, LayerEntry, Node, Section, Tree, Xattr};
 use bfc::writer::{ContentSink, Documents, ImageWriter, WriteOptions};
 use bfc::{Container, Error, ReadAt, Result};
+use forge::huge::Huge;
 use forge::{dentry, forge, inode};
 
 /// Inodes: 1 the root, 2 `d`, 3 `e` and `l`, 4 `d/f`, 5 `d/g`. Dentries: 0 `d`, 1 `e`, 2 `l`, 3 `d/f`, 4 `d/g`. Contents: 0 of `e`, one piece, 1 of `d/f`, three frames.
@@ -223,6 +224,30 @@ fn claims_of_a_long_file_are_errors() {
     let mut sealed = section.content(0).unwrap();
     sealed.path_len = u32::MAX;
     assert!(section.content_path(&sealed).is_err());
+}
+
+/// A piece is stored in no more bytes than its length allows, wherever the file ends.
+#[test]
+fn stored_bytes_of_a_long_file_are_bounded() {
+    let section = open(Arc::new(Huge::new(image()))).unwrap();
+    assert_eq!(walk(&section).unwrap(), 5);
+    section.verify().unwrap();
+    let piece = forge(&image(), |section, header| content(section, header, 0, 8, 900 << 30));
+    let piece = open(Arc::new(Huge::new(piece))).unwrap();
+    assert!(matches!(piece.content(0), Err(Error::Section { reason, .. }) if reason.contains("longer than a frame")));
+    // The content may be as long, its frames may not: the first 4 GiB, or one that ends behind it.
+    let frames = forge(&image(), |section, header| {
+        content(section, header, 1, 8, 900 << 30);
+        let frame = header.frames.offset as usize;
+        section[frame + 8..frame + 12].fill(0xff);
+        section[frame + FRAME_LEN..][..8].copy_from_slice(&(900_u64 << 30).to_le_bytes());
+    });
+    let section = open(Arc::new(Huge::new(frames))).unwrap();
+    let content = section.content(1).unwrap();
+    for (number, wanted) in [(0, "stored longer than a frame"), (1, "outside its content")] {
+        assert!(matches!(section.frame(&content, number), Err(Error::Section { reason, .. }) if reason.contains(wanted)));
+    }
+    section.frame(&content, 2).unwrap();
 }
 
 #[test]

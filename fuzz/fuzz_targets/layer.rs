@@ -9,6 +9,10 @@ use bfc::rootfs::{Extras, Tree, format};
 use bfc::writer::ContentSink;
 use libfuzzer_sys::fuzz_target;
 use lxcri_fs::layer::{Budget, merge, read, replay};
+use lxcri_fs_fuzz::Bounded;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded;
 
 const BLOCK: usize = 512;
 
@@ -47,7 +51,9 @@ fn tar_of(skeleton: &Skeleton, contents: &Memory) -> Vec<u8> {
     while let Some(segment) = reader.next_segment().expect("a skeleton that was just written") {
         match segment {
             Segment::Raw(bytes) => out.extend_from_slice(bytes),
-            Segment::Content { id, offset, size } => out.extend_from_slice(&contents.0[id as usize][offset as usize..(offset + size) as usize]),
+            Segment::Content { id, offset, size } => {
+                out.extend_from_slice(&contents.0[id as usize][offset as usize..(offset + size) as usize])
+            }
         }
     }
     out

@@ -8,7 +8,7 @@ cd "$work"
 long=$(printf 'n%.0s' $(seq 120))
 mkdir -p tree/dir/sub lower
 echo data > tree/file; ln tree/file tree/hard; ln -s dir tree/link; mkfifo tree/fifo; echo in > "tree/dir/sub/$long"; echo e > tree/dir/.wh.gone; : > tree/dir/.wh..wh..opq
-truncate -s 40000 tree/sparse; printf part | dd of=tree/sparse bs=1 seek=20000 conv=notrunc status=none
+truncate -s 10000 tree/sparse; printf part | dd of=tree/sparse bs=1 seek=5000 conv=notrunc status=none
 setfattr -n user.a -v value tree/file 2>/dev/null || true
 echo old > lower/file; mkdir -p lower/dir/old lower/link; echo gone > lower/dir/gone
 tar -b1 -C lower --format=posix -cf lower.tar .

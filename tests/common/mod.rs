@@ -1,7 +1,8 @@
 //! What the tests share: the program under test, mounts that go away, trees to compare.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-pub mod mend;
+#[path = "../../bfc/tests/forge/mod.rs"]
+pub mod forge;
 pub mod mounts;
 pub mod zfs;
 

@@ -1,32 +1,18 @@
 //! Images whose section says what no writer says, with every digest and checksum right.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::sync::Arc;
+pub mod huge;
+pub mod mend;
 
-use bfc::Container;
-use bfc::rootfs::format::{DENTRY_LEN, Dentry, HASH_LEN, INODE_LEN, Inode, Locator, SECTION_HEADER_LEN, SectionHeader};
+use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, SECTION_HEADER_LEN, SectionHeader};
 
 /// The image with its section changed.
 pub fn forge(image: &[u8], change: impl FnOnce(&mut [u8], &SectionHeader)) -> Vec<u8> {
-    let container = Container::open(Arc::new(image.to_vec())).unwrap();
-    let (footer, locator) = (container.footer(), container.locator().unwrap().unwrap());
     let mut bytes = image.to_vec();
-    let section = &mut bytes[locator.offset as usize..][..locator.size as usize];
+    let section = &mut bytes[mend::section_range(image).unwrap()];
     let header = SectionHeader::parse(section[..SECTION_HEADER_LEN].try_into().unwrap()).unwrap();
     change(section, &header);
-
-    let (records, table) = section.split_at_mut(header.chunks.offset as usize);
-    for (number, (chunk, digest)) in records.chunks(1 << header.chunk_log2).zip(table.chunks_mut(HASH_LEN)).enumerate() {
-        let skip = if number == 0 { SECTION_HEADER_LEN } else { 0 };
-        digest.copy_from_slice(blake3::hash(&chunk[skip..]).as_bytes());
-    }
-    let table_hash = *blake3::hash(table).as_bytes();
-    section[256..288].copy_from_slice(&table_hash);
-    let root_digest = *blake3::hash(&section[..SECTION_HEADER_LEN]).as_bytes();
-    let end = (footer.index_offset + footer.index_size) as usize;
-    bytes[end - 64..end].copy_from_slice(&Locator { root_digest, ..locator }.encode(container.flavour()));
-    let crc = container.flavour().crc(&bytes[footer.index_offset as usize..end]).to_le_bytes();
-    bytes[end + 16..end + 20].copy_from_slice(&crc);
+    mend::mend(&mut bytes);
     bytes
 }
 
