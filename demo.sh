@@ -3,7 +3,7 @@
 # Needs a Debian machine with Rust, as root (or a user with sudo).
 set -eu
 cd "$(dirname "$0")"
-. tests/needs 2000
+megabytes=2000; . tests/needs
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
 echo "Two to five minutes: installs a C compiler, mmdebstrap and fuse3 where they are missing, builds lxcri-fs in target/, and makes an image of a
 minimal Debian (80 MB to download). Nothing stays mounted."

@@ -12,7 +12,7 @@
 # Needs mmdebstrap, git and a Rust of rustup's. The packages are those of the mirror that this host's apt uses; crates that this host has are not fetched again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. tests/needs 20000
+megabytes=20000; . tests/needs
 [ "$(id -u)" = 0 ] || { echo "fresh.sh: needs root" >&2; exit 1; }
 
 rust=$(rustc --print sysroot)

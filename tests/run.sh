@@ -6,7 +6,7 @@
 # Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. tests/needs 12000
+megabytes=12000; . tests/needs
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
 
