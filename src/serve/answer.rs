@@ -43,7 +43,7 @@ pub enum Answer {
 /// Asks these mounts, by their numbers.
 ///
 /// # Errors
-/// [`Error::System`], [`Error::Io`] when nobody can be sent to ask.
+/// [`Error::Io`] when nobody can be sent to ask.
 pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
     if mounts.is_empty() {
         return Ok(HashMap::new());

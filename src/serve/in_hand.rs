@@ -76,7 +76,7 @@ pub(super) struct Refused;
 
 impl InHand {
     /// # Errors
-    /// [`Error::System`] when the page cannot be mapped.
+    /// [`Error::Io`] when the page cannot be mapped.
     pub(super) fn new(page: &OwnedFd, precautions: &Precautions) -> Result<Self> {
         let slots = SharedWords::map(page.as_fd()).map_err(Error::system("mapping the page that is shared with the keeper"))?;
         let set = |uniques: &[u64]| uniques.iter().map(|unique| unique & !RESENT).collect();

@@ -30,7 +30,7 @@ const NOTIFY_RESEND: i32 = 7;
 /// A session that goes on where another process stopped.
 ///
 /// # Errors
-/// [`Error::System`].
+/// [`Error::Io`].
 pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Config) -> Result<Session<FS>> {
     let failed = "playing the kernel's handshake";
     let (kernel, ours) =
@@ -64,7 +64,7 @@ fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
 /// request answered again: all requests of a file system that never changes can be.
 ///
 /// # Errors
-/// [`Error::System`] when the kernel cannot do it.
+/// [`Error::Io`] when the kernel cannot do it.
 pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
     let mut notification = [0; 16];
     notification[0..4].copy_from_slice(&16_u32.to_ne_bytes());

@@ -105,7 +105,7 @@ impl Detached {
     /// Has it show the host's ids of this map, instead of those in the image.
     ///
     /// # Errors
-    /// [`Error::System`] when the map cannot be made, or the kernel (before 6.12) cannot show others.
+    /// [`Error::Io`] when the map cannot be made, or the kernel (before 6.12) cannot show others.
     pub fn map_ids(&self, map: &IdMap) -> Result<()> {
         map_ids(self.mount.as_fd(), map)
     }
@@ -185,7 +185,7 @@ impl Drop for Hidden {
 /// Has a mount that is attached nowhere show the host's ids of this map, instead of those that are stored.
 ///
 /// # Errors
-/// [`Error::System`] when the map cannot be made, or the file system cannot show others.
+/// [`Error::Io`] when the map cannot be made, or the file system cannot show others.
 pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
     let namespace = map.namespace()?;
     mount_attr::map_ids(mount, namespace.as_fd()).map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
