@@ -55,6 +55,12 @@ fn create_start_kill_delete_and_exit_codes() {
         [ ! -e b/rootfs/up ]; $RUNTIME start c
         for i in $(seq 100); do [ -e b/rootfs/up ] && break; sleep 0.1; done
         ! lxcri_fs delete c 2>err; grep -q 'in use' err || fail "$(cat err)"
+        # It has its root in a mount namespace of its own, also when it is taken out of sight here.
+        rc=0; lxcri_fs umount b/rootfs 2>err || rc=$?; [ $rc = 6 ] && grep -q 'in use by' err || fail "$rc $(cat err)"
+        lxcri_fs umount --lazy b/rootfs >/dev/null 2>&1; ! mountpoint -q b/rootfs
+        rc=0; lxcri_fs delete c 2>err || rc=$?; [ $rc = 6 ] && grep -q 'in use' err || fail "$rc $(cat err)"
+        rc=0; lxcri_fs commit c -o c.bfc 2>err || rc=$?; [ $rc = 6 ] && [ ! -e c.bfc ] || fail "$rc $(cat err)"
+        $RUNTIME exec c sh -c 'echo written > /there && test -e /up' || fail "$(ls -R /run/store)"
         $RUNTIME kill c KILL; for i in $(seq 100); do $RUNTIME state c | grep -q stopped && break; sleep 0.1; done
         $RUNTIME delete c; lxcri_fs delete c
         lxcri_fs create d --image $IMAGE --bundle /run/d -- sh -c 'exit 7'

@@ -8,6 +8,7 @@ use super::steps::{Recorded, Step};
 use crate::serve::{self, mountpoint};
 use crate::store::{self, Store};
 use crate::sys::users::{self, Used, User};
+use crate::upper;
 
 /// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in the store. Where it wrote elsewhere is returned: that stays.
 ///
@@ -22,6 +23,16 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) { users(record)? } else { Vec::new() };
     if let Some(path) = root.filter(|_| !users.is_empty()) {
         return Err(serve::Error::Busy { path, users }.into());
+    }
+    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace of its own.
+    let is_ours = found.record.is_some_and(|record| record.own);
+    let hidden = |root: &std::path::Path| Ok::<_, Error>(is_ours && mountpoint::mounted_at(root)?.is_none());
+    if let Some(record) = &existing.record
+        && hidden(&record.runtime.root())?
+        && matches!(record.upper, Place::Store)
+        && upper::in_use::is_known_in_use(&existing.container.path)
+    {
+        return Err(upper::Error::InUse { path: existing.container.path.clone(), mountpoint: None }.into());
     }
     let elsewhere = match existing.record.as_ref().map(|record| &record.upper) {
         Some(Place::Elsewhere(text)) => Some(text.clone()),

@@ -58,6 +58,13 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     // The directory has another name once the mount is gone. What cannot be unmounted without its keeper's help is nothing.
     let dir = RunDir::of_mount(&mountinfo::all()?, mounted.overlay().map_or(mounted.dev, |overlay| overlay.lower)).ok();
     let keeper = dir.as_ref().and_then(|dir| dir.connect().ok().flatten());
+    if mounted.overlay().is_some() && !how.lazy && !how.force {
+        // A container has it in a mount namespace of its own, for which the kernel does not call it busy here.
+        let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
+        if !users.is_empty() {
+            return Err(Error::Busy { path: at.path().to_owned(), users });
+        }
+    }
     let mut tries = TRIES;
     loop {
         match mount::unmount(at, how) {

@@ -15,6 +15,11 @@ use super::error::{Error, Result};
 use super::place::Layout;
 use crate::sys::tmpfs;
 
+/// Whether an upper at this place is in use, as far as this process may ask: who may make no overlay cannot.
+pub fn is_known_in_use(place: &Path) -> bool {
+    matches!(is_in_use(&Layout::in_place(place.to_owned())), Ok(true))
+}
+
 /// Whether an upper is in use. Nothing of it is changed.
 ///
 /// # Errors

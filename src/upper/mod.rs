@@ -6,7 +6,7 @@
 pub mod dataset;
 pub mod engine;
 mod error;
-mod in_use;
+pub mod in_use;
 mod index;
 mod lower;
 pub mod mount;

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::error::{Error, Result};
+use super::in_use;
 use super::place::{Layout, Upper, is_ephemeral};
 use super::record::Record;
 use crate::build::sources::upper::Upper as Source;
@@ -108,6 +109,13 @@ impl Written {
     /// [`Error::Busy`], [`Error::Zfs`], [`Error::Io`].
     pub fn hold(&self) -> Result<Still> {
         let mounts = self.mounts()?;
+        // Out of sight, or in another mount namespace, it may be written to all the same.
+        if mounts.is_empty() && in_use::is_known_in_use(&self.layout.place) {
+            return match &self.dataset {
+                Some(dataset) => Still::snapshot(dataset, &self.layout.place),
+                None => Err(Error::Busy { path: self.layout.place.clone(), users: Vec::new() }),
+            };
+        }
         if mounts.is_empty() {
             return Ok(Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() });
         }
