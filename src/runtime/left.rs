@@ -1,7 +1,11 @@
 //! A container that is there, whole or not, and the [`steps`](super::steps) that take it away again.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::mount;
@@ -9,6 +13,9 @@ use super::record::{Place, Record, State};
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
 use crate::sys::replace::unfinished;
+
+/// How deep directories are looked for that runtimes have made as mount points.
+const MAX_DEPTH: u32 = 64;
 
 /// A container in the store, and what is written down of it.
 pub(super) struct Existing<'a> {
@@ -122,23 +129,30 @@ fn remove_configuration(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Removes directories below `dir` that have no files in them, and nothing mounted on them.
+/// Removes directories below `dir` that have no files in them, and nothing mounted on them. Its owner may put symlinks there meanwhile, which
+/// lead nowhere.
 fn remove_empty_directories(dir: &Path) -> Result<()> {
-    let mut left: Vec<PathBuf> = vec![dir.to_owned()];
-    let mut found = Vec::new();
-    while let Some(dir) = left.pop() {
-        let entries = match std::fs::read_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(Error::io("reading", &dir))?,
-        };
-        let below = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path());
-        let below: Vec<_> = below.collect();
-        found.extend(below.iter().cloned());
-        left.extend(below);
-    }
-    // Deepest first. What is not empty, or a mount point, stays.
-    for dir in found.iter().rev() {
-        let _ = std::fs::remove_dir(dir);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(CWD, dir, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {}
+        other => remove_empty_below(&other.map_err(Error::io("opening", dir))?, MAX_DEPTH),
     }
     Ok(())
+}
+
+/// Deepest first. What is not empty, or a mount point, stays.
+fn remove_empty_below(dir: &OwnedFd, depth: u32) {
+    let Ok(entries) = Dir::read_from(dir) else { return };
+    let may_be = |kind| matches!(kind, FileType::Directory | FileType::Unknown);
+    let entries = entries.flatten().filter(|entry| may_be(entry.file_type()) && !matches!(entry.file_name().to_bytes(), b"." | b".."));
+    for name in entries.map(|entry| entry.file_name().to_owned()).collect::<Vec<_>>() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        if depth > 0
+            && let Ok(inner) = openat2(dir, &name, flags, Mode::empty(), resolve)
+        {
+            remove_empty_below(&inner, depth - 1);
+        }
+        let _ = unlinkat(dir, &name, AtFlags::REMOVEDIR);
+    }
 }

@@ -8,7 +8,7 @@ use oci_spec::runtime::State;
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
 use super::super::mount;
-use super::super::{bundle, create, delete};
+use super::super::{bundle, create, delete, record};
 use crate::store::Store;
 use crate::sys::files;
 use crate::sys::mountinfo;
@@ -89,6 +89,9 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
                 own.display(),
                 root.display()
             )));
+        }
+        if record.state != record::State::Ready {
+            return Err(Error::unfit(format!("the container {name} is not finished, or is being deleted")));
         }
         return mount::Mount::of(&record, &dir).mount().map(drop);
     }

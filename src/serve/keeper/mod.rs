@@ -74,6 +74,8 @@ pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd
     match &reply {
         Ok((KeeperReply::Mounted, _)) => return Ok(()),
         Ok(_) => {}
+        // What was started is not the keeper then.
+        Err(_) if request.orphan => {}
         Err(_) => drop(keeper.kill()),
     }
     let _ = keeper.wait();
