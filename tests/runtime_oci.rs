@@ -448,6 +448,9 @@ fn a_containers_annotation_is_its_name_and_its_bundle_its_own() {
         sed 's,/run/b",/run/other",' store/containers/c/container.json > evil/container.json
         for name in /run/evil ../evil /run/store/containers/c store/containers/c ''; do ! hook /run/other "$name" || fail "$name"; done
         ! hook /run/other c; grep -q 'has its root file system on /run/b/rootfs, not on /run/other/rootfs' err || fail "$(cat err)"
+        sed -i.ready 's,"state": *"ready","state": "deleting",' store/containers/c/container.json; ! cmp -s store/containers/c/container.json*
+        ! hook /run/b c; grep -q 'being deleted' err || fail "$(cat err)"; ! mountpoint -q b/rootfs
+        mv store/containers/c/container.json.ready store/containers/c/container.json
         hook /run/b c; grep -q 'from the image' b/rootfs/data/hello
         lxcri_fs delete c; rm -r other evil; nothing_is_left"#,
     );

@@ -58,7 +58,7 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
         temp_dir: build::parent(&args.image),
         max_size: args.write.max_size,
     };
-    let opened = Sources::open(&args.layers, &sources, &args.store.config()?.registries.value)?;
+    let opened = Sources::open(&args.layers, &sources, &args.store.registries(&args.layers)?)?;
     let events = Work::new("Appending");
     let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
     if let (Some(reference), Some((path, _file))) = (&args.tag, held) {

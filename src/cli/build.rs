@@ -117,9 +117,10 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         CompressionArg::None => Compression::None,
     };
     let key = secret.clone().map(new_key).transpose()?;
+    let sources: Vec<_> = std::iter::once(&args.source).chain(&args.layers).cloned().collect();
     let build = Build {
-        sources: std::iter::once(&args.source).chain(&args.layers).cloned().collect(),
-        registries: args.store.config()?.registries.value,
+        registries: args.store.registries(&sources)?,
+        sources,
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         secret,
         max_size: args.write.max_size,

@@ -23,9 +23,6 @@ pub enum Error {
     /// What is done to images.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// Pulling and pushing.
-    #[error(transparent)]
-    Registry(registry::Error),
     /// Mounting, unmounting, or what concerns mounts.
     #[error(transparent)]
     Serve(#[from] serve::Error),
@@ -69,10 +66,7 @@ pub enum Error {
 
 impl From<registry::Error> for Error {
     fn from(error: registry::Error) -> Self {
-        match error {
-            registry::Error::Build(error) => Error::Build(error),
-            error => Error::Registry(error),
-        }
+        Error::Image(error.into())
     }
 }
 
@@ -87,7 +81,6 @@ impl Error {
         Some(match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => e,
             Error::Build(e) => e,
-            Error::Registry(e) => e,
             Error::Image(e) => e,
             Error::Serve(e) => e,
             Error::Upper(e) => e,

@@ -1,12 +1,14 @@
 //! Which store a command works on, and what its arguments mean there.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::error::Error;
-use crate::image::open_file;
+use crate::image::{is_remote, open_file};
+use crate::registry::Registries;
 use crate::store::{Config, Image, Location, Store};
 
 /// The store.
@@ -21,6 +23,12 @@ impl StoreArgs {
     /// The configuration.
     pub(super) fn config(&self) -> Result<Config, Error> {
         Ok(Config::load(self.store.as_ref())?)
+    }
+
+    /// How the registries are reached that these sources name; the configuration is not read for others.
+    pub(super) fn registries<'a>(&self, sources: impl IntoIterator<Item = &'a OsString>) -> Result<Registries, Error> {
+        let is_remote = sources.into_iter().any(|source| is_remote(source));
+        if is_remote { Ok(self.config()?.registries.value) } else { Ok(Registries::default()) }
     }
 
     /// The store.

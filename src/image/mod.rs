@@ -21,4 +21,4 @@ pub use file::{open, open_file};
 pub use layered::Layered;
 pub use mount::Mount;
 pub use pull::{Pull, Pulled};
-pub use sources::{Sources, total};
+pub use sources::{Sources, is_remote, total};

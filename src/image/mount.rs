@@ -91,15 +91,16 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is mounted then.
     pub fn at(&self, mountpoint: &Path) -> Result<()> {
-        self.on(&MountPoint::open(mountpoint)?)
+        let mountpoint = MountPoint::open(mountpoint)?;
+        mountpoint.check_free()?;
+        self.on(&mountpoint)
     }
 
-    /// As [`Mount::at`], on a mount point that is open.
+    /// As [`Mount::at`], on a mount point that is open, and was found free.
     ///
     /// # Errors
     /// [`Error`]; nothing is mounted then.
     pub fn on(&self, mountpoint: &MountPoint) -> Result<()> {
-        mountpoint.check_free()?;
         let files = self.images.iter().map(|(path, file)| file.try_clone().map_err(Error::io("opening the image", path)));
         let files = files.collect::<Result<Vec<_>>>()?;
         let request = upper::Request {

@@ -67,6 +67,11 @@ pub fn total(images: &[Image]) -> u64 {
     images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).fold(0, u64::saturating_add)
 }
 
+/// Whether a source is fetched from a registry.
+pub fn is_remote(text: &OsStr) -> bool {
+    remote(text).is_some()
+}
+
 fn remote(text: &OsStr) -> Option<&str> {
     text.to_str().filter(|text| text.starts_with(reference::PREFIX))
 }

@@ -1,5 +1,7 @@
 //! Taking a container away.
 
+use std::path::{Path, PathBuf};
+
 use super::create::strange;
 use super::error::{Error, Result};
 use super::left::Existing;
@@ -18,21 +20,8 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     let _lock = store.lock_container(name, || tracing::info!("waiting for another create or delete of {name}"))?;
     let Some(mut existing) = Existing::find(store, name)? else { return store.container(name).map(|_| None).map_err(Error::from) };
     let found = existing.found();
-    let root = existing.record.as_ref().map(|record| record.runtime.root());
-    let users =
-        if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) { users(record)? } else { Vec::new() };
-    if let Some(path) = root.filter(|_| !users.is_empty()) {
-        return Err(serve::Error::Busy { path, users }.into());
-    }
-    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace of its own.
-    let is_ours = found.record.is_some_and(|record| record.own);
-    let hidden = |root: &std::path::Path| Ok::<_, Error>(is_ours && mountpoint::mounted_at(root)?.is_none());
-    if let Some(record) = &existing.record
-        && hidden(&record.runtime.root())?
-        && matches!(record.upper, Place::Store)
-        && upper::in_use::is_known_in_use(&existing.container.path)
-    {
-        return Err(upper::Error::InUse { path: existing.container.path.clone(), mountpoint: None }.into());
+    if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) {
+        refuse_running(record, &existing.container.path)?;
     }
     let elsewhere = match existing.record.as_ref().map(|record| &record.upper) {
         Some(Place::Elsewhere(text)) => Some(text.clone()),
@@ -50,6 +39,20 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     Ok(elsewhere)
 }
 
+/// Refuses a container that runs.
+fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
+    let (root, users) = (record.runtime.root(), users(record)?);
+    if !users.is_empty() {
+        return Err(serve::Error::Busy { path: root, users }.into());
+    }
+    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace of its own.
+    let is_hidden = matches!(record.upper, Place::Store) && mountpoint::mounted_at(&root)?.is_none();
+    if is_hidden && upper::in_use::is_known_in_use(dir) {
+        return Err(upper::Error::InUse { path: dir.to_owned(), mountpoint: None }.into());
+    }
+    Ok(())
+}
+
 /// The processes that use a container's root file system, in whatever mount namespace.
 ///
 /// # Errors
@@ -63,7 +66,7 @@ pub fn users(record: &Record) -> Result<Vec<User>> {
 ///
 /// # Errors
 /// [`store::Error::NotFound`], also for a container that was never finished.
-pub fn find(store: &Store, name: &str) -> Result<(Record, std::path::PathBuf)> {
+pub fn find(store: &Store, name: &str) -> Result<(Record, PathBuf)> {
     let container = store.container(name)?;
     match Record::read(&container.path)? {
         Some(record) => Ok((record, container.path)),

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -12,6 +12,7 @@ use super::mount;
 use super::record::{Place, Record, State};
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
+use crate::sys::files::open_directory_beneath;
 use crate::sys::replace::unfinished;
 
 /// How deep directories are looked for that runtimes have made as mount points.
@@ -146,10 +147,8 @@ fn remove_empty_below(dir: &OwnedFd, depth: u32) {
     let may_be = |kind| matches!(kind, FileType::Directory | FileType::Unknown);
     let entries = entries.flatten().filter(|entry| may_be(entry.file_type()) && !matches!(entry.file_name().to_bytes(), b"." | b".."));
     for name in entries.map(|entry| entry.file_name().to_owned()).collect::<Vec<_>>() {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         if depth > 0
-            && let Ok(inner) = openat2(dir, &name, flags, Mode::empty(), resolve)
+            && let Ok(inner) = open_directory_beneath(dir, &name)
         {
             remove_empty_below(&inner, depth - 1);
         }

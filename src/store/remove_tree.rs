@@ -1,15 +1,15 @@
 //! Removing a directory with all that is in it, whatever that is: without following symlinks, without entering mounts, and with
 //! two descriptors, however deep it goes.
 
-use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags, openat2, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use crate::sys::files::open_directory_beneath;
 use crate::sys::mountinfo;
 
 /// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are moved up to its top first, so that their depth does
@@ -23,7 +23,7 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let failed = |e: Errno| Error::io("removing", &path)(e);
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
-    let top = open(&parent, OsStr::new(name)).map_err(failed)?;
+    let top = open_directory_beneath(&parent, name).map_err(failed)?;
     let mut moved = 0_u64;
     // What is moved up is found by another pass.
     while !empty(&top, true, &top, &mut moved).map_err(failed)? {}
@@ -49,11 +49,6 @@ pub fn refuse_mounts(path: &Path) -> Result<()> {
 pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     Ok(mountinfo::all()?.into_iter().map(|m| m.mountpoint).filter(|m| m.starts_with(&path)).collect())
-}
-
-fn open(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH)
 }
 
 /// Removes what is in `dir`. Directories that are not empty are emptied, when `dir` is the top, or moved to the top. Says whether all is gone.
@@ -83,7 +78,7 @@ fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<
             all = false;
             continue;
         }
-        let inner = open(dir, OsStr::from_bytes(name.to_bytes()))?;
+        let inner = open_directory_beneath(dir, &name)?;
         all &= empty(&inner, false, top, moved)?;
         match unlinkat(dir, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}

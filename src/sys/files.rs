@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, fchmod, fchown, mkdirat, openat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, fchmod, fchown, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use super::Result;
@@ -47,6 +47,15 @@ pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(
     fchmod(file, Mode::from_raw_mode(mode))
 }
 
+/// Opens a directory in another, to list it and to reach what is in it: it is no symlink, and nothing is mounted on it.
+///
+/// # Errors
+/// What openat2(2) says.
+pub fn open_directory_beneath(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH)
+}
+
 /// The content of a file of at most `limit` bytes.
 ///
 /// # Errors
@@ -64,4 +73,23 @@ pub fn take(stream: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symlink_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("in/below")).unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join("in/out")).unwrap();
+        std::os::unix::fs::symlink("below", dir.path().join("in/link")).unwrap();
+        let top = File::open(dir.path().join("in")).unwrap();
+        assert!(open_directory_beneath(&top, "below").is_ok());
+        for name in ["out", "link", "..", "link/x", "/"] {
+            assert!(open_directory_beneath(&top, name).is_err(), "{name}");
+        }
+    }
 }

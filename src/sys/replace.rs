@@ -33,7 +33,7 @@ pub(crate) struct Pending {
     name: OsString,
     temporary: Option<OsString>,
     /// Locked until it has its name: so nobody takes it for left behind.
-    _file: File,
+    file: File,
 }
 
 impl Pending {
@@ -45,9 +45,9 @@ impl Pending {
         let dir = dir.try_clone_to_owned()?;
         let temporary = temporary(name);
         let file = begin(&dir, &temporary)?;
-        let mut pending = Self { dir, name: name.to_owned(), temporary: Some(temporary), _file: file };
-        pending._file.write_all(content)?;
-        pending._file.sync_all()?;
+        let mut pending = Self { dir, name: name.to_owned(), temporary: Some(temporary), file };
+        pending.file.write_all(content)?;
+        pending.file.sync_all()?;
         Ok(pending)
     }
 
@@ -75,7 +75,8 @@ impl Drop for Pending {
 /// Replaces the file at a path, for its user alone to read.
 ///
 /// # Errors
-/// What the system says; the old file is there then, and nothing else.
+/// What the system says. The old file is there then, and nothing else; or the new one, if only what the directory says could not be
+/// written to the disk.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
