@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
+use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until, within_a_minute};
 use common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
@@ -137,6 +137,30 @@ fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
     kill("TERM", keeper);
     wait_until("the end of the keeper", || !is_alive(keeper));
     assert!(!is_mounted(&a) && !is_mounted(&b));
+}
+
+#[test]
+fn who_asks_whether_mounts_answer_keeps_none_of_them() {
+    let (_temp, image, [dir]) = setup();
+    let done = AtomicBool::new(false);
+    let stayed = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    run(lxcri_fs().arg("ps"));
+                }
+            });
+        }
+        let stayed = (0..15).find(|_| {
+            let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+            let keeper = pid(&row_of(&image), "keeper");
+            kill("TERM", keeper);
+            !within_a_minute(|| !is_alive(keeper))
+        });
+        done.store(true, Ordering::Relaxed);
+        stayed
+    });
+    assert_eq!(stayed, None);
 }
 
 #[test]

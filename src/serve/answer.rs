@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::error::{Error, Result};
 use super::mountpoint::MountPoint;
 use crate::sys::mountinfo::{self, MountInfo};
+use crate::sys::users;
 
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
@@ -111,6 +112,7 @@ fn meaning(errno: i32) -> Answer {
 /// # Errors
 /// [`Error::Io`] when the mounts cannot be read.
 pub fn main(ids: &[u32]) -> Result<()> {
+    users::only_look();
     let mounts: Vec<MountInfo> = mountinfo::all()?.into_iter().filter(|m| ids.contains(&m.id)).collect();
     let say = |id: u32, errno: Errno| {
         let line = format!("{id} {}\n", errno.raw_os_error());

@@ -13,7 +13,7 @@ use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
 use crate::sys::mountinfo;
-use crate::sys::users::{self, Used};
+use crate::sys::users::{self, Used, User};
 
 /// How long a keeper may take to end once nobody sees its mount.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,25 +65,17 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
             return Err(Error::Busy { path: at.path().to_owned(), users });
         }
     }
-    let mut tries = TRIES;
-    loop {
-        match mount::unmount(at, how) {
-            Ok(()) => break,
-            Err(Error::Busy { path, .. }) => {
-                let status = dir.as_ref().and_then(|dir| dir.status().ok().flatten());
-                let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
-                let users = users::of(Used::Mount(mounted.id), &own.collect::<Vec<_>>());
-                tries -= 1;
-                if !users.is_empty() || tries == 0 {
-                    return Err(Error::Busy { path, users });
-                }
-                // Somebody has just ended, or only looked.
-                std::thread::sleep(PAUSE);
-            }
-            // Somebody was quicker.
-            Err(_) if at.mounted()?.is_none() => return Ok(Unmounted::Nothing),
-            Err(error) => return Err(error),
-        }
+    let users = || {
+        let status = dir.as_ref().and_then(|dir| dir.status().ok().flatten());
+        let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
+        users::of(Used::Mount(mounted.id), &own.collect::<Vec<_>>())
+    };
+    match unmount_unless_used(at, how, users) {
+        Ok(()) => {}
+        Err(error @ Error::Busy { .. }) => return Err(error),
+        // Somebody was quicker.
+        Err(_) if at.mounted()?.is_none() => return Ok(Unmounted::Nothing),
+        Err(error) => return Err(error),
     }
     let Some(keeper) = keeper else { return Ok(Unmounted::Done) };
     let pid = keeper.peer_pid();
@@ -95,6 +87,24 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     let limit = Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
     let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).map_err(Error::system("waiting for the keeper"))?;
     Ok(if ended == 0 { Unmounted::StillUsed } else { Unmounted::Done })
+}
+
+/// Unmounts what none of `users` has. The kernel calls a mount busy, too, whose last user has just ended, or that somebody only looks at: it is tried again.
+pub(super) fn unmount_unless_used(at: &MountPoint, how: Unmount, users: impl Fn() -> Vec<User>) -> Result<()> {
+    let mut tries = TRIES;
+    loop {
+        match mount::unmount(at, how) {
+            Err(Error::Busy { path, .. }) => {
+                let users = users();
+                tries -= 1;
+                if !users.is_empty() || tries == 0 {
+                    return Err(Error::Busy { path, users });
+                }
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// A directory as mountinfo has it. What is mounted there is asked nothing: it may be dead.

@@ -37,6 +37,21 @@ pub enum Used {
     Mount(u32),
 }
 
+/// Name of a process of this program that only looks at mounts, for a moment each.
+const LOOKER: &str = "lxcri-fs-look";
+
+/// From here on this process is not counted as a user of what it looks at, by others that run the same program.
+pub fn only_look() {
+    let _ = std::fs::write("/proc/self/comm", LOOKER);
+}
+
+/// Whether a process only looks. Any can have the name, so its program has to be this one.
+fn only_looks(proc: &Path) -> bool {
+    let program = |proc: &Path| std::fs::metadata(proc.join("exe")).map(|program| (program.dev(), program.ino()));
+    std::fs::read(proc.join("comm")).is_ok_and(|name| name.trim_ascii_end() == LOOKER.as_bytes())
+        && matches!((program(proc), program(Path::new("/proc/self"))), (Ok(theirs), Ok(ours)) if theirs == ours)
+}
+
 /// How many processes use each file system, by device, as far as this user may see them.
 pub fn count_by_device() -> HashMap<(u32, u32), usize> {
     let mut counts = HashMap::new();
@@ -51,7 +66,7 @@ pub fn count_by_device() -> HashMap<(u32, u32), usize> {
     counts
 }
 
-/// The processes that use it, as far as this user may see them; `but` are left out.
+/// The processes that use it, as far as this user may see them; `but` are left out, and who [`only_look`]s.
 pub fn of(used: Used, but: &[u32]) -> Vec<User> {
     let mut users = Vec::new();
     let mut namespaces = HashSet::new();
@@ -61,7 +76,7 @@ pub fn of(used: Used, but: &[u32]) -> Vec<User> {
         let proc = entry.path();
         let overlay = |namespaces| if let Used::Device(dev) = used { overlay_of(&proc, dev, namespaces) } else { None };
         let how = use_of(&proc, used).map(str::to_owned).or_else(|| overlay(&mut namespaces));
-        if let Some(how) = how {
+        if let Some(how) = how.filter(|_| !only_looks(&proc)) {
             let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
             users.push(User { pid, name, how });
         }

@@ -64,12 +64,20 @@ pub fn kill(signal: &str, pid: u64) {
 
 /// Waits until `done`, for a minute at most.
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    assert!(within_a_minute(done), "{what} takes too long");
+}
+
+/// Whether `done` comes true within a minute.
+pub fn within_a_minute(mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what} takes too long");
+        if start.elapsed() > Duration::from_secs(60) {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// Whether something is mounted on a directory.

@@ -15,6 +15,7 @@ use super::super::mount::{self, Unmount};
 use super::super::mountpoint::{MountPoint, link};
 use super::super::protocol::MountRequest;
 use super::super::rundir::{Locked, RunDir, direct_name};
+use super::super::unmount::unmount_unless_used;
 use super::machine;
 use crate::error::chain;
 use crate::sys::mountinfo::{self, MountInfo};
@@ -142,12 +143,13 @@ impl Place {
 
     /// Unmounts what users see, unless one of them (but `own`) uses it.
     pub(super) fn unmount_idle(&self, own: &[u32]) -> Result<()> {
-        let users = users::of(Used::Device(self.dev), own);
-        if !users.is_empty() {
-            return Err(Error::Busy { path: self.mountpoint.clone(), users });
+        let users = || users::of(Used::Device(self.dev), own);
+        let found = users();
+        if !found.is_empty() {
+            return Err(Error::Busy { path: self.mountpoint.clone(), users: found });
         }
         for mount in mountinfo::all()?.iter().rev().filter(|m| self.is_seen(m)) {
-            mount::unmount(&MountPoint::of(mount)?, Unmount::default())?;
+            unmount_unless_used(&MountPoint::of(mount)?, Unmount::default(), users)?;
         }
         Ok(())
     }
