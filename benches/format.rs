@@ -11,7 +11,8 @@ use bfc::content::Decoder;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lxcri_fs::fs::ROOT;
 
-/// A frame of 64 KiB read from the page cache, decompressed, its CRC checked; and with the BLAKE3 of what is stored checked as well.
+/// A frame of 64 KiB read from the page cache, decompressed, its CRC checked; and with the BLAKE3
+/// of what is stored checked as well.
 fn frame(criterion: &mut Criterion) {
     let rootfs = common::open(&common::image(1_000));
     let container = rootfs.containers().next().unwrap();
@@ -24,13 +25,21 @@ fn frame(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame");
     group.throughput(Throughput::Bytes(out.len() as u64));
     for (name, check_hash) in [("decode", false), ("decode and check digest", true)] {
-        let decoder = Decoder { source: &**container.source(), len: container.len(), flavour: container.flavour(), key: None, check_hash };
+        let decoder = Decoder {
+            source: &**container.source(),
+            len: container.len(),
+            flavour: container.flavour(),
+            key: None,
+            check_hash,
+        };
         let mut indices = (0..content.frames).cycle();
         group.bench_function(name, |b| {
             b.iter(|| {
                 let index = indices.next().unwrap();
                 let frame = section.frame(&content, index).unwrap();
-                decoder.frames(&content, &[frame], index, b"big", frame_len, &mut out).unwrap();
+                decoder
+                    .frames(&content, &[frame], index, b"big", frame_len, &mut out)
+                    .unwrap();
             });
         });
     }

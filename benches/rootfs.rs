@@ -1,4 +1,5 @@
-//! What a mount does for each request, without FUSE; and opening an image, which must not take longer because it holds more.
+//! What a mount does for each request, without FUSE; and opening an image, which must not take
+//! longer because it holds more.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod common;
@@ -18,14 +19,20 @@ fn open(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("open");
     for entries in [1_000, 100_000, MILLION] {
         let image = common::image(entries);
-        group.bench_with_input(BenchmarkId::from_parameter(entries), &image, |b, image| b.iter(|| common::open(image)));
+        group.bench_with_input(BenchmarkId::from_parameter(entries), &image, |b, image| {
+            b.iter(|| common::open(image))
+        });
     }
     group.finish();
 
     let image = common::image(MILLION);
     let mut took: Vec<_> = (0..21).map(|_| time_of_open(&image)).collect();
     took.sort();
-    assert!(took[10] <= OPEN_LIMIT, "a million entries: opened in {:?} (median), at most {OPEN_LIMIT:?} are allowed", took[10]);
+    assert!(
+        took[10] <= OPEN_LIMIT,
+        "a million entries: opened in {:?} (median), at most {OPEN_LIMIT:?} are allowed",
+        took[10]
+    );
 }
 
 fn time_of_open(image: &Path) -> Duration {
@@ -38,12 +45,32 @@ fn lookup(criterion: &mut Criterion) {
     let rootfs = common::open(&common::image(MILLION));
     let (dir, _) = rootfs.resolve(Path::new("directory-0500")).unwrap();
     let mut group = criterion.benchmark_group("lookup");
-    group.bench_function("there", |b| b.iter(|| rootfs.lookup(dir, black_box(b"file-500.txt")).unwrap().unwrap()));
-    group.bench_function("not there", |b| b.iter(|| assert!(rootfs.lookup(dir, black_box(b"file-500.tx")).unwrap().is_none())));
+    group.bench_function("there", |b| {
+        b.iter(|| {
+            rootfs
+                .lookup(dir, black_box(b"file-500.txt"))
+                .unwrap()
+                .unwrap()
+        })
+    });
+    group.bench_function("not there", |b| {
+        b.iter(|| {
+            assert!(
+                rootfs
+                    .lookup(dir, black_box(b"file-500.tx"))
+                    .unwrap()
+                    .is_none()
+            )
+        })
+    });
     let mut numbers = common::numbers();
     let mut path = || common::path((numbers.next().unwrap() % u64::from(MILLION)) as u32);
     group.bench_function("random path", |b| {
-        b.iter_batched(&mut path, |path| rootfs.resolve(Path::new(&path)).unwrap(), criterion::BatchSize::SmallInput);
+        b.iter_batched(
+            &mut path,
+            |path| rootfs.resolve(Path::new(&path)).unwrap(),
+            criterion::BatchSize::SmallInput,
+        );
     });
     group.finish();
 }
@@ -53,9 +80,21 @@ fn readdir(criterion: &mut Criterion) {
     let (dir, _) = rootfs.resolve(Path::new("directory-0500")).unwrap();
     let mut group = criterion.benchmark_group("readdir");
     group.throughput(Throughput::Elements(common::FILES.into()));
-    group.bench_function("names", |b| b.iter(|| rootfs.readdir(dir, 0, &mut |_, _, _, name| !black_box(name).is_empty()).unwrap()));
+    group.bench_function("names", |b| {
+        b.iter(|| {
+            rootfs
+                .readdir(dir, 0, &mut |_, _, _, name| !black_box(name).is_empty())
+                .unwrap()
+        })
+    });
     group.bench_function("names and attributes", |b| {
-        b.iter(|| rootfs.readdir_plus(dir, 0, &mut |_, _, inode, name| black_box(inode).size > 0 && !black_box(name).is_empty()).unwrap());
+        b.iter(|| {
+            rootfs
+                .readdir_plus(dir, 0, &mut |_, _, inode, name| {
+                    black_box(inode).size > 0 && !black_box(name).is_empty()
+                })
+                .unwrap()
+        });
     });
     group.finish();
 }

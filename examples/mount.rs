@@ -1,4 +1,5 @@
-//! Mounts an image, with what is written kept in a directory, until a line is read: `cargo run --example mount IMAGE UPPER DIR`. As root.
+//! Mounts an image, with what is written kept in a directory, until a line is read: `cargo run
+//! --example mount IMAGE UPPER DIR`. As root.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::process::exit(code.into());
     }
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    let [image, upper, dir] = &args[..] else { return Err("usage: mount IMAGE UPPER DIR".into()) };
+    let [image, upper, dir] = &args[..] else {
+        return Err("usage: mount IMAGE UPPER DIR".into());
+    };
     let dir = PathBuf::from(dir);
     let mut mount = Mount::of(Path::new(image))?;
     mount.upper = Some(Upper::parse(upper)?);

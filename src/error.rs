@@ -1,10 +1,12 @@
 //! How errors are made and told, in every module alike.
 //!
-//! - A module has one enum for what can go wrong in it, in its `error.rs`. A variant says what was being done, and to which
-//!   path, offset or name; its source says why it failed. Nothing is said twice: [`chain`] puts both into one line.
+//! - A module has one enum for what can go wrong in it, in its `error.rs`. A variant says what was
+//!   being done, and to which path, offset or name; its source says why it failed. Nothing is said
+//!   twice: [`chain`] puts both into one line.
 //! - What the operating system refuses is [`Io`], whatever module asked for it.
-//! - What a command does about an error stands beside the enum: its implementation of [`Report`] names the exit code, and
-//!   the hint for whoever reads the message. The command line only prints them.
+//! - What a command does about an error stands beside the enum: its implementation of [`Report`]
+//!   names the exit code, and the hint for whoever reads the message. The command line only prints
+//!   them.
 //! - Callers of a mounted file system are told an errno, in one place: [`crate::fs::Error::errno`].
 
 use std::io;
@@ -26,12 +28,20 @@ pub struct Io {
 impl Io {
     /// For `map_err`: an error while doing something to a path.
     pub fn at<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Self { doing, path: Some(path.to_owned()), source: source.into() }
+        move |source| Self {
+            doing,
+            path: Some(path.to_owned()),
+            source: source.into(),
+        }
     }
 
     /// For `map_err`: an error while doing something that concerns no path.
     pub fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self { doing, path: None, source: source.into() }
+        move |source| Self {
+            doing,
+            path: None,
+            source: source.into(),
+        }
     }
 
     /// What the system said, in a word.
@@ -42,12 +52,22 @@ impl Io {
 
 impl Report for Io {
     fn exit(&self) -> Exit {
-        if self.path.is_some() && self.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failure }
+        if self.path.is_some() && self.kind() == io::ErrorKind::NotFound {
+            Exit::NotFound
+        } else {
+            Exit::Failure
+        }
     }
 
     fn hint(&self) -> Option<String> {
-        let path = self.path.as_ref().filter(|_| self.kind() == io::ErrorKind::NotConnected)?;
-        Some(format!("nobody serves what is mounted there; `lxcri-fs umount {}` takes it away", path.display()))
+        let path = self
+            .path
+            .as_ref()
+            .filter(|_| self.kind() == io::ErrorKind::NotConnected)?;
+        Some(format!(
+            "nobody serves what is mounted there; `lxcri-fs umount {}` takes it away",
+            path.display()
+        ))
     }
 }
 
@@ -71,8 +91,16 @@ pub enum Exit {
 impl Exit {
     /// The exit code of another process of ours.
     pub(crate) fn from_code(code: u8) -> Self {
-        let all = [Exit::Usage, Exit::Damaged, Exit::Key, Exit::NotFound, Exit::Busy];
-        all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failure)
+        let all = [
+            Exit::Usage,
+            Exit::Damaged,
+            Exit::Key,
+            Exit::NotFound,
+            Exit::Busy,
+        ];
+        all.into_iter()
+            .find(|exit| *exit as u8 == code)
+            .unwrap_or(Exit::Failure)
     }
 }
 

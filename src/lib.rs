@@ -1,5 +1,5 @@
-//! Container root file systems out of single-file BFC images: nothing is unpacked, a root file system is available as soon as its image
-//! file is, and every byte is checked when it is read.
+//! Container root file systems out of single-file BFC images: nothing is unpacked, a root file
+//! system is available as soon as its image file is, and every byte is checked when it is read.
 //!
 //! Build an image of a directory, and read a file of it without mounting it:
 //!
@@ -25,7 +25,8 @@
 //! # }
 //! ```
 //!
-//! Mount an image ([`image::Mount`]) and pull one into a store ([`image::Pull`]); `examples/` has a program for each.
+//! Mount an image ([`image::Mount`]) and pull one into a store ([`image::Pull`]); `examples/` has a
+//! program for each.
 //!
 //! | module | what it is for |
 //! |---|---|
@@ -35,12 +36,15 @@
 //! | [`store`] | where images and containers are: a directory, or ZFS |
 //! | [`error`] | how errors are told |
 //!
-//! The others are what these are made of. They depend on each other downwards only: [`cli`] parses arguments and prints; [`registry`] speaks
-//! the OCI distribution protocol; [`upper`] puts what a container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with
-//! the processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`zfs`] is the `zfs` command behind types;
-//! [`sys`] is the operating system; [`text`] shows people what strangers had a hand in. The format is the crate `bfc`.
+//! The others are what these are made of. They depend on each other downwards only: [`cli`] parses
+//! arguments and prints; [`registry`] speaks the OCI distribution protocol; [`upper`] puts what a
+//! container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with the
+//! processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`zfs`] is
+//! the `zfs` command behind types; [`sys`] is the operating system; [`text`] shows people what
+//! strangers had a hand in. The format is the crate `bfc`.
 //!
-//! Nothing is printed but through `cli::output`, so that nothing drives a terminal: clippy.toml and the lints below see to that.
+//! Nothing is printed but through `cli::output`, so that nothing drives a terminal: clippy.toml and
+//! the lints below see to that.
 
 #![warn(unreachable_pub)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
@@ -61,8 +65,9 @@ pub mod text;
 pub mod upper;
 pub mod zfs;
 
-/// Runs one of this library's own processes, the keeper or the worker of a mount, if this process was started as one; `None` if not. A mount
-/// starts the running program again as these, so a program that mounts calls this before anything else, and ends with the code.
+/// Runs one of this library's own processes, the keeper or the worker of a mount, if this process
+/// was started as one; `None` if not. A mount starts the running program again as these, so a
+/// program that mounts calls this before anything else, and ends with the code.
 pub fn run_as_daemon() -> Option<u8> {
     use error::Report;
     let args: Vec<_> = std::env::args_os().collect();

@@ -1,23 +1,28 @@
-//! Text for people that strangers had a hand in: names of files, images and registries, what a process said. None of it drives a terminal.
+//! Text for people that strangers had a hand in: names of files, images and registries, what a
+//! process said. None of it drives a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character does something else than be seen: control characters, which drive terminals; Unicode's bidi controls, which show text in
-/// another order than it has; its default-ignorable code points, which are not seen at all; and what ends a line.
+/// Whether a character does something else than be seen: control characters, which drive terminals;
+/// Unicode's bidi controls, which show text in another order than it has; its default-ignorable
+/// code points, which are not seen at all; and what ends a line.
 pub fn is_unseen(c: char) -> bool {
     matches!(c,
         // Cc, and what ends a line or paragraph.
         '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}' | '\u{2029}'
         // Bidi_Control, of which the others are below.
         | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-        // Default_Ignorable_Code_Point, and the marks of interlinear annotations, which are not seen either.
-        | '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}'
-        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        // Default_Ignorable_Code_Point, and the marks of interlinear annotations, which are not
+        // seen either.
+        | '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{206f}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// A message, or a line of one, with all that [`is_unseen`] as Rust writes it: `\n`, `\u{1b}`. Doing it twice is the same as once.
+/// A message, or a line of one, with all that [`is_unseen`] as Rust writes it: `\n`, `\u{1b}`.
+/// Doing it twice is the same as once.
 pub fn neutral(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unseen) {
         return text.into();
@@ -27,11 +32,18 @@ pub fn neutral(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// A name or path as text, from which its bytes can be had again: as [`neutral`], and a backslash is doubled, what is not UTF-8 is `\xNN`.
+/// A name or path as text, from which its bytes can be had again: as [`neutral`], and a backslash
+/// is doubled, what is not UTF-8 is `\xNN`.
 pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        chunk.valid().chars().for_each(|c| if c == '\\' { out.push_str(r"\\") } else { push(&mut out, c) });
+        chunk.valid().chars().for_each(|c| {
+            if c == '\\' {
+                out.push_str(r"\\")
+            } else {
+                push(&mut out, c)
+            }
+        });
         for byte in chunk.invalid() {
             // Writing to a string cannot fail.
             let _ = write!(out, "\\x{byte:02x}");
@@ -55,7 +67,10 @@ mod tests {
     #[test]
     fn names_cannot_drive_the_terminal() {
         assert_eq!(printable(b"a\x1b[31m\xff\n"), "a\\u{1b}[31m\\xff\\n");
-        assert_eq!(printable("имя e\u{301} 日本 🦀".as_bytes()), "имя e\u{301} 日本 🦀");
+        assert_eq!(
+            printable("имя e\u{301} 日本 🦀".as_bytes()),
+            "имя e\u{301} 日本 🦀"
+        );
         assert_eq!(printable(br"\n"), r"\\n");
     }
 
@@ -82,7 +97,10 @@ mod tests {
             '\u{e0041}',
         ];
         for c in hidden {
-            assert_eq!(neutral(&format!("a{c}b")), format!("a\\u{{{:x}}}b", u32::from(c)));
+            assert_eq!(
+                neutral(&format!("a{c}b")),
+                format!("a\\u{{{:x}}}b", u32::from(c))
+            );
         }
         assert_eq!(neutral("one\ntwo\r\x07"), r"one\ntwo\r\u{7}");
         let plain = r"C:\temp «имя» e\u{301} 日本 ä ';";

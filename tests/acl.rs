@@ -1,4 +1,5 @@
-//! Access control lists of an image hold for who uses the mount, in each of its forms, and cost images without any nothing. Needs root.
+//! Access control lists of an image hold for who uses the mount, in each of its forms, and cost
+//! images without any nothing. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -18,7 +19,8 @@ const OTHER: u16 = 32;
 const READ_WRITE: u16 = 6;
 const NOBODY_IN_PARTICULAR: u32 = u32::MAX;
 
-/// In the source, the list forbids its owning group what the mode's bits allow, and allows a user what they do not.
+/// In the source, the list forbids its owning group what the mode's bits allow, and allows a user
+/// what they do not.
 const GROUP: u32 = 4242;
 const NAMED: u32 = 4243;
 
@@ -50,19 +52,35 @@ impl Fixture {
     fn new(script: &str, with_list: bool) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let top = temp.path().canonicalize().unwrap();
-        let common =
-            "chmod 755 .; mkdir root m; chmod 755 root; echo secret > root/secret; chown 0:4242 root/secret; chmod 660 root/secret";
-        run(Command::new("bash").args(["-euc", &format!("{common}; {script}")]).current_dir(&top));
+        let common = "chmod 755 .; mkdir root m; chmod 755 root; echo secret > root/secret; chown \
+                      0:4242 root/secret; chmod 660 root/secret";
+        run(Command::new("bash")
+            .args(["-euc", &format!("{common}; {script}")])
+            .current_dir(&top));
         if with_list {
-            setxattr(top.join("root/secret"), "system.posix_acl_access", &list(), XattrFlags::empty()).unwrap();
+            setxattr(
+                top.join("root/secret"),
+                "system.posix_acl_access",
+                &list(),
+                XattrFlags::empty(),
+            )
+            .unwrap();
         }
-        run(lxcri_fs().arg("build").arg(top.join("root")).arg("-o").arg(top.join("image.bfc")));
+        run(lxcri_fs()
+            .arg("build")
+            .arg(top.join("root"))
+            .arg("-o")
+            .arg(top.join("image.bfc")));
         Self { _temp: temp, top }
     }
 
     fn mount(&self, args: &[&str]) -> Mounted {
         let image = self.top.join("image.bfc");
-        let all: Vec<&str> = args.iter().copied().chain([image.to_str().unwrap()]).collect();
+        let all: Vec<&str> = args
+            .iter()
+            .copied()
+            .chain([image.to_str().unwrap()])
+            .collect();
         Mounted::new(&all, &self.top.join("m"))
     }
 }
@@ -70,12 +88,21 @@ impl Fixture {
 /// Whether a user of this group reads a file.
 fn reads(uid: u32, gid: u32, path: &Path) -> bool {
     let mut command = Command::new("setpriv");
-    command.args([format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".to_owned()]).arg("cat").arg(path);
+    command
+        .args([
+            format!("--reuid={uid}"),
+            format!("--regid={gid}"),
+            "--clear-groups".to_owned(),
+        ])
+        .arg("cat")
+        .arg(path);
     command.output().unwrap().status.success()
 }
 
-/// More inodes with attributes than are listed in an image, and than are laid out in memory under an upper.
-const MANY: &str = "mkdir root/many; for i in $(seq 1100); do echo $i > root/many/$i; done; setfattr -n user.n -v 1 root/many/*";
+/// More inodes with attributes than are listed in an image, and than are laid out in memory under
+/// an upper.
+const MANY: &str = "mkdir root/many; for i in $(seq 1100); do echo $i > root/many/$i; done; \
+                    setfattr -n user.n -v 1 root/many/*";
 
 #[test]
 fn a_list_holds_in_every_form_of_the_mount() {
@@ -83,13 +110,31 @@ fn a_list_holds_in_every_form_of_the_mount() {
         let fixture = Fixture::new(script, true);
         let upper = fixture.top.join("upper");
         let upper = upper.to_str().unwrap();
-        let forms: [&[&str]; 5] =
-            [&[], &["--ephemeral"], &["--upper", upper], &["--ephemeral", "--idmap", "0:0:65536"], &["--idmap", "0:0:65536"]];
+        let forms: [&[&str]; 5] = [
+            &[],
+            &["--ephemeral"],
+            &["--upper", upper],
+            &["--ephemeral", "--idmap", "0:0:65536"],
+            &["--idmap", "0:0:65536"],
+        ];
         for form in forms {
             let _mounted = fixture.mount(form);
-            for secret in [fixture.top.join("root/secret"), fixture.top.join("m/secret")] {
-                let read = [reads(4244, GROUP, &secret), reads(NAMED, 9, &secret), reads(4244, 9, &secret), reads(0, 0, &secret)];
-                assert_eq!(read, [false, true, false, true], "{script:.20} {form:?} {}", secret.display());
+            for secret in [
+                fixture.top.join("root/secret"),
+                fixture.top.join("m/secret"),
+            ] {
+                let read = [
+                    reads(4244, GROUP, &secret),
+                    reads(NAMED, 9, &secret),
+                    reads(4244, 9, &secret),
+                    reads(0, 0, &secret),
+                ];
+                assert_eq!(
+                    read,
+                    [false, true, false, true],
+                    "{script:.20} {form:?} {}",
+                    secret.display()
+                );
             }
         }
     }
@@ -101,26 +146,45 @@ fn a_list_is_kept_when_its_file_is_written_to_and_shifted_with_the_ids() {
     let secret = fixture.top.join("m/secret");
     let mounted = fixture.mount(&["--ephemeral"]);
     std::fs::write(&secret, "changed").unwrap();
-    assert_eq!([reads(4244, GROUP, &secret), reads(NAMED, 9, &secret)], [false, true]);
+    assert_eq!(
+        [reads(4244, GROUP, &secret), reads(NAMED, 9, &secret)],
+        [false, true]
+    );
     drop(mounted);
     let _mounted = fixture.mount(&["--ephemeral", "--idmap", "0:100000:65536"]);
-    assert_eq!([reads(104_244, 104_242, &secret), reads(104_243, 9, &secret), reads(NAMED, 9, &secret)], [false, true, false]);
+    assert_eq!(
+        [
+            reads(104_244, 104_242, &secret),
+            reads(104_243, 9, &secret),
+            reads(NAMED, 9, &secret)
+        ],
+        [false, true, false]
+    );
 }
 
 #[test]
 fn an_image_without_lists_is_not_asked_for_any() {
     // No attributes, and some that are no lists.
     for script in ["true", "setfattr -n user.n -v 1 root/secret"] {
-        let fixture =
-            Fixture::new(&format!("{script}; for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/*; chmod 755 root"), false);
+        let fixture = Fixture::new(
+            &format!(
+                "{script}; for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/*; \
+                 chmod 755 root"
+            ),
+            false,
+        );
         let _mounted = fixture.mount(&[]);
         for i in 1..=50 {
             assert!(reads(4244, 9, &fixture.top.join(format!("m/{i}"))));
         }
         assert_eq!(requests(&fixture.top.join("m"), "getxattr"), 0, "{script}");
     }
-    // With one, each inode is asked for once, however often it is used; but the root each time, which the kernel has made before it knows of lists.
-    let fixture = Fixture::new("for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/[0-9]*", true);
+    // With one, each inode is asked for once, however often it is used; but the root each time,
+    // which the kernel has made before it knows of lists.
+    let fixture = Fixture::new(
+        "for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/[0-9]*",
+        true,
+    );
     let _mounted = fixture.mount(&[]);
     let asked = || {
         let before = requests(&fixture.top.join("m"), "getxattr");

@@ -1,4 +1,5 @@
-//! Images are what their sources say, whoever made them, and come out again unchanged. The oracles are GNU tar, umoci and skopeo.
+//! Images are what their sources say, whoever made them, and come out again unchanged. The oracles
+//! are GNU tar, umoci and skopeo.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -59,7 +60,10 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let dir = tempfile::Builder::new().prefix("lxcri-fs-build").tempdir_in("/var/tmp").unwrap();
+    let dir = tempfile::Builder::new()
+        .prefix("lxcri-fs-build")
+        .tempdir_in("/var/tmp")
+        .unwrap();
     let source = dir.path().join("source");
     make_tree(&source);
     Fixture { dir, source }
@@ -92,8 +96,19 @@ fn a_directory_and_its_tars_are_what_the_mount_shows() {
     ];
     for (options, full) in tars {
         let tar = dir.path().join("source.tar");
-        sh(&source, &format!("tar --numeric-owner --exclude=./socket {options} -cf {} .", tar.display()));
-        build(&["--force".as_ref(), tar.as_os_str(), "-o".as_ref(), image.as_os_str()]);
+        sh(
+            &source,
+            &format!(
+                "tar --numeric-owner --exclude=./socket {options} -cf {} .",
+                tar.display()
+            ),
+        );
+        build(&[
+            "--force".as_ref(),
+            tar.as_os_str(),
+            "-o".as_ref(),
+            image.as_os_str(),
+        ]);
         let mut expected = expected.clone();
         if !full {
             // GNU's form has whole seconds and no attributes.
@@ -115,13 +130,20 @@ fn a_directory_and_its_tars_are_what_the_mount_shows() {
 #[test]
 fn paths_longer_than_the_kernel_takes() {
     let dir = tempfile::tempdir().unwrap();
-    let (source, image, mount, out) =
-        (dir.path().join("source"), dir.path().join("image.bfc"), dir.path().join("mount"), dir.path().join("out"));
+    let (source, image, mount, out) = (
+        dir.path().join("source"),
+        dir.path().join("image.bfc"),
+        dir.path().join("mount"),
+        dir.path().join("out"),
+    );
     for path in [&source, &mount] {
         std::fs::create_dir(path).unwrap();
     }
     let descend = "for i in $(seq 30); do n=$(head -c 240 /dev/zero | tr '\\0' d)$i";
-    sh(&source, &format!("{descend}; mkdir $n; cd $n; done; echo leaf > leaf"));
+    sh(
+        &source,
+        &format!("{descend}; mkdir $n; cd $n; done; echo leaf > leaf"),
+    );
     build(&[source.as_os_str(), "-o".as_ref(), image.as_os_str()]);
     run(lxcri_fs().arg("extract").arg(&image).arg(&out));
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &mount);
@@ -129,7 +151,10 @@ fn paths_longer_than_the_kernel_takes() {
     assert_eq!(list(&source).lines().count(), 32);
     for root in [&mount, &out] {
         assert_eq!(list(root), list(&source));
-        assert_eq!(sh(root, &format!("{descend}; cd $n; done; cat leaf")), "leaf\n");
+        assert_eq!(
+            sh(root, &format!("{descend}; cd $n; done; cat leaf")),
+            "leaf\n"
+        );
     }
 }
 
@@ -140,9 +165,20 @@ fn the_same_source_gives_the_same_image_and_content_is_stored_once() {
     build(&[source.as_os_str(), "-o".as_ref(), a.as_os_str()]);
     build(&[source.as_os_str(), "-o".as_ref(), b.as_os_str()]);
     assert!(std::fs::read(&a).unwrap() == std::fs::read(&b).unwrap());
-    sh(&source, "cp -p noise noise2; cp -p large large2; touch -d '2001-01-01 00:00:00.5' .");
-    build(&["-f".as_ref(), source.as_os_str(), "-o".as_ref(), b.as_os_str()]);
-    let (a, b) = (std::fs::metadata(&a).unwrap().len(), std::fs::metadata(&b).unwrap().len());
+    sh(
+        &source,
+        "cp -p noise noise2; cp -p large large2; touch -d '2001-01-01 00:00:00.5' .",
+    );
+    build(&[
+        "-f".as_ref(),
+        source.as_os_str(),
+        "-o".as_ref(),
+        b.as_os_str(),
+    ]);
+    let (a, b) = (
+        std::fs::metadata(&a).unwrap().len(),
+        std::fs::metadata(&b).unwrap().len(),
+    );
     assert!(b - a < 10_000, "{a} {b}");
 }
 
@@ -173,9 +209,11 @@ fn images_of_other_makers_are_what_those_unpack() {
     sh(
         dir.path(),
         "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json
-        skopeo --policy policy.json copy -q oci:layout:latest docker-archive:docker.tar:some/image:1
+        skopeo --policy policy.json copy -q oci:layout:latest \
+         docker-archive:docker.tar:some/image:1
         skopeo --policy policy.json copy -q oci:layout:latest oci-archive:oci.tar:latest
-        skopeo --policy policy.json copy -q --dest-compress-format zstd oci:layout:latest oci:zstd:latest",
+        skopeo --policy policy.json copy -q --dest-compress-format zstd oci:layout:latest \
+         oci:zstd:latest",
     );
     let image = dir.path().join("image.bfc");
     let at = |prefix: &str, name: &str| format!("{prefix}{}", dir.path().join(name).display());
@@ -190,20 +228,38 @@ fn images_of_other_makers_are_what_those_unpack() {
     // The root's time is whatever the unpacking left.
     expected.get_mut(&b""[..]).unwrap().mtime = (0, 0);
     for source in sources {
-        build(&["--force".as_ref(), source.as_ref(), "-o".as_ref(), image.as_os_str()]);
+        build(&[
+            "--force".as_ref(),
+            source.as_ref(),
+            "-o".as_ref(),
+            image.as_os_str(),
+        ]);
         let mut found = mounted(&image);
         found.get_mut(&b""[..]).unwrap().mtime = (0, 0);
         assert_same_tree(&expected, &found);
-        let info: serde_json::Value = serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(&image))).unwrap();
+        let info: serde_json::Value =
+            serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(&image))).unwrap();
         assert_eq!(info["layers"].as_array().unwrap().len(), 3, "{source}");
         assert_eq!(info["config"]["config"]["Cmd"][0], "/bin/sh", "{source}");
     }
 
     // Out again: the same layers, the same configuration, and umoci unpacks the same tree.
-    build(&["--force".as_ref(), layout.as_os_str(), "-o".as_ref(), image.as_os_str()]);
-    run(lxcri_fs().arg("export").arg(&image).arg("--oci").arg(dir.path().join("exported")));
+    build(&[
+        "--force".as_ref(),
+        layout.as_os_str(),
+        "-o".as_ref(),
+        image.as_os_str(),
+    ]);
+    run(lxcri_fs()
+        .arg("export")
+        .arg(&image)
+        .arg("--oci")
+        .arg(dir.path().join("exported")));
     let config = |layout: &str| {
-        let raw = sh(dir.path(), &format!("skopeo --policy policy.json inspect --config --raw oci:{layout}:latest"));
+        let raw = sh(
+            dir.path(),
+            &format!("skopeo --policy policy.json inspect --config --raw oci:{layout}:latest"),
+        );
         serde_json::from_str::<serde_json::Value>(&raw).unwrap()
     };
     assert_eq!(config("layout"), config("exported"));
@@ -216,11 +272,21 @@ fn images_of_other_makers_are_what_those_unpack() {
 #[test]
 fn an_exported_tar_restores_everything() {
     let Fixture { dir, source } = fixture();
-    let (image, tar, out) = (dir.path().join("image.bfc"), dir.path().join("out.tar"), dir.path().join("out"));
+    let (image, tar, out) = (
+        dir.path().join("image.bfc"),
+        dir.path().join("out.tar"),
+        dir.path().join("out"),
+    );
     build(&[source.as_os_str(), "-o".as_ref(), image.as_os_str()]);
     run(lxcri_fs().arg("export").arg(&image).arg("--tar").arg(&tar));
     std::fs::create_dir(&out).unwrap();
-    sh(&out, &format!("tar --xattrs --xattrs-include='*' --numeric-owner -xpf {}", tar.display()));
+    sh(
+        &out,
+        &format!(
+            "tar --xattrs --xattrs-include='*' --numeric-owner -xpf {}",
+            tar.display()
+        ),
+    );
     assert_same_tree(&tree(&source), &tree(&out));
     // And so does extract.
     let extracted = dir.path().join("extracted");
@@ -234,15 +300,35 @@ fn a_blob_that_lies_is_refused_and_nothing_is_left() {
     let layout = umoci_layout(dir.path());
     let image = dir.path().join("image.bfc");
     let refused = |what: &str, text: &str| {
-        let output = lxcri_fs().arg("build").arg(&layout).arg("-o").arg(&image).output().unwrap();
+        let output = lxcri_fs()
+            .arg("build")
+            .arg(&layout)
+            .arg("-o")
+            .arg(&image)
+            .output()
+            .unwrap();
         assert!(!output.status.success(), "{what}");
-        assert!(stderr(&output).contains(text), "{what}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(text),
+            "{what}: {}",
+            stderr(&output)
+        );
         assert!(!image.exists(), "{what}");
-        let left: Vec<_> = dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> = dir
+            .path()
+            .read_dir()
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
         assert_eq!(left.len(), 2, "{what}: {left:?}");
     };
     let blobs = layout.join("blobs/sha256");
-    let largest = blobs.read_dir().unwrap().map(|e| e.unwrap().path()).max_by_key(|p| p.metadata().unwrap().len()).unwrap();
+    let largest = blobs
+        .read_dir()
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .max_by_key(|p| p.metadata().unwrap().len())
+        .unwrap();
     let good = std::fs::read(&largest).unwrap();
     let mut bad = good.clone();
     let last = bad.len() - 30;
@@ -258,28 +344,59 @@ fn a_blob_that_lies_is_refused_and_nothing_is_left() {
     std::fs::write(&largest, &good).unwrap();
     build(&[layout.as_os_str(), "-o".as_ref(), image.as_os_str()]);
     // What exists is not replaced unasked.
-    let output = lxcri_fs().arg("build").arg(&layout).arg("-o").arg(&image).output().unwrap();
-    assert!(!output.status.success() && stderr(&output).contains("--force"), "{}", stderr(&output));
+    let output = lxcri_fs()
+        .arg("build")
+        .arg(&layout)
+        .arg("-o")
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("--force"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn hostile_layers_are_refused_or_confined() {
     let dir = tempfile::tempdir().unwrap();
-    let (tar, image, out) = (dir.path().join("hostile.tar"), dir.path().join("image.bfc"), dir.path().join("out"));
+    let (tar, image, out) = (
+        dir.path().join("hostile.tar"),
+        dir.path().join("image.bfc"),
+        dir.path().join("out"),
+    );
     let outside = dir.path().join("outside");
     let try_build = |members: &[Vec<u8>], args: &[&str]| {
         std::fs::write(&tar, [members.concat(), vec![0; 1024]].concat()).unwrap();
         let script = format!("ulimit -d {}; exec \"$@\"", 300 << 10);
         let mut command = Command::new("sh");
-        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_lxcri-fs"), "build", "--force"]);
-        let output = command.args(args).arg(format!("tar:{}", tar.display())).arg("-o").arg(&image).output().unwrap();
+        command.args([
+            "-c",
+            &script,
+            "sh",
+            env!("CARGO_BIN_EXE_lxcri-fs"),
+            "build",
+            "--force",
+        ]);
+        let output = command
+            .args(args)
+            .arg(format!("tar:{}", tar.display()))
+            .arg("-o")
+            .arg(&image)
+            .output()
+            .unwrap();
         assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
         output
     };
     let refused = |members: &[Vec<u8>], text: &str| {
         let output = try_build(members, &[]);
         assert!(!output.status.success());
-        assert!(stderr(&output).contains(text), "{text}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(text),
+            "{text}: {}",
+            stderr(&output)
+        );
     };
     let listed = |members: &[Vec<u8>]| {
         let output = try_build(members, &[]);
@@ -294,7 +411,12 @@ fn hostile_layers_are_refused_or_confined() {
         while format!("{len} ").len() + record.len() + 1 != len {
             len += 1;
         }
-        member(b"pax", b'x', b"", &[format!("{len} ").as_bytes(), record, b"\n"].concat())
+        member(
+            b"pax",
+            b'x',
+            b"",
+            &[format!("{len} ").as_bytes(), record, b"\n"].concat(),
+        )
     };
     let link_out = outside.as_os_str().as_bytes().to_vec();
 
@@ -302,30 +424,86 @@ fn hostile_layers_are_refused_or_confined() {
     refused(&[member(b"a/../../escape", b'0', b"", b"x")], "`..`");
     refused(&[member(b"hard", b'1', b"../etc/passwd", b"")], "`..`");
     refused(&[member(b"hard", b'1', b"missing", b"")], "does not exist");
-    refused(&[pax(b"path=nul\0name"), member(b"x", b'0', b"", b"x")], "NUL");
-    assert_eq!(listed(&[member(b"/absolute", b'0', b"", b"x")]), "absolute\n");
+    refused(
+        &[pax(b"path=nul\0name"), member(b"x", b'0', b"", b"x")],
+        "NUL",
+    );
+    assert_eq!(
+        listed(&[member(b"/absolute", b'0', b"", b"x")]),
+        "absolute\n"
+    );
     // A symlink as a parent is followed inside the tree only.
-    let listing = listed(&[member(b"link", b'2', &link_out, b""), member(b"link/file", b'0', b"", b"x")]);
+    let listing = listed(&[
+        member(b"link", b'2', &link_out, b""),
+        member(b"link/file", b'0', b"", b"x"),
+    ]);
     assert!(listing.contains("link\n"), "{listing}");
-    let listing = listed(&[member(b"up", b'2', b"../../../..", b""), member(b"up/file", b'0', b"", b"x")]);
+    let listing = listed(&[
+        member(b"up", b'2', b"../../../..", b""),
+        member(b"up/file", b'0', b"", b"x"),
+    ]);
     assert_eq!(listing, "file\nup\n");
     // A character device 0/0 in a tar is a device, not a whiteout.
     let device = member(b"wh", b'3', b"", b"");
     assert_eq!(listed(&[member(b"wh", b'0', b"", b"x"), device]), "wh\n");
-    refused(&[member(b"a", b'2', b"b", b""), member(b"b", b'2', b"a", b""), member(b"a/x", b'0', b"", b"")], "symlinks");
+    refused(
+        &[
+            member(b"a", b'2', b"b", b""),
+            member(b"b", b'2', b"a", b""),
+            member(b"a/x", b'0', b"", b""),
+        ],
+        "symlinks",
+    );
 
-    // Bombs: an extended header that claims a terabyte, one that is large, a name without end, a stream that unpacks without end.
+    // Bombs: an extended header that claims a terabyte, one that is large, a name without end, a
+    // stream that unpacks without end.
     let mut huge = member(b"pax", b'x', b"", b"");
     huge[124..136].copy_from_slice(b"\x80\0\0\0\0\0\x01\0\0\0\0\0");
-    let sum: u32 = huge[..512].iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { 32 } else { u32::from(b) }).sum();
+    let sum: u32 = huge[..512]
+        .iter()
+        .enumerate()
+        .map(|(i, &b)| {
+            if (148..156).contains(&i) {
+                32
+            } else {
+                u32::from(b)
+            }
+        })
+        .sum();
     huge[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
     refused(&[huge], "");
-    refused(&[pax(&[b"comment=".to_vec(), vec![b'x'; 20 << 20]].concat()), member(b"x", b'0', b"", b"")], "");
-    refused(&[member(b"name", b'L', b"", &vec![b'n'; 2 << 20]), member(b"x", b'0', b"", b"")], "");
+    refused(
+        &[
+            pax(&[b"comment=".to_vec(), vec![b'x'; 20 << 20]].concat()),
+            member(b"x", b'0', b"", b""),
+        ],
+        "",
+    );
+    refused(
+        &[
+            member(b"name", b'L', b"", &vec![b'n'; 2 << 20]),
+            member(b"x", b'0', b"", b""),
+        ],
+        "",
+    );
     let bomb = dir.path().join("bomb.tar.gz");
-    sh(dir.path(), "(head -c 512 hostile.tar >/dev/null; head -c 300000000 /dev/zero) > z; tar -czf bomb.tar.gz z; rm z");
-    let output = lxcri_fs().args(["build", "--max-size", "10000000"]).arg(&bomb).arg("-o").arg(dir.path().join("b.bfc")).output().unwrap();
-    assert!(!output.status.success() && stderr(&output).contains("--max-size"), "{}", stderr(&output));
+    sh(
+        dir.path(),
+        "(head -c 512 hostile.tar >/dev/null; head -c 300000000 /dev/zero) > z; tar -czf \
+         bomb.tar.gz z; rm z",
+    );
+    let output = lxcri_fs()
+        .args(["build", "--max-size", "10000000"])
+        .arg(&bomb)
+        .arg("-o")
+        .arg(dir.path().join("b.bfc"))
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("--max-size"),
+        "{}",
+        stderr(&output)
+    );
     assert!(!dir.path().join("b.bfc").exists());
 }
 
@@ -336,8 +514,18 @@ fn encrypted_images_open_with_their_secret_only() {
     std::fs::create_dir(&mount).unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "correct horse\n").unwrap();
-    build(&["--password-file".as_ref(), password.as_os_str(), source.as_os_str(), "-o".as_ref(), image.as_os_str()]);
-    let args = ["--password-file", password.to_str().unwrap(), image.to_str().unwrap()];
+    build(&[
+        "--password-file".as_ref(),
+        password.as_os_str(),
+        source.as_os_str(),
+        "-o".as_ref(),
+        image.as_os_str(),
+    ]);
+    let args = [
+        "--password-file",
+        password.to_str().unwrap(),
+        image.to_str().unwrap(),
+    ];
     {
         let _mounted = Mounted::new(&args, &mount);
         assert_same_tree(&tree(&source), &tree(&mount));
@@ -361,10 +549,20 @@ fn encrypted_images_open_with_their_secret_only() {
     run(lxcri_fs().args(["verify", args[0], args[1], args[2]]));
     let output = lxcri_fs().args(["ls"]).arg(&image).output().unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    let output = lxcri_fs().args(["ls"]).arg(&image).env("LXCRI_FS_PASSWORD", "wrong").output().unwrap();
+    let output = lxcri_fs()
+        .args(["ls"])
+        .arg(&image)
+        .env("LXCRI_FS_PASSWORD", "wrong")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
     let bytes = std::fs::read(&image).unwrap();
-    assert!(!bytes.windows(24).any(|w| w == b"100000\n100001\n100002\n100"), "plain content in the image");
+    assert!(
+        !bytes
+            .windows(24)
+            .any(|w| w == b"100000\n100001\n100002\n100"),
+        "plain content in the image"
+    );
 }
 
 #[test]
@@ -380,7 +578,8 @@ fn of_an_index_the_image_of_the_platform_is_built() {
         done"#,
     );
     let layout = dir.path().join("layout");
-    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
     let mut manifests = index["manifests"].as_array().unwrap().clone();
     for manifest in &mut manifests {
         let arch = manifest["annotations"]["org.opencontainers.image.ref.name"].clone();
@@ -389,8 +588,17 @@ fn of_an_index_the_image_of_the_platform_is_built() {
     }
     // An index in an index, as multi-platform builds leave them.
     let kind = "application/vnd.oci.image.index.v1+json";
-    let nested = serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests})).unwrap();
-    let digest = sh(dir.path(), &format!("printf '%s' '{}' | sha256sum | cut -c1-64", String::from_utf8_lossy(&nested)));
+    let nested = serde_json::to_vec(
+        &serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests}),
+    )
+    .unwrap();
+    let digest = sh(
+        dir.path(),
+        &format!(
+            "printf '%s' '{}' | sha256sum | cut -c1-64",
+            String::from_utf8_lossy(&nested)
+        ),
+    );
     let digest = digest.trim();
     std::fs::write(layout.join("blobs/sha256").join(digest), &nested).unwrap();
     let descriptor = serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": nested.len(),
@@ -400,27 +608,61 @@ fn of_an_index_the_image_of_the_platform_is_built() {
     let image = dir.path().join("image.bfc");
     for arch in ["arm64", "amd64"] {
         let platform = format!("linux/{arch}");
-        build(&["--force".as_ref(), "--platform".as_ref(), platform.as_ref(), layout.as_os_str(), "-o".as_ref(), image.as_os_str()]);
-        assert_eq!(run(lxcri_fs().arg("cat").arg(&image).arg("arch")).trim(), arch);
+        build(&[
+            "--force".as_ref(),
+            "--platform".as_ref(),
+            platform.as_ref(),
+            layout.as_os_str(),
+            "-o".as_ref(),
+            image.as_os_str(),
+        ]);
+        assert_eq!(
+            run(lxcri_fs().arg("cat").arg(&image).arg("arch")).trim(),
+            arch
+        );
     }
-    let output = lxcri_fs().args(["build", "--force", "--platform", "linux/s390x"]).arg(&layout).arg("-o").arg(&image).output().unwrap();
-    assert!(!output.status.success() && stderr(&output).contains("s390x"), "{}", stderr(&output));
+    let output = lxcri_fs()
+        .args(["build", "--force", "--platform", "linux/s390x"])
+        .arg(&layout)
+        .arg("-o")
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("s390x"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
 fn from_takes_over_the_layers_that_are_the_same() {
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let layout = umoci_layout(dir.path());
-    let (base, whole, taken) = (dir.path().join("base.bfc"), dir.path().join("whole.bfc"), dir.path().join("taken.bfc"));
+    let (base, whole, taken) = (
+        dir.path().join("base.bfc"),
+        dir.path().join("whole.bfc"),
+        dir.path().join("taken.bfc"),
+    );
     build(&[layout.as_os_str(), "-o".as_ref(), base.as_os_str()]);
-    sh(dir.path(), "cd bundle/rootfs; seq 50000 > srv/more; cd ../..; umoci repack --image layout:latest bundle");
+    sh(
+        dir.path(),
+        "cd bundle/rootfs; seq 50000 > srv/more; cd ../..; umoci repack --image layout:latest \
+         bundle",
+    );
     build(&[layout.as_os_str(), "-o".as_ref(), whole.as_os_str()]);
-    build(&["--from".as_ref(), base.as_os_str(), layout.as_os_str(), "-o".as_ref(), taken.as_os_str()]);
+    build(&[
+        "--from".as_ref(),
+        base.as_os_str(),
+        layout.as_os_str(),
+        "-o".as_ref(),
+        taken.as_os_str(),
+    ]);
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&taken).unwrap());
 }
 
-/// A container's own file that is the end of an image, with section, index and footer, made for the place where `append` puts it: behind the image
-/// of `base` and the header of an object.
+/// A container's own file that is the end of an image, with section, index and footer, made for the
+/// place where `append` puts it: behind the image of `base` and the header of an object.
 fn tail(dir: &Path, base: &Path) -> Vec<u8> {
     let (forged, layer) = (dir.join("forged.bfc"), dir.join("forged"));
     build(&[base.as_os_str(), "-o".as_ref(), forged.as_os_str()]);
@@ -440,8 +682,16 @@ fn append_fixture(dir: &Path) -> (PathBuf, PathBuf, String, String) {
     }
     std::fs::write(base.join("kept"), "kept\n").unwrap();
     std::fs::write(base.join("removed"), "removed\n").unwrap();
-    run(Command::new("mknod").arg(layer.join("removed")).args(["c", "0", "0"]));
-    std::fs::write(layer.join("large"), (0..200_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()).unwrap();
+    run(Command::new("mknod")
+        .arg(layer.join("removed"))
+        .args(["c", "0", "0"]));
+    std::fs::write(
+        layer.join("large"),
+        (0..200_000_u32)
+            .flat_map(u32::to_le_bytes)
+            .collect::<Vec<_>>(),
+    )
+    .unwrap();
     std::fs::write(layer.join("a-tail"), tail(dir, &base)).unwrap();
     symlink("kept", layer.join("link")).unwrap();
     build(&[base.as_os_str(), "-o".as_ref(), image.as_os_str()]);
@@ -451,35 +701,54 @@ fn append_fixture(dir: &Path) -> (PathBuf, PathBuf, String, String) {
     run(lxcri_fs().arg("append").arg(&copy).arg(&layer));
     let after = run(lxcri_fs().args(["ls", "-lR"]).arg(&copy));
     assert_ne!(before, after);
-    assert!(after.contains("link -> kept") && !after.contains("removed"), "{after}");
+    assert!(
+        after.contains("link -> kept") && !after.contains("removed"),
+        "{after}"
+    );
     // The file stands where it was made for.
-    let (start, bytes) = (image.metadata().unwrap().len() + 48, std::fs::read(&copy).unwrap());
-    assert!(bytes[usize::try_from(start).unwrap()..].starts_with(&std::fs::read(layer.join("a-tail")).unwrap()));
+    let (start, bytes) = (
+        image.metadata().unwrap().len() + 48,
+        std::fs::read(&copy).unwrap(),
+    );
+    assert!(
+        bytes[usize::try_from(start).unwrap()..]
+            .starts_with(&std::fs::read(layer.join("a-tail")).unwrap())
+    );
     (image, layer, before, after)
 }
 
-/// A file that is cut off behind the container's file, as a crash or an opener during the append finds it, is still the image that it was.
+/// A file that is cut off behind the container's file, as a crash or an opener during the append
+/// finds it, is still the image that it was.
 #[test]
 fn what_is_being_appended_is_never_taken_for_the_image() {
     let dir = tempfile::tempdir().unwrap();
     let (image, layer, before, _) = append_fixture(dir.path());
-    let (mut torn, tail) = (std::fs::read(&image).unwrap(), std::fs::read(layer.join("a-tail")).unwrap());
+    let (mut torn, tail) = (
+        std::fs::read(&image).unwrap(),
+        std::fs::read(layer.join("a-tail")).unwrap(),
+    );
     torn.extend_from_slice(&[0; 48]);
     torn.extend_from_slice(&tail);
     let target = dir.path().join("target.bfc");
     std::fs::write(&target, &torn).unwrap();
     assert_eq!(run(lxcri_fs().args(["ls", "-lR"]).arg(&target)), before);
-    let info: serde_json::Value = serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(&target))).unwrap();
+    let info: serde_json::Value =
+        serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(&target))).unwrap();
     assert_eq!(info["torn_after"], image.metadata().unwrap().len());
     // And shorter than the image says that it is, it is damaged.
     let len = usize::try_from(image.metadata().unwrap().len()).unwrap();
     std::fs::write(&target, &torn[..len - 1]).unwrap();
     let output = lxcri_fs().arg("ls").arg(&target).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
-    assert!(stderr(&output).contains("the image is cut off"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("the image is cut off"),
+        "{}",
+        stderr(&output)
+    );
 }
 
-/// While images are appended over and over, whoever opens the image by its path finds one that was finished.
+/// While images are appended over and over, whoever opens the image by its path finds one that was
+/// finished.
 #[test]
 fn an_image_opens_at_any_time_while_layers_are_appended() {
     let dir = tempfile::tempdir().unwrap();
@@ -488,7 +757,13 @@ fn an_image_opens_at_any_time_while_layers_are_appended() {
     let target = dir.path().join("target.bfc");
     for _ in 0..5 {
         std::fs::write(&target, &original).unwrap();
-        let mut append = lxcri_fs().arg("append").arg(&target).arg(&layer).stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut append = lxcri_fs()
+            .arg("append")
+            .arg(&target)
+            .arg(&layer)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         while append.try_wait().unwrap().is_none() {
             let found = run(lxcri_fs().args(["ls", "-lR"]).arg(&target));
             assert!(found == before || found == after, "{found}");
@@ -517,13 +792,35 @@ fn an_append_that_ends_at_any_write_leaves_the_old_image_or_the_new() {
             std::fs::write(&target, &original).unwrap();
             let inject = format!("inject={call}:{fault}:when={n}");
             let mut command = Command::new("strace");
-            command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
-            let output = command.arg(env!("CARGO_BIN_EXE_lxcri-fs")).arg("append").arg(&target).arg(&layer).output().unwrap();
+            command.args([
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                &format!("trace={call}"),
+                "-e",
+                &inject,
+            ]);
+            let output = command
+                .arg(env!("CARGO_BIN_EXE_lxcri-fs"))
+                .arg("append")
+                .arg(&target)
+                .arg(&layer)
+                .output()
+                .unwrap();
             let found = run(lxcri_fs().args(["ls", "-lR"]).arg(&target));
             run(lxcri_fs().arg("verify").arg(&target));
-            assert!(found == before || found == after, "{call} {fault} {n}: {found}");
+            assert!(
+                found == before || found == after,
+                "{call} {fault} {n}: {found}"
+            );
             if fault.starts_with("error") && !output.status.success() {
-                assert_eq!(std::fs::read(&target).unwrap(), original, "a failed append is undone");
+                assert_eq!(
+                    std::fs::read(&target).unwrap(),
+                    original,
+                    "a failed append is undone"
+                );
             }
             outcomes.push(found == after);
             if output.status.success() {
@@ -531,10 +828,17 @@ fn an_append_that_ends_at_any_write_leaves_the_old_image_or_the_new() {
             }
             // What was torn does not stand in the way of the next.
             run(lxcri_fs().arg("append").arg(&target).arg(&layer));
-            assert_eq!(run(lxcri_fs().args(["ls", "-lR"]).arg(&target)), after, "{call} {fault} {n}");
+            assert_eq!(
+                run(lxcri_fs().args(["ls", "-lR"]).arg(&target)),
+                after,
+                "{call} {fault} {n}"
+            );
             assert!(n < 100);
         }
-        assert!(outcomes.len() > 1 && outcomes.last() == Some(&true), "{call} {fault}: {outcomes:?}");
+        assert!(
+            outcomes.len() > 1 && outcomes.last() == Some(&true),
+            "{call} {fault}: {outcomes:?}"
+        );
     }
 }
 
@@ -543,7 +847,9 @@ fn a_full_disk_leaves_the_old_image() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2M", "tmpfs"]).arg(&small));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=2M", "tmpfs"])
+        .arg(&small));
     let source = dir.path().join("source");
     std::fs::create_dir(&source).unwrap();
     std::fs::write(source.join("small"), "small\n").unwrap();
@@ -551,8 +857,19 @@ fn a_full_disk_leaves_the_old_image() {
     build(&[source.as_os_str(), "-o".as_ref(), image.as_os_str()]);
     let before = std::fs::read(&image).unwrap();
     sh(&source, "head -c 3000000 /dev/urandom > noise");
-    let output = lxcri_fs().arg("build").arg("--force").arg(&source).arg("-o").arg(&image).output().unwrap();
-    let (text, after, left) = (stderr(&output), std::fs::read(&image).unwrap(), small.read_dir().unwrap().count());
+    let output = lxcri_fs()
+        .arg("build")
+        .arg("--force")
+        .arg(&source)
+        .arg("-o")
+        .arg(&image)
+        .output()
+        .unwrap();
+    let (text, after, left) = (
+        stderr(&output),
+        std::fs::read(&image).unwrap(),
+        small.read_dir().unwrap().count(),
+    );
     run(Command::new("umount").arg(&small));
     assert!(!output.status.success() && !text.is_empty());
     assert!(after == before && left == 1, "{text}");
@@ -565,11 +882,21 @@ fn a_build_that_is_killed_leaves_nothing() {
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
     for delay in [5, 30, 80, 150] {
-        let mut child = lxcri_fs().arg("build").arg(&source).arg("-o").arg(out.join("image.bfc")).spawn().unwrap();
+        let mut child = lxcri_fs()
+            .arg("build")
+            .arg(&source)
+            .arg("-o")
+            .arg(out.join("image.bfc"))
+            .spawn()
+            .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(delay));
         let _ = child.kill();
         let done = child.wait().unwrap().success();
-        assert_eq!(out.read_dir().unwrap().count(), usize::from(done), "after {delay} ms");
+        assert_eq!(
+            out.read_dir().unwrap().count(),
+            usize::from(done),
+            "after {delay} ms"
+        );
         let _ = std::fs::remove_file(out.join("image.bfc"));
     }
 }

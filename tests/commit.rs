@@ -1,4 +1,5 @@
-//! What was written over an image can be told and committed, whatever it was. The oracle is the kernel's overlayfs: the committed image looks as the mount did.
+//! What was written over an image can be told and committed, whatever it was. The oracle is the
+//! kernel's overlayfs: the committed image looks as the mount did.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -20,7 +21,8 @@ fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
 }
 
-/// An image of two layers with all that an upper may touch: files with several names in several directories, attributes, devices.
+/// An image of two layers with all that an upper may touch: files with several names in several
+/// directories, attributes, devices.
 fn image(dir: &Path) -> PathBuf {
     sh(
         dir,
@@ -33,7 +35,13 @@ fn image(dir: &Path) -> PathBuf {
         echo two > two/d/e/two; ln two/d/e/two two/d/two; touch -d '2001-02-03 04:05:06.789' one/a/b two/d/e",
     );
     let image = dir.join("image.bfc");
-    run(lxcri_fs().arg("build").arg(dir.join("one")).arg("--layer").arg(dir.join("two")).arg("-o").arg(&image));
+    run(lxcri_fs()
+        .arg("build")
+        .arg(dir.join("one"))
+        .arg("--layer")
+        .arg(dir.join("two"))
+        .arg("-o")
+        .arg(&image));
     image
 }
 
@@ -42,7 +50,10 @@ const DIRS: [&str; 9] = ["", "a", "a/b", "a/b/c", "d", "d/e", "f", "new", "a/new
 
 /// A path: a directory and a name, or the directory itself.
 fn path() -> impl Strategy<Value = String> {
-    let file = (prop::sample::select(&DIRS[..]), prop::sample::select(&NAMES[..]));
+    let file = (
+        prop::sample::select(&DIRS[..]),
+        prop::sample::select(&NAMES[..]),
+    );
     prop_oneof![
         3 => file.prop_map(|(dir, name)| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }),
         1 => prop::sample::select(&DIRS[1..]).prop_map(str::to_owned),
@@ -96,20 +107,41 @@ fn apply(root: &Path, op: &Op) {
     // A fifo or a device is not opened.
     let is_file = |p: &str| at(p).symlink_metadata().is_ok_and(|m| m.is_file());
     match op {
-        Op::Write(p, n) if is_file(p) || !at(p).exists() => drop(std::fs::write(at(p), vec![b'w'; usize::from(*n)])),
+        Op::Write(p, n) if is_file(p) || !at(p).exists() => {
+            drop(std::fs::write(at(p), vec![b'w'; usize::from(*n)]))
+        }
         Op::Append(p) if is_file(p) => {
             use std::io::Write;
-            let _ = std::fs::File::options().append(true).open(at(p)).and_then(|mut f| f.write_all(b"appended"));
+            let _ = std::fs::File::options()
+                .append(true)
+                .open(at(p))
+                .and_then(|mut f| f.write_all(b"appended"));
         }
         Op::Truncate(p, n) if is_file(p) => {
-            let _ = std::fs::File::options().write(true).open(at(p)).and_then(|f| f.set_len(u64::from(*n)));
+            let _ = std::fs::File::options()
+                .write(true)
+                .open(at(p))
+                .and_then(|f| f.set_len(u64::from(*n)));
         }
         Op::Write(..) | Op::Append(_) | Op::Truncate(..) | Op::Remount => {}
-        Op::Chmod(p, m) if !at(p).is_symlink() => drop(std::fs::set_permissions(at(p), PermissionsExt::from_mode(*m))),
+        Op::Chmod(p, m) if !at(p).is_symlink() => drop(std::fs::set_permissions(
+            at(p),
+            PermissionsExt::from_mode(*m),
+        )),
         Op::Chmod(..) => {}
         Op::Chown(p, u) => drop(std::os::unix::fs::lchown(at(p), Some(*u), Some(u / 2))),
-        Op::Touch(p) => drop(Command::new("touch").args(["-h", "-c", "-d", "2010-01-01 00:00:00.25"]).arg(at(p)).output()),
-        Op::SetXattr(p) => drop(rustix::fs::lsetxattr(at(p), "trusted.k", b"new", rustix::fs::XattrFlags::empty())),
+        Op::Touch(p) => drop(
+            Command::new("touch")
+                .args(["-h", "-c", "-d", "2010-01-01 00:00:00.25"])
+                .arg(at(p))
+                .output(),
+        ),
+        Op::SetXattr(p) => drop(rustix::fs::lsetxattr(
+            at(p),
+            "trusted.k",
+            b"new",
+            rustix::fs::XattrFlags::empty(),
+        )),
         Op::RemoveXattr(p) => drop(rustix::fs::lremovexattr(at(p), "user.k")),
         Op::Remove(p) => drop(std::fs::remove_file(at(p)).or_else(|_| std::fs::remove_dir(at(p)))),
         Op::RemoveTree(p) => drop(std::fs::remove_dir_all(at(p))),
@@ -117,7 +149,12 @@ fn apply(root: &Path, op: &Op) {
         Op::Rename(a, b) => drop(std::fs::rename(at(a), at(b))),
         Op::Link(a, b) => drop(std::fs::hard_link(at(a), at(b))),
         Op::Symlink(p) => drop(symlink("../somewhere", at(p))),
-        Op::Mknod(p) => drop(Command::new("mknod").arg(at(p)).args(["c", "5", "0"]).output()),
+        Op::Mknod(p) => drop(
+            Command::new("mknod")
+                .arg(at(p))
+                .args(["c", "5", "0"])
+                .output(),
+        ),
     }
 }
 
@@ -146,8 +183,8 @@ impl Fixture {
     }
 }
 
-/// A tree whose link counts are those of the names that are in it. Where the kernel copies up one name of a file alone, overlayfs goes on
-/// counting it among the others.
+/// A tree whose link counts are those of the names that are in it. Where the kernel copies up one
+/// name of a file alone, overlayfs goes on counting it among the others.
 fn counted(mut tree: BTreeMap<Vec<u8>, Entry>) -> BTreeMap<Vec<u8>, Entry> {
     let mut names: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     for first in tree.values().filter_map(|e| e.linked_to.clone()) {
@@ -161,18 +198,29 @@ fn counted(mut tree: BTreeMap<Vec<u8>, Entry>) -> BTreeMap<Vec<u8>, Entry> {
     tree
 }
 
-/// What a mount with an upper shows. Names that are one file in the upper are one file: where the kernel does not find lower files by handle,
-/// overlayfs gives them different numbers.
+/// What a mount with an upper shows. Names that are one file in the upper are one file: where the
+/// kernel does not find lower files by handle, overlayfs gives them different numbers.
 fn merged_tree(merged: &Path, upper: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let mut tree = tree(merged);
     let mut first: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
     let paths: Vec<Vec<u8>> = tree.keys().cloned().collect();
     for path in paths {
-        let Ok(meta) = upper.join("upper").join(OsStr::from_bytes(&path)).symlink_metadata() else { continue };
+        let Ok(meta) = upper
+            .join("upper")
+            .join(OsStr::from_bytes(&path))
+            .symlink_metadata()
+        else {
+            continue;
+        };
         if meta.is_dir() || meta.nlink() < 2 {
             continue;
         }
-        let first = first.entry(meta.ino()).or_insert_with(|| tree[&path].linked_to.clone().unwrap_or_else(|| path.clone()));
+        let first = first.entry(meta.ino()).or_insert_with(|| {
+            tree[&path]
+                .linked_to
+                .clone()
+                .unwrap_or_else(|| path.clone())
+        });
         tree.get_mut(&path).unwrap().linked_to = Some(first.clone());
     }
     counted(tree)
@@ -180,23 +228,53 @@ fn merged_tree(merged: &Path, upper: &Path) -> BTreeMap<Vec<u8>, Entry> {
 
 fn diff(upper: &Path) -> BTreeMap<Vec<u8>, char> {
     let output = run(lxcri_fs().arg("diff").arg(upper).arg("--json"));
-    let rows = output.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let rows = output
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
     rows.map(|row| {
-        let path = row["path"].as_str().unwrap().strip_prefix('/').unwrap().as_bytes().to_vec();
+        let path = row["path"]
+            .as_str()
+            .unwrap()
+            .strip_prefix('/')
+            .unwrap()
+            .as_bytes()
+            .to_vec();
         (path, row["kind"].as_str().unwrap().chars().next().unwrap())
     })
     .collect()
 }
 
-/// What `diff` must say, told from the trees: all that differs is said, and nothing is called new or gone that is not.
-fn check_diff(lower: &BTreeMap<Vec<u8>, Entry>, merged: &BTreeMap<Vec<u8>, Entry>, found: &BTreeMap<Vec<u8>, char>) {
-    let parent = |path: &[u8]| path.iter().rposition(|&b| b == b'/').map_or(Vec::new(), |at| path[..at].to_vec());
+/// What `diff` must say, told from the trees: all that differs is said, and nothing is called new
+/// or gone that is not.
+fn check_diff(
+    lower: &BTreeMap<Vec<u8>, Entry>,
+    merged: &BTreeMap<Vec<u8>, Entry>,
+    found: &BTreeMap<Vec<u8>, char>,
+) {
+    let parent = |path: &[u8]| {
+        path.iter()
+            .rposition(|&b| b == b'/')
+            .map_or(Vec::new(), |at| path[..at].to_vec())
+    };
     let added: BTreeSet<_> = merged.keys().filter(|p| !lower.contains_key(*p)).collect();
-    let of = |kind| found.iter().filter(move |(_, k)| **k == kind).map(|(p, _)| p).collect::<BTreeSet<_>>();
+    let of = |kind| {
+        found
+            .iter()
+            .filter(move |(_, k)| **k == kind)
+            .map(|(p, _)| p)
+            .collect::<BTreeSet<_>>()
+    };
     assert_eq!(of('A'), added);
     // What was in a directory that is gone goes without saying.
-    let is_dir = |path: &[u8]| merged.get(path).is_some_and(|e| e.mode & 0o170_000 == 0o040_000);
-    let deleted: BTreeSet<_> = lower.keys().filter(|p| !merged.contains_key(*p) && is_dir(&parent(p))).collect();
+    let is_dir = |path: &[u8]| {
+        merged
+            .get(path)
+            .is_some_and(|e| e.mode & 0o170_000 == 0o040_000)
+    };
+    let deleted: BTreeSet<_> = lower
+        .keys()
+        .filter(|p| !merged.contains_key(*p) && is_dir(&parent(p)))
+        .collect();
     assert_eq!(of('D'), deleted);
     let changed = of('C');
     for (path, entry) in merged.iter().filter(|(path, _)| !path.is_empty()) {
@@ -207,10 +285,18 @@ fn check_diff(lower: &BTreeMap<Vec<u8>, Entry>, merged: &BTreeMap<Vec<u8>, Entry
             old == new
         };
         if lower.get(path).is_some_and(|old| !same(old)) {
-            assert!(changed.contains(path), "{} has changed", path.escape_ascii());
+            assert!(
+                changed.contains(path),
+                "{} has changed",
+                path.escape_ascii()
+            );
         }
     }
-    assert!(changed.iter().all(|p| lower.contains_key(*p) && merged.contains_key(*p)));
+    assert!(
+        changed
+            .iter()
+            .all(|p| lower.contains_key(*p) && merged.contains_key(*p))
+    );
 }
 
 fn check_commit(fixture: &Fixture, ops: &[Op]) {
@@ -233,12 +319,20 @@ fn check_commit(fixture: &Fixture, ops: &[Op]) {
     let expected = merged_tree(&merged, &upper);
     check_diff(&lower, &expected, &diff(&merged));
     let new = fixture.dir.path().join("new.bfc");
-    run(lxcri_fs().arg("commit").arg(&merged).arg("--force").arg("-o").arg(&new));
+    run(lxcri_fs()
+        .arg("commit")
+        .arg(&merged)
+        .arg("--force")
+        .arg("-o")
+        .arg(&new));
     drop(mounted);
     run(lxcri_fs().arg("verify").arg(&new));
     {
         let _mounted = fixture.mount(&new, &[], "committed");
-        assert_same_tree(&expected, &counted(tree(&fixture.dir.path().join("committed"))));
+        assert_same_tree(
+            &expected,
+            &counted(tree(&fixture.dir.path().join("committed"))),
+        );
     }
     std::fs::remove_dir_all(&upper).unwrap();
 }
@@ -260,17 +354,57 @@ fn what_only_overlayfs_can_say_is_committed() {
         &[],
         // A file is copied up under all its names, of which one is removed again.
         &[Append(s("a/b/x")), Remove(s("a/b/x"))],
-        &[Append(s("d/linked")), Remount, Rename(s("f"), s("new")), Append(s("new/large"))],
+        &[
+            Append(s("d/linked")),
+            Remount,
+            Rename(s("f"), s("new")),
+            Append(s("new/large")),
+        ],
         // Directories of the image are elsewhere, one in the other, and others take their names.
-        &[Rename(s("a/b"), s("new")), Rename(s("d"), s("new/c/d")), Remount, Mkdir(s("d")), Write(s("d/x"), 5)],
-        &[Rename(s("a"), s("new")), Rename(s("f"), s("a")), Rename(s("new"), s("f")), Remove(s("f/x"))],
+        &[
+            Rename(s("a/b"), s("new")),
+            Rename(s("d"), s("new/c/d")),
+            Remount,
+            Mkdir(s("d")),
+            Write(s("d/x"), 5),
+        ],
+        &[
+            Rename(s("a"), s("new")),
+            Rename(s("f"), s("a")),
+            Rename(s("new"), s("f")),
+            Remove(s("f/x")),
+        ],
         // A directory takes the place of another, and shows nothing of it.
-        &[RemoveTree(s("a/b")), Mkdir(s("a/b")), Write(s("a/b/x"), 1), Rename(s("d"), s("a/b/c"))],
-        &[RemoveTree(s("a")), Rename(s("d"), s("a")), Rename(s("f"), s("a/new"))],
+        &[
+            RemoveTree(s("a/b")),
+            Mkdir(s("a/b")),
+            Write(s("a/b/x"), 1),
+            Rename(s("d"), s("a/b/c")),
+        ],
+        &[
+            RemoveTree(s("a")),
+            Rename(s("d"), s("a")),
+            Rename(s("f"), s("a/new")),
+        ],
         // Owners and modes change, and no content.
-        &[Chown(s("f/large"), 7), Chmod(s("f/linked"), 0o600), Rename(s("f/large"), s("a/y")), Link(s("a/y"), s("d/new"))],
-        &[Link(s("a/sym"), s("new")), Link(s("f/fifo"), s("b")), Chown(s("d/null"), 4)],
-        &[Write(s("f"), 3), RemoveTree(s("d")), Write(s("d"), 3), Remove(s("x")), Mkdir(s("x"))],
+        &[
+            Chown(s("f/large"), 7),
+            Chmod(s("f/linked"), 0o600),
+            Rename(s("f/large"), s("a/y")),
+            Link(s("a/y"), s("d/new")),
+        ],
+        &[
+            Link(s("a/sym"), s("new")),
+            Link(s("f/fifo"), s("b")),
+            Chown(s("d/null"), 4),
+        ],
+        &[
+            Write(s("f"), 3),
+            RemoveTree(s("d")),
+            Write(s("d"), 3),
+            Remove(s("x")),
+            Mkdir(s("x")),
+        ],
     ];
     for ops in cases {
         println!("{ops:?}");
@@ -278,7 +412,8 @@ fn what_only_overlayfs_can_say_is_committed() {
     }
 }
 
-/// In the mounts of the host's root, `user.overlay.*` are attributes like any others: what a container's user sets there tells a commit nothing.
+/// In the mounts of the host's root, `user.overlay.*` are attributes like any others: what a
+/// container's user sets there tells a commit nothing.
 #[test]
 fn what_users_of_a_container_set_is_no_mark() {
     let dir = tempfile::tempdir().unwrap();
@@ -294,7 +429,8 @@ fn what_users_of_a_container_set_is_no_mark() {
         "$PROGRAM" mount new.bfc merged; (cd merged; look) > after; "$PROGRAM" umount merged; diff before after; ! grep SECRET after; cat diff"#;
     let script = script.replace("$PROGRAM", env!("CARGO_BIN_EXE_lxcri-fs"));
     let found = sh(dir.path(), &script);
-    let expected = "C /home\nC /home/dir\nA /home/dir/new\nA /home/gone\nA /home/more\nA /home/steal\n";
+    let expected =
+        "C /home\nC /home/dir\nA /home/dir/new\nA /home/gone\nA /home/more\nA /home/steal\n";
     assert!(found.ends_with(expected), "{found}");
 }
 
@@ -302,14 +438,28 @@ fn what_users_of_a_container_set_is_no_mark() {
 fn an_upper_is_not_read_while_it_is_written_to() {
     let fixture = Fixture::new();
     let upper = fixture.path("upper");
-    let _mounted = fixture.mount(&fixture.image, &["--upper", upper.to_str().unwrap()], "merged");
+    let _mounted = fixture.mount(
+        &fixture.image,
+        &["--upper", upper.to_str().unwrap()],
+        "merged",
+    );
     let merged = fixture.dir.path().join("merged");
     let new = fixture.dir.path().join("new.bfc");
     {
         let _open = std::fs::File::create(merged.join("open")).unwrap();
-        let output = lxcri_fs().arg("commit").arg(&upper).arg("-o").arg(&new).output().unwrap();
+        let output = lxcri_fs()
+            .arg("commit")
+            .arg(&upper)
+            .arg("-o")
+            .arg(&new)
+            .output()
+            .unwrap();
         assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
-        assert!(stderr(&output).contains("is being written to"), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("is being written to"),
+            "{}",
+            stderr(&output)
+        );
         assert!(!new.exists());
     }
     run(lxcri_fs().arg("commit").arg(&upper).arg("-o").arg(&new));
@@ -321,24 +471,52 @@ fn in_place_the_image_has_a_layer_more_and_a_new_upper_shows_the_same() {
     let fixture = Fixture::new();
     let upper = fixture.path("upper");
     let expected = {
-        let _mounted = fixture.mount(&fixture.image, &["--upper", upper.to_str().unwrap()], "merged");
+        let _mounted = fixture.mount(
+            &fixture.image,
+            &["--upper", upper.to_str().unwrap()],
+            "merged",
+        );
         let merged = fixture.dir.path().join("merged");
         sh(&merged, "echo more >> d/linked; rm -r f; mv a/b b");
         merged_tree(&merged, &upper)
     };
-    run(lxcri_fs().arg("commit").arg(&upper).args(["--in-place", "-m", "what was done"]));
-    let info: Value = serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(&fixture.image))).unwrap();
+    run(lxcri_fs()
+        .arg("commit")
+        .arg(&upper)
+        .args(["--in-place", "-m", "what was done"]));
+    let info: Value = serde_json::from_str(&run(lxcri_fs()
+        .args(["info", "--json"])
+        .arg(&fixture.image)))
+    .unwrap();
     assert_eq!(info["layers"].as_array().unwrap().len(), 3);
     assert_eq!(info["layers"][2]["created_by"], "what was done");
     {
         let other = fixture.path("other");
-        let _mounted = fixture.mount(&fixture.image, &["--upper", other.to_str().unwrap()], "merged");
-        assert_same_tree(&expected, &counted(tree(&fixture.dir.path().join("merged"))));
+        let _mounted = fixture.mount(
+            &fixture.image,
+            &["--upper", other.to_str().unwrap()],
+            "merged",
+        );
+        assert_same_tree(
+            &expected,
+            &counted(tree(&fixture.dir.path().join("merged"))),
+        );
     }
     // The old upper does not belong to what the image is now.
-    let output = lxcri_fs().arg("mount").arg(&fixture.image).arg(fixture.path("merged")).arg("--upper").arg(&upper).output().unwrap();
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&fixture.image)
+        .arg(fixture.path("merged"))
+        .arg("--upper")
+        .arg(&upper)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("belongs to"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("belongs to"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -346,11 +524,21 @@ fn ids_come_back_as_the_images() {
     let fixture = Fixture::new();
     let upper = fixture.path("upper");
     let shifted = {
-        let _mounted = fixture.mount(&fixture.image, &["--upper", upper.to_str().unwrap(), "--idmap", "0:100000:65536"], "merged");
+        let _mounted = fixture.mount(
+            &fixture.image,
+            &[
+                "--upper",
+                upper.to_str().unwrap(),
+                "--idmap",
+                "0:100000:65536",
+            ],
+            "merged",
+        );
         let merged = fixture.dir.path().join("merged");
         sh(
             &merged,
-            "echo new > new; chown 100005:100006 new; echo more >> d/x; chown -h 100007 a/sym; mkdir dir; chown 100000:100000 dir; setfacl -m u:100009:r new",
+            "echo new > new; chown 100005:100006 new; echo more >> d/x; chown -h 100007 a/sym; \
+             mkdir dir; chown 100000:100000 dir; setfacl -m u:100009:r new",
         );
         counted(tree(&merged))
     };
@@ -366,9 +554,24 @@ fn ids_come_back_as_the_images() {
         entry.gid += 100_000;
     }
     let without_ids = |tree: BTreeMap<Vec<u8>, Entry>| -> BTreeMap<_, _> {
-        let ids = [b"system.posix_acl_access".to_vec(), b"security.capability".to_vec()];
+        let ids = [
+            b"system.posix_acl_access".to_vec(),
+            b"security.capability".to_vec(),
+        ];
         tree.into_iter()
-            .map(|(p, e)| (p, Entry { xattrs: e.xattrs.into_iter().filter(|(n, _)| !ids.contains(n)).collect(), ..e }))
+            .map(|(p, e)| {
+                (
+                    p,
+                    Entry {
+                        xattrs: e
+                            .xattrs
+                            .into_iter()
+                            .filter(|(n, _)| !ids.contains(n))
+                            .collect(),
+                        ..e
+                    },
+                )
+            })
             .collect()
     };
     assert_same_tree(&without_ids(shifted), &without_ids(found));

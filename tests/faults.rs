@@ -14,8 +14,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use common::{Mounted, eventually, lxcri_fs, run, stats, stderr, tree};
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
+    Request,
 };
 use lxcri_fs::fs::{Options, ROOT, Rootfs, Source};
 use serde_json::Value;
@@ -31,13 +32,23 @@ const FILE: INodeNo = INodeNo(2);
 impl Disk {
     fn mount(image: &Path, at: &Path) -> (BackgroundSession, Arc<AtomicBool>) {
         let broken = Arc::new(AtomicBool::new(false));
-        let disk = Self { image: File::open(image).unwrap(), broken: broken.clone() };
-        (fuser::spawn_mount(disk, at, &Config::default()).unwrap(), broken)
+        let disk = Self {
+            image: File::open(image).unwrap(),
+            broken: broken.clone(),
+        };
+        (
+            fuser::spawn_mount(disk, at, &Config::default()).unwrap(),
+            broken,
+        )
     }
 
     fn attr(&self, ino: INodeNo) -> FileAttr {
         let (kind, perm, size) = if ino == FILE {
-            (FileType::RegularFile, 0o644, self.image.metadata().unwrap().len())
+            (
+                FileType::RegularFile,
+                0o644,
+                self.image.metadata().unwrap().len(),
+            )
         } else {
             (FileType::Directory, 0o755, 0)
         };
@@ -79,7 +90,17 @@ impl Filesystem for Disk {
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 
-    fn read(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
         if self.broken.load(Ordering::Relaxed) {
             return reply.error(Errno::EIO);
         }
@@ -97,9 +118,15 @@ struct Fixture {
 impl Fixture {
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        run(Command::new("bash").args(["-euc", &format!("mkdir root mnt disk; cd root; {script}")]).current_dir(dir.path()));
+        run(Command::new("bash")
+            .args(["-euc", &format!("mkdir root mnt disk; cd root; {script}")])
+            .current_dir(dir.path()));
         let image = dir.path().join("image.bfc");
-        run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&image));
+        run(lxcri_fs()
+            .arg("build")
+            .arg(dir.path().join("root"))
+            .arg("-o")
+            .arg(&image));
         Self { dir, image }
     }
 
@@ -110,17 +137,25 @@ impl Fixture {
 
 #[test]
 fn a_disk_that_fails_is_an_error_for_who_reads_from_it_until_it_works_again() {
-    let fixture = Fixture::new("mkdir d; head -c 1000000 /dev/urandom > d/large; echo small > d/small; seq 5000 > d/text");
+    let fixture = Fixture::new(
+        "mkdir d; head -c 1000000 /dev/urandom > d/large; echo small > d/small; seq 5000 > d/text",
+    );
     let (_disk, broken) = Disk::mount(&fixture.image, &fixture.path("disk"));
     let image = fixture.path("disk/image.bfc");
     let mnt = fixture.path("mnt");
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &mnt);
-    assert_eq!(std::fs::read_to_string(mnt.join("d/small")).unwrap(), "small\n");
+    assert_eq!(
+        std::fs::read_to_string(mnt.join("d/small")).unwrap(),
+        "small\n"
+    );
     broken.store(true, Ordering::Relaxed);
     let error = std::fs::read(mnt.join("d/large")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     // What the kernel has is there, and the names and attributes that were read.
-    assert_eq!(std::fs::read_to_string(mnt.join("d/small")).unwrap(), "small\n");
+    assert_eq!(
+        std::fs::read_to_string(mnt.join("d/small")).unwrap(),
+        "small\n"
+    );
     assert_eq!(mnt.join("d").read_dir().unwrap().count(), 3);
     let stats = stats(&mnt);
     assert!(stats["damaged"].as_u64().unwrap() > 0, "{stats}");
@@ -139,30 +174,53 @@ fn processes_without_descriptors_left_go_on_serving_and_recover() {
     let _mounted = Mounted::new(&[image], &mnt);
     let row = || {
         let rows = run(lxcri_fs().args(["ps", "--json"]));
-        rows.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).find(|row| row["images"][0] == image)
+        rows.lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap())
+            .find(|row| row["images"][0] == image)
     };
     let processes = eventually("row", row);
     let limit = |soft: &dyn Fn(&str) -> u64| {
         for name in ["keeper", "worker"] {
             let pid = processes[name].to_string();
-            run(Command::new("prlimit").args(["--pid", &pid]).arg(format!("--nofile={}:1024", soft(&pid))));
+            run(Command::new("prlimit")
+                .args(["--pid", &pid])
+                .arg(format!("--nofile={}:1024", soft(&pid))));
         }
     };
     // None of them can open anything more, not even a connection.
     limit(&|pid| {
         let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-        fds.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap()).max().unwrap() + 1
+        fds.map(|fd| {
+            fd.unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        })
+        .max()
+        .unwrap()
+            + 1
     });
     assert_eq!(tree(&mnt), tree(&fixture.path("root")));
     let second = fixture.path("second");
     std::fs::create_dir(&second).unwrap();
-    let refused = lxcri_fs().arg("mount").arg(image).arg(&second).output().unwrap();
-    // A keeper that has closed something has numbers left below its highest one, and may be able to.
+    let refused = lxcri_fs()
+        .arg("mount")
+        .arg(image)
+        .arg(&second)
+        .output()
+        .unwrap();
+    // A keeper that has closed something has numbers left below its highest one, and may be able
+    // to.
     if refused.status.success() {
         run(lxcri_fs().arg("umount").arg(&second));
     } else {
         let said = stderr(&refused);
-        assert!(said.contains("Too many open files") || said.contains("keeper"), "{said}");
+        assert!(
+            said.contains("Too many open files") || said.contains("keeper"),
+            "{said}"
+        );
     }
     limit(&|_| 1024);
     let _second = Mounted::new(&[image], &second);
@@ -189,8 +247,21 @@ fn contents(rootfs: &Rootfs) -> lxcri_fs::fs::Result<Vec<Said>> {
             libc::S_IFLNK => bytes.extend_from_slice(&rootfs.readlink(ino)?),
             _ => {}
         }
-        let xattrs = rootfs.xattrs(ino)?.into_iter().map(|x| (x.name, x.value)).collect::<Vec<_>>();
-        let said = (inode.mode, inode.uid, inode.gid, inode.size, inode.mtime_s, inode.mtime_ns, inode.nlink, xattrs);
+        let xattrs = rootfs
+            .xattrs(ino)?
+            .into_iter()
+            .map(|x| (x.name, x.value))
+            .collect::<Vec<_>>();
+        let said = (
+            inode.mode,
+            inode.uid,
+            inode.gid,
+            inode.size,
+            inode.mtime_s,
+            inode.mtime_ns,
+            inode.nlink,
+            xattrs,
+        );
         all.push((path, format!("{said:?}"), bytes));
     }
     Ok(all)
@@ -199,24 +270,33 @@ fn contents(rootfs: &Rootfs) -> lxcri_fs::fs::Result<Vec<Said>> {
 #[test]
 fn every_bit_of_the_section_that_is_flipped_is_refused_or_makes_no_difference() {
     let fixture = Fixture::new(
-        "echo one > one; ln one two; mkdir d; ln -s one d/link; seq 30000 > d/frames; setfattr -n user.k -v v d; mkfifo d/fifo",
+        "echo one > one; ln one two; mkdir d; ln -s one d/link; seq 30000 > d/frames; setfattr -n \
+         user.k -v v d; mkfifo d/fifo",
     );
     let bytes = std::fs::read(&fixture.image).unwrap();
     let open = |path: &Path| {
-        let source = Source { path: path.to_owned(), file: File::open(path).unwrap(), secret: None };
+        let source = Source {
+            path: path.to_owned(),
+            file: File::open(path).unwrap(),
+            secret: None,
+        };
         Rootfs::open(vec![source], &Options::default())
     };
     let good = contents(&open(&fixture.image).unwrap()).unwrap();
     let container = bfc::Container::open(Arc::new(File::open(&fixture.image).unwrap())).unwrap();
     let locator = container.locator().unwrap().unwrap();
-    let (start, len) = (usize::try_from(locator.offset).unwrap(), usize::try_from(locator.size).unwrap());
+    let (start, len) = (
+        usize::try_from(locator.offset).unwrap(),
+        usize::try_from(locator.size).unwrap(),
+    );
     let copy = fixture.path("copy.bfc");
     std::fs::write(&copy, &bytes).unwrap();
     let file = File::options().write(true).open(&copy).unwrap();
     let mut refused = 0;
     for bit in 0..len * 8 {
         let at = start + bit / 8;
-        file.write_all_at(&[bytes[at] ^ 1 << (bit % 8)], at as u64).unwrap();
+        file.write_all_at(&[bytes[at] ^ 1 << (bit % 8)], at as u64)
+            .unwrap();
         match open(&copy).and_then(|rootfs| contents(&rootfs)) {
             Ok(found) => assert_eq!(found, good, "bit {bit}"),
             Err(_) => refused += 1,

@@ -1,4 +1,5 @@
-//! Images that lie, with all checksums right: readers end, in bounded time and memory, and say that the image is damaged.
+//! Images that lie, with all checksums right: readers end, in bounded time and memory, and say that
+//! the image is damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -32,12 +33,25 @@ impl Hostile {
         let (root, image) = (dir.path().join("root"), dir.path().join("image.bfc"));
         std::fs::create_dir(&root).unwrap();
         run(Command::new("sh").args(["-ec", script]).current_dir(&root));
-        run(lxcri_fs().arg("build").arg(format!("dir:{}", root.display())).arg("-o").arg(&image));
+        run(lxcri_fs()
+            .arg("build")
+            .arg(format!("dir:{}", root.display()))
+            .arg("-o")
+            .arg(&image));
         let bytes = std::fs::read(&image).unwrap();
         let container = Container::open(Arc::new(bytes.clone())).unwrap();
-        let section = Section::open(container.source().clone(), &container.locator().unwrap().unwrap()).unwrap();
+        let section = Section::open(
+            container.source().clone(),
+            &container.locator().unwrap().unwrap(),
+        )
+        .unwrap();
         let start = section_range(&bytes).unwrap().start;
-        Self { dir, bytes, section, start }
+        Self {
+            dir,
+            bytes,
+            section,
+            start,
+        }
     }
 
     fn inode(&self, ino: u32) -> Inode {
@@ -45,27 +59,43 @@ impl Hostile {
     }
 
     fn dentry(&self, path: &str) -> Dentry {
-        let mut dentry = Dentry { ino: ROOT, ..Dentry::default() };
+        let mut dentry = Dentry {
+            ino: ROOT,
+            ..Dentry::default()
+        };
         for name in path.split('/') {
-            dentry = self.section.lookup(&self.inode(dentry.ino), name.as_bytes()).unwrap().unwrap();
+            dentry = self
+                .section
+                .lookup(&self.inode(dentry.ino), name.as_bytes())
+                .unwrap()
+                .unwrap();
         }
         dentry
     }
 
     fn set_inode(&mut self, inode: &Inode) {
-        let at = usize::try_from(self.section.header().inodes.offset).unwrap() + (inode.ino as usize - 1) * INODE_LEN;
+        let at = usize::try_from(self.section.header().inodes.offset).unwrap()
+            + (inode.ino as usize - 1) * INODE_LEN;
         self.bytes[self.start + at..][..INODE_LEN].copy_from_slice(&inode.encode());
     }
 
     fn set_dentry(&mut self, dentry: &Dentry) {
-        let at = usize::try_from(self.section.header().dentries.offset).unwrap() + dentry.number as usize * DENTRY_LEN;
+        let at = usize::try_from(self.section.header().dentries.offset).unwrap()
+            + dentry.number as usize * DENTRY_LEN;
         self.bytes[self.start + at..][..DENTRY_LEN].copy_from_slice(&dentry.encode());
     }
 
     /// Makes the directory at `path` lead to where the one at `target` does.
     fn lead(&mut self, path: &str, target: &str) {
-        let ino = if target.is_empty() { ROOT } else { self.dentry(target).ino };
-        self.set_dentry(&Dentry { ino, ..self.dentry(path) });
+        let ino = if target.is_empty() {
+            ROOT
+        } else {
+            self.dentry(target).ino
+        };
+        self.set_dentry(&Dentry {
+            ino,
+            ..self.dentry(path)
+        });
     }
 
     fn write(&mut self) -> PathBuf {
@@ -79,11 +109,27 @@ impl Hostile {
     fn refused(&mut self, args: &[&str], more: &[&str]) -> Output {
         let image = self.write();
         let mut command = Command::new("timeout");
-        command.arg("60").arg(env!("CARGO_BIN_EXE_lxcri-fs")).args(args).arg(image).args(more).current_dir(self.dir.path());
+        command
+            .arg("60")
+            .arg(env!("CARGO_BIN_EXE_lxcri-fs"))
+            .args(args)
+            .arg(image)
+            .args(more)
+            .current_dir(self.dir.path());
         let output = command.output().unwrap();
-        assert!(!output.status.success() && output.status.code().is_some_and(|code| code < 100), "{args:?}: {output:?}");
-        let said = [stderr(&output), String::from_utf8_lossy(&output.stdout).into_owned()].concat();
-        assert!(said.contains("damaged") || said.contains("nput/output"), "{args:?}: {said}");
+        assert!(
+            !output.status.success() && output.status.code().is_some_and(|code| code < 100),
+            "{args:?}: {output:?}"
+        );
+        let said = [
+            stderr(&output),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        ]
+        .concat();
+        assert!(
+            said.contains("damaged") || said.contains("nput/output"),
+            "{args:?}: {said}"
+        );
         output
     }
 
@@ -94,7 +140,11 @@ impl Hostile {
         self.refused(&["extract"], &["out"]);
         self.refused(&["export"], &["--tar", "out.tar"]);
         let image = self.write();
-        let open = || Source { path: image.clone(), file: std::fs::File::open(&image).unwrap(), secret: None };
+        let open = || Source {
+            path: image.clone(),
+            file: std::fs::File::open(&image).unwrap(),
+            secret: None,
+        };
         let rootfs = Rootfs::open(vec![open()], &Options::default()).unwrap();
         for order in [Order::Depth, Order::Listing] {
             let mut walk = rootfs.walk(ROOT, order).unwrap();
@@ -106,7 +156,10 @@ impl Hostile {
                     Ok(None) => break,
                 }
             }
-            assert!(failed > 0 && steps <= 2 * self.section.inode_count(), "{failed} errors, {steps} steps");
+            assert!(
+                failed > 0 && steps <= 2 * self.section.inode_count(),
+                "{failed} errors, {steps} steps"
+            );
         }
     }
 }
@@ -148,8 +201,15 @@ fn a_directory_with_two_names_is_damage_and_not_visited_twice() {
 #[test]
 fn directories_that_share_their_entries_are_damage() {
     let mut image = Hostile::new("mkdir a b; echo 1 > a/one; echo 2 > b/two");
-    let (a, b) = (image.inode(image.dentry("a").ino), image.inode(image.dentry("b").ino));
-    image.set_inode(&Inode { data: a.data, size: a.size, ..b });
+    let (a, b) = (
+        image.inode(image.dentry("a").ino),
+        image.inode(image.dentry("b").ino),
+    );
+    image.set_inode(&Inode {
+        data: a.data,
+        size: a.size,
+        ..b
+    });
     image.everywhere();
 }
 
@@ -208,7 +268,11 @@ fn a_stored_v1_file_is_checked_once_however_many_read_it() {
     std::thread::scope(|scope| {
         for thread in 0..8 {
             let rootfs = &rootfs;
-            scope.spawn(move || rootfs.read(ino, thread << 20, 4096, &mut Vec::new()).unwrap());
+            scope.spawn(move || {
+                rootfs
+                    .read(ino, thread << 20, 4096, &mut Vec::new())
+                    .unwrap()
+            });
         }
     });
     let read = counted.1.load(Ordering::Relaxed) - before;
@@ -218,14 +282,27 @@ fn a_stored_v1_file_is_checked_once_however_many_read_it() {
 /// A v1 file is decoded whole before one byte of it is read.
 #[test]
 fn what_v1_files_take_when_they_are_decoded_is_bounded() {
-    let image = Hostile::new("for name in one two three; do seq 900000 > $name; echo $name >> $name; done");
+    let image =
+        Hostile::new("for name in one two three; do seq 900000 > $name; echo $name >> $name; done");
     let size = image.inode(image.dentry("one").ino).size;
     let bytes = plain_v1(image.bytes.clone());
-    let of = |spool_bytes| open_v1(Arc::new(bytes.clone()), &Options { cache_bytes: 1 << 20, spool_bytes, ..Options::default() });
+    let of = |spool_bytes| {
+        open_v1(
+            Arc::new(bytes.clone()),
+            &Options {
+                cache_bytes: 1 << 20,
+                spool_bytes,
+                ..Options::default()
+            },
+        )
+    };
     let read = |rootfs: &Rootfs, name: &str| {
         let (ino, inode) = rootfs.resolve(Path::new(name)).unwrap();
         let mut out = Vec::new();
-        rootfs.read(ino, inode.size - 5, 100, &mut out).map(|()| out).map_err(|e| e.to_string())
+        rootfs
+            .read(ino, inode.size - 5, 100, &mut out)
+            .map(|()| out)
+            .map_err(|e| e.to_string())
     };
     let roomy = of(2 * size);
     for _ in 0..2 {
@@ -235,7 +312,10 @@ fn what_v1_files_take_when_they_are_decoded_is_bounded() {
     }
     let narrow = of(size - 1);
     let said = read(&narrow, "one").unwrap_err();
-    assert!(said.contains(&format!("temporary files may take {} bytes", size - 1)), "{said}");
+    assert!(
+        said.contains(&format!("temporary files may take {} bytes", size - 1)),
+        "{said}"
+    );
 }
 
 /// A path of 64 MiB would be one entry of an index, and 32 million directories.
@@ -246,7 +326,18 @@ fn a_v1_path_has_an_end() {
     let index = index_range(&bytes).unwrap();
     let entry = |path: &[u8], out: &mut Vec<u8>| {
         let mode = libc::S_IFDIR | 0o755;
-        bfc::format::Entry { path, obj_offset: 4096, obj_size: 48, mode, mtime_ns: 0, comp: 0, enc: 0, orig_size: 0, crc: 0 }.encode(out);
+        bfc::format::Entry {
+            path,
+            obj_offset: 4096,
+            obj_size: 48,
+            mode,
+            mtime_ns: 0,
+            comp: 0,
+            enc: 0,
+            orig_size: 0,
+            crc: 0,
+        }
+        .encode(out);
     };
     let open = |path: &[u8]| {
         let mut blob = [1_u32.to_le_bytes(), 1_u32.to_le_bytes()].concat();
@@ -257,12 +348,21 @@ fn a_v1_path_has_an_end() {
         mend(&mut changed);
         Rootfs::open_bytes("image".into(), Arc::new(changed), None, &Options::default())
     };
-    assert_eq!(open(&b"b/".repeat(32768)[..65535]).unwrap().section().inode_count(), 1 + 32768);
-    let error = std::error::Error::source(&open(&b"a/".repeat(32 << 20)[1..]).unwrap_err()).unwrap().to_string();
+    assert_eq!(
+        open(&b"b/".repeat(32768)[..65535])
+            .unwrap()
+            .section()
+            .inode_count(),
+        1 + 32768
+    );
+    let error = std::error::Error::source(&open(&b"a/".repeat(32 << 20)[1..]).unwrap_err())
+        .unwrap()
+        .to_string();
     assert!(error.contains("65,535"), "{error}");
 }
 
-/// 200,000 empty files are 2 MB of layer. An entry takes no more than it is counted as (src/layer/read.rs), so that the limit is one.
+/// 200,000 empty files are 2 MB of layer. An entry takes no more than it is counted as
+/// (src/layer/read.rs), so that the limit is one.
 #[test]
 fn entries_take_no_more_memory_than_is_counted() {
     const ENTRIES: u64 = 200_000;
@@ -271,23 +371,51 @@ fn entries_take_no_more_memory_than_is_counted() {
     const FIXED: u64 = 40 << 20;
     let dir = tempfile::tempdir().unwrap();
     let tar = dir.path().join("layer.tar");
-    let mut writer = Writer::new(std::io::BufWriter::new(std::fs::File::create(&tar).unwrap()));
-    let attr = Attr { mode: libc::S_IFREG | 0o644, ..Attr::default() };
+    let mut writer = Writer::new(std::io::BufWriter::new(
+        std::fs::File::create(&tar).unwrap(),
+    ));
+    let attr = Attr {
+        mode: libc::S_IFREG | 0o644,
+        ..Attr::default()
+    };
     for n in 0..ENTRIES {
-        writer.append(format!("a/{n:010}").as_bytes(), &attr, Body::File(0, &mut std::io::empty())).unwrap();
+        writer
+            .append(
+                format!("a/{n:010}").as_bytes(),
+                &attr,
+                Body::File(0, &mut std::io::empty()),
+            )
+            .unwrap();
     }
     writer.finish().unwrap();
-    let mut build = lxcri_fs().arg("build").arg(&tar).arg("-o").arg(dir.path().join("image.bfc")).spawn().unwrap();
+    let mut build = lxcri_fs()
+        .arg("build")
+        .arg(&tar)
+        .arg("-o")
+        .arg(dir.path().join("image.bfc"))
+        .spawn()
+        .unwrap();
     let mut most = 0;
     while build.try_wait().unwrap().is_none() {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", build.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| {
+            line.strip_prefix("VmHWM:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        });
         most = most.max(peak.unwrap_or(0) << 10);
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     assert!(build.wait().unwrap().success());
     eprintln!("{} bytes an entry", most / ENTRIES);
-    assert!(most > 0 && most < FIXED + ENTRIES * COUNTED, "{most} bytes, {} an entry", most / ENTRIES);
+    assert!(
+        most > 0 && most < FIXED + ENTRIES * COUNTED,
+        "{most} bytes, {} an entry",
+        most / ENTRIES
+    );
 }
 
 #[test]
@@ -296,10 +424,21 @@ fn as_many_images_are_mounted_as_can_be_passed() {
     let path = image.write();
     let dir = image.dir.path().join("mnt");
     std::fs::create_dir(&dir).unwrap();
-    let mount = |n: usize| lxcri_fs().arg("mount").args(vec![&path; n]).arg(&dir).output().unwrap();
+    let mount = |n: usize| {
+        lxcri_fs()
+            .arg("mount")
+            .args(vec![&path; n])
+            .arg(&dir)
+            .output()
+            .unwrap()
+    };
     let refused = mount(MAX_IMAGES + 1);
     assert!(!refused.status.success());
-    assert!(stderr(&refused).contains("at most 250 images, and not of 251"), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("at most 250 images, and not of 251"),
+        "{}",
+        stderr(&refused)
+    );
     for n in [127, MAX_IMAGES] {
         let mounted = mount(n);
         assert!(mounted.status.success(), "{n}: {}", stderr(&mounted));
@@ -313,7 +452,11 @@ fn as_many_images_are_mounted_as_can_be_passed() {
 fn walks_have_an_order() {
     let mut image = Hostile::new("mkdir -p a/b c; echo 1 > a/b/f; echo 2 > a/z; echo 3 > d");
     let path = image.write();
-    let source = Source { path: path.clone(), file: std::fs::File::open(&path).unwrap(), secret: None };
+    let source = Source {
+        path: path.clone(),
+        file: std::fs::File::open(&path).unwrap(),
+        secret: None,
+    };
     let rootfs = Rootfs::open(vec![source], &Options::default()).unwrap();
     let visited = |order, but: &str| {
         let mut walk = rootfs.walk(ROOT, order).unwrap();
@@ -334,12 +477,19 @@ fn walks_have_an_order() {
         }
         found
     };
-    assert_eq!(visited(Order::Depth, ""), ["a", "a/b", "a/b/f", "<a/b", "a/z", "<a", "c", "<c", "d"]);
+    assert_eq!(
+        visited(Order::Depth, ""),
+        ["a", "a/b", "a/b/f", "<a/b", "a/z", "<a", "c", "<c", "d"]
+    );
     assert_eq!(visited(Order::Depth, "a"), ["a", "c", "<c", "d"]);
-    assert_eq!(visited(Order::Listing, ""), ["a", "c", "d", "a/b", "a/z", "a/b/f", "<a/b", "<a", "<c"]);
+    assert_eq!(
+        visited(Order::Listing, ""),
+        ["a", "c", "d", "a/b", "a/z", "a/b/f", "<a/b", "<a", "<c"]
+    );
 }
 
-/// As many directories as no process may have open files, each with a file of two names, and deep ones.
+/// As many directories as no process may have open files, each with a file of two names, and deep
+/// ones.
 #[test]
 fn extract_keeps_few_directories_open() {
     let mut image = Hostile::new(
@@ -347,8 +497,14 @@ fn extract_keeps_few_directories_open() {
          for i in $(seq 300); do mkdir a; cd a; done; echo deep > file; ln file link",
     );
     let sound = image.write();
-    let script = format!("ulimit -n 100; exec {} extract {} out", env!("CARGO_BIN_EXE_lxcri-fs"), sound.display());
-    run(Command::new("sh").args(["-ec", &script]).current_dir(image.dir.path()));
+    let script = format!(
+        "ulimit -n 100; exec {} extract {} out",
+        env!("CARGO_BIN_EXE_lxcri-fs"),
+        sound.display()
+    );
+    run(Command::new("sh")
+        .args(["-ec", &script])
+        .current_dir(image.dir.path()));
     let of = |dir: &str| common::tree(&image.dir.path().join(dir));
     common::assert_same_tree(&of("root"), &of("out"));
     assert_eq!(links(&image.dir.path().join("out/d300/h")), 3);

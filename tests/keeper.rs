@@ -1,4 +1,5 @@
-//! What a keeper does when things go wrong around it: its worker hangs or dies of a request, its caller is killed, its namespace empties. Needs root.
+//! What a keeper does when things go wrong around it: its worker hangs or dies of a request, its
+//! caller is killed, its namespace empties. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -10,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::mounts::{Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
+use common::mounts::{
+    Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until,
+};
 use common::{Mounted, lxcri_fs, run, stderr, tree};
 use killer::{Death, Killer};
 
@@ -22,17 +25,32 @@ fn a_worker_that_is_stopped_is_told_of_and_replaced_and_its_readers_go_on() {
     assert!(!expected.is_empty());
     let worker = pid(&row_of(&image), "worker");
     kill("STOP", worker);
-    let reader = Process(Command::new("cat").arg(dir.join("tree/text.txt")).stdout(Stdio::piped()).spawn().unwrap());
+    let reader = Process(
+        Command::new("cat")
+            .arg(dir.join("tree/text.txt"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
     // A command is not held up by it.
     let began = Instant::now();
     run(lxcri_fs().args(["stats", "--json"]).arg(&dir));
     assert!(began.elapsed() < Duration::from_secs(5));
-    wait_until("saying that it does not answer", || row_of(&image)["not_answering_since"].is_u64() || pid(&row_of(&image), "restarts") > 0);
-    wait_until("another worker", || row_of(&image)["worker"].as_u64().is_some_and(|now| now != worker));
+    wait_until("saying that it does not answer", || {
+        row_of(&image)["not_answering_since"].is_u64() || pid(&row_of(&image), "restarts") > 0
+    });
+    wait_until("another worker", || {
+        row_of(&image)["worker"]
+            .as_u64()
+            .is_some_and(|now| now != worker)
+    });
     let mut reader = reader;
     assert!(reader.0.wait().unwrap().success());
     let row = row_of(&image);
-    assert!(row["not_answering_since"].is_null() && pid(&row, "restarts") == 1, "{row}");
+    assert!(
+        row["not_answering_since"].is_null() && pid(&row, "restarts") == 1,
+        "{row}"
+    );
     assert!(!is_alive(worker));
     assert!(run(lxcri_fs().args(["stats", "--json"]).arg(&dir)).contains("requests"));
 }
@@ -53,8 +71,8 @@ fn stats_come_again_when_a_worker_that_was_stopped_goes_on() {
 #[test]
 fn a_request_that_crashes_two_workers_is_an_error_for_its_reader_alone() {
     let deaths = read_what_ends_workers(Death::Crash);
-    // The kernel asks once more for a page that it could not read ahead, so these are two requests. What the worker reads ahead by itself may
-    // crash as well.
+    // The kernel asks once more for a page that it could not read ahead, so these are two requests.
+    // What the worker reads ahead by itself may crash as well.
     assert!((2..=6).contains(&deaths), "{deaths}");
 }
 
@@ -72,16 +90,26 @@ fn read_what_ends_workers(death: Death) -> u32 {
     // Content that is stored as it is can be found in the image; one page is one request.
     let random = |seed: &str| {
         let mut bytes = vec![0; 4_000];
-        blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(seed.as_bytes())
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes
     };
     for name in ["bad", "good", "another"] {
         std::fs::write(source.join(name), random(name)).unwrap();
     }
     let built = temp.path().join("built.bfc");
-    run(lxcri_fs().arg("build").arg(format!("dir:{}", source.display())).arg("-o").arg(&built));
+    run(lxcri_fs()
+        .arg("build")
+        .arg(format!("dir:{}", source.display()))
+        .arg("-o")
+        .arg(&built));
     let bytes = std::fs::read(&built).unwrap();
-    let at = bytes.windows(64).position(|w| w == &random("bad")[..64]).unwrap() as u64;
+    let at = bytes
+        .windows(64)
+        .position(|w| w == &random("bad")[..64])
+        .unwrap() as u64;
     let (session, killed) = Killer::mount(bytes, at..at + 4_000, death, &slow);
     let image = slow.join("image.bfc");
     let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
@@ -92,7 +120,10 @@ fn read_what_ends_workers(death: Death) -> u32 {
         assert_eq!(std::fs::read(dir.join(name)).unwrap(), random(name));
     }
     let row = row_of(&image);
-    assert!(row["failed"].is_null() && pid(&row, "restarts") > 0, "{row}");
+    assert!(
+        row["failed"].is_null() && pid(&row, "restarts") > 0,
+        "{row}"
+    );
     drop(mounted);
     drop(session);
     deaths
@@ -102,14 +133,31 @@ fn read_what_ends_workers(death: Death) -> u32 {
 fn a_mount_that_was_killed_can_be_tried_again_at_once() {
     let (_temp, image, [dir]) = setup();
     for round in 0..40 {
-        let mut first = Process(lxcri_fs().arg("mount").arg(&image).arg(&dir).stderr(Stdio::null()).spawn().unwrap());
+        let mut first = Process(
+            lxcri_fs()
+                .arg("mount")
+                .arg(&image)
+                .arg(&dir)
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
         std::thread::sleep(Duration::from_millis(round));
         first.0.kill().unwrap();
         first.0.wait().unwrap();
         run(lxcri_fs().arg("umount").arg(&dir));
-        let second = lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap();
+        let second = lxcri_fs()
+            .arg("mount")
+            .arg(&image)
+            .arg(&dir)
+            .output()
+            .unwrap();
         // The first may have come to its end all the same.
-        assert!(second.status.success() || stderr(&second).contains("already"), "{round}: {}", stderr(&second));
+        assert!(
+            second.status.success() || stderr(&second).contains("already"),
+            "{round}: {}",
+            stderr(&second)
+        );
         drop(Mounted(dir.clone()));
         assert!(!is_mounted(&dir));
     }
@@ -119,7 +167,10 @@ fn a_mount_that_was_killed_can_be_tried_again_at_once() {
 /// As root in a user namespace, with mounts of its own.
 fn in_user_namespace(script: &str, image: &Path, dir: &Path) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["-Urm", "sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(image).arg(dir);
+    command
+        .args(["-Urm", "sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")])
+        .arg(image)
+        .arg(dir);
     command
 }
 
@@ -127,8 +178,15 @@ fn in_user_namespace(script: &str, image: &Path, dir: &Path) -> Command {
 fn user_namespaces_and_the_host_can_read_the_same_image_at_once_and_one_after_the_other() {
     let (temp, image, [a, b]) = setup();
     let script = r#""$0" mount "$1" "$2"; cat "$2/tree/text.txt"; touch "$2.ready"; while [ ! -e "$2.done" ]; do sleep 0.05; done"#;
-    let first = Process(in_user_namespace(script, &image, &a).stdout(Stdio::null()).spawn().unwrap());
-    wait_until("mounting in a user namespace", || temp.path().join("mnt0.ready").exists());
+    let first = Process(
+        in_user_namespace(script, &image, &a)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    wait_until("mounting in a user namespace", || {
+        temp.path().join("mnt0.ready").exists()
+    });
     // Beside it.
     let mounted = Mounted::new(&[image.to_str().unwrap()], &b);
     let expected = tree(&b);
@@ -155,11 +213,14 @@ fn a_namespace_that_a_file_holds_keeps_its_mounts() {
     let (temp, image, [dir]) = setup();
     let holder = temp.path().join("holder");
     std::fs::create_dir(&holder).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&holder));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "none"])
+        .arg(&holder));
     run(Command::new("mount").arg("--make-private").arg(&holder));
     let namespace = holder.join("ns");
     std::fs::write(&namespace, "").unwrap();
-    let script = r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
+    let script =
+        r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
     let mut command = Command::new("unshare");
     command
         .arg(format!("--mount={}", namespace.display()))
@@ -167,11 +228,14 @@ fn a_namespace_that_a_file_holds_keeps_its_mounts() {
         .arg(&image)
         .arg(&dir);
     run(lxcri_fs().arg("ps"));
-    let row: serde_json::Value = serde_json::from_str(run(&mut command).lines().next().unwrap()).unwrap();
+    let row: serde_json::Value =
+        serde_json::from_str(run(&mut command).lines().next().unwrap()).unwrap();
     std::thread::sleep(Duration::from_secs(4));
     let inside = |args: &[&str]| {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--mount={}", namespace.display())).args(args);
+        command
+            .arg(format!("--mount={}", namespace.display()))
+            .args(args);
         command
     };
     let alive = is_alive(pid(&row, "keeper"));
@@ -186,11 +250,22 @@ fn a_namespace_that_a_file_holds_keeps_its_mounts() {
 fn a_keeper_that_is_alone_in_its_namespace_ends() {
     let (_temp, image, [dir]) = setup();
     // The keeper stays in it, because it is told to keep its directory where nobody else looks.
-    let script = r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
+    let script =
+        r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&image).arg(&dir);
+    command
+        .args([
+            "--mount",
+            "sh",
+            "-ec",
+            script,
+            env!("CARGO_BIN_EXE_lxcri-fs"),
+        ])
+        .arg(&image)
+        .arg(&dir);
     run(lxcri_fs().arg("ps"));
-    let row: serde_json::Value = serde_json::from_str(run(&mut command).lines().next().unwrap()).unwrap();
+    let row: serde_json::Value =
+        serde_json::from_str(run(&mut command).lines().next().unwrap()).unwrap();
     for process in ["keeper", "worker"] {
         wait_until("the end of the processes", || !is_alive(pid(&row, process)));
     }

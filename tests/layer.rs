@@ -1,4 +1,5 @@
-//! Layer tars: every form that tars have had is read, what cannot be right is refused, and a skeleton gives back both the tar and its changes.
+//! Layer tars: every form that tars have had is read, what cannot be right is refused, and a
+//! skeleton gives back both the tar and its changes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -26,12 +27,19 @@ struct Memory(Vec<Vec<u8>>);
 impl ContentSink for Memory {
     fn add(&mut self, _: &[u8], size: u64, input: &mut dyn Read) -> bfc::Result<Option<u32>> {
         let mut bytes = Vec::new();
-        input.take(size).read_to_end(&mut bytes).map_err(bfc::Error::Input)?;
+        input
+            .take(size)
+            .read_to_end(&mut bytes)
+            .map_err(bfc::Error::Input)?;
         assert_eq!(bytes.len() as u64, size);
         if size == 0 {
             return Ok(None);
         }
-        let known = self.0.iter().position(|c| *c == bytes).unwrap_or(self.0.len());
+        let known = self
+            .0
+            .iter()
+            .position(|c| *c == bytes)
+            .unwrap_or(self.0.len());
         if known == self.0.len() {
             self.0.push(bytes);
         }
@@ -56,7 +64,10 @@ fn tar_of(skeleton: &Skeleton, contents: &Memory) -> Vec<u8> {
         match segment {
             Segment::Raw(bytes) => out.extend_from_slice(bytes),
             Segment::Content { id, offset, size } => {
-                let (offset, size) = (usize::try_from(offset).unwrap(), usize::try_from(size).unwrap());
+                let (offset, size) = (
+                    usize::try_from(offset).unwrap(),
+                    usize::try_from(size).unwrap(),
+                );
                 out.extend_from_slice(&contents.0[id as usize][offset..offset + size]);
             }
         }
@@ -64,12 +75,16 @@ fn tar_of(skeleton: &Skeleton, contents: &Memory) -> Vec<u8> {
     out
 }
 
-/// Reads a tar that is right, and checks what is true of each: its skeleton makes the same tar and the same changes.
+/// Reads a tar that is right, and checks what is true of each: its skeleton makes the same tar and
+/// the same changes.
 #[track_caller]
 fn layer(tar: &[u8]) -> (Vec<Change>, Memory) {
     let (layer, contents) = read_tar(tar, 1 << 30).unwrap();
     assert!(tar_of(&layer.skeleton, &contents) == tar);
-    assert_eq!(replay::changes(&layer.skeleton.compressed, layer.skeleton.size).unwrap(), layer.changes);
+    assert_eq!(
+        replay::changes(&layer.skeleton.compressed, layer.skeleton.size).unwrap(),
+        layer.changes
+    );
     (layer.changes, contents)
 }
 
@@ -80,7 +95,9 @@ fn nodes(tar: &[u8]) -> BTreeMap<Vec<u8>, (Node, Vec<u8>)> {
     for change in changes {
         if let What::Node(node) = change.what {
             let content = match node.kind {
-                Kind::File { content: Some(id), .. } => contents.0[id as usize].clone(),
+                Kind::File {
+                    content: Some(id), ..
+                } => contents.0[id as usize].clone(),
                 _ => Vec::new(),
             };
             out.insert(change.path, (node, content));
@@ -91,7 +108,9 @@ fn nodes(tar: &[u8]) -> BTreeMap<Vec<u8>, (Node, Vec<u8>)> {
 
 #[track_caller]
 fn refused(tar: &[u8], text: &str) {
-    let Err(error) = read_tar(tar, 1 << 30) else { panic!("taken") };
+    let Err(error) = read_tar(tar, 1 << 30) else {
+        panic!("taken")
+    };
     assert!(error.to_string().contains(text), "{error}");
 }
 
@@ -104,13 +123,21 @@ struct Member {
 fn member(name: &[u8], kind: u8, data: &[u8]) -> Member {
     let mut header = [0; 512];
     header[..name.len()].copy_from_slice(name);
-    for (at, field) in [(100, "0000644"), (108, "0000000"), (116, "0000000"), (136, "00000000000")] {
+    for (at, field) in [
+        (100, "0000644"),
+        (108, "0000000"),
+        (116, "0000000"),
+        (136, "00000000000"),
+    ] {
         header[at..at + field.len()].copy_from_slice(field.as_bytes());
     }
     header[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
     header[156] = kind;
     header[257..265].copy_from_slice(b"ustar\x0000");
-    Member { header, data: data.to_vec() }
+    Member {
+        header,
+        data: data.to_vec(),
+    }
 }
 
 impl Member {
@@ -137,7 +164,9 @@ fn pax(kind: u8, records: &[(&str, &[u8])]) -> Member {
     let mut data = Vec::new();
     for (key, value) in records {
         let body = key.len() + value.len() + 3;
-        let len = (body..).find(|len| body + len.to_string().len() == *len).unwrap();
+        let len = (body..)
+            .find(|len| body + len.to_string().len() == *len)
+            .unwrap();
         data.extend_from_slice(format!("{len} {key}=").as_bytes());
         data.extend_from_slice(value);
         data.push(b'\n');
@@ -154,9 +183,15 @@ fn tar(members: Vec<Member>) -> Vec<u8> {
 /// Makes a tar of what `script` makes, with GNU tar.
 fn gnu_tar(script: &str, options: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
-    let sh = |script: &str| run(Command::new("bash").args(["-euc", script]).current_dir(dir.path()));
+    let sh = |script: &str| {
+        run(Command::new("bash")
+            .args(["-euc", script])
+            .current_dir(dir.path()))
+    };
     sh(&format!("mkdir tree; cd tree; {script}"));
-    sh(&format!("tar -C tree --numeric-owner --sort=name {options} -cf out.tar ."));
+    sh(&format!(
+        "tar -C tree --numeric-owner --sort=name {options} -cf out.tar ."
+    ));
     std::fs::read(dir.path().join("out.tar")).unwrap()
 }
 
@@ -164,12 +199,17 @@ fn gnu_tar(script: &str, options: &str) -> Vec<u8> {
 fn every_form_of_gnu_tar_is_read() {
     let long = "directory-with-a-name-of-some-length/".repeat(4);
     let script = format!(
-        "mkdir -p {long}; echo in > {long}file; echo data > file; ln file hard; ln -s {long}file sym; chmod 4751 file; mkfifo fifo
+        "mkdir -p {long}; echo in > {long}file; echo data > file; ln file hard; ln -s {long}file \
+         sym; chmod 4751 file; mkfifo fifo
          touch -d '1965-01-02 03:04:05 UTC' old; touch -d '2400-01-01 UTC' new; mkdir empty"
     );
-    for (form, long_names, old_times) in
-        [("v7", false, false), ("ustar", false, false), ("oldgnu", true, true), ("gnu", true, true), ("posix", true, true)]
-    {
+    for (form, long_names, old_times) in [
+        ("v7", false, false),
+        ("ustar", false, false),
+        ("oldgnu", true, true),
+        ("gnu", true, true),
+        ("posix", true, true),
+    ] {
         // Names and times that the form cannot say are left out.
         let mut exclude = String::new();
         if !old_times {
@@ -187,7 +227,11 @@ fn every_form_of_gnu_tar_is_read() {
         assert_eq!(found[&b"empty"[..]].0.attr.mode & S_IFMT, S_IFDIR, "{form}");
         if long_names {
             assert_eq!(found[format!("{long}file").as_bytes()].1, b"in\n", "{form}");
-            assert_eq!(found[&b"sym"[..]].0.kind, Kind::Symlink(format!("{long}file").as_bytes().into()), "{form}");
+            assert_eq!(
+                found[&b"sym"[..]].0.kind,
+                Kind::Symlink(format!("{long}file").as_bytes().into()),
+                "{form}"
+            );
         }
         if old_times {
             assert_eq!(found[&b"old"[..]].0.attr.mtime_s, -157_668_955, "{form}");
@@ -202,17 +246,29 @@ fn every_form_of_gnu_tar_is_read() {
 #[test]
 fn sparse_files_are_read_in_all_their_forms() {
     // Enough parts for extension blocks, a file that is all hole, and one that ends in a hole.
-    let script = "for i in $(seq 0 60); do printf \"part $i\" | dd of=parts bs=1 seek=$((i * 20000)) conv=notrunc status=none; done
-                  truncate -s 500000 hole; printf start > end; truncate -s 300000 end; echo plain > plain";
+    let script = "for i in $(seq 0 60); do printf \"part $i\" | dd of=parts bs=1 seek=$((i * \
+                  20000)) conv=notrunc status=none; done
+                  truncate -s 500000 hole; printf start > end; truncate -s 300000 end; echo plain \
+                  > plain";
     let expected = nodes(&gnu_tar(script, "--format=gnu"));
-    for options in
-        ["--format=oldgnu", "--format=gnu", "--format=posix --sparse-version=0.0", "--format=posix --sparse-version=0.1", "--format=posix"]
-    {
-        let found = nodes(&gnu_tar(script, &format!("--sparse --hole-detection=raw {options}")));
+    for options in [
+        "--format=oldgnu",
+        "--format=gnu",
+        "--format=posix --sparse-version=0.0",
+        "--format=posix --sparse-version=0.1",
+        "--format=posix",
+    ] {
+        let found = nodes(&gnu_tar(
+            script,
+            &format!("--sparse --hole-detection=raw {options}"),
+        ));
         for name in ["parts", "hole", "end", "plain"] {
             let (file, content) = &found[name.as_bytes()];
             assert!(*content == expected[name.as_bytes()].1, "{name} {options}");
-            assert!(matches!(file.kind, Kind::File { size, .. } if size == content.len() as u64), "{name} {options}");
+            assert!(
+                matches!(file.kind, Kind::File { size, .. } if size == content.len() as u64),
+                "{name} {options}"
+            );
         }
     }
 }
@@ -220,15 +276,36 @@ fn sparse_files_are_read_in_all_their_forms() {
 #[test]
 fn pax_records() {
     let file = || member(b"short", b'0', b"x");
-    let one = |records: &[(&str, &[u8])]| nodes(&tar(vec![pax(b'x', records), file()])).into_iter().next().unwrap();
-    let (path, (node, _)) = one(&[("path", b"long/\xff"), ("uid", b"4294967294"), ("gid", b"7"), ("mtime", b"-1.25")]);
+    let one = |records: &[(&str, &[u8])]| {
+        nodes(&tar(vec![pax(b'x', records), file()]))
+            .into_iter()
+            .next()
+            .unwrap()
+    };
+    let (path, (node, _)) = one(&[
+        ("path", b"long/\xff"),
+        ("uid", b"4294967294"),
+        ("gid", b"7"),
+        ("mtime", b"-1.25"),
+    ]);
     assert_eq!(path, b"long/\xff");
-    assert_eq!((node.attr.uid, node.attr.gid, node.attr.mtime_s, node.attr.mtime_ns), (4_294_967_294, 7, -2, 750_000_000));
+    assert_eq!(
+        (
+            node.attr.uid,
+            node.attr.gid,
+            node.attr.mtime_s,
+            node.attr.mtime_ns
+        ),
+        (4_294_967_294, 7, -2, 750_000_000)
+    );
     // The later record counts, and an empty value takes an earlier one back.
     assert_eq!(one(&[("path", b"a"), ("path", b"b")]).0, b"b");
     assert_eq!(one(&[("path", b"a"), ("path", b"")]).0, b"short");
     // A size larger than the header's field.
-    let sized = tar(vec![pax(b'x', &[("size", b"3")]), member(b"f", b'0', b"abc").with(124, b"00000000000")]);
+    let sized = tar(vec![
+        pax(b'x', &[("size", b"3")]),
+        member(b"f", b'0', b"abc").with(124, b"00000000000"),
+    ]);
     assert_eq!(nodes(&sized)[&b"f"[..]].1, b"abc");
     // Global records count until others come, and local ones count more.
     let global = nodes(&tar(vec![
@@ -239,7 +316,10 @@ fn pax_records() {
         pax(b'g', &[("uid", b"8")]),
         member(b"c", b'0', b""),
     ]));
-    let owners: Vec<_> = global.values().map(|(n, _)| (n.attr.uid, n.attr.gid)).collect();
+    let owners: Vec<_> = global
+        .values()
+        .map(|(n, _)| (n.attr.uid, n.attr.gid))
+        .collect();
     assert_eq!(owners, [(7, 6), (5, 6), (8, 6)]);
     // Attributes: SCHILY's are exact, libarchive's encoded.
     let (_, (node, _)) = one(&[
@@ -248,8 +328,18 @@ fn pax_records() {
         ("LIBARCHIVE.xattr.user.b", b"AAEC"),
         ("SCHILY.xattr.user.empty", b""),
     ]);
-    let xattr = |name: &[u8], value: &[u8]| Xattr { name: name.to_vec(), value: value.to_vec() };
-    assert_eq!(node.attr.xattrs, [xattr(b"user.a", b"x\0\n=y"), xattr(b"user.b", b"\0\x01\x02"), xattr(b"user.empty", b"")]);
+    let xattr = |name: &[u8], value: &[u8]| Xattr {
+        name: name.to_vec(),
+        value: value.to_vec(),
+    };
+    assert_eq!(
+        node.attr.xattrs,
+        [
+            xattr(b"user.a", b"x\0\n=y"),
+            xattr(b"user.b", b"\0\x01\x02"),
+            xattr(b"user.empty", b"")
+        ]
+    );
 }
 
 #[test]
@@ -260,19 +350,42 @@ fn old_forms_and_odd_names() {
         member(b"dir/v7", b'\0', b"1").with(257, &[0; 8]),
         // ustar's prefix, and what star has there besides.
         member(b"name", b'0', b"2").with(345, b"pre/fix"),
-        member(b"star", b'0', b"3").with(345, b"pre").with(476, b"00000000000 00000000000 ").with(508, b"tar\0"),
+        member(b"star", b'0', b"3")
+            .with(345, b"pre")
+            .with(476, b"00000000000 00000000000 ")
+            .with(508, b"tar\0"),
         member(b"./dotted//twice/./", b'5', b""),
         member(b"contiguous", b'7', b"4"),
         // What the size field says of things without data is ignored, as Go's reader does.
-        member(b"link", b'2', b"").link(b"target").with(124, b"00000001000"),
+        member(b"link", b'2', b"")
+            .link(b"target")
+            .with(124, b"00000001000"),
         member(b"last", b'0', b"5"),
         member(b"last", b'0', b"6"),
     ]));
-    let names: Vec<_> = found.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect();
-    assert_eq!(names, ["contiguous", "dir", "dir/v7", "dotted/twice", "last", "link", "pre/fix/name", "pre/star"]);
+    let names: Vec<_> = found
+        .keys()
+        .map(|k| String::from_utf8_lossy(k).into_owned())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "contiguous",
+            "dir",
+            "dir/v7",
+            "dotted/twice",
+            "last",
+            "link",
+            "pre/fix/name",
+            "pre/star"
+        ]
+    );
     assert_eq!(found[&b"dir"[..]].0.attr.mode & S_IFMT, S_IFDIR);
     assert_eq!(found[&b"link"[..]].0.attr.mode & S_IFMT, S_IFLNK);
-    assert_eq!((&found[&b"last"[..]].1[..], &found[&b"contiguous"[..]].1[..]), (&b"6"[..], &b"4"[..]));
+    assert_eq!(
+        (&found[&b"last"[..]].1[..], &found[&b"contiguous"[..]].1[..]),
+        (&b"6"[..], &b"4"[..])
+    );
 }
 
 #[test]
@@ -302,10 +415,23 @@ fn whiteouts_are_marks_with_or_without_content() {
         member(b".wh..wh.plnk", b'5', b""),
         member(b".wh..wh.plnk/1.2", b'0', b"x"),
     ]));
-    let change = |path: &[u8], what| Change { path: path.to_vec(), what };
-    assert_eq!(changes, [change(b"a/b", What::Whiteout), change(b"c", What::Whiteout), change(b"d", What::Opaque)]);
+    let change = |path: &[u8], what| Change {
+        path: path.to_vec(),
+        what,
+    };
+    assert_eq!(
+        changes,
+        [
+            change(b"a/b", What::Whiteout),
+            change(b"c", What::Whiteout),
+            change(b"d", What::Opaque)
+        ]
+    );
     for name in [&b".wh."[..], b"a/.wh..", b".wh..."] {
-        refused(&tar(vec![member(name, b'0', b"")]), "whiteout without a name");
+        refused(
+            &tar(vec![member(name, b'0', b"")]),
+            "whiteout without a name",
+        );
     }
 }
 
@@ -315,58 +441,135 @@ fn what_cannot_be_right_is_refused() {
     let sparse = |records: &[(&str, &[u8])]| tar(vec![pax(b'x', records), file()]);
     refused(&tar(vec![member(b"v", b'V', b"")]), "entry type");
     refused(&tar(vec![file().with(108, b"9999999")]), "uid");
-    refused(&tar(vec![pax(b'x', &[("uid", b"4294967295")]), file()]), "uid");
+    refused(
+        &tar(vec![pax(b'x', &[("uid", b"4294967295")]), file()]),
+        "uid",
+    );
     refused(&tar(vec![member(b"l", b'2', b"")]), "without a target");
-    refused(&tar(vec![pax(b'x', &[("mtime", b"soon")]), file()]), "mtime");
-    refused(&tar(vec![pax(b'x', &[("path", &[b'n'; 256])]), file()]), "255");
-    refused(&tar(vec![pax(b'x', &[("path", &b"n/".repeat(40_000))]), file()]), "path");
-    refused(&tar(vec![pax(b'x', &[("SCHILY.xattr.user.a", &[0; 70_000])]), file()]), "attribute");
-    refused(&tar(vec![pax(b'x', &[("linkpath", &[b't'; 4096])]), member(b"l", b'2', b"")]), "4095");
-    refused(&tar(vec![file().with(124, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff")]), "size");
-    refused(&sparse(&[("GNU.sparse.map", b"0,4")]), "expanded file is missing");
-    refused(&sparse(&[("GNU.sparse.size", b"100"), ("GNU.sparse.map", b"0,9")]), "sparse");
-    refused(&sparse(&[("GNU.sparse.size", b"3"), ("GNU.sparse.map", b"0,4")]), "sparse");
-    refused(&sparse(&[("GNU.sparse.major", b"2"), ("GNU.sparse.minor", b"0")]), "unknown form");
-    refused(&sparse(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")]), "sparse");
+    refused(
+        &tar(vec![pax(b'x', &[("mtime", b"soon")]), file()]),
+        "mtime",
+    );
+    refused(
+        &tar(vec![pax(b'x', &[("path", &[b'n'; 256])]), file()]),
+        "255",
+    );
+    refused(
+        &tar(vec![pax(b'x', &[("path", &b"n/".repeat(40_000))]), file()]),
+        "path",
+    );
+    refused(
+        &tar(vec![
+            pax(b'x', &[("SCHILY.xattr.user.a", &[0; 70_000])]),
+            file(),
+        ]),
+        "attribute",
+    );
+    refused(
+        &tar(vec![
+            pax(b'x', &[("linkpath", &[b't'; 4096])]),
+            member(b"l", b'2', b""),
+        ]),
+        "4095",
+    );
+    refused(
+        &tar(vec![file().with(
+            124,
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        )]),
+        "size",
+    );
+    refused(
+        &sparse(&[("GNU.sparse.map", b"0,4")]),
+        "expanded file is missing",
+    );
+    refused(
+        &sparse(&[("GNU.sparse.size", b"100"), ("GNU.sparse.map", b"0,9")]),
+        "sparse",
+    );
+    refused(
+        &sparse(&[("GNU.sparse.size", b"3"), ("GNU.sparse.map", b"0,4")]),
+        "sparse",
+    );
+    refused(
+        &sparse(&[("GNU.sparse.major", b"2"), ("GNU.sparse.minor", b"0")]),
+        "unknown form",
+    );
+    refused(
+        &sparse(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.realsize", b"9"),
+        ]),
+        "sparse",
+    );
     // An expanded file counts at its full length.
-    let huge = sparse(&[("GNU.sparse.size", b"1000000000000"), ("GNU.sparse.map", b"0,4")]);
+    let huge = sparse(&[
+        ("GNU.sparse.size", b"1000000000000"),
+        ("GNU.sparse.map", b"0,4"),
+    ]);
     assert!(matches!(read_tar(&huge, 1 << 30), Err(Error::MaxSize(_))));
 }
 
-/// The memory that attributes take is bounded, also when one global header gives them to every entry.
+/// The memory that attributes take is bounded, also when one global header gives them to every
+/// entry.
 #[test]
 fn one_header_for_many_entries_is_no_bomb() {
     let value = vec![b'x'; 65_000];
-    let records: Vec<(String, &[u8])> = (0..15).map(|i| (format!("SCHILY.xattr.user.{i}"), &value[..])).collect();
+    let records: Vec<(String, &[u8])> = (0..15)
+        .map(|i| (format!("SCHILY.xattr.user.{i}"), &value[..]))
+        .collect();
     let records: Vec<_> = records.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     let head = pax(b'g', &records).bytes();
     let entry = member(b"f", b'0', b"").bytes();
     let mut tar: Box<dyn Read> = Box::new(std::io::Cursor::new(head));
     // At a megabyte each, the limit comes after some thirty entries.
     tar = Box::new(tar.chain(std::io::Cursor::new(entry.repeat(5000))));
-    let error = read::read(&mut tar, &mut Memory::default(), &mut Budget::new(1 << 40).with_memory(32 << 20)).unwrap_err();
+    let error = read::read(
+        &mut tar,
+        &mut Memory::default(),
+        &mut Budget::new(1 << 40).with_memory(32 << 20),
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Metadata(_)), "{error}");
 }
 
 fn any_attr(kind: u32) -> impl Strategy<Value = Attr> {
     let name = "[a-z=%.]{1,20}";
     let xattrs = prop::collection::btree_map(name, prop::collection::vec(any::<u8>(), 0..50), 0..3);
-    (0..0o10000_u32, 0..u32::MAX, 0..u32::MAX, any::<i64>(), 0..1_000_000_000_u32, xattrs).prop_map(
-        move |(mode, uid, gid, mtime_s, mtime_ns, xattrs)| Attr {
+    (
+        0..0o10000_u32,
+        0..u32::MAX,
+        0..u32::MAX,
+        any::<i64>(),
+        0..1_000_000_000_u32,
+        xattrs,
+    )
+        .prop_map(move |(mode, uid, gid, mtime_s, mtime_ns, xattrs)| Attr {
             mode: kind | mode,
             uid,
             gid,
             // What a header or a record can say: one second from either end is lost to the sign.
             mtime_s: mtime_s.clamp(-i64::MAX + 1, i64::MAX),
             mtime_ns,
-            xattrs: xattrs.into_iter().map(|(n, value)| Xattr { name: [b"user.", n.as_bytes()].concat(), value }).collect(),
-        },
-    )
+            xattrs: xattrs
+                .into_iter()
+                .map(|(n, value)| Xattr {
+                    name: [b"user.", n.as_bytes()].concat(),
+                    value,
+                })
+                .collect(),
+        })
 }
 
 fn any_path() -> impl Strategy<Value = Vec<u8>> {
-    let name = prop::collection::vec(any::<u8>().prop_filter("a name's", |&b| b != 0 && b != b'/'), 1..80);
-    let name = name.prop_filter("names that stand for others", |n| n != b"." && n != b".." && !n.starts_with(b".wh."));
+    let name = prop::collection::vec(
+        any::<u8>().prop_filter("a name's", |&b| b != 0 && b != b'/'),
+        1..80,
+    );
+    let name = name.prop_filter("names that stand for others", |n| {
+        n != b"." && n != b".." && !n.starts_with(b".wh.")
+    });
     prop::collection::vec(name, 1..5).prop_map(|names| names.join(&b'/'))
 }
 
@@ -376,18 +579,40 @@ fn any_entry() -> impl Strategy<Value = (Change, Vec<u8>)> {
         let target = prop::collection::vec(1..=255_u8, 1..300);
         (any_path(), any_attr(kind), target).prop_map(move |(path, attr, bytes)| {
             let kind = what(bytes.clone());
-            let content = if matches!(kind, Kind::File { .. }) { bytes } else { Vec::new() };
-            (Change { path, what: What::Node(Node { attr, kind }) }, content)
+            let content = if matches!(kind, Kind::File { .. }) {
+                bytes
+            } else {
+                Vec::new()
+            };
+            (
+                Change {
+                    path,
+                    what: What::Node(Node { attr, kind }),
+                },
+                content,
+            )
         })
     };
     prop_oneof![
-        node(S_IFREG, |b| Kind::File { size: b.len() as u64, content: Some(0) }),
+        node(S_IFREG, |b| Kind::File {
+            size: b.len() as u64,
+            content: Some(0)
+        }),
         node(S_IFDIR, |_| Kind::Dir(BTreeMap::new())),
         node(S_IFLNK, |b| Kind::Symlink(b.into())),
         node(S_IFSOCK, |_| Kind::Other),
         node(S_IFIFO, |_| Kind::Other),
-        node(bfc::format::S_IFBLK, |b| Kind::Device(u32::from(b[0]), 0xf_ffff)),
-        (any_path(), any_path()).prop_map(|(path, target)| (Change { path, what: What::HardLink(target) }, Vec::new())),
+        node(bfc::format::S_IFBLK, |b| Kind::Device(
+            u32::from(b[0]),
+            0xf_ffff
+        )),
+        (any_path(), any_path()).prop_map(|(path, target)| (
+            Change {
+                path,
+                what: What::HardLink(target)
+            },
+            Vec::new()
+        )),
     ]
 }
 
@@ -396,14 +621,26 @@ fn write(entries: &[(Change, Vec<u8>)]) -> Vec<u8> {
     for (change, content) in entries {
         let body = match &change.what {
             What::HardLink(target) => Body::HardLink(target),
-            What::Node(Node { kind: Kind::File { size, .. }, .. }) => Body::File(*size, &mut &content[..]),
-            What::Node(Node { kind: Kind::Symlink(target), .. }) => Body::Symlink(target),
-            What::Node(Node { kind: Kind::Device(major, minor), .. }) => Body::Device(*major, *minor),
+            What::Node(Node {
+                kind: Kind::File { size, .. },
+                ..
+            }) => Body::File(*size, &mut &content[..]),
+            What::Node(Node {
+                kind: Kind::Symlink(target),
+                ..
+            }) => Body::Symlink(target),
+            What::Node(Node {
+                kind: Kind::Device(major, minor),
+                ..
+            }) => Body::Device(*major, *minor),
             _ => Body::None,
         };
         let attr = match &change.what {
             What::Node(node) => node.attr.clone(),
-            _ => Attr { mode: S_IFREG, ..Attr::default() },
+            _ => Attr {
+                mode: S_IFREG,
+                ..Attr::default()
+            },
         };
         tar.append(&change.path, &attr, body).unwrap();
     }
@@ -451,19 +688,54 @@ proptest! {
 #[test]
 fn gnu_tar_reads_the_canonical_form() {
     let dir = tempfile::tempdir().unwrap();
-    let attr = |mode| Attr { mode, uid: 3_000_000, gid: 7, mtime_s: 5, mtime_ns: 250_000_000, xattrs: Vec::new() };
+    let attr = |mode| Attr {
+        mode,
+        uid: 3_000_000,
+        gid: 7,
+        mtime_s: 5,
+        mtime_ns: 250_000_000,
+        xattrs: Vec::new(),
+    };
     let file = |path: &str, content: &[u8]| {
-        let kind = Kind::File { size: content.len() as u64, content: Some(0) };
-        (Change { path: path.into(), what: What::Node(Node { attr: attr(S_IFREG | 0o640), kind }) }, content.to_vec())
+        let kind = Kind::File {
+            size: content.len() as u64,
+            content: Some(0),
+        };
+        (
+            Change {
+                path: path.into(),
+                what: What::Node(Node {
+                    attr: attr(S_IFREG | 0o640),
+                    kind,
+                }),
+            },
+            content.to_vec(),
+        )
     };
     let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
-    let link = Change { path: b"hard".to_vec(), what: What::HardLink(long.clone().into_bytes()) };
-    let bytes = write(&[file(&long, b"content"), (link, Vec::new()), file("empty", b"")]);
+    let link = Change {
+        path: b"hard".to_vec(),
+        what: What::HardLink(long.clone().into_bytes()),
+    };
+    let bytes = write(&[
+        file(&long, b"content"),
+        (link, Vec::new()),
+        file("empty", b""),
+    ]);
     let path: &Path = &dir.path().join("x.tar");
     std::fs::write(path, bytes).unwrap();
-    let listing = run(Command::new("tar").env("TZ", "UTC").args(["--numeric-owner", "--full-time", "-tvf"]).arg(path));
+    let listing = run(Command::new("tar")
+        .env("TZ", "UTC")
+        .args(["--numeric-owner", "--full-time", "-tvf"])
+        .arg(path));
     let lines: Vec<_> = listing.lines().collect();
-    assert_eq!(lines[0], format!("-rw-r----- 3000000/7         7 1970-01-01 00:00:05.25 {long}"));
-    assert!(lines[1].ends_with(&format!("hard link to {long}")), "{listing}");
+    assert_eq!(
+        lines[0],
+        format!("-rw-r----- 3000000/7         7 1970-01-01 00:00:05.25 {long}")
+    );
+    assert!(
+        lines[1].ends_with(&format!("hard link to {long}")),
+        "{listing}"
+    );
     assert_eq!(lines.len(), 3);
 }

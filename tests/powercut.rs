@@ -1,7 +1,9 @@
-//! What a power cut leaves of containers that write to ZFS and to ext4, and of commits under way: what was synced, and whole images.
+//! What a power cut leaves of containers that write to ZFS and to ext4, and of commits under way:
+//! what was synced, and whole images.
 //!
-//! Two tests with the cut between them, which `tests/zfs/run` runs in a VM that it kills when the first one says so. Both find the pool in
-//! `LXCRI_FS_TEST_POOL`, and in `LXCRI_FS_TEST_DISK` a directory on ext4.
+//! Two tests with the cut between them, which `tests/zfs/run` runs in a VM that it kills when the
+//! first one says so. Both find the pool in `LXCRI_FS_TEST_POOL`, and in `LXCRI_FS_TEST_DISK` a
+//! directory on ext4.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -19,13 +21,18 @@ use common::{Mounted, golden, lxcri_fs, run, stderr};
 const SIZE: usize = 20_000;
 
 fn disk() -> PathBuf {
-    PathBuf::from(std::env::var_os("LXCRI_FS_TEST_DISK").expect("LXCRI_FS_TEST_DISK names a directory"))
+    PathBuf::from(
+        std::env::var_os("LXCRI_FS_TEST_DISK").expect("LXCRI_FS_TEST_DISK names a directory"),
+    )
 }
 
 /// The uppers: what they are called, and what `--upper` takes.
 fn uppers() -> [(&'static str, String); 2] {
     let pool = std::env::var("LXCRI_FS_TEST_POOL").expect("LXCRI_FS_TEST_POOL names a pool");
-    [("zfs", format!("zfs:{pool}/cut")), ("ext4", disk().join("upper").to_str().unwrap().to_owned())]
+    [
+        ("zfs", format!("zfs:{pool}/cut")),
+        ("ext4", disk().join("upper").to_str().unwrap().to_owned()),
+    ]
 }
 
 fn image() -> PathBuf {
@@ -48,7 +55,8 @@ fn progress(name: &str) -> PathBuf {
     disk().join(format!("synced-{name}"))
 }
 
-/// Writes files for ever: a new one, the same synced under its last name, and a large file of the image that is copied up by it.
+/// Writes files for ever: a new one, the same synced under its last name, and a large file of the
+/// image that is copied up by it.
 fn write_for_ever(name: &str, root: &Path) {
     let known = File::create(progress(name)).unwrap();
     for number in 1_u64.. {
@@ -68,7 +76,11 @@ fn commit_for_ever(name: &str, upper: &str) {
     let committed = disk().join(format!("committed-{name}.bfc"));
     loop {
         let mut command = lxcri_fs();
-        command.args(["commit", upper, "--force", "-o"]).arg(&committed).stderr(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["commit", upper, "--force", "-o"])
+            .arg(&committed)
+            .stderr(Stdio::null())
+            .stdout(Stdio::null());
         let _ = command.status();
     }
 }
@@ -76,9 +88,15 @@ fn commit_for_ever(name: &str, upper: &str) {
 #[test]
 #[ignore = "needs a VM that is killed: tests/zfs/run"]
 fn before() {
-    run(lxcri_fs().arg("build").arg(golden("")).arg("-o").arg(image()));
+    run(lxcri_fs()
+        .arg("build")
+        .arg(golden(""))
+        .arg("-o")
+        .arg(image()));
     rustix::fs::sync();
-    let mounted: Vec<_> = uppers().map(|(name, upper)| (name, mount(name, &upper), upper)).into();
+    let mounted: Vec<_> = uppers()
+        .map(|(name, upper)| (name, mount(name, &upper), upper))
+        .into();
     std::thread::scope(|scope| {
         for (name, mounted, upper) in &mounted {
             scope.spawn(move || write_for_ever(name, &mounted.0));
@@ -89,7 +107,10 @@ fn before() {
                 scope.spawn(append_for_ever);
             }
         }
-        let begun = || uppers().iter().all(|(name, _)| synced(name) > 2) && disk().join("committed-zfs.bfc").exists();
+        let begun = || {
+            uppers().iter().all(|(name, _)| synced(name) > 2)
+                && disk().join("committed-zfs.bfc").exists()
+        };
         while !begun() {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -112,12 +133,19 @@ fn append_for_ever() {
 
 fn synced(name: &str) -> u64 {
     let mut number = [0; 8];
-    File::open(progress(name)).and_then(|file| file.read_exact_at(&mut number, 0)).map_or(0, |()| u64::from_le_bytes(number))
+    File::open(progress(name))
+        .and_then(|file| file.read_exact_at(&mut number, 0))
+        .map_or(0, |()| u64::from_le_bytes(number))
 }
 
 fn verify(image: &Path) {
     let output = lxcri_fs().arg("verify").arg(image).output().unwrap();
-    assert!(output.status.success(), "{}: {}", image.display(), stderr(&output));
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        image.display(),
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -134,9 +162,16 @@ fn after() {
         assert!(count > 2, "{name}: {count}");
         for number in 1..=count {
             let path = mounted.0.join(format!("file-{number}"));
-            assert!(std::fs::read(&path).unwrap() == content(number), "{}", path.display());
+            assert!(
+                std::fs::read(&path).unwrap() == content(number),
+                "{}",
+                path.display()
+            );
         }
-        assert_eq!(std::fs::read(mounted.0.join("plain.bfc")).unwrap(), std::fs::read(golden("plain.bfc")).unwrap());
+        assert_eq!(
+            std::fs::read(mounted.0.join("plain.bfc")).unwrap(),
+            std::fs::read(golden("plain.bfc")).unwrap()
+        );
         std::fs::write(mounted.0.join("file-1"), "and on").unwrap();
         run(Command::new("find").arg(&mounted.0));
         drop(mounted);

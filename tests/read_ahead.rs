@@ -10,13 +10,21 @@ use common::{Mounted, eventually, lxcri_fs, requests, run, stats};
 #[test]
 fn who_reads_file_after_file_finds_the_next_ones_ready() {
     let temp = tempfile::tempdir().unwrap();
-    let (source, image, dir) = (temp.path().join("source"), temp.path().join("image.bfc"), temp.path().join("mnt"));
+    let (source, image, dir) = (
+        temp.path().join("source"),
+        temp.path().join("image.bfc"),
+        temp.path().join("mnt"),
+    );
     for path in [&source, &dir] {
         std::fs::create_dir(path).unwrap();
     }
     // Sizes on both sides of a page, none at all, some that are too large for it.
     let sizes = [0, 1, 4095, 4096, 4097, 70_000, 131_072, 200_000];
-    let content = |n: usize| -> Vec<u8> { (0..sizes[n % sizes.len()]).map(|at| u8::try_from((at / 7 + n) % 251).unwrap()).collect() };
+    let content = |n: usize| -> Vec<u8> {
+        (0..sizes[n % sizes.len()])
+            .map(|at| u8::try_from((at / 7 + n) % 251).unwrap())
+            .collect()
+    };
     let names: Vec<String> = (0..400).map(|n| format!("{n:03}")).collect();
     for (n, name) in names.iter().enumerate() {
         std::fs::write(source.join(name), content(n)).unwrap();
@@ -28,7 +36,10 @@ fn who_reads_file_after_file_finds_the_next_ones_ready() {
         let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), names.len());
         for (n, name) in names.iter().enumerate() {
-            assert!(std::fs::read(dir.join(name)).unwrap() == content(n), "{name}");
+            assert!(
+                std::fs::read(dir.join(name)).unwrap() == content(n),
+                "{name}"
+            );
             // As long as it takes to make some of them ready.
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -36,7 +47,9 @@ fn who_reads_file_after_file_finds_the_next_ones_ready() {
         fewest = fewest.min(requests(&dir, "read"));
         drop(mounted);
         // Or the next mount would go on with its cache.
-        eventually("end of the keeper", || (!run(lxcri_fs().arg("ps")).contains(image.to_str().unwrap())).then_some(()));
+        eventually("end of the keeper", || {
+            (!run(lxcri_fs().arg("ps")).contains(image.to_str().unwrap())).then_some(())
+        });
         // Another test may have dropped caches meanwhile.
         if fewest < with_content / 2 {
             return;

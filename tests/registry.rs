@@ -1,4 +1,5 @@
-//! Images come from registries whole or not at all: out of Debian's docker-registry, and in spite of one that breaks, lies or refuses.
+//! Images come from registries whole or not at all: out of Debian's docker-registry, and in spite
+//! of one that breaks, lies or refuses.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -18,7 +19,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use common::{Mounted, assert_same_tree, run, stderr, tree};
-use server::{Bench, Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256};
+use server::{
+    Bench, Cutter, Image, PASSWORD, Registry, Response, Server, Setup, USER, certificate, sha256,
+};
 
 #[test]
 fn a_registry_s_image_is_what_was_pushed() {
@@ -28,15 +31,25 @@ fn a_registry_s_image_is_what_was_pushed() {
     let host = registry.host();
     bench.plain(&[&host]);
     let push = "copy -q --dest-tls-verify=false";
-    bench.skopeo(&format!("{push} --preserve-digests oci:layout:v1 docker://{host}/team/app:v1"));
+    bench.skopeo(&format!(
+        "{push} --preserve-digests oci:layout:v1 docker://{host}/team/app:v1"
+    ));
     bench.skopeo("copy -q --dest-decompress oci:layout:v1 dir:plain");
-    bench.skopeo(&format!("{push} --dest-compress-format zstd dir:plain docker://{host}/team/app:zstd"));
-    bench.skopeo(&format!("{push} --format v2s2 oci:layout:v1 docker://{host}/app:docker"));
+    bench.skopeo(&format!(
+        "{push} --dest-compress-format zstd dir:plain docker://{host}/team/app:zstd"
+    ));
+    bench.skopeo(&format!(
+        "{push} --format v2s2 oci:layout:v1 docker://{host}/app:docker"
+    ));
 
-    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    run(bench
+        .command()
+        .args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
     let expected = std::fs::read(bench.path("expected.bfc")).unwrap();
     assert!(bench.built(&format!("{host}/team/app:v1"), "v1.bfc") == expected);
-    let digest = bench.skopeo(&format!("inspect --tls-verify=false --format {{{{.Digest}}}} docker://{host}/team/app:v1"));
+    let digest = bench.skopeo(&format!(
+        "inspect --tls-verify=false --format {{{{.Digest}}}} docker://{host}/team/app:v1"
+    ));
     assert!(bench.built(&format!("{host}/team/app@{}", digest.trim()), "digest.bfc") == expected);
 
     bench.sh("umoci unpack --image layout:v1 bundle");
@@ -55,10 +68,17 @@ fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
     let bench = Bench::new();
     bench.layout();
     certificate(&bench.path("registry"));
-    let registry = Registry::start(&bench.path("registry"), &Setup { tls: true, login: true });
+    let registry = Registry::start(
+        &bench.path("registry"),
+        &Setup {
+            tls: true,
+            login: true,
+        },
+    );
     let host = registry.host();
     bench.skopeo(&format!(
-        "copy -q --dest-tls-verify=false --dest-creds '{USER}:{PASSWORD}' --preserve-digests oci:layout:v1 docker://{host}/app:v1"
+        "copy -q --dest-tls-verify=false --dest-creds '{USER}:{PASSWORD}' --preserve-digests \
+         oci:layout:v1 docker://{host}/app:v1"
     ));
     let reference = format!("{host}/app:v1");
 
@@ -72,12 +92,22 @@ fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
     let login = |path: &Path, password: &str| {
         let auth = STANDARD.encode(format!("{USER}:{password}"));
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, json!({ "auths": { &host: { "auth": auth } } }).to_string()).unwrap();
+        std::fs::write(
+            path,
+            json!({ "auths": { &host: { "auth": auth } } }).to_string(),
+        )
+        .unwrap();
     };
     let with = |name: &str, value: &Path| {
         let output = bench
             .command()
-            .args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"])
+            .args([
+                "build",
+                &format!("docker://{reference}"),
+                "--force",
+                "-o",
+                "image.bfc",
+            ])
             .env(name, value)
             .output()
             .unwrap();
@@ -86,35 +116,70 @@ fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
     login(&file, PASSWORD);
     assert_eq!(with("REGISTRY_AUTH_FILE", &file), (Some(0), String::new()));
     login(&bench.path("run/containers/auth.json"), PASSWORD);
-    assert_eq!(with("XDG_RUNTIME_DIR", &bench.path("run")), (Some(0), String::new()));
+    assert_eq!(
+        with("XDG_RUNTIME_DIR", &bench.path("run")),
+        (Some(0), String::new())
+    );
     login(&bench.path("docker/config.json"), PASSWORD);
-    assert_eq!(with("DOCKER_CONFIG", &bench.path("docker")), (Some(0), String::new()));
+    assert_eq!(
+        with("DOCKER_CONFIG", &bench.path("docker")),
+        (Some(0), String::new())
+    );
     // Also where the system has no certificates of its own.
     let mut command = bench.command();
-    command.args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"]).env("REGISTRY_AUTH_FILE", &file);
-    run(command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", bench.path("home")));
+    command
+        .args([
+            "build",
+            &format!("docker://{reference}"),
+            "--force",
+            "-o",
+            "image.bfc",
+        ])
+        .env("REGISTRY_AUTH_FILE", &file);
+    run(command
+        .env("SSL_CERT_FILE", "/dev/null")
+        .env("SSL_CERT_DIR", bench.path("home")));
     login(&file, "wrong");
     assert_eq!(with("REGISTRY_AUTH_FILE", &file).0, Some(4));
 
     // A helper is told the registry on its standard input.
     let helper = bench.path("docker-credential-test");
     let script = format!(
-        "#!/bin/sh\nread server; [ \"$1 $server\" = 'get {host}' ] || exit 1\necho '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
+        "#!/bin/sh\nread server; [ \"$1 $server\" = 'get {host}' ] || exit 1\necho \
+         '{{\"ServerURL\":\"\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
     );
     std::fs::write(&helper, script).unwrap();
     bench.sh("chmod +x docker-credential-test");
-    let path = format!("{}:{}", bench.dir.path().display(), std::env::var("PATH").unwrap());
-    for config in [json!({ "credHelpers": { &host: "test" } }), json!({ "auths": { &host: {} }, "credsStore": "test" })] {
+    let path = format!(
+        "{}:{}",
+        bench.dir.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    for config in [
+        json!({ "credHelpers": { &host: "test" } }),
+        json!({ "auths": { &host: {} }, "credsStore": "test" }),
+    ] {
         std::fs::write(&file, config.to_string()).unwrap();
         let mut command = bench.command();
         command
-            .args(["build", &format!("docker://{reference}"), "--force", "-o", "image.bfc"])
+            .args([
+                "build",
+                &format!("docker://{reference}"),
+                "--force",
+                "-o",
+                "image.bfc",
+            ])
             .env("REGISTRY_AUTH_FILE", &file)
             .env("PATH", &path);
         run(&mut command);
     }
-    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
-    assert!(std::fs::read(bench.path("image.bfc")).unwrap() == std::fs::read(bench.path("expected.bfc")).unwrap());
+    run(bench
+        .command()
+        .args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    assert!(
+        std::fs::read(bench.path("image.bfc")).unwrap()
+            == std::fs::read(bench.path("expected.bfc")).unwrap()
+    );
 }
 
 /// What broke is fetched on from where it broke, in one build and in the next.
@@ -126,23 +191,52 @@ fn broken_connections_cost_what_was_not_there_yet() {
     let cutter = Cutter::before(registry.port, 700_000);
     let (host, reference) = (cutter.host(), format!("{}/app:v1", cutter.host()));
     bench.plain(&[&host]);
-    bench.skopeo(&format!("copy -q --dest-tls-verify=false --preserve-digests oci:layout:v1 docker://{}/app:v1", registry.host()));
-    run(bench.command().args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
+    bench.skopeo(&format!(
+        "copy -q --dest-tls-verify=false --preserve-digests oci:layout:v1 docker://{}/app:v1",
+        registry.host()
+    ));
+    run(bench
+        .command()
+        .args(["build", "oci:layout:v1", "-o", "expected.bfc"]));
     let expected = std::fs::read(bench.path("expected.bfc")).unwrap();
-    let blobs: u64 = bench.path("layout/blobs/sha256").read_dir().unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    let blobs: u64 = bench
+        .path("layout/blobs/sha256")
+        .read_dir()
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
 
     assert!(bench.built(&reference, "image.bfc") == expected);
-    assert!(cutter.cut.load(Ordering::Relaxed) >= 4, "{}", cutter.cut.load(Ordering::Relaxed));
+    assert!(
+        cutter.cut.load(Ordering::Relaxed) >= 4,
+        "{}",
+        cutter.cut.load(Ordering::Relaxed)
+    );
     let passed = cutter.passed.swap(0, Ordering::Relaxed);
     assert!(passed < blobs * 3 / 2, "{passed} bytes for {blobs}");
 
     // Killed in the middle: nothing is to be seen, and the rest is what the next one fetches.
     cutter.after.store(1_500_000, Ordering::Relaxed);
-    let mut child =
-        bench.command().args(["build", &format!("docker://{reference}"), "-o", "killed.bfc"]).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = bench
+        .command()
+        .args([
+            "build",
+            &format!("docker://{reference}"),
+            "-o",
+            "killed.bfc",
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let begin = Instant::now();
     let spool = bench.path(".lxcri-fs-blobs");
-    let size = || spool.read_dir().map_or(0, |entries| entries.map(|e| e.unwrap().metadata().unwrap().len()).sum::<u64>());
+    let size = || {
+        spool.read_dir().map_or(0, |entries| {
+            entries
+                .map(|e| e.unwrap().metadata().unwrap().len())
+                .sum::<u64>()
+        })
+    };
     while size() < 1_000_000 && begin.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -155,11 +249,18 @@ fn broken_connections_cost_what_was_not_there_yet() {
     cutter.passed.store(0, Ordering::Relaxed);
     assert!(bench.built(&reference, "image.bfc") == expected);
     let passed = cutter.passed.load(Ordering::Relaxed);
-    assert!(passed < blobs - kept + 100_000, "{passed} bytes for {} that were missing", blobs - kept);
+    assert!(
+        passed < blobs - kept + 100_000,
+        "{passed} bytes for {} that were missing",
+        blobs - kept
+    );
 
     // What was kept is not believed.
     std::fs::create_dir(&spool).unwrap();
-    bench.sh("for f in $(find layout/blobs/sha256 -type f -size +2k); do head -c 1000 /dev/zero > .lxcri-fs-blobs/${f##*/}; done");
+    bench.sh(
+        "for f in $(find layout/blobs/sha256 -type f -size +2k); do head -c 1000 /dev/zero > \
+         .lxcri-fs-blobs/${f##*/}; done",
+    );
     bench.refused(&reference, 3, "its digest is");
     assert!(bench.built(&reference, "image.bfc") == expected);
 }
@@ -177,30 +278,59 @@ fn a_registry_that_lies_is_refused() {
     };
     let refused = |text: &str, change: &dyn Fn(&mut Image)| refused_as("", text, change);
     let layer = |image: &mut Image, change: &dyn Fn(&mut Vec<u8>)| change(image.layer().1);
-    refused("its digest is", &|image| layer(image, &|bytes| bytes[100_000] ^= 1));
-    refused("its descriptor says", &|image| layer(image, &|bytes| bytes.truncate(100_000)));
-    refused("its descriptor says", &|image| layer(image, &|bytes| bytes.extend_from_slice(&[0; 512])));
+    refused("its digest is", &|image| {
+        layer(image, &|bytes| bytes[100_000] ^= 1)
+    });
+    refused("its descriptor says", &|image| {
+        layer(image, &|bytes| bytes.truncate(100_000))
+    });
+    refused("its descriptor says", &|image| {
+        layer(image, &|bytes| bytes.extend_from_slice(&[0; 512]))
+    });
     let digest = sha256(&Image::new("lie", 200_000).manifests["latest"].1);
-    refused_as(&format!("@{digest}"), "its digest is", &|image| image.manifests.get_mut(&digest).unwrap().1.push(b' '));
+    refused_as(&format!("@{digest}"), "its digest is", &|image| {
+        image.manifests.get_mut(&digest).unwrap().1.push(b' ')
+    });
     refused("is an index and a manifest at once", &|image| {
-        let both = image.manifest(server::MANIFEST, &json!({ "schemaVersion": 2, "manifests": [], "layers": [] }));
+        let both = image.manifest(
+            server::MANIFEST,
+            &json!({ "schemaVersion": 2, "manifests": [], "layers": [] }),
+        );
         image.tag("latest", &both);
     });
     refused("missing field `rootfs`", &|image| {
         let config = image.blob("application/vnd.oci.image.config.v1+json", b"{}");
         let layer = image.layer().0;
-        let layers = [json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 1 })];
-        let manifest = image.manifest(server::MANIFEST, &json!({ "schemaVersion": 2, "config": config, "layers": layers }));
+        let layers = [
+            json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 1 }),
+        ];
+        let manifest = image.manifest(
+            server::MANIFEST,
+            &json!({ "schemaVersion": 2, "config": config, "layers": layers }),
+        );
         image.tag("latest", &manifest);
     });
 
     // Documents without an end, and texts that drive a terminal.
     let endless = Server::new(|_| Response::new(200, &vec![b' '; 9 << 20]));
     bench.plain(&[&endless.host()]);
-    bench.refused(&format!("{}/app", endless.host()), 1, "more than 4194304 bytes");
-    let rude = Server::new(|_| Response::new(400, b"{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u0007\"}]}"));
+    bench.refused(
+        &format!("{}/app", endless.host()),
+        1,
+        "more than 4194304 bytes",
+    );
+    let rude = Server::new(|_| {
+        Response::new(
+            400,
+            b"{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u0007\"}]}",
+        )
+    });
     bench.plain(&[&rude.host()]);
-    bench.refused(&format!("{}/app", rude.host()), 1, "400 Bad Request: [31mred");
+    bench.refused(
+        &format!("{}/app", rude.host()),
+        1,
+        "400 Bad Request: [31mred",
+    );
     let strange = Server::new(|r| {
         let realm = format!("Bearer realm=\"http://{}/token\"", r.header("host"));
         if r.path.starts_with("/token") {
@@ -210,7 +340,11 @@ fn a_registry_that_lies_is_refused() {
         }
     });
     bench.plain(&[&strange.host()]);
-    bench.refused(&format!("{}/app", strange.host()), 1, "a token that is none");
+    bench.refused(
+        &format!("{}/app", strange.host()),
+        1,
+        "a token that is none",
+    );
 }
 
 #[test]
@@ -226,21 +360,38 @@ fn an_index_of_a_registry_is_searched_by_platform() {
         on(image.add("amd64", 1000), "linux", "amd64"),
         on(image.add("attestation", 10), "unknown", "unknown"),
     ];
-    let index = image.manifest(server::INDEX, &json!({ "schemaVersion": 2, "mediaType": server::INDEX, "manifests": manifests }));
+    let index = image.manifest(
+        server::INDEX,
+        &json!({ "schemaVersion": 2, "mediaType": server::INDEX, "manifests": manifests }),
+    );
     image.tag("v1", &index);
     let list = "application/vnd.docker.distribution.manifest.list.v2+json";
-    let index = image.manifest(list, &json!({ "schemaVersion": 2, "mediaType": list, "manifests": manifests }));
+    let index = image.manifest(
+        list,
+        &json!({ "schemaVersion": 2, "mediaType": list, "manifests": manifests }),
+    );
     image.tag("v2", &index);
     let server = image.serve();
     bench.plain(&[&server.host()]);
     for tag in ["v1", "v2"] {
         for platform in ["amd64", "arm64"] {
             let reference = format!("{}/app:{tag}", server.host());
-            assert_eq!(bench.what(&reference, &["--platform", &format!("linux/{platform}")]), platform);
+            assert_eq!(
+                bench.what(&reference, &["--platform", &format!("linux/{platform}")]),
+                platform
+            );
         }
     }
-    let output = bench.build(&format!("{}/app:v1", server.host()), "none.bfc", &["--platform", "linux/riscv64"]);
-    assert!(stderr(&output).contains("choose one with --platform: linux/arm64, linux/amd64"), "{}", stderr(&output));
+    let output = bench.build(
+        &format!("{}/app:v1", server.host()),
+        "none.bfc",
+        &["--platform", "linux/riscv64"],
+    );
+    assert!(
+        stderr(&output).contains("choose one with --platform: linux/arm64, linux/amd64"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -255,13 +406,19 @@ fn a_registry_that_is_busy_is_asked_again() {
         // Cut off in the middle of its body.
         5 => {
             let whole = image.answer(request);
-            Response { announced: Some(whole.body.len()), ..Response::new(200, &whole.body[..100]) }
+            Response {
+                announced: Some(whole.body.len()),
+                ..Response::new(200, &whole.body[..100])
+            }
         }
         _ => image.answer(request),
     });
     bench.plain(&[&server.host()]);
     let begin = Instant::now();
-    assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "patience");
+    assert_eq!(
+        bench.what(&format!("{}/app", server.host()), &[]),
+        "patience"
+    );
     assert!(begin.elapsed() >= Duration::from_secs(1));
 
     let busy = Server::new(|_| Response::new(429, b"").with("Retry-After", "86400"));
@@ -270,7 +427,8 @@ fn a_registry_that_is_busy_is_asked_again() {
     assert_eq!(busy.asked().len(), 1);
 }
 
-/// Tokens are fetched with what is known of the registry, fetched again when they expire, and shown to nobody else.
+/// Tokens are fetched with what is known of the registry, fetched again when they expire, and shown
+/// to nobody else.
 #[test]
 fn tokens_go_to_their_registry_only() {
     let bench = Bench::new();
@@ -284,23 +442,43 @@ fn tokens_go_to_their_registry_only() {
     let server = Server::new(move |request| {
         if request.path.starts_with("/token") {
             let login = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
-            let asked = format!("{} {}", request.path, String::from_utf8_lossy(&request.body));
-            assert!(asked.contains("scope=repository%3Ateam%2Fapp%3Apull") && asked.contains("service=test"), "{asked}");
-            let identity = request.method == "POST" && String::from_utf8_lossy(&request.body).contains("refresh_token=a+refresh+token");
+            let asked = format!(
+                "{} {}",
+                request.path,
+                String::from_utf8_lossy(&request.body)
+            );
+            assert!(
+                asked.contains("scope=repository%3Ateam%2Fapp%3Apull")
+                    && asked.contains("service=test"),
+                "{asked}"
+            );
+            let identity = request.method == "POST"
+                && String::from_utf8_lossy(&request.body).contains("refresh_token=a+refresh+token");
             if request.header("authorization") != login && !identity {
                 return Response::new(401, b"");
             }
             let number = count.fetch_add(1, Ordering::Relaxed) + 1;
-            return Response::new(200, format!("{{\"access_token\":\"token{number}\",\"expires_in\":60}}").as_bytes());
+            return Response::new(
+                200,
+                format!("{{\"access_token\":\"token{number}\",\"expires_in\":60}}").as_bytes(),
+            );
         }
         // Every token is good for one kind of thing: the second is needed for blobs.
-        let token = if request.path.contains("/blobs/") { "Bearer token2" } else { "Bearer token1" };
+        let token = if request.path.contains("/blobs/") {
+            "Bearer token2"
+        } else {
+            "Bearer token1"
+        };
         if request.header("authorization") != token {
-            let realm = format!("Bearer realm=\"http://{}/token\",service=\"test\"", request.header("host"));
+            let realm = format!(
+                "Bearer realm=\"http://{}/token\",service=\"test\"",
+                request.header("host")
+            );
             return Response::new(401, b"").with("WWW-Authenticate", &realm);
         }
         if request.path.contains("/blobs/") {
-            return Response::new(307, b"").with("Location", &format!("http://{elsewhere}{}", request.path));
+            return Response::new(307, b"")
+                .with("Location", &format!("http://{elsewhere}{}", request.path));
         }
         image.answer(request)
     });
@@ -308,7 +486,11 @@ fn tokens_go_to_their_registry_only() {
     bench.plain(&[&host]);
     std::fs::create_dir_all(bench.path("home/.docker")).unwrap();
     let write = |entry: serde_json::Value| {
-        std::fs::write(bench.path("home/.docker/config.json"), json!({ "auths": { format!("{host}/team"): entry } }).to_string()).unwrap();
+        std::fs::write(
+            bench.path("home/.docker/config.json"),
+            json!({ "auths": { format!("{host}/team"): entry } }).to_string(),
+        )
+        .unwrap();
         issued.store(0, Ordering::Relaxed);
     };
     write(json!({ "auth": STANDARD.encode(format!("{USER}:{PASSWORD}")) }));
@@ -320,7 +502,12 @@ fn tokens_go_to_their_registry_only() {
     bench.refused(&format!("{host}/team/app"), 4, "refuses");
 
     let log = storage.log.lock().unwrap();
-    assert!(log.len() >= 4 && log.iter().all(|request| request.header("authorization").is_empty()));
+    assert!(
+        log.len() >= 4
+            && log
+                .iter()
+                .all(|request| request.header("authorization").is_empty())
+    );
 }
 
 /// That a registry is insecure says nothing of the others that it names.
@@ -341,20 +528,34 @@ fn credentials_go_to_no_plain_token_server_of_another_host() {
     assert!(!tokens.log.lock().unwrap().is_empty());
     tokens.log.lock().unwrap().clear();
     std::fs::create_dir_all(bench.path("home/.docker")).unwrap();
-    for entry in [json!({ "auth": STANDARD.encode(format!("{USER}:{PASSWORD}")) }), json!({ "identitytoken": "a refresh token" })] {
-        std::fs::write(bench.path("home/.docker/config.json"), json!({ "auths": { &host: entry } }).to_string()).unwrap();
+    for entry in [
+        json!({ "auth": STANDARD.encode(format!("{USER}:{PASSWORD}")) }),
+        json!({ "identitytoken": "a refresh token" }),
+    ] {
+        std::fs::write(
+            bench.path("home/.docker/config.json"),
+            json!({ "auths": { &host: entry } }).to_string(),
+        )
+        .unwrap();
         bench.refused(&format!("{host}/app"), 1, "no credentials are sent there");
     }
     assert!(tokens.log.lock().unwrap().is_empty());
     let log = server.log.lock().unwrap();
-    assert!(log.iter().all(|request| ["", "Bearer t"].contains(&request.header("authorization"))));
+    assert!(
+        log.iter()
+            .all(|request| ["", "Bearer t"].contains(&request.header("authorization")))
+    );
 }
 
 #[test]
 fn a_blob_is_fetched_once_however_often_it_is_named() {
     let bench = Bench::new();
     let mut image = Image::default();
-    let (first, second, third) = (image.add("first", 1000), image.add("second", 2000), image.add("third", 3000));
+    let (first, second, third) = (
+        image.add("first", 1000),
+        image.add("second", 2000),
+        image.add("third", 3000),
+    );
     // The first again in the end: whoever has it already still needs it there.
     let stack = image.stack(&[&[&first][..], &[&second; 60][..], &[&third, &first][..]].concat());
     image.tag("latest", &stack);
@@ -365,7 +566,11 @@ fn a_blob_is_fetched_once_however_often_it_is_named() {
     let host = server.host();
     bench.plain(&[&host]);
     let blobs = || {
-        let mut asked: Vec<_> = server.asked().into_iter().filter(|line| line.contains("/blobs/")).collect();
+        let mut asked: Vec<_> = server
+            .asked()
+            .into_iter()
+            .filter(|line| line.contains("/blobs/"))
+            .collect();
         server.log.lock().unwrap().clear();
         let all = asked.len();
         asked.sort();
@@ -389,7 +594,8 @@ fn what_is_no_layer_of_a_file_system_is_refused_by_name() {
     let bench = Bench::new();
     let of_type = |media_type: &str| {
         let mut image = Image::new("typed", 1000);
-        let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifests["latest"].1).unwrap();
+        let mut manifest: serde_json::Value =
+            serde_json::from_slice(&image.manifests["latest"].1).unwrap();
         manifest["layers"][0]["mediaType"] = json!(media_type);
         let manifest = image.manifest(server::MANIFEST, &manifest);
         image.tag("latest", &manifest);
@@ -407,10 +613,22 @@ fn what_is_no_layer_of_a_file_system_is_refused_by_name() {
         "",
     ] {
         let server = of_type(media_type);
-        bench.refused(&format!("{}/app", server.host()), 1, &format!("{media_type:?}"));
-        assert!(!server.asked().iter().any(|line| line.contains(&Image::new("typed", 1000).layer().0)));
+        bench.refused(
+            &format!("{}/app", server.host()),
+            1,
+            &format!("{media_type:?}"),
+        );
+        assert!(
+            !server
+                .asked()
+                .iter()
+                .any(|line| line.contains(&Image::new("typed", 1000).layer().0))
+        );
     }
-    for media_type in [tar, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"] {
+    for media_type in [
+        tar,
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ] {
         let server = of_type(media_type);
         assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "typed");
     }
@@ -433,10 +651,21 @@ fn a_registry_that_sends_a_byte_a_second_is_not_waited_for() {
     bench.plain(&[&server.host()]);
     let begin = Instant::now();
     assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "slow");
-    assert!(begin.elapsed() > Duration::from_secs(25) && begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() > Duration::from_secs(25) && begin.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        begin.elapsed()
+    );
     let log = server.log.lock().unwrap();
-    let ranges: Vec<_> = log.iter().map(|request| request.header("range")).filter(|range| !range.is_empty()).collect();
-    assert!(matches!(ranges[..], [one] if one != "bytes=0-"), "{ranges:?}");
+    let ranges: Vec<_> = log
+        .iter()
+        .map(|request| request.header("range"))
+        .filter(|range| !range.is_empty())
+        .collect();
+    assert!(
+        matches!(ranges[..], [one] if one != "bytes=0-"),
+        "{ranges:?}"
+    );
 }
 
 #[test]
@@ -462,7 +691,8 @@ fn a_length_that_no_file_can_have_is_refused() {
     bench.refused(&format!("{}/app", server.host()), 3, "its descriptor says");
 
     let mut image = Image::new("claims", 1000);
-    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifests["latest"].1).unwrap();
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&image.manifests["latest"].1).unwrap();
     manifest["layers"][0]["size"] = json!(u64::MAX);
     let manifest = image.manifest(server::MANIFEST, &manifest);
     image.tag("latest", &manifest);
@@ -474,12 +704,23 @@ fn a_length_that_no_file_can_have_is_refused() {
 #[test]
 fn mirrors_are_asked_first() {
     let bench = Bench::new();
-    let (registry, mirror) = (Image::new("registry", 1000).serve(), Image::new("mirror", 1000).serve());
+    let (registry, mirror) = (
+        Image::new("registry", 1000).serve(),
+        Image::new("mirror", 1000).serve(),
+    );
     let broken = Server::new(|_| Response::new(404, b""));
     let configure = |mirrors: &[String]| {
-        let hosts = [registry.host(), mirror.host(), broken.host()].map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
-        let mirrors = mirrors.iter().map(|m| format!("\"{m}\"")).collect::<Vec<_>>().join(", ");
-        bench.configure(&format!("{}[registries.\"upstream.invalid\"]\nmirrors = [{mirrors}]\n", hosts.concat()));
+        let hosts = [registry.host(), mirror.host(), broken.host()]
+            .map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
+        let mirrors = mirrors
+            .iter()
+            .map(|m| format!("\"{m}\""))
+            .collect::<Vec<_>>()
+            .join(", ");
+        bench.configure(&format!(
+            "{}[registries.\"upstream.invalid\"]\nmirrors = [{mirrors}]\n",
+            hosts.concat()
+        ));
     };
     configure(&[broken.host(), format!("{}/cache", mirror.host())]);
     assert_eq!(bench.what("upstream.invalid/team/app", &[]), "mirror");
@@ -488,9 +729,17 @@ fn mirrors_are_asked_first() {
     // The registry itself when no mirror has it.
     configure(&[broken.host()]);
     bench.refused("upstream.invalid/team/app", 1, "upstream.invalid");
-    let hosts = [registry.host(), broken.host()].map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
-    bench.configure(&hosts.concat().replacen("true\n", &format!("true\nmirrors = [\"{}\"]\n", broken.host()), 1));
-    assert_eq!(bench.what(&format!("{}/team/app", registry.host()), &[]), "registry");
+    let hosts = [registry.host(), broken.host()]
+        .map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"));
+    bench.configure(&hosts.concat().replacen(
+        "true\n",
+        &format!("true\nmirrors = [\"{}\"]\n", broken.host()),
+        1,
+    ));
+    assert_eq!(
+        bench.what(&format!("{}/team/app", registry.host()), &[]),
+        "registry"
+    );
 }
 
 #[test]
@@ -499,10 +748,19 @@ fn a_proxy_of_the_environment_is_used() {
     let proxy = Image::new("proxied", 1000).serve();
     bench.plain(&["registry.invalid"]);
     let mut command = bench.command();
-    command.args(["build", "docker://registry.invalid/app", "-o", "what.bfc"]).env("http_proxy", format!("http://{}", proxy.host()));
+    command
+        .args(["build", "docker://registry.invalid/app", "-o", "what.bfc"])
+        .env("http_proxy", format!("http://{}", proxy.host()));
     run(&mut command);
-    assert_eq!(run(bench.command().args(["cat", "./what.bfc", "what"])), "proxied");
-    assert!(proxy.asked()[0].starts_with("GET http://registry.invalid/v2/app/manifests/latest"), "{:?}", proxy.asked());
+    assert_eq!(
+        run(bench.command().args(["cat", "./what.bfc", "what"])),
+        "proxied"
+    );
+    assert!(
+        proxy.asked()[0].starts_with("GET http://registry.invalid/v2/app/manifests/latest"),
+        "{:?}",
+        proxy.asked()
+    );
 }
 
 /// A registry that knows no ranges sends everything again; what was there is passed over.
@@ -517,13 +775,22 @@ fn ranges_are_not_needed() {
         plain.headers.remove("range");
         let whole = image.answer(&plain);
         if request.path.ends_with(&layer) && cut.fetch_add(1, Ordering::Relaxed) == 0 {
-            return Response { announced: Some(whole.body.len()), ..Response::new(200, &whole.body[..300_000]) };
+            return Response {
+                announced: Some(whole.body.len()),
+                ..Response::new(200, &whole.body[..300_000])
+            };
         }
         whole
     });
     bench.plain(&[&server.host()]);
     assert_eq!(bench.what(&format!("{}/app", server.host()), &[]), "whole");
-    let ranges: Vec<_> = server.log.lock().unwrap().iter().map(|request| request.header("range").to_owned()).collect();
+    let ranges: Vec<_> = server
+        .log
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| request.header("range").to_owned())
+        .collect();
     assert!(ranges.last().unwrap().starts_with("bytes="), "{ranges:?}");
 }
 
@@ -539,7 +806,12 @@ fn builds_in_one_directory_get_along() {
     bench.plain(&[&server.host()]);
     let build = |name: &str| {
         let reference = format!("docker://{}/app", server.host());
-        bench.command().args(["build", &reference, "-o", name]).stdout(Stdio::null()).spawn().unwrap()
+        bench
+            .command()
+            .args(["build", &reference, "-o", name])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
     };
     let children = ["one.bfc", "two.bfc", "three.bfc"].map(build);
     for mut child in children {
@@ -557,7 +829,17 @@ fn no_certificates_are_needed_for_plain_http() {
     let server = Image::new("plain", 1000).serve();
     bench.plain(&[&server.host()]);
     let mut command = bench.command();
-    command.args(["build", &format!("docker://{}/app", server.host()), "-o", "what.bfc"]);
-    run(command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", bench.path("home")));
-    assert_eq!(run(bench.command().args(["cat", "./what.bfc", "what"])), "plain");
+    command.args([
+        "build",
+        &format!("docker://{}/app", server.host()),
+        "-o",
+        "what.bfc",
+    ]);
+    run(command
+        .env("SSL_CERT_FILE", "/dev/null")
+        .env("SSL_CERT_DIR", bench.path("home")));
+    assert_eq!(
+        run(bench.command().args(["cat", "./what.bfc", "what"])),
+        "plain"
+    );
 }

@@ -1,4 +1,5 @@
-//! `create` and `delete` are killed at system calls of every kind: the next one goes on from there, and nothing is left or in the way.
+//! `create` and `delete` are killed at system calls of every kind: the next one goes on from there,
+//! and nothing is left or in the way.
 //!
 //! Needs root, strace, umoci and busybox-static; `tests/run.sh` installs them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -8,7 +9,8 @@ mod containers;
 
 use containers::{has, image, pass};
 
-/// What every script uses: `killed SYSCALLS N COMMAND...` fails when it was killed at the Nth of these calls.
+/// What every script uses: `killed SYSCALLS N COMMAND...` fails when it was killed at the Nth of
+/// these calls.
 const KILLED: &str = r#"
     killed() { local calls=$1 n=$2; shift 2; strace -o /dev/null -e trace=$calls -e inject=$calls:signal=KILL:when=$n "$PROGRAM" "$@" >/dev/null 2>&1; }
     create() { lxcri_fs create c --image $IMAGE --bundle /run/b "$@" -- true >/dev/null; }

@@ -1,4 +1,5 @@
-//! LXC runs containers on mounts that its hooks make: applications and systems, privileged and not, restarted from inside.
+//! LXC runs containers on mounts that its hooks make: applications and systems, privileged and not,
+//! restarted from inside.
 //!
 //! Needs root, lxc, umoci and busybox-static; `tests/run.sh` installs them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -25,7 +26,16 @@ fn lxc(config: &[&str], script: &str) {
 #[test]
 fn an_application_gets_what_the_image_says() {
     lxc(
-        &["--config.user", "app", "--config.env", "A=x  \"y\"", "--config.env", "PATH=/bin", "--config.workingdir", "/srv/not/there"],
+        &[
+            "--config.user",
+            "app",
+            "--config.env",
+            "A=x  \"y\"",
+            "--config.env",
+            "PATH=/bin",
+            "--config.workingdir",
+            "/srv/not/there",
+        ],
         r#"
             cat > command <<'C'
 { id; pwd; printf '[%s]' "$0" "$@"; echo; env; hostname; } > /tmp-out
@@ -73,9 +83,17 @@ fn a_system_is_attached_to_and_stopped() {
 
 #[test]
 fn a_reboot_from_inside_starts_it_again() {
-    let script = "echo boot >> /boots; [ $(wc -l < /boots) -ge 3 ] && { cat /boots > /dev/console; exit 0; }; reboot -f; sleep 20";
+    let script = "echo boot >> /boots; [ $(wc -l < /boots) -ge 3 ] && { cat /boots > \
+                  /dev/console; exit 0; }; reboot -f; sleep 20";
     lxc(
-        &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", script],
+        &[
+            "--config.cmd",
+            "sh",
+            "--config.cmd",
+            "-c",
+            "--config.cmd",
+            script,
+        ],
         r#"
         create r; start r
         [ "$(wc -l < store/containers/r/upper/boots)" = 3 ] || fail "$(cat store/containers/r/upper/boots)"
@@ -89,7 +107,14 @@ fn a_reboot_from_inside_starts_it_again() {
 #[test]
 fn what_the_hook_cannot_mount_does_not_start() {
     lxc(
-        &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", "echo started > /started"],
+        &[
+            "--config.cmd",
+            "sh",
+            "--config.cmd",
+            "-c",
+            "--config.cmd",
+            "echo started > /started",
+        ],
         r#"
         cp $IMAGE own.bfc; IMAGE=/run/own.bfc create c; lxcri_fs umount lxc/c/rootfs; mv own.bfc away.bfc
         ! lxc-start -P /run/lxc -n c -F -l DEBUG -o c.log 2>/dev/null
@@ -104,7 +129,14 @@ fn what_the_hook_cannot_mount_does_not_start() {
 #[test]
 fn mounts_are_seen_with_a_private_root_as_well() {
     lxc(
-        &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", "cat /data/hello > /seen"],
+        &[
+            "--config.cmd",
+            "sh",
+            "--config.cmd",
+            "-c",
+            "--config.cmd",
+            "cat /data/hello > /seen",
+        ],
         r#"
         mount --make-rprivate /
         create c; start c; grep -q 'from the image' store/containers/c/upper/seen

@@ -17,7 +17,10 @@ fn with_each(config: &[&str], script: &str) {
     let image = image(temp.path(), config);
     for (name, command) in RUNTIMES.into_iter().filter(|(name, _)| has(name)) {
         let wrapper = command.replacen(name, &format!("/run/lxcri-fs-{name}"), 1);
-        pass(&image, &format!("NAME={name} RUNTIME='{command}' WRAPPER='{wrapper}'\n{script}"));
+        pass(
+            &image,
+            &format!("NAME={name} RUNTIME='{command}' WRAPPER='{wrapper}'\n{script}"),
+        );
     }
 }
 
@@ -48,7 +51,14 @@ fn a_bundle_runs() {
 #[test]
 fn create_start_kill_delete_and_exit_codes() {
     with_each(
-        &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", "echo up > /up; while :; do sleep 0.1; done"],
+        &[
+            "--config.cmd",
+            "sh",
+            "--config.cmd",
+            "-c",
+            "--config.cmd",
+            "echo up > /up; while :; do sleep 0.1; done",
+        ],
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b
         $RUNTIME create -b b c </dev/null >log 2>&1 || fail "$(cat log)"
@@ -206,7 +216,8 @@ fn hooks_need_no_environment_and_may_run_twice() {
     );
 }
 
-/// Where a hook runs in the container's own mount namespace before its root file system is taken, as LXC's pre-mount does for lxcri, it is in time.
+/// Where a hook runs in the container's own mount namespace before its root file system is taken,
+/// as LXC's pre-mount does for lxcri, it is in time.
 #[test]
 fn a_prestart_hook_that_is_in_time_mounts() {
     let temp = tempfile::tempdir().unwrap();
@@ -299,11 +310,15 @@ fn podman_runs(image: &std::path::Path) -> bool {
     let output = inside(
         image,
         &format!(
-            "{PODMAN} RT=(--runtime crun); lxcri_fs mount $IMAGE empty; podrun --rootfs /run/empty:O true || podrun --rootfs /run/empty true"
+            "{PODMAN} RT=(--runtime crun); lxcri_fs mount $IMAGE empty; podrun --rootfs \
+             /run/empty:O true || podrun --rootfs /run/empty true"
         ),
     );
     if !output.status.success() {
-        eprintln!("NOT TESTED: podman does not run here: {}", common::stderr(&output));
+        eprintln!(
+            "NOT TESTED: podman does not run here: {}",
+            common::stderr(&output)
+        );
     }
     output.status.success()
 }
@@ -358,7 +373,8 @@ H
     );
 }
 
-/// Podman makes annotations of those of an image's manifest. Its maker must choose nothing with them: no image, no upper, also where the image has no files.
+/// Podman makes annotations of those of an image's manifest. Its maker must choose nothing with
+/// them: no image, no upper, also where the image has no files.
 #[test]
 fn annotations_of_an_images_manifest_choose_nothing() {
     let temp = tempfile::tempdir().unwrap();
@@ -399,7 +415,8 @@ H
     );
 }
 
-/// What the configuration allows counts beside a root file system too; and an upper's name leads nowhere, whatever a container has put in another.
+/// What the configuration allows counts beside a root file system too; and an upper's name leads
+/// nowhere, whatever a container has put in another.
 #[test]
 fn annotations_count_as_far_as_the_configuration_says() {
     let temp = tempfile::tempdir().unwrap();
@@ -432,7 +449,8 @@ fn annotations_count_as_far_as_the_configuration_says() {
     );
 }
 
-/// The annotation of a container is its name in the store: what it is, and where its root file system is, nobody else says.
+/// The annotation of a container is its name in the store: what it is, and where its root file
+/// system is, nobody else says.
 #[test]
 fn a_containers_annotation_is_its_name_and_its_bundle_its_own() {
     let temp = tempfile::tempdir().unwrap();
@@ -456,11 +474,22 @@ fn a_containers_annotation_is_its_name_and_its_bundle_its_own() {
     );
 }
 
-/// What an image or a container's root has made is out of reach of the host's users, whatever the umask; a user namespace's root comes through.
+/// What an image or a container's root has made is out of reach of the host's users, whatever the
+/// umask; a user namespace's root comes through.
 #[test]
 fn the_hosts_users_reach_no_root_file_system() {
     let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "sh", "--config.cmd", "-c", "--config.cmd", "stat -c %a /srv/w; true"]);
+    let image = image(
+        temp.path(),
+        &[
+            "--config.cmd",
+            "sh",
+            "--config.cmd",
+            "-c",
+            "--config.cmd",
+            "stat -c %a /srv/w; true",
+        ],
+    );
     pass(
         &image,
         r#"

@@ -1,4 +1,5 @@
-//! What the processes of a mount keep of secrets: nothing that somebody else could find in them. Needs root.
+//! What the processes of a mount keep of secrets: nothing that somebody else could find in them.
+//! Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -14,12 +15,22 @@ const PASSWORD: &str = "correct horse battery staple";
 
 /// An encrypted image of one file.
 fn encrypted(dir: &Path) -> std::path::PathBuf {
-    let (source, image, password) = (dir.join("source"), dir.join("secret.bfc"), dir.join("password"));
+    let (source, image, password) = (
+        dir.join("source"),
+        dir.join("secret.bfc"),
+        dir.join("password"),
+    );
     std::fs::create_dir(&source).unwrap();
     std::fs::write(source.join("file"), "hidden").unwrap();
     std::fs::write(&password, PASSWORD).unwrap();
     let mut build = lxcri_fs();
-    run(build.arg("build").arg(format!("dir:{}", source.display())).arg("-o").arg(&image).arg("--password-file").arg(&password));
+    run(build
+        .arg("build")
+        .arg(format!("dir:{}", source.display()))
+        .arg("-o")
+        .arg(&image)
+        .arg("--password-file")
+        .arg(&password));
     image
 }
 
@@ -35,26 +46,42 @@ fn check(pid: u64) {
     let text = |name: &str| String::from_utf8_lossy(&read(name)).into_owned();
     // What it was started with.
     let environment = text("environ");
-    let names: Vec<&str> = environment.split('\0').filter_map(|v| v.split('=').next()).filter(|n| !n.is_empty()).collect();
+    let names: Vec<&str> = environment
+        .split('\0')
+        .filter_map(|v| v.split('=').next())
+        .filter(|n| !n.is_empty())
+        .collect();
     let allowed = ["PATH", "TMPDIR", "XDG_RUNTIME_DIR", "LXCRI_FS_LOG"];
     assert!(names.iter().all(|name| allowed.contains(name)), "{names:?}");
     assert!(!text("cmdline").contains(PASSWORD));
     // No dump of it is made, and who made one would not find the key's page in it, nor in the swap.
     assert!(
-        text("limits").lines().any(|l| l.starts_with("Max core file size") && l.split_whitespace().nth(4) == Some("0")),
+        text("limits").lines().any(
+            |l| l.starts_with("Max core file size") && l.split_whitespace().nth(4) == Some("0")
+        ),
         "{}",
         text("limits")
     );
     let smaps = text("smaps");
     let flags = smaps.lines().filter_map(|l| l.strip_prefix("VmFlags: "));
-    assert!(flags.into_iter().any(|flags| flags.contains(" lo ") && flags.contains(" dd ")), "{smaps}");
+    assert!(
+        flags
+            .into_iter()
+            .any(|flags| flags.contains(" lo ") && flags.contains(" dd ")),
+        "{smaps}"
+    );
 }
 
 #[test]
 fn keeper_and_worker_keep_no_environment_and_lock_the_key() {
     let (temp, _, [dir]) = setup();
     let image = encrypted(temp.path());
-    run(lxcri_fs().env("LXCRI_FS_PASSWORD", PASSWORD).env("AWS_SECRET_ACCESS_KEY", "x").arg("mount").arg(&image).arg(&dir));
+    run(lxcri_fs()
+        .env("LXCRI_FS_PASSWORD", PASSWORD)
+        .env("AWS_SECRET_ACCESS_KEY", "x")
+        .arg("mount")
+        .arg(&image)
+        .arg(&dir));
     let mounted = Mounted(dir.clone());
     let both = daemons(&image);
     both.into_iter().for_each(check);
@@ -71,8 +98,14 @@ fn in_the_foreground_as_well_and_no_descriptor_of_the_caller_is_kept() {
     let image = encrypted(temp.path());
     let script = r#"exec 9</etc/shadow; exec "$0" mount --foreground "$1" "$2""#;
     let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&image).arg(&dir);
-    command.env("LXCRI_FS_PASSWORD", PASSWORD).stdin(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["-c", script, env!("CARGO_BIN_EXE_lxcri-fs")])
+        .arg(&image)
+        .arg(&dir);
+    command
+        .env("LXCRI_FS_PASSWORD", PASSWORD)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
     let mut process = Process(command.spawn().unwrap());
     wait_until("the mount", || is_mounted(&dir));
     assert_eq!(std::fs::read_to_string(dir.join("file")).unwrap(), "hidden");
@@ -81,9 +114,16 @@ fn in_the_foreground_as_well_and_no_descriptor_of_the_caller_is_kept() {
     assert_eq!(keeper, u64::from(process.0.id()));
     for pid in [keeper, worker] {
         check(pid);
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-        let links: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
-        assert!(!links.iter().any(|link| link == Path::new("/etc/shadow")), "{links:?}");
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .flatten();
+        let links: Vec<_> = fds
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+            .collect();
+        assert!(
+            !links.iter().any(|link| link == Path::new("/etc/shadow")),
+            "{links:?}"
+        );
     }
     run(lxcri_fs().arg("umount").arg(&dir));
     assert!(process.0.wait().unwrap().success());
@@ -93,9 +133,19 @@ fn in_the_foreground_as_well_and_no_descriptor_of_the_caller_is_kept() {
 fn a_mount_in_the_foreground_that_fails_says_why_as_any_other() {
     let (temp, _, [dir]) = setup();
     let image = encrypted(temp.path());
-    let output = lxcri_fs().args(["mount", "--foreground"]).arg(&image).arg(&dir).output().unwrap();
+    let output = lxcri_fs()
+        .args(["mount", "--foreground"])
+        .arg(&image)
+        .arg(&dir)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", common::stderr(&output));
-    let plain = lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap();
+    let plain = lxcri_fs()
+        .arg("mount")
+        .arg(&image)
+        .arg(&dir)
+        .output()
+        .unwrap();
     assert_eq!(common::stderr(&output), common::stderr(&plain));
 }
 
@@ -126,7 +176,9 @@ fn the_same_user_cannot_look_into_keeper_and_worker() {
         as cat mnt0/tree/text.txt > text
         as ./lxcri-fs umount mnt0
     "#;
-    run(Command::new("unshare").args(["--mount", "sh", "-ec", script, "sh"]).arg(temp.path()));
+    run(Command::new("unshare")
+        .args(["--mount", "sh", "-ec", script, "sh"])
+        .arg(temp.path()));
     let read = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
     assert_eq!(read("owners"), "root\nroot\n", "{}", read("refused"));
     assert_eq!(read("refused").matches("Permission denied").count(), 2);

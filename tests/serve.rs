@@ -1,4 +1,5 @@
-//! Mounts as their users see them: shared, unmounted only when idle, and alive whatever happens to who serves them. Needs root.
+//! Mounts as their users see them: shared, unmounted only when idle, and alive whatever happens to
+//! who serves them. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -11,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::mounts::{Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until, within_a_minute};
+use common::mounts::{
+    Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until, within_a_minute,
+};
 use common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
@@ -53,14 +56,17 @@ fn other_options_and_another_content_are_another_mount() {
     assert!(b.join("text.txt").exists());
     std::fs::copy(golden("plain.bfc"), &image).unwrap();
     let _c = Mounted::new(&[image.to_str().unwrap()], &c);
-    let devices: std::collections::HashSet<u64> = [&a, &b, &c].map(|d| d.metadata().unwrap().dev()).into();
+    let devices: std::collections::HashSet<u64> =
+        [&a, &b, &c].map(|d| d.metadata().unwrap().dev()).into();
     assert_eq!(devices.len(), 3);
 }
 
 #[test]
 fn a_hundred_mounts_and_unmounts_at_once_leave_a_consistent_state() {
     let (temp, image, []) = setup();
-    let dirs: Vec<PathBuf> = (0..100).map(|i| temp.path().join(format!("dir{i}"))).collect();
+    let dirs: Vec<PathBuf> = (0..100)
+        .map(|i| temp.path().join(format!("dir{i}")))
+        .collect();
     std::thread::scope(|scope| {
         for dir in &dirs {
             let image = &image;
@@ -79,8 +85,20 @@ fn a_hundred_mounts_and_unmounts_at_once_leave_a_consistent_state() {
 fn of_many_who_mount_on_one_directory_one_does() {
     let (_temp, image, [dir]) = setup();
     let done: Vec<bool> = std::thread::scope(|scope| {
-        let mounting: Vec<_> =
-            (0..16).map(|_| scope.spawn(|| lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap().status.success())).collect();
+        let mounting: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    lxcri_fs()
+                        .arg("mount")
+                        .arg(&image)
+                        .arg(&dir)
+                        .output()
+                        .unwrap()
+                        .status
+                        .success()
+                })
+            })
+            .collect();
         mounting.into_iter().map(|m| m.join().unwrap()).collect()
     });
     assert_eq!(done.iter().filter(|d| **d).count(), 1);
@@ -92,11 +110,20 @@ fn of_many_who_mount_on_one_directory_one_does() {
 fn unmounting_what_is_busy_says_who_uses_it() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let user = Process(Command::new("sleep").arg("60").current_dir(dir.join("tree")).spawn().unwrap());
+    let user = Process(
+        Command::new("sleep")
+            .arg("60")
+            .current_dir(dir.join("tree"))
+            .spawn()
+            .unwrap(),
+    );
     let output = lxcri_fs().arg("umount").arg(&dir).output().unwrap();
     assert_eq!(output.status.code(), Some(6));
     let message = stderr(&output);
-    assert!(message.contains(&format!("sleep ({}: working directory)", user.0.id())), "{message}");
+    assert!(
+        message.contains(&format!("sleep ({}: working directory)", user.0.id())),
+        "{message}"
+    );
     assert!(dir.join("tree").exists());
     run(lxcri_fs().args(["umount", "--lazy"]).arg(&dir));
     assert!(!is_mounted(&dir));
@@ -115,7 +142,9 @@ fn unmounting_twice_and_nothing_is_no_error() {
 #[test]
 fn what_somebody_else_mounted_stays() {
     let (_temp, _image, [dir]) = setup();
-    run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&dir));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "none"])
+        .arg(&dir));
     let output = lxcri_fs().arg("umount").arg(&dir).output().unwrap();
     let mounted = is_mounted(&dir);
     run(Command::new("umount").arg(&dir));
@@ -129,7 +158,13 @@ fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
     let _a = Mounted::new(&[image.to_str().unwrap()], &a);
     let _b = Mounted::new(&[image.to_str().unwrap()], &b);
     let keeper = pid(&row_of(&image), "keeper");
-    let user = Process(Command::new("sleep").arg("60").current_dir(&a).spawn().unwrap());
+    let user = Process(
+        Command::new("sleep")
+            .arg("60")
+            .current_dir(&a)
+            .spawn()
+            .unwrap(),
+    );
     kill("TERM", keeper);
     std::thread::sleep(Duration::from_millis(300));
     assert!(is_mounted(&a) && is_mounted(&b) && is_alive(keeper));
@@ -169,7 +204,9 @@ fn a_plain_umount_ends_the_processes_as_well() {
     let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let row = row_of(&image);
     run(Command::new("umount").arg(&dir));
-    wait_until("the end of the keeper", || !is_alive(pid(&row, "keeper")) && !is_alive(pid(&row, "worker")));
+    wait_until("the end of the keeper", || {
+        !is_alive(pid(&row, "keeper")) && !is_alive(pid(&row, "worker"))
+    });
     drop(mounted);
 }
 
@@ -177,13 +214,34 @@ fn a_plain_umount_ends_the_processes_as_well() {
 fn mount_options_are_honoured() {
     let (_temp, image, [a, b, c]) = setup();
     let _a = Mounted::new(&[image.to_str().unwrap()], &a);
-    let _b = Mounted::new(&["-o", "suid,dev,noexec,rw,noauto,x-whatever", image.to_str().unwrap()], &b);
-    let _c = Mounted::new(&["-o", "suid,dev", "--ephemeral", image.to_str().unwrap()], &c);
-    let options = |dir: &Path| run(Command::new("findmnt").args(["-no", "VFS-OPTIONS"]).arg(dir)).trim().to_owned();
+    let _b = Mounted::new(
+        &[
+            "-o",
+            "suid,dev,noexec,rw,noauto,x-whatever",
+            image.to_str().unwrap(),
+        ],
+        &b,
+    );
+    let _c = Mounted::new(
+        &["-o", "suid,dev", "--ephemeral", image.to_str().unwrap()],
+        &c,
+    );
+    let options = |dir: &Path| {
+        run(Command::new("findmnt")
+            .args(["-no", "VFS-OPTIONS"])
+            .arg(dir))
+        .trim()
+        .to_owned()
+    };
     assert_eq!(options(&a), "ro,nosuid,nodev,relatime");
     assert_eq!(options(&b), "ro,noexec,relatime");
     assert_eq!(options(&c), "rw,relatime");
-    let output = lxcri_fs().args(["mount", "-o", "subdri=x"]).arg(&image).arg(&a).output().unwrap();
+    let output = lxcri_fs()
+        .args(["mount", "-o", "subdri=x"])
+        .arg(&image)
+        .arg(&a)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
 
@@ -204,7 +262,10 @@ fn nothing_can_be_written() {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o777)),
     ];
     for result in results {
-        assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(
+            result.unwrap_err().kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem
+        );
     }
 }
 
@@ -212,7 +273,11 @@ fn nothing_can_be_written() {
 fn mount_8_and_fstab_work() {
     let (_temp, image, [dir]) = setup();
     let mut helper = lxcri_fs();
-    run(helper.arg0("/sbin/mount.fuse.lxcri-fs").arg(&image).arg(&dir).args(["-s", "-o", "rw,subdir=tree,_netdev"]));
+    run(helper
+        .arg0("/sbin/mount.fuse.lxcri-fs")
+        .arg(&image)
+        .arg(&dir)
+        .args(["-s", "-o", "rw,subdir=tree,_netdev"]));
     let mounted = Mounted(dir.clone());
     assert!(dir.join("text.txt").exists());
     drop(mounted);
@@ -225,7 +290,11 @@ fn mount_8_and_fstab_work() {
 fn in_the_foreground_it_serves_until_it_is_interrupted() {
     let (_temp, image, [dir]) = setup();
     let mut command = lxcri_fs();
-    command.args(["mount", "--foreground"]).arg(&image).arg(&dir).stderr(Stdio::null());
+    command
+        .args(["mount", "--foreground"])
+        .arg(&image)
+        .arg(&dir)
+        .stderr(Stdio::null());
     let mut process = Process(command.spawn().unwrap());
     wait_until("the mount", || is_mounted(&dir));
     assert!(dir.join("tree/text.txt").exists());
@@ -257,7 +326,9 @@ fn a_user_who_is_not_root_mounts_and_unmounts() {
         as ./lxcri-fs umount mnt0
         ! findmnt mnt0
     "#;
-    run(Command::new("unshare").args(["--mount", "sh", "-c", script, "sh"]).arg(temp.path()));
+    run(Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(temp.path()));
     let read = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
     assert!(read("options").contains("ro,nosuid,nodev"));
     assert!(read("ps").contains("mnt0"), "{}", read("ps"));
@@ -269,13 +340,28 @@ fn a_failed_mount_leaves_nothing_behind() {
     let (temp, image, [dir]) = setup();
     let bytes = std::fs::read(&image).unwrap();
     std::fs::write(&image, &bytes[..bytes.len() - 60]).unwrap();
-    let output = lxcri_fs().arg("mount").arg(&image).arg(&dir).output().unwrap();
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&image)
+        .arg(&dir)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("cut off"), "{}", stderr(&output));
     assert!(!is_mounted(&dir) && ps(&image).is_none());
-    let output = lxcri_fs().arg("mount").arg(golden("password.bfc")).arg(&dir).output().unwrap();
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(golden("password.bfc"))
+        .arg(&dir)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
-    let output = lxcri_fs().arg("mount").arg(&image).arg(temp.path().join("nowhere")).output().unwrap();
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&image)
+        .arg(temp.path().join("nowhere"))
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
 }
 
@@ -288,8 +374,15 @@ fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
     for dir in [&overlay, &upper, &work] {
         std::fs::create_dir(dir).unwrap();
     }
-    let options = format!("lowerdir={},upperdir={},workdir={}", dir.display(), upper.display(), work.display());
-    run(Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(&overlay));
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        dir.display(),
+        upper.display(),
+        work.display()
+    );
+    run(Command::new("mount")
+        .args(["-t", "overlay", "-o", &options, "overlay"])
+        .arg(&overlay));
     let expected = tree(&dir);
     let stop = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
@@ -301,7 +394,12 @@ fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
                     let found = tree(root);
                     assert_eq!(found.len(), expected.len());
                     for (path, entry) in &found {
-                        assert_eq!(entry.content, expected[path].content, "{}", path.escape_ascii());
+                        assert_eq!(
+                            entry.content,
+                            expected[path].content,
+                            "{}",
+                            path.escape_ascii()
+                        );
                     }
                     rounds += 1;
                 }
@@ -333,11 +431,25 @@ fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
     let bytes = std::fs::read(&image).unwrap();
     std::fs::write(&image, "").unwrap();
     kill("KILL", pid(&row, "worker"));
-    wait_until("giving up", || ps(&image).is_some_and(|row| row["failed"].is_string()));
+    wait_until("giving up", || {
+        ps(&image).is_some_and(|row| row["failed"].is_string())
+    });
     let error = a.join("tree/имя").metadata().unwrap_err();
-    assert!([Some(107), Some(103)].contains(&error.raw_os_error()), "{error}");
-    let output = lxcri_fs().arg("mount").arg(&image).arg(a.join("tree")).output().unwrap();
-    assert!(stderr(&output).contains("lxcri-fs umount"), "{}", stderr(&output));
+    assert!(
+        [Some(107), Some(103)].contains(&error.raw_os_error()),
+        "{error}"
+    );
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&image)
+        .arg(a.join("tree"))
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&output).contains("lxcri-fs umount"),
+        "{}",
+        stderr(&output)
+    );
     // Whoever mounts it when it is well again gets it.
     std::fs::write(&image, bytes).unwrap();
     let again = Mounted::new(&[image.to_str().unwrap()], &b);
@@ -362,22 +474,43 @@ fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
     drop(first);
     assert_eq!(ps(&image), None);
     wait_until("the end of the worker", || !is_alive(pid(&row, "worker")));
-    let left = std::fs::read_dir("/run/lxcri-fs").unwrap().flatten().map(|e| e.path().join("mnt"));
-    assert!(!left.into_iter().any(|mnt| mnt.exists() && is_mounted(&mnt) && ps(&image).is_some()));
+    let left = std::fs::read_dir("/run/lxcri-fs")
+        .unwrap()
+        .flatten()
+        .map(|e| e.path().join("mnt"));
+    assert!(
+        !left
+            .into_iter()
+            .any(|mnt| mnt.exists() && is_mounted(&mnt) && ps(&image).is_some())
+    );
 }
 
 #[test]
 fn stats_tell_what_was_asked_for() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let bytes: u64 = tree(&dir).values().filter_map(|e| e.size.filter(|_| e.mode & 0o170_000 == 0o100_000)).sum();
+    let bytes: u64 = tree(&dir)
+        .values()
+        .filter_map(|e| e.size.filter(|_| e.mode & 0o170_000 == 0o100_000))
+        .sum();
     let stats = stats(&dir);
     assert!(stats["served_bytes"].as_u64().unwrap() >= bytes, "{stats}");
     assert_eq!(stats["damaged"], 0);
-    let read = stats["requests"].as_array().unwrap().iter().find(|r| r["op"] == "read").unwrap();
-    assert!(read["count"].as_u64().unwrap() > 10 && read["p50"].as_u64() <= read["p99"].as_u64(), "{read}");
+    let read = stats["requests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|r| r["op"] == "read")
+        .unwrap();
+    assert!(
+        read["count"].as_u64().unwrap() > 10 && read["p50"].as_u64() <= read["p99"].as_u64(),
+        "{read}"
+    );
     let text = run(lxcri_fs().args(["stats", "--prometheus"]));
-    let label = format!("lxcri_fs_worker_restarts_total{{image=\"{}\"", image.display());
+    let label = format!(
+        "lxcri_fs_worker_restarts_total{{image=\"{}\"",
+        image.display()
+    );
     assert!(text.lines().any(|l| l.starts_with(&label)), "{text}");
     assert!(run(lxcri_fs().arg("stats").arg(&dir)).contains("readdirplus"));
 }
@@ -388,15 +521,27 @@ fn a_damaged_file_is_an_error_for_its_readers_alone() {
     std::fs::copy(golden("plain.bfc"), &image).unwrap();
     let log = temp.path().join("log");
     let good = std::fs::read(&image).unwrap();
-    let _mounted = Mounted::new(&["--log-file", log.to_str().unwrap(), image.to_str().unwrap()], &dir);
-    // Not read through the mount before: stored content of v1 has one checksum, which is checked once.
-    let content = lxcri_fs().arg("cat").arg(golden("plain.bfc")).arg("tree/blob/mixed").output().unwrap().stdout;
+    let _mounted = Mounted::new(
+        &["--log-file", log.to_str().unwrap(), image.to_str().unwrap()],
+        &dir,
+    );
+    // Not read through the mount before: stored content of v1 has one checksum, which is checked
+    // once.
+    let content = lxcri_fs()
+        .arg("cat")
+        .arg(golden("plain.bfc"))
+        .arg("tree/blob/mixed")
+        .output()
+        .unwrap()
+        .stdout;
     let at = good.windows(64).position(|w| w == &content[..64]).unwrap();
     let mut bad = good;
     bad[at] ^= 1;
     std::fs::write(&image, &bad).unwrap();
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-    let error = std::fs::read(dir.join("tree/blob/mixed")).map(drop).unwrap_err();
+    let error = std::fs::read(dir.join("tree/blob/mixed"))
+        .map(drop)
+        .unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
     assert!(std::fs::read(dir.join("tree/text.txt")).is_ok());
     let stats = stats(&dir);
@@ -404,7 +549,10 @@ fn a_damaged_file_is_an_error_for_its_readers_alone() {
     let _ = std::fs::read(dir.join("tree/blob/mixed"));
     let log = std::fs::read_to_string(&log).unwrap();
     let lines: Vec<&str> = log.lines().filter(|l| l.contains("ERROR")).collect();
-    assert!(!lines.is_empty() && lines.iter().all(|l| l.contains("path=/tree/blob/mixed")), "{log}");
+    assert!(
+        !lines.is_empty() && lines.iter().all(|l| l.contains("path=/tree/blob/mixed")),
+        "{log}"
+    );
     let mut once = lines.clone();
     once.dedup_by_key(|l| l.split("offset=").nth(1).map(str::to_owned));
     assert_eq!(once.len(), lines.len(), "{log}");
@@ -421,17 +569,34 @@ fn an_image_that_is_deleted_is_served_to_the_end_and_a_truncated_one_says_so() {
     std::fs::remove_file(&image).unwrap();
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
     assert_eq!(tree(&dir), expected);
-    File::options().write(true).open(&kept).unwrap().set_len(5000).unwrap();
+    File::options()
+        .write(true)
+        .open(&kept)
+        .unwrap()
+        .set_len(5000)
+        .unwrap();
     std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
-    assert_eq!(std::fs::read(dir.join("tree/blob/mixed")).map(drop).unwrap_err().raw_os_error(), Some(5));
-    assert_eq!(std::fs::read_dir(dir.join("tree")).unwrap().count(), dir.join("tree").read_dir().unwrap().count());
+    assert_eq!(
+        std::fs::read(dir.join("tree/blob/mixed"))
+            .map(drop)
+            .unwrap_err()
+            .raw_os_error(),
+        Some(5)
+    );
+    assert_eq!(
+        std::fs::read_dir(dir.join("tree")).unwrap().count(),
+        dir.join("tree").read_dir().unwrap().count()
+    );
 }
 
 #[test]
 fn two_hundred_images_are_mounted_at_once() {
     let temp = tempfile::tempdir().unwrap();
     let numbers: Vec<usize> = (0..200).collect();
-    let dirs: Vec<PathBuf> = numbers.iter().map(|n| temp.path().join(format!("mnt{n}"))).collect();
+    let dirs: Vec<PathBuf> = numbers
+        .iter()
+        .map(|n| temp.path().join(format!("mnt{n}")))
+        .collect();
     std::thread::scope(|scope| {
         for (part, dirs) in numbers.chunks(25).zip(dirs.chunks(25)) {
             let temp = temp.path();
@@ -457,12 +622,22 @@ fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
     let row = row_of(&image);
     let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    // A namespace in which the image is mounted, and which lives on without the command that mounted it.
-    let script =
-        r#""$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" && while [ ! -e "$3/done" ]; do sleep 0.05; done; "$0" umount "$2""#;
+    // A namespace in which the image is mounted, and which lives on without the command that
+    // mounted it.
+    let script = r#""$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" && while [ ! -e "$3/done" ]; do sleep 0.05; done; "$0" umount "$2""#;
     let elsewhere = |temp: &Path, dir: &Path| {
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_lxcri-fs")]).arg(&image).arg(dir).arg(temp);
+        command
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                script,
+                env!("CARGO_BIN_EXE_lxcri-fs"),
+            ])
+            .arg(&image)
+            .arg(dir)
+            .arg(temp);
         Process(command.stdout(Stdio::piped()).spawn().unwrap())
     };
     let mut other = elsewhere(temp.path(), &b);

@@ -1,4 +1,5 @@
-//! Sources are found by their names, by what they are, and by platform; and documents are not believed.
+//! Sources are found by their names, by what they are, and by platform; and documents are not
+//! believed.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -28,7 +29,10 @@ impl Layout {
     }
 
     fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
-        let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = Sha256::digest(bytes)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
         std::fs::write(self.0.join("blobs/sha256").join(&hex), bytes).unwrap();
         json!({ "mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len() })
     }
@@ -36,24 +40,39 @@ impl Layout {
     /// An image with one file that says what it is; its manifest's descriptor.
     fn image(&self, what: &str) -> Value {
         let dir = tempfile::tempdir().unwrap();
-        sh(dir.path(), &format!("printf {what} > what; tar --mtime=@0 -cf layer.tar what"));
-        let layer = self.blob("application/vnd.oci.image.layer.v1.tar", &std::fs::read(dir.path().join("layer.tar")).unwrap());
+        sh(
+            dir.path(),
+            &format!("printf {what} > what; tar --mtime=@0 -cf layer.tar what"),
+        );
+        let layer = self.blob(
+            "application/vnd.oci.image.layer.v1.tar",
+            &std::fs::read(dir.path().join("layer.tar")).unwrap(),
+        );
         let config = json!({
             "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
             "history": [{ "created_by": what }, { "created_by": "nothing", "empty_layer": true }],
         });
-        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        let config = self.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
         self.manifest(&config, &[layer])
     }
 
     fn manifest(&self, config: &Value, layers: &[Value]) -> Value {
         let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
-        self.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes())
+        self.blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            manifest.to_string().as_bytes(),
+        )
     }
 
     fn nested(&self, manifests: &[Value]) -> Value {
         let index = json!({ "schemaVersion": 2, "manifests": manifests });
-        self.blob("application/vnd.oci.image.index.v1+json", index.to_string().as_bytes())
+        self.blob(
+            "application/vnd.oci.image.index.v1+json",
+            index.to_string().as_bytes(),
+        )
     }
 
     fn index(&self, manifests: &[Value]) {
@@ -85,7 +104,9 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -109,15 +130,27 @@ impl Bench {
     fn what(&self, args: &[&str]) -> String {
         let output = self.build(args);
         assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-        run(lxcri_fs().arg("cat").arg(self.path("image.bfc")).arg("what"))
+        run(lxcri_fs()
+            .arg("cat")
+            .arg(self.path("image.bfc"))
+            .arg("what"))
     }
 
     #[track_caller]
     fn refused(&self, args: &[&str], code: i32, text: &str) {
         let _ = std::fs::remove_file(self.path("image.bfc"));
         let output = self.build(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
-        assert!(stderr(&output).contains(text), "{args:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{args:?}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(text),
+            "{args:?}: {}",
+            stderr(&output)
+        );
         assert!(!self.path("image.bfc").exists());
     }
 }
@@ -155,12 +188,26 @@ fn images_of_a_layout_have_names() {
     let bench = Bench::new();
     let layout = Layout::new(bench.path("layout"));
     let digest = layout.image("three")["digest"].as_str().unwrap().to_owned();
-    layout.index(&[named(layout.image("one"), "v1"), named(layout.image("two"), "registry.example:5000/two:v2"), layout.image("three")]);
+    layout.index(&[
+        named(layout.image("one"), "v1"),
+        named(layout.image("two"), "registry.example:5000/two:v2"),
+        layout.image("three"),
+    ]);
     assert_eq!(bench.what(&[&layout.source(":v1")]), "one");
     assert_eq!(bench.what(&["layout:v1"]), "one");
-    assert_eq!(bench.what(&[&layout.source(":registry.example:5000/two:v2")]), "two");
-    assert_eq!(bench.what(&[&layout.source(&format!(":{digest}"))]), "three");
-    bench.refused(&[&layout.source("")], 1, "choose one with :TAG: v1, registry.example:5000/two:v2");
+    assert_eq!(
+        bench.what(&[&layout.source(":registry.example:5000/two:v2")]),
+        "two"
+    );
+    assert_eq!(
+        bench.what(&[&layout.source(&format!(":{digest}"))]),
+        "three"
+    );
+    bench.refused(
+        &[&layout.source("")],
+        1,
+        "choose one with :TAG: v1, registry.example:5000/two:v2",
+    );
     bench.refused(&[&layout.source(":v3")], 1, "no image named v3");
 }
 
@@ -171,16 +218,22 @@ fn what_a_source_is_is_guessed() {
     layout.index(&[named(layout.image("image"), "latest")]);
     sh(
         bench.dir.path(),
-        "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json; copy='skopeo --policy policy.json copy -q oci:layout:latest'
-        $copy docker-archive:docker.tar:example/image:1; $copy oci-archive:oci.tar:latest; gzip -k docker.tar; zstd -q oci.tar
-        mkdir dir; printf dir > dir/what; tar -C dir -cf tar what; gzip -k tar; tar -C dir -czf slash.tgz ./what
+        "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json; \
+         copy='skopeo --policy policy.json copy -q oci:layout:latest'
+        $copy docker-archive:docker.tar:example/image:1; $copy oci-archive:oci.tar:latest; gzip -k \
+         docker.tar; zstd -q oci.tar
+        mkdir dir; printf dir > dir/what; tar -C dir -cf tar what; gzip -k tar; tar -C dir -czf \
+         slash.tgz ./what
         tar -C layout -cf first.tar blobs index.json oci-layout",
     );
     for (source, what) in [
         ("layout", "image"),
         ("docker.tar", "image"),
         ("docker.tar:example/image:1", "image"),
-        ("docker-archive:docker.tar:docker.io/example/image:1", "image"),
+        (
+            "docker-archive:docker.tar:docker.io/example/image:1",
+            "image",
+        ),
         ("docker-archive:docker.tar:@0", "image"),
         ("docker.tar.gz", "image"),
         ("oci.tar", "image"),
@@ -198,16 +251,27 @@ fn what_a_source_is_is_guessed() {
     bench.what(&["layout"]);
     std::fs::rename(bench.path("image.bfc"), bench.path("first.bfc")).unwrap();
     assert_eq!(bench.what(&["first.bfc"]), "image");
-    assert!(std::fs::read(bench.path("first.bfc")).unwrap() == std::fs::read(bench.path("image.bfc")).unwrap());
+    assert!(
+        std::fs::read(bench.path("first.bfc")).unwrap()
+            == std::fs::read(bench.path("image.bfc")).unwrap()
+    );
 
     std::fs::write(bench.path("text"), "neither this nor that").unwrap();
     std::fs::write(bench.path("empty"), "").unwrap();
     bench.refused(&["text"], 1, "name it as dir:PATH");
     bench.refused(&["empty"], 1, "name it as dir:PATH");
     bench.refused(&["missing"], 5, "missing");
-    bench.refused(&["ftp://example/image"], 1, "ftp:// is not a kind of source");
+    bench.refused(
+        &["ftp://example/image"],
+        1,
+        "ftp:// is not a kind of source",
+    );
     bench.refused(&["docker://Example/image"], 2, "is no reference");
-    bench.refused(&["docker-archive:docker.tar:other:1"], 1, "no image named other:1");
+    bench.refused(
+        &["docker-archive:docker.tar:other:1"],
+        1,
+        "no image named other:1",
+    );
 }
 
 #[test]
@@ -217,16 +281,35 @@ fn layers_go_on_top_in_order() {
     layout.index(&[layout.image("image")]);
     sh(
         bench.dir.path(),
-        "mkdir -p one two/sub; printf one > one/what; printf x > one/kept; printf two > two/what; mknod two/kept c 0 0
-         printf s > two/sub/s; setfattr -n trusted.overlay.opaque -v y two/sub; mkdir one/sub; printf hidden > one/sub/hidden",
+        "mkdir -p one two/sub; printf one > one/what; printf x > one/kept; printf two > two/what; \
+         mknod two/kept c 0 0
+         printf s > two/sub/s; setfattr -n trusted.overlay.opaque -v y two/sub; mkdir one/sub; \
+         printf hidden > one/sub/hidden",
     );
-    assert_eq!(bench.what(&["layout", "--layer", "one", "--layer", "two"]), "two");
-    assert_eq!(run(lxcri_fs().args(["ls", "-R"]).arg(bench.path("image.bfc"))), "sub\nwhat\nsub/s\n");
-    let info: Value = serde_json::from_str(&run(lxcri_fs().args(["info", "--json"]).arg(bench.path("image.bfc")))).unwrap();
+    assert_eq!(
+        bench.what(&["layout", "--layer", "one", "--layer", "two"]),
+        "two"
+    );
+    assert_eq!(
+        run(lxcri_fs().args(["ls", "-R"]).arg(bench.path("image.bfc"))),
+        "sub\nwhat\nsub/s\n"
+    );
+    let info: Value = serde_json::from_str(&run(lxcri_fs()
+        .args(["info", "--json"])
+        .arg(bench.path("image.bfc"))))
+    .unwrap();
     let config = &info["config"];
     assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 3);
-    let history: Vec<_> = config["history"].as_array().unwrap().iter().map(|h| h["created_by"].as_str().unwrap()).collect();
-    assert_eq!((history.len(), history[0], history[1]), (4, "image", "nothing"));
+    let history: Vec<_> = config["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|h| h["created_by"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        (history.len(), history[0], history[1]),
+        (4, "image", "nothing")
+    );
 }
 
 #[test]
@@ -241,15 +324,29 @@ fn documents_are_not_believed() {
     };
     let config = |layout: &Layout, diff_ids: Value| {
         let config = json!({ "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": diff_ids } });
-        layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes())
+        layout.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        )
     };
     let layer = |layout: &Layout| layout.blob("application/vnd.oci.image.layer.v1.tar", &[0; 1024]);
     let zeros = format!("sha256:{}", "0".repeat(64));
 
-    refused(3, "the image's configuration says sha256:0000", &|l| vec![l.manifest(&config(l, json!([zeros])), &[layer(l)])]);
-    refused(3, "0 diff_ids for 1 layers", &|l| vec![l.manifest(&config(l, json!([])), &[layer(l)])]);
-    refused(3, "is no SHA-256 digest", &|l| vec![l.manifest(&config(l, json!(["sha256:../../etc/passwd"])), &[layer(l)])]);
-    refused(3, "", &|l| vec![l.blob("application/vnd.oci.image.manifest.v1+json", b"{\"schemaVersion\":2,")]);
+    refused(3, "the image's configuration says sha256:0000", &|l| {
+        vec![l.manifest(&config(l, json!([zeros])), &[layer(l)])]
+    });
+    refused(3, "0 diff_ids for 1 layers", &|l| {
+        vec![l.manifest(&config(l, json!([])), &[layer(l)])]
+    });
+    refused(3, "is no SHA-256 digest", &|l| {
+        vec![l.manifest(&config(l, json!(["sha256:../../etc/passwd"])), &[layer(l)])]
+    });
+    refused(3, "", &|l| {
+        vec![l.blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            b"{\"schemaVersion\":2,",
+        )]
+    });
     refused(3, "its descriptor says 3", &|l| {
         let mut manifest = l.image("x");
         manifest["size"] = json!(3);
@@ -257,7 +354,15 @@ fn documents_are_not_believed() {
     });
     refused(3, "its digest is", &|l| {
         let (image, other) = (l.image("x"), l.image("y"));
-        let file = |d: &Value| l.0.join("blobs/sha256").join(d["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap());
+        let file = |d: &Value| {
+            l.0.join("blobs/sha256").join(
+                d["digest"]
+                    .as_str()
+                    .unwrap()
+                    .strip_prefix("sha256:")
+                    .unwrap(),
+            )
+        };
         std::fs::copy(file(&other), file(&image)).unwrap();
         vec![image]
     });
@@ -267,7 +372,12 @@ fn documents_are_not_believed() {
         vec![manifest]
     });
     refused(3, "at most", &|l| {
-        let large = [&b"{\"schemaVersion\":2, \"x\":\""[..], &vec![b'x'; 5 << 20], b"\"}"].concat();
+        let large = [
+            &b"{\"schemaVersion\":2, \"x\":\""[..],
+            &vec![b'x'; 5 << 20],
+            b"\"}",
+        ]
+        .concat();
         vec![l.blob("application/vnd.oci.image.manifest.v1+json", &large)]
     });
     refused(3, "nested too deep", &|l| {
@@ -283,11 +393,20 @@ fn documents_are_not_believed() {
         sh(dir.path(), "seq 100000 > x; tar -czf x.tgz x");
         let mut bytes = std::fs::read(dir.path().join("x.tgz")).unwrap();
         change(&mut bytes);
-        vec![l.manifest(&config(l, json!([zeros])), &[l.blob("application/vnd.oci.image.layer.v1.tar+gzip", &bytes)])]
+        vec![l.manifest(
+            &config(l, json!([zeros])),
+            &[l.blob("application/vnd.oci.image.layer.v1.tar+gzip", &bytes)],
+        )]
     };
-    refused(3, "decompressing", &|l| gzip(l, &|b| b.truncate(b.len() / 2)));
+    refused(3, "decompressing", &|l| {
+        gzip(l, &|b| b.truncate(b.len() / 2))
+    });
     refused(3, "decompressing", &|l| gzip(l, &|b| b[5000] ^= 0xff));
-    refused(3, "decompressing", &|l| gzip(l, &|b| b.extend_from_slice(b"rubbish that is no gzip member")));
+    refused(3, "decompressing", &|l| {
+        gzip(l, &|b| {
+            b.extend_from_slice(b"rubbish that is no gzip member")
+        })
+    });
 }
 
 /// A disk that cannot hold the image is found too small before anything is read.
@@ -296,10 +415,24 @@ fn free_space_is_checked_first() {
     let bench = Bench::new();
     let small = bench.path("small");
     std::fs::create_dir(&small).unwrap();
-    sh(bench.dir.path(), "mkdir dir; head -c 20000000 /dev/urandom > dir/noise; mount -t tmpfs -o size=1M tmpfs small");
-    let output = lxcri_fs().arg("build").arg(bench.path("dir")).arg("-o").arg(small.join("image.bfc")).output().unwrap();
+    sh(
+        bench.dir.path(),
+        "mkdir dir; head -c 20000000 /dev/urandom > dir/noise; mount -t tmpfs -o size=1M tmpfs \
+         small",
+    );
+    let output = lxcri_fs()
+        .arg("build")
+        .arg(bench.path("dir"))
+        .arg("-o")
+        .arg(small.join("image.bfc"))
+        .output()
+        .unwrap();
     let left = small.read_dir().unwrap().count();
     sh(bench.dir.path(), "umount small");
-    assert!(!output.status.success() && stderr(&output).contains("are free"), "{}", stderr(&output));
+    assert!(
+        !output.status.success() && stderr(&output).contains("are free"),
+        "{}",
+        stderr(&output)
+    );
     assert_eq!(left, 0);
 }

@@ -1,4 +1,5 @@
-//! Several images in one mount: merged, lowest first, whiteouts honoured. The oracle is the kernel's overlayfs over the same layers.
+//! Several images in one mount: merged, lowest first, whiteouts honoured. The oracle is the
+//! kernel's overlayfs over the same layers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -23,7 +24,9 @@ fn whiteout(root: &Path, path: &str) {
 
 fn opaque(root: &Path, path: &str) {
     std::fs::create_dir_all(root.join(path)).unwrap();
-    run(Command::new("setfattr").args(["-n", "trusted.overlay.opaque", "-v", "y"]).arg(root.join(path)));
+    run(Command::new("setfattr")
+        .args(["-n", "trusted.overlay.opaque", "-v", "y"])
+        .arg(root.join(path)));
 }
 
 /// Three layers in overlayfs's form.
@@ -61,15 +64,23 @@ fn layers(dir: &Path) -> [std::path::PathBuf; 3] {
 fn images_merge_as_overlayfs_merges_their_layers() {
     let dir = tempfile::tempdir().unwrap();
     let layers = layers(dir.path());
-    let images: Vec<_> = layers.iter().map(|l| l.with_extension("bfc").display().to_string()).collect();
+    let images: Vec<_> = layers
+        .iter()
+        .map(|l| l.with_extension("bfc").display().to_string())
+        .collect();
     for (layer, image) in layers.iter().zip(&images) {
-        run(lxcri_fs().arg("build").arg(format!("dir:{}", layer.display())).args(["-o", image]));
+        run(lxcri_fs()
+            .arg("build")
+            .arg(format!("dir:{}", layer.display()))
+            .args(["-o", image]));
     }
     let (overlay, mount) = (dir.path().join("overlay"), dir.path().join("mount"));
     std::fs::create_dir(&overlay).unwrap();
     std::fs::create_dir(&mount).unwrap();
     let [a, b, c] = layers.map(|l| l.display().to_string());
-    run(Command::new("mount").args(["-t", "overlay", "o", "-o", &format!("lowerdir={c}:{b}:{a}")]).arg(&overlay));
+    run(Command::new("mount")
+        .args(["-t", "overlay", "o", "-o", &format!("lowerdir={c}:{b}:{a}")])
+        .arg(&overlay));
     let mut expected = tree(&overlay);
     run(Command::new("umount").arg(&overlay));
     // A lower hard link counts the names that its own layer has, whatever hides them.
@@ -84,7 +95,9 @@ fn images_merge_as_overlayfs_merges_their_layers() {
     }
     // The same layers in one image.
     let one = dir.path().join("one.bfc");
-    run(lxcri_fs().args(["build", &a, "--layer", &b, "--layer", &c, "-o"]).arg(&one));
+    run(lxcri_fs()
+        .args(["build", &a, "--layer", &b, "--layer", &c, "-o"])
+        .arg(&one));
     let _mounted = Mounted::new(&[one.to_str().unwrap()], &mount);
     assert_same_tree(&expected, &tree(&mount));
 }
@@ -92,14 +105,24 @@ fn images_merge_as_overlayfs_merges_their_layers() {
 #[test]
 fn anyones_v1_image_can_be_below() {
     let dir = tempfile::tempdir().unwrap();
-    let (layer, image, mount) = (dir.path().join("top"), dir.path().join("top.bfc"), dir.path().join("mount"));
+    let (layer, image, mount) = (
+        dir.path().join("top"),
+        dir.path().join("top.bfc"),
+        dir.path().join("mount"),
+    );
     std::fs::create_dir(&mount).unwrap();
     write(&layer, "tree/one", "replaced\n");
     whiteout(&layer, "tree/many");
     run(lxcri_fs().arg("build").arg(&layer).arg("-o").arg(&image));
     let below = golden("zstd.bfc").display().to_string();
     let _mounted = Mounted::new(&[&below, image.to_str().unwrap()], &mount);
-    assert_eq!(std::fs::read_to_string(mount.join("tree/one")).unwrap(), "replaced\n");
+    assert_eq!(
+        std::fs::read_to_string(mount.join("tree/one")).unwrap(),
+        "replaced\n"
+    );
     assert!(!mount.join("tree/many").exists());
-    assert_eq!(std::fs::read(mount.join("tree/blob/mixed")).unwrap().len(), 288_000);
+    assert_eq!(
+        std::fs::read(mount.join("tree/blob/mixed")).unwrap().len(),
+        288_000
+    );
 }

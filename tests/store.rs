@@ -1,6 +1,7 @@
 //! Images and containers in a store: the same tests on a directory and on ZFS.
 //!
-//! Needs root; those on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
+//! Needs root; those on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one
+//! in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/store.rs"]
@@ -41,12 +42,25 @@ fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
     let info = store.json(&["info", "--json", "team/app:1"]);
     let digest = info["root_digest"].as_str().unwrap();
     assert_eq!(store.run(&["cat", digest, "hello"]), "hello");
-    assert_eq!(store.run(&["cat", &digest["blake3:".len()..][..12], "hello"]), "hello");
+    assert_eq!(
+        store.run(&["cat", &digest["blake3:".len()..][..12], "hello"]),
+        "hello"
+    );
     store.run(&["verify", "team/app:1"]);
     store.run(&["extract", "team/app:1", "out"]);
-    assert_eq!(std::fs::read(store.dir.path().join("out/hello")).unwrap(), b"hello");
+    assert_eq!(
+        std::fs::read(store.dir.path().join("out/hello")).unwrap(),
+        b"hello"
+    );
     store.run(&["export", "team/app:1", "--tar", "app.tar"]);
-    store.run(&["build", "tar:app.tar", "-t", "again", "--from", "team/app:1"]);
+    store.run(&[
+        "build",
+        "tar:app.tar",
+        "-t",
+        "again",
+        "--from",
+        "team/app:1",
+    ]);
     let mountpoint = store.dir.path().join("mnt");
     std::fs::create_dir(&mountpoint).unwrap();
     run(&mut store.command(&["mount", "again", "mnt"]));
@@ -56,7 +70,12 @@ fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
 
 fn a_file_comes_before_an_image_of_the_store(store: &Store) {
     store.build("stored", "app");
-    run(&mut store.command(&["build", store.source("filed", b"").to_str().unwrap(), "-o", "app"]));
+    run(&mut store.command(&[
+        "build",
+        store.source("filed", b"").to_str().unwrap(),
+        "-o",
+        "app",
+    ]));
     assert_eq!(store.run(&["ls", "app"]), "filed\n");
     assert_eq!(store.run(&["ls", "./app"]), "filed\n");
     assert_eq!(store.run(&["ls", "app:latest"]), "stored\n");
@@ -67,7 +86,10 @@ fn a_file_comes_before_an_image_of_the_store(store: &Store) {
     assert_eq!(store.run(&["ls", "app"]), "stored\n");
     assert!(store.fails(&["ls", "./app"], 1).contains("directory"));
     let complaint = store.fails(&["ls", "other"], 5);
-    assert!(complaint.contains("no image other") && complaint.contains(&store.location), "{complaint}");
+    assert!(
+        complaint.contains("no image other") && complaint.contains(&store.location),
+        "{complaint}"
+    );
     store.fails(&["ls", "No/Such"], 2);
 }
 
@@ -77,7 +99,12 @@ fn a_failed_build_leaves_nothing(store: &Store) {
     store.fails(&["build", "tar:bad.tar", "-t", "app"], 3);
     assert_eq!(store.run(&["ls", "app"]), "old\n");
     if let Some(dir) = store.location.strip_prefix("dir:") {
-        let names = |dir: PathBuf| std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        let names = |dir: PathBuf| {
+            std::fs::read_dir(dir)
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names(Path::new(dir).join("images")), ["app:latest"]);
         assert_eq!(names(Path::new(dir).join("locks")), [""; 0]);
     }
@@ -88,18 +115,32 @@ fn names_are_given_moved_and_taken(store: &Store) {
     store.run(&["tag", "app:1", "app:latest", "registry.example.org/app:v1"]);
     let images = store.images();
     assert_eq!(images.len(), 1);
-    let references = ["docker.io/library/app:1", "docker.io/library/app:latest", "registry.example.org/app:v1"];
+    let references = [
+        "docker.io/library/app:1",
+        "docker.io/library/app:latest",
+        "registry.example.org/app:v1",
+    ];
     assert_eq!(images[0]["references"], serde_json::json!(references));
     // The same again is the same image.
     store.build("one", "app:again");
     assert_eq!(store.images().len(), 1);
-    assert!(store.run(&["rm", "app:again", "registry.example.org/app:v1"]).contains("name removed"));
+    assert!(
+        store
+            .run(&["rm", "app:again", "registry.example.org/app:v1"])
+            .contains("name removed")
+    );
     // Another image takes a name, and the image that had it stays.
     store.build("two", "app:latest");
-    assert_eq!((store.run(&["ls", "app"]), store.run(&["ls", "app:1"])), ("two\n".into(), "one\n".into()));
+    assert_eq!(
+        (store.run(&["ls", "app"]), store.run(&["ls", "app:1"])),
+        ("two\n".into(), "one\n".into())
+    );
     store.build("three", "app:latest");
     let images = store.images();
-    let unnamed: Vec<&Value> = images.iter().filter(|i| i["references"] == serde_json::json!([])).collect();
+    let unnamed: Vec<&Value> = images
+        .iter()
+        .filter(|i| i["references"] == serde_json::json!([]))
+        .collect();
     assert_eq!((images.len(), unnamed.len()), (3, 1));
     let digest = unnamed[0]["root_digest"].as_str().unwrap();
     assert_eq!(store.run(&["ls", digest]), "two\n");
@@ -108,7 +149,10 @@ fn names_are_given_moved_and_taken(store: &Store) {
     store.run(&["tag", digest, "app:2"]);
     assert_eq!(store.run(&["ls", "app:2"]), "two\n");
     let complaint = store.fails(&["rm", "app:1", "no-such", "app:2"], 5);
-    assert!(complaint.contains("no image no-such") && complaint.contains("1 of 3"), "{complaint}");
+    assert!(
+        complaint.contains("no image no-such") && complaint.contains("1 of 3"),
+        "{complaint}"
+    );
     assert_eq!(store.images().len(), 1);
     store.fails(&["tag", "app:latest", "Not A Name"], 2);
     store.fails(&["tag", "no-such", "app:3"], 5);
@@ -122,24 +166,48 @@ fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
         run(&mut store.command(&["mount", "app", "mnt"]));
         let _mounted = Mounted(mountpoint.clone());
         let complaint = store.fails(&["rm", "app"], 6);
-        assert!(complaint.contains(&format!("mounted on {}", mountpoint.display())), "{complaint}");
+        assert!(
+            complaint.contains(&format!("mounted on {}", mountpoint.display())),
+            "{complaint}"
+        );
         // By another path, and not by name.
-        let (link, other) = (store.dir.path().join("link.bfc"), store.dir.path().join("other"));
+        let (link, other) = (
+            store.dir.path().join("link.bfc"),
+            store.dir.path().join("other"),
+        );
         std::os::unix::fs::symlink(store.image("app")["path"].as_str().unwrap(), &link).unwrap();
         std::fs::create_dir(&other).unwrap();
         {
             let _other = Mounted::new(&["--subdir", ".", link.to_str().unwrap()], &other);
-            assert!(store.fails(&["rm", "app"], 6).contains(&format!("mounted on {}", other.display())));
+            assert!(
+                store
+                    .fails(&["rm", "app"], 6)
+                    .contains(&format!("mounted on {}", other.display()))
+            );
         }
         store.build("newer", "app");
         let kept = store.run(&["gc", "--grace", "0s", "--json"]);
         assert_eq!(kept, "");
         assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
     }
-    let digest =
-        store.images().iter().find(|i| i["references"] == serde_json::json!([])).unwrap()["root_digest"].as_str().unwrap().to_owned();
+    let digest = store
+        .images()
+        .iter()
+        .find(|i| i["references"] == serde_json::json!([]))
+        .unwrap()["root_digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     // Read by somebody who is not known.
-    let path = PathBuf::from(store.images().iter().find(|i| i["root_digest"] == *digest).unwrap()["path"].as_str().unwrap());
+    let path = PathBuf::from(
+        store
+            .images()
+            .iter()
+            .find(|i| i["root_digest"] == *digest)
+            .unwrap()["path"]
+            .as_str()
+            .unwrap(),
+    );
     let file = std::fs::File::open(&path).unwrap();
     file.lock_shared().unwrap();
     assert!(store.fails(&["rm", &digest], 6).contains("has it open"));
@@ -150,28 +218,70 @@ fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
 }
 
 fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &Store) {
-    store.run(&["build", store.source("large", &vec![7; 9_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
+    store.run(&[
+        "build",
+        store.source("large", &vec![7; 9_000_000]).to_str().unwrap(),
+        "-t",
+        "app",
+        "--compression",
+        "none",
+    ]);
     store.build("new", "app");
     // A build that is stopped at work, and then killed.
     let mut noise = vec![0; 16 << 20];
     rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
     let source = store.source("noise", &noise);
-    let mut build = Killed(store.command(&["build", source.to_str().unwrap(), "-t", "app", "--level", "22"]).spawn().unwrap());
+    let mut build = Killed(
+        store
+            .command(&[
+                "build",
+                source.to_str().unwrap(),
+                "-t",
+                "app",
+                "--level",
+                "22",
+            ])
+            .spawn()
+            .unwrap(),
+    );
     common::eventually("build at work", || store.work().pop());
     build.signal(rustix::process::Signal::STOP);
-    assert_eq!(store.run(&["gc", "--grace", "0s", "--dry-run", "--json"]).lines().count(), 1, "it is at work");
+    assert_eq!(
+        store
+            .run(&["gc", "--grace", "0s", "--dry-run", "--json"])
+            .lines()
+            .count(),
+        1,
+        "it is at work"
+    );
     build.signal(rustix::process::Signal::KILL);
     build.0.wait().unwrap();
-    assert_eq!(store.run(&["gc", "--dry-run", "--json"]).lines().count(), 1, "the image is too young");
+    assert_eq!(
+        store.run(&["gc", "--dry-run", "--json"]).lines().count(),
+        1,
+        "the image is too young"
+    );
     let plan = store.run(&["gc", "--grace", "0s", "--dry-run"]);
-    assert!(plan.contains("unfinished image") && plan.contains("would be freed"), "{plan}");
+    assert!(
+        plan.contains("unfinished image") && plan.contains("would be freed"),
+        "{plan}"
+    );
     assert_eq!(store.images().len(), 2);
-    let done: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let done: Vec<Value> = store
+        .run(&["gc", "--grace", "0s", "--json"])
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     let freed: u64 = done.iter().map(|row| row["freed"].as_u64().unwrap()).sum();
     assert!((9_000_000..9_300_000).contains(&freed), "{done:?}");
     assert_eq!((store.images().len(), store.work().len()), (1, 0));
     // What a pull that was cut off would go on from.
-    let images = Path::new(store.image("app")["path"].as_str().unwrap()).parent().unwrap().parent().unwrap().to_owned();
+    let images = Path::new(store.image("app")["path"].as_str().unwrap())
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .to_owned();
     let blob = images.join(".lxcri-fs-blobs").join("0".repeat(64));
     std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
     std::fs::write(&blob, [b'b'; 10_000]).unwrap();
@@ -180,7 +290,11 @@ fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &St
     held.lock_shared().unwrap();
     assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
     drop(held);
-    assert!(store.run(&["gc", "--grace", "0s"]).contains("part of a blob"));
+    assert!(
+        store
+            .run(&["gc", "--grace", "0s"])
+            .contains("part of a blob")
+    );
     assert!(!blob.exists());
     store.run(&["doctor"]);
     assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
@@ -189,12 +303,26 @@ fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &St
 
 fn df_adds_up(store: &Store) {
     assert_eq!(store.json(&["df", "--json"])["images"], 0);
-    store.run(&["build", store.source("large", &vec![7; 3_000_000]).to_str().unwrap(), "-t", "app", "--compression", "none"]);
+    store.run(&[
+        "build",
+        store.source("large", &vec![7; 3_000_000]).to_str().unwrap(),
+        "-t",
+        "app",
+        "--compression",
+        "none",
+    ]);
     store.build("new", "app");
     let df = store.json(&["df", "--json"]);
     let bytes = |key: &str| df[key].as_u64().unwrap();
-    let listed: u64 = store.images().iter().map(|i| i["bytes"].as_u64().unwrap()).sum();
-    assert!(bytes("image_bytes") >= 3_000_000 && bytes("image_bytes").abs_diff(listed) < 200_000, "{df} {listed}");
+    let listed: u64 = store
+        .images()
+        .iter()
+        .map(|i| i["bytes"].as_u64().unwrap())
+        .sum();
+    assert!(
+        bytes("image_bytes") >= 3_000_000 && bytes("image_bytes").abs_diff(listed) < 200_000,
+        "{df} {listed}"
+    );
     assert!(bytes("garbage_bytes") >= 3_000_000 && bytes("free_bytes") > 0);
     assert!(store.run(&["df"]).contains("Garbage"));
 }
@@ -202,16 +330,40 @@ fn df_adds_up(store: &Store) {
 fn verify_all_lists_what_is_damaged(store: &Store) {
     store.build("good", "good");
     store.build("gone", "gone");
-    store.run(&["build", store.source("bad", b"not anywhere else").to_str().unwrap(), "-t", "bad"]);
-    assert_eq!(store.run(&["verify", "--all"]).lines().filter(|l| l.contains("sound")).count(), 3);
-    let path = |name: &str| store.json(&["info", "--json", name])["image"].as_str().unwrap().to_owned();
+    store.run(&[
+        "build",
+        store.source("bad", b"not anywhere else").to_str().unwrap(),
+        "-t",
+        "bad",
+    ]);
+    assert_eq!(
+        store
+            .run(&["verify", "--all"])
+            .lines()
+            .filter(|l| l.contains("sound"))
+            .count(),
+        3
+    );
+    let path = |name: &str| {
+        store.json(&["info", "--json", name])["image"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     store.damage(Path::new(&path("bad")), b"not anywhere else");
     store.damage(Path::new(&path("gone")), b"BFCFv1");
     let output = store.output(&["verify", "--all"]);
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.contains("good:latest: sound") && text.contains("bad:latest: bad:"), "{text}");
-    assert!(stderr(&output).contains("2 of 3 images are damaged: bad:latest, gone:latest"), "{}", stderr(&output));
+    assert!(
+        text.contains("good:latest: sound") && text.contains("bad:latest: bad:"),
+        "{text}"
+    );
+    assert!(
+        stderr(&output).contains("2 of 3 images are damaged: bad:latest, gone:latest"),
+        "{}",
+        stderr(&output)
+    );
     // What is whole is listed, and works.
     assert_eq!(store.run(&["cat", "good", "good"]), "good");
     assert_eq!(store.images().len(), 3);
@@ -237,9 +389,21 @@ impl Drop for Killed {
 fn base_and_derived(store: &Store) {
     let mut noise = vec![0; 8 << 20];
     rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
-    store.run(&["build", store.source("base", &noise).to_str().unwrap(), "-t", "base"]);
+    store.run(&[
+        "build",
+        store.source("base", &noise).to_str().unwrap(),
+        "-t",
+        "base",
+    ]);
     let base = format!("bfc:{}", store.image("base")["path"].as_str().unwrap());
-    store.run(&["build", &base, "--layer", store.source("more", b"more").to_str().unwrap(), "-t", "derived"]);
+    store.run(&[
+        "build",
+        &base,
+        "--layer",
+        store.source("more", b"more").to_str().unwrap(),
+        "-t",
+        "derived",
+    ]);
 }
 
 /// Whichever goes, the other stays whole.
@@ -249,7 +413,14 @@ fn either_may_go(store: &Store) {
         let stays = if goes == "base" { "derived" } else { "base" };
         store.run(&["rm", goes]);
         store.run(&["verify", "--all"]);
-        assert_eq!(store.run(&["ls", stays]), if stays == "base" { "base\n" } else { "base\nmore\n" });
+        assert_eq!(
+            store.run(&["ls", stays]),
+            if stays == "base" {
+                "base\n"
+            } else {
+                "base\nmore\n"
+            }
+        );
         assert_eq!(store.images().len(), 1);
         store.run(&["rm", stays]);
         assert_eq!(store.images().len(), 0);
@@ -261,15 +432,34 @@ fn layers_are_stored_once(store: &Store) {
     let (base, derived) = (store.image("base"), store.image("derived"));
     assert_eq!(derived["parent"], base["name"]);
     let info = store.json(&["info", "--json", "derived"]);
-    assert_eq!(info["chain"], serde_json::json!([derived["name"], base["name"]]));
+    assert_eq!(
+        info["chain"],
+        serde_json::json!([derived["name"], base["name"]])
+    );
     if store.location.starts_with("zfs:") {
-        assert!(derived["own_bytes"].as_u64().unwrap() < 1 << 20, "{derived}");
-        let used: u64 = property(&format!("{}/images/derived:latest", &store.location[4..]), "used").parse().unwrap();
+        assert!(
+            derived["own_bytes"].as_u64().unwrap() < 1 << 20,
+            "{derived}"
+        );
+        let used: u64 = property(
+            &format!("{}/images/derived:latest", &store.location[4..]),
+            "used",
+        )
+        .parse()
+        .unwrap();
         assert!(used < 1 << 20, "{used}");
     }
     // The same, but for where its bytes are, as one that shares nothing.
     let source = format!("bfc:{}", base["path"].as_str().unwrap());
-    store.run(&["build", &source, "--layer", store.dir.path().join("source-more").to_str().unwrap(), "-t", "alone", "--no-share"]);
+    store.run(&[
+        "build",
+        &source,
+        "--layer",
+        store.dir.path().join("source-more").to_str().unwrap(),
+        "-t",
+        "alone",
+        "--no-share",
+    ]);
     assert_eq!(store.images().len(), 2, "same input, same image");
     store.run(&["rm", "alone", "derived", "base"]);
     either_may_go(store);
@@ -284,14 +474,18 @@ fn layers_are_stored_once_on_xfs_and_btrfs() {
         run(&mut Command::new("sync"));
         let (base, derived) = (store.image("base"), store.image("derived"));
         let bytes = |image: &Value, key: &str| image[key].as_u64().unwrap();
-        assert!(bytes(&derived, "bytes") > 8 << 20 && bytes(&derived, "own_bytes") < 1 << 20, "{mkfs}: {derived}");
+        assert!(
+            bytes(&derived, "bytes") > 8 << 20 && bytes(&derived, "own_bytes") < 1 << 20,
+            "{mkfs}: {derived}"
+        );
         assert!(bytes(&base, "shared_bytes") >= 8 << 20, "{mkfs}: {base}");
         let free = || {
             run(&mut Command::new("sync"));
             let stat = rustix::fs::statvfs(disk.path()).unwrap();
             stat.f_bfree * stat.f_frsize
         };
-        // What is said to be freed is what is freed. XFS frees the blocks of removed files in the background.
+        // What is said to be freed is what is freed. XFS frees the blocks of removed files in the
+        // background.
         let settled = |mut last| loop {
             std::thread::sleep(Duration::from_millis(500));
             let now = free();
@@ -302,16 +496,31 @@ fn layers_are_stored_once_on_xfs_and_btrfs() {
         };
         let before = settled(free());
         store.build("other", "base");
-        let rows: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert!(rows.iter().map(|r| bytes(r, "freed")).sum::<u64>() < 1 << 20, "{rows:?}");
+        let rows: Vec<Value> = store
+            .run(&["gc", "--grace", "0s", "--json"])
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        assert!(
+            rows.iter().map(|r| bytes(r, "freed")).sum::<u64>() < 1 << 20,
+            "{rows:?}"
+        );
         store.build("other", "derived");
-        let rows: Vec<Value> = store.run(&["gc", "--grace", "0s", "--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let rows: Vec<Value> = store
+            .run(&["gc", "--grace", "0s", "--json"])
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         let freed: u64 = rows.iter().map(|r| bytes(r, "freed")).sum();
         assert!(freed > 8 << 20, "{rows:?}");
         if mkfs == "mkfs.xfs" {
             let deadline = Instant::now() + Duration::from_secs(30);
             while free().saturating_sub(before).abs_diff(freed) >= 1 << 20 {
-                assert!(Instant::now() < deadline, "{} {freed}", free().saturating_sub(before));
+                assert!(
+                    Instant::now() < deadline,
+                    "{} {freed}",
+                    free().saturating_sub(before)
+                );
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
@@ -328,8 +537,16 @@ fn is_filled(store: &Store) {
     let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
     std::fs::write(elsewhere.path().join("noise"), &noise).unwrap();
     // What is not compressed may become so small that it fits: it is tried.
-    let complaint = store.fails(&["build", elsewhere.path().to_str().unwrap(), "-t", "large"], 1);
-    assert!(["No space left", "quota exceeded", "are free"].iter().any(|what| complaint.contains(what)), "{complaint}");
+    let complaint = store.fails(
+        &["build", elsewhere.path().to_str().unwrap(), "-t", "large"],
+        1,
+    );
+    assert!(
+        ["No space left", "quota exceeded", "are free"]
+            .iter()
+            .any(|what| complaint.contains(what)),
+        "{complaint}"
+    );
     assert_eq!((store.images().len(), store.work().len()), (1, 0));
     assert_eq!(store.run(&["cat", "kept", "kept"]), "kept");
     store.run(&["doctor"]);
@@ -350,21 +567,36 @@ fn doctor_tells_what_is_broken(store: &Store) {
     let findings = |store: &Store| {
         let output = store.output(&["doctor", "--json"]);
         let text = String::from_utf8(output.stdout).unwrap();
-        let findings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let bad = findings.iter().filter(|f| f["level"] == "bad" && f["about"] == "store").map(|f| f["found"].as_str().unwrap().to_owned());
+        let findings: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let bad = findings
+            .iter()
+            .filter(|f| f["level"] == "bad" && f["about"] == "store")
+            .map(|f| f["found"].as_str().unwrap().to_owned());
         (output.status.success(), bad.collect::<Vec<_>>(), text)
     };
     store.build("one", "one");
     store.build("two", "two");
     let (sound, bad, text) = findings(store);
-    assert!(sound && bad.is_empty() && text.contains("2 images, 0 containers"), "{text}");
+    assert!(
+        sound && bad.is_empty() && text.contains("2 images, 0 containers"),
+        "{text}"
+    );
     for about in ["kernel", "overlay", "zfs", "limits", "mounts", "store"] {
-        assert!(text.contains(&format!("\"about\":\"{about}\"")), "{about}: {text}");
+        assert!(
+            text.contains(&format!("\"about\":\"{about}\"")),
+            "{about}: {text}"
+        );
     }
     let path = store.image("two")["path"].as_str().unwrap().to_owned();
     store.damage(Path::new(&path), b"BFCFv1");
     let (sound, bad, text) = findings(store);
-    assert!(!sound && bad.len() == 1 && bad[0].contains("image two:latest"), "{text}");
+    assert!(
+        !sound && bad.len() == 1 && bad[0].contains("image two:latest"),
+        "{text}"
+    );
     store.fails(&["doctor"], 1);
 }
 
@@ -379,21 +611,50 @@ fn what_is_there_is_not_built_again(store: &Store) {
     assert!(!built(&["--compression", "none"]).contains("there already"));
     // Of several at a time, one does the work.
     let children: Vec<_> = (0..4)
-        .map(|_| store.command(&["build", &source, "-t", "third", "--level", "9"]).stdout(std::process::Stdio::piped()).spawn().unwrap())
+        .map(|_| {
+            store
+                .command(&["build", &source, "-t", "third", "--level", "9"])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
-    let texts: Vec<String> = children.into_iter().map(|c| String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap()).collect();
-    assert_eq!(texts.iter().filter(|t| !t.contains("there already")).count(), 1, "{texts:?}");
+    let texts: Vec<String> = children
+        .into_iter()
+        .map(|c| String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap())
+        .collect();
+    assert_eq!(
+        texts
+            .iter()
+            .filter(|t| !t.contains("there already"))
+            .count(),
+        1,
+        "{texts:?}"
+    );
 }
 
-/// For as long as `LXCRI_FS_TEST_SECONDS` says; the clearing up is what takes long on ZFS in an emulated VM.
+/// For as long as `LXCRI_FS_TEST_SECONDS` says; the clearing up is what takes long on ZFS in an
+/// emulated VM.
 fn twenty_processes_that_are_killed_at_any_point_lose_nothing(store: &Store) {
     const PROCESSES: usize = 20;
     let seconds = std::env::var("LXCRI_FS_TEST_SECONDS")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(if store.location.starts_with("dir:") { 20 } else { 10 });
+        .unwrap_or(if store.location.starts_with("dir:") {
+            20
+        } else {
+            10
+        });
     store.build("kept", "kept");
-    let sources: Vec<String> = (0..4).map(|i| store.source(&format!("s{i}"), &[i; 100_000]).to_str().unwrap().to_owned()).collect();
+    let sources: Vec<String> = (0..4)
+        .map(|i| {
+            store
+                .source(&format!("s{i}"), &[i; 100_000])
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
     let base = format!("bfc:{}", store.image("kept")["path"].as_str().unwrap());
     let until = Instant::now() + Duration::from_secs(seconds);
     let mountpoint = |n: usize| store.dir.path().join(format!("mnt-{n}"));
@@ -429,7 +690,14 @@ fn twenty_processes_that_are_killed_at_any_point_lose_nothing(store: &Store) {
                         _ => vec!["list"],
                     };
                     let quiet = || std::process::Stdio::null();
-                    let mut child = Killed(store.command(&args).stdout(quiet()).stderr(quiet()).spawn().unwrap());
+                    let mut child = Killed(
+                        store
+                            .command(&args)
+                            .stdout(quiet())
+                            .stderr(quiet())
+                            .spawn()
+                            .unwrap(),
+                    );
                     if next(3) == 0 {
                         std::thread::sleep(Duration::from_millis(next(80)));
                         continue;
@@ -441,16 +709,36 @@ fn twenty_processes_that_are_killed_at_any_point_lose_nothing(store: &Store) {
     });
     assert_eq!(store.run(&["cat", "kept", "kept"]), "kept");
     let sound = store.output(&["doctor"]);
-    assert!(sound.status.success(), "{}{}", String::from_utf8_lossy(&sound.stdout), stderr(&sound));
+    assert!(
+        sound.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&sound.stdout),
+        stderr(&sound)
+    );
     store.run(&["verify", "--all"]);
     (0..PROCESSES).for_each(|n| drop(Gone(mountpoint(n))));
     let left = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!left.contains(&format!("{}/mnt-", store.dir.path().display())), "{left}");
+    assert!(
+        !left.contains(&format!("{}/mnt-", store.dir.path().display())),
+        "{left}"
+    );
     store.run(&["gc", "--grace", "0s"]);
     assert_eq!(store.work(), [""; 0]);
-    assert!(store.images().iter().all(|i| i["references"] != serde_json::json!([])), "{:?}", store.images());
+    assert!(
+        store
+            .images()
+            .iter()
+            .all(|i| i["references"] != serde_json::json!([])),
+        "{:?}",
+        store.images()
+    );
     if let Some(dir) = store.location.strip_prefix("dir:") {
-        assert_eq!(std::fs::read_dir(Path::new(dir).join("locks")).unwrap().count(), 0);
+        assert_eq!(
+            std::fs::read_dir(Path::new(dir).join("locks"))
+                .unwrap()
+                .count(),
+            0
+        );
     }
 }
 
@@ -470,21 +758,48 @@ fn zfs_an_image_that_was_sent_is_there() {
     let sent = store.images().remove(0);
     let name = sent["name"].as_str().unwrap();
     let dataset = format!("{}/images/{name}", &store.location[4..]);
-    let snapshot = zfs(&["list", "-H", "-o", "name", "-t", "snapshot", "-d", "1", &dataset]).trim_end().to_owned();
-    let pool = Pool::new(&format!("lxcrifs{}", std::process::id()), "/var/tmp".as_ref(), 256 << 20, &[]);
+    let snapshot = zfs(&[
+        "list", "-H", "-o", "name", "-t", "snapshot", "-d", "1", &dataset,
+    ])
+    .trim_end()
+    .to_owned();
+    let pool = Pool::new(
+        &format!("lxcrifs{}", std::process::id()),
+        "/var/tmp".as_ref(),
+        256 << 20,
+        &[],
+    );
     zfs(&["create", &format!("{}/images", pool.name)]);
     let send = |options: &str, name: &str| {
-        let script = format!("set -o pipefail; zfs send {options} '{snapshot}' | zfs receive '{}/images/{name}'", pool.name);
+        let script = format!(
+            "set -o pipefail; zfs send {options} '{snapshot}' | zfs receive '{}/images/{name}'",
+            pool.name
+        );
         run(Command::new("bash").args(["-c", &script]));
     };
     send("-p", name);
     let there = Store::at(format!("zfs:{}", pool.name));
     let mut found = there.images().remove(0);
-    let same = ["references", "root_digest", "created", "layers", "compression", "encryption", "size"];
-    assert!(same.iter().all(|key| found[key] == sent[key]), "{found} {sent}");
+    let same = [
+        "references",
+        "root_digest",
+        "created",
+        "layers",
+        "compression",
+        "encryption",
+        "size",
+    ];
+    assert!(
+        same.iter().all(|key| found[key] == sent[key]),
+        "{found} {sent}"
+    );
     // Without properties, what it is called is told by the name that it is received under.
     send("", "other:2");
-    found = there.images().into_iter().find(|i| i["references"][0] == "docker.io/library/other:2").unwrap();
+    found = there
+        .images()
+        .into_iter()
+        .find(|i| i["references"][0] == "docker.io/library/other:2")
+        .unwrap();
     assert_eq!(found["root_digest"], sent["root_digest"]);
     there.run(&["verify", "--all"]);
     there.run(&["doctor"]);
@@ -493,7 +808,11 @@ fn zfs_an_image_that_was_sent_is_there() {
     run(&mut there.command(&["mount", "registry.example.org/team/app:v1_RC", "mnt"]));
     let mounted = Mounted(mountpoint.clone());
     assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
-    assert!(there.fails(&["rm", "registry.example.org/team/app:v1_RC"], 6).contains("mounted on"));
+    assert!(
+        there
+            .fails(&["rm", "registry.example.org/team/app:v1_RC"], 6)
+            .contains("mounted on")
+    );
     drop(mounted);
     there.run(&["rm", "registry.example.org/team/app:v1_RC", "other:2"]);
 }
@@ -516,7 +835,10 @@ fn an_image_that_was_copied_there_is_there() {
         image.retain(|key, _| !["path", "created", "bytes", "own_bytes"].contains(&key.as_str()));
     }
     assert_eq!(a, b);
-    assert_eq!(to.run(&["ls", "registry.example.org/team/app:v1_RC"]), "file\n");
+    assert_eq!(
+        to.run(&["ls", "registry.example.org/team/app:v1_RC"]),
+        "file\n"
+    );
     // What is no image's name, and what is no image, is passed over.
     std::fs::create_dir(images.join("..strange")).unwrap();
     std::fs::create_dir(images.join("empty")).unwrap();
@@ -530,24 +852,53 @@ fn the_configuration_says_where_its_values_come_from() {
     let show = |text: &str, variable: Option<&str>, args: &[&str]| {
         std::fs::write(&config, text).unwrap();
         let mut command = store.command(&["config", "show", "--json"]);
-        command.args(args).env("LXCRI_FS_CONFIG", &config).env("LXCRI_FS_STORE", variable.unwrap_or_default());
+        command
+            .args(args)
+            .env("LXCRI_FS_CONFIG", &config)
+            .env("LXCRI_FS_STORE", variable.unwrap_or_default());
         let output = command.output().unwrap();
-        (serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(), stderr(&output))
+        (
+            serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(),
+            stderr(&output),
+        )
     };
     let text = "store = \"dir:/srv/images\"\n[registries.\"localhost:5000\"]\ninsecure = true\n";
     let cases: [(Option<&str>, &[&str], &str, &str); 3] = [
         (None, &[], "dir:/srv/images", config.to_str().unwrap()),
         (Some("zfs:tank"), &[], "zfs:tank", "LXCRI_FS_STORE"),
-        (Some("zfs:tank"), &["--store", "/elsewhere"], "dir:/elsewhere", "--store"),
+        (
+            Some("zfs:tank"),
+            &["--store", "/elsewhere"],
+            "dir:/elsewhere",
+            "--store",
+        ),
     ];
     for (variable, args, value, from) in cases {
         let (shown, _) = show(text, variable, args);
-        assert_eq!((shown["store"]["value"].as_str(), shown["store"]["from"].as_str()), (Some(value), Some(from)));
+        assert_eq!(
+            (
+                shown["store"]["value"].as_str(),
+                shown["store"]["from"].as_str()
+            ),
+            (Some(value), Some(from))
+        );
         assert_eq!(shown["gc.grace"]["from"], "default");
-        assert_eq!(shown["registries"]["value"]["localhost:5000"]["insecure"], true);
+        assert_eq!(
+            shown["registries"]["value"]["localhost:5000"]["insecure"],
+            true
+        );
     }
     let (_, complaint) = show("stor = \"x\"\n", None, &[]);
-    assert!(complaint.contains("config.toml, line 1: unknown field `stor`"), "{complaint}");
-    let text = run(store.command(&["--store", "zfs:tank", "config", "show"]).env_remove("LXCRI_FS_STORE"));
-    assert!(text.lines().any(|l| l.split_whitespace().eq(["store", "zfs:tank", "--store"])), "{text}");
+    assert!(
+        complaint.contains("config.toml, line 1: unknown field `stor`"),
+        "{complaint}"
+    );
+    let text = run(store
+        .command(&["--store", "zfs:tank", "config", "show"])
+        .env_remove("LXCRI_FS_STORE"));
+    assert!(
+        text.lines()
+            .any(|l| l.split_whitespace().eq(["store", "zfs:tank", "--store"])),
+        "{text}"
+    );
 }

@@ -1,6 +1,7 @@
 //! What is in a store never changes, and what is taken from there is what it was.
 //!
-//! Needs root; the tests on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
+//! Needs root; the tests on ZFS need a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes
+//! one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "common/store.rs"]
@@ -22,14 +23,20 @@ on_both! {
 }
 
 fn path_of(store: &Store, name: &str) -> PathBuf {
-    store.json(&["info", "--json", name])["image"].as_str().unwrap().into()
+    store.json(&["info", "--json", name])["image"]
+        .as_str()
+        .unwrap()
+        .into()
 }
 
 /// An upper with something written over the image at `path`.
 fn upper(store: &Store, path: &Path) -> PathBuf {
     let (upper, mountpoint) = (store.dir.path().join("upper"), store.dir.path().join("mnt"));
     std::fs::create_dir_all(&mountpoint).unwrap();
-    let mounted = Mounted::new(&["--upper", upper.to_str().unwrap(), path.to_str().unwrap()], &mountpoint);
+    let mounted = Mounted::new(
+        &["--upper", upper.to_str().unwrap(), path.to_str().unwrap()],
+        &mountpoint,
+    );
     std::fs::write(mounted.0.join("written"), "written").unwrap();
     upper
 }
@@ -53,17 +60,35 @@ fn an_image_of_a_store_is_not_written_to_by_whatever_name(store: &Store) {
     for name in &names {
         // Also when another store is asked.
         for location in [&store.location, &elsewhere] {
-            let output = store.command(&["append", name.to_str().unwrap(), layer]).env("LXCRI_FS_STORE", location).output().unwrap();
+            let output = store
+                .command(&["append", name.to_str().unwrap(), layer])
+                .env("LXCRI_FS_STORE", location)
+                .output()
+                .unwrap();
             let said = stderr(&output);
-            assert!(output.status.code() == Some(6) && said.contains("is not changed") && said.contains("-t NEW"), "{name:?}: {said}");
+            assert!(
+                output.status.code() == Some(6)
+                    && said.contains("is not changed")
+                    && said.contains("-t NEW"),
+                "{name:?}: {said}"
+            );
         }
     }
-    for args in [["commit", upper.to_str().unwrap(), "--in-place"], ["commit", upper.to_str().unwrap(), "--in-place"]] {
+    for args in [
+        ["commit", upper.to_str().unwrap(), "--in-place"],
+        ["commit", upper.to_str().unwrap(), "--in-place"],
+    ] {
         let said = store.fails(&args, 6);
-        assert!(said.contains("is not changed") && said.contains("-t NEW"), "{said}");
+        assert!(
+            said.contains("is not changed") && said.contains("-t NEW"),
+            "{said}"
+        );
     }
     let output = path.to_str().unwrap();
-    store.fails(&["commit", upper.to_str().unwrap(), "-o", output, "--force"], 6);
+    store.fails(
+        &["commit", upper.to_str().unwrap(), "-o", output, "--force"],
+        6,
+    );
     store.fails(&["build", layer, "-o", output, "--force"], 6);
     assert_eq!(std::fs::read(&path).unwrap(), before);
     store.run(&["verify", "app"]);
@@ -77,28 +102,56 @@ fn a_layer_on_top_makes_another_image_of_the_store(store: &Store) {
     store.run(&["commit", upper.to_str().unwrap(), "-t", "app:committed"]);
     assert_eq!(store.run(&["ls", "app:committed"]), "file\nwritten\n");
     let layer = store.source("layer", b"layer");
-    store.run(&["append", "app", layer.to_str().unwrap(), "-t", "app:appended"]);
+    store.run(&[
+        "append",
+        "app",
+        layer.to_str().unwrap(),
+        "-t",
+        "app:appended",
+    ]);
     assert_eq!(store.run(&["ls", "app:appended"]), "file\nlayer\n");
-    store.run(&["append", path.to_str().unwrap(), layer.to_str().unwrap(), "-t", "app:again"]);
+    store.run(&[
+        "append",
+        path.to_str().unwrap(),
+        layer.to_str().unwrap(),
+        "-t",
+        "app:again",
+    ]);
     assert_eq!(store.images().len(), 3);
-    assert_eq!((store.run(&["ls", "app"]), std::fs::read(&path).unwrap()), ("file\n".to_owned(), before));
+    assert_eq!(
+        (store.run(&["ls", "app"]), std::fs::read(&path).unwrap()),
+        ("file\n".to_owned(), before)
+    );
     store.run(&["verify", "--all"]);
 }
 
 /// Another image in place of one, as somebody's own program could do it.
 fn change(store: &Store, path: &Path) {
     let other = store.dir.path().join("other.bfc");
-    run(&mut store.command(&["build", store.source("other", b"other").to_str().unwrap(), "--force", "-o", other.to_str().unwrap()]));
+    run(&mut store.command(&[
+        "build",
+        store.source("other", b"other").to_str().unwrap(),
+        "--force",
+        "-o",
+        other.to_str().unwrap(),
+    ]));
     with_dataset_writable(store, path, || {
         std::fs::copy(&other, path).unwrap();
     });
 }
 
 fn with_dataset_writable(store: &Store, path: &Path, change: impl FnOnce()) {
-    let dataset = store
-        .location
-        .strip_prefix("zfs:")
-        .map(|parent| format!("{parent}/images/{}", path.parent().unwrap().file_name().unwrap().to_str().unwrap()));
+    let dataset = store.location.strip_prefix("zfs:").map(|parent| {
+        format!(
+            "{parent}/images/{}",
+            path.parent()
+                .unwrap()
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+        )
+    });
     let set = |value: &str| {
         if let Some(dataset) = &dataset {
             run(Command::new("zfs").args(["set", &format!("readonly={value}"), dataset]));
@@ -116,11 +169,19 @@ fn what_is_there_already_is_looked_at(store: &Store) {
     store.run(&["export", "made.bfc", "--oci", oci.to_str().unwrap()]);
     let oci = format!("oci:{}", oci.display());
     store.run(&["build", &oci, "-t", "app"]);
-    assert!(store.run(&["build", &oci, "-t", "app"]).contains("there already"));
+    assert!(
+        store
+            .run(&["build", &oci, "-t", "app"])
+            .contains("there already")
+    );
     change(store, &path_of(store, "app"));
     assert_eq!(store.run(&["ls", "app"]), "other\n");
     // It is not what it was, so it is not there.
-    assert!(!store.run(&["build", &oci, "-t", "app"]).contains("there already"));
+    assert!(
+        !store
+            .run(&["build", &oci, "-t", "app"])
+            .contains("there already")
+    );
     assert_eq!(store.run(&["ls", "app"]), "file\n");
     store.run(&["verify", "app"]);
     assert_eq!(store.images().len(), 1);
@@ -128,13 +189,27 @@ fn what_is_there_already_is_looked_at(store: &Store) {
 
 fn damage_does_not_spread_and_force_mends_it(store: &Store) {
     let mut random = vec![0_u8; 1_000_000];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut random).unwrap();
+    std::io::Read::read_exact(
+        &mut std::fs::File::open("/dev/urandom").unwrap(),
+        &mut random,
+    )
+    .unwrap();
     let base = store.source("random", &random);
     let mut layouts = Vec::new();
     for name in ["a", "b"] {
-        let (layer, image, oci) =
-            (store.source(name, name.as_bytes()), format!("{name}.bfc"), store.dir.path().join(format!("oci-{name}")));
-        run(&mut store.command(&["build", base.to_str().unwrap(), "--layer", layer.to_str().unwrap(), "-o", &image]));
+        let (layer, image, oci) = (
+            store.source(name, name.as_bytes()),
+            format!("{name}.bfc"),
+            store.dir.path().join(format!("oci-{name}")),
+        );
+        run(&mut store.command(&[
+            "build",
+            base.to_str().unwrap(),
+            "--layer",
+            layer.to_str().unwrap(),
+            "-o",
+            &image,
+        ]));
         store.run(&["export", &image, "--oci", oci.to_str().unwrap()]);
         layouts.push(format!("oci:{}", oci.display()));
     }
@@ -150,12 +225,22 @@ fn damage_does_not_spread_and_force_mends_it(store: &Store) {
     store.run(&["build", "--force", &layouts[0], "-t", "app:a"]);
     store.run(&["verify", "app:a"]);
     assert_eq!(path_of(store, "app:a"), path);
-    assert_eq!(open.metadata().unwrap().len(), path.metadata().unwrap().len());
+    assert_eq!(
+        open.metadata().unwrap().len(),
+        path.metadata().unwrap().len()
+    );
     drop(open);
     // What is sound is shared again.
     store.run(&["rm", "app:b"]);
     store.run(&["build", &layouts[1], "-t", "app:b"]);
-    assert_eq!(store.images().iter().filter(|image| !image["parent"].is_null()).count(), 1);
+    assert_eq!(
+        store
+            .images()
+            .iter()
+            .filter(|image| !image["parent"].is_null())
+            .count(),
+        1
+    );
     store.run(&["verify", "--all"]);
     for name in ["app:a", "app:b"] {
         store.run(&["rm", name]);
@@ -163,31 +248,64 @@ fn damage_does_not_spread_and_force_mends_it(store: &Store) {
     store.run(&["doctor"]);
 }
 
-/// A file that is in no store may be appended to; who would be left with an upper that does not fit is named first.
+/// A file that is in no store may be appended to; who would be left with an upper that does not fit
+/// is named first.
 #[test]
 fn uppers_that_would_be_orphaned_are_named_first() {
     let store = Store::directory();
     let image = store.dir.path().join("loose.bfc");
-    run(&mut store.command(&["build", store.source("file", b"file").to_str().unwrap(), "-o", image.to_str().unwrap()]));
+    run(&mut store.command(&[
+        "build",
+        store.source("file", b"file").to_str().unwrap(),
+        "-o",
+        image.to_str().unwrap(),
+    ]));
     let layer = store.source("layer", b"layer");
     let own = upper(&store, &image);
     let other = store.dir.path().join("other");
     std::fs::create_dir(&other).unwrap();
     {
         let other_upper = store.dir.path().join("other-upper");
-        let _other = Mounted::new(&["--upper", other_upper.to_str().unwrap(), image.to_str().unwrap()], &other);
-        for args in [vec!["commit", own.to_str().unwrap(), "--in-place"], vec!["append", image.to_str().unwrap(), layer.to_str().unwrap()]]
-        {
+        let _other = Mounted::new(
+            &[
+                "--upper",
+                other_upper.to_str().unwrap(),
+                image.to_str().unwrap(),
+            ],
+            &other,
+        );
+        for args in [
+            vec!["commit", own.to_str().unwrap(), "--in-place"],
+            vec!["append", image.to_str().unwrap(), layer.to_str().unwrap()],
+        ] {
             let said = store.fails(&args, 6);
-            assert!(said.contains(other_upper.to_str().unwrap()) && said.contains("--force"), "{said}");
+            assert!(
+                said.contains(other_upper.to_str().unwrap()) && said.contains("--force"),
+                "{said}"
+            );
         }
         assert_eq!(store.run(&["ls", image.to_str().unwrap()]), "file\n");
     }
     let bundle = store.dir.path().join("b");
-    store.run(&["create", "c1", "--image", image.to_str().unwrap(), "--bundle", bundle.to_str().unwrap(), "--", "/bin/true"]);
-    let said = store.fails(&["append", image.to_str().unwrap(), layer.to_str().unwrap()], 6);
+    store.run(&[
+        "create",
+        "c1",
+        "--image",
+        image.to_str().unwrap(),
+        "--bundle",
+        bundle.to_str().unwrap(),
+        "--",
+        "/bin/true",
+    ]);
+    let said = store.fails(
+        &["append", image.to_str().unwrap(), layer.to_str().unwrap()],
+        6,
+    );
     assert!(said.contains("container c1"), "{said}");
     store.run(&["delete", "c1"]);
     store.run(&["commit", own.to_str().unwrap(), "--in-place"]);
-    assert_eq!(store.run(&["ls", image.to_str().unwrap()]), "file\nwritten\n");
+    assert_eq!(
+        store.run(&["ls", image.to_str().unwrap()]),
+        "file\nwritten\n"
+    );
 }

@@ -1,4 +1,5 @@
-//! A live mount goes on as another program. In a file of its own: `upgrade` is for all mounts of its user, those of other tests too.
+//! A live mount goes on as another program. In a file of its own: `upgrade` is for all mounts of
+//! its user, those of other tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -15,8 +16,13 @@ fn an_upgrade_costs_no_reader_an_error() {
         for _ in 0..10 {
             std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
             let output = lxcri_fs().arg("upgrade").output().unwrap();
-            // Keepers of other tests end meanwhile, or have a worker that is being killed just now. What is said of ours counts.
-            assert!(!stderr(&output).contains(image.to_str().unwrap()), "{}", stderr(&output));
+            // Keepers of other tests end meanwhile, or have a worker that is being killed just now.
+            // What is said of ours counts.
+            assert!(
+                !stderr(&output).contains(image.to_str().unwrap()),
+                "{}",
+                stderr(&output)
+            );
         }
     });
     assert!(rounds > 0);

@@ -17,19 +17,27 @@ fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
 }
 
-/// Runs a script as root of a user namespace with the map 0:100000:65536, as a container's; what it printed.
+/// Runs a script as root of a user namespace with the map 0:100000:65536, as a container's; what it
+/// printed.
 #[track_caller]
 fn in_user_namespace(script: &str) -> String {
     let mut command = Command::new("unshare");
-    command.args(["--user", "sh", "-c", "echo; read -r _"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(["--user", "sh", "-c", "echo; read -r _"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let mut first = command.spawn().unwrap();
     first.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    // By hand, as newuidmap asks whether the host has reserved the range, and what the host has reserved is not what is tested.
+    // By hand, as newuidmap asks whether the host has reserved the range, and what the host has
+    // reserved is not what is tested.
     for map in ["uid_map", "gid_map"] {
         std::fs::write(format!("/proc/{}/{map}", first.id()), "0 100000 65536").unwrap();
     }
     let target = first.id().to_string();
-    let output = Command::new("nsenter").args(["--user", "--target", &target, "bash", "-euc", script]).output().unwrap();
+    let output = Command::new("nsenter")
+        .args(["--user", "--target", &target, "bash", "-euc", script])
+        .output()
+        .unwrap();
     drop(first.stdin.take());
     first.wait().unwrap();
     assert!(output.status.success(), "{script}: {}", stderr(&output));
@@ -53,7 +61,11 @@ impl Fixture {
             setfattr -n user.root -v yes root",
         );
         let image = dir.path().join("image.bfc");
-        run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&image));
+        run(lxcri_fs()
+            .arg("build")
+            .arg(dir.path().join("root"))
+            .arg("-o")
+            .arg(&image));
         Self { dir, image }
     }
 
@@ -71,7 +83,13 @@ impl Fixture {
 
     fn try_mount(&self, args: &[&str], name: &str) -> Output {
         std::fs::create_dir_all(self.path(name)).unwrap();
-        lxcri_fs().arg("mount").arg(&self.image).args(args).arg(self.path(name)).output().unwrap()
+        lxcri_fs()
+            .arg("mount")
+            .arg(&self.image)
+            .args(args)
+            .arg(self.path(name))
+            .output()
+            .unwrap()
     }
 
     fn upper(&self, name: &str) -> String {
@@ -81,8 +99,11 @@ impl Fixture {
     /// What `ps` says of the image.
     fn ps(&self) -> Option<Value> {
         let rows = run(lxcri_fs().args(["ps", "--json"]));
-        let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        rows.into_iter().find(|row| row["images"][0] == self.image.to_str().unwrap())
+        let rows = rows
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        rows.into_iter()
+            .find(|row| row["images"][0] == self.image.to_str().unwrap())
     }
 }
 
@@ -99,16 +120,32 @@ fn what_is_written_is_there_after_a_remount_and_the_image_is_as_it_was() {
         let _mounted = fixture.mount(&["--upper", &upper], "merged");
         // The root is the image's, as a container sees it.
         let script = "stat -c '%a %u:%g %Y' .; getfattr --only-values -n user.root .";
-        assert_eq!(sh(&fixture.path("merged"), script), "755 0:0 981173106\nyes");
-        sh(&fixture.path("merged"), "echo more >> file; rm -r home; mv dir moved; chown 7:8 large; mkdir new; echo x > new/x");
+        assert_eq!(
+            sh(&fixture.path("merged"), script),
+            "755 0:0 981173106\nyes"
+        );
+        sh(
+            &fixture.path("merged"),
+            "echo more >> file; rm -r home; mv dir moved; chown 7:8 large; mkdir new; echo x > \
+             new/x",
+        );
         let row = fixture.ps().unwrap();
-        assert_eq!(row["uppers"][0]["upper"], fixture.path("upper/upper").to_str().unwrap());
+        assert_eq!(
+            row["uppers"][0]["upper"],
+            fixture.path("upper/upper").to_str().unwrap()
+        );
     }
     {
         let _mounted = fixture.mount(&["--upper", &upper], "merged");
-        let found =
-            sh(&fixture.path("merged"), "cat file new/x; ls; stat -c '%u:%g %s' large moved; cat moved/link; cmp large ../root/large");
-        assert_eq!(found, "text\nmore\nx\nbin\nfile\nlarge\nmoved\nnew\n7:8 3000000\n5:6 4096\ntext\n");
+        let found = sh(
+            &fixture.path("merged"),
+            "cat file new/x; ls; stat -c '%u:%g %s' large moved; cat moved/link; cmp large \
+             ../root/large",
+        );
+        assert_eq!(
+            found,
+            "text\nmore\nx\nbin\nfile\nlarge\nmoved\nnew\n7:8 3000000\n5:6 4096\ntext\n"
+        );
     }
     assert_eq!(sh(fixture.dir.path(), "sha256sum image.bfc"), before);
     assert_eq!(fixture.ps(), None);
@@ -121,14 +158,26 @@ fn copy_up_keeps_inode_number_owner_mode_capabilities_and_attributes() {
     let merged = fixture.path("merged");
     let ino = |name: &str| merged.join(name).metadata().unwrap().ino();
     // What is in use stays in memory, where the numbers are sure to last (see docs/SEMANTICS.md).
-    let _in_use = ["large", "dir", "bin/cap"].map(|name| std::fs::File::open(merged.join(name)).unwrap());
+    let _in_use =
+        ["large", "dir", "bin/cap"].map(|name| std::fs::File::open(merged.join(name)).unwrap());
     let before = (ino("large"), ino("dir"), ino("bin/cap"));
-    sh(&merged, "chmod g+x large; echo >> bin/cap; touch dir/new; setcap cap_net_raw+ep bin/cap; chmod o+r bin/cap");
+    sh(
+        &merged,
+        "chmod g+x large; echo >> bin/cap; touch dir/new; setcap cap_net_raw+ep bin/cap; chmod \
+         o+r bin/cap",
+    );
     assert_eq!((ino("large"), ino("dir"), ino("bin/cap")), before);
-    assert_eq!(sh(&merged, "stat -c '%a %u:%g' dir; getcap bin/cap"), "2750 5:6\nbin/cap cap_net_raw=ep\n");
+    assert_eq!(
+        sh(&merged, "stat -c '%a %u:%g' dir; getcap bin/cap"),
+        "2750 5:6\nbin/cap cap_net_raw=ep\n"
+    );
     // A change of mode alone copies nothing, and takes nothing away either.
     assert_eq!(
-        sh(&merged, "setfattr -n user.note -v kept bin/suid; stat -c %a bin/suid; getfattr --only-values -n user.note bin/suid"),
+        sh(
+            &merged,
+            "setfattr -n user.note -v kept bin/suid; stat -c %a bin/suid; getfattr --only-values \
+             -n user.note bin/suid"
+        ),
         "4755\nkept"
     );
 }
@@ -149,13 +198,22 @@ fn an_ephemeral_upper_takes_its_size_and_leaves_nothing() {
         let row = fixture.ps().unwrap();
         assert_eq!(row["uppers"][0]["upper"], Value::Null);
         // Nothing of it is seen but the overlay.
-        assert!(!mounts().contains("ephemeral-") || mounts().lines().filter(|l| l.contains("ephemeral-")).all(|l| l.contains(" overlay ")));
+        assert!(
+            !mounts().contains("ephemeral-")
+                || mounts()
+                    .lines()
+                    .filter(|l| l.contains("ephemeral-"))
+                    .all(|l| l.contains(" overlay "))
+        );
         let diff = lxcri_fs().arg("diff").arg(&merged).output().unwrap();
         assert_eq!(diff.status.code(), Some(5));
         assert!(stderr(&diff).contains("keeps nothing"), "{}", stderr(&diff));
     }
     assert!(!mounts().contains(fixture.path("merged").to_str().unwrap()));
-    let left = std::fs::read_dir("/run/lxcri-fs").unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("ephemeral-"));
+    let left = std::fs::read_dir("/run/lxcri-fs")
+        .unwrap()
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with("ephemeral-"));
     assert_eq!(left.filter(|e| e.path().join("mnt").exists()).count(), 0);
 }
 
@@ -167,23 +225,51 @@ fn an_upper_belongs_to_its_image_and_to_its_ids_and_to_one_mount() {
         let _mounted = fixture.mount(&["--upper", &upper], "merged");
         let output = fixture.try_mount(&["--upper", &upper], "second");
         assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
-        let expected = format!("is in use by what is mounted on {}", fixture.path("merged").display());
+        let expected = format!(
+            "is in use by what is mounted on {}",
+            fixture.path("merged").display()
+        );
         assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
         let output = fixture.try_mount(&["--ephemeral"], "merged");
         assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
     }
     let output = fixture.try_mount(&["--upper", &upper, "--idmap", "0:100000:65536"], "merged");
-    assert!(stderr(&output).contains("belongs to the image's own ids, not to the ids 0:100000:65536"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("belongs to the image's own ids, not to the ids 0:100000:65536"),
+        "{}",
+        stderr(&output)
+    );
     let other = fixture.path("other.bfc");
-    run(lxcri_fs().arg("build").arg(fixture.path("root/bin")).arg("-o").arg(&other));
-    let output = lxcri_fs().arg("mount").arg(&other).args(["--upper", &upper]).arg(fixture.path("merged")).output().unwrap();
+    run(lxcri_fs()
+        .arg("build")
+        .arg(fixture.path("root/bin"))
+        .arg("-o")
+        .arg(&other));
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&other)
+        .args(["--upper", &upper])
+        .arg(fixture.path("merged"))
+        .output()
+        .unwrap();
     assert!(!output.status.success());
-    assert!(stderr(&output).contains(&format!("belongs to {}", fixture.image.display())), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("belongs to {}", fixture.image.display())),
+        "{}",
+        stderr(&output)
+    );
     assert!(stderr(&output).contains("commit"), "{}", stderr(&output));
     assert!(!mounts().contains(fixture.path("merged").to_str().unwrap()));
     // The image may have moved: it is told by what it is.
     std::fs::rename(&fixture.image, fixture.path("moved.bfc")).unwrap();
-    let _mounted = Mounted::new(&[fixture.path("moved.bfc").to_str().unwrap(), "--upper", &upper], &fixture.path("merged"));
+    let _mounted = Mounted::new(
+        &[
+            fixture.path("moved.bfc").to_str().unwrap(),
+            "--upper",
+            &upper,
+        ],
+        &fixture.path("merged"),
+    );
 }
 
 #[test]
@@ -191,14 +277,32 @@ fn an_upper_where_overlayfs_cannot_write_is_refused_with_the_reason() {
     let fixture = Fixture::new();
     let _mounted = fixture.mount(&[], "lower");
     let output = fixture.try_mount(&["--upper", &fixture.upper("lower/home")], "merged");
-    assert!(stderr(&output).contains("it is on a FUSE file system"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("it is on a FUSE file system"),
+        "{}",
+        stderr(&output)
+    );
     let _overlay = fixture.mount(&["--ephemeral"], "overlay");
     let output = fixture.try_mount(&["--upper", &fixture.upper("overlay/home")], "merged");
-    assert!(stderr(&output).contains("overlayfs cannot write to itself"), "{}", stderr(&output));
-    let output = fixture.try_mount(&["--upper", &fixture.upper("file-system"), "--quota", "1G"], "merged");
+    assert!(
+        stderr(&output).contains("overlayfs cannot write to itself"),
+        "{}",
+        stderr(&output)
+    );
+    let output = fixture.try_mount(
+        &["--upper", &fixture.upper("file-system"), "--quota", "1G"],
+        "merged",
+    );
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     for map in ["0", "0:1", "0:0:0", "0:1:2,1:5:1"] {
-        assert_eq!(fixture.try_mount(&["--ephemeral", "--idmap", map], "merged").status.code(), Some(2), "{map}");
+        assert_eq!(
+            fixture
+                .try_mount(&["--ephemeral", "--idmap", map], "merged")
+                .status
+                .code(),
+            Some(2),
+            "{map}"
+        );
     }
     assert!(!mounts().contains(fixture.path("merged").to_str().unwrap()));
 }
@@ -206,7 +310,16 @@ fn an_upper_where_overlayfs_cannot_write_is_refused_with_the_reason() {
 #[test]
 fn any_path_can_be_an_upper() {
     let fixture = Fixture::new();
-    for name in ["a,b", r"back\slash", "co:lon", "sp ace", "li\nne", "eq=ual", "um\u{e4}laut", r"\,\:"] {
+    for name in [
+        "a,b",
+        r"back\slash",
+        "co:lon",
+        "sp ace",
+        "li\nne",
+        "eq=ual",
+        "um\u{e4}laut",
+        r"\,\:",
+    ] {
         let upper = fixture.upper(name);
         {
             let _mounted = fixture.mount(&["--upper", &upper], "merged");
@@ -215,7 +328,10 @@ fn any_path_can_be_an_upper() {
             let diff = run(lxcri_fs().arg("diff").arg(fixture.path("merged")));
             assert_eq!(diff, "A /new\n", "{name}");
         }
-        assert_eq!(std::fs::read_to_string(fixture.path(name).join("upper/new")).unwrap(), name);
+        assert_eq!(
+            std::fs::read_to_string(fixture.path(name).join("upper/new")).unwrap(),
+            name
+        );
     }
 }
 
@@ -230,8 +346,16 @@ fn an_upper_is_told_by_what_it_is_not_by_its_path() {
         let second = fixture.try_mount(&["--upper", &long], "second");
         assert_eq!(second.status.code(), Some(6), "{}", stderr(&second));
         assert_eq!(run(lxcri_fs().arg("diff").arg(&long)), "A /new\n");
-        let diff = lxcri_fs().arg("diff").arg(fixture.path("merged")).output().unwrap();
-        assert!(stderr(&diff).contains("too long to be told"), "{}", stderr(&diff));
+        let diff = lxcri_fs()
+            .arg("diff")
+            .arg(fixture.path("merged"))
+            .output()
+            .unwrap();
+        assert!(
+            stderr(&diff).contains("too long to be told"),
+            "{}",
+            stderr(&diff)
+        );
     }
     assert_eq!(sh(Path::new(&long), "cat upper/new"), "new\n");
     let upper = fixture.upper("upper");
@@ -240,12 +364,29 @@ fn an_upper_is_told_by_what_it_is_not_by_its_path() {
     std::os::unix::fs::symlink("renamed", &upper).unwrap();
     for name in ["renamed", "upper"] {
         let second = fixture.try_mount(&["--upper", &fixture.upper(name)], "second");
-        let expected = format!("is in use by what is mounted on {}", fixture.path("merged").display());
-        assert!(second.status.code() == Some(6) && stderr(&second).contains(&expected), "{}", stderr(&second));
+        let expected = format!(
+            "is in use by what is mounted on {}",
+            fixture.path("merged").display()
+        );
+        assert!(
+            second.status.code() == Some(6) && stderr(&second).contains(&expected),
+            "{}",
+            stderr(&second)
+        );
     }
     let _open = std::fs::File::create(fixture.path("merged/open")).unwrap();
-    let commit = lxcri_fs().arg("commit").arg(fixture.path("renamed")).arg("-o").arg(fixture.path("new.bfc")).output().unwrap();
-    assert!(stderr(&commit).contains("is being written to"), "{}", stderr(&commit));
+    let commit = lxcri_fs()
+        .arg("commit")
+        .arg(fixture.path("renamed"))
+        .arg("-o")
+        .arg(fixture.path("new.bfc"))
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&commit).contains("is being written to"),
+        "{}",
+        stderr(&commit)
+    );
 }
 
 /// What would be lost among other things, or shown over an image that it was not written over.
@@ -255,78 +396,151 @@ fn what_is_no_upper_does_not_become_one() {
     let refused = |name: &str, said: &str| {
         let output = fixture.try_mount(&["--upper", &fixture.upper(name)], "merged");
         assert_eq!(output.status.code(), Some(1), "{name}: {}", stderr(&output));
-        assert!(stderr(&output).contains(said), "{name}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(said),
+            "{name}: {}",
+            stderr(&output)
+        );
     };
     sh(
         fixture.dir.path(),
-        "mkdir -p home/me data file link target new/lost+found; echo mine > home/.profile; touch file/upper; ln -s ../target link/upper
-        mkdir -p unknown/upper unknown/work; echo x > unknown/upper/x; mkdir -p made/upper made/work; chmod 755 made",
+        "mkdir -p home/me data file link target new/lost+found; echo mine > home/.profile; touch \
+         file/upper; ln -s ../target link/upper
+        mkdir -p unknown/upper unknown/work; echo x > unknown/upper/x; mkdir -p made/upper \
+         made/work; chmod 755 made",
     );
     for name in ["home", "."] {
         refused(name, "is no upper, and not empty");
     }
-    assert_eq!(sh(fixture.dir.path(), "find home | sort"), "home\nhome/.profile\nhome/me\n");
+    assert_eq!(
+        sh(fixture.dir.path(), "find home | sort"),
+        "home\nhome/.profile\nhome/me\n"
+    );
     refused("unknown", "it has no record of one");
     for name in ["file", "link"] {
         let output = fixture.try_mount(&["--upper", &fixture.upper(name)], "merged");
         assert!(!output.status.success(), "{name}");
     }
-    assert_eq!(sh(fixture.dir.path(), "find target link file"), "target\nlink\nlink/upper\nfile\nfile/upper\n");
+    assert_eq!(
+        sh(fixture.dir.path(), "find target link file"),
+        "target\nlink\nlink/upper\nfile\nfile/upper\n"
+    );
     // What a mount that was killed has left is empty.
     for name in ["new", "made"] {
         let _mounted = fixture.mount(&["--upper", &fixture.upper(name)], "merged");
-        assert_eq!(sh(fixture.dir.path(), &format!("stat -c %a {name}")), "700\n");
+        assert_eq!(
+            sh(fixture.dir.path(), &format!("stat -c %a {name}")),
+            "700\n"
+        );
         sh(&fixture.path("merged"), "echo x > x");
     }
     std::fs::remove_file(fixture.path("made/lxcri-fs.json")).unwrap();
     refused("made", "it has no record of one");
     // A record is no symlink, and does not wait for a writer.
-    sh(fixture.dir.path(), "mv new/lxcri-fs.json record; ln -s ../record new/lxcri-fs.json");
-    assert!(!fixture.try_mount(&["--upper", &fixture.upper("new")], "merged").status.success());
-    sh(fixture.dir.path(), "rm new/lxcri-fs.json; mkfifo new/lxcri-fs.json");
-    assert!(!fixture.try_mount(&["--upper", &fixture.upper("new")], "merged").status.success());
+    sh(
+        fixture.dir.path(),
+        "mv new/lxcri-fs.json record; ln -s ../record new/lxcri-fs.json",
+    );
+    assert!(
+        !fixture
+            .try_mount(&["--upper", &fixture.upper("new")], "merged")
+            .status
+            .success()
+    );
+    sh(
+        fixture.dir.path(),
+        "rm new/lxcri-fs.json; mkfifo new/lxcri-fs.json",
+    );
+    assert!(
+        !fixture
+            .try_mount(&["--upper", &fixture.upper("new")], "merged")
+            .status
+            .success()
+    );
 }
 
-/// The record says how overlayfs wrote an upper; where its marks would be taken for something else, it is not mounted.
+/// The record says how overlayfs wrote an upper; where its marks would be taken for something else,
+/// it is not mounted.
 #[test]
 fn an_upper_says_how_it_was_written() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     drop(fixture.mount(&["--upper", &upper], "merged"));
-    let read = || serde_json::from_slice::<Value>(&std::fs::read(fixture.path("upper/lxcri-fs.json")).unwrap()).unwrap();
+    let read = || {
+        serde_json::from_slice::<Value>(
+            &std::fs::read(fixture.path("upper/lxcri-fs.json")).unwrap(),
+        )
+        .unwrap()
+    };
     let overlay = &read()["overlay"];
-    assert_eq!((&overlay["marks"], &overlay["metacopy"], &overlay["redirect_dir"]), (&"trusted".into(), &true.into(), &true.into()));
-    sh(&fixture.path("upper"), "sed -i 's/\"trusted\"/\"user\"/' lxcri-fs.json");
+    assert_eq!(
+        (
+            &overlay["marks"],
+            &overlay["metacopy"],
+            &overlay["redirect_dir"]
+        ),
+        (&"trusted".into(), &true.into(), &true.into())
+    );
+    sh(
+        &fixture.path("upper"),
+        "sed -i 's/\"trusted\"/\"user\"/' lxcri-fs.json",
+    );
     let output = fixture.try_mount(&["--upper", &upper], "merged");
-    assert!(stderr(&output).contains("user.overlay.*"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("user.overlay.*"),
+        "{}",
+        stderr(&output)
+    );
     // One of before says nothing, and is the host's root's.
     let before = r#"import json; r = json.load(open("lxcri-fs.json")); del r["overlay"]; json.dump(r, open("lxcri-fs.json", "w"))"#;
-    run(Command::new("python3").args(["-c", before]).current_dir(fixture.path("upper")));
+    run(Command::new("python3")
+        .args(["-c", before])
+        .current_dir(fixture.path("upper")));
     drop(fixture.mount(&["--upper", &upper], "merged"));
     assert_eq!(read()["overlay"]["marks"], "trusted");
 }
 
-/// On Linux before 6.16, overlayfs finds a file that is copied up by all its names, of which the upper has those that were used: later kernels would show the
-/// image's old content under the others.
+/// On Linux before 6.16, overlayfs finds a file that is copied up by all its names, of which the
+/// upper has those that were used: later kernels would show the image's old content under the
+/// others.
 #[test]
 fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
     let dir = tempfile::tempdir().unwrap();
     sh(
         dir.path(),
-        "mkdir -p root/a root/b/c root/m/sub merged; echo old > root/a/1; ln root/a/1 root/b/c/2; ln root/a/1 root/3
-        echo same > root/a/meta; ln root/a/meta root/b/meta; echo gone > root/a/gone; ln root/a/gone root/b/gone; echo in > root/m/x; ln root/m/x root/m/sub/y
-        chown 7:8 root/b; chmod 2750 root/b; setfattr -n user.b -v yes root/b; touch -d '2001-02-03 04:05:06.5' root/b root/b/c",
+        "mkdir -p root/a root/b/c root/m/sub merged; echo old > root/a/1; ln root/a/1 root/b/c/2; \
+         ln root/a/1 root/3
+        echo same > root/a/meta; ln root/a/meta root/b/meta; echo gone > root/a/gone; ln \
+         root/a/gone root/b/gone; echo in > root/m/x; ln root/m/x root/m/sub/y
+        chown 7:8 root/b; chmod 2750 root/b; setfattr -n user.b -v yes root/b; touch -d \
+         '2001-02-03 04:05:06.5' root/b root/b/c",
     );
     let (image, merged) = (dir.path().join("image.bfc"), dir.path().join("merged"));
-    run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&image));
-    let mount = || Mounted::new(&[image.to_str().unwrap(), "--upper", dir.path().join("up").to_str().unwrap()], &merged);
+    run(lxcri_fs()
+        .arg("build")
+        .arg(dir.path().join("root"))
+        .arg("-o")
+        .arg(&image));
+    let mount = || {
+        Mounted::new(
+            &[
+                image.to_str().unwrap(),
+                "--upper",
+                dir.path().join("up").to_str().unwrap(),
+            ],
+            &merged,
+        )
+    };
     let kernel = run(Command::new("uname").arg("-r"));
-    let mut numbers = kernel.split('.').map(|n| n.parse::<u32>().unwrap_or_default());
+    let mut numbers = kernel
+        .split('.')
+        .map(|n| n.parse::<u32>().unwrap_or_default());
     if (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 16) {
         eprintln!("NOT TESTED: this kernel has an index");
         return;
     }
-    // What an earlier kernel leaves: the names that were used, and an entry of the index for each file.
+    // What an earlier kernel leaves: the names that were used, and an entry of the index for each
+    // file.
     sh(
         dir.path(),
         r#""$0" mount image.bfc merged; for f in a/1 a/meta a/gone m/x; do stat -c %i merged/$f > ino-${f#*/}; done; "$0" umount merged"#
@@ -335,7 +549,10 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
     );
     {
         let _mounted = mount();
-        sh(&merged, "echo new >> a/1; chown 5 a/meta; echo more >> a/gone");
+        sh(
+            &merged,
+            "echo new >> a/1; chown 5 a/meta; echo more >> a/gone",
+        );
     }
     let entry = r#"entry() { printf 'work/index/00fb210081%032d00000000%s00000000' 0 "$(python3 -c 'import sys; print(int(sys.argv[1]).to_bytes(4, "little").hex())' "$(cat ../ino-$1)")"; }"#;
     let fabricate = format!(
@@ -348,19 +565,34 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
         let _mounted = mount();
         let found = sh(
             &merged,
-            "cat 3 b/c/2; stat -c %u b/meta; cat b/meta b/gone; ls a; stat -c '%a %u:%g %Y' b; getfattr --only-values -n user.b b",
+            "cat 3 b/c/2; stat -c %u b/meta; cat b/meta b/gone; ls a; stat -c '%a %u:%g %Y' b; \
+             getfattr --only-values -n user.b b",
         );
-        assert_eq!(found, "old\nnew\nold\nnew\n5\nsame\ngone\nmore\n1\nmeta\n2750 7:8 981173106\nyes");
+        assert_eq!(
+            found,
+            "old\nnew\nold\nnew\n5\nsame\ngone\nmore\n1\nmeta\n2750 7:8 981173106\nyes"
+        );
         // They are one file from now on, also when it is written to.
         sh(
             &merged,
-            "echo last > 3; [ \"$(cat a/1 b/c/2)\" = $'last\nlast' ]; [ $(stat -c %i a/1 3 b/c/2 | sort -u | wc -l) = 1 ]; [ $(stat -c %h a/1) = 3 ]",
+            "echo last > 3; [ \"$(cat a/1 b/c/2)\" = $'last\nlast' ]; [ $(stat -c %i a/1 3 b/c/2 \
+             | sort -u | wc -l) = 1 ]; [ $(stat -c %h a/1) = 3 ]",
         );
     }
-    assert_eq!(sh(&dir.path().join("up"), "ls work/index; grep -c '\"index\": false' lxcri-fs.json"), "1\n");
+    assert_eq!(
+        sh(
+            &dir.path().join("up"),
+            "ls work/index; grep -c '\"index\": false' lxcri-fs.json"
+        ),
+        "1\n"
+    );
     let diff = run(lxcri_fs().arg("diff").arg(dir.path().join("up")));
-    assert_eq!(diff, "C /3\nC /a\nC /a/1\nD /a/gone\nC /a/meta\nC /b\nC /b/c\nC /b/c/2\nC /b/gone\nC /b/meta\n");
-    // A name below a directory that has moved is overlayfs's to make: refused, with what there is to do.
+    assert_eq!(
+        diff,
+        "C /3\nC /a\nC /a/1\nD /a/gone\nC /a/meta\nC /b\nC /b/c\nC /b/c/2\nC /b/gone\nC /b/meta\n"
+    );
+    // A name below a directory that has moved is overlayfs's to make: refused, with what there is
+    // to do.
     {
         let _mounted = mount();
         sh(&merged, "echo new >> m/x; mv m moved");
@@ -370,11 +602,30 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
         mkdir -p work/index; ln upper/moved/x "$(entry x)"; sed -i 's/"index": false/"index": true/' lxcri-fs.json"#
     );
     sh(&dir.path().join("up"), &fabricate);
-    let output = lxcri_fs().arg("mount").arg(&image).arg("--upper").arg(dir.path().join("up")).arg(&merged).output().unwrap();
-    assert!(!output.status.success() && stderr(&output).contains("moved/sub/y"), "{}", stderr(&output));
-    assert!(stderr(&output).contains("lxcri-fs commit"), "{}", stderr(&output));
+    let output = lxcri_fs()
+        .arg("mount")
+        .arg(&image)
+        .arg("--upper")
+        .arg(dir.path().join("up"))
+        .arg(&merged)
+        .output()
+        .unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("moved/sub/y"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(
+        stderr(&output).contains("lxcri-fs commit"),
+        "{}",
+        stderr(&output)
+    );
     let new = dir.path().join("new.bfc");
-    run(lxcri_fs().arg("commit").arg(dir.path().join("up")).arg("-o").arg(&new));
+    run(lxcri_fs()
+        .arg("commit")
+        .arg(dir.path().join("up"))
+        .arg("-o")
+        .arg(&new));
     let _mounted = Mounted::new(&[new.to_str().unwrap()], &merged);
     assert_eq!(sh(&merged, "cat moved/sub/y b/c/2"), "in\nnew\nlast\n");
 }
@@ -383,17 +634,35 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
 fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
-    let _mounted = fixture.mount(&["-o", "suid", "--upper", &upper, "--idmap", "0:100000:65536"], "merged");
-    let inside = |script: &str| in_user_namespace(&format!("cd '{}' && {{ {script}; }}", fixture.path("merged").display()));
-    assert_eq!(inside("id -u; stat -c '%u:%g' . home dir file"), "0\n0:0\n1000:1000\n5:6\n0:0\n");
-    inside(
-        "echo new > new; chown 1:2 new; chown 1000 file; echo more >> large; mkdir d; cp bin/suid d/suid; chown 3 d/suid; chmod 4755 d/suid",
+    let _mounted = fixture.mount(
+        &["-o", "suid", "--upper", &upper, "--idmap", "0:100000:65536"],
+        "merged",
     );
-    assert_eq!(inside("stat -c '%u:%g %a' new file d/suid"), "1:2 644\n1000:0 644\n3:0 4755\n");
+    let inside = |script: &str| {
+        in_user_namespace(&format!(
+            "cd '{}' && {{ {script}; }}",
+            fixture.path("merged").display()
+        ))
+    };
+    assert_eq!(
+        inside("id -u; stat -c '%u:%g' . home dir file"),
+        "0\n0:0\n1000:1000\n5:6\n0:0\n"
+    );
+    inside(
+        "echo new > new; chown 1:2 new; chown 1000 file; echo more >> large; mkdir d; cp bin/suid \
+         d/suid; chown 3 d/suid; chmod 4755 d/suid",
+    );
+    assert_eq!(
+        inside("stat -c '%u:%g %a' new file d/suid"),
+        "1:2 644\n1000:0 644\n3:0 4755\n"
+    );
     // Capabilities of the image's files are those of the container.
     assert!(inside("getcap -n bin/cap || getcap bin/cap").contains("cap_net_raw"));
     assert_eq!(inside("setpriv --reuid 4 --clear-groups d/suid -u"), "3\n");
-    let disk = sh(&fixture.path("upper"), "stat -c '%u:%g' upper upper/new upper/file");
+    let disk = sh(
+        &fixture.path("upper"),
+        "stat -c '%u:%g' upper upper/new upper/file",
+    );
     assert_eq!(disk, "100000:100000\n100001:100002\n101000:100000\n");
     // Who is not in the map has nothing to say.
     let stranger = Command::new("setpriv")
@@ -407,19 +676,25 @@ fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
 #[test]
 fn in_a_user_namespace_of_ones_own_an_upper_needs_no_root() {
     let fixture = Fixture::new();
-    sh(fixture.dir.path(), "mkdir merged mine; chown 1000:1000 mine; mknod -m 666 fuse c 10 229");
+    sh(
+        fixture.dir.path(),
+        "mkdir merged mine; chown 1000:1000 mine; mknod -m 666 fuse c 10 229",
+    );
     // Where it was built may be out of their reach, such as below /root.
     std::fs::copy(env!("CARGO_BIN_EXE_lxcri-fs"), fixture.path("program")).unwrap();
     let program = "../program";
     let script = format!(
-        "mount --bind '{dir}/fuse' /dev/fuse; cd '{dir}/mine'; exec setpriv --reuid 1000 --regid 1000 --clear-groups \
-         env XDG_RUNTIME_DIR='{dir}/mine' unshare -rm bash -euc '
-            mkdir merged; {program} mount ../image.bfc --upper upper merged; echo more >> merged/file; rm merged/large; mv merged/bin/cap merged/tool
-            cat merged/file; ls merged; {program} diff merged; {program} umount merged; {program} ps; ls upper/upper'",
+        "mount --bind '{dir}/fuse' /dev/fuse; cd '{dir}/mine'; exec setpriv --reuid 1000 --regid \
+         1000 --clear-groups env XDG_RUNTIME_DIR='{dir}/mine' unshare -rm bash -euc '
+            mkdir merged; {program} mount ../image.bfc --upper upper merged; echo more >> \
+         merged/file; rm merged/large; mv merged/bin/cap merged/tool
+            cat merged/file; ls merged; {program} diff merged; {program} umount merged; {program} \
+         ps; ls upper/upper'",
         dir = fixture.dir.path().display()
     );
     let found = run(Command::new("unshare").args(["-m", "bash", "-euc", &script]));
-    let expected = "text\nmore\nbin\ndir\nfile\nhome\ntool\nC /bin\nD /bin/cap\nC /file\nD /large\nA /tool\nbin\nfile\nlarge\ntool\n";
+    let expected = "text\nmore\nbin\ndir\nfile\nhome\ntool\nC /bin\nD /bin/cap\nC /file\nD \
+                    /large\nA /tool\nbin\nfile\nlarge\ntool\n";
     assert_eq!(found, expected);
 }
 
@@ -428,14 +703,22 @@ fn a_worker_that_dies_costs_neither_readers_nor_writers_an_error() {
     let fixture = Fixture::new();
     let _mounted = fixture.mount(&["--upper", &fixture.upper("upper")], "merged");
     let merged = fixture.path("merged");
-    let script = "for i in $(seq 60); do cat large bin/* > /dev/null; cp large copy$i; cmp large copy$i; echo $i >> file; rm copy$i; find . > /dev/null; \
-        echo 3 > /proc/sys/vm/drop_caches; done; wc -l < file";
+    let script = "for i in $(seq 60); do cat large bin/* > /dev/null; cp large copy$i; cmp large \
+                  copy$i; echo $i >> file; rm copy$i; find . > /dev/null; echo 3 > \
+                  /proc/sys/vm/drop_caches; done; wc -l < file";
     let mut load = Command::new("bash");
-    load.args(["-euc", script]).current_dir(&merged).stdout(Stdio::piped()).stderr(Stdio::piped());
+    load.args(["-euc", script])
+        .current_dir(&merged)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut load = load.spawn().unwrap();
     let mut killed = 0;
     while load.try_wait().unwrap().is_none() {
-        if let Some(worker) = fixture.ps().and_then(|row| row["worker"].as_u64()).filter(|_| killed < 10) {
+        if let Some(worker) = fixture
+            .ps()
+            .and_then(|row| row["worker"].as_u64())
+            .filter(|_| killed < 10)
+        {
             run(Command::new("kill").args(["-KILL", &worker.to_string()]));
             killed += 1;
         }
@@ -450,7 +733,13 @@ fn a_worker_that_dies_costs_neither_readers_nor_writers_an_error() {
 #[test]
 fn unmounting_undoes_what_was_done_whatever_has_happened_meanwhile() {
     let fixture = Fixture::new();
-    let umount = |name: &str| lxcri_fs().arg("umount").arg(fixture.path(name)).output().unwrap();
+    let umount = |name: &str| {
+        lxcri_fs()
+            .arg("umount")
+            .arg(fixture.path(name))
+            .output()
+            .unwrap()
+    };
     // Twice.
     drop(fixture.mount(&["--upper", &fixture.upper("upper")], "merged"));
     assert!(umount("merged").status.success());
@@ -467,13 +756,22 @@ fn unmounting_undoes_what_was_done_whatever_has_happened_meanwhile() {
             run(Command::new("kill").args(["-KILL", &row[name].to_string()]));
         }
     }
-    eventually("end of the processes", || fixture.ps().is_none().then_some(()));
+    eventually("end of the processes", || {
+        fixture.ps().is_none().then_some(())
+    });
     // Whoever mounted was killed half-way: what was out of sight goes when anybody asks.
     let half = Path::new("/run/lxcri-fs/lower-0-99999-1-0/mnt");
     // Another test may clear it away before anything is mounted there.
     eventually("mount", || {
         std::fs::create_dir_all(half).unwrap();
-        Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(half).output().unwrap().status.success().then_some(())
+        Command::new("mount")
+            .args(["-t", "tmpfs", "tmpfs"])
+            .arg(half)
+            .output()
+            .unwrap()
+            .status
+            .success()
+            .then_some(())
     });
     run(lxcri_fs().arg("ps"));
     assert!(!half.exists());
@@ -487,8 +785,15 @@ fn options_of_fstab_say_the_same() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     {
-        let _mounted = fixture.mount(&["-o", &format!("upper={upper},nosuid,nodev,noexec")], "merged");
-        let line = mounts().lines().find(|l| l.contains(fixture.path("merged").to_str().unwrap())).unwrap().to_owned();
+        let _mounted = fixture.mount(
+            &["-o", &format!("upper={upper},nosuid,nodev,noexec")],
+            "merged",
+        );
+        let line = mounts()
+            .lines()
+            .find(|l| l.contains(fixture.path("merged").to_str().unwrap()))
+            .unwrap()
+            .to_owned();
         assert!(line.contains(" overlay rw,nosuid,nodev,noexec,"), "{line}");
         std::fs::write(fixture.path("merged/new"), "x").unwrap();
     }

@@ -1,4 +1,5 @@
-//! Extended attributes under an upper: what the image has is seen, whether it is in a layer of its own or in the image's mount.
+//! Extended attributes under an upper: what the image has is seen, whether it is in a layer of its
+//! own or in the image's mount.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -35,7 +36,10 @@ impl Fixture {
     fn mount(&self, image: &Path, args: &[&str], name: &str) -> (Mounted, PathBuf) {
         let dir = self.dir.path().join(name);
         std::fs::create_dir_all(&dir).unwrap();
-        (Mounted::new(&[&[image.to_str().unwrap()], args].concat(), &dir), dir)
+        (
+            Mounted::new(&[&[image.to_str().unwrap()], args].concat(), &dir),
+            dir,
+        )
     }
 }
 
@@ -50,23 +54,38 @@ const FEW: &str = r"mkdir -p a/b/c plain/deep other; for i in $(seq 300); do ech
 
 /// How often the image was asked for attributes.
 fn asked(dir: &Path) -> u64 {
-    ["getxattr", "listxattr"].iter().map(|op| requests(dir, op)).sum()
+    ["getxattr", "listxattr"]
+        .iter()
+        .map(|op| requests(dir, op))
+        .sum()
 }
 
 /// Linux 6.16 and later, where the attributes are in a layer of their own.
 fn has_layer(dir: &Path) -> bool {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-    let line = mounts.lines().find(|line| line.split(' ').nth(1) == dir.to_str()).unwrap();
-    line.split_once("lowerdir=").unwrap().1.split(',').next().unwrap().contains(':')
+    let line = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(1) == dir.to_str())
+        .unwrap();
+    line.split_once("lowerdir=")
+        .unwrap()
+        .1
+        .split(',')
+        .next()
+        .unwrap()
+        .contains(':')
 }
 
 fn is_new_kernel() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or_default());
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse::<u32>().unwrap_or_default());
     (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 16)
 }
 
-/// As [`tree`], but for how many names a file has: where overlayfs has no index, it goes on counting those that are gone, or outside.
+/// As [`tree`], but for how many names a file has: where overlayfs has no index, it goes on
+/// counting those that are gone, or outside.
 fn within(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let mut tree = tree(root);
     tree.values_mut().for_each(|entry| entry.nlink = None);
@@ -91,7 +110,8 @@ fn few_attributes_are_seen_and_the_image_is_not_asked_for_them() {
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral"], "second");
     sh(
         &dir,
-        "chmod 755 .; setpriv --reuid 5 --regid 99 --clear-groups ls a/b/c; ! setpriv --reuid 65534 --regid 99 --clear-groups touch a/b/c/new 2>&1",
+        "chmod 755 .; setpriv --reuid 5 --regid 99 --clear-groups ls a/b/c; ! setpriv --reuid \
+         65534 --regid 99 --clear-groups touch a/b/c/new 2>&1",
     );
 }
 
@@ -102,9 +122,16 @@ fn they_are_seen_below_a_subdirectory_and_with_the_ids_of_a_container() {
     assert_same_tree(&within(&fixture.root.join("a/b")), &within(&dir));
     let map = ["--idmap", "0:100000:65536"];
     let (_plain, plain) = fixture.mount(&fixture.image, &map, "plain");
-    let (_mounted, dir) = fixture.mount(&fixture.image, &[&map[..], &["--ephemeral"]].concat(), "merged");
+    let (_mounted, dir) = fixture.mount(
+        &fixture.image,
+        &[&map[..], &["--ephemeral"]].concat(),
+        "merged",
+    );
     assert_same_tree(&tree(&plain), &tree(&dir));
-    assert_eq!(sh(&dir, "stat -c %u:%g a/b/cap plain/deep plain/1"), "100007:100008\n100003:100004\n100000:100000\n");
+    assert_eq!(
+        sh(&dir, "stat -c %u:%g a/b/cap plain/deep plain/1"),
+        "100007:100008\n100003:100004\n100000:100000\n"
+    );
 }
 
 #[test]
@@ -116,8 +143,10 @@ fn what_has_attributes_can_be_changed_and_committed() {
         let (_mounted, dir) = fixture.mount(&fixture.image, &args, "merged");
         sh(
             &dir,
-            "echo more >> a/file; chmod 700 a/b/large; mv a/b a/moved; rm other/cap; rm -r plain/deep; mkdir plain/deep; setfattr -n user.new -v n a/empty
-            setfattr -x trusted.device a/device; mv a/fifo plain/; cp -a a/moved/c plain/copy; rm plain/7; touch -d 2002-02-02 .",
+            "echo more >> a/file; chmod 700 a/b/large; mv a/b a/moved; rm other/cap; rm -r \
+             plain/deep; mkdir plain/deep; setfattr -n user.new -v n a/empty
+            setfattr -x trusted.device a/device; mv a/fifo plain/; cp -a a/moved/c plain/copy; rm \
+             plain/7; touch -d 2002-02-02 .",
         );
         within(&dir)
     };
@@ -126,15 +155,22 @@ fn what_has_attributes_can_be_changed_and_committed() {
         assert_same_tree(&changed, &within(&dir));
     }
     let new = fixture.dir.path().join("new.bfc");
-    run(lxcri_fs().arg("commit").arg(&upper).arg(&fixture.image).arg("-o").arg(&new));
+    run(lxcri_fs()
+        .arg("commit")
+        .arg(&upper)
+        .arg(&fixture.image)
+        .arg("-o")
+        .arg(&new));
     let (_mounted, dir) = fixture.mount(&new, &[], "committed");
     assert_same_tree(&changed, &within(&dir));
 }
 
 #[test]
 fn many_attributes_are_seen_too() {
-    let fixture =
-        Fixture::new("mkdir d; for i in $(seq 1100); do echo $i > d/$i; done; setfattr -n user.label -v l d/*; setfattr -n user.d -v d d");
+    let fixture = Fixture::new(
+        "mkdir d; for i in $(seq 1100); do echo $i > d/$i; done; setfattr -n user.label -v l d/*; \
+         setfattr -n user.d -v d d",
+    );
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral"], "merged");
     assert_same_tree(&tree(&fixture.root), &tree(&dir));
     assert!(!has_layer(&dir));
@@ -142,14 +178,17 @@ fn many_attributes_are_seen_too() {
 
 #[test]
 fn too_much_to_keep_in_memory_is_seen_too() {
-    let fixture =
-        Fixture::new("v=$(head -c 3500 /dev/zero | tr '\\0' v); for i in $(seq 320); do echo > $i; setfattr -n user.v -v $i$v $i; done");
+    let fixture = Fixture::new(
+        "v=$(head -c 3500 /dev/zero | tr '\\0' v); for i in $(seq 320); do echo > $i; setfattr -n \
+         user.v -v $i$v $i; done",
+    );
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral"], "merged");
     assert_same_tree(&tree(&fixture.root), &tree(&dir));
     assert!(!has_layer(&dir));
 }
 
-/// An image whose files have attributes of overlayfs tells it nothing by them, whether the image shows its attributes itself or a layer does.
+/// An image whose files have attributes of overlayfs tells it nothing by them, whether the image
+/// shows its attributes itself or a layer does.
 #[test]
 fn an_image_has_nothing_to_tell_overlayfs() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,15 +203,40 @@ with tarfile.open("x.tar", "w", format=tarfile.PAX_FORMAT) as t:
     t.addfile(d)
 "#;
     std::fs::write(dir.path().join("make.py"), script).unwrap();
-    sh(dir.path(), "python3 make.py; mkdir merged root; echo x > root/x");
-    let (image, other, merged) = (dir.path().join("image.bfc"), dir.path().join("other.bfc"), dir.path().join("merged"));
-    run(lxcri_fs().arg("build").arg(format!("tar:{}", dir.path().join("x.tar").display())).arg("-o").arg(&image));
-    run(lxcri_fs().arg("build").arg(dir.path().join("root")).arg("-o").arg(&other));
+    sh(
+        dir.path(),
+        "python3 make.py; mkdir merged root; echo x > root/x",
+    );
+    let (image, other, merged) = (
+        dir.path().join("image.bfc"),
+        dir.path().join("other.bfc"),
+        dir.path().join("merged"),
+    );
+    run(lxcri_fs()
+        .arg("build")
+        .arg(format!("tar:{}", dir.path().join("x.tar").display()))
+        .arg("-o")
+        .arg(&image));
+    run(lxcri_fs()
+        .arg("build")
+        .arg(dir.path().join("root"))
+        .arg("-o")
+        .arg(&other));
     let (image, other) = (image.to_str().unwrap(), other.to_str().unwrap());
     // Read-only, under an upper, and under one where several images have no layer of attributes.
-    for args in [&[image][..], &[image, "--ephemeral"], &[image, other, "--ephemeral"]] {
+    for args in [
+        &[image][..],
+        &[image, "--ephemeral"],
+        &[image, other, "--ephemeral"],
+    ] {
         let _mounted = Mounted::new(args, &merged);
-        let found = sh(&merged, "cat meta dir/below; getfattr -d -m - --absolute-names meta dir");
-        assert_eq!(found, "contentcontent# file: meta\nuser.note=\"kept\"\n\n", "{args:?}");
+        let found = sh(
+            &merged,
+            "cat meta dir/below; getfattr -d -m - --absolute-names meta dir",
+        );
+        assert_eq!(
+            found, "contentcontent# file: meta\nuser.note=\"kept\"\n\n",
+            "{args:?}"
+        );
     }
 }

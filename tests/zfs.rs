@@ -26,12 +26,20 @@ fn image(dir: &Path) -> PathBuf {
     std::fs::hard_link(source.join("data/one"), source.join("data/two")).unwrap();
     std::fs::write(source.join("data/deep/file"), "deep\n").unwrap();
     std::fs::write(source.join("usr/bin/ping"), "#!/bin/true\n").unwrap();
-    std::fs::set_permissions(source.join("usr/bin/ping"), PermissionsExt::from_mode(0o755)).unwrap();
-    run(Command::new("setcap").args(["cap_net_raw+ep"]).arg(source.join("usr/bin/ping")));
+    std::fs::set_permissions(
+        source.join("usr/bin/ping"),
+        PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    run(Command::new("setcap")
+        .args(["cap_net_raw+ep"])
+        .arg(source.join("usr/bin/ping")));
     std::fs::write(source.join("usr/bin/su"), "su\n").unwrap();
     std::fs::set_permissions(source.join("usr/bin/su"), PermissionsExt::from_mode(0o4755)).unwrap();
     std::fs::write(source.join("etc/acl"), "acl\n").unwrap();
-    run(Command::new("setfacl").args(["-m", "u:1234:rw"]).arg(source.join("etc/acl")));
+    run(Command::new("setfacl")
+        .args(["-m", "u:1234:rw"])
+        .arg(source.join("etc/acl")));
     let image = dir.join("image.bfc");
     run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
     image
@@ -45,22 +53,32 @@ struct Setup {
     _turn: Box<dyn std::any::Any>,
 }
 
-/// A new mount namespace has the mounts of all tests in it, and keeps them busy: who makes one is alone.
+/// A new mount namespace has the mounts of all tests in it, and keeps them busy: who makes one is
+/// alone.
 static TURN: RwLock<()> = RwLock::new(());
 
 impl Setup {
     fn new() -> Option<Self> {
-        Self::with(Box::new(TURN.read().unwrap_or_else(PoisonError::into_inner)))
+        Self::with(Box::new(
+            TURN.read().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 
     fn alone() -> Option<Self> {
-        Self::with(Box::new(TURN.write().unwrap_or_else(PoisonError::into_inner)))
+        Self::with(Box::new(
+            TURN.write().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 
     fn with(turn: Box<dyn std::any::Any>) -> Option<Self> {
         let scratch = Scratch::new()?;
         let dir = tempfile::tempdir().unwrap();
-        Some(Self { scratch, image: image(dir.path()), dir, _turn: turn })
+        Some(Self {
+            scratch,
+            image: image(dir.path()),
+            dir,
+            _turn: turn,
+        })
     }
 
     fn directory(&self, name: &str) -> PathBuf {
@@ -88,7 +106,12 @@ impl Setup {
 #[track_caller]
 fn fails(code: i32, command: &mut Command) -> Output {
     let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {}", stderr(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{command:?}: {}",
+        stderr(&output)
+    );
     output
 }
 
@@ -99,7 +122,10 @@ fn change(root: &Path) {
     std::fs::create_dir(root.join("new")).unwrap();
     std::fs::write(root.join("new/file"), "new\n").unwrap();
     std::fs::rename(root.join("data/deep"), root.join("data/renamed")).unwrap();
-    let mut two = std::fs::OpenOptions::new().append(true).open(root.join("data/two")).unwrap();
+    let mut two = std::fs::OpenOptions::new()
+        .append(true)
+        .open(root.join("data/two"))
+        .unwrap();
     two.write_all(b"more").unwrap();
     chown(root.join("usr/bin/su"), Some(0), Some(50)).unwrap();
     std::fs::set_permissions(root.join("usr/bin/su"), PermissionsExt::from_mode(0o4755)).unwrap();
@@ -109,7 +135,12 @@ fn change(root: &Path) {
 
 /// Copies a file up by giving it another time.
 fn filetime(path: &Path) {
-    std::fs::File::options().write(true).open(path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_modified(std::time::UNIX_EPOCH)
+        .unwrap();
 }
 
 #[test]
@@ -120,11 +151,20 @@ fn zfs_an_upper_is_made_and_keeps_what_is_written() {
     let root = &mounted.0;
     let inode = root.join("data/one").metadata().unwrap().ino();
     change(root);
-    assert_eq!(std::fs::read(root.join("data/one")).unwrap().len(), 300_004, "hard links are one file after copying up");
+    assert_eq!(
+        std::fs::read(root.join("data/one")).unwrap().len(),
+        300_004,
+        "hard links are one file after copying up"
+    );
     assert_eq!(root.join("data/one").metadata().unwrap().ino(), inode);
     assert!(run(Command::new("getcap").arg(root.join("usr/bin/ping"))).contains("cap_net_raw"));
-    assert!(run(Command::new("getfacl").arg("-cp").arg(root.join("etc/acl"))).contains("user:1234:rw-"));
-    assert_eq!(root.join("usr/bin/su").metadata().unwrap().mode() & 0o7777, 0o4755);
+    assert!(
+        run(Command::new("getfacl").arg("-cp").arg(root.join("etc/acl"))).contains("user:1234:rw-")
+    );
+    assert_eq!(
+        root.join("usr/bin/su").metadata().unwrap().mode() & 0o7777,
+        0o4755
+    );
     let written = tree(root);
     drop(mounted);
 
@@ -132,12 +172,21 @@ fn zfs_an_upper_is_made_and_keeps_what_is_written() {
     for (name, value) in [("xattr", "sa"), ("acltype", "posix"), ("dnodesize", "auto")] {
         let found = property(&dataset, name);
         // `sa` is the default, and called `on`, from OpenZFS 2.3.
-        assert!(found == value || (name == "xattr" && found == "on"), "{name}={found}");
+        assert!(
+            found == value || (name == "xattr" && found == "on"),
+            "{name}={found}"
+        );
     }
-    assert_eq!(directory(&dataset).metadata().unwrap().mode() & 0o777, 0o700);
+    assert_eq!(
+        directory(&dataset).metadata().unwrap().mode() & 0o777,
+        0o700
+    );
     let mounted = setup.mount("web", &[]);
     assert_same_tree(&written, &tree(&mounted.0));
-    assert!(before == std::fs::read(&setup.image).unwrap(), "the image is not touched");
+    assert!(
+        before == std::fs::read(&setup.image).unwrap(),
+        "the image is not touched"
+    );
 }
 
 #[test]
@@ -158,17 +207,37 @@ fn zfs_a_full_quota_loses_nothing() {
     let Some(setup) = Setup::new() else { return };
     let mounted = setup.mount("web", &["--quota", "4M", "--reservation", "1M"]);
     let dataset = setup.scratch.child("web");
-    assert_eq!((property(&dataset, "refquota").as_str(), property(&dataset, "refreservation").as_str()), ("4194304", "1048576"));
+    assert_eq!(
+        (
+            property(&dataset, "refquota").as_str(),
+            property(&dataset, "refreservation").as_str()
+        ),
+        ("4194304", "1048576")
+    );
     std::fs::write(mounted.0.join("kept"), "kept").unwrap();
     // Not compressible. What is not on disk yet is not counted.
     let mut random = vec![0; 1 << 20];
-    std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+    std::fs::File::open("/dev/urandom")
+        .unwrap()
+        .read_exact(&mut random)
+        .unwrap();
     let mut file = std::fs::File::create(mounted.0.join("large")).unwrap();
-    let error = (0..64).find_map(|_| file.write_all(&random).and_then(|()| file.sync_all()).err()).unwrap();
-    assert!(matches!(error.raw_os_error(), Some(libc::EDQUOT | libc::ENOSPC)), "{error}");
+    let error = (0..64)
+        .find_map(|_| file.write_all(&random).and_then(|()| file.sync_all()).err())
+        .unwrap();
+    assert!(
+        matches!(error.raw_os_error(), Some(libc::EDQUOT | libc::ENOSPC)),
+        "{error}"
+    );
     drop(file);
-    assert_eq!(std::fs::read_to_string(mounted.0.join("kept")).unwrap(), "kept");
-    assert_eq!(std::fs::read_to_string(mounted.0.join("etc/hostname")).unwrap(), "image\n");
+    assert_eq!(
+        std::fs::read_to_string(mounted.0.join("kept")).unwrap(),
+        "kept"
+    );
+    assert_eq!(
+        std::fs::read_to_string(mounted.0.join("etc/hostname")).unwrap(),
+        "image\n"
+    );
     std::fs::remove_file(mounted.0.join("large")).unwrap();
     zfs(&["set", "refquota=none", &dataset]);
     std::fs::write(mounted.0.join("etc/hostname"), "again\n").unwrap();
@@ -183,7 +252,10 @@ fn zfs_umount_works_with_the_dataset_gone_and_twice() {
     // It is not destroyed, since the overlay has it, but out of sight from then on.
     fails(1, Command::new("zfs").args(["destroy", &dataset]));
     assert_eq!(property(&dataset, "mounted"), "no");
-    assert_eq!(std::fs::read_to_string(mounted.0.join("file")).unwrap(), "x");
+    assert_eq!(
+        std::fs::read_to_string(mounted.0.join("file")).unwrap(),
+        "x"
+    );
     run(lxcri_fs().arg("umount").arg(&mounted.0));
     zfs(&["destroy", &dataset]);
     run(lxcri_fs().arg("umount").arg(&mounted.0));
@@ -197,7 +269,10 @@ fn zfs_what_cannot_be_an_upper_is_refused_with_the_reason() {
     let dir = setup.directory("mnt");
     let mount = |upper: &str| {
         let mut command = lxcri_fs();
-        command.args(["mount", "--upper", upper]).arg(&setup.image).arg(&dir);
+        command
+            .args(["mount", "--upper", upper])
+            .arg(&setup.image)
+            .arg(&dir);
         command
     };
     fails(2, &mut mount("zfs:-x"));
@@ -207,18 +282,41 @@ fn zfs_what_cannot_be_an_upper_is_refused_with_the_reason() {
     let plain = setup.scratch.child("plain");
     zfs(&["create", "-o", "acltype=off", &plain]);
     let output = fails(1, &mut mount(&setup.upper("plain")));
-    assert!(stderr(&output).contains(&format!("zfs set acltype=posixacl {plain}")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("zfs set acltype=posixacl {plain}")),
+        "{}",
+        stderr(&output)
+    );
     zfs(&["set", "acltype=posixacl", "mountpoint=legacy", &plain]);
     assert!(stderr(&fails(1, &mut mount(&setup.upper("plain")))).contains("legacy"));
     assert!(
-        stderr(&fails(2, lxcri_fs().args(["mount", "--quota", "1G", "--upper", "/tmp/x"]).arg(&setup.image).arg(&dir))).contains("dataset")
+        stderr(&fails(
+            2,
+            lxcri_fs()
+                .args(["mount", "--quota", "1G", "--upper", "/tmp/x"])
+                .arg(&setup.image)
+                .arg(&dir)
+        ))
+        .contains("dataset")
     );
-    zfs(&["create", "-o", "casesensitivity=insensitive", &setup.scratch.child("dos")]);
+    zfs(&[
+        "create",
+        "-o",
+        "casesensitivity=insensitive",
+        &setup.scratch.child("dos"),
+    ]);
     assert!(stderr(&fails(1, &mut mount(&setup.upper("dos")))).contains("casesensitivity"));
     // An unmounted one is mounted.
     zfs(&["set", "mountpoint=/mnt/zfs-test", &plain]);
     zfs(&["unmount", &plain]);
-    let _mounted = Mounted::new(&["--upper", &setup.upper("plain"), setup.image.to_str().unwrap()], &dir);
+    let _mounted = Mounted::new(
+        &[
+            "--upper",
+            &setup.upper("plain"),
+            setup.image.to_str().unwrap(),
+        ],
+        &dir,
+    );
     assert_eq!(property(&plain, "mounted"), "yes");
 }
 
@@ -234,14 +332,33 @@ fn zfs_a_rollback_brings_back_what_a_snapshot_had() {
     fails(1, lxcri_fs().args(["snapshot", &format!("{upper}@first")]));
     std::fs::write(root.join("etc/hostname"), "later\n").unwrap();
     std::fs::remove_dir_all(root.join("data/renamed")).unwrap();
-    run(lxcri_fs().arg("snapshot").arg(format!("{}@second", root.display())));
+    run(lxcri_fs()
+        .arg("snapshot")
+        .arg(format!("{}@second", root.display())));
     std::fs::remove_file(root.join("new/file")).unwrap();
 
     let listed = run(lxcri_fs().args(["snapshots", "--json", &upper]));
-    let rows: Vec<serde_json::Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(rows.iter().map(|row| row["name"].as_str().unwrap()).collect::<Vec<_>>(), ["first", "second"]);
-    assert_eq!(rows[0]["snapshot"], format!("{}@first", setup.scratch.child("web")));
-    assert!(run(lxcri_fs().args(["snapshots", &upper])).lines().nth(2).unwrap().starts_with("second "));
+    let rows: Vec<serde_json::Value> = listed
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        rows.iter()
+            .map(|row| row["name"].as_str().unwrap())
+            .collect::<Vec<_>>(),
+        ["first", "second"]
+    );
+    assert_eq!(
+        rows[0]["snapshot"],
+        format!("{}@first", setup.scratch.child("web"))
+    );
+    assert!(
+        run(lxcri_fs().args(["snapshots", &upper]))
+            .lines()
+            .nth(2)
+            .unwrap()
+            .starts_with("second ")
+    );
 
     let rollback = |name: &str| {
         let mut command = lxcri_fs();
@@ -249,21 +366,38 @@ fn zfs_a_rollback_brings_back_what_a_snapshot_had() {
         command
     };
     let output = fails(6, &mut rollback("second"));
-    assert!(stderr(&output).contains(root.to_str().unwrap()) && stderr(&output).contains("--force"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(root.to_str().unwrap()) && stderr(&output).contains("--force"),
+        "{}",
+        stderr(&output)
+    );
     fails(5, rollback("third").arg("--force"));
     let output = fails(6, rollback("first").arg("--force"));
-    assert!(stderr(&output).contains("second") && stderr(&output).contains("--destroy-newer"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("second") && stderr(&output).contains("--destroy-newer"),
+        "{}",
+        stderr(&output)
+    );
     // Somebody uses it: nothing happens.
     let file = std::fs::File::open(root.join("etc/hostname")).unwrap();
     fails(6, rollback("second").arg("--force"));
     drop(file);
-    assert_eq!(std::fs::read_to_string(root.join("etc/hostname")).unwrap(), "later\n");
+    assert_eq!(
+        std::fs::read_to_string(root.join("etc/hostname")).unwrap(),
+        "later\n"
+    );
     run(rollback("second").arg("--force"));
-    assert_eq!(std::fs::read_to_string(root.join("new/file")).unwrap(), "new\n");
+    assert_eq!(
+        std::fs::read_to_string(root.join("new/file")).unwrap(),
+        "new\n"
+    );
     run(rollback("first").args(["--force", "--destroy-newer"]));
     assert_same_tree(&then, &tree(root));
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mountinfo.lines().find(|line| line.contains(&format!(" {} ", root.display()))).unwrap();
+    let line = mountinfo
+        .lines()
+        .find(|line| line.contains(&format!(" {} ", root.display())))
+        .unwrap();
     assert!(line.contains("nodev") && !line.contains("nosuid"), "{line}");
     // Unmounted, no force is needed.
     std::fs::write(root.join("etc/hostname"), "lost\n").unwrap();
@@ -281,16 +415,26 @@ fn zfs_a_rollback_sees_mounts_of_other_namespaces() {
     let mounted = setup.mount("web", &[]);
     let upper = setup.upper("web");
     run(lxcri_fs().args(["snapshot", &format!("{upper}@first")]));
-    let mut other = Command::new("unshare").args(["-m", "--propagation", "private", "sleep", "600"]).spawn().unwrap();
+    let mut other = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sleep", "600"])
+        .spawn()
+        .unwrap();
     common::eventually("other namespace", || {
         let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
         (namespace(other.id()) != namespace(std::process::id())).then_some(())
     });
-    let output = lxcri_fs().args(["rollback", "--force", &format!("{upper}@first")]).output().unwrap();
+    let output = lxcri_fs()
+        .args(["rollback", "--force", &format!("{upper}@first")])
+        .output()
+        .unwrap();
     other.kill().unwrap();
     other.wait().unwrap();
     assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
-    assert!(stderr(&output).contains("namespace of sleep"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("namespace of sleep"),
+        "{}",
+        stderr(&output)
+    );
     assert!(mounted.0.join("etc/hostname").exists());
 }
 
@@ -300,7 +444,16 @@ fn zfs_an_encrypted_images_mount_is_rolled_back_without_its_password() {
     let (dir, upper) = (setup.directory("web"), setup.upper("web"));
     let image = common::golden("zstd-keyfile.bfc");
     let key = common::golden("key.bin");
-    let mounted = Mounted::new(&["--upper", &upper, "--key-file", key.to_str().unwrap(), image.to_str().unwrap()], &dir);
+    let mounted = Mounted::new(
+        &[
+            "--upper",
+            &upper,
+            "--key-file",
+            key.to_str().unwrap(),
+            image.to_str().unwrap(),
+        ],
+        &dir,
+    );
     let before = tree(&mounted.0);
     run(lxcri_fs().args(["snapshot", &format!("{upper}@first")]));
     std::fs::write(mounted.0.join("new"), "x").unwrap();
@@ -318,18 +471,38 @@ fn zfs_a_clone_goes_on_beside_its_origin() {
     };
     change_hostname(&first.0, "first\n");
     let then = tree(&first.0);
-    let (one, two, three) = (setup.upper("web1"), setup.upper("web2"), setup.upper("web3"));
+    let (one, two, three) = (
+        setup.upper("web1"),
+        setup.upper("web2"),
+        setup.upper("web3"),
+    );
     run(lxcri_fs().args(["clone", &one, &two, "--quota", "1G"]));
     change_hostname(&first.0, "later\n");
     run(lxcri_fs().args(["snapshot", &format!("{one}@later")]));
     run(lxcri_fs().args(["clone", &format!("{one}@later"), &three]));
     fails(1, lxcri_fs().args(["clone", &one, &three]));
-    fails(5, lxcri_fs().args(["clone", &format!("{one}@never"), &setup.upper("web4")]));
-    assert_eq!(run(lxcri_fs().args(["snapshots", &one])).lines().count(), 3, "a clone that failed leaves no snapshot");
-    assert_eq!(property(&setup.scratch.child("web2"), "refquota"), (1_u64 << 30).to_string());
+    fails(
+        5,
+        lxcri_fs().args(["clone", &format!("{one}@never"), &setup.upper("web4")]),
+    );
+    assert_eq!(
+        run(lxcri_fs().args(["snapshots", &one])).lines().count(),
+        3,
+        "a clone that failed leaves no snapshot"
+    );
+    assert_eq!(
+        property(&setup.scratch.child("web2"), "refquota"),
+        (1_u64 << 30).to_string()
+    );
 
     // Whose ids are in it is known; others are refused.
-    fails(1, lxcri_fs().args(["mount", "--upper", &two]).arg(&setup.image).arg(setup.directory("web2")));
+    fails(
+        1,
+        lxcri_fs()
+            .args(["mount", "--upper", &two])
+            .arg(&setup.image)
+            .arg(setup.directory("web2")),
+    );
     let second = setup.mount("web2", &["--idmap", "0:100000:65536"]);
     let third = setup.mount("web3", &["--idmap", "0:100000:65536"]);
     assert_same_tree(&then, &tree(&second.0));
@@ -337,21 +510,45 @@ fn zfs_a_clone_goes_on_beside_its_origin() {
     change_hostname(&second.0, "second\n");
     change_hostname(&first.0, "again\n");
     std::fs::write(second.0.join("data/two"), "second\n").unwrap();
-    for (mounted, own, others) in
-        [(&first, ["first", "later", "again"].as_slice(), ["second"].as_slice()), (&second, &["first", "second"], &["later", "again"])]
-    {
-        assert!(own.iter().all(|name| mounted.0.join(name).exists()) && !others.iter().any(|name| mounted.0.join(name).exists()));
+    for (mounted, own, others) in [
+        (
+            &first,
+            ["first", "later", "again"].as_slice(),
+            ["second"].as_slice(),
+        ),
+        (&second, &["first", "second"], &["later", "again"]),
+    ] {
+        assert!(
+            own.iter().all(|name| mounted.0.join(name).exists())
+                && !others.iter().any(|name| mounted.0.join(name).exists())
+        );
     }
-    assert_eq!(std::fs::read_to_string(second.0.join("data/one")).unwrap(), "second\n", "hard links of the image are one file in a clone");
-    assert_eq!(std::fs::read(first.0.join("data/one")).unwrap().len(), 300_000);
+    assert_eq!(
+        std::fs::read_to_string(second.0.join("data/one")).unwrap(),
+        "second\n",
+        "hard links of the image are one file in a clone"
+    );
+    assert_eq!(
+        std::fs::read(first.0.join("data/one")).unwrap().len(),
+        300_000
+    );
     // The origin goes once its clones stand alone.
     drop(first);
-    fails(1, Command::new("zfs").args(["destroy", "-r", &setup.scratch.child("web1")]));
+    fails(
+        1,
+        Command::new("zfs").args(["destroy", "-r", &setup.scratch.child("web1")]),
+    );
     zfs(&["promote", &setup.scratch.child("web3")]);
     zfs(&["promote", &setup.scratch.child("web2")]);
     zfs(&["destroy", &setup.scratch.child("web1")]);
-    assert_eq!(std::fs::read_to_string(second.0.join("etc/hostname")).unwrap(), "second\n");
-    assert_eq!(std::fs::read_to_string(third.0.join("etc/hostname")).unwrap(), "later\n");
+    assert_eq!(
+        std::fs::read_to_string(second.0.join("etc/hostname")).unwrap(),
+        "second\n"
+    );
+    assert_eq!(
+        std::fs::read_to_string(third.0.join("etc/hostname")).unwrap(),
+        "later\n"
+    );
 }
 
 #[test]
@@ -364,9 +561,17 @@ fn zfs_a_mounted_upper_is_committed_from_a_snapshot() {
     file.write_all(b"written").unwrap();
     let then = tree(&mounted.0);
     let new = setup.dir.path().join("new.bfc");
-    run(lxcri_fs().args(["commit", &setup.upper("web")]).arg(&setup.image).arg("-o").arg(&new));
+    run(lxcri_fs()
+        .args(["commit", &setup.upper("web")])
+        .arg(&setup.image)
+        .arg("-o")
+        .arg(&new));
     drop(file);
-    assert_eq!(run(lxcri_fs().args(["snapshots", &setup.upper("web")])), "", "its own snapshot is gone");
+    assert_eq!(
+        run(lxcri_fs().args(["snapshots", &setup.upper("web")])),
+        "",
+        "its own snapshot is gone"
+    );
     run(lxcri_fs().arg("verify").arg(&new));
     let dir = setup.directory("new");
     let committed = Mounted::new(&[new.to_str().unwrap()], &dir);
@@ -382,10 +587,15 @@ fn zfs_an_upper_goes_to_another_pool_by_send_and_receive() {
     run(lxcri_fs().args(["snapshot", &format!("{}@sent", setup.upper("web"))]));
     drop(mounted);
     let stream = setup.dir.path().join("stream");
-    let send =
-        Command::new("zfs").args(["send", "-p", &setup.scratch.child("web@sent")]).stdout(std::fs::File::create(&stream).unwrap()).status();
+    let send = Command::new("zfs")
+        .args(["send", "-p", &setup.scratch.child("web@sent")])
+        .stdout(std::fs::File::create(&stream).unwrap())
+        .status();
     assert!(send.unwrap().success());
-    let receive = Command::new("zfs").args(["receive", &setup.scratch.child("copy")]).stdin(std::fs::File::open(&stream).unwrap()).status();
+    let receive = Command::new("zfs")
+        .args(["receive", &setup.scratch.child("copy")])
+        .stdin(std::fs::File::open(&stream).unwrap())
+        .status();
     assert!(receive.unwrap().success());
     let mounted = setup.mount("copy", &[]);
     assert_same_tree(&then, &tree(&mounted.0));
@@ -400,7 +610,11 @@ fn zfs_a_container_of_the_store_is_named_by_its_name() {
         command.args(args).env("LXCRI_FS_STORE", &store);
         command
     };
-    run(lxcri_fs(&["create", "web1", "--image"]).arg(&setup.image).arg("--bundle").arg(&bundle).args(["--", "/bin/true"]));
+    run(lxcri_fs(&["create", "web1", "--image"])
+        .arg(&setup.image)
+        .arg("--bundle")
+        .arg(&bundle)
+        .args(["--", "/bin/true"]));
     let hostname = bundle.join("rootfs/etc/hostname");
     std::fs::write(&hostname, "before\n").unwrap();
     run(&mut lxcri_fs(&["snapshot", "web1@before"]));
@@ -411,7 +625,18 @@ fn zfs_a_container_of_the_store_is_named_by_its_name() {
     assert!(run(&mut lxcri_fs(&["snapshots", "web1"])).contains("before"));
     fails(5, &mut lxcri_fs(&["snapshots", "web2"]));
     run(&mut lxcri_fs(&["snapshot", "--delete", "web1@before"]));
-    let datasets = || zfs(&["list", "-r", "-H", "-o", "name", "-t", "all", &setup.scratch.child("store/containers")]);
+    let datasets = || {
+        zfs(&[
+            "list",
+            "-r",
+            "-H",
+            "-o",
+            "name",
+            "-t",
+            "all",
+            &setup.scratch.child("store/containers"),
+        ])
+    };
     run(&mut lxcri_fs(&["snapshot", "web1@kept"]));
     run(&mut lxcri_fs(&["delete", "web1", "--keep"]));
     assert!(!bundle.join("rootfs").exists());
@@ -426,11 +651,23 @@ fn a_directory_has_no_snapshots() {
     let image = image(dir.path());
     let (upper, mountpoint) = (dir.path().join("upper"), dir.path().join("mnt"));
     std::fs::create_dir(&mountpoint).unwrap();
-    let mounted = Mounted::new(&["--upper", upper.to_str().unwrap(), image.to_str().unwrap()], &mountpoint);
+    let mounted = Mounted::new(
+        &["--upper", upper.to_str().unwrap(), image.to_str().unwrap()],
+        &mountpoint,
+    );
     for command in ["snapshot", "rollback"] {
         for place in [&upper, &mounted.0] {
-            let output = fails(1, lxcri_fs().arg(command).arg(format!("{}@x", place.display())));
-            assert!(stderr(&output).contains("is not a ZFS dataset"), "{}", stderr(&output));
+            let output = fails(
+                1,
+                lxcri_fs()
+                    .arg(command)
+                    .arg(format!("{}@x", place.display())),
+            );
+            assert!(
+                stderr(&output).contains("is not a ZFS dataset"),
+                "{}",
+                stderr(&output)
+            );
         }
     }
     fails(1, lxcri_fs().arg("snapshots").arg(&upper));

@@ -1,4 +1,5 @@
-//! Containers on datasets that are not mounted, locked, copied, renamed, or have something of somebody else's in them: nothing is lost, and what stands in the way is told.
+//! Containers on datasets that are not mounted, locked, copied, renamed, or have something of
+//! somebody else's in them: nothing is lost, and what stands in the way is told.
 //!
 //! Needs a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -14,7 +15,8 @@ use bench::Store;
 use common::zfs::{directory, pool, zfs};
 use common::{Mounted, run, stderr};
 
-/// A store on a dataset of its own, with the image `app` and the container `c1`, which has written `precious`.
+/// A store on a dataset of its own, with the image `app` and the container `c1`, which has written
+/// `precious`.
 struct Setup {
     store: Store,
     dataset: String,
@@ -31,7 +33,11 @@ impl Setup {
     fn empty(store: Store) -> Self {
         let dataset = store.location.strip_prefix("zfs:").unwrap().to_owned();
         let bundle = store.dir.path().join("b");
-        Self { store, dataset, bundle }
+        Self {
+            store,
+            dataset,
+            bundle,
+        }
     }
 
     fn begin(&self) {
@@ -47,7 +53,16 @@ impl Setup {
     /// `create c1`, which has to end with this exit code; its complaint.
     #[track_caller]
     fn create(&self, code: i32) -> String {
-        let output = self.store.output(&["create", "c1", "--image", "app", "--bundle", self.bundle.to_str().unwrap(), "--", "/bin/true"]);
+        let output = self.store.output(&[
+            "create",
+            "c1",
+            "--image",
+            "app",
+            "--bundle",
+            self.bundle.to_str().unwrap(),
+            "--",
+            "/bin/true",
+        ]);
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         stderr(&output)
     }
@@ -66,16 +81,30 @@ impl Setup {
     #[track_caller]
     fn unmount_datasets(&self) {
         let image = format!("{}/images/app:latest", self.dataset);
-        for name in [self.container(), image, format!("{}/containers", self.dataset), format!("{}/images", self.dataset)] {
+        for name in [
+            self.container(),
+            image,
+            format!("{}/containers", self.dataset),
+            format!("{}/images", self.dataset),
+        ] {
             zfs(&["unmount", &name]);
         }
         zfs(&["unmount", &self.dataset]);
     }
 
-    /// What `zfs mount -a` does, to the datasets of this store only: those of other tests are theirs.
+    /// What `zfs mount -a` does, to the datasets of this store only: those of other tests are
+    /// theirs.
     #[track_caller]
     fn mount_datasets(&self) {
-        let listed = zfs(&["list", "-Hr", "-o", "name,mounted", "-s", "name", &self.dataset]);
+        let listed = zfs(&[
+            "list",
+            "-Hr",
+            "-o",
+            "name,mounted",
+            "-s",
+            "name",
+            &self.dataset,
+        ]);
         for name in listed.lines().filter_map(|line| line.strip_suffix("\tno")) {
             zfs(&["mount", name]);
         }
@@ -83,7 +112,10 @@ impl Setup {
 
     #[track_caller]
     fn assert_is_there(&self) {
-        assert_eq!(std::fs::read_to_string(self.root().join("precious")).unwrap(), "precious");
+        assert_eq!(
+            std::fs::read_to_string(self.root().join("precious")).unwrap(),
+            "precious"
+        );
     }
 
     fn end(&self) {
@@ -98,7 +130,9 @@ struct End(Vec<String>);
 impl Drop for End {
     fn drop(&mut self) {
         for name in &self.0 {
-            let _ = Command::new("zfs").args(["destroy", "-R", "-f", name]).output();
+            let _ = Command::new("zfs")
+                .args(["destroy", "-R", "-f", name])
+                .output();
         }
     }
 }
@@ -109,11 +143,17 @@ fn zfs_a_container_that_is_not_mounted_is_not_taken_for_unfinished() {
     for how in ["on", "noauto"] {
         setup.store.run(&["umount", setup.root().to_str().unwrap()]);
         zfs(&["set", &format!("canmount={how}"), &setup.container()]);
-        let _ = Command::new("zfs").args(["unmount", &setup.container()]).output();
+        let _ = Command::new("zfs")
+            .args(["unmount", &setup.container()])
+            .output();
         assert!(setup.create(1).contains("already"));
-        let _ = Command::new("zfs").args(["unmount", &setup.container()]).output();
+        let _ = Command::new("zfs")
+            .args(["unmount", &setup.container()])
+            .output();
         setup.store.run(&["inspect", "c1"]);
-        let _ = Command::new("zfs").args(["unmount", &setup.container()]).output();
+        let _ = Command::new("zfs")
+            .args(["unmount", &setup.container()])
+            .output();
         setup.store.run(&["mount", "--all"]);
         setup.assert_is_there();
     }
@@ -128,7 +168,16 @@ fn zfs_a_locked_store_says_so_and_loses_nothing() {
     std::fs::write(key.path(), "passpass1\n").unwrap();
     let dataset = format!("{pool}/locked-{}", std::process::id());
     let location = format!("keylocation=file://{}", key.path().display());
-    zfs(&["create", "-o", "encryption=on", "-o", "keyformat=passphrase", "-o", &location, &dataset]);
+    zfs(&[
+        "create",
+        "-o",
+        "encryption=on",
+        "-o",
+        "keyformat=passphrase",
+        "-o",
+        &location,
+        &dataset,
+    ]);
     let _end = End(vec![dataset.clone()]);
     let setup = Setup::empty(Store::at(format!("zfs:{dataset}")));
     setup.begin();
@@ -136,9 +185,19 @@ fn zfs_a_locked_store_says_so_and_loses_nothing() {
     zfs(&["unmount", "-f", &dataset]);
     zfs(&["unload-key", "-r", &dataset]);
     let hint = format!("zfs load-key {dataset}");
-    for args in [&["list"][..], &["mount", "--all"], &["delete", "c1"], &["inspect", "c1"], &["ls", "app"], &["rm", "app"]] {
+    for args in [
+        &["list"][..],
+        &["mount", "--all"],
+        &["delete", "c1"],
+        &["inspect", "c1"],
+        &["ls", "app"],
+        &["rm", "app"],
+    ] {
         let said = setup.store.fails(args, 1);
-        assert!(said.contains("locked") && said.contains(&hint), "{args:?}: {said}");
+        assert!(
+            said.contains("locked") && said.contains(&hint),
+            "{args:?}: {said}"
+        );
     }
     assert!(setup.create(1).contains(&hint));
     let output = setup.store.output(&["doctor"]);
@@ -177,10 +236,15 @@ fn zfs_what_is_not_mounted_is_mounted_after_what_is_around_it() {
     setup.assert_is_there();
     // Something else over it is told, and the image is not said to be broken.
     let dir = directory(&format!("{}/images/app:latest", setup.dataset));
-    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&dir));
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(&dir));
     let said = setup.store.output(&["doctor"]);
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.contains("mounted over it") && said.contains("umount") && !said.contains("remove its"), "{said}");
+    assert!(
+        said.contains("mounted over it") && said.contains("umount") && !said.contains("remove its"),
+        "{said}"
+    );
     assert!(setup.store.fails(&["list"], 1).contains("mounted over it"));
     run(Command::new("umount").arg(&dir));
     setup.store.run(&["list"]);
@@ -190,7 +254,10 @@ fn zfs_what_is_not_mounted_is_mounted_after_what_is_around_it() {
 #[test]
 fn zfs_an_image_is_found_by_the_path_that_somebody_wrote_down() {
     let Some(setup) = Setup::new() else { return };
-    let path = setup.store.json(&["info", "--json", "app"])["image"].as_str().unwrap().to_owned();
+    let path = setup.store.json(&["info", "--json", "app"])["image"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let dir = directory(&setup.container());
     let dir = dir.to_str().unwrap();
     let hook = |when: &str| {
@@ -198,7 +265,11 @@ fn zfs_an_image_is_found_by_the_path_that_somebody_wrote_down() {
         run(command.env("LXC_HOOK_TYPE", when));
     };
     setup.store.run(&["umount", setup.root().to_str().unwrap()]);
-    for args in [&["ls", &path][..], &["diff", dir], &["commit", dir, "-t", "committed"]] {
+    for args in [
+        &["ls", &path][..],
+        &["diff", dir],
+        &["commit", dir, "-t", "committed"],
+    ] {
         setup.unmount_datasets();
         setup.store.run(args);
         setup.mount_datasets();
@@ -234,7 +305,12 @@ fn zfs_what_somebody_else_mounts_first_is_mounted() {
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let overtaken = |args: &[&str]| run(setup.store.command(args).env("PATH", &path));
     overtaken(&["commit", "c1", "-t", "committed"]);
-    overtaken(&["build", setup.store.source("other", b"other").to_str().unwrap(), "-t", "other"]);
+    overtaken(&[
+        "build",
+        setup.store.source("other", b"other").to_str().unwrap(),
+        "-t",
+        "other",
+    ]);
     overtaken(&["clone", "c1", &format!("zfs:{}/cloned", setup.dataset)]);
     setup.unmount();
     overtaken(&["mount", "--all"]);
@@ -242,9 +318,25 @@ fn zfs_what_somebody_else_mounts_first_is_mounted() {
     assert_eq!(setup.store.run(&["ls", "committed"]), "file\nprecious\n");
     assert_eq!(setup.store.images().len(), 3);
     // What is busy and not mounted is busy.
-    std::fs::write(bin.join("zfs"), OVERTAKEN.replace("zfs \"$@\" || exit\n", "[ $1 = clone ] || zfs \"$@\" || exit\n")).unwrap();
-    let output = setup.store.command(&["clone", "c1", &format!("zfs:{}/second", setup.dataset)]).env("PATH", &path).output().unwrap();
-    assert!(output.status.code() == Some(6) && stderr(&output).contains("busy"), "{}", stderr(&output));
+    std::fs::write(
+        bin.join("zfs"),
+        OVERTAKEN.replace(
+            "zfs \"$@\" || exit\n",
+            "[ $1 = clone ] || zfs \"$@\" || exit\n",
+        ),
+    )
+    .unwrap();
+    let output = setup
+        .store
+        .command(&["clone", "c1", &format!("zfs:{}/second", setup.dataset)])
+        .env("PATH", &path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.code() == Some(6) && stderr(&output).contains("busy"),
+        "{}",
+        stderr(&output)
+    );
     zfs(&["destroy", &format!("{}/cloned", setup.dataset)]);
     setup.end();
 }
@@ -252,14 +344,20 @@ fn zfs_what_somebody_else_mounts_first_is_mounted() {
 #[test]
 fn zfs_what_somebody_made_in_a_containers_dataset_is_named_and_all_stays() {
     let Some(setup) = Setup::new() else { return };
-    let (elsewhere, below) = (setup.store.dir.path().join("srv"), format!("{}/data", setup.container()));
+    let (elsewhere, below) = (
+        setup.store.dir.path().join("srv"),
+        format!("{}/data", setup.container()),
+    );
     let mountpoint = format!("mountpoint={}", elsewhere.display());
     for options in [&["-o", mountpoint.as_str()][..], &[]] {
         zfs(&[&["create"], options, &[below.as_str()]].concat());
         std::fs::write(directory(&below).join("mine"), "mine").unwrap();
         let said = setup.store.fails(&["delete", "c1"], 6);
         assert!(said.contains(&below), "{said}");
-        assert_eq!(std::fs::read_to_string(directory(&below).join("mine")).unwrap(), "mine");
+        assert_eq!(
+            std::fs::read_to_string(directory(&below).join("mine")).unwrap(),
+            "mine"
+        );
         setup.assert_is_there();
         assert!(setup.bundle.join("config.json").exists());
         zfs(&["destroy", &below]);
@@ -293,12 +391,28 @@ fn zfs_a_copy_of_a_store_leaves_the_originals_alone() {
     for name in ["images", "containers"] {
         let from = format!("{}/{name}@copy", setup.dataset);
         zfs(&["snapshot", "-r", &from]);
-        run(Command::new("sh").args(["-ec", "zfs send -R \"$0\" | zfs receive \"$1\"", &from, &format!("{copy}/{name}")]));
+        run(Command::new("sh").args([
+            "-ec",
+            "zfs send -R \"$0\" | zfs receive \"$1\"",
+            &from,
+            &format!("{copy}/{name}"),
+        ]));
     }
     let location = format!("zfs:{copy}");
-    let of_copy = |args: &[&str]| setup.store.command(args).env("LXCRI_FS_STORE", &location).output().unwrap();
+    let of_copy = |args: &[&str]| {
+        setup
+            .store
+            .command(args)
+            .env("LXCRI_FS_STORE", &location)
+            .output()
+            .unwrap()
+    };
     let output = of_copy(&["mount", "--all"]);
-    assert!(!output.status.success() && stderr(&output).contains("is a copy of zfs:"), "{}", stderr(&output));
+    assert!(
+        !output.status.success() && stderr(&output).contains("is a copy of zfs:"),
+        "{}",
+        stderr(&output)
+    );
     let output = of_copy(&["delete", "c1"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(!zfs(&["list", "-Hr", "-o", "name", &copy]).contains("c1"));
@@ -310,20 +424,33 @@ fn zfs_a_copy_of_a_store_leaves_the_originals_alone() {
 #[test]
 fn zfs_nothing_goes_back_under_a_mount_whatever_the_dataset_is_called_now() {
     let Some(setup) = Setup::new() else { return };
-    let path = setup.store.json(&["info", "--json", "app"])["image"].as_str().unwrap().to_owned();
+    let path = setup.store.json(&["info", "--json", "app"])["image"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let mountpoint = setup.store.dir.path().join("mnt");
     std::fs::create_dir(&mountpoint).unwrap();
     let name = |number: u32| format!("{}/upper{number}", setup.dataset);
-    let mounted = Mounted::new(&["--upper", &format!("zfs:{}", name(1)), &path], &mountpoint);
-    setup.store.run(&["snapshot", &format!("zfs:{}@s", name(1))]);
+    let mounted = Mounted::new(
+        &["--upper", &format!("zfs:{}", name(1)), &path],
+        &mountpoint,
+    );
+    setup
+        .store
+        .run(&["snapshot", &format!("zfs:{}@s", name(1))]);
     std::fs::write(mountpoint.join("since"), "since").unwrap();
     let open = std::fs::File::open(mountpoint.join("since")).unwrap();
     zfs(&["rename", &name(1), &name(2)]);
-    let elsewhere = format!("mountpoint={}", setup.store.dir.path().join("elsewhere").display());
+    let elsewhere = format!(
+        "mountpoint={}",
+        setup.store.dir.path().join("elsewhere").display()
+    );
     for step in 0..2 {
         for force in [&[][..], &["--force"]] {
             let snapshot = format!("zfs:{}@s", name(2));
-            setup.store.fails(&[&["rollback", &snapshot], force].concat(), 6);
+            setup
+                .store
+                .fails(&[&["rollback", &snapshot], force].concat(), 6);
         }
         let mut text = String::new();
         std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
@@ -331,7 +458,9 @@ fn zfs_nothing_goes_back_under_a_mount_whatever_the_dataset_is_called_now() {
         zfs(&["set", &elsewhere, &name(2)]);
     }
     drop((open, mounted));
-    setup.store.run(&["rollback", &format!("zfs:{}@s", name(2))]);
+    setup
+        .store
+        .run(&["rollback", &format!("zfs:{}@s", name(2))]);
     assert!(!Path::new(&directory(&name(2))).join("upper/since").exists());
     setup.end();
 }
@@ -340,11 +469,26 @@ fn zfs_nothing_goes_back_under_a_mount_whatever_the_dataset_is_called_now() {
 fn zfs_what_failed_or_was_killed_leaves_nothing_unknown() {
     let Some(setup) = Setup::new() else { return };
     // An upper that could not be mounted.
-    let (none, mountpoint) = (format!("{}/none", setup.dataset), setup.store.dir.path().join("mnt"));
+    let (none, mountpoint) = (
+        format!("{}/none", setup.dataset),
+        setup.store.dir.path().join("mnt"),
+    );
     std::fs::create_dir(&mountpoint).unwrap();
     zfs(&["create", "-o", "mountpoint=none", &none]);
-    setup.store.fails(&["mount", "app", mountpoint.to_str().unwrap(), "--upper", &format!("zfs:{none}/upper")], 1);
-    assert_eq!(zfs(&["list", "-Hr", "-o", "name", &none]).lines().count(), 1);
+    setup.store.fails(
+        &[
+            "mount",
+            "app",
+            mountpoint.to_str().unwrap(),
+            "--upper",
+            &format!("zfs:{none}/upper"),
+        ],
+        1,
+    );
+    assert_eq!(
+        zfs(&["list", "-Hr", "-o", "name", &none]).lines().count(),
+        1
+    );
     // What a commit left that was killed: its process, whose number is another's by now.
     let left = format!("{}@lxcri-fs-reading-1-0", setup.container());
     zfs(&["snapshot", &left]);
@@ -354,7 +498,18 @@ fn zfs_what_failed_or_was_killed_leaves_nothing_unknown() {
     assert!(!setup.store.run(&["doctor"]).contains(&left));
     zfs(&["snapshot", &left]);
     setup.store.run(&["commit", "c1", "-t", "committed"]);
-    assert!(!zfs(&["list", "-H", "-o", "name", "-t", "snapshot", &setup.container()]).contains("reading"));
+    assert!(
+        !zfs(&[
+            "list",
+            "-H",
+            "-o",
+            "name",
+            "-t",
+            "snapshot",
+            &setup.container()
+        ])
+        .contains("reading")
+    );
     assert_eq!(setup.store.run(&["ls", "committed"]), "file\nprecious\n");
     setup.end();
 }

@@ -13,13 +13,23 @@ pub const FILES: u32 = 1000;
 /// Length of the file `big`, bytes.
 pub const BIG: u64 = 32 << 20;
 
-/// An image with at least so many entries: directories of [`FILES`] files, and one file of [`BIG`] bytes.
+/// An image with at least so many entries: directories of [`FILES`] files, and one file of [`BIG`]
+/// bytes.
 pub fn image(entries: u32) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{entries}.bfc"));
     if !path.exists() {
         let new = path.with_extension("new");
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&new).unwrap();
-        write(ImageWriter::create(file, WriteOptions::default()).unwrap(), entries);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&new)
+            .unwrap();
+        write(
+            ImageWriter::create(file, WriteOptions::default()).unwrap(),
+            entries,
+        );
         std::fs::rename(new, &path).unwrap();
     }
     path
@@ -27,13 +37,22 @@ pub fn image(entries: u32) -> PathBuf {
 
 fn write(mut writer: ImageWriter, entries: u32) {
     let big = writer.add(b"big", BIG, &mut text(BIG).as_slice()).unwrap();
-    let small = writer.add(b"small", 1000, &mut text(1000).as_slice()).unwrap();
+    let small = writer
+        .add(b"small", 1000, &mut text(1000).as_slice())
+        .unwrap();
     let mut tree = Tree::default();
     let mut add = |path: &str, size, content| {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         let dir = tree.make_dirs(dir.as_bytes());
-        let attr = Attr { mode: S_IFREG | 0o644, mtime_s: 1_500_000_000, ..Attr::default() };
-        let file = tree.add(Node { attr, kind: Kind::File { size, content } });
+        let attr = Attr {
+            mode: S_IFREG | 0o644,
+            mtime_s: 1_500_000_000,
+            ..Attr::default()
+        };
+        let file = tree.add(Node {
+            attr,
+            kind: Kind::File { size, content },
+        });
         tree.link(dir, name.as_bytes(), file);
     };
     add("big", BIG, big);
@@ -45,12 +64,20 @@ fn write(mut writer: ImageWriter, entries: u32) {
 
 /// The path of a file.
 pub fn path(number: u32) -> String {
-    format!("directory-{:04}/file-{:03}.txt", number / FILES, number % FILES)
+    format!(
+        "directory-{:04}/file-{:03}.txt",
+        number / FILES,
+        number % FILES
+    )
 }
 
 /// Opens an image as `mount` does.
 pub fn open(path: &Path) -> Rootfs {
-    let source = Source { path: path.to_owned(), file: File::open(path).unwrap(), secret: None };
+    let source = Source {
+        path: path.to_owned(),
+        file: File::open(path).unwrap(),
+        secret: None,
+    };
     Rootfs::open(vec![source], &Options::default()).unwrap()
 }
 
@@ -65,7 +92,10 @@ pub fn numbers() -> impl Iterator<Item = u64> {
 
 /// Something that compresses as program text does, to about a third.
 fn text(len: u64) -> Vec<u8> {
-    let words: Vec<String> = numbers().take(4000).map(|n| format!("{:x}", n >> (n % 48))).collect();
+    let words: Vec<String> = numbers()
+        .take(4000)
+        .map(|n| format!("{:x}", n >> (n % 48)))
+        .collect();
     let mut out = Vec::new();
     for n in numbers() {
         if out.len() as u64 >= len {

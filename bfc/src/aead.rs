@@ -44,13 +44,18 @@ pub fn open<'a>(key: &Key, aad: &[u8], sealed: &'a mut [u8]) -> Option<&'a mut [
     let (nonce, rest) = sealed.split_first_chunk_mut::<NONCE_LEN>()?;
     let (message, tag) = rest.split_last_chunk_mut::<TAG_LEN>()?;
     ChaCha20Poly1305::new(key.as_bytes().into())
-        .decrypt_inout_detached((&*nonce).into(), aad, (&mut *message).into(), (&*tag).into())
+        .decrypt_inout_detached(
+            (&*nonce).into(),
+            aad,
+            (&mut *message).into(),
+            (&*tag).into(),
+        )
         .ok()?;
     Some(message)
 }
 
-/// Decrypts a sealed stream. The last read (the one that returns 0) fails when the tag does not fit, so
-/// nothing that was read before may be used until then.
+/// Decrypts a sealed stream. The last read (the one that returns 0) fails when the tag does not
+/// fit, so nothing that was read before may be used until then.
 pub struct Opener<R> {
     inner: R,
     left: u64,
@@ -65,7 +70,11 @@ pub struct Opener<R> {
 
 impl<R> std::fmt::Debug for Opener<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Opener").field("left", &self.left).field("len", &self.len).field("done", &self.done).finish_non_exhaustive()
+        f.debug_struct("Opener")
+            .field("left", &self.left)
+            .field("len", &self.len)
+            .field("done", &self.done)
+            .finish_non_exhaustive()
     }
 }
 
@@ -80,7 +89,9 @@ impl<R: Read> Opener<R> {
     /// # Errors
     /// What `inner` fails with, or `InvalidData` when there is no room for nonce and tag.
     pub fn new(mut inner: R, stored: u64, key: &Key, aad: &[u8]) -> io::Result<Self> {
-        let left = stored.checked_sub(OVERHEAD as u64).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, BadTag))?;
+        let left = stored
+            .checked_sub(OVERHEAD as u64)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, BadTag))?;
         let mut nonce = [0; NONCE_LEN];
         inner.read_exact(&mut nonce)?;
         let mut cipher = ChaCha20::new(key.as_bytes().into(), (&nonce).into());
@@ -93,7 +104,16 @@ impl<R: Read> Opener<R> {
         mac.update_padded(aad);
         zeroize::Zeroize::zeroize(&mut block);
         zeroize::Zeroize::zeroize(&mut mac_key);
-        Ok(Self { inner, left, cipher, mac, partial: Vec::new(), aad_len: aad.len() as u64, len: left, done: false })
+        Ok(Self {
+            inner,
+            left,
+            cipher,
+            mac,
+            partial: Vec::new(),
+            aad_len: aad.len() as u64,
+            len: left,
+            done: false,
+        })
     }
 
     fn authenticate(&mut self, ciphertext: &[u8]) {
@@ -112,7 +132,8 @@ impl<R: Read> Opener<R> {
         lengths[..8].copy_from_slice(&self.aad_len.to_le_bytes());
         lengths[8..].copy_from_slice(&self.len.to_le_bytes());
         mac.update_padded(&lengths);
-        mac.verify((&tag).into()).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, BadTag))?;
+        mac.verify((&tag).into())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, BadTag))?;
         self.done = true;
         Ok(())
     }
@@ -126,7 +147,9 @@ impl<R: Read> Read for Opener<R> {
             }
             return Ok(0);
         }
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let want = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let n = self.inner.read(&mut buf[..want])?;
         if n == 0 && want > 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -154,11 +177,24 @@ mod tests {
             let mut opener = Opener::new(&sealed[..], sealed.len() as u64, &key, b"path").unwrap();
             opener.read_to_end(&mut out).unwrap();
             assert_eq!(out, message);
-            assert!(Opener::new(&sealed[..], sealed.len() as u64, &key, b"other").unwrap().read_to_end(&mut out).is_err());
-            assert_eq!(open(&key, b"path", &mut sealed.clone()).unwrap(), &message[..]);
+            assert!(
+                Opener::new(&sealed[..], sealed.len() as u64, &key, b"other")
+                    .unwrap()
+                    .read_to_end(&mut out)
+                    .is_err()
+            );
+            assert_eq!(
+                open(&key, b"path", &mut sealed.clone()).unwrap(),
+                &message[..]
+            );
             let last = sealed.len() - 1;
             sealed[last] ^= 1;
-            assert!(Opener::new(&sealed[..], sealed.len() as u64, &key, b"path").unwrap().read_to_end(&mut out).is_err());
+            assert!(
+                Opener::new(&sealed[..], sealed.len() as u64, &key, b"path")
+                    .unwrap()
+                    .read_to_end(&mut out)
+                    .is_err()
+            );
             assert!(open(&key, b"path", &mut sealed).is_none());
         }
     }

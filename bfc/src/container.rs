@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
-use crate::format::{ENTRY_LEN, Entry, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, MAX_PATH, array_at, u32_at};
+use crate::format::{
+    ENTRY_LEN, Entry, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, MAX_PATH, array_at,
+    u32_at,
+};
 use crate::rootfs::format::{LOCATOR_LEN, Locator};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
@@ -27,18 +30,29 @@ pub struct Container {
 
 impl std::fmt::Debug for Container {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Container").field("header", &self.header).field("footer", &self.footer).finish_non_exhaustive()
+        f.debug_struct("Container")
+            .field("header", &self.header)
+            .field("footer", &self.footer)
+            .finish_non_exhaustive()
     }
 }
 
 impl Container {
-    /// Opens a file: checks its header, and finds its footer: where the header says that the image ends, or, when it does not say, at the end of
-    /// the file. What follows was never finished, and is not looked at; [`Container::torn`] says that there is something.
+    /// Opens a file: checks its header, and finds its footer: where the header says that the image
+    /// ends, or, when it does not say, at the end of the file. What follows was never finished, and
+    /// is not looked at; [`Container::torn`] says that there is something.
     ///
     /// # Errors
-    /// [`Error::NotBfc`], [`Error::HeaderCrc`], [`Error::CutOff`], [`Error::NoFooter`], [`Error::IndexBounds`], [`Error::Read`].
+    /// [`Error::NotBfc`], [`Error::HeaderCrc`], [`Error::CutOff`], [`Error::NoFooter`],
+    /// [`Error::IndexBounds`], [`Error::Read`].
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self> {
-        let len = || source.len().map_err(|source| Error::Read { offset: 0, len: 0, source });
+        let len = || {
+            source.len().map_err(|source| Error::Read {
+                offset: 0,
+                len: 0,
+                source,
+            })
+        };
         let before = len()?;
         if before == 0 {
             return Err(Error::NotBfc("the file is empty"));
@@ -56,17 +70,33 @@ impl Container {
         }
         let (header_bytes, flavour) = read_header(&*source)?;
         let header = Header::parse(&header_bytes);
-        // Asked for again: what was appended before the header was read may have been written after the first answer.
+        // Asked for again: what was appended before the header was read may have been written after
+        // the first answer.
         let found = len()?;
-        let end = if header.committed == 0 { found } else { header.committed };
+        let end = if header.committed == 0 {
+            found
+        } else {
+            header.committed
+        };
         if end > found {
-            return Err(Error::CutOff { committed: end, found });
+            return Err(Error::CutOff {
+                committed: end,
+                found,
+            });
         }
         if end < MIN_LEN {
             return Err(Error::NoFooter { end });
         }
         let footer = footer_at(&*source, end)?;
-        Ok(Self { source, len: end, header, header_bytes: Box::new(header_bytes), flavour, footer, torn: found > end })
+        Ok(Self {
+            source,
+            len: end,
+            header,
+            header_bytes: Box::new(header_bytes),
+            flavour,
+            footer,
+            torn: found > end,
+        })
     }
 
     /// The bytes of the file.
@@ -104,7 +134,8 @@ impl Container {
         &self.header_bytes
     }
 
-    /// Where the image ends, when something follows it: what was never finished, or is just being appended.
+    /// Where the image ends, when something follows it: what was never finished, or is just being
+    /// appended.
     pub fn torn(&self) -> Option<u64> {
         self.torn.then_some(self.len)
     }
@@ -117,7 +148,11 @@ impl Container {
         if self.footer.index_size > MAX_INDEX {
             return Err(Error::TooLarge("the index (the limit is 1 GiB)"));
         }
-        let blob = read_vec_at(&*self.source, self.footer.index_offset, self.footer.index_size)?;
+        let blob = read_vec_at(
+            &*self.source,
+            self.footer.index_offset,
+            self.footer.index_size,
+        )?;
         if self.flavour.crc(&blob) != self.footer.index_crc {
             return Err(Error::IndexCrc);
         }
@@ -127,9 +162,12 @@ impl Container {
     /// The locator of the rootfs section, if the image has one.
     ///
     /// # Errors
-    /// [`Error::Section`] when it is damaged, [`Error::Outdated`] when the header does not say where the image ends, [`Error::Read`].
+    /// [`Error::Section`] when it is damaged, [`Error::Outdated`] when the header does not say
+    /// where the image ends, [`Error::Read`].
     pub fn locator(&self) -> Result<Option<Locator>> {
-        let Some(at) = self.footer.index_size.checked_sub((8 + LOCATOR_LEN) as u64) else { return Ok(None) };
+        let Some(at) = self.footer.index_size.checked_sub((8 + LOCATOR_LEN) as u64) else {
+            return Ok(None);
+        };
         let mut b = [0; LOCATOR_LEN];
         read_exact_at(&*self.source, &mut b, self.footer.index_offset + 8 + at)?;
         let locator = Locator::parse(&b, self.flavour, self.footer.index_offset)?;
@@ -140,8 +178,9 @@ impl Container {
     }
 }
 
-/// The header's bytes and which CRC they have. Reading and writing a sector may overlap where a file system does not lock: somebody who appends
-/// writes it once, so bytes that are of both headers are read again.
+/// The header's bytes and which CRC they have. Reading and writing a sector may overlap where a
+/// file system does not lock: somebody who appends writes it once, so bytes that are of both
+/// headers are read again.
 fn read_header(source: &dyn ReadAt) -> Result<([u8; HEADER_LEN], Flavour)> {
     /// How often the header is read in all, and how long it is waited between.
     const READS: u32 = 10;
@@ -153,7 +192,10 @@ fn read_header(source: &dyn ReadAt) -> Result<([u8; HEADER_LEN], Flavour)> {
         }
         read_exact_at(source, &mut b, 0)?;
         let crc = Header::parse(&b).crc;
-        if let Some(flavour) = [Flavour::Raw, Flavour::Standard].into_iter().find(|f| f.crc(&b[12..]) == crc) {
+        if let Some(flavour) = [Flavour::Raw, Flavour::Standard]
+            .into_iter()
+            .find(|f| f.crc(&b[12..]) == crc)
+        {
             return Ok((b, flavour));
         }
     }
@@ -167,8 +209,15 @@ fn footer_at(source: &dyn ReadAt, end: u64) -> Result<Footer> {
     read_exact_at(source, &mut b, start)?;
     let footer = Footer::parse(&b).ok_or(Error::NoFooter { end })?;
     let index_end = footer.index_offset.checked_add(footer.index_size);
-    if footer.index_offset < HEADER_LEN as u64 || footer.index_size < 8 || index_end.is_none_or(|e| e > start) {
-        return Err(Error::IndexBounds { offset: footer.index_offset, size: footer.index_size, len: end });
+    if footer.index_offset < HEADER_LEN as u64
+        || footer.index_size < 8
+        || index_end.is_none_or(|e| e > start)
+    {
+        return Err(Error::IndexBounds {
+            offset: footer.index_offset,
+            size: footer.index_size,
+            len: end,
+        });
     }
     Ok(footer)
 }
@@ -217,7 +266,11 @@ impl Index {
             starts.push(at);
             at += len;
         }
-        Ok(Self { blob, starts, end: at })
+        Ok(Self {
+            blob,
+            starts,
+            end: at,
+        })
     }
 
     /// How many entries there are.
@@ -234,7 +287,10 @@ impl Index {
     pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
         self.starts.iter().map(|&at| {
             let path_end = at + 4 + u32_at(&self.blob, at) as usize;
-            Entry::parse(&self.blob[at + 4..path_end], &array_at(&self.blob, path_end))
+            Entry::parse(
+                &self.blob[at + 4..path_end],
+                &array_at(&self.blob, path_end),
+            )
         })
     }
 

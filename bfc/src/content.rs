@@ -1,8 +1,11 @@
 //! Content: from stored bytes back to the original ones, checked.
 
+use std::cell::RefCell;
 use std::io::{self, Read, Write};
 
 use zeroize::Zeroize;
+
+use zstd::bulk::Decompressor;
 
 use crate::aead::{self, BadTag, Opener};
 use crate::crc::Flavour;
@@ -12,7 +15,8 @@ use crate::key::Key;
 use crate::rootfs::format::{Content, Frame, Hash, Layout, hash, max_stored};
 use crate::source::{RangeReader, ReadAt, read_exact_at};
 
-/// Largest zstd window that is accepted, binary logarithm: the memory a stream may ask for (128 MiB, zstd's own default).
+/// Largest zstd window that is accepted, binary logarithm: the memory a stream may ask for (128
+/// MiB, zstd's own default).
 const WINDOW_LOG_MAX: u32 = 27;
 
 /// What is needed to decode the contents of one image.
@@ -26,7 +30,8 @@ pub struct Decoder<'a> {
     pub flavour: Flavour,
     /// The key, for encrypted content.
     pub key: Option<&'a Key>,
-    /// Whether to check stored bytes against their BLAKE3 before they are decoded, besides the CRC of what comes out.
+    /// Whether to check stored bytes against their BLAKE3 before they are decoded, besides the CRC
+    /// of what comes out.
     pub check_hash: bool,
 }
 
@@ -51,8 +56,8 @@ struct Piece<'a> {
 
 thread_local! {
     /// Decompression contexts cost more to make than small frames to decode.
-    static ZSTD: std::cell::RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { std::cell::RefCell::new(None) };
-    static STORED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Associated data of a sealed frame: the path, and which of how many it is.
@@ -74,7 +79,12 @@ impl Decoder<'_> {
         if content.layout == Layout::Direct {
             return Ok(*content);
         }
-        let damaged = |reason| Err(Error::Content { offset: content.offset, reason });
+        let damaged = |reason| {
+            Err(Error::Content {
+                offset: content.offset,
+                reason,
+            })
+        };
         let mut b = [0; OBJECT_LEN];
         read_exact_at(self.source, &mut b, content.offset)?;
         let object = ObjectHeader::parse(&b);
@@ -82,22 +92,34 @@ impl Decoder<'_> {
             return damaged("the object's header contradicts the index in size or checksum");
         }
         if object.comp != content.comp.raw() || object.enc != content.enc.raw() {
-            return damaged("the object's header contradicts the index in compression or encryption");
+            return damaged(
+                "the object's header contradicts the index in compression or encryption",
+            );
         }
         let at = object.content_offset();
-        if at.checked_add(object.stored_size).is_none_or(|end| end > content.stored) {
+        if at
+            .checked_add(object.stored_size)
+            .is_none_or(|end| end > content.stored)
+        {
             return damaged("the content does not fit its object");
         }
-        Ok(Content { offset: content.offset + at, stored: object.stored_size, layout: Layout::Direct, ..*content })
+        Ok(Content {
+            offset: content.offset + at,
+            stored: object.stored_size,
+            layout: Layout::Direct,
+            ..*content
+        })
     }
 
-    /// Decodes a content of one piece into `out`, which is as long as the original. For content that fits memory.
+    /// Decodes a content of one piece into `out`, which is as long as the original. For content
+    /// that fits memory.
     ///
     /// # Errors
     /// [`Error::Content`], [`Error::KeyNeeded`], [`Error::Read`].
     pub fn whole(&self, content: &Content, path: &[u8], mut out: &mut [u8]) -> Result<()> {
         if content.stored > max_stored(out.len() as u64) && content.enc != Encryption::Frames {
-            // v1 content of several zstd frames, skippable ones included, may be stored in any length.
+            // v1 content of several zstd frames, skippable ones included, may be stored in any
+            // length.
             return self.stream(content, path, &mut out);
         }
         let piece = Piece {
@@ -108,19 +130,38 @@ impl Decoder<'_> {
             sealed: content.enc != Encryption::None,
         };
         let frame = frame_aad(path, 0, 1);
-        let aad = if content.enc == Encryption::Frames { &frame[..] } else { path };
+        let aad = if content.enc == Encryption::Frames {
+            &frame[..]
+        } else {
+            path
+        };
         let limit = max_stored(out.len() as u64);
-        self.with_stored(content.offset, content.stored, limit, |stored| self.piece(&piece, aad, stored, out))
+        self.with_stored(content.offset, content.stored, limit, |stored| {
+            self.piece(&piece, aad, stored, out)
+        })
     }
 
-    /// Decodes consecutive frames of a content, the first of them number `first`, into `out`, which is as long as their originals. What is
-    /// stored of them is read at once.
+    /// Decodes consecutive frames of a content, the first of them number `first`, into `out`, which
+    /// is as long as their originals. What is stored of them is read at once.
     ///
     /// # Errors
     /// As [`Decoder::whole`].
-    pub fn frames(&self, content: &Content, frames: &[Frame], first: u32, path: &[u8], frame_len: usize, out: &mut [u8]) -> Result<()> {
-        let damaged = |reason| Error::Content { offset: content.offset, reason };
-        let Some(head) = frames.first() else { return Ok(()) };
+    pub fn frames(
+        &self,
+        content: &Content,
+        frames: &[Frame],
+        first: u32,
+        path: &[u8],
+        frame_len: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let damaged = |reason| Error::Content {
+            offset: content.offset,
+            reason,
+        };
+        let Some(head) = frames.first() else {
+            return Ok(());
+        };
         let start = content.offset.saturating_add(head.offset);
         let stored = frames.iter().map(|f| u64::from(f.stored)).sum();
         let limit = max_stored(frame_len as u64).saturating_mul(frames.len() as u64);
@@ -134,9 +175,18 @@ impl Decoder<'_> {
                     comp: content.comp,
                     sealed: content.enc != Encryption::None,
                 };
-                let split = if frame.offset == at { rest.split_at_mut_checked(frame.stored as usize) } else { None };
-                let (bytes, behind) = split.ok_or_else(|| damaged("its frames do not stand one behind the other"))?;
-                let aad = if piece.sealed { frame_aad(path, index, content.frames) } else { Vec::new() };
+                let split = if frame.offset == at {
+                    rest.split_at_mut_checked(frame.stored as usize)
+                } else {
+                    None
+                };
+                let (bytes, behind) =
+                    split.ok_or_else(|| damaged("its frames do not stand one behind the other"))?;
+                let aad = if piece.sealed {
+                    frame_aad(path, index, content.frames)
+                } else {
+                    Vec::new()
+                };
                 self.piece(&piece, &aad, bytes, out)?;
                 rest = behind;
                 at = at.saturating_add(frame.stored.into());
@@ -145,16 +195,31 @@ impl Decoder<'_> {
         })
     }
 
-    /// Reads `stored` bytes at `offset` into a buffer of this thread's. It is no longer than `limit`, which comes from what the caller asked for.
-    fn with_stored(&self, offset: u64, stored: u64, limit: u64, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    /// Reads `stored` bytes at `offset` into a buffer of this thread's. It is no longer than
+    /// `limit`, which comes from what the caller asked for.
+    fn with_stored(
+        &self,
+        offset: u64,
+        stored: u64,
+        limit: u64,
+        f: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         /// A buffer that grew past this is not kept.
         const KEEP: usize = 1 << 20;
-        let fits = offset.checked_add(stored).is_some_and(|end| end <= self.len);
+        let fits = offset
+            .checked_add(stored)
+            .is_some_and(|end| end <= self.len);
         let Some(stored) = usize::try_from(stored).ok().filter(|_| fits) else {
-            return Err(Error::Content { offset, reason: "it ends outside the file" });
+            return Err(Error::Content {
+                offset,
+                reason: "it ends outside the file",
+            });
         };
         if stored as u64 > limit {
-            return Err(Error::Content { offset, reason: "it is stored longer than it can be" });
+            return Err(Error::Content {
+                offset,
+                reason: "it is stored longer than it can be",
+            });
         }
         STORED.with_borrow_mut(|buf| {
             buf.resize(stored, 0);
@@ -170,22 +235,33 @@ impl Decoder<'_> {
     }
 
     /// Decodes the stored bytes of a piece, which opening overwrites.
-    fn piece(&self, piece: &Piece<'_>, aad: &[u8], stored: &mut [u8], out: &mut [u8]) -> Result<()> {
-        let damaged = |reason| Error::Content { offset: piece.offset, reason };
+    fn piece(
+        &self,
+        piece: &Piece<'_>,
+        aad: &[u8],
+        stored: &mut [u8],
+        out: &mut [u8],
+    ) -> Result<()> {
+        let damaged = |reason| Error::Content {
+            offset: piece.offset,
+            reason,
+        };
         if self.check_hash && piece.hash.is_some_and(|h| hash(stored) != *h) {
             return Err(damaged("its digest is wrong"));
         }
         let opened = match (piece.sealed, self.key) {
             (false, _) => stored,
             (true, None) => return Err(Error::KeyNeeded),
-            (true, Some(key)) => {
-                aead::open(key, aad, stored).ok_or_else(|| damaged("its authentication tag is wrong (changed, moved, or another key)"))?
-            }
+            (true, Some(key)) => aead::open(key, aad, stored).ok_or_else(|| {
+                damaged("its authentication tag is wrong (changed, moved, or another key)")
+            })?,
         };
         match piece.comp {
             Compression::None if opened.len() == out.len() => out.copy_from_slice(opened),
             Compression::None => return Err(damaged("its stored length is not its length")),
-            Compression::Zstd => decompress(opened, out).map_err(|()| damaged("its compressed data is damaged"))?,
+            Compression::Zstd => {
+                decompress(opened, out).map_err(|()| damaged("its compressed data is damaged"))?
+            }
         }
         if self.flavour.crc(out) != piece.crc {
             return Err(damaged("its checksum is wrong"));
@@ -193,7 +269,8 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// Decodes a content of one piece, of any size, into `sink` in bounded memory. Nothing that was written may be used unless this succeeds.
+    /// Decodes a content of one piece, of any size, into `sink` in bounded memory. Nothing that was
+    /// written may be used unless this succeeds.
     ///
     /// # Errors
     /// As [`Decoder::whole`], and [`Error::Write`].
@@ -203,25 +280,43 @@ impl Decoder<'_> {
             return self.stream_plain(content, range(), sink);
         }
         let key = self.key.ok_or(Error::KeyNeeded)?;
-        let opener = || Opener::new(range(), content.stored, key, path).map_err(|e| read_error(content, e));
-        // Once for the tag, so that nothing unauthenticated reaches the decompressor; the second pass checks it again.
+        let opener =
+            || Opener::new(range(), content.stored, key, path).map_err(|e| read_error(content, e));
+        // Once for the tag, so that nothing unauthenticated reaches the decompressor; the second
+        // pass checks it again.
         io::copy(&mut opener()?, &mut io::sink()).map_err(|e| read_error(content, e))?;
         self.stream_plain(content, opener()?, sink)
     }
 
-    fn stream_plain(&self, content: &Content, input: impl Read, sink: &mut dyn Write) -> Result<()> {
+    fn stream_plain(
+        &self,
+        content: &Content,
+        input: impl Read,
+        sink: &mut dyn Write,
+    ) -> Result<()> {
         match content.comp {
             Compression::None => self.copy_checked(content, input, sink),
             Compression::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::new(input).map_err(|e| read_error(content, e))?;
-                decoder.window_log_max(WINDOW_LOG_MAX).map_err(|e| read_error(content, e))?;
+                let mut decoder =
+                    zstd::stream::read::Decoder::new(input).map_err(|e| read_error(content, e))?;
+                decoder
+                    .window_log_max(WINDOW_LOG_MAX)
+                    .map_err(|e| read_error(content, e))?;
                 self.copy_checked(content, decoder, sink)
             }
         }
     }
 
-    fn copy_checked(&self, content: &Content, mut input: impl Read, sink: &mut dyn Write) -> Result<()> {
-        let damaged = |reason| Error::Content { offset: content.offset, reason };
+    fn copy_checked(
+        &self,
+        content: &Content,
+        mut input: impl Read,
+        sink: &mut dyn Write,
+    ) -> Result<()> {
+        let damaged = |reason| Error::Content {
+            offset: content.offset,
+            reason,
+        };
         let mut buf = vec![0; 1 << 17];
         let (mut crc, mut done) = (0, 0_u64);
         loop {
@@ -236,7 +331,10 @@ impl Decoder<'_> {
                 return Err(damaged("it is longer than it claims"));
             }
             crc = self.flavour.update(crc, &buf[..n]);
-            sink.write_all(&buf[..n]).map_err(|source| Error::Write { offset: done, source })?;
+            sink.write_all(&buf[..n]).map_err(|source| Error::Write {
+                offset: done,
+                source,
+            })?;
         }
         if done != content.size {
             return Err(damaged("it is shorter than it claims"));
@@ -252,9 +350,11 @@ impl Decoder<'_> {
 fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ()> {
     ZSTD.with_borrow_mut(|slot| {
         if slot.is_none() {
-            let mut new = zstd::bulk::Decompressor::new().map_err(drop)?;
-            // Our own checksum, of what comes out, follows; zstd's is for decoders without one, and costs 10 µs a frame.
-            new.set_parameter(zstd::zstd_safe::DParameter::ForceIgnoreChecksum(true)).map_err(drop)?;
+            let mut new = Decompressor::new().map_err(drop)?;
+            // Our own checksum, of what comes out, follows; zstd's is for decoders without one, and
+            // costs 10 µs a frame.
+            new.set_parameter(zstd::zstd_safe::DParameter::ForceIgnoreChecksum(true))
+                .map_err(drop)?;
             *slot = Some(new);
         }
         let Some(context) = slot else { return Err(()) };
@@ -264,7 +364,10 @@ fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ()> {
 }
 
 fn read_error(content: &Content, source: io::Error) -> Error {
-    let damaged = |reason| Error::Content { offset: content.offset, reason };
+    let damaged = |reason| Error::Content {
+        offset: content.offset,
+        reason,
+    };
     if source.get_ref().is_some_and(|e| e.is::<BadTag>()) {
         return damaged("its authentication tag is wrong (changed, moved, or another key)");
     }
@@ -272,5 +375,9 @@ fn read_error(content: &Content, source: io::Error) -> Error {
     if source.raw_os_error().is_none() && source.kind() != io::ErrorKind::UnexpectedEof {
         return damaged("its compressed data is damaged");
     }
-    Error::Read { offset: content.offset, len: content.stored, source }
+    Error::Read {
+        offset: content.offset,
+        len: content.stored,
+        source,
+    }
 }

@@ -7,7 +7,8 @@ pub enum Flavour {
     /// Initial value 0 and no final inversion: what the reference tool computes with hardware CRC
     /// instructions (x86-64 with SSE4.2, arm64), and what this crate writes.
     Raw,
-    /// Standard CRC-32C, initial value and final inversion all ones: the reference tool's table fallback.
+    /// Standard CRC-32C, initial value and final inversion all ones: the reference tool's table
+    /// fallback.
     Standard,
 }
 

@@ -34,7 +34,10 @@ pub enum Error {
     #[error("the header is damaged: its checksum is wrong")]
     HeaderCrc,
     /// There is no footer where the image ends.
-    #[error("no valid footer at the end of the image, which is {end} bytes long: it is cut off, damaged or was never finished")]
+    #[error(
+        "no valid footer at the end of the image, which is {end} bytes long: it is cut off, \
+         damaged or was never finished"
+    )]
     NoFooter {
         /// Where it should end.
         end: u64,
@@ -48,7 +51,10 @@ pub enum Error {
         found: u64,
     },
     /// The footer names an index outside the file.
-    #[error("the footer claims an index of {size} bytes at offset {offset}, outside the file of {len} bytes")]
+    #[error(
+        "the footer claims an index of {size} bytes at offset {offset}, outside the file of {len} \
+         bytes"
+    )]
     IndexBounds {
         /// Claimed offset.
         offset: u64,
@@ -77,7 +83,10 @@ pub enum Error {
         reason: &'static str,
     },
     /// The rootfs section is of before version 1.0, which nothing reads any more.
-    #[error("the image was made before version 1.0 of the rootfs section, which this version does not read: build it again")]
+    #[error(
+        "the image was made before version 1.0 of the rootfs section, which this version does not \
+         read: build it again"
+    )]
     Outdated,
     /// The image uses something that this version does not know.
     #[error("the image needs {0}, which this version does not support")]

@@ -3,7 +3,8 @@
 
 /// Length of the header, bytes.
 pub const HEADER_LEN: usize = 4096;
-/// How much of the header one write changes, bytes: a sector, which a disk writes whole or not at all.
+/// How much of the header one write changes, bytes: a sector, which a disk writes whole or not at
+/// all.
 pub const SECTOR: usize = 512;
 /// Length of an object header without its name, bytes.
 pub const OBJECT_LEN: usize = 40;
@@ -80,7 +81,8 @@ pub enum Encryption {
     /// Not encrypted.
     #[default]
     None,
-    /// v1: `nonce(12) || ciphertext || tag(16)` over the whole (compressed) content, ChaCha20-Poly1305, the path as associated data.
+    /// v1: `nonce(12) || ciphertext || tag(16)` over the whole (compressed) content,
+    /// ChaCha20-Poly1305, the path as associated data.
     Whole,
     /// This project's: every frame sealed on its own (FORMAT.md, "Encrypted frames").
     Frames,
@@ -147,9 +149,11 @@ pub struct Header {
     pub uuid: [u8; 16],
     /// Salt for the password; Argon2id uses the first 16 bytes.
     pub salt: [u8; 32],
-    /// Where the image ends, bytes: nothing behind this counts. 0 when the header does not say; the file's end is the image's then.
+    /// Where the image ends, bytes: nothing behind this counts. 0 when the header does not say; the
+    /// file's end is the image's then.
     pub committed: u64,
-    /// How often the image was written: 1 when it is new, one more with each append. 0 when the header does not say where the image ends.
+    /// How often the image was written: 1 when it is new, one more with each append. 0 when the
+    /// header does not say where the image ends.
     pub generation: u64,
 }
 
@@ -167,8 +171,14 @@ impl Header {
         }
     }
 
-    /// Changes committed length and generation in a header's bytes, which keep all else; only the first [`SECTOR`] bytes change.
-    pub fn commit(b: &mut [u8; HEADER_LEN], flavour: crate::crc::Flavour, committed: u64, generation: u64) {
+    /// Changes committed length and generation in a header's bytes, which keep all else; only the
+    /// first [`SECTOR`] bytes change.
+    pub fn commit(
+        b: &mut [u8; HEADER_LEN],
+        flavour: crate::crc::Flavour,
+        committed: u64,
+        generation: u64,
+    ) {
         b[72..80].copy_from_slice(&committed.to_le_bytes());
         b[80..88].copy_from_slice(&generation.to_le_bytes());
         let crc = flavour.crc(&b[12..]);
@@ -256,9 +266,13 @@ impl ObjectHeader {
         b
     }
 
-    /// The header of a file's object without a name, mode or time: only the index's say of these counts.
+    /// The header of a file's object without a name, mode or time: only the index's say of these
+    /// counts.
     pub(crate) fn of_file() -> Self {
-        Self { kind: 1, ..Self::default() }
+        Self {
+            kind: 1,
+            ..Self::default()
+        }
     }
 
     /// Distance from the start of the object to its content, bytes.

@@ -51,7 +51,8 @@ impl Secret {
     }
 }
 
-/// A ChaCha20-Poly1305 key, wiped when the last copy is dropped. Copies share its bytes, which stay where they are.
+/// A ChaCha20-Poly1305 key, wiped when the last copy is dropped. Copies share its bytes, which stay
+/// where they are.
 #[derive(Clone)]
 pub struct Key(Arc<Zeroizing<[u8; KEY_LEN]>>);
 
@@ -85,7 +86,8 @@ impl Key {
         let params = argon2::Params::new(64 * 1024, 3, 1, Some(KEY_LEN)).map_err(too_large)?;
         let kdf = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
         let mut key = Zeroizing::new([0; KEY_LEN]);
-        kdf.hash_password_into(password, &salt[..16], &mut *key).map_err(too_large)?;
+        kdf.hash_password_into(password, &salt[..16], &mut *key)
+            .map_err(too_large)?;
         Ok(Self(Arc::new(key)))
     }
 

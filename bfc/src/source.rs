@@ -1,4 +1,5 @@
-//! Where the bytes of an image come from: one small trait, so that a file, a byte slice or later a remote store can stand behind it.
+//! Where the bytes of an image come from: one small trait, so that a file, a byte slice or later a
+//! remote store can stand behind it.
 
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -30,19 +31,26 @@ impl ReadAt for std::fs::File {
 
     fn will_need(&self, offset: u64, len: u64) {
         // A hint: a file system that does not know it loses nothing.
-        let _ = rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
+        let _ = rustix::fs::fadvise(
+            self,
+            offset,
+            std::num::NonZeroU64::new(len),
+            rustix::fs::Advice::WillNeed,
+        );
     }
 
     fn len(&self) -> io::Result<u64> {
-        // The metadata of a block device do not say, and who is confined may not ask for them. The offset that this moves is nobody's: all
-        // reads are at offsets of their own.
+        // The metadata of a block device do not say, and who is confined may not ask for them. The
+        // offset that this moves is nobody's: all reads are at offsets of their own.
         (&*self).seek(SeekFrom::End(0))
     }
 }
 
 impl ReadAt for Vec<u8> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(Vec::len(self));
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(Vec::len(self));
         let n = buf.len().min(Vec::len(self) - start);
         buf[..n].copy_from_slice(&self[start..start + n]);
         Ok(n)
@@ -84,12 +92,17 @@ pub fn read_exact_at(source: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(e) => Err(e),
         };
-        result.map_err(|source| Error::Read { offset, len: len as u64, source })?;
+        result.map_err(|source| Error::Read {
+            offset,
+            len: len as u64,
+            source,
+        })?;
     }
     Ok(())
 }
 
-/// The `len` bytes at `offset`. Memory follows the bytes that turn out to be there; how many may be is the caller's to bound.
+/// The `len` bytes at `offset`. Memory follows the bytes that turn out to be there; how many may be
+/// is the caller's to bound.
 ///
 /// # Errors
 /// As [`read_exact_at`].
@@ -118,20 +131,29 @@ pub struct RangeReader<'a> {
 
 impl std::fmt::Debug for RangeReader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RangeReader").field("offset", &self.offset).field("left", &self.left).finish_non_exhaustive()
+        f.debug_struct("RangeReader")
+            .field("offset", &self.offset)
+            .field("left", &self.left)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> RangeReader<'a> {
     /// The `len` bytes at `offset`.
     pub fn new(source: &'a dyn ReadAt, offset: u64, len: u64) -> Self {
-        Self { source, offset, left: len }
+        Self {
+            source,
+            offset,
+            left: len,
+        }
     }
 }
 
 impl io::Read for RangeReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let want = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         if want == 0 {
             return Ok(0);
         }

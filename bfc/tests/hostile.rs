@@ -1,4 +1,5 @@
-//! Sections that lie, with every digest right: what would lead a reader astray is refused when it is come by, and `verify` finds the rest.
+//! Sections that lie, with every digest right: what would lead a reader astray is refused when it
+//! is come by, and `verify` finds the rest.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod forge;
@@ -14,19 +15,60 @@ use bfc::{Container, Error, ReadAt, Result};
 use forge::huge::Huge;
 use forge::{dentry, forge, inode};
 
-/// Inodes: 1 the root, 2 `d`, 3 `e` and `l`, 4 `d/f`, 5 `d/g`. Dentries: 0 `d`, 1 `e`, 2 `l`, 3 `d/f`, 4 `d/g`. Contents: 0 of `e`, one piece, 1 of `d/f`, three frames.
+/// Inodes: 1 the root, 2 `d`, 3 `e` and `l`, 4 `d/f`, 5 `d/g`. Dentries: 0 `d`, 1 `e`, 2 `l`, 3
+/// `d/f`, 4 `d/g`. Contents: 0 of `e`, one piece, 1 of `d/f`, three frames.
 fn image() -> Vec<u8> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let options = WriteOptions { frame_log2: 12, ..WriteOptions::default() };
+    let options = WriteOptions {
+        frame_log2: 12,
+        ..WriteOptions::default()
+    };
     let mut writer = ImageWriter::create(file.reopen().unwrap(), options).unwrap();
-    let contents = [vec![b'e'; 100], (0..3000_u32).flat_map(u32::to_le_bytes).collect()];
-    let numbers = contents.each_ref().map(|bytes| writer.add(b"", bytes.len() as u64, &mut &bytes[..]).unwrap());
+    let contents = [
+        vec![b'e'; 100],
+        (0..3000_u32).flat_map(u32::to_le_bytes).collect(),
+    ];
+    let numbers = contents.each_ref().map(|bytes| {
+        writer
+            .add(b"", bytes.len() as u64, &mut &bytes[..])
+            .unwrap()
+    });
     let mut tree = Tree::default();
-    let mut add = |mode, kind| tree.add(Node { attr: Attr { mode, ..Attr::default() }, kind });
-    let file_node = |n: usize| Kind::File { size: contents[n].len() as u64, content: numbers[n] };
-    let d = add(S_IFDIR | 0o755, Kind::Dir(std::collections::BTreeMap::new()));
-    let (e, f, g) = (add(S_IFREG, file_node(0)), add(S_IFREG, file_node(1)), add(S_IFREG, Kind::File { size: 0, content: None }));
-    for (dir, name, id) in [(Tree::ROOT, "d", d), (Tree::ROOT, "e", e), (Tree::ROOT, "l", e), (d, "f", f), (d, "g", g)] {
+    let mut add = |mode, kind| {
+        tree.add(Node {
+            attr: Attr {
+                mode,
+                ..Attr::default()
+            },
+            kind,
+        })
+    };
+    let file_node = |n: usize| Kind::File {
+        size: contents[n].len() as u64,
+        content: numbers[n],
+    };
+    let d = add(
+        S_IFDIR | 0o755,
+        Kind::Dir(std::collections::BTreeMap::new()),
+    );
+    let (e, f, g) = (
+        add(S_IFREG, file_node(0)),
+        add(S_IFREG, file_node(1)),
+        add(
+            S_IFREG,
+            Kind::File {
+                size: 0,
+                content: None,
+            },
+        ),
+    );
+    for (dir, name, id) in [
+        (Tree::ROOT, "d", d),
+        (Tree::ROOT, "e", e),
+        (Tree::ROOT, "l", e),
+        (d, "f", f),
+        (d, "g", g),
+    ] {
         tree.link(dir, name.as_bytes(), id);
     }
     writer.finish(tree, Documents::default()).unwrap();
@@ -81,27 +123,90 @@ fn the_image_is_right_before_it_is_forged() {
 #[test]
 fn what_would_lead_a_reader_astray_is_refused() {
     let cases: Vec<(&str, Change)> = vec![
-        ("a second name for a directory", Box::new(|s, h| dentry(s, h, 1, |d| (d.ino, d.kind) = (2, 4)))),
-        ("the root below itself", Box::new(|s, h| dentry(s, h, 1, |d| (d.ino, d.kind) = (1, 4)))),
-        ("dentries of two directories", Box::new(|s, h| inode(s, h, 2, |i| (i.data, i.size) = (0, 3)))),
-        ("a directory of endless length", Box::new(|s, h| inode(s, h, 2, |i| i.size = 1 << 60))),
-        ("a directory that is its own parent", Box::new(|s, h| inode(s, h, 2, |i| i.parent = 2))),
-        ("a directory with a parent behind it", Box::new(|s, h| inode(s, h, 2, |i| i.parent = 5))),
-        ("a directory that another dentry names", Box::new(|s, h| inode(s, h, 2, |i| i.dentry = 1))),
-        ("a root that is a file", Box::new(|s, h| inode(s, h, 1, |i| i.mode = S_IFREG))),
-        ("a dentry of another type", Box::new(|s, h| dentry(s, h, 1, |d| d.kind = 4))),
-        ("a dentry of no inode", Box::new(|s, h| dentry(s, h, 1, |d| d.ino = 77))),
-        ("one piece of 2 GiB", Box::new(|s, h| content(s, h, 0, 16, 2 << 30))),
-        ("one piece that is stored in 900 GiB", Box::new(|s, h| content(s, h, 0, 8, 900 << 30))),
-        ("one piece, stored in no byte", Box::new(|s, h| content(s, h, 0, 8, 0))),
-        ("content in the header", Box::new(|s, h| content(s, h, 0, 0, 80))),
-        ("content behind the section", Box::new(|s, h| content(s, h, 0, 0, 1 << 40))),
-        ("an object whose header is to be read", Box::new(|s, h| s[h.contents.offset as usize + 30] = 1)),
-        ("content of another image", Box::new(|s, h| s[h.contents.offset as usize + 31] = 1)),
-        ("too few frames", Box::new(|s, h| content(s, h, 1, 16, 1 << 40))),
-        ("frames that are not there", Box::new(|s, h| s[h.contents.offset as usize + CONTENT_LEN + 32] = 200)),
-        ("a frame of 4 GiB", Box::new(|s, h| s[h.frames.offset as usize + 8..][..4].fill(255))),
-        ("a frame of no byte", Box::new(|s, h| s[h.frames.offset as usize + 8..][..4].fill(0))),
+        (
+            "a second name for a directory",
+            Box::new(|s, h| dentry(s, h, 1, |d| (d.ino, d.kind) = (2, 4))),
+        ),
+        (
+            "the root below itself",
+            Box::new(|s, h| dentry(s, h, 1, |d| (d.ino, d.kind) = (1, 4))),
+        ),
+        (
+            "dentries of two directories",
+            Box::new(|s, h| inode(s, h, 2, |i| (i.data, i.size) = (0, 3))),
+        ),
+        (
+            "a directory of endless length",
+            Box::new(|s, h| inode(s, h, 2, |i| i.size = 1 << 60)),
+        ),
+        (
+            "a directory that is its own parent",
+            Box::new(|s, h| inode(s, h, 2, |i| i.parent = 2)),
+        ),
+        (
+            "a directory with a parent behind it",
+            Box::new(|s, h| inode(s, h, 2, |i| i.parent = 5)),
+        ),
+        (
+            "a directory that another dentry names",
+            Box::new(|s, h| inode(s, h, 2, |i| i.dentry = 1)),
+        ),
+        (
+            "a root that is a file",
+            Box::new(|s, h| inode(s, h, 1, |i| i.mode = S_IFREG)),
+        ),
+        (
+            "a dentry of another type",
+            Box::new(|s, h| dentry(s, h, 1, |d| d.kind = 4)),
+        ),
+        (
+            "a dentry of no inode",
+            Box::new(|s, h| dentry(s, h, 1, |d| d.ino = 77)),
+        ),
+        (
+            "one piece of 2 GiB",
+            Box::new(|s, h| content(s, h, 0, 16, 2 << 30)),
+        ),
+        (
+            "one piece that is stored in 900 GiB",
+            Box::new(|s, h| content(s, h, 0, 8, 900 << 30)),
+        ),
+        (
+            "one piece, stored in no byte",
+            Box::new(|s, h| content(s, h, 0, 8, 0)),
+        ),
+        (
+            "content in the header",
+            Box::new(|s, h| content(s, h, 0, 0, 80)),
+        ),
+        (
+            "content behind the section",
+            Box::new(|s, h| content(s, h, 0, 0, 1 << 40)),
+        ),
+        (
+            "an object whose header is to be read",
+            Box::new(|s, h| s[h.contents.offset as usize + 30] = 1),
+        ),
+        (
+            "content of another image",
+            Box::new(|s, h| s[h.contents.offset as usize + 31] = 1),
+        ),
+        (
+            "too few frames",
+            Box::new(|s, h| content(s, h, 1, 16, 1 << 40)),
+        ),
+        (
+            "frames that are not there",
+            Box::new(|s, h| s[h.contents.offset as usize + CONTENT_LEN + 32] = 200),
+        ),
+        (
+            "a frame of 4 GiB",
+            Box::new(|s, h| s[h.frames.offset as usize + 8..][..4].fill(255)),
+        ),
+        (
+            "a frame of no byte",
+            Box::new(|s, h| s[h.frames.offset as usize + 8..][..4].fill(0)),
+        ),
     ];
     for (name, change) in cases {
         let section = open(Arc::new(forge(&image(), change))).unwrap();
@@ -114,15 +219,42 @@ fn what_would_lead_a_reader_astray_is_refused() {
 #[test]
 fn what_is_only_wrong_is_found_by_verify() {
     let cases: Vec<(&str, Change)> = vec![
-        ("a link count that is too small", Box::new(|s, h| inode(s, h, 3, |i| i.nlink = 1))),
-        ("a link count that is too large", Box::new(|s, h| inode(s, h, 4, |i| i.nlink = 2))),
-        ("a link count of a directory", Box::new(|s, h| inode(s, h, 1, |i| i.nlink = 2))),
-        ("an inode without a name", Box::new(|s, h| dentry(s, h, 4, |d| d.ino = 4))),
-        ("a dentry of no directory", Box::new(|s, h| inode(s, h, 2, |i| i.size = 1))),
-        ("names that are not in order", Box::new(|s, h| dentry(s, h, 1, |d| d.name = 0))),
-        ("a name with a slash", Box::new(|s, h| s[h.names.offset as usize + 4] = b'/')),
-        ("frames with a gap", Box::new(|s, h| s[h.frames.offset as usize + FRAME_LEN] += 1)),
-        ("a link count of nothing", Box::new(|s, h| inode(s, h, 3, |i| i.nlink = 0))),
+        (
+            "a link count that is too small",
+            Box::new(|s, h| inode(s, h, 3, |i| i.nlink = 1)),
+        ),
+        (
+            "a link count that is too large",
+            Box::new(|s, h| inode(s, h, 4, |i| i.nlink = 2)),
+        ),
+        (
+            "a link count of a directory",
+            Box::new(|s, h| inode(s, h, 1, |i| i.nlink = 2)),
+        ),
+        (
+            "an inode without a name",
+            Box::new(|s, h| dentry(s, h, 4, |d| d.ino = 4)),
+        ),
+        (
+            "a dentry of no directory",
+            Box::new(|s, h| inode(s, h, 2, |i| i.size = 1)),
+        ),
+        (
+            "names that are not in order",
+            Box::new(|s, h| dentry(s, h, 1, |d| d.name = 0)),
+        ),
+        (
+            "a name with a slash",
+            Box::new(|s, h| s[h.names.offset as usize + 4] = b'/'),
+        ),
+        (
+            "frames with a gap",
+            Box::new(|s, h| s[h.frames.offset as usize + FRAME_LEN] += 1),
+        ),
+        (
+            "a link count of nothing",
+            Box::new(|s, h| inode(s, h, 3, |i| i.nlink = 0)),
+        ),
     ];
     for (name, change) in cases {
         let section = open(Arc::new(forge(&image(), change))).unwrap();
@@ -137,22 +269,50 @@ fn with_attributes() -> Vec<u8> {
     let mut writer = ImageWriter::create(file.reopen().unwrap(), WriteOptions::default()).unwrap();
     let mut tree = Tree::default();
     let dir = tree.make_dirs(b"d");
-    let xattrs = vec![Xattr { name: b"user.a".to_vec(), value: b"b".to_vec() }];
-    let f = tree.add(Node { attr: Attr { mode: S_IFREG, xattrs, ..Attr::default() }, kind: Kind::File { size: 0, content: None } });
+    let xattrs = vec![Xattr {
+        name: b"user.a".to_vec(),
+        value: b"b".to_vec(),
+    }];
+    let f = tree.add(Node {
+        attr: Attr {
+            mode: S_IFREG,
+            xattrs,
+            ..Attr::default()
+        },
+        kind: Kind::File {
+            size: 0,
+            content: None,
+        },
+    });
     tree.link(dir, b"f", f);
     let record = writer.end_layer().unwrap();
-    let layers = vec![LayerEntry { record, ..LayerEntry::default() }];
-    writer.finish(tree, Documents { layers, ..Documents::default() }).unwrap();
+    let layers = vec![LayerEntry {
+        record,
+        ..LayerEntry::default()
+    }];
+    writer
+        .finish(
+            tree,
+            Documents {
+                layers,
+                ..Documents::default()
+            },
+        )
+        .unwrap();
     std::fs::read(file.path()).unwrap()
 }
 
 #[test]
 fn attributes_that_are_not_listed_and_layers_without_end_are_damage() {
     let list = |s: &[u8], h: &SectionHeader| {
-        h.xattrs.offset as usize + u32::from_le_bytes(s[h.xattrs.offset as usize..][..4].try_into().unwrap()) as usize
+        h.xattrs.offset as usize
+            + u32::from_le_bytes(s[h.xattrs.offset as usize..][..4].try_into().unwrap()) as usize
     };
     let cases: Vec<(&str, Change)> = vec![
-        ("a list that ends early", Box::new(|s, h| s[h.xattrs.offset as usize + 4] = 1)),
+        (
+            "a list that ends early",
+            Box::new(|s, h| s[h.xattrs.offset as usize + 4] = 1),
+        ),
         (
             "a list without the directory",
             Box::new(move |s, h| {
@@ -160,14 +320,29 @@ fn attributes_that_are_not_listed_and_layers_without_end_are_damage() {
                 s[at..at + 4].copy_from_slice(&2_u32.to_le_bytes())
             }),
         ),
-        ("a layer that ends behind the image", Box::new(|s, h| s[h.layers.offset as usize + 72 + 5] = 1)),
-        ("a layer that ends in the header", Box::new(|s, h| s[h.layers.offset as usize + 72..][..8].fill(0))),
-        ("a layer of contents that are not there", Box::new(|s, h| s[h.layers.offset as usize + 64] = 9)),
-        ("a layer of frames that are not there", Box::new(|s, h| s[h.layers.offset as usize + 68] = 9)),
+        (
+            "a layer that ends behind the image",
+            Box::new(|s, h| s[h.layers.offset as usize + 72 + 5] = 1),
+        ),
+        (
+            "a layer that ends in the header",
+            Box::new(|s, h| s[h.layers.offset as usize + 72..][..8].fill(0)),
+        ),
+        (
+            "a layer of contents that are not there",
+            Box::new(|s, h| s[h.layers.offset as usize + 64] = 9),
+        ),
+        (
+            "a layer of frames that are not there",
+            Box::new(|s, h| s[h.layers.offset as usize + 68] = 9),
+        ),
     ];
     open(Arc::new(with_attributes())).unwrap().verify().unwrap();
     for (name, change) in cases {
-        let error = open(Arc::new(forge(&with_attributes(), change))).unwrap().verify().unwrap_err();
+        let error = open(Arc::new(forge(&with_attributes(), change)))
+            .unwrap()
+            .verify()
+            .unwrap_err();
         assert!(matches!(error, Error::Section { .. }), "{name}: {error}");
     }
 }
@@ -219,8 +394,21 @@ fn claims_of_a_long_file_are_errors() {
     assert!(refused(claim(8, 1 << 39)) && refused(claim(20, 1 << 39)));
     // Blobs, and a path that content is sealed with.
     let section = open(Arc::new(Claims(good.clone()))).unwrap();
-    assert!(matches!(section.blob(Region { offset: 0, size: 1 << 40 }), Err(Error::TooLarge(_))));
-    assert!(section.blob(Region { offset: 0, size: 1 << 20 }).is_err());
+    assert!(matches!(
+        section.blob(Region {
+            offset: 0,
+            size: 1 << 40
+        }),
+        Err(Error::TooLarge(_))
+    ));
+    assert!(
+        section
+            .blob(Region {
+                offset: 0,
+                size: 1 << 20
+            })
+            .is_err()
+    );
     let mut sealed = section.content(0).unwrap();
     sealed.path_len = u32::MAX;
     assert!(section.content_path(&sealed).is_err());
@@ -232,9 +420,14 @@ fn stored_bytes_of_a_long_file_are_bounded() {
     let section = open(Arc::new(Huge::new(image()))).unwrap();
     assert_eq!(walk(&section).unwrap(), 5);
     section.verify().unwrap();
-    let piece = forge(&image(), |section, header| content(section, header, 0, 8, 900 << 30));
+    let piece = forge(&image(), |section, header| {
+        content(section, header, 0, 8, 900 << 30)
+    });
     let piece = open(Arc::new(Huge::new(piece))).unwrap();
-    assert!(matches!(piece.content(0), Err(Error::Section { reason, .. }) if reason.contains("longer than a frame")));
+    assert!(
+        matches!(piece.content(0), Err(Error::Section { reason, .. })
+            if reason.contains("longer than a frame"))
+    );
     // The content may be as long, its frames may not: the first 4 GiB, or one that ends behind it.
     let frames = forge(&image(), |section, header| {
         content(section, header, 1, 8, 900 << 30);
@@ -244,8 +437,14 @@ fn stored_bytes_of_a_long_file_are_bounded() {
     });
     let section = open(Arc::new(Huge::new(frames))).unwrap();
     let content = section.content(1).unwrap();
-    for (number, wanted) in [(0, "stored longer than a frame"), (1, "outside its content")] {
-        assert!(matches!(section.frame(&content, number), Err(Error::Section { reason, .. }) if reason.contains(wanted)));
+    for (number, wanted) in [
+        (0, "stored longer than a frame"),
+        (1, "outside its content"),
+    ] {
+        assert!(
+            matches!(section.frame(&content, number), Err(Error::Section { reason, .. })
+            if reason.contains(wanted))
+        );
     }
     section.frame(&content, 2).unwrap();
 }

@@ -30,7 +30,11 @@ struct Output(usize);
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0 += bytes.len();
-        if self.0 > MAX_OUTPUT { Err(io::ErrorKind::StorageFull.into()) } else { Ok(bytes.len()) }
+        if self.0 > MAX_OUTPUT {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(bytes.len())
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -45,7 +49,9 @@ fn secret() -> Option<bfc::Secret> {
 
 /// Visits every name as the worker and the commands do.
 fn walk(rootfs: &Rootfs, order: Order) {
-    let Ok(mut walk) = rootfs.walk(ROOT, order) else { return };
+    let Ok(mut walk) = rootfs.walk(ROOT, order) else {
+        return;
+    };
     let mut out = Vec::new();
     for _ in 0..MAX_STEPS {
         match walk.step() {
@@ -55,7 +61,10 @@ fn walk(rootfs: &Rootfs, order: Order) {
                 let _ = rootfs.xattrs(visit.ino);
                 let _ = rootfs.readlink(visit.ino);
                 if visit.inode.is_dir() {
-                    assert_eq!(rootfs.directory_path(visit.ino).ok().as_deref(), Some(walk.path()));
+                    assert_eq!(
+                        rootfs.directory_path(visit.ino).ok().as_deref(),
+                        Some(walk.path())
+                    );
                     continue;
                 }
                 out.clear();
@@ -75,12 +84,27 @@ fuzz_target!(|data: &[u8]| {
     mend::mend(&mut bytes);
     // The input chooses how it is used, by a byte of the image's UUID.
     let how = bytes.get(mutate::HOW).copied().unwrap_or(0);
-    let source: Arc<dyn ReadAt> = if how & 1 == 0 { Arc::new(bytes) } else { Arc::new(Huge::new(bytes)) };
-    let order = if how & 2 == 0 { Order::Depth } else { Order::Listing };
+    let source: Arc<dyn ReadAt> = if how & 1 == 0 {
+        Arc::new(bytes)
+    } else {
+        Arc::new(Huge::new(bytes))
+    };
+    let order = if how & 2 == 0 {
+        Order::Depth
+    } else {
+        Order::Listing
+    };
     // No spool: the target works in memory.
-    let options = Options { cache_bytes: 1 << 20, spool_bytes: 0, check_hash: how & 4 != 0, ..Options::default() };
+    let options = Options {
+        cache_bytes: 1 << 20,
+        spool_bytes: 0,
+        check_hash: how & 4 != 0,
+        ..Options::default()
+    };
     let image = || (PathBuf::new(), source.clone(), secret());
-    let Ok(rootfs) = Rootfs::open_all(vec![image()], &options) else { return };
+    let Ok(rootfs) = Rootfs::open_all(vec![image()], &options) else {
+        return;
+    };
     walk(&rootfs, order);
     let _ = rootfs.xattr_entries();
     match how >> 3 & 7 {
@@ -89,7 +113,13 @@ fuzz_target!(|data: &[u8]| {
             let _ = tree_tar(&rootfs, &mut Output(0), &|_| ());
         }
         1 => {
-            for layer in rootfs.section().layers().unwrap_or_default().iter().take(MAX_LAYERS) {
+            for layer in rootfs
+                .section()
+                .layers()
+                .unwrap_or_default()
+                .iter()
+                .take(MAX_LAYERS)
+            {
                 let _ = write_tar(&rootfs, layer, &mut Output(0));
             }
         }

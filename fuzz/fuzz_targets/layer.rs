@@ -1,5 +1,5 @@
-//! Any bytes as two layers: read, made again from their skeletons, merged, written as a section. Nothing may panic, take memory without bound,
-//! or come out otherwise than it went in.
+//! Any bytes as two layers: read, made again from their skeletons, merged, written as a section.
+//! Nothing may panic, take memory without bound, or come out otherwise than it went in.
 #![no_main]
 
 use std::io::Read;
@@ -23,7 +23,10 @@ struct Memory(Vec<Vec<u8>>);
 impl ContentSink for Memory {
     fn add(&mut self, _: &[u8], size: u64, input: &mut dyn Read) -> bfc::Result<Option<u32>> {
         let mut bytes = Vec::new();
-        input.take(size).read_to_end(&mut bytes).map_err(bfc::Error::Input)?;
+        input
+            .take(size)
+            .read_to_end(&mut bytes)
+            .map_err(bfc::Error::Input)?;
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -38,7 +41,10 @@ impl ContentSink for Memory {
 
 /// Repairs the checksums that would stop a mutation at the door.
 fn repair(tar: &mut [u8]) {
-    for block in tar.chunks_exact_mut(BLOCK).filter(|b| b[257..262] == *b"ustar") {
+    for block in tar
+        .chunks_exact_mut(BLOCK)
+        .filter(|b| b[257..262] == *b"ustar")
+    {
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -46,14 +52,18 @@ fn repair(tar: &mut [u8]) {
 }
 
 fn tar_of(skeleton: &Skeleton, contents: &Memory) -> Vec<u8> {
-    let mut reader = SkeletonReader::new(&skeleton.compressed, skeleton.size).expect("a skeleton that was just written");
+    let mut reader = SkeletonReader::new(&skeleton.compressed, skeleton.size)
+        .expect("a skeleton that was just written");
     let mut out = Vec::new();
-    while let Some(segment) = reader.next_segment().expect("a skeleton that was just written") {
+    while let Some(segment) = reader
+        .next_segment()
+        .expect("a skeleton that was just written")
+    {
         match segment {
             Segment::Raw(bytes) => out.extend_from_slice(bytes),
-            Segment::Content { id, offset, size } => {
-                out.extend_from_slice(&contents.0[id as usize][offset as usize..(offset + size) as usize])
-            }
+            Segment::Content { id, offset, size } => out.extend_from_slice(
+                &contents.0[id as usize][offset as usize..(offset + size) as usize],
+            ),
         }
     }
     out
@@ -61,7 +71,9 @@ fn tar_of(skeleton: &Skeleton, contents: &Memory) -> Vec<u8> {
 
 fuzz_target!(|data: &[u8]| {
     // The first byte says where the second layer begins.
-    let Some((&first, rest)) = data.split_first() else { return };
+    let Some((&first, rest)) = data.split_first() else {
+        return;
+    };
     let mut tars = rest.to_vec();
     repair(&mut tars);
     let (lower, upper) = tars.split_at(tars.len().min(usize::from(first) * BLOCK));
@@ -69,9 +81,12 @@ fuzz_target!(|data: &[u8]| {
     for tar in [lower, upper] {
         let mut contents = Memory::default();
         let mut budget = Budget::new(16 << 20).with_memory(64 << 20);
-        let Ok(layer) = read::read(&mut &tar[..], &mut contents, &mut budget) else { return };
+        let Ok(layer) = read::read(&mut &tar[..], &mut contents, &mut budget) else {
+            return;
+        };
         assert!(tar_of(&layer.skeleton, &contents) == tar);
-        let replayed = replay::changes(&layer.skeleton.compressed, layer.skeleton.size).expect("what was read replays");
+        let replayed = replay::changes(&layer.skeleton.compressed, layer.skeleton.size)
+            .expect("what was read replays");
         assert!(replayed == layer.changes);
         if merge::apply(&mut tree, layer.changes).is_err() {
             return;

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bfc::format::HEADER_LEN;
-use bfc::rootfs::format::{CONTENT_LEN, DENTRY_LEN, FRAME_LEN, INODE_LEN, LAYER_LEN, SECTION_HEADER_LEN};
+use bfc::rootfs::format::{
+    CONTENT_LEN, DENTRY_LEN, FRAME_LEN, INODE_LEN, LAYER_LEN, SECTION_HEADER_LEN,
+};
 
 use crate::forge::mend;
 
@@ -16,7 +18,19 @@ const REGIONS: usize = 40;
 /// How many regions are mutated: those behind them are the chunk table and parts of the blobs.
 const REGION_COUNT: usize = 8;
 /// Values that a length, an offset or a count may wrongly have.
-const ODD_VALUES: [u64; 11] = [0, 1, 2, 255, 4096, 65_535, 1 << 20, 1 << 32, 1 << 40, 1 << 63, u64::MAX];
+const ODD_VALUES: [u64; 11] = [
+    0,
+    1,
+    2,
+    255,
+    4096,
+    65_535,
+    1 << 20,
+    1 << 32,
+    1 << 40,
+    1 << 63,
+    u64::MAX,
+];
 /// Lengths of records.
 const RECORDS: [usize; 5] = [DENTRY_LEN, FRAME_LEN, INODE_LEN, CONTENT_LEN, LAYER_LEN];
 
@@ -25,7 +39,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % limit.max(1)
     }
 
@@ -84,7 +101,10 @@ fn structures(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut found = vec![0..HEADER_FIELDS.min(bytes.len())];
     if let Some(index) = mend::index_range(bytes) {
         let section = mend::section_range(bytes);
-        let stored = HEADER_LEN..section.as_ref().map_or(index.start, |section| section.start);
+        let stored = HEADER_LEN
+            ..section
+                .as_ref()
+                .map_or(index.start, |section| section.start);
         found.extend([stored, index.clone(), index.end..bytes.len()]);
         if let Some(section) = section {
             found.push(section.start..section.start + SECTION_HEADER_LEN);
@@ -97,7 +117,12 @@ fn structures(bytes: &[u8]) -> Vec<Range<usize>> {
 
 /// Where a region of the section is.
 fn region(bytes: &[u8], section: &Range<usize>, number: usize) -> Option<Range<usize>> {
-    let word = |at: usize| bytes[at..at + 8].try_into().ok().and_then(|b| usize::try_from(u64::from_le_bytes(b)).ok());
+    let word = |at: usize| {
+        bytes[at..at + 8]
+            .try_into()
+            .ok()
+            .and_then(|b| usize::try_from(u64::from_le_bytes(b)).ok())
+    };
     let at = section.start + REGIONS + number * 16;
     let (offset, len) = (word(at)?, word(at + 8)?);
     let start = section.start.checked_add(offset)?;

@@ -22,13 +22,23 @@ pub struct AppendOptions {
     pub sources: super::sources::Options,
 }
 
-/// Puts the layers of `images` on top of the image at `path`. Until the last write, which is of the header, the image is what it was: what is
-/// not finished is cut off again, or, when the process is killed, not looked at by whoever opens the image.
+/// Puts the layers of `images` on top of the image at `path`. Until the last write, which is of the
+/// header, the image is what it was: what is not finished is cut off again, or, when the process is
+/// killed, not looked at by whoever opens the image.
 ///
 /// # Errors
 /// [`Error`]; the image is then as it was.
-pub fn append(path: &Path, images: Vec<Image>, options: &AppendOptions, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
-    let file = File::options().read(true).write(true).open(path).map_err(Error::io("opening the image", path))?;
+pub fn append(
+    path: &Path,
+    images: Vec<Image>,
+    options: &AppendOptions,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Built> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(Error::io("opening the image", path))?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => Error::Source {
             name: path.display().to_string(),
@@ -37,7 +47,11 @@ pub fn append(path: &Path, images: Vec<Image>, options: &AppendOptions, progress
         },
         TryLockError::Error(e) => Error::io("locking the image", path)(e),
     })?;
-    let base = Base::open(path, file.try_clone().map_err(Error::io("opening the image", path))?)?;
+    let base = Base::open(
+        path,
+        file.try_clone()
+            .map_err(Error::io("opening the image", path))?,
+    )?;
     let appended = append_to(&base, &file, path, images, options, progress);
     if appended.is_err() {
         base.cut(&file);
@@ -54,14 +68,30 @@ fn append_to(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Built> {
     let mut tree = base.tree(base.layers.len())?;
-    let write = WriteOptions { key: base.key(options.secret.as_ref())?, ..options.write.clone() };
-    let file = file.try_clone().map_err(Error::io("opening the image", path))?;
+    let write = WriteOptions {
+        key: base.key(options.secret.as_ref())?,
+        ..options.write.clone()
+    };
+    let file = file
+        .try_clone()
+        .map_err(Error::io("opening the image", path))?;
     let mut writer = base.resume(file, Keep::All, write)?;
     let mut budget = Budget::new(options.sources.max_size);
     let mut layers: Vec<LayerEntry> = base.layers.clone();
     for source in images.into_iter().flat_map(|image| image.layers) {
-        layers.push(added(source, &mut writer, &mut tree, &mut budget, path, progress)?);
+        layers.push(added(
+            source,
+            &mut writer,
+            &mut tree,
+            &mut budget,
+            path,
+            progress,
+        )?);
     }
-    let found = Documents { layers, config: base.config.clone(), manifest: base.manifest.clone() };
+    let found = Documents {
+        layers,
+        config: base.config.clone(),
+        manifest: base.manifest.clone(),
+    };
     finish(writer, tree, found, &options.sources.platform, path)
 }

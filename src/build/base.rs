@@ -33,33 +33,69 @@ impl Base {
     /// Opens an image; `file` is open for writing too when it is to be continued in place.
     ///
     /// # Errors
-    /// [`Error::Image`] when it is damaged, [`Error::Source`] when it has no layers to continue from.
+    /// [`Error::Image`] when it is damaged, [`Error::Source`] when it has no layers to continue
+    /// from.
     pub fn open(path: &Path, file: File) -> Result<Self> {
-        let failed = |source| Error::Fs(fs::Error::Image { image: path.to_owned(), source });
-        let source = file.try_clone().map_err(Error::io("opening the image", path))?;
+        let failed = |source| {
+            Error::Fs(fs::Error::Image {
+                image: path.to_owned(),
+                source,
+            })
+        };
+        let source = file
+            .try_clone()
+            .map_err(Error::io("opening the image", path))?;
         let container = Container::open(Arc::new(source)).map_err(failed)?;
         let Some(locator) = container.locator().map_err(failed)? else {
             return Err(Error::Source {
                 name: path.display().to_string(),
                 reason: "it is a plain v1 image, without layers to continue from".into(),
-                hint: Some("`lxcri-fs build bfc:IMAGE -o NEW.bfc` makes one with a layer of it".into()),
+                hint: Some(
+                    "`lxcri-fs build bfc:IMAGE -o NEW.bfc` makes one with a layer of it".into(),
+                ),
             });
         };
         let section = Section::open(container.source().clone(), &locator).map_err(failed)?;
-        let blob = |region| section.blob(region).map(std::borrow::Cow::into_owned).map_err(failed);
+        let blob = |region| {
+            section
+                .blob(region)
+                .map(std::borrow::Cow::into_owned)
+                .map_err(failed)
+        };
         let mut layers = Vec::new();
         for record in section.layers().map_err(failed)? {
             let (skeleton, created_by) = (blob(record.skeleton)?, blob(record.created_by)?);
-            layers.push(LayerEntry { record, skeleton, created_by });
+            layers.push(LayerEntry {
+                record,
+                skeleton,
+                created_by,
+            });
         }
-        let (config, manifest) = (blob(section.header().config)?, blob(section.header().manifest)?);
-        Ok(Self { path: path.to_owned(), file, container, section, layers, config, manifest })
+        let (config, manifest) = (
+            blob(section.header().config)?,
+            blob(section.header().manifest)?,
+        );
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            container,
+            section,
+            layers,
+            config,
+            manifest,
+        })
     }
 
     /// How many of these layers the image has at its head.
     pub fn common(&self, diff_ids: &[Option<Digest>]) -> usize {
-        let same = |(layer, wanted): (&LayerEntry, &Option<Digest>)| wanted.is_some_and(|d| d.0 == layer.record.diff_id);
-        self.layers.iter().zip(diff_ids).take_while(|pair| same((pair.0, pair.1))).count()
+        let same = |(layer, wanted): (&LayerEntry, &Option<Digest>)| {
+            wanted.is_some_and(|d| d.0 == layer.record.diff_id)
+        };
+        self.layers
+            .iter()
+            .zip(diff_ids)
+            .take_while(|pair| same((pair.0, pair.1)))
+            .count()
     }
 
     /// The key for content that is added: the image's own.
@@ -69,7 +105,12 @@ impl Base {
     pub fn key(&self, secret: Option<&Secret>) -> Result<Option<(bfc::Key, [u8; 32])>> {
         let salt = self.container.header().salt;
         let key = secret.map(|s| s.key(&salt)).transpose();
-        Ok(key.map_err(|source| Error::Image { path: self.path.clone(), source })?.map(|key| (key, salt)))
+        Ok(key
+            .map_err(|source| Error::Image {
+                path: self.path.clone(),
+                source,
+            })?
+            .map(|key| (key, salt)))
     }
 
     /// The tree of the first `count` layers, replayed from their records.
@@ -81,27 +122,39 @@ impl Base {
         for (index, layer) in self.layers[..count].iter().enumerate() {
             let name = format!("{} of {}", index + 1, self.path.display());
             let changes = replay::changes(&layer.skeleton, layer.record.skeleton_size);
-            let changes = changes.map_err(|source| Error::Layer { name: name.clone(), source })?;
+            let changes = changes.map_err(|source| Error::Layer {
+                name: name.clone(),
+                source,
+            })?;
             merge::apply(&mut tree, changes).map_err(|source| Error::Merge { name, source })?;
         }
         Ok(tree)
     }
 
-    /// Copies the file as far as the first `count` layers go into `to`: shared where the file system can, else copied.
+    /// Copies the file as far as the first `count` layers go into `to`: shared where the file
+    /// system can, else copied.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn copy_layers(&self, count: usize, to: &File) -> Result<()> {
         let failed = || Error::io("copying the layers of", &self.path);
-        let end = count.checked_sub(1).map_or(0, |last| self.layers[last].record.data_end);
+        let end = count
+            .checked_sub(1)
+            .map_or(0, |last| self.layers[last].record.data_end);
         if rustix::fs::ioctl_ficlone(to, &self.file).is_ok() {
             return to.set_len(end).map_err(failed());
         }
         let (mut from, mut to) = (&self.file, to);
-        from.seek(SeekFrom::Start(0)).and_then(|_| to.seek(SeekFrom::Start(0))).map_err(failed())?;
+        from.seek(SeekFrom::Start(0))
+            .and_then(|_| to.seek(SeekFrom::Start(0)))
+            .map_err(failed())?;
         // copy_file_range(2) where there is one.
         let copied = io::copy(&mut from.take(end), &mut to).map_err(failed())?;
-        if copied == end { Ok(()) } else { Err(failed()(io::ErrorKind::UnexpectedEof.into())) }
+        if copied == end {
+            Ok(())
+        } else {
+            Err(failed()(io::ErrorKind::UnexpectedEof.into()))
+        }
     }
 
     /// A writer that continues in `file`: the image itself, or a copy.
@@ -110,14 +163,22 @@ impl Base {
     /// [`Error::Image`], also when the key is not the image's.
     pub fn resume(&self, file: File, keep: Keep, options: WriteOptions) -> Result<ImageWriter> {
         let writer = ImageWriter::resume(file, &self.container, &self.section, keep, options);
-        writer.map_err(|source| Error::Fs(fs::Error::Image { image: self.path.clone(), source }))
+        writer.map_err(|source| {
+            Error::Fs(fs::Error::Image {
+                image: self.path.clone(),
+                source,
+            })
+        })
     }
 
-    /// Takes away what stands behind the image in its file; without this the image is as valid, and longer. Does nothing when the header says
-    /// meanwhile that it belongs to the image.
+    /// Takes away what stands behind the image in its file; without this the image is as valid, and
+    /// longer. Does nothing when the header says meanwhile that it belongs to the image.
     pub fn cut(&self, file: &File) {
         let end = self.container.len();
-        let now = file.try_clone().ok().and_then(|file| Container::open(Arc::new(file)).ok());
+        let now = file
+            .try_clone()
+            .ok()
+            .and_then(|file| Container::open(Arc::new(file)).ok());
         if now.is_some_and(|now| now.len() == end) {
             let _ = file.set_len(end);
         }

@@ -14,12 +14,16 @@ pub(super) struct LayerFact<'a> {
     pub created_by: &'a [u8],
 }
 
-/// The configuration of an image with these layers. `found` is what the source had: returned as it is, digest and all, when its layers
-/// are the same ones.
+/// The configuration of an image with these layers. `found` is what the source had: returned as it
+/// is, digest and all, when its layers are the same ones.
 ///
 /// # Errors
 /// [`Error::Document`] when `found` is no JSON object.
-pub(super) fn config(found: &[u8], layers: &[LayerFact<'_>], platform: &Platform) -> Result<Vec<u8>> {
+pub(super) fn config(
+    found: &[u8],
+    layers: &[LayerFact<'_>],
+    platform: &Platform,
+) -> Result<Vec<u8>> {
     let name = "image configuration";
     let mut document: Map<String, Value> = if found.is_empty() {
         let mut fresh = Map::new();
@@ -33,19 +37,34 @@ pub(super) fn config(found: &[u8], layers: &[LayerFact<'_>], platform: &Platform
     } else {
         serde_json::from_slice(found).map_err(|e| Error::document(name, e))?
     };
-    let diff_ids: Vec<Value> = layers.iter().map(|l| json!(l.diff_id.to_string())).collect();
-    let known = document.get("rootfs").and_then(|r| r.get("diff_ids")).and_then(Value::as_array).cloned().unwrap_or_default();
+    let diff_ids: Vec<Value> = layers
+        .iter()
+        .map(|l| json!(l.diff_id.to_string()))
+        .collect();
+    let known = document
+        .get("rootfs")
+        .and_then(|r| r.get("diff_ids"))
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     if !found.is_empty() && known == diff_ids {
         return Ok(found.to_vec());
     }
     if !diff_ids.starts_with(&known) {
         return Err(Error::document(name, "its diff_ids are not the layers'"));
     }
-    let mut history = document.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut history = document
+        .get("history")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     for layer in &layers[known.len()..] {
         history.push(json!({ "created_by": String::from_utf8_lossy(layer.created_by) }));
     }
     document.insert("history".into(), Value::Array(history));
-    document.insert("rootfs".into(), json!({ "type": "layers", "diff_ids": diff_ids }));
+    document.insert(
+        "rootfs".into(),
+        json!({ "type": "layers", "diff_ids": diff_ids }),
+    );
     serde_json::to_vec(&document).map_err(|e| Error::document(name, e))
 }

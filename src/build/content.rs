@@ -21,7 +21,11 @@ pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Re
         gid: inode.gid,
         mtime_s: inode.mtime_s,
         mtime_ns: inode.mtime_ns,
-        xattrs: if inode.xattr == 0 { Vec::new() } else { rootfs.xattrs(ino)? },
+        xattrs: if inode.xattr == 0 {
+            Vec::new()
+        } else {
+            rootfs.xattrs(ino)?
+        },
     })
 }
 
@@ -38,14 +42,24 @@ pub(super) struct Content<'a> {
 impl<'a> Content<'a> {
     /// Reads the file with this inode number.
     pub(super) fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
-        Self { rootfs, ino, offset: 0, piece: Vec::new(), at: 0, error: None }
+        Self {
+            rootfs,
+            ino,
+            offset: 0,
+            piece: Vec::new(),
+            at: 0,
+            error: None,
+        }
     }
 
     /// What writing the content somewhere has come to, the image's error first.
     ///
     /// # Errors
     /// The image's, or the writer's.
-    pub(super) fn checked<E: From<crate::fs::Error> + From<io::Error>>(self, written: io::Result<()>) -> Result<(), E> {
+    pub(super) fn checked<E: From<crate::fs::Error> + From<io::Error>>(
+        self,
+        written: io::Result<()>,
+    ) -> Result<(), E> {
         match self.error {
             Some(error) => Err(error.into()),
             None => Ok(written?),
@@ -58,7 +72,10 @@ impl Read for Content<'_> {
         if self.at == self.piece.len() {
             self.piece.clear();
             self.at = 0;
-            if let Err(error) = self.rootfs.read(self.ino, self.offset, PIECE, &mut self.piece) {
+            if let Err(error) = self
+                .rootfs
+                .read(self.ino, self.offset, PIECE, &mut self.piece)
+            {
                 self.error = Some(error);
                 return Err(io::ErrorKind::InvalidData.into());
             }

@@ -68,7 +68,14 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
         assert_eq!(Digest::parse(empty), Some(Digest::of(b"")));
-        for bad in ["", "sha256:", "sha256:../../etc/passwd", &empty.to_uppercase(), &empty.replace("sha256", "sha512"), &empty[..70]] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            &empty.to_uppercase(),
+            &empty.replace("sha256", "sha512"),
+            &empty[..70],
+        ] {
             assert_eq!(Digest::parse(bad), None);
         }
     }

@@ -135,12 +135,20 @@ impl Error {
     /// What could not be fetched, and why not.
     pub fn remote(name: impl Into<String>, why: impl Report + Send + Sync + 'static) -> Self {
         let (exit, hint) = (why.exit(), why.hint());
-        Error::Remote { name: name.into(), source: Box::new(why), exit, hint }
+        Error::Remote {
+            name: name.into(),
+            source: Box::new(why),
+            exit,
+            hint,
+        }
     }
 
     /// A document that is wrong.
     pub fn document(document: impl Into<String>, reason: impl ToString) -> Self {
-        Error::Document { document: document.into(), reason: reason.to_string() }
+        Error::Document {
+            document: document.into(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -153,7 +161,10 @@ impl Report for Error {
             Error::Io(e) => e.exit(),
             Error::Fs(e) => e.exit(),
             Error::Remote { exit, .. } => *exit,
-            Error::Layer { source: layer::Error::Tar(_) | layer::Error::Entry(_) | layer::Error::Skeleton(_), .. }
+            Error::Layer {
+                source: layer::Error::Tar(_) | layer::Error::Entry(_) | layer::Error::Skeleton(_),
+                ..
+            }
             | Error::Merge { .. }
             | Error::Decompress { .. }
             | Error::Mismatch { .. }

@@ -1,7 +1,9 @@
-//! Building images: sources become layer tars, layer tars become contents, skeletons and a merged tree.
+//! Building images: sources become layer tars, layer tars become contents, skeletons and a merged
+//! tree.
 //!
-//! A layer is always a tar stream, whatever its source was. [`crate::layer::read`] parses it, its contents go to the image's writer, the rest
-//! into a skeleton, and [`crate::layer::merge`] puts its changes on top of the tree of the layers below.
+//! A layer is always a tar stream, whatever its source was. [`crate::layer::read`] parses it, its
+//! contents go to the image's writer, the rest into a skeleton, and [`crate::layer::merge`] puts
+//! its changes on top of the tree of the layers below.
 
 mod append;
 mod base;
@@ -30,7 +32,8 @@ pub use sources::{Image, Platform, Spec};
 use crate::layer::{self, Budget, merge};
 use config::LayerFact;
 
-/// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of a gigabyte.
+/// Default of `--max-size`: a terabyte, more than any image has, and less than a gzip bomb makes of
+/// a gigabyte.
 pub const MAX_SIZE: u64 = 1 << 40;
 
 /// How to build.
@@ -44,8 +47,8 @@ pub struct Options {
     pub sources: sources::Options,
     /// How the image is written.
     pub write: WriteOptions,
-    /// An image whose first layers are taken over where they are the ones to build, instead of being read again. Its frame length, and its
-    /// salt, are then the new image's.
+    /// An image whose first layers are taken over where they are the ones to build, instead of
+    /// being read again. Its frame length, and its salt, are then the new image's.
     pub base: Option<PathBuf>,
     /// Whether there is a clone of that image already where the image goes: it is written over.
     pub is_clone: bool,
@@ -75,10 +78,22 @@ pub struct Built {
 ///
 /// # Errors
 /// [`Error`]; nothing is then left at the output's path but what was there before.
-pub fn build(images: Vec<Image>, options: &Options, progress: &(dyn Fn(u64) + Sync)) -> Result<Built> {
-    let output = if options.is_clone { Output::existing(&options.output)? } else { Output::create(&options.output, options.force)? };
+pub fn build(
+    images: Vec<Image>,
+    options: &Options,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Built> {
+    let output = if options.is_clone {
+        Output::existing(&options.output)?
+    } else {
+        Output::create(&options.output, options.force)?
+    };
     check_space(&images, &output, options)?;
-    let diff_ids: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
+    let diff_ids: Vec<_> = images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .map(|layer| layer.diff_id)
+        .collect();
     let mut start = start(&diff_ids, &output, options)?;
     let mut found = Documents::default();
     if let Some(first) = images.first() {
@@ -86,11 +101,28 @@ pub fn build(images: Vec<Image>, options: &Options, progress: &(dyn Fn(u64) + Sy
         found.manifest.clone_from(&first.manifest);
     }
     let mut budget = Budget::new(options.sources.max_size);
-    for source in images.into_iter().flat_map(|image| image.layers).skip(start.layers.len()) {
-        start.layers.push(added(source, &mut start.writer, &mut start.tree, &mut budget, &options.output, progress)?);
+    for source in images
+        .into_iter()
+        .flat_map(|image| image.layers)
+        .skip(start.layers.len())
+    {
+        start.layers.push(added(
+            source,
+            &mut start.writer,
+            &mut start.tree,
+            &mut budget,
+            &options.output,
+            progress,
+        )?);
     }
     found.layers = start.layers;
-    let built = finish(start.writer, start.tree, found, &options.sources.platform, &options.output)?;
+    let built = finish(
+        start.writer,
+        start.tree,
+        found,
+        &options.sources.platform,
+        &options.output,
+    )?;
     output.publish()?;
     Ok(built)
 }
@@ -104,42 +136,98 @@ struct Start {
 
 fn start(diff_ids: &[Option<Digest>], output: &Output, options: &Options) -> Result<Start> {
     if let Some(path) = &options.base {
-        let base = Base::open(path, std::fs::File::open(path).map_err(Error::io("opening the image", path))?)?;
+        let base = Base::open(
+            path,
+            std::fs::File::open(path).map_err(Error::io("opening the image", path))?,
+        )?;
         let common = base.common(diff_ids);
         tracing::debug!(base = %path.display(), common, "layers taken over");
         if common > 0 {
-            let write = WriteOptions { key: base.key(options.sources.secret.as_ref())?, ..options.write.clone() };
+            let write = WriteOptions {
+                key: base.key(options.sources.secret.as_ref())?,
+                ..options.write.clone()
+            };
             let file = output.file()?;
             if !options.is_clone {
                 base.copy_layers(common, &file)?;
             }
             let writer = base.resume(file, Keep::Layers(common), write)?;
-            return Ok(Start { writer, tree: base.tree(common)?, layers: base.layers[..common].to_vec() });
+            return Ok(Start {
+                writer,
+                tree: base.tree(common)?,
+                layers: base.layers[..common].to_vec(),
+            });
         }
     }
     let file = output.file()?;
     if options.is_clone {
-        file.set_len(0).map_err(Error::io("emptying", &options.output))?;
+        file.set_len(0)
+            .map_err(Error::io("emptying", &options.output))?;
     }
     let writer = ImageWriter::create(file, options.write.clone());
-    let writer = writer.map_err(|source| Error::Image { path: options.output.clone(), source })?;
-    Ok(Start { writer, tree: Tree::default(), layers: Vec::new() })
+    let writer = writer.map_err(|source| Error::Image {
+        path: options.output.clone(),
+        source,
+    })?;
+    Ok(Start {
+        writer,
+        tree: Tree::default(),
+        layers: Vec::new(),
+    })
 }
 
-/// Writes what follows the contents: the configuration brought in line with the layers, the tree, the indexes.
-fn finish(writer: ImageWriter, tree: Tree, found: Documents, platform: &Platform, path: &Path) -> Result<Built> {
-    let Documents { layers, config, manifest } = found;
-    let facts: Vec<_> = layers.iter().map(|l| LayerFact { diff_id: Digest(l.record.diff_id), created_by: &l.created_by }).collect();
+/// Writes what follows the contents: the configuration brought in line with the layers, the tree,
+/// the indexes.
+fn finish(
+    writer: ImageWriter,
+    tree: Tree,
+    found: Documents,
+    platform: &Platform,
+    path: &Path,
+) -> Result<Built> {
+    let Documents {
+        layers,
+        config,
+        manifest,
+    } = found;
+    let facts: Vec<_> = layers
+        .iter()
+        .map(|l| LayerFact {
+            diff_id: Digest(l.record.diff_id),
+            created_by: &l.created_by,
+        })
+        .collect();
     let new_config = config::config(&config, &facts, platform)?;
     // A manifest describes the layers that it came with, and no others.
-    let manifest = if config == new_config { manifest } else { Vec::new() };
+    let manifest = if config == new_config {
+        manifest
+    } else {
+        Vec::new()
+    };
     let built = layers
         .iter()
-        .map(|l| BuiltLayer { diff_id: Digest(l.record.diff_id), size: l.record.tar_size, entries: l.record.entries })
+        .map(|l| BuiltLayer {
+            diff_id: Digest(l.record.diff_id),
+            size: l.record.tar_size,
+            entries: l.record.entries,
+        })
         .collect();
-    let written = writer.finish(tree, Documents { layers, config: new_config, manifest });
-    let image = written.map_err(|source| Error::Image { path: path.to_owned(), source })?;
-    Ok(Built { image, layers: built })
+    let written = writer.finish(
+        tree,
+        Documents {
+            layers,
+            config: new_config,
+            manifest,
+        },
+    );
+    let image = written.map_err(|source| Error::Image {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Built {
+        image,
+        layers: built,
+    })
 }
 
 /// Reads a layer, writes its contents, and puts it on top of the tree.
@@ -151,19 +239,35 @@ fn added(
     path: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerEntry> {
-    let sources::Layer { name, created_by, diff_id: wanted, tar, .. } = source;
+    let sources::Layer {
+        name,
+        created_by,
+        diff_id: wanted,
+        tar,
+        ..
+    } = source;
     let (read, digest, tar_size) = read_layer(&name, tar, writer, budget, progress)?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
-        let reason = Mismatch::DiffId { found: digest.to_string(), wanted: wanted.to_string() };
+        let reason = Mismatch::DiffId {
+            found: digest.to_string(),
+            wanted: wanted.to_string(),
+        };
         return Err(Error::Mismatch { name, reason });
     }
     merge::apply(tree, read.changes).map_err(|source| Error::Merge { name, source })?;
-    let mut record = writer.end_layer().map_err(|source| Error::Image { path: path.to_owned(), source })?;
+    let mut record = writer.end_layer().map_err(|source| Error::Image {
+        path: path.to_owned(),
+        source,
+    })?;
     record.diff_id = digest.0;
     record.skeleton_size = read.skeleton.size;
     record.tar_size = tar_size;
     record.entries = read.entries;
-    Ok(LayerEntry { record, skeleton: read.skeleton.compressed, created_by })
+    Ok(LayerEntry {
+        record,
+        skeleton: read.skeleton.compressed,
+        created_by,
+    })
 }
 
 /// Makes the tar in one thread and parses it in another.
@@ -183,11 +287,16 @@ fn read_layer(
         let read = layer::read::read(&mut input, sink, budget);
         let ended = input.ended();
         let (digest, size) = input.finish();
-        let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let made = maker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (read, made) {
             // The tar ended because its maker failed, or is wrong because the blob is another one.
             (_, Err(e)) if ended || matches!(e, Error::Mismatch { .. }) => Err(e),
-            (Err(source), _) => Err(Error::Layer { name: name.to_owned(), source }),
+            (Err(source), _) => Err(Error::Layer {
+                name: name.to_owned(),
+                source,
+            }),
             (Ok(_), Err(e)) => Err(e),
             (Ok(read), Ok(())) => Ok((read, Digest(digest), size)),
         }
@@ -196,13 +305,17 @@ fn read_layer(
 
 /// Refuses to begin what cannot end well.
 fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<()> {
-    // An image is about as large as its compressed layers. What is not compressed yet shrinks, by how much is not known: a fifth is what it
-    // needs at least.
+    // An image is about as large as its compressed layers. What is not compressed yet shrinks, by
+    // how much is not known: a fifth is what it needs at least.
     let estimate = |layer: &sources::Layer| match (layer.compressed, options.write.compression) {
         (false, Compression::Zstd) => layer.size / 5,
         (true, _) | (_, Compression::None) => layer.size,
     };
-    let needed: u64 = images.iter().flat_map(|image| &image.layers).map(estimate).fold(0, u64::saturating_add);
+    let needed: u64 = images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .map(estimate)
+        .fold(0, u64::saturating_add);
     let free = output.free_space()?;
     if free < needed {
         return Err(Error::Source {

@@ -60,7 +60,13 @@ impl Output {
             }
             Err(e) => return Err(failed()(e.into())),
         };
-        Ok(Self { path: path.to_owned(), dir, force, file, name })
+        Ok(Self {
+            path: path.to_owned(),
+            dir,
+            force,
+            file,
+            name,
+        })
     }
 
     /// The file at `path`, which is to be written over.
@@ -68,8 +74,18 @@ impl Output {
     /// # Errors
     /// [`Error::Io`].
     pub fn existing(path: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
-        Ok(Self { path: path.to_owned(), dir: parent(path), force: true, file, name: Name::Final })
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(Error::io("opening", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            dir: parent(path),
+            force: true,
+            file,
+            name: Name::Final,
+        })
     }
 
     /// A descriptor of the file.
@@ -77,7 +93,9 @@ impl Output {
     /// # Errors
     /// [`Error::Io`].
     pub fn file(&self) -> Result<File> {
-        self.file.try_clone().map_err(Error::io("writing", &self.path))
+        self.file
+            .try_clone()
+            .map_err(Error::io("writing", &self.path))
     }
 
     /// Gives the file its name; it has been synced.
@@ -88,11 +106,16 @@ impl Output {
         let failed = || Error::io("writing", &self.path);
         match self.name {
             Name::Final => {}
-            Name::Temporary(name) if self.force => name.persist(&self.path).map_err(|e| failed()(e.error))?,
-            Name::Temporary(name) => name.persist_noclobber(&self.path).map_err(|e| failed()(e.error))?,
+            Name::Temporary(name) if self.force => {
+                name.persist(&self.path).map_err(|e| failed()(e.error))?
+            }
+            Name::Temporary(name) => name
+                .persist_noclobber(&self.path)
+                .map_err(|e| failed()(e.error))?,
             Name::None => {
                 let fd = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                let link = |to: &Path| rustix::fs::linkat(CWD, &*fd, CWD, to, AtFlags::SYMLINK_FOLLOW);
+                let link =
+                    |to: &Path| rustix::fs::linkat(CWD, &*fd, CWD, to, AtFlags::SYMLINK_FOLLOW);
                 match link(&self.path) {
                     Ok(()) => {}
                     Err(Errno::EXIST) if self.force => {
@@ -110,7 +133,9 @@ impl Output {
                 }
             }
         }
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", &self.dir))
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Error::io("syncing", &self.dir))
     }
 
     /// How many bytes are free where the file is.
@@ -118,13 +143,18 @@ impl Output {
     /// # Errors
     /// [`Error::Io`].
     pub fn free_space(&self) -> Result<u64> {
-        let stat = rustix::fs::fstatvfs(&self.file).map_err(Error::io("reading the free space of", &self.dir))?;
+        let stat = rustix::fs::fstatvfs(&self.file)
+            .map_err(Error::io("reading the free space of", &self.dir))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }
 
 fn exists(path: &Path) -> Error {
-    Error::Source { name: path.display().to_string(), reason: "it exists already".into(), hint: Some("replace it with --force".into()) }
+    Error::Source {
+        name: path.display().to_string(),
+        reason: "it exists already".into(),
+        hint: Some("replace it with --force".into()),
+    }
 }
 
 fn temp_prefix(path: &Path) -> OsString {

@@ -1,4 +1,5 @@
-//! A tar on its way from the thread that makes it (decompression, a directory walk) to the one that parses it.
+//! A tar on its way from the thread that makes it (decompression, a directory walk) to the one that
+//! parses it.
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,12 +15,25 @@ const WAITING: usize = 8;
 pub(super) fn channel() -> (TarWriter, TarReader) {
     let (send, receive) = sync_channel(WAITING);
     let (give_back, spare) = sync_channel(WAITING + 2);
-    let writer = TarWriter { pieces: send, spare, piece: Vec::with_capacity(PIECE) };
-    let reader = TarReader { pieces: receive, give_back, piece: Vec::new(), at: 0, hash: Sha256::new(), read: 0, ended: false };
+    let writer = TarWriter {
+        pieces: send,
+        spare,
+        piece: Vec::with_capacity(PIECE),
+    };
+    let reader = TarReader {
+        pieces: receive,
+        give_back,
+        piece: Vec::new(),
+        at: 0,
+        hash: Sha256::new(),
+        read: 0,
+        ended: false,
+    };
     (writer, reader)
 }
 
-/// The end that is written to. Dropping it ends the stream, so what was written last must have been flushed.
+/// The end that is written to. Dropping it ends the stream, so what was written last must have been
+/// flushed.
 pub(super) struct TarWriter {
     pieces: SyncSender<Vec<u8>>,
     /// Pieces that were read, to be filled again.
@@ -41,11 +55,16 @@ impl Write for TarWriter {
         if self.piece.is_empty() {
             return Ok(());
         }
-        let mut next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(PIECE));
+        let mut next = self
+            .spare
+            .try_recv()
+            .unwrap_or_else(|_| Vec::with_capacity(PIECE));
         next.clear();
         let full = std::mem::replace(&mut self.piece, next);
         // The reader is gone only when it has failed, and then tells why.
-        self.pieces.send(full).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.pieces
+            .send(full)
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 

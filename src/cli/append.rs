@@ -18,10 +18,14 @@ use crate::store::Reference;
 
 /// Put layers on top of an image: in place, or as a new image in the store
 ///
-/// LAYER is a directory (in overlayfs or OCI form), a tar, or anything that `build` takes. When it is interrupted, the image is what it was.
-/// Mounts of the image go on showing what it was. An image of a store is not changed: -t makes another one of it.
+/// LAYER is a directory (in overlayfs or OCI form), a tar, or anything that `build` takes. When it
+/// is interrupted, the image is what it was. Mounts of the image go on showing what it was. An
+/// image of a store is not changed: -t makes another one of it.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs append nginx.bfc upper/\n  lxcri-fs append nginx:1.27 upper/ -t nginx:patched")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs append nginx.bfc upper/
+  lxcri-fs append nginx:1.27 upper/ -t nginx:patched")]
 pub(super) struct AppendArgs {
     /// The image: a file, or with -t also the name or digest of an image in the store
     image: PathBuf,
@@ -48,7 +52,11 @@ pub(super) struct AppendArgs {
 pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let secret = args.secret.load()?;
-    let held = args.tag.as_ref().map(|_| args.store.open_image(&args.image)).transpose()?;
+    let held = args
+        .tag
+        .as_ref()
+        .map(|_| args.store.open_image(&args.image))
+        .transpose()?;
     if args.tag.is_none() {
         in_place::check(&args.store, &args.image, None, args.force)?;
     }
@@ -58,17 +66,34 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
         temp_dir: build::parent(&args.image),
         max_size: args.write.max_size,
     };
-    let opened = Sources::open(&args.layers, &sources, &args.store.registries(&args.layers)?)?;
+    let opened = Sources::open(
+        &args.layers,
+        &sources,
+        &args.store.registries(&args.layers)?,
+    )?;
     let events = Work::new("Appending");
-    let write = WriteOptions { level: args.write.level, ..WriteOptions::default() };
+    let write = WriteOptions {
+        level: args.write.level,
+        ..WriteOptions::default()
+    };
     if let (Some(reference), Some((path, _file))) = (&args.tag, held) {
-        let layered = Layered { images: vec![path], layers: opened, sources, write };
+        let layered = Layered {
+            images: vec![path],
+            layers: opened,
+            sources,
+            write,
+        };
         let built = layered.to_store(&args.store.open()?, reference, &events)?;
         return print(reference.familiar(), &built, args.json);
     }
     events.begins(total(&opened.images));
-    let options = AppendOptions { write, secret, sources };
-    let built = opened.build(|images| build::append(&args.image, images, &options, &|n| events.done(n)));
+    let options = AppendOptions {
+        write,
+        secret,
+        sources,
+    };
+    let built =
+        opened.build(|images| build::append(&args.image, images, &options, &|n| events.done(n)));
     events.ends();
     print(&args.image.display().to_string(), &built?, args.json)
 }

@@ -19,10 +19,14 @@ use crate::store::{self, Reference};
 
 /// Build an image of a directory, an OCI image, an archive, or of an image in a registry
 ///
-/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], docker://REFERENCE, tar:FILE or bfc:FILE; what
-/// it is is guessed when the prefix is left out. All digests are checked, and nothing is left behind when something is wrong.
+/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF],
+/// docker://REFERENCE, tar:FILE or bfc:FILE; what it is is guessed when the prefix is left out. All
+/// digests are checked, and nothing is left behind when something is wrong.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs build oci:nginx:1.27 -t nginx:1.27\n  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs build oci:nginx:1.27 -t nginx:1.27
+  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
 pub(super) struct BuildArgs {
     /// What to build the image of
     source: OsString,
@@ -31,7 +35,8 @@ pub(super) struct BuildArgs {
     /// Put the layers of another source on top; may be given several times
     #[arg(long = "layer", value_name = "SOURCE")]
     layers: Vec<OsString>,
-    /// Take the layers that this image has too from it, instead of reading them again: shared where the file system can
+    /// Take the layers that this image has too from it, instead of reading them again: shared where
+    /// the file system can
     #[arg(long, value_name = "IMAGE")]
     from: Option<PathBuf>,
     /// Do not look in the store for an image with the same first layers to begin from
@@ -64,7 +69,8 @@ struct Target {
     /// Write the image into this file
     #[arg(short, long, value_name = "IMAGE")]
     output: Option<PathBuf>,
-    /// Put the image into the store under this name; an image that has the name keeps its layers, and loses the name
+    /// Put the image into the store under this name; an image that has the name keeps its layers,
+    /// and loses the name
     #[arg(short, long, value_name = "NAME")]
     tag: Option<Reference>,
 }
@@ -110,41 +116,67 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
     // A descriptor for each level of a directory.
     super::limits::raise_open_files();
     // Open for as long as it is read.
-    let held = args.from.as_ref().map(|base| args.store.open_image(base)).transpose()?;
+    let held = args
+        .from
+        .as_ref()
+        .map(|base| args.store.open_image(base))
+        .transpose()?;
     let secret = args.secret.load()?;
     let compression = match args.compression {
         CompressionArg::Zstd => Compression::Zstd,
         CompressionArg::None => Compression::None,
     };
     let key = secret.clone().map(new_key).transpose()?;
-    let sources: Vec<_> = std::iter::once(&args.source).chain(&args.layers).cloned().collect();
+    let sources: Vec<_> = std::iter::once(&args.source)
+        .chain(&args.layers)
+        .cloned()
+        .collect();
     let build = Build {
         registries: args.store.registries(&sources)?,
         sources,
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         secret,
         max_size: args.write.max_size,
-        write: WriteOptions { compression, level: args.write.level, key, ..WriteOptions::default() },
+        write: WriteOptions {
+            compression,
+            level: args.write.level,
+            key,
+            ..WriteOptions::default()
+        },
         base: held.as_ref().map(|(path, _)| path.clone()),
         force: args.force,
     };
     let events = Work::new("Building");
     match &args.target {
-        Target { tag: Some(name), .. } => match build.to_store(&args.store.open()?, name, !args.no_share, &events)? {
+        Target {
+            tag: Some(name), ..
+        } => match build.to_store(&args.store.open()?, name, !args.no_share, &events)? {
             Made::Built(built) => print(name.familiar(), &built, args.json),
             Made::Known(image) => print_known(name, &image, args.json),
         },
-        Target { output: Some(path), .. } => print(&path.display().to_string(), &build.to_file(path, &events)?, args.json),
-        Target { output: None, tag: None } => Ok(()),
+        Target {
+            output: Some(path), ..
+        } => print(
+            &path.display().to_string(),
+            &build.to_file(path, &events)?,
+            args.json,
+        ),
+        Target {
+            output: None,
+            tag: None,
+        } => Ok(()),
     }
 }
 
 fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Result<(), Error> {
     let root_digest = format!("blake3:{}", image.facts.root_digest);
     if as_json {
-        return json(
-            &serde_json::json!({ "image": reference.familiar(), "size": image.facts.size, "root_digest": image.facts.root_digest, "known": true }),
-        );
+        return json(&serde_json::json!({
+            "image": reference.familiar(),
+            "size": image.facts.size,
+            "root_digest": image.facts.root_digest,
+            "known": true,
+        }));
     }
     say(format_args!("{reference}: there already"))?;
     say(format_args!("root digest {root_digest}"))?;
@@ -154,7 +186,11 @@ fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Re
 /// Tells what was built.
 pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Error> {
     if as_json {
-        let layer = |l: &build::BuiltLayer| LayerReport { diff_id: l.diff_id.to_string(), size: l.size, entries: l.entries };
+        let layer = |l: &build::BuiltLayer| LayerReport {
+            diff_id: l.diff_id.to_string(),
+            size: l.size,
+            entries: l.entries,
+        };
         return json(&Report {
             image: name.to_owned(),
             size: built.image.len,
@@ -167,8 +203,15 @@ pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(
         });
     }
     let layers = built.layers.len();
-    say(format_args!("{name}: {}, {layers} layer{}", size(built.image.len), if layers == 1 { "" } else { "s" }))?;
-    say(format_args!("root digest blake3:{}", hex(&built.image.root_digest)))?;
+    say(format_args!(
+        "{name}: {}, {layers} layer{}",
+        size(built.image.len),
+        if layers == 1 { "" } else { "s" }
+    ))?;
+    say(format_args!(
+        "root digest blake3:{}",
+        hex(&built.image.root_digest)
+    ))?;
     Ok(())
 }
 
@@ -176,8 +219,14 @@ pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(
 fn new_key(secret: bfc::Secret) -> Result<(bfc::Key, [u8; 32]), Error> {
     let mut salt = [0; 32];
     if matches!(secret, bfc::Secret::Password(_)) {
-        salt = bfc::key::new_salt().map_err(|e| image::Error::Secret { what: "making a salt".into(), source: Some(e) })?;
+        salt = bfc::key::new_salt().map_err(|e| image::Error::Secret {
+            what: "making a salt".into(),
+            source: Some(e),
+        })?;
     }
-    let key = secret.key(&salt).map_err(|e| image::Error::Secret { what: "deriving the key".into(), source: Some(e) })?;
+    let key = secret.key(&salt).map_err(|e| image::Error::Secret {
+        what: "deriving the key".into(),
+        source: Some(e),
+    })?;
     Ok((key, salt))
 }

@@ -21,15 +21,22 @@ pub(super) struct CatArgs {
 }
 
 pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
-    let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
-    let in_image = |source| Error::InImage { path: args.path.clone(), source };
+    let rootfs = args
+        .image
+        .open_confined(&Options::default(), Kept::default())?;
+    let in_image = |source| Error::InImage {
+        path: args.path.clone(),
+        source,
+    };
     let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
     let mut out = super::output::bytes();
     // Read, not streamed: a content that only checks as a whole must not be printed before it did.
     let (mut offset, mut buf) = (0, Vec::new());
     loop {
         buf.clear();
-        rootfs.read(ino, offset, 1 << 20, &mut buf).map_err(in_image)?;
+        rootfs
+            .read(ino, offset, 1 << 20, &mut buf)
+            .map_err(in_image)?;
         if buf.is_empty() {
             break;
         }

@@ -12,15 +12,21 @@ use super::upper_name::{UpperName, find};
 use crate::upper::dataset::Limits;
 use crate::upper::{Upper, snapshots};
 
-/// Make a second upper of what a container has written: both go on from there, and share what they have in common (ZFS)
+/// Make a second upper of what a container has written: both go on from there, and share what they
+/// have in common (ZFS)
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  lxcri-fs clone zfs:tank/web1 zfs:tank/web2\n  lxcri-fs clone web1@before-upgrade zfs:tank/web2 --quota 10G\n  \
-lxcri-fs mount nginx.bfc /mnt/web2 --upper zfs:tank/web2"
-)]
+#[command(after_help = "\
+Examples:
+  lxcri-fs clone zfs:tank/web1 zfs:tank/web2
+  lxcri-fs clone web1@before-upgrade zfs:tank/web2 --quota 10G
+  lxcri-fs mount nginx.bfc /mnt/web2 --upper zfs:tank/web2")]
 pub(super) struct CloneArgs {
-    /// The container, the dataset after `zfs:`, or where it is mounted; and a snapshot's name, or one is taken now
-    #[arg(value_name = "UPPER[@NAME]", value_parser = OsStringValueParser::new().map(UpperName::parse))]
+    /// The container, the dataset after `zfs:`, or where it is mounted; and a snapshot's name, or
+    /// one is taken now
+    #[arg(
+        value_name = "UPPER[@NAME]",
+        value_parser = OsStringValueParser::new().map(UpperName::parse)
+    )]
     from: UpperName,
     /// The new dataset, after `zfs:`, in the same pool
     #[arg(value_name = "zfs:NEW")]
@@ -45,7 +51,10 @@ pub(super) fn run(args: &CloneArgs) -> Result<(), Error> {
         });
     };
     let from = find(&args.from.upper, &args.store)?;
-    let limits = Limits { quota: args.quota, reservation: args.reservation };
+    let limits = Limits {
+        quota: args.quota,
+        reservation: args.reservation,
+    };
     snapshots::clone(&from, args.from.snapshot.as_deref(), &to, limits)?;
     Ok(())
 }

@@ -49,20 +49,43 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Error> {
         return output::json(&rows);
     }
     let mut out = output::lines();
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let wide = rows.values().map(|row| text(&row.value).len()).max().unwrap_or_default();
-    rows.iter().try_for_each(|(key, row)| writeln!(out, "{key:<20} {:<wide$}  {}", text(&row.value), row.from)).map_err(Error::Output)
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let wide = rows
+        .values()
+        .map(|row| text(&row.value).len())
+        .max()
+        .unwrap_or_default();
+    rows.iter()
+        .try_for_each(|(key, row)| {
+            writeln!(out, "{key:<20} {:<wide$}  {}", text(&row.value), row.from)
+        })
+        .map_err(Error::Output)
 }
 
 fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
     fn row<T>(setting: &Setting<T>, value: Value) -> Row {
-        Row { value, from: setting.origin.to_string() }
+        Row {
+            value,
+            from: setting.origin.to_string(),
+        }
     }
-    let Config { store, grace, registries, annotations } = config;
+    let Config {
+        store,
+        grace,
+        registries,
+        annotations,
+    } = config;
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
         ("registries", row(registries, json!(registries.value))),
-        ("annotations.allow", row(annotations, json!(annotations.value))),
+        (
+            "annotations.allow",
+            row(annotations, json!(annotations.value)),
+        ),
     ])
 }

@@ -51,11 +51,14 @@ enum Verify {
 
 /// Make a container of an image, ready to be started by LXC or an OCI runtime
 ///
-/// Nothing is unpacked. When something fails, nothing is left; when it is killed, the next create or delete of this name takes away what was left.
+/// Nothing is unpacked. When something fails, nothing is left; when it is killed, the next create
+/// or delete of this name takes away what was left.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs create web1 --image nginx:1.27 --lxc && lxc-start web1\n  \
-lxcri-fs create web2 --image nginx.bfc --bundle /srv/web2 && crun run -b /srv/web2 web2\n  \
-lxcri-fs create job --image debian.bfc --bundle /srv/job --ephemeral -- sh -c 'echo $HOME'")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs create web1 --image nginx:1.27 --lxc && lxc-start web1
+  lxcri-fs create web2 --image nginx.bfc --bundle /srv/web2 && crun run -b /srv/web2 web2
+  lxcri-fs create job --image debian.bfc --bundle /srv/job --ephemeral -- sh -c 'echo $HOME'")]
 #[command(group = ArgGroup::new("target").required(true))]
 pub(super) struct CreateArgs {
     /// The container's name
@@ -70,11 +73,18 @@ pub(super) struct CreateArgs {
     /// For crun, runc and others: an OCI bundle in DIR
     #[arg(long, value_name = "DIR", group = "target")]
     bundle: Option<PathBuf>,
-    /// Write to this directory or `zfs:DATASET` instead of the container's own in the store. It is not deleted with the container
+    /// Write to this directory or `zfs:DATASET` instead of the container's own in the store. It is
+    /// not deleted with the container
     #[arg(long, value_name = "UPPER", conflicts_with = "ephemeral")]
     upper: Option<String>,
     /// Write to memory, BYTES at most (default: half of it), and keep nothing
-    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, value_parser = size::parse)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = size::parse
+    )]
     ephemeral: Option<Option<u64>>,
     /// Give it a user namespace with these of the host's ids: INSIDE:OUTSIDE:COUNT[,...]
     #[arg(long, value_name = "MAP")]
@@ -109,7 +119,8 @@ pub(super) struct CreateArgs {
     /// Filter system calls by this profile, as the OCI runtime specification has it
     #[arg(long, value_name = "FILE", conflicts_with = "lxc")]
     seccomp: Option<PathBuf>,
-    /// Give the bundle an annotation, or one with the value of the image's label NAME. Labels become none by themselves but `org.opencontainers.image.*`
+    /// Give the bundle an annotation, or one with the value of the image's label NAME. Labels
+    /// become none by themselves but `org.opencontainers.image.*`
     #[arg(long, value_name = "NAME[=VALUE]", conflicts_with = "lxc")]
     annotation: Vec<String>,
     /// Have set-user-id programs work: sudo, su, ping
@@ -140,14 +151,28 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     let record = image_record(args, &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;
     let secret = key.clone().map(|key| Secret::Key(key.0));
-    let options = Options { check_hash: args.verify == Verify::Full, ..Options::default() };
-    let source = Source { path: path.clone(), file: file.try_clone().map_err(Error::io("opening the image", &path))?, secret };
+    let options = Options {
+        check_hash: args.verify == Verify::Full,
+        ..Options::default()
+    };
+    let source = Source {
+        path: path.clone(),
+        file: file
+            .try_clone()
+            .map_err(Error::io("opening the image", &path))?,
+        secret,
+    };
     let rootfs = Rootfs::open(vec![source], &options)?;
     if args.verify == Verify::Full {
         let damage = verify(&rootfs, &|_| {}).damage;
         if let Some(first) = damage.first() {
             return Err(Error::Other {
-                message: format!("{} is damaged in {} places, first {}", path.display(), damage.len(), chain(&first.error)),
+                message: format!(
+                    "{} is damaged in {} places, first {}",
+                    path.display(),
+                    damage.len(),
+                    chain(&first.error)
+                ),
                 hint: Some("`lxcri-fs verify` lists them; fetch or build the image again".into()),
                 exit: Exit::Damaged,
             });
@@ -203,10 +228,18 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
 
 /// Pulls the image into the store.
 fn pull_it(args: &CreateArgs) -> Result<(), Error> {
-    let wrong = || Error::Other { message: format!("{:?} is no reference", args.image), hint: None, exit: Exit::Usage };
+    let wrong = || Error::Other {
+        message: format!("{:?} is no reference", args.image),
+        hint: None,
+        exit: Exit::Usage,
+    };
     let reference = pull::parse(args.image.to_str().ok_or_else(wrong)?)?;
     let transfer = Arc::new(Transfer::new(true));
-    let pull = Pull { registries: args.store.config()?.registries.value, observer: transfer.clone(), ..Pull::of(&reference) };
+    let pull = Pull {
+        registries: args.store.config()?.registries.value,
+        observer: transfer.clone(),
+        ..Pull::of(&reference)
+    };
     let name: Reference = reference.whole().parse()?;
     let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting)?;
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
@@ -215,22 +248,42 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
 /// How the image is found again, and read, by those who have nobody to ask.
 fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
     let file = |file: &Option<PathBuf>| file.as_deref().map(absolute).transpose();
-    let (password_file, key_file) = (file(&args.secret.password_file)?, file(&args.secret.key_file)?);
-    if args.secret.password_fd.is_some() || args.secret.password_file.as_deref() == Some(Path::new("-")) {
+    let (password_file, key_file) = (
+        file(&args.secret.password_file)?,
+        file(&args.secret.key_file)?,
+    );
+    if args.secret.password_fd.is_some()
+        || args.secret.password_file.as_deref() == Some(Path::new("-"))
+    {
         return Err(Error::Other {
-            message: "the password of a container's image has to be in a file: it is needed again at every start".into(),
+            message: "the password of a container's image has to be in a file: it is needed again \
+                      at every start"
+                .into(),
             hint: Some("--key-file or --password-file with a file that only root can read".into()),
             exit: Exit::Usage,
         });
     }
-    Ok(ImageRecord { path: path.to_owned(), name: args.image.display().to_string(), root_digest: None, password_file, key_file })
+    Ok(ImageRecord {
+        path: path.to_owned(),
+        name: args.image.display().to_string(),
+        root_digest: None,
+        password_file,
+        key_file,
+    })
 }
 
 fn target(args: &CreateArgs) -> Result<Target, Error> {
     let Some(bundle) = &args.bundle else {
         let path = args.lxc_path.clone().unwrap_or_else(lxc_path);
-        let includes = args.include.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
-        return Ok(Target::Lxc { path: absolute(&path)?, includes });
+        let includes = args
+            .include
+            .iter()
+            .map(|path| absolute(path))
+            .collect::<Result<_, _>>()?;
+        return Ok(Target::Lxc {
+            path: absolute(&path)?,
+            includes,
+        });
     };
     Ok(Target::Bundle {
         dir: absolute(bundle)?,
@@ -242,9 +295,16 @@ fn target(args: &CreateArgs) -> Result<Target, Error> {
 
 /// Where LXC says that its containers are.
 fn lxc_path() -> PathBuf {
-    let said = Command::new("lxc-config").arg("lxc.lxcpath").output().ok().filter(|o| o.status.success());
-    let said = said.and_then(|o| String::from_utf8(o.stdout).ok()).map(|text| PathBuf::from(text.trim()));
-    said.filter(|path| path.is_absolute()).unwrap_or_else(|| PathBuf::from(LXC_PATH))
+    let said = Command::new("lxc-config")
+        .arg("lxc.lxcpath")
+        .output()
+        .ok()
+        .filter(|o| o.status.success());
+    let said = said
+        .and_then(|o| String::from_utf8(o.stdout).ok())
+        .map(|text| PathBuf::from(text.trim()));
+    said.filter(|path| path.is_absolute())
+        .unwrap_or_else(|| PathBuf::from(LXC_PATH))
 }
 
 /// An upper's directory is found from anywhere, a dataset is anyway.
@@ -262,12 +322,22 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
     if let Ok(found) = absolute.canonicalize() {
         return Ok(found);
     }
-    match (absolute.parent().map(Path::canonicalize), absolute.file_name()) {
+    match (
+        absolute.parent().map(Path::canonicalize),
+        absolute.file_name(),
+    ) {
         (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
         _ => Ok(absolute),
     }
 }
 
 fn variable(text: &str) -> Result<String, String> {
-    if text.split_once('=').is_some_and(|(name, _)| !name.is_empty()) { Ok(text.to_owned()) } else { Err("it is not NAME=VALUE".into()) }
+    if text
+        .split_once('=')
+        .is_some_and(|(name, _)| !name.is_empty())
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("it is not NAME=VALUE".into())
+    }
 }

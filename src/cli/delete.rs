@@ -26,7 +26,10 @@ pub(super) struct DeleteArgs {
 /// Runs the command.
 pub(super) fn run(args: &DeleteArgs) -> Result<(), Error> {
     if let Some(place) = delete(&args.store.open()?, &args.name, args.keep)? {
-        note(format_args!("lxcri-fs: what {} wrote is in {place}, and stays", args.name));
+        note(format_args!(
+            "lxcri-fs: what {} wrote is in {place}, and stays",
+            args.name
+        ));
     }
     Ok(())
 }

@@ -53,15 +53,28 @@ pub(super) fn run(args: &DfArgs) -> Result<(), Error> {
         shared_bytes: image_usage.shared,
         containers: containers.len(),
         container_bytes: container_usage.own(),
-        garbage_bytes: store.garbage(SignedDuration::ZERO)?.iter().map(|step| step.usage.own()).sum(),
+        garbage_bytes: store
+            .garbage(SignedDuration::ZERO)?
+            .iter()
+            .map(|step| step.usage.own())
+            .sum(),
         free_bytes: store.free()?,
     };
     if args.json {
         return json(&report);
     }
     say(format_args!("Store        {}", report.store))?;
-    say(format_args!("Images       {}, {} ({} of it in several)", report.images, size(report.image_bytes), size(report.shared_bytes)))?;
-    say(format_args!("Containers   {}, {}", report.containers, size(report.container_bytes)))?;
+    say(format_args!(
+        "Images       {}, {} ({} of it in several)",
+        report.images,
+        size(report.image_bytes),
+        size(report.shared_bytes)
+    ))?;
+    say(format_args!(
+        "Containers   {}, {}",
+        report.containers,
+        size(report.container_bytes)
+    ))?;
     say(format_args!("Garbage      {}", size(report.garbage_bytes)))?;
     say(format_args!("Free         {}", size(report.free_bytes)))?;
     Ok(())

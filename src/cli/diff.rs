@@ -17,7 +17,11 @@ use crate::upper::written::Written;
 
 /// Tell what differs from the image: A added, C changed, D deleted
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs diff /mnt\n  lxcri-fs diff /srv/web1 --json\n  lxcri-fs diff zfs:tank/web1")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs diff /mnt
+  lxcri-fs diff /srv/web1 --json
+  lxcri-fs diff zfs:tank/web1")]
 pub(super) struct DiffArgs {
     /// Where it is mounted, or the upper: its directory, or its dataset after `zfs:`
     #[arg(value_name = "DIR|UPPER")]
@@ -47,7 +51,10 @@ pub(super) fn run(args: &DiffArgs) -> Result<(), Error> {
     let changes = written.source(&record, Arc::new(image))?.changes()?;
     let mut out = many_lines();
     for (kind, path) in changes {
-        let row = Row { kind: letter(kind), path: format!("/{}", printable(&path)) };
+        let row = Row {
+            kind: letter(kind),
+            path: format!("/{}", printable(&path)),
+        };
         if args.json {
             json(&row)?;
         } else {

@@ -7,8 +7,9 @@ use crate::error::{Io, Report};
 use crate::{build, fs, image, registry, runtime, serve, store, upper, zfs};
 
 /// Shown by `--help`.
-pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is damaged, 4 a password or key is missing or wrong, \
-5 something named does not exist, 6 busy.";
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is \
+                                     damaged, 4 a password or key is missing or wrong, 5 \
+                                     something named does not exist, 6 busy.";
 
 /// A failed command.
 #[derive(Debug, thiserror::Error)]

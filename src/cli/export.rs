@@ -16,9 +16,10 @@ use crate::serve::confine::Kept;
 
 /// Export an image as a tar of its tree, or as an OCI image
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  lxcri-fs export debian.bfc --tar - | tar -x --xattrs --xattrs-include='*' -C rootfs\n  lxcri-fs export debian.bfc --oci debian-oci"
-)]
+#[command(after_help = "\
+Examples:
+  lxcri-fs export debian.bfc --tar - | tar -x --xattrs --xattrs-include='*' -C rootfs
+  lxcri-fs export debian.bfc --oci debian-oci")]
 pub(super) struct ExportArgs {
     #[command(flatten)]
     image: ImageArgs,
@@ -32,7 +33,8 @@ pub(super) struct ExportArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Target {
-    /// Write an OCI image layout into DIR, which does not exist: its layers as they were when the image was built
+    /// Write an OCI image layout into DIR, which does not exist: its layers as they were when the
+    /// image was built
     #[arg(long, value_name = "DIR")]
     oci: Option<PathBuf>,
     /// Write the merged tree as a tar (- is standard output)
@@ -41,19 +43,41 @@ struct Target {
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
-    let target = args.target.oci.as_deref().or(args.target.tar.as_deref()).filter(|path| *path != Path::new("-"));
+    let target = args
+        .target
+        .oci
+        .as_deref()
+        .or(args.target.tar.as_deref())
+        .filter(|path| *path != Path::new("-"));
     // What is made has its temporary name beside the one that it gets.
     let kept = target.map_or_else(Kept::default, |path| Kept::default().below(&parent(path)));
     let rootfs = args.image.open_confined(&Options::default(), kept)?;
-    let total = if args.target.oci.is_some() { export::oci_layout_size(&rootfs) } else { rootfs.content_bytes() };
+    let total = if args.target.oci.is_some() {
+        export::oci_layout_size(&rootfs)
+    } else {
+        rootfs.content_bytes()
+    };
     let progress = Progress::bytes("Exporting", total);
     let add = |n| progress.add(n);
-    let compression = if args.uncompressed { Compression::None } else { Compression::Gzip };
+    let compression = if args.uncompressed {
+        Compression::None
+    } else {
+        Compression::Gzip
+    };
     let written = match &args.target {
-        Target { tar: Some(path), .. } if path == Path::new("-") => to_stdout(&rootfs, &add),
-        Target { tar: Some(path), .. } => export::tree_tar_file(&rootfs, path, &add).map_err(Error::from),
-        Target { oci: Some(dir), .. } => export::oci_layout(&rootfs, dir, compression, &add).map_err(Error::from),
-        Target { oci: None, tar: None } => Ok(()),
+        Target {
+            tar: Some(path), ..
+        } if path == Path::new("-") => to_stdout(&rootfs, &add),
+        Target {
+            tar: Some(path), ..
+        } => export::tree_tar_file(&rootfs, path, &add).map_err(Error::from),
+        Target { oci: Some(dir), .. } => {
+            export::oci_layout(&rootfs, dir, compression, &add).map_err(Error::from)
+        }
+        Target {
+            oci: None,
+            tar: None,
+        } => Ok(()),
     };
     progress.finish();
     written

@@ -15,10 +15,13 @@ use crate::serve::confine::Kept;
 
 /// Extract an image, or some of its paths, into a directory
 ///
-/// Modes, times, links and (as root) owners and devices are restored. Nothing is written outside DIR, whatever the image holds,
-/// and nothing that exists is replaced without --force.
+/// Modes, times, links and (as root) owners and devices are restored. Nothing is written outside
+/// DIR, whatever the image holds, and nothing that exists is replaced without --force.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs extract debian.bfc rootfs\n  lxcri-fs extract debian.bfc out etc/passwd usr/share/doc")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs extract debian.bfc rootfs
+  lxcri-fs extract debian.bfc out etc/passwd usr/share/doc")]
 pub(super) struct ExtractArgs {
     #[command(flatten)]
     image: ImageArgs,
@@ -48,26 +51,61 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     let opened = args.image.file()?;
     // A descriptor for each level of the tree.
     super::limits::raise_open_files();
-    let dir = open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
+    let dir =
+        open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
     // As the caller could reach it; what is beneath is reached by this descriptor alone.
-    let kept = Kept { directories: dir.try_clone().map(Into::into).into_iter().collect(), attributes: true, capabilities: CAPABILITIES };
+    let kept = Kept {
+        directories: dir.try_clone().map(Into::into).into_iter().collect(),
+        attributes: true,
+        capabilities: CAPABILITIES,
+    };
     let rootfs = opened.read_confined(&Options::default(), kept)?;
-    let total = if args.paths.is_empty() { rootfs.content_bytes() } else { 0 };
+    let total = if args.paths.is_empty() {
+        rootfs.content_bytes()
+    } else {
+        0
+    };
     let progress = Progress::bytes("Extracting", total);
     let owner = rustix::process::geteuid().is_root() && !args.no_same_owner;
-    let done = extract(&rootfs, &dir, &args.paths, ExtractOptions { force: args.force, owner }, &|n| progress.add(n));
+    let done = extract(
+        &rootfs,
+        &dir,
+        &args.paths,
+        ExtractOptions {
+            force: args.force,
+            owner,
+        },
+        &|n| progress.add(n),
+    );
     progress.finish();
     for failure in &done.failures {
         note(format_args!("lxcri-fs: {}", chain(failure)));
     }
     if done.failures.is_empty() {
-        note(format_args!("{}: {} entries, {}", args.dir.display(), done.entries, size(done.bytes)));
+        note(format_args!(
+            "{}: {} entries, {}",
+            args.dir.display(),
+            done.entries,
+            size(done.bytes)
+        ));
         return Ok(());
     }
-    let damaged = done.failures.iter().any(|f| f.source.downcast_ref().is_some_and(crate::fs::Error::is_damage));
+    let damaged = done.failures.iter().any(|f| {
+        f.source
+            .downcast_ref()
+            .is_some_and(crate::fs::Error::is_damage)
+    });
     Err(Error::Other {
-        message: format!("{} of {} entries were not extracted", done.failures.len(), done.entries + done.failures.len() as u64),
+        message: format!(
+            "{} of {} entries were not extracted",
+            done.failures.len(),
+            done.entries + done.failures.len() as u64
+        ),
         hint: None,
-        exit: if damaged { Exit::Damaged } else { Exit::Failure },
+        exit: if damaged {
+            Exit::Damaged
+        } else {
+            Exit::Failure
+        },
     })
 }

@@ -10,14 +10,19 @@ use super::store::StoreArgs;
 use crate::error::chain;
 use crate::store::{Garbage, Outcome, Step};
 
-/// Remove what the store does not need: images without a name, and what interrupted work left behind
+/// Remove what the store does not need: images without a name, and what interrupted work left
+/// behind
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs gc --dry-run\n  lxcri-fs gc --grace 0s")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs gc --dry-run
+  lxcri-fs gc --grace 0s")]
 pub(super) struct GcArgs {
     /// Only tell what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Keep images without a name that are younger, such as 30m or 24h (default: 24h, or what the configuration says)
+    /// Keep images without a name that are younger, such as 30m or 24h (default: 24h, or what the
+    /// configuration says)
     #[arg(long, value_name = "DURATION")]
     grace: Option<SignedDuration>,
     #[command(flatten)]
@@ -71,26 +76,62 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
         }
         match (&row.kept, row.freed) {
             (Some(why), _) => say(format_args!("{} {}: kept: {why}", row.kind, row.name)),
-            (None, Some(freed)) => say(format_args!("{} {}: {freed} bytes freed", row.kind, row.name)),
-            (None, None) => say(format_args!("{} {}: {} bytes", row.kind, row.name, row.bytes)),
+            (None, Some(freed)) => say(format_args!(
+                "{} {}: {freed} bytes freed",
+                row.kind, row.name
+            )),
+            (None, None) => say(format_args!(
+                "{} {}: {} bytes",
+                row.kind, row.name, row.bytes
+            )),
         }?;
     }
     if !args.json {
-        say(format_args!("{} ({total} bytes) {}", size(total), if args.dry_run { "would be freed" } else { "freed" }))?;
+        say(format_args!(
+            "{} ({total} bytes) {}",
+            size(total),
+            if args.dry_run {
+                "would be freed"
+            } else {
+                "freed"
+            }
+        ))?;
     }
     if failed == 0 {
         return Ok(());
     }
-    Err(Error::Other { message: format!("{failed} of {} could not be removed", plan.len()), hint: None, exit: Exit::Failure })
+    Err(Error::Other {
+        message: format!("{failed} of {} could not be removed", plan.len()),
+        hint: None,
+        exit: Exit::Failure,
+    })
 }
 
 fn row(step: &Step) -> Row {
     let (kind, name) = match &step.garbage {
-        Garbage::Image(image) => ("image", format!("{} ({})", image.name, image.facts.short_digest())),
+        Garbage::Image(image) => (
+            "image",
+            format!("{} ({})", image.name, image.facts.short_digest()),
+        ),
         Garbage::Work(name) => ("unfinished image", name.to_string()),
         Garbage::Container(name) => ("unfinished container", name.to_string()),
-        Garbage::Snapshot(snapshot) => ("snapshot of a command that was killed", snapshot.to_string()),
-        Garbage::Blob(path) => ("part of a blob", path.file_name().unwrap_or_default().to_string_lossy().into_owned()),
+        Garbage::Snapshot(snapshot) => (
+            "snapshot of a command that was killed",
+            snapshot.to_string(),
+        ),
+        Garbage::Blob(path) => (
+            "part of a blob",
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+        ),
     };
-    Row { kind, name, bytes: step.usage.own(), freed: None, kept: None }
+    Row {
+        kind,
+        name,
+        bytes: step.usage.own(),
+        freed: None,
+        kept: None,
+    }
 }

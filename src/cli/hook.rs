@@ -21,7 +21,8 @@ pub(super) struct HookArgs {
 enum Hook {
     /// For lxc.hook.pre-start, which mounts, and lxc.hook.post-stop, which unmounts
     Lxc {
-        /// The container's directory in the store (default: that of the container that LXC_NAME names)
+        /// The container's directory in the store (default: that of the container that LXC_NAME
+        /// names)
         #[arg(value_name = "DIR")]
         container: Option<PathBuf>,
         #[command(flatten)]
@@ -40,7 +41,8 @@ enum Hook {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// For podman's precreate hooks: config.json in, config.json out, with what the annotations name mounted
+    /// For podman's precreate hooks: config.json in, config.json out, with what the annotations
+    /// name mounted
     PodmanPrecreate,
 }
 
@@ -56,18 +58,40 @@ enum OciHook {
 pub(super) fn run(args: &HookArgs) -> Result<(), Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match &args.hook {
-        Hook::Lxc { container, store, .. } => {
+        Hook::Lxc {
+            container, store, ..
+        } => {
             let container = match container {
                 Some(dir) => dir.clone(),
-                None => store.open()?.container(&variable("LXC_NAME").unwrap_or_default())?.path,
+                None => {
+                    store
+                        .open()?
+                        .container(&variable("LXC_NAME").unwrap_or_default())?
+                        .path
+                }
             };
-            let facts = LxcFacts { hook: variable("LXC_HOOK_TYPE").unwrap_or_default(), target: variable("LXC_TARGET") };
+            let facts = LxcFacts {
+                hook: variable("LXC_HOOK_TYPE").unwrap_or_default(),
+                target: variable("LXC_TARGET"),
+            };
             Ok(lxc(&container, &facts)?)
         }
         Hook::Oci { hook, root, store } => {
-            let moment = if *hook == OciHook::Poststop { Moment::Stop } else { Moment::Create };
-            Ok(oci(moment, std::io::stdin().lock(), root.as_deref(), || Ok(Store::open(&Config::load(store.store.as_ref())?)?))?)
+            let moment = if *hook == OciHook::Poststop {
+                Moment::Stop
+            } else {
+                Moment::Create
+            };
+            Ok(oci(
+                moment,
+                std::io::stdin().lock(),
+                root.as_deref(),
+                || Ok(Store::open(&Config::load(store.store.as_ref())?)?),
+            )?)
         }
-        Hook::PodmanPrecreate => Ok(podman_precreate(std::io::stdin().lock(), super::output::bytes())?),
+        Hook::PodmanPrecreate => Ok(podman_precreate(
+            std::io::stdin().lock(),
+            super::output::bytes(),
+        )?),
     }
 }

@@ -73,15 +73,27 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     let (path, file) = args.store.open_image(&args.image)?;
     let chain = chain(args)?;
     confine(Kept::default(), &Options::default());
-    let mut info = inspect(&path, file).map_err(|source| fs::Error::Image { image: path.clone(), source })?;
+    let mut info = inspect(&path, file).map_err(|source| fs::Error::Image {
+        image: path.clone(),
+        source,
+    })?;
     info.chain = chain;
-    if args.json { json(&info) } else { print(&info).map_err(Error::Output) }
+    if args.json {
+        json(&info)
+    } else {
+        print(&info).map_err(Error::Output)
+    }
 }
 
 /// Which images it was cloned from.
 fn chain(args: &InfoArgs) -> Result<Vec<String>, Error> {
-    let Some((store, image)) = args.store.in_store(&args.image)? else { return Ok(Vec::new()) };
-    Ok(graph::chain(&store.images()?, &image.name).iter().map(|image| image.name.to_string()).collect())
+    let Some((store, image)) = args.store.in_store(&args.image)? else {
+        return Ok(Vec::new());
+    };
+    Ok(graph::chain(&store.images()?, &image.name)
+        .iter()
+        .map(|image| image.name.to_string())
+        .collect())
 }
 
 fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
@@ -91,20 +103,30 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
         Some(locator) => bfc::rootfs::Section::open(container.source().clone(), locator)?,
         None => {
             let (tree, paths) = tree_of_index(&container, &container.index()?)?;
-            let extras = bfc::rootfs::Extras { frame_log2: 17, paths, ..Default::default() };
+            let extras = bfc::rootfs::Extras {
+                frame_log2: 17,
+                paths,
+                ..Default::default()
+            };
             bfc::rootfs::Section::in_memory(bfc::rootfs::build(&tree, &extras)?)?
         }
     };
     let mut info = Info {
         image: printable(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())),
-        format: if locator.is_some() { "BFC v1 with a rootfs section" } else { "BFC v1" },
+        format: if locator.is_some() {
+            "BFC v1 with a rootfs section"
+        } else {
+            "BFC v1"
+        },
         bytes: container.len(),
         uuid: hex(&container.header().uuid),
         checksums: match container.flavour() {
             bfc::crc::Flavour::Raw => "CRC-32C, raw",
             bfc::crc::Flavour::Standard => "CRC-32C, standard",
         },
-        root_digest: locator.as_ref().map(|l| format!("blake3:{}", hex(&l.root_digest))),
+        root_digest: locator
+            .as_ref()
+            .map(|l| format!("blake3:{}", hex(&l.root_digest))),
         inodes: section.inode_count(),
         contents: section.content_count(),
         content_bytes: 0,
@@ -148,20 +170,40 @@ fn print(info: &Info) -> std::io::Result<()> {
     if let Some(digest) = &info.root_digest {
         writeln!(out, "Root digest   {digest}")?;
     }
-    writeln!(out, "Size          {} ({} bytes)", size(info.bytes), info.bytes)?;
+    writeln!(
+        out,
+        "Size          {} ({} bytes)",
+        size(info.bytes),
+        info.bytes
+    )?;
     writeln!(out, "Inodes        {}", info.inodes)?;
     let (stored, original) = (size(info.stored_bytes), size(info.content_bytes));
     let ratio = percent(info.stored_bytes, info.content_bytes);
-    writeln!(out, "Content       {} different, {original} stored in {stored} ({ratio} %)", info.contents)?;
-    writeln!(out, "Compressed    {} of them, encrypted {}", info.compressed, info.encrypted)?;
+    writeln!(
+        out,
+        "Content       {} different, {original} stored in {stored} ({ratio} %)",
+        info.contents
+    )?;
+    writeln!(
+        out,
+        "Compressed    {} of them, encrypted {}",
+        info.compressed, info.encrypted
+    )?;
     if let Some(frame) = info.frame_bytes {
         writeln!(out, "Frames        {}", size(frame))?;
     }
     if info.unsaid > 0 {
-        writeln!(out, "Not in v1     {} paths or types, which other BFC tools do not see", info.unsaid)?;
+        writeln!(
+            out,
+            "Not in v1     {} paths or types, which other BFC tools do not see",
+            info.unsaid
+        )?;
     }
     if let Some(end) = info.torn_after {
-        writeln!(out, "Torn          what follows offset {end} was never finished and is not used")?;
+        writeln!(
+            out,
+            "Torn          what follows offset {end} was never finished and is not used"
+        )?;
     }
     for (number, layer) in info.layers.iter().enumerate() {
         let stored = size(layer.stored_bytes);

@@ -48,7 +48,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
     let (record, directory) = find(&args.store.open()?, &args.name)?;
     let (root, config) = (record.runtime.root(), record.runtime.config());
     let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
-    let mounted = if is_mounted(&root)? { mounted_at(&root)? } else { None };
+    let mounted = if is_mounted(&root)? {
+        mounted_at(&root)?
+    } else {
+        None
+    };
     let answer = match mounted {
         Some(mounted) => answer::ask(&[mounted.id])?.get(&mounted.id).copied(),
         None => None,
@@ -62,7 +66,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
         processes: users(&record)?.len(),
         record: &record,
     };
-    if args.json { json(&inspected) } else { print(&inspected).map_err(Error::Output) }
+    if args.json {
+        json(&inspected)
+    } else {
+        print(&inspected).map_err(Error::Output)
+    }
 }
 
 fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
@@ -76,8 +84,16 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     };
     writeln!(out, "Name          {}", printable(record.name.as_bytes()))?;
     writeln!(out, "State         {state}")?;
-    writeln!(out, "Created       {}", time(i64::try_from(record.created).unwrap_or(i64::MAX)))?;
-    writeln!(out, "Image         {}", printable(record.image.path.as_os_str().as_encoded_bytes()))?;
+    writeln!(
+        out,
+        "Created       {}",
+        time(i64::try_from(record.created).unwrap_or(i64::MAX))
+    )?;
+    writeln!(
+        out,
+        "Image         {}",
+        printable(record.image.path.as_os_str().as_encoded_bytes())
+    )?;
     if let Some(digest) = &record.image.root_digest {
         writeln!(out, "Root digest   {}", printable(digest.as_bytes()))?;
     }
@@ -99,9 +115,15 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     writeln!(out, "Configured in {}", inspected.configuration)?;
     let mounted = match inspected.answer {
         Some(Answer::Serving | Answer::Unknown) => "mounted",
-        Some(Answer::Dead) => "mounted, but nobody serves it any more (`lxcri-fs mount --all` mounts it again)",
+        Some(Answer::Dead) => {
+            "mounted, but nobody serves it any more (`lxcri-fs mount --all` mounts it again)"
+        }
         Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` tells more)",
         None => "not mounted",
     };
-    writeln!(out, "Root          {}, {mounted}, used by {} processes", inspected.root, inspected.processes)
+    writeln!(
+        out,
+        "Root          {}, {mounted}, used by {} processes",
+        inspected.root, inspected.processes
+    )
 }

@@ -15,9 +15,16 @@ use crate::store::{self, Image, Name, Usage};
 
 /// List the images of the store
 ///
-/// SIZE is what an image takes, OWN how much of that others do not share: what is freed when it is removed.
+/// SIZE is what an image takes, OWN how much of that others do not share: what is freed when it is
+/// removed.
 #[derive(Debug, Args)]
-#[command(visible_alias = "images", after_help = "Examples:\n  lxcri-fs list\n  lxcri-fs list --json | jq -r .references[]")]
+#[command(
+    visible_alias = "images",
+    after_help = "\
+Examples:
+  lxcri-fs list
+  lxcri-fs list --json | jq -r .references[]"
+)]
 pub(super) struct ListArgs {
     #[command(flatten)]
     store: StoreArgs,
@@ -55,12 +62,18 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     let images = scan.images;
     let mut out = lines();
     if !args.json && !images.is_empty() {
-        writeln!(out, "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}", "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN")
-            .map_err(Error::Output)?;
+        writeln!(
+            out,
+            "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}",
+            "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN"
+        )
+        .map_err(Error::Output)?;
     }
     for image in &images {
         // It may have been removed meanwhile.
-        let Ok(usage) = store.usage_of(image) else { continue };
+        let Ok(usage) = store.usage_of(image) else {
+            continue;
+        };
         if args.json {
             json(&row(image, usage))?;
         } else {
@@ -68,9 +81,17 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
         }
     }
     // Where no image is, none is hidden; `doctor` tells of it.
-    let is_hidden = |error: &store::Error| !matches!(error, store::Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound);
-    let hidden = scan.broken.into_iter().filter(|(_, error)| is_hidden(error));
-    let hidden: Vec<Error> = hidden.map(|(name, error)| unlisted(&name, &error)).collect();
+    let is_hidden = |error: &store::Error| match error {
+        store::Error::Io(e) => e.kind() != std::io::ErrorKind::NotFound,
+        _ => true,
+    };
+    let hidden = scan
+        .broken
+        .into_iter()
+        .filter(|(_, error)| is_hidden(error));
+    let hidden: Vec<Error> = hidden
+        .map(|(name, error)| unlisted(&name, &error))
+        .collect();
     let all = images.len() + hidden.len();
     // One alone is told by itself, several with their number.
     all_or(hidden, all.min(2), "images cannot be shown")
@@ -82,16 +103,37 @@ fn unlisted(name: &Name, error: &store::Error) -> Error {
         store::Error::Zfs(error) if error.is_out_of_reach() => error.hint(),
         _ => Some("`lxcri-fs doctor` tells more".to_owned()),
     };
-    let exit = if error.is_wrong() { Exit::Damaged } else { Exit::Failure };
-    Error::Other { message: format!("image {name} cannot be shown: {}", chain(error)), hint, exit }
+    let exit = if error.is_wrong() {
+        Exit::Damaged
+    } else {
+        Exit::Failure
+    };
+    Error::Other {
+        message: format!("image {name} cannot be shown: {}", chain(error)),
+        hint,
+        exit,
+    }
 }
 
 fn print(out: &mut impl Write, image: &Image, usage: Usage) -> std::io::Result<()> {
     let facts = &image.facts;
     let first = facts.refs.first().map_or("<none>", |r| r.familiar());
-    let (digest, created, layers) = (facts.short_digest(), time(facts.created.as_second()), facts.layers.len());
-    writeln!(out, "{first:<40} {digest:<12}  {created:<16} {layers:>6} {:>10} {:>10}", size(usage.bytes), size(usage.own()))?;
-    facts.refs.iter().skip(1).try_for_each(|reference| writeln!(out, "{:<40} {digest:<12}", reference.familiar()))
+    let (digest, created, layers) = (
+        facts.short_digest(),
+        time(facts.created.as_second()),
+        facts.layers.len(),
+    );
+    writeln!(
+        out,
+        "{first:<40} {digest:<12}  {created:<16} {layers:>6} {:>10} {:>10}",
+        size(usage.bytes),
+        size(usage.own())
+    )?;
+    facts
+        .refs
+        .iter()
+        .skip(1)
+        .try_for_each(|reference| writeln!(out, "{:<40} {digest:<12}", reference.familiar()))
 }
 
 fn row(image: &Image, usage: Usage) -> Row<'_> {

@@ -17,7 +17,10 @@ use crate::serve::confine::Kept;
 
 /// List the files of an image
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs ls debian.bfc\n  lxcri-fs ls -lR debian.bfc etc")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs ls debian.bfc
+  lxcri-fs ls -lR debian.bfc etc")]
 pub(super) struct LsArgs {
     #[command(flatten)]
     image: ImageArgs,
@@ -58,8 +61,13 @@ struct Entry {
 }
 
 pub(super) fn run(args: &LsArgs) -> Result<(), Error> {
-    let rootfs = args.image.open_confined(&Options::default(), Kept::default())?;
-    let in_image = |source| Error::InImage { path: args.path.clone(), source };
+    let rootfs = args
+        .image
+        .open_confined(&Options::default(), Kept::default())?;
+    let in_image = |source| Error::InImage {
+        path: args.path.clone(),
+        source,
+    };
     let (ino, inode) = rootfs.resolve(&args.path).map_err(in_image)?;
     if !inode.is_dir() {
         let name = args.path.file_name().unwrap_or_default().as_bytes();
@@ -82,9 +90,18 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn print(args: &LsArgs, rootfs: &Rootfs, ino: u32, inode: &Inode, path: &[u8]) -> Result<(), Error> {
+fn print(
+    args: &LsArgs,
+    rootfs: &Rootfs,
+    ino: u32,
+    inode: &Inode,
+    path: &[u8],
+) -> Result<(), Error> {
     let name = printable(path);
-    let in_image = |source: fs::Error| Error::InImage { path: PathBuf::from(&name), source };
+    let in_image = |source: fs::Error| Error::InImage {
+        path: PathBuf::from(&name),
+        source,
+    };
     let (kind, letter) = kind(inode.mode);
     let target = match kind {
         "symlink" => Some(printable(&rootfs.readlink(ino).map_err(in_image)?)),
@@ -108,7 +125,10 @@ fn print(args: &LsArgs, rootfs: &Rootfs, ino: u32, inode: &Inode, path: &[u8]) -
     }
     let mut out = lines();
     let line = if args.long {
-        let size = device.map_or_else(|| inode.size.to_string(), |(major, minor)| format!("{major}, {minor}"));
+        let size = device.map_or_else(
+            || inode.size.to_string(),
+            |(major, minor)| format!("{major}, {minor}"),
+        );
         let arrow = target.map(|t| format!(" -> {t}")).unwrap_or_default();
         format!(
             "{letter}{} {:>3} {:>5} {:>5} {size:>10} {} {name}{arrow}",

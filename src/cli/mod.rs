@@ -1,4 +1,5 @@
-//! The command line: one file per command, each turning arguments into calls below and results into text or `--json`.
+//! The command line: one file per command, each turning arguments into calls below and results into
+//! text or `--json`.
 
 mod append;
 mod build;
@@ -105,11 +106,14 @@ enum Command {
     Runtime(runtime::RuntimeArgs),
 }
 
-/// Runs the command line `args`, the program's name first, and returns the exit code (see `--help`).
+/// Runs the command line `args`, the program's name first, and returns the exit code (see
+/// `--help`).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let is_command = |arg: &OsStr| arg.to_str().is_some_and(Command::has_subcommand);
-    let args = runtime::wrapper_arguments(&args).or_else(|| mount_options::helper_arguments(&args, is_command)).unwrap_or(args);
+    let args = runtime::wrapper_arguments(&args)
+        .or_else(|| mount_options::helper_arguments(&args, is_command))
+        .unwrap_or(args);
     if let Some(result) = daemon::run(&args) {
         return exit_code(result.map_err(Error::from));
     }
@@ -117,10 +121,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // It repeats what was given, such as the names that a pattern of the shell found, and is of several lines itself.
-                let neutral = args.iter().map(|arg| neutral(&arg.to_string_lossy()).into_owned());
+                // It repeats what was given, such as the names that a pattern of the shell found,
+                // and is of several lines itself.
+                let neutral = args
+                    .iter()
+                    .map(|arg| neutral(&arg.to_string_lossy()).into_owned());
                 let error = Cli::try_parse_from(neutral).err().unwrap_or(error);
-                notes(&error.render().to_string().trim_end().split('\n').collect::<Vec<_>>());
+                notes(
+                    &error
+                        .render()
+                        .to_string()
+                        .trim_end()
+                        .split('\n')
+                        .collect::<Vec<_>>(),
+                );
                 return Exit::Usage.into();
             }
             // The help. A reader that closed the pipe early is no reason to complain.

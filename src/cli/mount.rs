@@ -25,31 +25,51 @@ use crate::upper::{self, Upper};
 
 /// Mount images as a file system: read-only, or under an upper that takes what is written
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs mount nginx.bfc /mnt\n  lxcri-fs mount nginx.bfc /mnt --upper /srv/web1\n  \
-lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G\n  \
-lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536\n  lxcri-fs mount --subdir rootfs -o suid,dev image.bfc /mnt\n  \
-mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs mount nginx.bfc /mnt
+  lxcri-fs mount nginx.bfc /mnt --upper /srv/web1
+  lxcri-fs mount nginx.bfc /mnt --upper zfs:tank/web1 --quota 10G
+  lxcri-fs mount nginx.bfc /mnt --ephemeral --idmap 0:100000:65536
+  lxcri-fs mount --subdir rootfs -o suid,dev image.bfc /mnt
+  mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub(super) struct MountArgs {
-    /// The images, the lowest first: files, or names or digests of images in the store; and where to mount
+    /// The images, the lowest first: files, or names or digests of images in the store; and where
+    /// to mount
     // In one list, since options may stand between them.
     #[arg(value_names = ["IMAGE", "DIR"], required_unless_present = "all", num_args = 1..)]
     paths: Vec<PathBuf>,
-    /// Mount what the containers in the store need, as after a reboot; those of LXC mount when they start
+    /// Mount what the containers in the store need, as after a reboot; those of LXC mount when they
+    /// start
     #[arg(long, conflicts_with = "paths")]
     pub all: bool,
-    /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is missing, and on a file system that overlayfs can write to
-    #[arg(long, alias = "persist", value_name = "UPPER", conflicts_with = "foreground")]
+    /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is
+    /// missing, and on a file system that overlayfs can write to
+    #[arg(
+        long,
+        alias = "persist",
+        value_name = "UPPER",
+        conflicts_with = "foreground"
+    )]
     pub upper: Option<OsString>,
-    /// How much the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 for no limit. Stays set
+    /// How much the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 for no limit. Stays
+    /// set
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
     pub quota: Option<u64>,
     /// How much room is set aside for the dataset of `--upper zfs:DATASET`, such as 1G. Stays set
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
     pub reservation: Option<u64>,
     /// Write to memory, BYTES at most (default: half of it), and keep nothing
-    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, conflicts_with_all = ["upper", "foreground"])]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with_all = ["upper", "foreground"]
+    )]
     pub ephemeral: Option<Option<u64>>,
-    /// Show the host's ids of a container's user namespace: INSIDE:OUTSIDE:COUNT[,...], for users or groups alone after `uid:` or `gid:`
+    /// Show the host's ids of a container's user namespace: INSIDE:OUTSIDE:COUNT[,...], for users
+    /// or groups alone after `uid:` or `gid:`
     #[arg(long, value_name = "MAP", conflicts_with = "foreground")]
     pub idmap: Option<IdMap>,
     /// Mount read-only, as is done anyway without an upper
@@ -71,8 +91,9 @@ pub(super) struct MountArgs {
     /// Log to FILE instead of the journal or syslog
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Mount options, as in fstab: ro, suid, dev (set-user-id programs and devices do nothing without), noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=, key-file=,
-    /// cache-size=
+    /// Mount options, as in fstab: ro, suid, dev (set-user-id programs and devices do nothing
+    /// without), noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=,
+    /// digest=, password-file=, key-file=, cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
     /// Bound of the cache of decoded content that cannot be read in pieces, bytes
@@ -92,14 +113,36 @@ impl MountArgs {
                 "ro" => self.read_only = true,
                 "ephemeral" => self.ephemeral = Some(None),
                 "upper" => self.upper = Some(value.clone()),
-                "quota" => self.quota = Some(size::parse(&option_text(name, value)?).map_err(|_| bad_option(name, value))?),
-                "reservation" => self.reservation = Some(size::parse(&option_text(name, value)?).map_err(|_| bad_option(name, value))?),
-                "idmap" => self.idmap = Some(option_text(name, value)?.parse().map_err(|_| bad_option(name, value))?),
+                "quota" => {
+                    self.quota = Some(
+                        size::parse(&option_text(name, value)?)
+                            .map_err(|_| bad_option(name, value))?,
+                    )
+                }
+                "reservation" => {
+                    self.reservation = Some(
+                        size::parse(&option_text(name, value)?)
+                            .map_err(|_| bad_option(name, value))?,
+                    )
+                }
+                "idmap" => {
+                    self.idmap = Some(
+                        option_text(name, value)?
+                            .parse()
+                            .map_err(|_| bad_option(name, value))?,
+                    )
+                }
                 "subdir" => self.subdir = path(),
                 "digest" => self.digest = Some(option_text(name, value)?),
                 "password-file" => self.secret.password_file = path(),
                 "key-file" => self.secret.key_file = path(),
-                _ => self.cache_size = Some(option_text(name, value)?.parse().map_err(|_| bad_option(name, value))?),
+                _ => {
+                    self.cache_size = Some(
+                        option_text(name, value)?
+                            .parse()
+                            .map_err(|_| bad_option(name, value))?,
+                    )
+                }
             }
         }
         Ok(())
@@ -119,24 +162,46 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
         hint: Some("lxcri-fs mount IMAGE... DIR".to_owned()),
         exit: Exit::Usage,
     };
-    let dir = args.paths.pop().filter(|_| !args.paths.is_empty()).ok_or_else(missing)?;
+    let dir = args
+        .paths
+        .pop()
+        .filter(|_| !args.paths.is_empty())
+        .ok_or_else(missing)?;
     let mountpoint = MountPoint::open(&dir)?;
     mountpoint.check_free()?;
-    let images = args.paths.iter().map(|image| args.store.open_image(image)).collect::<Result<Vec<_>, _>>()?;
+    let images = args
+        .paths
+        .iter()
+        .map(|image| args.store.open_image(image))
+        .collect::<Result<Vec<_>, _>>()?;
     // In the foreground, this process becomes the keeper, and can ask for nothing any more.
     let asks_first = args.foreground && secret.is_none();
-    if let Some((image, _)) = images.iter().find(|(_, file)| asks_first && is_encrypted(file)) {
-        secret = terminal().map(|terminal| prompt(image, terminal)).transpose()?;
+    if let Some((image, _)) = images
+        .iter()
+        .find(|(_, file)| asks_first && is_encrypted(file))
+    {
+        secret = terminal()
+            .map(|terminal| prompt(image, terminal))
+            .transpose()?;
     }
     let mut mount = wanted(&args, options.flags, images)?;
     mount.secret = secret;
-    let on = |mount: &Mount| if args.foreground { Err(mount.become_keeper(&mountpoint)) } else { mount.on(&mountpoint) };
+    let on = |mount: &Mount| {
+        if args.foreground {
+            Err(mount.become_keeper(&mountpoint))
+        } else {
+            mount.on(&mountpoint)
+        }
+    };
     match on(&mount) {
         Err(
-            image::Error::Serve(serve::Error::Failed(failure)) | image::Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))),
+            image::Error::Serve(serve::Error::Failed(failure))
+            | image::Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))),
         ) if failure.key_needed.is_some() => {
             let image = failure.key_needed.clone().unwrap_or_default();
-            mount.secret = terminal().map(|terminal| prompt(Path::new(&image), terminal)).transpose()?;
+            mount.secret = terminal()
+                .map(|terminal| prompt(Path::new(&image), terminal))
+                .transpose()?;
             if mount.secret.is_none() {
                 return Err(serve::Error::Failed(failure).into());
             }
@@ -146,7 +211,11 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     }
 }
 
-fn wanted(args: &MountArgs, flags: MountFlags, images: Vec<(PathBuf, File)>) -> Result<Mount, Error> {
+fn wanted(
+    args: &MountArgs,
+    flags: MountFlags,
+    images: Vec<(PathBuf, File)>,
+) -> Result<Mount, Error> {
     let mut mount = Mount::of_files(images);
     mount.options.subdir.clone_from(&args.subdir);
     mount.options.digest.clone_from(&args.digest);
@@ -173,11 +242,15 @@ fn wanted(args: &MountArgs, flags: MountFlags, images: Vec<(PathBuf, File)>) -> 
     Ok(mount)
 }
 
-/// Mounts what records of containers say. One that cannot be mounted does not keep the others from it.
+/// Mounts what records of containers say. One that cannot be mounted does not keep the others from
+/// it.
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
-        note(format_args!("lxcri-fs: container {name}: {}", crate::error::chain(error)));
+        note(format_args!(
+            "lxcri-fs: container {name}: {}",
+            crate::error::chain(error)
+        ));
         if let Some(hint) = error.hint() {
             note(format_args!("  hint: {hint}"));
         }
@@ -186,14 +259,21 @@ fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
         return Ok(());
     }
     let message = format!("{} containers could not be mounted", failures.len());
-    Err(Error::Other { message, hint: Some("`lxcri-fs inspect NAME` tells more".to_owned()), exit: Exit::Failure })
+    Err(Error::Other {
+        message,
+        hint: Some("`lxcri-fs inspect NAME` tells more".to_owned()),
+        exit: Exit::Failure,
+    })
 }
 
 /// The upper with the room that the arguments give it.
 fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
     let (quota, reservation) = (args.quota, args.reservation);
     match upper {
-        Upper::Zfs { dataset, .. } => Ok(Upper::Zfs { dataset, limits: Limits { quota, reservation } }),
+        Upper::Zfs { dataset, .. } => Ok(Upper::Zfs {
+            dataset,
+            limits: Limits { quota, reservation },
+        }),
         other if quota.is_none() && reservation.is_none() => Ok(other),
         _ => Err(Error::Other {
             message: "only a dataset can have a quota or a reservation".to_owned(),

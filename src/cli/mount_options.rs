@@ -52,7 +52,10 @@ impl MountOptions {
         let mut values = Vec::new();
         for option in options.iter().flat_map(|o| split(o)) {
             let (name, value) = match option.iter().position(|&b| b == b'=') {
-                Some(at) => (&option[..at], Some(OsString::from_vec(option[at + 1..].to_vec()))),
+                Some(at) => (
+                    &option[..at],
+                    Some(OsString::from_vec(option[at + 1..].to_vec())),
+                ),
                 None => (&option[..], None),
             };
             let name = String::from_utf8_lossy(name).into_owned();
@@ -65,10 +68,12 @@ impl MountOptions {
                 ("allow_other", None) => flags.allow_other = true,
                 ("ro" | "ephemeral", None) => values.push((name, OsString::new())),
                 (
-                    "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest" | "password-file" | "key-file" | "cache-size",
+                    "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest"
+                    | "password-file" | "key-file" | "cache-size",
                     Some(value),
                 ) => values.push((name, value)),
-                (name, _) if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
+                (name, _)
+                    if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
                 (name, _) => {
                     return Err(Error::Other {
                         message: format!("unknown mount option {name:?}"),
@@ -105,21 +110,34 @@ fn split(list: &OsStr) -> Vec<Vec<u8>> {
 
 /// The value of an option that is text.
 pub(super) fn option_text(name: &str, value: &OsStr) -> Result<String, Error> {
-    value.to_str().map(str::to_owned).ok_or_else(|| bad_option(name, value))
+    value
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| bad_option(name, value))
 }
 
 /// The error for a value that an option cannot have.
 pub(super) fn bad_option(name: &str, value: &OsStr) -> Error {
-    Error::Other { message: format!("mount option {name} cannot be {value:?}"), hint: None, exit: Exit::Usage }
+    Error::Other {
+        message: format!("mount option {name} cannot be {value:?}"),
+        hint: None,
+        exit: Exit::Usage,
+    }
 }
 
-/// The command line that stands for ours, when this program was started in mount(8)'s way: as `mount.fuse.lxcri-fs`, or by `mount.fuse` as
-/// `lxcri-fs IMAGE DIR -o OPTIONS`. `None` when it was not.
-pub(super) fn helper_arguments(args: &[OsString], is_command: impl Fn(&OsStr) -> bool) -> Option<Vec<OsString>> {
+/// The command line that stands for ours, when this program was started in mount(8)'s way: as
+/// `mount.fuse.lxcri-fs`, or by `mount.fuse` as `lxcri-fs IMAGE DIR -o OPTIONS`. `None` when it was
+/// not.
+pub(super) fn helper_arguments(
+    args: &[OsString],
+    is_command: impl Fn(&OsStr) -> bool,
+) -> Option<Vec<OsString>> {
     let (program, rest) = args.split_first()?;
     let name = program.as_bytes().rsplit(|&b| b == b'/').next()?;
     let first = rest.first()?;
-    let bare = !is_command(first) && !first.as_bytes().starts_with(b"-") && rest.iter().any(|a| a.as_bytes().starts_with(b"-o"));
+    let bare = !is_command(first)
+        && !first.as_bytes().starts_with(b"-")
+        && rest.iter().any(|a| a.as_bytes().starts_with(b"-o"));
     if !name.starts_with(b"mount.") && !bare {
         return None;
     }
@@ -135,7 +153,8 @@ pub(super) fn helper_arguments(args: &[OsString], is_command: impl Fn(&OsStr) ->
                 ours.extend(rest.next().cloned());
             }
             // -s, -n, -v: sloppy, no mtab, verbose.
-            [b'-', flags @ ..] if !flags.is_empty() && flags.iter().all(|f| b"snv".contains(f)) => {}
+            [b'-', flags @ ..] if !flags.is_empty() && flags.iter().all(|f| b"snv".contains(f)) => {
+            }
             [b'-', ..] => ours.push(arg.clone()),
             _ => paths.push(arg.clone()),
         }
@@ -157,13 +176,28 @@ mod tests {
     #[test]
     fn defaults_follow_who_mounts() {
         let root = MountOptions::parse_as(&[], true).unwrap().flags;
-        assert_eq!((root.nosuid, root.nodev, root.noexec, root.allow_other), (true, true, false, true));
-        let asked = MountOptions::parse_as(&os(&["defaults,suid", "dev"]), true).unwrap().flags;
+        assert_eq!(
+            (root.nosuid, root.nodev, root.noexec, root.allow_other),
+            (true, true, false, true)
+        );
+        let asked = MountOptions::parse_as(&os(&["defaults,suid", "dev"]), true)
+            .unwrap()
+            .flags;
         assert_eq!((asked.nosuid, asked.nodev), (false, false));
-        let user = MountOptions::parse_as(&os(&["rw,suid,dev"]), false).unwrap().flags;
-        assert_eq!((user.nosuid, user.nodev, user.noexec, user.allow_other), (true, true, false, false));
-        let strict = MountOptions::parse_as(&os(&["nosuid,nodev", "noexec"]), true).unwrap().flags;
-        assert_eq!((strict.nosuid, strict.nodev, strict.noexec), (true, true, true));
+        let user = MountOptions::parse_as(&os(&["rw,suid,dev"]), false)
+            .unwrap()
+            .flags;
+        assert_eq!(
+            (user.nosuid, user.nodev, user.noexec, user.allow_other),
+            (true, true, false, false)
+        );
+        let strict = MountOptions::parse_as(&os(&["nosuid,nodev", "noexec"]), true)
+            .unwrap()
+            .flags;
+        assert_eq!(
+            (strict.nosuid, strict.nodev, strict.noexec),
+            (true, true, true)
+        );
     }
 
     #[test]
@@ -176,18 +210,50 @@ mod tests {
     #[test]
     fn values_may_have_commas_and_equal_signs() {
         let options = MountOptions::parse_as(&os(&[r"subdir=a\,b=c,cache-size=5"]), true).unwrap();
-        assert_eq!(options.values, [("subdir".to_owned(), "a,b=c".into()), ("cache-size".to_owned(), "5".into())]);
+        assert_eq!(
+            options.values,
+            [
+                ("subdir".to_owned(), "a,b=c".into()),
+                ("cache-size".to_owned(), "5".into())
+            ]
+        );
     }
 
     #[test]
     fn helper_command_lines() {
         let is_command = |a: &OsStr| a == "mount";
         let helper = |args: &[&str]| helper_arguments(&os(args), is_command);
-        let expected = os(&["/sbin/mount.fuse.lxcri-fs", "mount", "-o", "rw", "--", "i.bfc", "/mnt"]);
-        assert_eq!(helper(&["/sbin/mount.fuse.lxcri-fs", "i.bfc", "/mnt", "-sn", "-t", "fuse.lxcri-fs", "-o", "rw"]), Some(expected));
+        let expected = os(&[
+            "/sbin/mount.fuse.lxcri-fs",
+            "mount",
+            "-o",
+            "rw",
+            "--",
+            "i.bfc",
+            "/mnt",
+        ]);
+        assert_eq!(
+            helper(&[
+                "/sbin/mount.fuse.lxcri-fs",
+                "i.bfc",
+                "/mnt",
+                "-sn",
+                "-t",
+                "fuse.lxcri-fs",
+                "-o",
+                "rw"
+            ]),
+            Some(expected)
+        );
         let expected = os(&["lxcri-fs", "mount", "-o", "ro,dev", "--", "i.bfc", "/mnt"]);
-        assert_eq!(helper(&["lxcri-fs", "i.bfc", "/mnt", "-o", "ro,dev"]), Some(expected));
-        assert_eq!(helper(&["lxcri-fs", "mount", "-o", "ro", "i.bfc", "/mnt"]), None);
+        assert_eq!(
+            helper(&["lxcri-fs", "i.bfc", "/mnt", "-o", "ro,dev"]),
+            Some(expected)
+        );
+        assert_eq!(
+            helper(&["lxcri-fs", "mount", "-o", "ro", "i.bfc", "/mnt"]),
+            None
+        );
         assert_eq!(helper(&["lxcri-fs", "--help"]), None);
         assert_eq!(helper(&["lxcri-fs", "muont", "i.bfc"]), None);
     }

@@ -35,8 +35,8 @@ impl ImageArgs {
         self.file()?.read(options)
     }
 
-    /// Opens the image for a command that does nothing more than look into it: this process is confined before it reads the first byte, and keeps what
-    /// `kept` says.
+    /// Opens the image for a command that does nothing more than look into it: this process is
+    /// confined before it reads the first byte, and keeps what `kept` says.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -52,13 +52,19 @@ impl ImageArgs {
         let secret = self.secret.load()?;
         let (path, file) = self.store.open_image(&self.image)?;
         let terminal = if secret.is_none() { terminal() } else { None };
-        Ok(Opened { path, file, secret, terminal })
+        Ok(Opened {
+            path,
+            file,
+            secret,
+            terminal,
+        })
     }
 }
 
 /// Takes from this process what reading images does not need.
 pub(super) fn confine(mut kept: Kept, options: &Options) {
-    // A content that does not fit into memory goes to a file, in what may be another user's directory.
+    // A content that does not fit into memory goes to a file, in what may be another user's
+    // directory.
     kept.capabilities |= CapabilitySet::DAC_OVERRIDE;
     // Nothing to say of what is missing: `doctor` tells what this host lacks.
     confine_command(&kept.below(&options.temp_dir));
@@ -87,35 +93,82 @@ impl Opened {
     /// # Errors
     /// When it is none, or is damaged.
     pub(super) fn read(self, options: &Options) -> Result<Rootfs, Error> {
-        let Self { path, file, secret, terminal } = self;
-        let again = file.try_clone().map_err(Error::io("opening the image", &path))?;
-        match Rootfs::open(vec![Source { path: path.clone(), file, secret }], options) {
-            Err(fs::Error::Image { source: bfc::Error::KeyNeeded, image }) => {
-                let Some(secret) = terminal.map(|terminal| prompt(&image, terminal)).transpose()? else {
-                    return Err(fs::Error::Image { image, source: bfc::Error::KeyNeeded }.into());
+        let Self {
+            path,
+            file,
+            secret,
+            terminal,
+        } = self;
+        let again = file
+            .try_clone()
+            .map_err(Error::io("opening the image", &path))?;
+        match Rootfs::open(
+            vec![Source {
+                path: path.clone(),
+                file,
+                secret,
+            }],
+            options,
+        ) {
+            Err(fs::Error::Image {
+                source: bfc::Error::KeyNeeded,
+                image,
+            }) => {
+                let Some(secret) = terminal
+                    .map(|terminal| prompt(&image, terminal))
+                    .transpose()?
+                else {
+                    return Err(fs::Error::Image {
+                        image,
+                        source: bfc::Error::KeyNeeded,
+                    }
+                    .into());
                 };
-                Ok(Rootfs::open(vec![Source { path, file: again, secret: Some(secret) }], options)?)
+                Ok(Rootfs::open(
+                    vec![Source {
+                        path,
+                        file: again,
+                        secret: Some(secret),
+                    }],
+                    options,
+                )?)
             }
             other => Ok(other?),
         }
     }
 }
 
-/// Opens the images that an upper lies on: those that are named, or where its record says they were.
+/// Opens the images that an upper lies on: those that are named, or where its record says they
+/// were.
 ///
 /// # Errors
 /// As [`ImageArgs::open`], and when they are not the ones that the upper was made on.
-pub(super) fn open_images(record: &Record, named: &[PathBuf], secret: &SecretArgs) -> Result<Rootfs, Error> {
-    let paths: Vec<PathBuf> = if named.is_empty() { record.images.iter().map(|i| i.path.clone()).collect() } else { named.to_vec() };
+pub(super) fn open_images(
+    record: &Record,
+    named: &[PathBuf],
+    secret: &SecretArgs,
+) -> Result<Rootfs, Error> {
+    let paths: Vec<PathBuf> = if named.is_empty() {
+        record.images.iter().map(|i| i.path.clone()).collect()
+    } else {
+        named.to_vec()
+    };
     let secret = secret.load()?;
     let (mut sources, mut found) = (Vec::new(), Vec::new());
     for path in paths {
         let file = open_file(&path)?;
         found.push(record::identify(&path, &file)?);
-        sources.push(Source { path, file, secret: secret.clone() });
+        sources.push(Source {
+            path,
+            file,
+            secret: secret.clone(),
+        });
     }
     let found = Record::new(found, record.subdir.clone(), record.idmap.clone());
     record.check(&found, "the upper".as_ref())?;
-    let options = Options { subdir: record.subdir.clone(), ..Options::default() };
+    let options = Options {
+        subdir: record.subdir.clone(),
+        ..Options::default()
+    };
     Ok(Rootfs::open(sources, &options)?)
 }

@@ -11,13 +11,15 @@ use crate::error::{Report, chain};
 pub(super) use crate::text::printable;
 use crate::text::{is_unseen, neutral};
 
-/// Standard output, for bytes that are what was asked for: a file's content, a tar, a document for another program.
+/// Standard output, for bytes that are what was asked for: a file's content, a tar, a document for
+/// another program.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
 pub(super) fn bytes() -> io::StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Standard output, for text of which strangers made parts. Each `writeln!` is one line, whatever is in it.
+/// Standard output, for text of which strangers made parts. Each `writeln!` is one line, whatever
+/// is in it.
 pub(super) fn lines() -> Lines<io::StdoutLock<'static>> {
     Lines(bytes())
 }
@@ -42,7 +44,10 @@ pub(super) fn note(line: fmt::Arguments<'_>) {
 
 /// Prints lines on standard error in one piece: LXC logs every piece on its own.
 pub(super) fn notes(lines: &[&str]) {
-    let text: String = lines.iter().flat_map(|line| [neutral(line), "\n".into()]).collect();
+    let text: String = lines
+        .iter()
+        .flat_map(|line| [neutral(line), "\n".into()])
+        .collect();
     #[allow(clippy::disallowed_methods)] // This is the place for it.
     let _ = io::stderr().write_all(text.as_bytes());
 }
@@ -52,8 +57,16 @@ pub(super) fn report(error: &Error) -> ExitCode {
     if matches!(error, Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Failure.into();
     }
-    let (cause, hint) = (format!("lxcri-fs: {}", chain(error)), error.hint().map(|hint| format!("  hint: {hint}")));
-    notes(&[Some(&*cause), hint.as_deref()].into_iter().flatten().collect::<Vec<_>>());
+    let (cause, hint) = (
+        format!("lxcri-fs: {}", chain(error)),
+        error.hint().map(|hint| format!("  hint: {hint}")),
+    );
+    notes(
+        &[Some(&*cause), hint.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>(),
+    );
     error.exit().into()
 }
 
@@ -70,8 +83,11 @@ impl<W: Write> Write for Lines<W> {
     /// A piece of text that has its lines already.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         for line in text.split_inclusive(|&b| b == b'\n') {
-            let (line, end) = line.strip_suffix(b"\n").map_or((line, &b""[..]), |line| (line, b"\n"));
-            self.0.write_all(neutral(&String::from_utf8_lossy(line)).as_bytes())?;
+            let (line, end) = line
+                .strip_suffix(b"\n")
+                .map_or((line, &b""[..]), |line| (line, b"\n"));
+            self.0
+                .write_all(neutral(&String::from_utf8_lossy(line)).as_bytes())?;
             self.0.write_all(end)?;
         }
         Ok(text.len())
@@ -80,7 +96,9 @@ impl<W: Write> Write for Lines<W> {
     /// One line, or a part of it.
     fn write_fmt(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
         let line = line.to_string();
-        let (line, end) = line.strip_suffix('\n').map_or((&*line, ""), |line| (line, "\n"));
+        let (line, end) = line
+            .strip_suffix('\n')
+            .map_or((&*line, ""), |line| (line, "\n"));
         self.0.write_all(neutral(line).as_bytes())?;
         self.0.write_all(end.as_bytes())
     }
@@ -90,14 +108,17 @@ impl<W: Write> Write for Lines<W> {
     }
 }
 
-/// Prints a value as JSON, one line. Its strings are what they are; what is not seen is written `\uXXXX`.
+/// Prints a value as JSON, one line. Its strings are what they are; what is not seen is written
+/// `\uXXXX`.
 ///
 /// # Errors
 /// [`Error::Output`].
 pub(super) fn json(value: &impl Serialize) -> Result<(), Error> {
     let mut out = bytes();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, Visible);
-    value.serialize(&mut serializer).map_err(|e| Error::Output(e.into()))?;
+    value
+        .serialize(&mut serializer)
+        .map_err(|e| Error::Output(e.into()))?;
     writeln!(out).map_err(Error::Output)
 }
 
@@ -106,12 +127,22 @@ struct Visible;
 
 impl serde_json::ser::Formatter for Visible {
     /// Gets what has nothing in it that JSON escapes by itself.
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         for part in text.split_inclusive(is_unseen) {
-            match part.char_indices().next_back().filter(|&(_, c)| is_unseen(c)) {
+            match part
+                .char_indices()
+                .next_back()
+                .filter(|&(_, c)| is_unseen(c))
+            {
                 Some((at, c)) => {
                     out.write_all(&part.as_bytes()[..at])?;
-                    c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+                    c.encode_utf16(&mut [0; 2])
+                        .iter()
+                        .try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
                 }
                 None => out.write_all(part.as_bytes())?,
             }
@@ -126,13 +157,22 @@ pub(super) fn time(seconds: i64) -> String {
     // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.
     let shifted = i128::from(days) + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year_of_era + era * 400 + i128::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", rest / 3600, rest % 3600 / 60)
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}",
+        rest / 3600,
+        rest % 3600 / 60
+    )
 }
 
 /// Bytes for people: `1.2 GiB`.
@@ -145,7 +185,11 @@ pub(super) fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// Lowercase hexadecimal.
@@ -173,14 +217,20 @@ mod tests {
         let (name, text) = ("a\nb", "\u{202e}c");
         writeln!(out, "{name:<6}|{text}").unwrap();
         out.write_all(b"one\n\x1b[2Jtwo\n").unwrap();
-        assert_eq!(String::from_utf8(out.0).unwrap(), "a\\nb   |\\u{202e}c\none\n\\u{1b}[2Jtwo\n");
+        assert_eq!(
+            String::from_utf8(out.0).unwrap(),
+            "a\\nb   |\\u{202e}c\none\n\\u{1b}[2Jtwo\n"
+        );
     }
 
     #[test]
     fn json_is_exact_and_visible() {
         let text = "\u{1b}[31m \u{9b} \u{202e}\u{e0041}\"\\ ä\n";
         let mut out = Vec::new();
-        text.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Visible)).unwrap();
+        text.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut out, Visible,
+        ))
+        .unwrap();
         let out = String::from_utf8(out).unwrap();
         assert_eq!(out, r#""\u001b[31m \u009b \u202e\udb40\udc41\"\\ ä\n""#);
         assert_eq!(serde_json::from_str::<String>(&out).unwrap(), text);

@@ -1,4 +1,5 @@
-//! Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines elsewhere.
+//! Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines
+//! elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -19,7 +20,10 @@ pub(super) struct Work {
 impl Work {
     /// Work such as "Building".
     pub(super) fn new(what: &'static str) -> Self {
-        Self { what, progress: OnceLock::new() }
+        Self {
+            what,
+            progress: OnceLock::new(),
+        }
     }
 }
 
@@ -29,7 +33,8 @@ impl Events for Work {
     }
 
     fn begins(&self, bytes: u64) {
-        self.progress.get_or_init(|| Progress::bytes(self.what, bytes));
+        self.progress
+            .get_or_init(|| Progress::bytes(self.what, bytes));
     }
 
     fn done(&self, bytes: u64) {
@@ -50,7 +55,9 @@ pub(super) struct Waiting;
 
 impl Events for Waiting {
     fn waiting(&self, name: &Reference) {
-        note(format_args!("lxcri-fs: waiting for another process that makes {name}"));
+        note(format_args!(
+            "lxcri-fs: waiting for another process that makes {name}"
+        ));
     }
 }
 
@@ -72,9 +79,18 @@ impl Progress {
         let bar = is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what);
             let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-            bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+            bar.with_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            )
         });
-        Self { what, total, done: AtomicU64::new(0), bar, last_line: Mutex::new(Instant::now()) }
+        Self {
+            what,
+            total,
+            done: AtomicU64::new(0),
+            bar,
+            last_line: Mutex::new(Instant::now()),
+        }
     }
 
     /// `n` bytes more are done.
@@ -84,10 +100,17 @@ impl Progress {
             bar.set_position(done);
             return;
         }
-        let Ok(mut last) = self.last_line.try_lock() else { return };
+        let Ok(mut last) = self.last_line.try_lock() else {
+            return;
+        };
         if last.elapsed() >= EVERY {
             *last = Instant::now();
-            note(format_args!("{}: {} of {}", self.what, size(done), size(self.total)));
+            note(format_args!(
+                "{}: {} of {}",
+                self.what,
+                size(done),
+                size(self.total)
+            ));
         }
     }
 

@@ -17,12 +17,17 @@ use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
 use crate::sys::users;
 use crate::upper::place::is_ephemeral;
 
-/// List mounts, the processes that keep and serve them, and how many use them; each is asked whether it answers
+/// List mounts, the processes that keep and serve them, and how many use them; each is asked
+/// whether it answers
 #[derive(Debug, Args)]
-#[command(
-    after_help = "States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it any more); hung (it does not answer);\n\
-unkept (no keeper would replace its worker); other-user.\n\nExamples:\n  lxcri-fs ps\n  lxcri-fs ps --json | jq -r .mountpoints[]"
-)]
+#[command(after_help = "\
+States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it
+any more); hung (it does not answer);
+unkept (no keeper would replace its worker); other-user.
+
+Examples:
+  lxcri-fs ps
+  lxcri-fs ps --json | jq -r .mountpoints[]")]
 pub(super) struct PsArgs {
     /// One JSON object per image
     #[arg(long)]
@@ -32,7 +37,8 @@ pub(super) struct PsArgs {
 /// A mounted image as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Where it is seen, by itself or under an upper; `\xNN` for bytes that are not UTF-8, here and in all paths.
+    /// Where it is seen, by itself or under an upper; `\xNN` for bytes that are not UTF-8, here and
+    /// in all paths.
     mountpoints: Vec<String>,
     /// The mounts that can be written to.
     uppers: Vec<UpperRow>,
@@ -70,9 +76,20 @@ struct UpperRow {
 /// Runs the command.
 pub(super) fn run(args: &PsArgs) -> Result<(), Error> {
     let users = users::count_by_device();
-    let Overview { kept, unkept, answers } = overview::ask()?;
-    let mut rows: Vec<Row> = kept.into_iter().map(|mounted| row(mounted, &answers, &users)).collect();
-    rows.extend(unkept.iter().map(|mounted| unkept_row(mounted, &answers, &users)));
+    let Overview {
+        kept,
+        unkept,
+        answers,
+    } = overview::ask()?;
+    let mut rows: Vec<Row> = kept
+        .into_iter()
+        .map(|mounted| row(mounted, &answers, &users))
+        .collect();
+    rows.extend(
+        unkept
+            .iter()
+            .map(|mounted| unkept_row(mounted, &answers, &users)),
+    );
     if args.json {
         return rows.iter().try_for_each(json);
     }
@@ -91,11 +108,19 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
     )?;
     let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     for row in rows {
-        let (keeper, worker, restarts) = (number(row.keeper.map(u64::from)), number(row.worker.map(u64::from)), number(row.restarts));
+        let (keeper, worker, restarts) = (
+            number(row.keeper.map(u64::from)),
+            number(row.worker.map(u64::from)),
+            number(row.restarts),
+        );
         let (image, mounted) = (row.images.join(" "), row.mountpoints.join(" "));
         let uptime = row.uptime_seconds.map_or_else(|| "-".to_owned(), duration);
         let (state, users) = (row.state, row.users);
-        writeln!(out, "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {state:<10} {image:<32} {mounted}")?;
+        writeln!(
+            out,
+            "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {state:<10} \
+             {image:<32} {mounted}"
+        )?;
         for UpperRow { mountpoint, upper } in &row.uppers {
             let upper = upper.as_deref().unwrap_or("nothing that is kept");
             writeln!(out, "{:>8}{mountpoint} is written to {upper}", "")?;
@@ -107,10 +132,18 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn row(mounted: Mounted, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u32), usize>) -> Row {
+fn row(
+    mounted: Mounted,
+    answers: &HashMap<u32, Answer>,
+    users: &HashMap<(u32, u32), usize>,
+) -> Row {
     let state = State::of(&mounted, answers);
     let status = mounted.status;
-    let images = status.images.iter().map(|i| text(&PathBuf::from(i))).collect();
+    let images = status
+        .images
+        .iter()
+        .map(|i| text(&PathBuf::from(i)))
+        .collect();
     Row {
         keeper: Some(status.pid),
         worker: status.worker,
@@ -123,13 +156,29 @@ fn row(mounted: Mounted, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u
     }
 }
 
-fn unkept_row(mounted: &Unkept, answers: &HashMap<u32, Answer>, users: &HashMap<(u32, u32), usize>) -> Row {
+fn unkept_row(
+    mounted: &Unkept,
+    answers: &HashMap<u32, Answer>,
+    users: &HashMap<(u32, u32), usize>,
+) -> Row {
     let state = State::of_unkept(mounted, answers);
-    stateful(vec![text(&mounted.image)], &mounted.seen, mounted.dev, &state, users)
+    stateful(
+        vec![text(&mounted.image)],
+        &mounted.seen,
+        mounted.dev,
+        &state,
+        users,
+    )
 }
 
 /// What is known of every mount.
-fn stateful(images: Vec<String>, seen: &[Seen], dev: (u32, u32), state: &State, users: &HashMap<(u32, u32), usize>) -> Row {
+fn stateful(
+    images: Vec<String>,
+    seen: &[Seen],
+    dev: (u32, u32),
+    state: &State,
+    users: &HashMap<(u32, u32), usize>,
+) -> Row {
     let devices: BTreeSet<(u32, u32)> = seen.iter().map(|s| s.dev).chain([dev]).collect();
     Row {
         mountpoints: seen.iter().map(|s| text(&s.mountpoint)).collect(),
@@ -143,7 +192,11 @@ fn stateful(images: Vec<String>, seen: &[Seen], dev: (u32, u32), state: &State, 
         uptime_seconds: None,
         users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
         failed: None,
-        not_answering_since: if let State::Silent(since) = state { *since } else { None },
+        not_answering_since: if let State::Silent(since) = state {
+            *since
+        } else {
+            None
+        },
         confinement: None,
         explained: explain(state),
     }
@@ -167,19 +220,28 @@ pub(super) fn explain(state: &State) -> Option<String> {
         State::Serving | State::Restarting => return None,
         State::Failed(why) => format!("{why}; users get errors: unmount it, and mount it again"),
         State::Silent(since) => {
-            let since = since.map(|at| format!(" since {}", time(i64::try_from(at).unwrap_or(i64::MAX)))).unwrap_or_default();
-            format!("not answering{since}: users wait until its disk or its worker goes on, or for `lxcri-fs umount --force`")
+            let since = since
+                .map(|at| format!(" since {}", time(i64::try_from(at).unwrap_or(i64::MAX))))
+                .unwrap_or_default();
+            format!(
+                "not answering{since}: users wait until its disk or its worker goes on, or for \
+                 `lxcri-fs umount --force`"
+            )
         }
-        State::Dead => {
-            "nobody serves it any more, users get errors: `lxcri-fs umount`, then mount it again; `lxcri-fs mount --all` does both for containers".to_owned()
-        }
-        State::Unkept => "no keeper of this user has it: it ends with the process that serves it; unmount it when it is idle, and mount it again".to_owned(),
+        State::Dead => "nobody serves it any more, users get errors: `lxcri-fs umount`, then \
+                        mount it again; `lxcri-fs mount --all` does both for containers"
+            .to_owned(),
+        State::Unkept => "no keeper of this user has it: it ends with the process that serves it; \
+                          unmount it when it is idle, and mount it again"
+            .to_owned(),
         State::Of(uid) => format!("mounted by user {uid}, whose own `lxcri-fs ps` tells more"),
     })
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }
 
 fn text(path: &Path) -> String {
@@ -188,13 +250,20 @@ fn text(path: &Path) -> String {
 
 fn upper(seen: &Seen) -> Option<UpperRow> {
     let upper = seen.upper.as_ref()?;
-    Some(UpperRow { mountpoint: text(&seen.mountpoint), upper: (!is_ephemeral(upper)).then(|| text(upper)) })
+    Some(UpperRow {
+        mountpoint: text(&seen.mountpoint),
+        upper: (!is_ephemeral(upper)).then(|| text(upper)),
+    })
 }
 
 /// `3d 4h`, `5h 6m`, `7m 8s`.
 fn duration(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
-    let first = units.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(3).min(2);
+    let first = units
+        .iter()
+        .position(|(unit, _)| seconds >= *unit)
+        .unwrap_or(3)
+        .min(2);
     let [(large, a), (small, b)] = [units[first], units[first + 1]];
     format!("{}{a} {}{b}", seconds / large, seconds % large / small)
 }
@@ -205,6 +274,11 @@ mod tests {
     fn durations() {
         let seconds = [0, 59, 60, 3599, 3600, 90_061, 864_000];
         let texts: Vec<String> = seconds.into_iter().map(super::duration).collect();
-        assert_eq!(texts, ["0m 0s", "0m 59s", "1m 0s", "59m 59s", "1h 0m", "1d 1h", "10d 0h"]);
+        assert_eq!(
+            texts,
+            [
+                "0m 0s", "0m 59s", "1m 0s", "59m 59s", "1h 0m", "1d 1h", "10d 0h"
+            ]
+        );
     }
 }

@@ -20,12 +20,14 @@ use crate::store::Reference;
 
 /// Pull an image from a registry into the store
 ///
-/// REFERENCE is NAME[:TAG][@DIGEST]; nginx is docker.io/library/nginx:latest. What the store has already is not fetched again: the whole image
-/// when it is up to date, layers when another image has them. An interrupted pull leaves no image, and goes on when it is repeated.
+/// REFERENCE is NAME[:TAG][@DIGEST]; nginx is docker.io/library/nginx:latest. What the store has
+/// already is not fetched again: the whole image when it is up to date, layers when another image
+/// has them. An interrupted pull leaves no image, and goes on when it is repeated.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  lxcri-fs pull nginx:1.27\n  lxcri-fs pull registry.example.org:5000/team/app --platform linux/arm64 -o app.bfc"
-)]
+#[command(after_help = "\
+Examples:
+  lxcri-fs pull nginx:1.27
+  lxcri-fs pull registry.example.org:5000/team/app --platform linux/arm64 -o app.bfc")]
 pub(super) struct PullArgs {
     /// What to pull
     reference: String,
@@ -77,7 +79,10 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
         reference: &reference,
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         registries: args.store.config()?.registries.value,
-        write: WriteOptions { level: args.write.level, ..WriteOptions::default() },
+        write: WriteOptions {
+            level: args.write.level,
+            ..WriteOptions::default()
+        },
         max_size: args.write.max_size,
         force: args.force,
         observer: transfer.clone(),
@@ -89,7 +94,10 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
                 Some(name) => name.clone(),
                 None => reference.whole().parse()?,
             };
-            (name.familiar().to_owned(), pull.to_store(&args.store.open()?, &name, !args.no_share, &Waiting))
+            (
+                name.familiar().to_owned(),
+                pull.to_store(&args.store.open()?, &name, !args.no_share, &Waiting),
+            )
         }
     };
     transfer.finish();
@@ -97,7 +105,11 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
 }
 
 fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(), Error> {
-    let Pulled { facts, manifest_digest, up_to_date } = pulled;
+    let Pulled {
+        facts,
+        manifest_digest,
+        up_to_date,
+    } = pulled;
     if args.json {
         return json(&Report {
             image: name,
@@ -114,13 +126,20 @@ fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(
 
 /// Says what was pulled; `fetched` bytes came from the registry.
 pub(super) fn tell(name: &str, pulled: &Pulled, fetched: u64) -> Result<(), Error> {
-    let Pulled { facts, up_to_date, .. } = pulled;
+    let Pulled {
+        facts, up_to_date, ..
+    } = pulled;
     if *up_to_date {
         say(format_args!("{name} is up to date"))?;
         return Ok(());
     }
     let layers = facts.layers.len();
-    say(format_args!("{name}: {}, {layers} layer{}; {} fetched", size(facts.size), if layers == 1 { "" } else { "s" }, size(fetched)))?;
+    say(format_args!(
+        "{name}: {}, {layers} layer{}; {} fetched",
+        size(facts.size),
+        if layers == 1 { "" } else { "s" },
+        size(fetched)
+    ))?;
     say(format_args!("root digest blake3:{}", facts.root_digest))?;
     Ok(())
 }

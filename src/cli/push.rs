@@ -19,11 +19,14 @@ use crate::registry::{Reference, Registries, pull};
 
 /// Push an image to a registry
 ///
-/// As an OCI image, whose layers are those that it was built of: any program that pulls images can pull it. Layers that the registry has are not made
-/// or sent again. With --artifact the image file itself is pushed, which `lxcri-fs pull` takes back byte for byte.
+/// As an OCI image, whose layers are those that it was built of: any program that pulls images can
+/// pull it. Layers that the registry has are not made or sent again. With --artifact the image file
+/// itself is pushed, which `lxcri-fs pull` takes back byte for byte.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs push nginx:patched registry.example.org/team/nginx:patched\n  \
-lxcri-fs push ./app.bfc registry.example.org/team/app:bfc --artifact")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs push nginx:patched registry.example.org/team/nginx:patched
+  lxcri-fs push ./app.bfc registry.example.org/team/app:bfc --artifact")]
 pub(super) struct PushArgs {
     #[command(flatten)]
     image: ImageArgs,
@@ -62,29 +65,65 @@ struct Report {
 pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     let reference = pull::parse(&args.reference)?;
     let registries = args.image.store.config()?.registries.value;
-    let digest = if args.artifact { push_file(args, &reference, &registries) } else { push_layers(args, &reference, &registries) }?;
+    let digest = if args.artifact {
+        push_file(args, &reference, &registries)
+    } else {
+        push_layers(args, &reference, &registries)
+    }?;
     if args.json {
-        return json(&Report { reference: reference.whole(), digest: digest.to_string() });
+        return json(&Report {
+            reference: reference.whole(),
+            digest: digest.to_string(),
+        });
     }
     say(format_args!("{}@{digest}", reference.whole()))?;
     Ok(())
 }
 
-fn push_layers(args: &PushArgs, reference: &Reference, registries: &Registries) -> Result<Digest, Error> {
+fn push_layers(
+    args: &PushArgs,
+    reference: &Reference,
+    registries: &Registries,
+) -> Result<Digest, Error> {
     let rootfs = args.image.open(&Options::default())?;
     let target = Target::new(reference, came_from(args, reference)?, registries)?;
-    let parent = args.temp_dir.clone().or_else(|| std::env::var_os("TMPDIR").map(PathBuf::from)).unwrap_or_else(|| "/var/tmp".into());
-    let dir =
-        tempfile::Builder::new().prefix(".lxcri-fs-push.").tempdir_in(&parent).map_err(Error::io("making a directory in", &parent))?;
-    let OciImage { manifest, config, layers } = make(args, &rootfs, &target, dir.path())?;
-    let mut uploads: Vec<_> =
-        layers.into_iter().map(|blob| Upload { digest: blob.digest, size: blob.size, content: Content::File(blob.path) }).collect();
-    uploads.push(Upload { digest: Digest::of(&config), size: config.len() as u64, content: Content::Owned(config) });
+    let parent = args
+        .temp_dir
+        .clone()
+        .or_else(|| std::env::var_os("TMPDIR").map(PathBuf::from))
+        .unwrap_or_else(|| "/var/tmp".into());
+    let dir = tempfile::Builder::new()
+        .prefix(".lxcri-fs-push.")
+        .tempdir_in(&parent)
+        .map_err(Error::io("making a directory in", &parent))?;
+    let OciImage {
+        manifest,
+        config,
+        layers,
+    } = make(args, &rootfs, &target, dir.path())?;
+    let mut uploads: Vec<_> = layers
+        .into_iter()
+        .map(|blob| Upload {
+            digest: blob.digest,
+            size: blob.size,
+            content: Content::File(blob.path),
+        })
+        .collect();
+    uploads.push(Upload {
+        digest: Digest::of(&config),
+        size: config.len() as u64,
+        content: Content::Owned(config),
+    });
     send(args, &target, &uploads, manifest)
 }
 
 /// Makes the layers that the registry does not have.
-fn make(args: &PushArgs, rootfs: &Rootfs, target: &Target, dir: &std::path::Path) -> Result<OciImage, Error> {
+fn make(
+    args: &PushArgs,
+    rootfs: &Rootfs,
+    target: &Target,
+    dir: &std::path::Path,
+) -> Result<OciImage, Error> {
     let compression = match args.compression {
         None | Some(CompressionArg::Gzip) => Compression::Gzip,
         Some(CompressionArg::Zstd) => Compression::Zstd,
@@ -100,7 +139,9 @@ fn make(args: &PushArgs, rootfs: &Rootfs, target: &Target, dir: &std::path::Path
                 false
             })
     };
-    let image = export::oci_image(rootfs, dir, compression, &mut reuse, &|n| add(progress.as_ref(), n));
+    let image = export::oci_image(rootfs, dir, compression, &mut reuse, &|n| {
+        add(progress.as_ref(), n)
+    });
     finish(progress.as_ref());
     match failed {
         Some(error) => Err(error.into()),
@@ -108,9 +149,16 @@ fn make(args: &PushArgs, rootfs: &Rootfs, target: &Target, dir: &std::path::Path
     }
 }
 
-fn push_file(args: &PushArgs, reference: &Reference, registries: &Registries) -> Result<Digest, Error> {
+fn push_file(
+    args: &PushArgs,
+    reference: &Reference,
+    registries: &Registries,
+) -> Result<Digest, Error> {
     let (path, held) = args.image.store.open_image(&args.image.image)?;
-    let failed = |source| crate::fs::Error::Image { image: path.clone(), source };
+    let failed = |source| crate::fs::Error::Image {
+        image: path.clone(),
+        source,
+    };
     let container = bfc::Container::open(std::sync::Arc::new(held)).map_err(failed)?;
     let locator = container.locator().map_err(failed)?;
     let target = Target::new(reference, None, registries)?;
@@ -119,30 +167,63 @@ fn push_file(args: &PushArgs, reference: &Reference, registries: &Registries) ->
     let upload = file(&path, container.len(), &|n| add(hashing.as_ref(), n))?;
     finish(hashing.as_ref());
     let root_digest = locator.map(|l| format!("blake3:{}", hex(&l.root_digest)));
-    let artifact = Artifact { digest: upload.digest, size: upload.size, root_digest };
+    let artifact = Artifact {
+        digest: upload.digest,
+        size: upload.size,
+        root_digest,
+    };
     let title = path.file_name().unwrap_or_default().to_string_lossy();
-    send(args, &target, &[upload, empty_config()], artifact.manifest(&title))
+    send(
+        args,
+        &target,
+        &[upload, empty_config()],
+        artifact.manifest(&title),
+    )
 }
 
-fn send(args: &PushArgs, target: &Target, uploads: &[Upload], manifest: Vec<u8>) -> Result<Digest, Error> {
+fn send(
+    args: &PushArgs,
+    target: &Target,
+    uploads: &[Upload],
+    manifest: Vec<u8>,
+) -> Result<Digest, Error> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Kind {
         media_type: Option<String>,
     }
     // One that is as it came may be Docker's.
-    let media_type = serde_json::from_slice::<Kind>(&manifest).ok().and_then(|kind| kind.media_type);
-    let progress = progress(args, "Pushing", uploads.iter().map(|upload| upload.size).sum());
-    let digest = target.push(uploads, manifest, media_type.as_deref().unwrap_or(MANIFEST), &|n| add(progress.as_ref(), n));
+    let media_type = serde_json::from_slice::<Kind>(&manifest)
+        .ok()
+        .and_then(|kind| kind.media_type);
+    let progress = progress(
+        args,
+        "Pushing",
+        uploads.iter().map(|upload| upload.size).sum(),
+    );
+    let digest = target.push(
+        uploads,
+        manifest,
+        media_type.as_deref().unwrap_or(MANIFEST),
+        &|n| add(progress.as_ref(), n),
+    );
     finish(progress.as_ref());
     Ok(digest?)
 }
 
 /// The repository of the same registry that the image was pulled from.
 fn came_from(args: &PushArgs, reference: &Reference) -> Result<Option<String>, Error> {
-    let Some((_, image)) = args.image.store.in_store(&args.image.image)? else { return Ok(None) };
-    let names = image.facts.refs.iter().filter_map(|name| pull::parse(name.as_str()).ok());
-    let mut others = names.filter(|name| name.registry() == reference.registry()).map(|name| name.repository().to_owned());
+    let Some((_, image)) = args.image.store.in_store(&args.image.image)? else {
+        return Ok(None);
+    };
+    let names = image
+        .facts
+        .refs
+        .iter()
+        .filter_map(|name| pull::parse(name.as_str()).ok());
+    let mut others = names
+        .filter(|name| name.registry() == reference.registry())
+        .map(|name| name.repository().to_owned());
     Ok(others.find(|other| other != reference.repository()))
 }
 

@@ -10,8 +10,8 @@ use crate::store::Removed;
 
 /// Remove images from the store
 ///
-/// Of an image that has several names, only the name is removed; a digest stands for the image with all its names. What is mounted, or belongs to a container, is
-/// not removed.
+/// Of an image that has several names, only the name is removed; a digest stands for the image with
+/// all its names. What is mounted, or belongs to a container, is not removed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs rm nginx:1.26 nginx:1.25")]
 pub(super) struct RmArgs {
@@ -29,7 +29,9 @@ pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
     for image in &args.images {
         match store.remove(image) {
             Ok(Removed::Reference(reference)) => say(format_args!("{reference}: name removed"))?,
-            Ok(Removed::Image { freed }) => say(format_args!("{image}: removed, {} freed", size(freed)))?,
+            Ok(Removed::Image { freed }) => {
+                say(format_args!("{image}: removed, {} freed", size(freed)))?
+            }
             Err(error) => failures.push(Error::from(error)),
         }
     }
@@ -38,7 +40,9 @@ pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
 
 /// The failures of a command that went on: all but the last are reported here.
 pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
-    let Some(last) = failures.pop() else { return Ok(()) };
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
     if of == 1 {
         return Err(last);
     }
@@ -50,6 +54,10 @@ pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<
     Err(Error::Other {
         message: format!("{} of {of} {what}", failures.len()),
         hint: None,
-        exit: if exit == Exit::Usage { Exit::Failure } else { exit },
+        exit: if exit == Exit::Usage {
+            Exit::Failure
+        } else {
+            exit
+        },
     })
 }

@@ -1,4 +1,5 @@
-//! Passwords and keys: from files, descriptors, the environment or a prompt, never from the command line.
+//! Passwords and keys: from files, descriptors, the environment or a prompt, never from the command
+//! line.
 
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
@@ -41,11 +42,16 @@ impl SecretArgs {
         }
         if let Some(path) = &self.password_file {
             let is_stdin = path == Path::new("-");
-            return Ok(Some(if is_stdin { secret::password(std::io::stdin().lock(), path)? } else { secret::password_file(path)? }));
+            return Ok(Some(if is_stdin {
+                secret::password(std::io::stdin().lock(), path)?
+            } else {
+                secret::password_file(path)?
+            }));
         }
         if let Some(fd) = self.password_fd {
             let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
-            let file = File::open(&path).map_err(Error::io("opening the password's descriptor", &path))?;
+            let file =
+                File::open(&path).map_err(Error::io("opening the password's descriptor", &path))?;
             return Ok(Some(secret::password(file, &path)?));
         }
         Ok(secret::from_environment())
@@ -54,7 +60,11 @@ impl SecretArgs {
 
 /// Where a password can be asked for; `None` where nobody is.
 pub(super) fn terminal() -> Option<File> {
-    if super::output::is_terminal() { File::options().read(true).write(true).open(TERMINAL).ok() } else { None }
+    if super::output::is_terminal() {
+        File::options().read(true).write(true).open(TERMINAL).ok()
+    } else {
+        None
+    }
 }
 
 /// Asks for the password of `image` on the terminal, without echo.
@@ -64,7 +74,11 @@ pub(super) fn terminal() -> Option<File> {
 pub(super) fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
     let failed = Error::io("asking for the password on", Path::new(TERMINAL));
     let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
-        write!(terminal, "Password for {}: ", neutral(&image.to_string_lossy()))?;
+        write!(
+            terminal,
+            "Password for {}: ",
+            neutral(&image.to_string_lossy())
+        )?;
         let mut line = Zeroizing::new(Vec::with_capacity(256));
         {
             let fd = terminal.try_clone()?;

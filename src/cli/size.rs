@@ -15,7 +15,9 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
         _ => return Err(error()),
     };
     let number: u64 = number.parse().map_err(|_| error())?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("`{text}` is too large"))
 }
 
 #[cfg(test)]
@@ -24,8 +26,16 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let good =
-            [("0", 0), ("512", 512), ("1B", 1), ("64K", 64 << 10), ("10m", 10 << 20), ("2GiB", 2 << 30), ("3TB", 3 << 40), ("1P", 1 << 50)];
+        let good = [
+            ("0", 0),
+            ("512", 512),
+            ("1B", 1),
+            ("64K", 64 << 10),
+            ("10m", 10 << 20),
+            ("2GiB", 2 << 30),
+            ("3TB", 3 << 40),
+            ("1P", 1 << 50),
+        ];
         for (text, bytes) in good {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }

@@ -9,11 +9,17 @@ use super::upper_name::{UpperName, find};
 
 /// Take a snapshot of what a container has written, running or not (ZFS)
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs snapshot web1@before-upgrade\n  lxcri-fs snapshot zfs:tank/web1@before-upgrade\n  \
-lxcri-fs snapshot --delete web1@before-upgrade")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs snapshot web1@before-upgrade
+  lxcri-fs snapshot zfs:tank/web1@before-upgrade
+  lxcri-fs snapshot --delete web1@before-upgrade")]
 pub(super) struct SnapshotArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted; and the snapshot's name
-    #[arg(value_name = "UPPER@NAME", value_parser = OsStringValueParser::new().map(UpperName::parse))]
+    #[arg(
+        value_name = "UPPER@NAME",
+        value_parser = OsStringValueParser::new().map(UpperName::parse)
+    )]
     name: UpperName,
     /// Delete the snapshot
     #[arg(short, long)]

@@ -13,7 +13,10 @@ use super::upper_name::find;
 
 /// List the snapshots of what a container has written, the oldest first (ZFS)
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs snapshots web1\n  lxcri-fs snapshots zfs:tank/web1 --json")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs snapshots web1
+  lxcri-fs snapshots zfs:tank/web1 --json")]
 pub(super) struct SnapshotsArgs {
     /// The container, the dataset after `zfs:`, or where it is mounted
     #[arg(value_name = "UPPER")]
@@ -60,12 +63,23 @@ pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     }
     let mut out = lines();
     if !rows.is_empty() {
-        writeln!(out, "{:<24} {:<16} {:>10} {:>10}  CLONES", "NAME", "CREATED", "OWN", "SHOWN").map_err(Error::Output)?;
+        writeln!(
+            out,
+            "{:<24} {:<16} {:>10} {:>10}  CLONES",
+            "NAME", "CREATED", "OWN", "SHOWN"
+        )
+        .map_err(Error::Output)?;
     }
     for row in rows {
         let created = time(i64::try_from(row.created).unwrap_or(i64::MAX));
         let (own, shown) = (size(row.used), size(row.referenced));
-        writeln!(out, "{:<24} {created:<16} {own:>10} {shown:>10}  {}", row.name, row.clones.join(" ")).map_err(Error::Output)?;
+        writeln!(
+            out,
+            "{:<24} {created:<16} {own:>10} {shown:>10}  {}",
+            row.name,
+            row.clones.join(" ")
+        )
+        .map_err(Error::Output)?;
     }
     Ok(())
 }

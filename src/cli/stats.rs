@@ -16,8 +16,12 @@ use crate::serve::unmount;
 
 /// Show what mounts have been asked for, how long it took, and what was found damaged
 #[derive(Debug, Args)]
-#[command(after_help = "Counts begin when a worker starts.\n\nExamples:\n  lxcri-fs stats /mnt\n  \
-lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
+#[command(after_help = "\
+Counts begin when a worker starts.
+
+Examples:
+  lxcri-fs stats /mnt
+  lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
 pub(super) struct StatsArgs {
     /// Where it is mounted; all mounts of this user if left out
     #[arg(value_name = "DIR")]
@@ -47,8 +51,15 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
         let mountpoint = unmount::mountpoint(path);
         mounts.retain(|m| m.seen.iter().any(|s| s.mountpoint == mountpoint));
         if mounts.is_empty() {
-            let message = format!("{} has nothing mounted on it that lxcri-fs knows", path.display());
-            return Err(Error::Other { message, hint: Some("`lxcri-fs ps` lists mounts".to_owned()), exit: Exit::NotFound });
+            let message = format!(
+                "{} has nothing mounted on it that lxcri-fs knows",
+                path.display()
+            );
+            return Err(Error::Other {
+                message,
+                hint: Some("`lxcri-fs ps` lists mounts".to_owned()),
+                exit: Exit::NotFound,
+            });
         }
     }
     let mut rows = Vec::new();
@@ -56,13 +67,20 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
         // None while a worker is being replaced, or when it has failed: nothing was counted then.
         match mounted.dir.stats()? {
             Some(stats) => rows.push(row(&mounted, stats)),
-            None => note(format_args!("lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more", images(&mounted))),
+            None => note(format_args!(
+                "lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more",
+                images(&mounted)
+            )),
         }
     }
     if args.json {
         return rows.iter().try_for_each(json);
     }
-    let text = if args.prometheus { prometheus(&rows) } else { rows.iter().map(table).collect::<Vec<_>>().join("\n") };
+    let text = if args.prometheus {
+        prometheus(&rows)
+    } else {
+        rows.iter().map(table).collect::<Vec<_>>().join("\n")
+    };
     lines().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
@@ -78,22 +96,58 @@ fn row(mounted: &Mounted, stats: Stats) -> Row {
 
 fn images(mounted: &Mounted) -> String {
     let images = mounted.status.images.iter();
-    images.map(|i| printable(i.as_bytes())).collect::<Vec<_>>().join(" ")
+    images
+        .map(|i| printable(i.as_bytes()))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn table(row: &Row) -> String {
     let mut out = format!("{} on {}\n", row.image, row.mountpoints.join(" "));
     // Writing to a string cannot fail.
-    let _ = writeln!(out, "  {:<12} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}", "REQUEST", "COUNT", "ERRORS", "50%", "90%", "99%", "MAX");
-    for OpStats { op, count, errors, p50, p90, p99, max, .. } in &row.stats.requests {
+    let _ = writeln!(
+        out,
+        "  {:<12} {:>10} {:>7} {:>9} {:>9} {:>9} {:>9}",
+        "REQUEST", "COUNT", "ERRORS", "50%", "90%", "99%", "MAX"
+    );
+    for OpStats {
+        op,
+        count,
+        errors,
+        p50,
+        p90,
+        p99,
+        max,
+        ..
+    } in &row.stats.requests
+    {
         let [p50, p90, p99, max] = [p50, p90, p99, max].map(|t| time(*t));
-        let _ = writeln!(out, "  {op:<12} {count:>10} {errors:>7} {p50:>9} {p90:>9} {p99:>9} {max:>9}");
+        let _ = writeln!(
+            out,
+            "  {op:<12} {count:>10} {errors:>7} {p50:>9} {p90:>9} {p99:>9} {max:>9}"
+        );
     }
-    let Stats { served_bytes, decoded_bytes, cache_hits, cache_misses, damaged, .. } = row.stats;
+    let Stats {
+        served_bytes,
+        decoded_bytes,
+        cache_hits,
+        cache_misses,
+        damaged,
+        ..
+    } = row.stats;
     let (served, decoded) = (size(served_bytes), size(decoded_bytes));
-    let _ = writeln!(out, "  read {served}, for which {decoded} were decoded; {damaged} times damage; {} worker restarts", row.restarts);
+    let _ = writeln!(
+        out,
+        "  read {served}, for which {decoded} were decoded; {damaged} times damage; {} worker \
+         restarts",
+        row.restarts
+    );
     if cache_hits + cache_misses > 0 {
-        let _ = writeln!(out, "  content that is decoded whole: {cache_hits} times found in the cache, {cache_misses} times decoded");
+        let _ = writeln!(
+            out,
+            "  content that is decoded whole: {cache_hits} times found in the cache, \
+             {cache_misses} times decoded"
+        );
     }
     out
 }
@@ -107,7 +161,11 @@ fn time(nanoseconds: u64) -> String {
         v if v < 1_000_000.0 => (v / 1000.0, "ms"),
         v => (v / 1_000_000.0, "s"),
     };
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    let digits = if value < 10.0 {
+        2
+    } else {
+        usize::from(value < 100.0)
+    };
     format!("{value:.digits$} {unit}")
 }
 
@@ -122,28 +180,91 @@ fn prometheus(rows: &[Row]) -> String {
             let _ = writeln!(out, "{name}{{{}}} {}", labels(row), value(row));
         }
     };
-    metric("lxcri_fs_request_seconds", "summary", "How long requests took, by kind.", &mut |out| {
-        for (row, op) in rows.iter().flat_map(|row| row.stats.requests.iter().map(move |op| (row, op))) {
-            let labels = format!("{},op=\"{}\"", labels(row), op.op);
-            for (quantile, nanoseconds) in [("0.5", op.p50), ("0.9", op.p90), ("0.99", op.p99), ("1", op.max)] {
-                let _ = writeln!(out, "lxcri_fs_request_seconds{{{labels},quantile=\"{quantile}\"}} {}", seconds(nanoseconds));
+    metric(
+        "lxcri_fs_request_seconds",
+        "summary",
+        "How long requests took, by kind.",
+        &mut |out| {
+            for (row, op) in rows
+                .iter()
+                .flat_map(|row| row.stats.requests.iter().map(move |op| (row, op)))
+            {
+                let labels = format!("{},op=\"{}\"", labels(row), op.op);
+                for (quantile, nanoseconds) in [
+                    ("0.5", op.p50),
+                    ("0.9", op.p90),
+                    ("0.99", op.p99),
+                    ("1", op.max),
+                ] {
+                    let _ = writeln!(
+                        out,
+                        "lxcri_fs_request_seconds{{{labels},quantile=\"{quantile}\"}} {}",
+                        seconds(nanoseconds)
+                    );
+                }
+                let _ = writeln!(
+                    out,
+                    "lxcri_fs_request_seconds_sum{{{labels}}} {}",
+                    seconds(op.nanoseconds)
+                );
+                let _ = writeln!(
+                    out,
+                    "lxcri_fs_request_seconds_count{{{labels}}} {}",
+                    op.count
+                );
             }
-            let _ = writeln!(out, "lxcri_fs_request_seconds_sum{{{labels}}} {}", seconds(op.nanoseconds));
-            let _ = writeln!(out, "lxcri_fs_request_seconds_count{{{labels}}} {}", op.count);
-        }
-    });
-    metric("lxcri_fs_request_errors_total", "counter", "Requests that were answered with an I/O error, by kind.", &mut |out| {
-        for (row, op) in rows.iter().flat_map(|row| row.stats.requests.iter().map(move |op| (row, op))) {
-            let _ = writeln!(out, "lxcri_fs_request_errors_total{{{},op=\"{}\"}} {}", labels(row), op.op, op.errors);
-        }
-    });
+        },
+    );
+    metric(
+        "lxcri_fs_request_errors_total",
+        "counter",
+        "Requests that were answered with an I/O error, by kind.",
+        &mut |out| {
+            for (row, op) in rows
+                .iter()
+                .flat_map(|row| row.stats.requests.iter().map(move |op| (row, op)))
+            {
+                let _ = writeln!(
+                    out,
+                    "lxcri_fs_request_errors_total{{{},op=\"{}\"}} {}",
+                    labels(row),
+                    op.op,
+                    op.errors
+                );
+            }
+        },
+    );
     for (name, help, value) in [
-        ("lxcri_fs_served_bytes_total", "Bytes of files given out.", (|row| row.stats.served_bytes) as fn(&Row) -> u64),
-        ("lxcri_fs_decoded_bytes_total", "Bytes of files decoded for that.", |row| row.stats.decoded_bytes),
-        ("lxcri_fs_cache_hits_total", "How often content that is decoded whole was found decoded.", |row| row.stats.cache_hits),
-        ("lxcri_fs_cache_misses_total", "How often content that is decoded whole had to be decoded.", |row| row.stats.cache_misses),
-        ("lxcri_fs_damage_total", "Answers that were an error because the image is damaged or cannot be read.", |row| row.stats.damaged),
-        ("lxcri_fs_worker_restarts_total", "How often a worker was started again.", |row| row.restarts),
+        (
+            "lxcri_fs_served_bytes_total",
+            "Bytes of files given out.",
+            (|row| row.stats.served_bytes) as fn(&Row) -> u64,
+        ),
+        (
+            "lxcri_fs_decoded_bytes_total",
+            "Bytes of files decoded for that.",
+            |row| row.stats.decoded_bytes,
+        ),
+        (
+            "lxcri_fs_cache_hits_total",
+            "How often content that is decoded whole was found decoded.",
+            |row| row.stats.cache_hits,
+        ),
+        (
+            "lxcri_fs_cache_misses_total",
+            "How often content that is decoded whole had to be decoded.",
+            |row| row.stats.cache_misses,
+        ),
+        (
+            "lxcri_fs_damage_total",
+            "Answers that were an error because the image is damaged or cannot be read.",
+            |row| row.stats.damaged,
+        ),
+        (
+            "lxcri_fs_worker_restarts_total",
+            "How often a worker was started again.",
+            |row| row.restarts,
+        ),
     ] {
         metric(name, "counter", help, &mut |out| each(out, name, &value));
     }
@@ -159,11 +280,17 @@ fn seconds(nanoseconds: u64) -> f64 {
 /// An image may be mounted twice, with different options.
 fn labels(row: &Row) -> String {
     let mountpoint = row.mountpoints.first().map_or("", String::as_str);
-    format!("image=\"{}\",mountpoint=\"{}\"", label(&row.image), label(mountpoint))
+    format!(
+        "image=\"{}\",mountpoint=\"{}\"",
+        label(&row.image),
+        label(mountpoint)
+    )
 }
 
 fn label(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -173,7 +300,12 @@ mod tests {
     #[test]
     fn times_have_three_digits() {
         let times = [0, 1500, 45_600, 999_000, 12_345_678, 2_500_000_000].map(time);
-        assert_eq!(times, ["0.00 µs", "1.50 µs", "45.6 µs", "999 µs", "12.3 ms", "2.50 s"]);
+        assert_eq!(
+            times,
+            [
+                "0.00 µs", "1.50 µs", "45.6 µs", "999 µs", "12.3 ms", "2.50 s"
+            ]
+        );
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::store::{Config, Image, Location, Store};
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct StoreArgs {
-    /// The store: dir:PATH or zfs:POOL[/PARENT] (default: LXCRI_FS_STORE, or what the configuration says)
+    /// The store: dir:PATH or zfs:POOL[/PARENT] (default: LXCRI_FS_STORE, or what the configuration
+    /// says)
     #[arg(long, value_name = "STORE", global = true)]
     pub store: Option<Location>,
 }
@@ -25,10 +26,18 @@ impl StoreArgs {
         Ok(Config::load(self.store.as_ref())?)
     }
 
-    /// How the registries are reached that these sources name; the configuration is not read for others.
-    pub(super) fn registries<'a>(&self, sources: impl IntoIterator<Item = &'a OsString>) -> Result<Registries, Error> {
+    /// How the registries are reached that these sources name; the configuration is not read for
+    /// others.
+    pub(super) fn registries<'a>(
+        &self,
+        sources: impl IntoIterator<Item = &'a OsString>,
+    ) -> Result<Registries, Error> {
         let is_remote = sources.into_iter().any(|source| is_remote(source));
-        if is_remote { Ok(self.config()?.registries.value) } else { Ok(Registries::default()) }
+        if is_remote {
+            Ok(self.config()?.registries.value)
+        } else {
+            Ok(Registries::default())
+        }
     }
 
     /// The store.
@@ -36,7 +45,8 @@ impl StoreArgs {
         Ok(Store::open(&self.config()?)?)
     }
 
-    /// Opens an image that is named by its path or as an image in the store, and tells its path. What is a file is a file; what begins with `/` or `.` is meant to be one.
+    /// Opens an image that is named by its path or as an image in the store, and tells its path.
+    /// What is a file is a file; what begins with `/` or `.` is meant to be one.
     pub(super) fn open_image(&self, image: &Path) -> Result<(PathBuf, File), Error> {
         match self.in_store(image)? {
             Some((store, image)) => {
@@ -50,7 +60,9 @@ impl StoreArgs {
     /// The image that an argument names in the store; `None` when it names a file.
     pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, Image)>, Error> {
         let text = image.to_str().filter(|text| !text.starts_with(['/', '.']));
-        let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else { return Ok(None) };
+        let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else {
+            return Ok(None);
+        };
         let store = self.open()?;
         let image = store.image(text)?;
         Ok(Some((store, image)))

@@ -25,5 +25,8 @@ pub(super) struct TagArgs {
 pub(super) fn run(args: &TagArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let image = store.image(&args.image)?;
-    Ok(args.names.iter().try_for_each(|name| store.tag(&image, name))?)
+    Ok(args
+        .names
+        .iter()
+        .try_for_each(|name| store.tag(&image, name))?)
 }

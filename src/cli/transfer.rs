@@ -1,4 +1,5 @@
-//! Progress of what goes to and comes from registries: a bar for each layer on a terminal, a line for each elsewhere.
+//! Progress of what goes to and comes from registries: a bar for each layer on a terminal, a line
+//! for each elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +28,12 @@ impl Transfer {
     /// Progress that is shown, unless it is to be quiet.
     pub(super) fn new(quiet: bool) -> Self {
         let bars = (!quiet && is_terminal()).then(MultiProgress::new);
-        Self { quiet, bars, blobs: Mutex::default(), fetched: AtomicU64::new(0) }
+        Self {
+            quiet,
+            bars,
+            blobs: Mutex::default(),
+            fetched: AtomicU64::new(0),
+        }
     }
 
     /// How many bytes came from the registry.
@@ -44,7 +50,12 @@ impl Transfer {
     }
 
     fn with(&self, blob: usize, change: impl FnOnce(&mut Blob)) {
-        if let Some(blob) = self.blobs.lock().unwrap_or_else(PoisonError::into_inner).get_mut(blob) {
+        if let Some(blob) = self
+            .blobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(blob)
+        {
             change(blob);
         }
     }
@@ -53,13 +64,26 @@ impl Transfer {
 impl Observer for Transfer {
     fn begins(&self, blobs: &[Wanted]) {
         let bar = |blob: &Wanted, name: &str| {
-            let bar = self.bars.as_ref()?.add(ProgressBar::new(blob.size).with_message(name.to_owned()));
+            let bar = self
+                .bars
+                .as_ref()?
+                .add(ProgressBar::new(blob.size).with_message(name.to_owned()));
             let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
-            Some(bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())))
+            Some(
+                bar.with_style(
+                    ProgressStyle::with_template(template)
+                        .unwrap_or_else(|_| ProgressStyle::default_bar()),
+                ),
+            )
         };
         let blobs = blobs.iter().map(|blob| {
             let name = blob.digest.hex()[..12].to_owned();
-            Blob { bar: bar(blob, &name), name, size: blob.size, resumed: 0 }
+            Blob {
+                bar: bar(blob, &name),
+                name,
+                size: blob.size,
+                resumed: 0,
+            }
         });
         *self.blobs.lock().unwrap_or_else(PoisonError::into_inner) = blobs.collect();
     }
@@ -80,9 +104,12 @@ impl Observer for Transfer {
         self.with(blob, |blob| match &blob.bar {
             Some(bar) => bar.finish(),
             None if self.quiet => {}
-            None if blob.resumed > 0 => {
-                note(format_args!("{}: {}, {} of them from before", blob.name, size(blob.size), size(blob.resumed)))
-            }
+            None if blob.resumed > 0 => note(format_args!(
+                "{}: {}, {} of them from before",
+                blob.name,
+                size(blob.size),
+                size(blob.resumed)
+            )),
             None => note(format_args!("{}: {}", blob.name, size(blob.size))),
         });
     }

@@ -11,9 +11,12 @@ use crate::serve::unmount::{self, Unmounted};
 
 /// Unmount what `lxcri-fs mount` mounted
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Nothing is wrong when nothing is mounted there.\n\nExamples:\n  lxcri-fs umount /mnt\n  lxcri-fs umount --lazy /mnt"
-)]
+#[command(after_help = "\
+Nothing is wrong when nothing is mounted there.
+
+Examples:
+  lxcri-fs umount /mnt
+  lxcri-fs umount --lazy /mnt")]
 pub(super) struct UmountArgs {
     /// Where it is mounted
     #[arg(value_name = "DIR")]
@@ -30,11 +33,20 @@ pub(super) struct UmountArgs {
 pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
     let mountpoint = unmount::mountpoint(&args.mountpoint);
     // What is out of sight ends by and by.
-    let how = Unmount { lazy: args.lazy || args.force, force: args.force };
+    let how = Unmount {
+        lazy: args.lazy || args.force,
+        force: args.force,
+    };
     match unmount::unmount(&mountpoint, how)? {
         Unmounted::Done => {}
-        Unmounted::Nothing => note(format_args!("lxcri-fs: nothing is mounted on {}", args.mountpoint.display())),
-        Unmounted::StillUsed => note(format_args!("lxcri-fs: {} is out of sight, and ends with its last user", args.mountpoint.display())),
+        Unmounted::Nothing => note(format_args!(
+            "lxcri-fs: nothing is mounted on {}",
+            args.mountpoint.display()
+        )),
+        Unmounted::StillUsed => note(format_args!(
+            "lxcri-fs: {} is out of sight, and ends with its last user",
+            args.mountpoint.display()
+        )),
     }
     Ok(())
 }

@@ -9,9 +9,10 @@ use crate::serve::{overview, upgrade};
 
 /// Have this user's live mounts go on as this version of the program, without unmounting them
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Run it after another version was installed, for instance from a package's postinst script.\n\nExample: lxcri-fs upgrade && lxcri-fs ps"
-)]
+#[command(after_help = "\
+Run it after another version was installed, for instance from a package's postinst script.
+
+Example: lxcri-fs upgrade && lxcri-fs ps")]
 pub(super) struct UpgradeArgs {}
 
 /// Runs the command.

@@ -21,13 +21,22 @@ impl UpperName {
     /// For clap.
     pub(super) fn parse(text: OsString) -> Self {
         let bytes = text.as_bytes();
-        let name = bytes.iter().rposition(|&b| b == b'@').filter(|at| !bytes[*at..].contains(&b'/'));
+        let name = bytes
+            .iter()
+            .rposition(|&b| b == b'@')
+            .filter(|at| !bytes[*at..].contains(&b'/'));
         match name {
             Some(at) => {
                 let snapshot = String::from_utf8_lossy(&bytes[at + 1..]).into_owned();
-                Self { upper: OsString::from_vec(bytes[..at].to_vec()), snapshot: Some(snapshot) }
+                Self {
+                    upper: OsString::from_vec(bytes[..at].to_vec()),
+                    snapshot: Some(snapshot),
+                }
             }
-            None => Self { upper: text, snapshot: None },
+            None => Self {
+                upper: text,
+                snapshot: None,
+            },
         }
     }
 
@@ -41,12 +50,16 @@ impl UpperName {
     }
 }
 
-/// What a container wrote: the container of the store, if `upper` can be one's name, or else what the dataset (after `zfs:`), the directory or the mount
-/// point has.
+/// What a container wrote: the container of the store, if `upper` can be one's name, or else what
+/// the dataset (after `zfs:`), the directory or the mount point has.
 pub(super) fn find(upper: &OsStr, store: &StoreArgs) -> Result<Written, Error> {
-    let is_path = upper.as_bytes().contains(&b'/') || upper.as_bytes().starts_with(b"zfs:") || Path::new(upper).is_dir();
+    let is_path = upper.as_bytes().contains(&b'/')
+        || upper.as_bytes().starts_with(b"zfs:")
+        || Path::new(upper).is_dir();
     match upper.to_str().filter(|_| !is_path) {
-        Some(name) => Ok(Written::find(store.open()?.container(name)?.path.as_os_str())?),
+        Some(name) => Ok(Written::find(
+            store.open()?.container(name)?.path.as_os_str(),
+        )?),
         None => Ok(Written::find(upper)?),
     }
 }
@@ -61,10 +74,16 @@ mod tests {
             let name = UpperName::parse(text.into());
             (name.upper.into_string().unwrap_or_default(), name.snapshot)
         };
-        assert_eq!(parts("zfs:tank/web@before"), ("zfs:tank/web".into(), Some("before".into())));
+        assert_eq!(
+            parts("zfs:tank/web@before"),
+            ("zfs:tank/web".into(), Some("before".into()))
+        );
         assert_eq!(parts("web"), ("web".into(), None));
         assert_eq!(parts("web@"), ("web".into(), Some(String::new())));
         assert_eq!(parts("/srv/a@b/c"), ("/srv/a@b/c".into(), None));
-        assert_eq!(parts("/srv/a@b/c@d"), ("/srv/a@b/c".into(), Some("d".into())));
+        assert_eq!(
+            parts("/srv/a@b/c@d"),
+            ("/srv/a@b/c".into(), Some("d".into()))
+        );
     }
 }

@@ -18,10 +18,17 @@ use crate::serve::confine::Kept;
 
 /// Check everything in images: structures, checksums, tags, every file's content
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lxcri-fs verify debian.bfc && echo sound\n  lxcri-fs verify --all")]
+#[command(after_help = "\
+Examples:
+  lxcri-fs verify debian.bfc && echo sound
+  lxcri-fs verify --all")]
 pub(super) struct VerifyArgs {
     /// The images: files, or names or digests of images in the store
-    #[arg(value_name = "IMAGE", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(
+        value_name = "IMAGE",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
     images: Vec<PathBuf>,
     /// All images of the store
     #[arg(long)]
@@ -56,19 +63,35 @@ struct Subject<T> {
 
 /// Runs the command.
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
-    let options = Options { check_hash: true, ..Options::default() };
+    let options = Options {
+        check_hash: true,
+        ..Options::default()
+    };
     let files = subjects(args)?;
     confine(Kept::default(), &options);
-    let read = |Subject { name, opened, root_digest }: Subject<Opened>| Subject {
+    let read = |Subject {
+                    name,
+                    opened,
+                    root_digest,
+                }: Subject<Opened>| Subject {
         name,
         opened: opened.and_then(|opened| opened.read(&options)),
         root_digest,
     };
     let subjects: Vec<_> = files.into_iter().map(read).collect();
-    let total = subjects.iter().filter_map(|s| s.opened.as_ref().ok()).map(Rootfs::content_bytes).sum();
+    let total = subjects
+        .iter()
+        .filter_map(|s| s.opened.as_ref().ok())
+        .map(Rootfs::content_bytes)
+        .sum();
     let progress = Progress::bytes("Verifying", total);
     let (count, mut damaged, mut unopened) = (subjects.len(), Vec::new(), Vec::new());
-    for Subject { name, opened, root_digest } in subjects {
+    for Subject {
+        name,
+        opened,
+        root_digest,
+    } in subjects
+    {
         match opened {
             Ok(rootfs) => {
                 if !check(args, &name, &rootfs, root_digest, &progress)? {
@@ -80,9 +103,20 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
                 let what = chain(&error);
                 print(
                     args,
-                    &Report { image: &name, sound: false, entries: 0, contents: 0, bytes: 0, damage: vec![(String::new(), what)] },
+                    &Report {
+                        image: &name,
+                        sound: false,
+                        entries: 0,
+                        contents: 0,
+                        bytes: 0,
+                        damage: vec![(String::new(), what)],
+                    },
                 )?;
-                if error.exit() == Exit::Damaged { damaged.push(name) } else { unopened.push(error) }
+                if error.exit() == Exit::Damaged {
+                    damaged.push(name)
+                } else {
+                    unopened.push(error)
+                }
             }
         }
     }
@@ -92,23 +126,48 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
         return unopened.pop().map_or(Ok(()), Err);
     }
     let names = damaged.join(", ");
-    let message =
-        if count == 1 { format!("{names} is damaged") } else { format!("{} of {count} images are damaged: {names}", damaged.len()) };
+    let message = if count == 1 {
+        format!("{names} is damaged")
+    } else {
+        format!("{} of {count} images are damaged: {names}", damaged.len())
+    };
     let hint = Some("what is not listed can still be read; fetch or build the image again".into());
-    Err(Error::Other { message, hint, exit: Exit::Damaged })
+    Err(Error::Other {
+        message,
+        hint,
+        exit: Exit::Damaged,
+    })
 }
 
 fn subjects(args: &VerifyArgs) -> Result<Vec<Subject<Opened>>, Error> {
-    let open = |image: PathBuf| ImageArgs { image, secret: args.secret.clone(), store: args.store.clone() }.file();
+    let open = |image: PathBuf| {
+        ImageArgs {
+            image,
+            secret: args.secret.clone(),
+            store: args.store.clone(),
+        }
+        .file()
+    };
     if !args.all {
-        let named =
-            args.images.iter().map(|path| Subject { name: path.display().to_string(), opened: open(path.clone()), root_digest: None });
+        let named = args.images.iter().map(|path| Subject {
+            name: path.display().to_string(),
+            opened: open(path.clone()),
+            root_digest: None,
+        });
         return Ok(named.collect());
     }
     let scan = args.store.open()?.scan()?;
-    let broken = scan.broken.into_iter().map(|(name, e)| Subject { name: name.to_string(), opened: Err(e.into()), root_digest: None });
+    let broken = scan.broken.into_iter().map(|(name, e)| Subject {
+        name: name.to_string(),
+        opened: Err(e.into()),
+        root_digest: None,
+    });
     let images = scan.images.into_iter().map(|image| Subject {
-        name: image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string),
+        name: image
+            .facts
+            .refs
+            .first()
+            .map_or_else(|| image.name.to_string(), ToString::to_string),
         opened: open(image.path),
         root_digest: Some(image.facts.root_digest),
     });
@@ -116,16 +175,39 @@ fn subjects(args: &VerifyArgs) -> Result<Vec<Subject<Opened>>, Error> {
 }
 
 /// Checks an image, and says whether it is sound.
-fn check(args: &VerifyArgs, name: &str, rootfs: &Rootfs, root_digest: Option<String>, progress: &Progress) -> Result<bool, Error> {
+fn check(
+    args: &VerifyArgs,
+    name: &str,
+    rootfs: &Rootfs,
+    root_digest: Option<String>,
+    progress: &Progress,
+) -> Result<bool, Error> {
     let verified = verify(rootfs, &|n| progress.add(n));
-    let mut damage: Vec<_> = verified.damage.iter().map(|d| (printable(&d.path), chain(&d.error))).collect();
-    let locator = rootfs.containers().next().and_then(|container| container.locator().ok().flatten());
+    let mut damage: Vec<_> = verified
+        .damage
+        .iter()
+        .map(|d| (printable(&d.path), chain(&d.error)))
+        .collect();
+    let locator = rootfs
+        .containers()
+        .next()
+        .and_then(|container| container.locator().ok().flatten());
     let found = locator.map(|locator| hex(&locator.root_digest));
     if let Some(known) = root_digest.filter(|known| found.as_ref() != Some(known)) {
-        damage.push((String::new(), format!("it is another image than the store knows, with root digest {known}")));
+        damage.push((
+            String::new(),
+            format!("it is another image than the store knows, with root digest {known}"),
+        ));
     }
     let (entries, contents, bytes) = (verified.entries, verified.contents, verified.bytes);
-    let report = Report { image: name, sound: damage.is_empty(), entries, contents, bytes, damage };
+    let report = Report {
+        image: name,
+        sound: damage.is_empty(),
+        entries,
+        contents,
+        bytes,
+        damage,
+    };
     print(args, &report)?;
     Ok(report.sound)
 }
@@ -137,10 +219,19 @@ fn print(args: &VerifyArgs, report: &Report<'_>) -> Result<(), Error> {
     let several = args.all || args.images.len() > 1;
     for (path, what) in &report.damage {
         let place = if path.is_empty() { "(image)" } else { path };
-        if several { say(format_args!("{}: {place}: {what}", report.image))? } else { say(format_args!("{place}: {what}"))? }
+        if several {
+            say(format_args!("{}: {place}: {what}", report.image))?
+        } else {
+            say(format_args!("{place}: {what}"))?
+        }
     }
     if report.sound {
-        say(format_args!("{}: sound: {} entries, {} of content", report.image, report.entries, size(report.bytes)))?;
+        say(format_args!(
+            "{}: sound: {} entries, {} of content",
+            report.image,
+            report.entries,
+            size(report.bytes)
+        ))?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Decoded content that can only be decoded whole: what the reference tool's images hold.
 //!
-//! Bounded in bytes. When many ask for one content at once, one decodes it and the others wait. What is larger than the
-//! cache goes into an unlinked temporary file; all those files together are bounded, too.
+//! Bounded in bytes. When many ask for one content at once, one decodes it and the others wait.
+//! What is larger than the cache goes into an unlinked temporary file; all those files together are
+//! bounded, too.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -36,8 +37,13 @@ impl Share {
     /// `None` when less than `size` is left of `limit`.
     fn take(taken: &Arc<AtomicU64>, size: u64, limit: u64) -> Option<Self> {
         let more = |now: u64| now.checked_add(size).filter(|&sum| sum <= limit);
-        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Self { size, taken: taken.clone() })
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        Some(Self {
+            size,
+            taken: taken.clone(),
+        })
     }
 }
 
@@ -52,12 +58,16 @@ impl Decoded {
     pub(super) fn read(&self, offset: u64, len: usize, out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Decoded::Memory(bytes) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let start = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 out.extend_from_slice(&bytes[start..start + len.min(bytes.len() - start)]);
                 Ok(())
             }
             Decoded::File(file, share) => {
-                let len = usize::try_from(share.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+                let len = usize::try_from(share.size.saturating_sub(offset))
+                    .unwrap_or(usize::MAX)
+                    .min(len);
                 let start = out.len();
                 out.resize(start + len, 0);
                 file.read_exact_at(&mut out[start..], offset)
@@ -131,11 +141,20 @@ impl Cache {
 
     /// What was counted so far.
     pub(super) fn counts(&self) -> CacheCounts {
-        CacheCounts { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed) }
+        CacheCounts {
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+        }
     }
 
-    /// The content `key` of `size` bytes, from the cache, or decoded by `decode` into the sink it is given.
-    pub(super) fn get(&self, key: u32, size: u64, decode: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Guard> {
+    /// The content `key` of `size` bytes, from the cache, or decoded by `decode` into the sink it
+    /// is given.
+    pub(super) fn get(
+        &self,
+        key: u32,
+        size: u64,
+        decode: impl FnOnce(&mut Sink) -> Result<()>,
+    ) -> Result<Guard> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.get_or_insert(key, Slot::default).clone()
@@ -171,7 +190,12 @@ impl Cache {
             Some(size) => Sink::Memory(Vec::with_capacity(size)),
             None => {
                 let share = self.share(size)?;
-                Sink::File(self.spool.file(size).map_err(|source| Error::Temporary { size, source })?, share)
+                Sink::File(
+                    self.spool
+                        .file(size)
+                        .map_err(|source| Error::Temporary { size, source })?,
+                    share,
+                )
             }
         };
         decode(&mut sink)?;
@@ -189,27 +213,46 @@ impl Cache {
             }
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             let is_file = |slot: &Slot| matches!(slot.get(), Some(Ok(Decoded::File(..))));
-            let oldest = slots.iter().rev().find(|(_, slot)| is_file(slot)).map(|(key, _)| *key);
+            let oldest = slots
+                .iter()
+                .rev()
+                .find(|(_, slot)| is_file(slot))
+                .map(|(key, _)| *key);
             match oldest.filter(|_| size <= self.spool_limit) {
                 Some(key) => drop(slots.pop(&key)),
-                None => return Err(Error::SpoolFull { size, limit: self.spool_limit }),
+                None => {
+                    return Err(Error::SpoolFull {
+                        size,
+                        limit: self.spool_limit,
+                    });
+                }
             }
         }
     }
 
     fn evict(&self) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = |slot: &Slot| slot.get().and_then(|d| d.as_ref().ok()).map(|d| (d.cost(), usize::from(d.cost() == 0)));
-        let (mut bytes, mut files) = slots.iter().filter_map(|(_, s)| done(s)).fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+        let done = |slot: &Slot| {
+            slot.get()
+                .and_then(|d| d.as_ref().ok())
+                .map(|d| (d.cost(), usize::from(d.cost() == 0)))
+        };
+        let (mut bytes, mut files) = slots
+            .iter()
+            .filter_map(|(_, s)| done(s))
+            .fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         while bytes > self.limit || files > MAX_FILES {
-            let Some((_, slot)) = slots.pop_lru() else { break };
+            let Some((_, slot)) = slots.pop_lru() else {
+                break;
+            };
             let (cost, file) = done(&slot).unwrap_or_default();
             (bytes, files) = (bytes - cost, files - file);
         }
     }
 }
 
-/// What has to be found right once before it is used, by content number. When many come at once, one does it and the others wait.
+/// What has to be found right once before it is used, by content number. When many come at once,
+/// one does it and the others wait.
 #[derive(Default)]
 pub(super) struct Checks(Mutex<HashMap<u32, Check>>);
 
@@ -223,7 +266,9 @@ impl Checks {
     pub(super) fn once(&self, key: u32, check: impl FnOnce() -> Result<()>) -> Result<()> {
         let checks = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = checks().entry(key).or_default().clone();
-        let Err(error) = slot.get_or_init(|| check().map_err(Arc::new)) else { return Ok(()) };
+        let Err(error) = slot.get_or_init(|| check().map_err(Arc::new)) else {
+            return Ok(());
+        };
         let mut checks = checks();
         if checks.get(&key).is_some_and(|s| Arc::ptr_eq(s, &slot)) {
             checks.remove(&key);
@@ -294,7 +339,10 @@ mod tests {
     fn larger_than_the_cache_goes_to_a_file() {
         let cache = Cache::new(10, temp_dir(), 5000);
         let guard = cache.get(1, 5000, content(9, 5000)).unwrap();
-        assert!(matches!(guard.0.get().unwrap().as_ref().unwrap(), Decoded::File(..)));
+        assert!(matches!(
+            guard.0.get().unwrap().as_ref().unwrap(),
+            Decoded::File(..)
+        ));
         let mut out = Vec::new();
         guard.read(4999, 100, &mut out).unwrap();
         assert_eq!(out, [9]);
@@ -309,7 +357,11 @@ mod tests {
             cache.get(n, 6000, content(2, 6000)).unwrap();
             assert_eq!(cache.spooled.load(Ordering::Relaxed), 10_000);
         }
-        let refused = cache.get(9, 6001, content(3, 6001)).err().unwrap().to_string();
+        let refused = cache
+            .get(9, 6001, content(3, 6001))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(refused.contains("6001 bytes"), "{refused}");
         drop(held);
         assert!(cache.get(9, 6001, content(3, 6001)).is_ok());

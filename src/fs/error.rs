@@ -53,8 +53,12 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// Content that does not fit the cache is longer than what its temporary files may take together.
-    #[error("{size} bytes in one piece, of which none can be read before all are decoded; temporary files may take {limit} bytes")]
+    /// Content that does not fit the cache is longer than what its temporary files may take
+    /// together.
+    #[error(
+        "{size} bytes in one piece, of which none can be read before all are decoded; temporary \
+         files may take {limit} bytes"
+    )]
     SpoolFull {
         /// How long the content is, bytes.
         size: u64,
@@ -80,10 +84,15 @@ impl Error {
         match self {
             Error::NotFound => Errno::NOENT,
             Error::Kind { errno, .. } => *errno,
-            Error::Image { source: bfc::Error::KeyNeeded | bfc::Error::WrongKey, .. } => Errno::KEYREJECTED,
-            Error::Image { .. } | Error::Stack { .. } | Error::Subdir { .. } | Error::Temporary { .. } | Error::SpoolFull { .. } => {
-                Errno::IO
-            }
+            Error::Image {
+                source: bfc::Error::KeyNeeded | bfc::Error::WrongKey,
+                ..
+            } => Errno::KEYREJECTED,
+            Error::Image { .. }
+            | Error::Stack { .. }
+            | Error::Subdir { .. }
+            | Error::Temporary { .. }
+            | Error::SpoolFull { .. } => Errno::IO,
             Error::Shared(error) => error.errno(),
         }
     }
@@ -102,7 +111,9 @@ impl Report for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Image { source, .. } => source.hint(),
-            Error::Subdir { .. } => Some("`lxcri-fs ls IMAGE` shows what is in the image".to_owned()),
+            Error::Subdir { .. } => {
+                Some("`lxcri-fs ls IMAGE` shows what is in the image".to_owned())
+            }
             Error::Shared(error) => error.hint(),
             _ => None,
         }
@@ -113,7 +124,11 @@ impl Report for bfc::Error {
     fn exit(&self) -> Exit {
         match self {
             Self::KeyNeeded | Self::WrongKey | Self::KeyFile(_) => Exit::Key,
-            Self::Read { .. } | Self::Write { .. } | Self::Unsupported(_) | Self::Outdated | Self::Digest { .. } => Exit::Failure,
+            Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Unsupported(_)
+            | Self::Outdated
+            | Self::Digest { .. } => Exit::Failure,
             _ => Exit::Damaged,
         }
     }
@@ -122,11 +137,15 @@ impl Report for bfc::Error {
         let hint = match self {
             Self::KeyNeeded => "give --password-file, --key-file, or LXCRI_FS_PASSWORD",
             Self::WrongKey => "check the password; a key file holds the 32 raw bytes",
-            Self::NoFooter { .. } | Self::CutOff { .. } => "the image was cut off while it was copied or written: fetch or build it again",
+            Self::NoFooter { .. } | Self::CutOff { .. } => {
+                "the image was cut off while it was copied or written: fetch or build it again"
+            }
             Self::HeaderCrc | Self::IndexCrc | Self::Index { .. } | Self::Section { .. } => {
                 "`lxcri-fs verify` tells what can still be read; fetch or build the image again"
             }
-            Self::NotBfc(_) => "`lxcri-fs build` makes an image of a directory, an archive or an OCI image",
+            Self::NotBfc(_) => {
+                "`lxcri-fs build` makes an image of a directory, an archive or an OCI image"
+            }
             Self::Unsupported(_) => "a newer version of lxcri-fs may know it",
             _ => return None,
         };

@@ -1,7 +1,8 @@
 //! Writing a root file system out into a directory.
 //!
-//! Every name is created in its directory's descriptor without following symlinks, so no image and no symlink that stands in the way leads outside.
-//! Few directories are open at a time: one that is needed again is opened again, beneath the target and without symlinks on the way.
+//! Every name is created in its directory's descriptor without following symlinks, so no image and
+//! no symlink that stands in the way leads outside. Few directories are open at a time: one that is
+//! needed again is opened again, beneath the target and without symlinks on the way.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,8 +15,8 @@ use std::rc::Rc;
 use bfc::format::{S_IFDIR, S_IFMT};
 use bfc::rootfs::format::Inode;
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, futimens, linkat, mkdirat, openat,
-    openat2, unlinkat,
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags, fchmod, fchown, fsetxattr,
+    fstat, futimens, linkat, mkdirat, openat, openat2, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -23,7 +24,10 @@ use super::create::{make_node, set_attributes, times};
 use super::{Error, Order, Rootfs, Step, Visit};
 
 /// Flags to open a directory that is ours to fill.
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Flags to open a directory of which only a name is needed.
 const LINK_DIRECTORY: OFlags = DIRECTORY.union(OFlags::PATH);
@@ -65,9 +69,15 @@ pub struct Extracted {
     pub failures: Vec<Failure>,
 }
 
-/// Extracts the trees at `paths` (from the root; all when there are none) into the directory `dir`, at the same paths there. `progress` is told of bytes as they
-/// are written.
-pub fn extract(rootfs: &Rootfs, dir: &File, paths: &[PathBuf], options: ExtractOptions, progress: &dyn Fn(u64)) -> Extracted {
+/// Extracts the trees at `paths` (from the root; all when there are none) into the directory `dir`,
+/// at the same paths there. `progress` is told of bytes as they are written.
+pub fn extract(
+    rootfs: &Rootfs,
+    dir: &File,
+    paths: &[PathBuf],
+    options: ExtractOptions,
+    progress: &dyn Fn(u64),
+) -> Extracted {
     let mut extractor = Extractor {
         rootfs,
         options,
@@ -101,7 +111,8 @@ struct Extractor<'a> {
     target: &'a File,
     /// The directories on the way to what is being extracted, the target first.
     levels: Vec<Level>,
-    /// Where each inode of several links was extracted first: the inode number of its directory, and its name there.
+    /// Where each inode of several links was extracted first: the inode number of its directory,
+    /// and its name there.
     links: HashMap<u32, (u32, Vec<u8>)>,
     /// The directory where a first name was looked for last.
     link_dir: Option<(u32, Rc<OwnedFd>)>,
@@ -124,16 +135,44 @@ struct Level {
 }
 
 impl Extractor<'_> {
-    fn fail(&self, what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> Failure {
-        Failure { path: PathBuf::from(OsStr::from_bytes(&self.path)), what, source: Box::new(source) }
+    fn fail(
+        &self,
+        what: &'static str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Failure {
+        Failure {
+            path: PathBuf::from(OsStr::from_bytes(&self.path)),
+            what,
+            source: Box::new(source),
+        }
     }
 
     /// Extracts one tree, making the directories above it.
     fn select(&mut self, path: &std::path::Path) -> Result<(), Failure> {
-        let names: Vec<&[u8]> = path.as_os_str().as_bytes().split(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
-        let target = self.target.as_fd().try_clone_to_owned().map_err(|e| self.fail("opening the target", e))?;
-        let (mut ino, mut inode) = (super::ROOT, self.rootfs.inode(super::ROOT).map_err(|e| self.fail("looking it up", e))?);
-        self.levels.push(Level { fd: Some(Rc::new(target)), inode, path: 0, attributes: false, counts: false });
+        let names: Vec<&[u8]> = path
+            .as_os_str()
+            .as_bytes()
+            .split(|&b| b == b'/')
+            .filter(|n| !n.is_empty() && *n != b".")
+            .collect();
+        let target = self
+            .target
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| self.fail("opening the target", e))?;
+        let (mut ino, mut inode) = (
+            super::ROOT,
+            self.rootfs
+                .inode(super::ROOT)
+                .map_err(|e| self.fail("looking it up", e))?,
+        );
+        self.levels.push(Level {
+            fd: Some(Rc::new(target)),
+            inode,
+            path: 0,
+            attributes: false,
+            counts: false,
+        });
         for (depth, name) in names.iter().enumerate() {
             let dir = ino;
             self.descend(name);
@@ -168,22 +207,42 @@ impl Extractor<'_> {
 
     /// The directory that is being filled.
     fn top(&mut self) -> Result<Rc<OwnedFd>, Errno> {
-        let Some(level) = self.levels.last_mut() else { return Err(Errno::NOENT) };
+        let Some(level) = self.levels.last_mut() else {
+            return Err(Errno::NOENT);
+        };
         if let Some(fd) = &level.fd {
             return Ok(fd.clone());
         }
-        let fd = Rc::new(beneath(self.target.as_fd(), &self.path[..level.path], DIRECTORY)?);
+        let fd = Rc::new(beneath(
+            self.target.as_fd(),
+            &self.path[..level.path],
+            DIRECTORY,
+        )?);
         level.fd = Some(fd.clone());
         Ok(fd)
     }
 
-    /// Makes a directory, or opens the one that is there, to be filled. The path is its own. `wanted` when it is part of what was asked for.
+    /// Makes a directory, or opens the one that is there, to be filled. The path is its own.
+    /// `wanted` when it is part of what was asked for.
     fn enter(&mut self, name: &[u8], inode: &Inode, wanted: bool) -> Result<(), Failure> {
-        let parent = self.top().map_err(|e| self.fail("opening the directory", e))?;
+        let parent = self
+            .top()
+            .map_err(|e| self.fail("opening the directory", e))?;
         let (fd, made) = self.directory(&*parent, name)?;
         let attributes = made || (wanted && self.options.force);
-        self.levels.push(Level { fd: Some(Rc::new(fd)), inode: *inode, path: self.path.len(), attributes, counts: wanted });
-        if let Some(far) = self.levels.len().checked_sub(MAX_OPEN).and_then(|at| self.levels.get_mut(at)) {
+        self.levels.push(Level {
+            fd: Some(Rc::new(fd)),
+            inode: *inode,
+            path: self.path.len(),
+            attributes,
+            counts: wanted,
+        });
+        if let Some(far) = self
+            .levels
+            .len()
+            .checked_sub(MAX_OPEN)
+            .and_then(|at| self.levels.get_mut(at))
+        {
             far.fd = None;
         }
         Ok(())
@@ -192,7 +251,9 @@ impl Extractor<'_> {
     /// Gives the directory that was filled its attributes.
     fn leave(&mut self) {
         let top = self.top();
-        let Some(level) = self.levels.pop() else { return };
+        let Some(level) = self.levels.pop() else {
+            return;
+        };
         self.path.truncate(level.path);
         self.done.entries += u64::from(level.counts);
         if level.attributes {
@@ -214,18 +275,28 @@ impl Extractor<'_> {
         match openat(&parent, name, DIRECTORY, Mode::empty()) {
             Ok(fd) => Ok((fd, made)),
             Err(Errno::NOTDIR | Errno::LOOP) if self.options.force => {
-                unlinkat(&parent, name, AtFlags::empty()).map_err(|e| self.fail("replacing what is in the way", e))?;
-                mkdirat(&parent, name, Mode::RWXU).map_err(|e| self.fail("making the directory", e))?;
-                let fd = openat(&parent, name, DIRECTORY, Mode::empty()).map_err(|e| self.fail("opening the directory", e))?;
+                unlinkat(&parent, name, AtFlags::empty())
+                    .map_err(|e| self.fail("replacing what is in the way", e))?;
+                mkdirat(&parent, name, Mode::RWXU)
+                    .map_err(|e| self.fail("making the directory", e))?;
+                let fd = openat(&parent, name, DIRECTORY, Mode::empty())
+                    .map_err(|e| self.fail("opening the directory", e))?;
                 Ok((fd, true))
             }
-            Err(e) => Err(self.fail("making the directory, where something else exists (--force replaces it)", e)),
+            Err(e) => Err(self.fail(
+                "making the directory, where something else exists (--force replaces it)",
+                e,
+            )),
         }
     }
 
-    /// Fills a directory, which is the innermost level, with everything below it. A failure of one entry is kept, and the rest goes on.
+    /// Fills a directory, which is the innermost level, with everything below it. A failure of one
+    /// entry is kept, and the rest goes on.
     fn fill(&mut self, dir: u32) -> Result<(), Failure> {
-        let mut walk = self.rootfs.walk(dir, Order::Depth).map_err(|e| self.fail("reading the directory", e))?;
+        let mut walk = self
+            .rootfs
+            .walk(dir, Order::Depth)
+            .map_err(|e| self.fail("reading the directory", e))?;
         let top = self.path.clone();
         loop {
             let step = walk.step();
@@ -239,9 +310,9 @@ impl Extractor<'_> {
                     self.leave();
                     Ok(())
                 }
-                Ok(Some(Step::Enter(visit))) if visit.inode.is_dir() => {
-                    self.enter(walk.name(), &visit.inode, true).inspect_err(|_| walk.skip())
-                }
+                Ok(Some(Step::Enter(visit))) if visit.inode.is_dir() => self
+                    .enter(walk.name(), &visit.inode, true)
+                    .inspect_err(|_| walk.skip()),
                 Ok(Some(Step::Enter(visit))) => self.entry(walk.name(), &visit),
                 Err(e) => Err(self.fail("reading the directory", e)),
             };
@@ -255,11 +326,14 @@ impl Extractor<'_> {
 
     /// Extracts anything that is not a directory.
     fn entry(&mut self, name: &[u8], visit: &Visit) -> Result<(), Failure> {
-        let parent = self.top().map_err(|e| self.fail("opening the directory", e))?;
+        let parent = self
+            .top()
+            .map_err(|e| self.fail("opening the directory", e))?;
         let os_name = OsStr::from_bytes(name);
         match self.create(&parent, os_name, visit) {
             Err(Errno::EXIST) if self.options.force => {
-                unlinkat(&*parent, os_name, AtFlags::empty()).map_err(|e| self.fail("replacing what exists", e))?;
+                unlinkat(&*parent, os_name, AtFlags::empty())
+                    .map_err(|e| self.fail("replacing what exists", e))?;
                 self.create(&parent, os_name, visit)
             }
             other => other,
@@ -269,21 +343,30 @@ impl Extractor<'_> {
             e => self.fail("creating it", e),
         })
         .and_then(|file| match file {
-            Some(file) => self.content(file, visit.ino, &visit.inode).inspect_err(|_| {
-                // Half a file is worse than none.
-                let _ = unlinkat(&*parent, os_name, AtFlags::empty());
-            }),
+            Some(file) => self
+                .content(file, visit.ino, &visit.inode)
+                .inspect_err(|_| {
+                    // Half a file is worse than none.
+                    let _ = unlinkat(&*parent, os_name, AtFlags::empty());
+                }),
             None => Ok(()),
         })?;
         if visit.inode.nlink > 1 {
-            self.links.entry(visit.ino).or_insert_with(|| (visit.dir, name.to_vec()));
+            self.links
+                .entry(visit.ino)
+                .or_insert_with(|| (visit.dir, name.to_vec()));
         }
         self.done.entries += 1;
         Ok(())
     }
 
     /// Creates it, with all but a file's content and attributes: that file is returned.
-    fn create(&mut self, parent: &OwnedFd, name: &OsStr, visit: &Visit) -> Result<Option<File>, Errno> {
+    fn create(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        visit: &Visit,
+    ) -> Result<Option<File>, Errno> {
         let Visit { ino, inode, .. } = visit;
         if let Some((dir, first)) = self.links.get(ino) {
             let dir = match &self.link_dir {
@@ -295,7 +378,14 @@ impl Extractor<'_> {
                     fd
                 }
             };
-            return linkat(&*dir, OsStr::from_bytes(first), parent, name, AtFlags::empty()).map(|()| None);
+            return linkat(
+                &*dir,
+                OsStr::from_bytes(first),
+                parent,
+                name,
+                AtFlags::empty(),
+            )
+            .map(|()| None);
         }
         if let Some(file) = make_node(self.rootfs, parent.as_fd(), name, *ino, inode)? {
             return Ok(Some(file));
@@ -306,8 +396,13 @@ impl Extractor<'_> {
     }
 
     fn content(&mut self, mut file: File, ino: u32, inode: &Inode) -> Result<(), Failure> {
-        let mut counted = Counted { file: &mut file, progress: self.progress };
-        self.rootfs.copy(ino, &mut counted).map_err(|e| self.fail("writing its content", e))?;
+        let mut counted = Counted {
+            file: &mut file,
+            progress: self.progress,
+        };
+        self.rootfs
+            .copy(ino, &mut counted)
+            .map_err(|e| self.fail("writing its content", e))?;
         self.done.bytes += inode.size;
         self.attributes(&file, inode)
     }
@@ -318,9 +413,18 @@ impl Extractor<'_> {
             let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
             fchown(&fd, Some(uid), Some(gid)).map_err(|e| self.fail("setting its owner", e))?;
         }
-        fchmod(&fd, Mode::from_raw_mode(inode.mode & 0o7777)).map_err(|e| self.fail("setting its mode", e))?;
-        for xattr in self.xattrs(inode).map_err(|e| self.fail("reading its attributes", e))? {
-            match fsetxattr(&fd, OsStr::from_bytes(&xattr.name), &xattr.value, XattrFlags::empty()) {
+        fchmod(&fd, Mode::from_raw_mode(inode.mode & 0o7777))
+            .map_err(|e| self.fail("setting its mode", e))?;
+        for xattr in self
+            .xattrs(inode)
+            .map_err(|e| self.fail("reading its attributes", e))?
+        {
+            match fsetxattr(
+                &fd,
+                OsStr::from_bytes(&xattr.name),
+                &xattr.value,
+                XattrFlags::empty(),
+            ) {
                 Err(Errno::PERM | Errno::NOTSUP) if !self.options.owner => {}
                 other => other.map_err(|e| self.fail("setting its extended attributes", e))?,
             }
@@ -355,11 +459,20 @@ impl std::io::Write for Counted<'_> {
 /// # Errors
 /// What mkdir(2) or open(2) say.
 pub fn open_target(dir: &std::path::Path) -> std::io::Result<File> {
-    match mkdirat(CWD, dir, Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH) {
+    match mkdirat(
+        CWD,
+        dir,
+        Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH,
+    ) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(e.into()),
     }
-    let fd = openat(CWD, dir, DIRECTORY.difference(OFlags::NOFOLLOW), Mode::empty())?;
+    let fd = openat(
+        CWD,
+        dir,
+        DIRECTORY.difference(OFlags::NOFOLLOW),
+        Mode::empty(),
+    )?;
     debug_assert_eq!(fstat(&fd)?.st_mode & S_IFMT, S_IFDIR);
     Ok(fd.into())
 }
@@ -377,8 +490,18 @@ fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, 
                 None => return Err(Errno::NAMETOOLONG),
             },
         };
-        let flags = if later.is_some() { LINK_DIRECTORY } else { flags };
-        let fd = openat2(at.as_ref().map_or(root, |fd| fd.as_fd()), OsStr::from_bytes(now), flags, Mode::empty(), resolve)?;
+        let flags = if later.is_some() {
+            LINK_DIRECTORY
+        } else {
+            flags
+        };
+        let fd = openat2(
+            at.as_ref().map_or(root, |fd| fd.as_fd()),
+            OsStr::from_bytes(now),
+            flags,
+            Mode::empty(),
+            resolve,
+        )?;
         match later {
             Some(later) => (at, rest) = (Some(fd), later),
             None => return Ok(fd),

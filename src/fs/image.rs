@@ -46,9 +46,16 @@ impl Image {
     }
 
     /// As [`Image::open`], of bytes that are not in a file.
-    pub(super) fn open_bytes(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>) -> Result<(Self, Section)> {
+    pub(super) fn open_bytes(
+        path: PathBuf,
+        bytes: Arc<dyn ReadAt>,
+        secret: Option<Secret>,
+    ) -> Result<(Self, Section)> {
         let (image, section) = Self::tree(path, bytes, secret)?;
-        image.check_key(&section).map_err(|source| Error::Image { image: image.path.clone(), source })?;
+        image.check_key(&section).map_err(|source| Error::Image {
+            image: image.path.clone(),
+            source,
+        })?;
         Ok((image, section))
     }
 
@@ -57,13 +64,27 @@ impl Image {
         Self::tree(source.path, Arc::new(source.file), source.secret)
     }
 
-    fn tree(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>) -> Result<(Self, Section)> {
-        let failed = |source| Error::Image { image: path.clone(), source };
+    fn tree(
+        path: PathBuf,
+        bytes: Arc<dyn ReadAt>,
+        secret: Option<Secret>,
+    ) -> Result<(Self, Section)> {
+        let failed = |source| Error::Image {
+            image: path.clone(),
+            source,
+        };
         let container = Container::open(bytes).map_err(failed)?;
         if let Some(end) = container.torn() {
-            tracing::warn!(image = %path.display(), "the file goes on behind the image, which ends at offset {end}: what follows was never finished and is not used");
+            tracing::warn!(
+                image = %path.display(),
+                "the file goes on behind the image, which ends at offset {end}: \
+                 what follows was never finished and is not used",
+            );
         }
-        let key = secret.map(|s| s.key(&container.header().salt)).transpose().map_err(failed)?;
+        let key = secret
+            .map(|s| s.key(&container.header().salt))
+            .transpose()
+            .map_err(failed)?;
         let locator = container.locator().map_err(failed)?;
         let has_section = locator.is_some();
         let section = match locator {
@@ -71,11 +92,24 @@ impl Image {
             None => {
                 let index = container.index().map_err(failed)?;
                 let (tree, paths) = tree_of_index(&container, &index).map_err(failed)?;
-                let extras = Extras { frame_log2: FRAME_LOG2, paths, ..Extras::default() };
-                Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?).map_err(failed)?
+                let extras = Extras {
+                    frame_log2: FRAME_LOG2,
+                    paths,
+                    ..Extras::default()
+                };
+                Section::in_memory(bfc::rootfs::build(&tree, &extras).map_err(failed)?)
+                    .map_err(failed)?
             }
         };
-        Ok((Self { path, container, key, has_section }, section))
+        Ok((
+            Self {
+                path,
+                container,
+                key,
+                has_section,
+            },
+            section,
+        ))
     }
 
     /// What decodes its contents.
@@ -90,13 +124,15 @@ impl Image {
         }
     }
 
-    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1 alone the smallest
-    /// encrypted content is opened.
+    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1
+    /// alone the smallest encrypted content is opened.
     fn check_key(&self, section: &Section) -> bfc::Result<()> {
         let mut sealed = section.header().key_check;
         if sealed != [0; 28] {
             let key = self.key.as_ref().ok_or(bfc::Error::KeyNeeded)?;
-            return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed).map(drop).ok_or(bfc::Error::WrongKey);
+            return bfc::aead::open(key, bfc::key::CHECK_AAD, &mut sealed)
+                .map(drop)
+                .ok_or(bfc::Error::WrongKey);
         }
         if self.has_section {
             return Ok(());
@@ -104,17 +140,23 @@ impl Image {
         let mut smallest: Option<Content> = None;
         for number in 0..section.content_count() {
             let content = section.content(number)?;
-            if content.enc != Encryption::None && smallest.is_none_or(|s| content.stored < s.stored) {
+            if content.enc != Encryption::None && smallest.is_none_or(|s| content.stored < s.stored)
+            {
                 smallest = Some(content);
             }
         }
-        let Some(content) = smallest else { return Ok(()) };
+        let Some(content) = smallest else {
+            return Ok(());
+        };
         if self.key.is_none() {
             return Err(bfc::Error::KeyNeeded);
         }
         let decoder = self.decoder(false);
         let path = section.content_path(&content)?;
-        match decoder.resolve(&content).and_then(|c| decoder.stream(&c, &path, &mut std::io::sink())) {
+        match decoder
+            .resolve(&content)
+            .and_then(|c| decoder.stream(&c, &path, &mut std::io::sink()))
+        {
             Err(bfc::Error::Content { .. }) => Err(bfc::Error::WrongKey),
             other => other,
         }
@@ -128,13 +170,29 @@ impl Image {
 pub(super) fn check_digest(images: &[Image], wanted: &str) -> Result<()> {
     let [image] = images else {
         let source = bfc::Error::Unsupported("a root digest for several images together".into());
-        return Err(Error::Image { image: images.last().map(|i| i.path.clone()).unwrap_or_default(), source });
+        return Err(Error::Image {
+            image: images.last().map(|i| i.path.clone()).unwrap_or_default(),
+            source,
+        });
     };
-    let failed = |source| Error::Image { image: image.path.clone(), source };
+    let failed = |source| Error::Image {
+        image: image.path.clone(),
+        source,
+    };
     let Some(locator) = image.container.locator().map_err(failed)? else {
-        return Err(failed(bfc::Error::Unsupported("a root digest, which a plain v1 image does not have".into())));
+        return Err(failed(bfc::Error::Unsupported(
+            "a root digest, which a plain v1 image does not have".into(),
+        )));
     };
-    let found: String = locator.root_digest.iter().map(|b| format!("{b:02x}")).collect();
+    let found: String = locator
+        .root_digest
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let wanted = wanted.trim_start_matches("blake3:").to_ascii_lowercase();
-    if found == wanted { Ok(()) } else { Err(failed(bfc::Error::Digest { found, wanted })) }
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(failed(bfc::Error::Digest { found, wanted }))
+    }
 }

@@ -12,14 +12,16 @@ pub struct Options {
     pub subdir: Option<PathBuf>,
     /// Root digest that the image must have, hexadecimal; every byte is then checked against it.
     pub digest: Option<String>,
-    /// Check stored bytes against their BLAKE3, besides the checksum of what is decoded; implied by `digest`.
+    /// Check stored bytes against their BLAKE3, besides the checksum of what is decoded; implied by
+    /// `digest`.
     pub check_hash: bool,
     /// Bound of the cache of decoded content, bytes.
     pub cache_bytes: u64,
     /// Answer as if no inode had extended attributes: somebody else shows them.
     #[serde(default)]
     pub hide_xattrs: bool,
-    /// Where content goes that does not fit the cache. A disk: the temporary directory of many hosts is in memory.
+    /// Where content goes that does not fit the cache. A disk: the temporary directory of many
+    /// hosts is in memory.
     #[serde(with = "super::paths::path")]
     pub temp_dir: PathBuf,
     /// What such content may take there at a time, bytes.

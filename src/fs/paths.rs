@@ -1,4 +1,5 @@
-//! Paths of any bytes in JSON, where serde's own have to be UTF-8: a string if it can be, a list of bytes if not.
+//! Paths of any bytes in JSON, where serde's own have to be UTF-8: a string if it can be, a list of
+//! bytes if not.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,7 +16,10 @@ enum Text {
 
 impl From<&Path> for Text {
     fn from(path: &Path) -> Self {
-        path.to_str().map_or_else(|| Text::Bytes(path.as_os_str().as_bytes().to_vec()), |s| Text::String(s.to_owned()))
+        path.to_str().map_or_else(
+            || Text::Bytes(path.as_os_str().as_bytes().to_vec()),
+            |s| Text::String(s.to_owned()),
+        )
     }
 }
 
@@ -50,12 +54,17 @@ pub mod optional_path {
     /// Serializes a path.
     // The signature is serde's.
     #[allow(clippy::ref_option)]
-    pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(
+        path: &Option<PathBuf>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         path.as_deref().map(Text::from).serialize(serializer)
     }
 
     /// Deserializes a path.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
         Ok(Option::<Text>::deserialize(deserializer)?.map(PathBuf::from))
     }
 }
@@ -75,11 +84,20 @@ mod tests {
 
     #[test]
     fn any_path_comes_back() {
-        let paths = Paths { path: "/ä".into(), other: Some(OsString::from_vec(b"/\xff".to_vec()).into()) };
+        let paths = Paths {
+            path: "/ä".into(),
+            other: Some(OsString::from_vec(b"/\xff".to_vec()).into()),
+        };
         let json = serde_json::to_string(&paths).unwrap();
         assert_eq!(json, r#"{"path":"/ä","other":[47,255]}"#);
         assert_eq!(serde_json::from_str::<Paths>(&json).unwrap(), paths);
-        let none = Paths { path: "/".into(), other: None };
-        assert_eq!(serde_json::from_str::<Paths>(&serde_json::to_string(&none).unwrap()).unwrap(), none);
+        let none = Paths {
+            path: "/".into(),
+            other: None,
+        };
+        assert_eq!(
+            serde_json::from_str::<Paths>(&serde_json::to_string(&none).unwrap()).unwrap(),
+            none
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One image's (or several merged images') root file system: every question that a file system is asked.
+//! One image's (or several merged images') root file system: every question that a file system is
+//! asked.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -25,11 +26,12 @@ use crate::layer::MAX_PATH;
 
 /// Inode number of the root.
 pub const ROOT: u32 = bfc::rootfs::format::ROOT;
-/// Content up to this length is decoded for the one who reads it, without the cache: the kernel keeps its pages.
+/// Content up to this length is decoded for the one who reads it, without the cache: the kernel
+/// keeps its pages.
 const SMALL: u64 = 128 << 10;
 
-/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits 12..16 of the mode), the name.
-/// Returns false to stop.
+/// Called for a directory's entries: the number of the next entry, the inode number, the type (bits
+/// 12..16 of the mode), the name. Returns false to stop.
 pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
 
 /// A name and what it leads to.
@@ -89,7 +91,10 @@ pub struct Rootfs {
 
 impl std::fmt::Debug for Rootfs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rootfs").field("section", &self.section).field("root", &self.root).finish_non_exhaustive()
+        f.debug_struct("Rootfs")
+            .field("section", &self.section)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,31 +103,53 @@ fn kind_error(ino: u32, reason: &'static str, errno: Errno) -> Error {
 }
 
 impl Rootfs {
-    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked when it is used. Of several images, the first is
-    /// the lowest, and their layers are merged.
+    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked
+    /// when it is used. Of several images, the first is the lowest, and their layers are merged.
     ///
     /// # Errors
     /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
     pub fn open(sources: Vec<Source>, options: &Options) -> Result<Self> {
-        Self::open_with(sources, options, Box::new(TempDir(options.temp_dir.clone())))
+        Self::open_with(
+            sources,
+            options,
+            Box::new(TempDir(options.temp_dir.clone())),
+        )
     }
 
     /// As [`Rootfs::open`], with another place for content that does not fit the cache.
     ///
     /// # Errors
     /// As [`Rootfs::open`].
-    pub fn open_with(sources: Vec<Source>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
-        Self::merge(sources.into_iter().map(Image::open).collect::<Result<_>>()?, options, spool)
+    pub fn open_with(
+        sources: Vec<Source>,
+        options: &Options,
+        spool: Box<dyn Spool>,
+    ) -> Result<Self> {
+        Self::merge(
+            sources
+                .into_iter()
+                .map(Image::open)
+                .collect::<Result<_>>()?,
+            options,
+            spool,
+        )
     }
 
-    fn merge(mut opened: Vec<(Image, Section)>, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
+    fn merge(
+        mut opened: Vec<(Image, Section)>,
+        options: &Options,
+        spool: Box<dyn Spool>,
+    ) -> Result<Self> {
         let (images, section) = match (opened.len(), opened.pop()) {
             (1, Some((image, section))) => (vec![image], section),
             (_, Some(top)) => {
                 opened.push(top);
                 let stacked = stack(&opened);
                 let images: Vec<_> = opened.into_iter().map(|(image, _)| image).collect();
-                let section = stacked.map_err(|(number, source)| Error::Stack { image: images[number].path.clone(), source })?;
+                let section = stacked.map_err(|(number, source)| Error::Stack {
+                    image: images[number].path.clone(),
+                    source,
+                })?;
                 (images, section)
             }
             (_, None) => return Err(Error::NotFound),
@@ -137,7 +164,12 @@ impl Rootfs {
     ///
     /// # Errors
     /// As [`Rootfs::open`].
-    pub fn open_bytes(path: PathBuf, bytes: Arc<dyn ReadAt>, secret: Option<Secret>, options: &Options) -> Result<Self> {
+    pub fn open_bytes(
+        path: PathBuf,
+        bytes: Arc<dyn ReadAt>,
+        secret: Option<Secret>,
+        options: &Options,
+    ) -> Result<Self> {
         Self::open_all(vec![(path, bytes, secret)], options)
     }
 
@@ -145,8 +177,14 @@ impl Rootfs {
     ///
     /// # Errors
     /// As [`Rootfs::open`].
-    pub fn open_all(images: Vec<(PathBuf, Arc<dyn ReadAt>, Option<Secret>)>, options: &Options) -> Result<Self> {
-        let opened = images.into_iter().map(|(path, bytes, secret)| Image::open_bytes(path, bytes, secret)).collect::<Result<_>>()?;
+    pub fn open_all(
+        images: Vec<(PathBuf, Arc<dyn ReadAt>, Option<Secret>)>,
+        options: &Options,
+    ) -> Result<Self> {
+        let opened = images
+            .into_iter()
+            .map(|(path, bytes, secret)| Image::open_bytes(path, bytes, secret))
+            .collect::<Result<_>>()?;
         Self::merge(opened, options, Box::new(TempDir(options.temp_dir.clone())))
     }
 
@@ -156,10 +194,20 @@ impl Rootfs {
     /// As [`Rootfs::open`].
     pub fn open_tree(source: Source, options: &Options) -> Result<Self> {
         let (image, section) = Image::open_tree(source)?;
-        Self::assemble(vec![image], section, options, Box::new(TempDir(options.temp_dir.clone())))
+        Self::assemble(
+            vec![image],
+            section,
+            options,
+            Box::new(TempDir(options.temp_dir.clone())),
+        )
     }
 
-    fn assemble(images: Vec<Image>, section: Section, options: &Options, spool: Box<dyn Spool>) -> Result<Self> {
+    fn assemble(
+        images: Vec<Image>,
+        section: Section,
+        options: &Options,
+        spool: Box<dyn Spool>,
+    ) -> Result<Self> {
         let mut rootfs = Self {
             images,
             section,
@@ -197,7 +245,8 @@ impl Rootfs {
 
     /// Bytes of all contents, as they are when decoded.
     pub fn content_bytes(&self) -> u64 {
-        let contents = (0..self.section.content_count()).filter_map(|n| self.section.content(n).ok());
+        let contents =
+            (0..self.section.content_count()).filter_map(|n| self.section.content(n).ok());
         contents.fold(0, |sum, content| sum.saturating_add(content.size))
     }
 
@@ -209,16 +258,24 @@ impl Rootfs {
     fn resolve_dir(&self, path: &Path) -> Result<u32> {
         match self.resolve(path) {
             Ok((ino, inode)) if inode.is_dir() => Ok(ino),
-            Ok(_) | Err(Error::NotFound) => Err(Error::Subdir { path: path.to_owned() }),
+            Ok(_) | Err(Error::NotFound) => Err(Error::Subdir {
+                path: path.to_owned(),
+            }),
             Err(error) => Err(error),
         }
     }
 
-    /// The inode at a path from the root. Symlinks are not followed; `.` and empty components are passed over, `..` finds nothing.
+    /// The inode at a path from the root. Symlinks are not followed; `.` and empty components are
+    /// passed over, `..` finds nothing.
     pub fn resolve(&self, path: &Path) -> Result<(u32, Inode)> {
         use std::os::unix::ffi::OsStrExt;
         let mut at = (ROOT, self.inode(ROOT)?);
-        for name in path.as_os_str().as_bytes().split(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".") {
+        for name in path
+            .as_os_str()
+            .as_bytes()
+            .split(|&b| b == b'/')
+            .filter(|n| !n.is_empty() && *n != b".")
+        {
             at = self.lookup(at.0, name)?.ok_or(Error::NotFound)?;
         }
         Ok(at)
@@ -230,11 +287,21 @@ impl Rootfs {
     }
 
     fn shown(&self) -> Shown<'_> {
-        Shown { section: &self.section, root: self.root }
+        Shown {
+            section: &self.section,
+            root: self.root,
+        }
     }
 
     pub(super) fn image_error(&self, source: bfc::Error) -> Error {
-        Error::Image { image: self.images.first().map(|i| i.path.clone()).unwrap_or_default(), source }
+        Error::Image {
+            image: self
+                .images
+                .first()
+                .map(|i| i.path.clone())
+                .unwrap_or_default(),
+            source,
+        }
     }
 
     /// The inode with this number.
@@ -242,33 +309,48 @@ impl Rootfs {
     /// # Errors
     /// [`Error::NotFound`], and [`Error::Image`] as for all that follow.
     pub fn inode(&self, ino: u32) -> Result<Inode> {
-        self.shown().inode(ino).map_err(|e| self.image_error(e))?.ok_or(Error::NotFound)
+        self.shown()
+            .inode(ino)
+            .map_err(|e| self.image_error(e))?
+            .ok_or(Error::NotFound)
     }
 
     fn directory(&self, ino: u32) -> Result<Inode> {
         let inode = self.inode(ino)?;
-        if inode.is_dir() { Ok(inode) } else { Err(kind_error(ino, "not a directory", Errno::NOTDIR)) }
+        if inode.is_dir() {
+            Ok(inode)
+        } else {
+            Err(kind_error(ino, "not a directory", Errno::NOTDIR))
+        }
     }
 
     /// The inode that `name` leads to in a directory; `None` when there is no such name.
     pub fn lookup(&self, parent: u32, name: &[u8]) -> Result<Option<(u32, Inode)>> {
         let dir = self.directory(parent)?;
         let failed = |e| self.image_error(e);
-        let Some(dentry) = self.section.lookup(&dir, name).map_err(failed)? else { return Ok(None) };
+        let Some(dentry) = self.section.lookup(&dir, name).map_err(failed)? else {
+            return Ok(None);
+        };
         self.shown().follow(&dentry).map(Some).map_err(failed)
     }
 
-    /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of the next entry, the inode number, the
-    /// type (bits 12..16 of the mode), the name. It returns false to stop. `.` and `..` are not among them. Where the entries lead is not checked: see
+    /// Calls `each` for a directory's entries, sorted by name, from number `from`: the number of
+    /// the next entry, the inode number, the type (bits 12..16 of the mode), the name. It returns
+    /// false to stop. `.` and `..` are not among them. Where the entries lead is not checked: see
     /// [`Rootfs::walk`] for what descends.
     pub fn readdir(&self, dir: u32, from: u64, each: &mut EachEntry<'_>) -> Result<()> {
-        self.dentries(dir, from, |next, dentry, name| Ok(each(next, self.shown().swap(dentry.ino), dentry.kind, name)))
+        self.dentries(dir, from, |next, dentry, name| {
+            Ok(each(next, self.shown().swap(dentry.ino), dentry.kind, name))
+        })
     }
 
     /// As [`Rootfs::readdir`], with each entry's inode instead of its type.
     pub fn readdir_plus(&self, dir: u32, from: u64, each: &mut EachInode<'_>) -> Result<()> {
         self.dentries(dir, from, |next, dentry, name| {
-            let (ino, inode) = self.shown().follow(dentry).map_err(|e| self.image_error(e))?;
+            let (ino, inode) = self
+                .shown()
+                .follow(dentry)
+                .map_err(|e| self.image_error(e))?;
             Ok(each(next, ino, &inode, name))
         })
     }
@@ -279,7 +361,11 @@ impl Rootfs {
     {
         let record = self.directory(dir)?;
         let mut index = from;
-        while let Some((dentry, name)) = self.shown().dentry(&record, index).map_err(|e| self.image_error(e))? {
+        while let Some((dentry, name)) = self
+            .shown()
+            .dentry(&record, index)
+            .map_err(|e| self.image_error(e))?
+        {
             index += 1;
             if !each(index, &dentry, &name)? {
                 break;
@@ -291,25 +377,43 @@ impl Rootfs {
     /// Walks everything below a directory.
     pub fn walk(&self, dir: u32, order: Order) -> Result<Walk<'_>> {
         let inode = self.directory(dir)?;
-        let image = self.images.first().map_or(Path::new(""), |image| &image.path);
+        let image = self
+            .images
+            .first()
+            .map_or(Path::new(""), |image| &image.path);
         Ok(Walk::new(self.shown(), image, dir, inode, order))
     }
 
     /// The parent of a directory; the root's is the root.
     pub fn parent(&self, dir: u32) -> Result<u32> {
-        Ok(if dir == ROOT { ROOT } else { self.shown().swap(self.directory(dir)?.parent) })
+        Ok(if dir == ROOT {
+            ROOT
+        } else {
+            self.shown().swap(self.directory(dir)?.parent)
+        })
     }
 
-    /// Path of a directory from the root, without a slash before or behind it, found from its record upwards.
+    /// Path of a directory from the root, without a slash before or behind it, found from its
+    /// record upwards.
     pub fn directory_path(&self, dir: u32) -> Result<Vec<u8>> {
         let (mut names, mut len, mut at) = (Vec::new(), 0, dir);
         while at != ROOT {
             let inode = self.directory(at)?;
             let parent = self.parent(at)?;
             let record = self.directory(parent)?;
-            let damaged = |reason| self.image_error(bfc::Error::Section { offset: inode.dentry.into(), reason });
-            let index = u64::from(inode.dentry).checked_sub(record.data).ok_or_else(|| damaged("a dentry of another directory"))?;
-            let found = self.shown().dentry(&record, index).map_err(|e| self.image_error(e))?;
+            let damaged = |reason| {
+                self.image_error(bfc::Error::Section {
+                    offset: inode.dentry.into(),
+                    reason,
+                })
+            };
+            let index = u64::from(inode.dentry)
+                .checked_sub(record.data)
+                .ok_or_else(|| damaged("a dentry of another directory"))?;
+            let found = self
+                .shown()
+                .dentry(&record, index)
+                .map_err(|e| self.image_error(e))?;
             let (dentry, name) = found.ok_or_else(|| damaged("a dentry of another directory"))?;
             if self.shown().swap(dentry.ino) != at {
                 return Err(damaged("a dentry of another directory"));
@@ -328,7 +432,10 @@ impl Rootfs {
     /// A symlink's target.
     pub fn readlink(&self, ino: u32) -> Result<Cow<'_, [u8]>> {
         let inode = self.inode(ino)?;
-        self.section.target(&inode).map_err(|e| self.image_error(e))?.ok_or_else(|| kind_error(ino, "not a symlink", Errno::INVAL))
+        self.section
+            .target(&inode)
+            .map_err(|e| self.image_error(e))?
+            .ok_or_else(|| kind_error(ino, "not a symlink", Errno::INVAL))
     }
 
     /// Whether any inode has extended attributes to show.
@@ -341,15 +448,26 @@ impl Rootfs {
     /// # Errors
     /// As [`Rootfs::xattr_entries`].
     pub fn lists_xattrs(&self) -> Result<bool> {
-        Ok(self.section.xattr_dentries().map_err(|e| self.image_error(e))?.is_some())
+        Ok(self
+            .section
+            .xattr_dentries()
+            .map_err(|e| self.image_error(e))?
+            .is_some())
     }
 
-    /// The names that lead to inodes with extended attributes, each directory's before those in it. `None` when the image does not list them: there are many.
+    /// The names that lead to inodes with extended attributes, each directory's before those in it.
+    /// `None` when the image does not list them: there are many.
     ///
     /// # Errors
     /// [`Error::Image`] when the list is damaged.
     pub fn xattr_entries(&self) -> Result<Option<Vec<Entry>>> {
-        let Some(list) = self.section.xattr_dentries().map_err(|e| self.image_error(e))? else { return Ok(None) };
+        let Some(list) = self
+            .section
+            .xattr_dentries()
+            .map_err(|e| self.image_error(e))?
+        else {
+            return Ok(None);
+        };
         let mut reached = HashSet::from([ROOT]);
         let mut entries = Vec::with_capacity(list.len());
         for (dir, index) in list {
@@ -362,7 +480,12 @@ impl Rootfs {
                 if inode.is_dir() {
                     reached.insert(ino);
                 }
-                entries.push(Entry { dir, name: name.to_vec(), ino, inode: *inode });
+                entries.push(Entry {
+                    dir,
+                    name: name.to_vec(),
+                    ino,
+                    inode: *inode,
+                });
                 false
             })?;
         }
@@ -372,7 +495,10 @@ impl Rootfs {
     /// The value of an extended attribute, `None` when the inode has none of that name.
     pub fn xattr(&self, ino: u32, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let inode = self.inode(ino)?;
-        let xattrs = self.section.xattrs(&inode).map_err(|e| self.image_error(e))?;
+        let xattrs = self
+            .section
+            .xattrs(&inode)
+            .map_err(|e| self.image_error(e))?;
         Ok(xattrs.into_iter().find(|x| x.name == name).map(|x| x.value))
     }
 
@@ -385,16 +511,23 @@ impl Rootfs {
     /// The names of all extended attributes of an inode.
     pub fn xattr_names(&self, ino: u32) -> Result<Vec<Vec<u8>>> {
         let inode = self.inode(ino)?;
-        let xattrs = self.section.xattrs(&inode).map_err(|e| self.image_error(e))?;
+        let xattrs = self
+            .section
+            .xattrs(&inode)
+            .map_err(|e| self.image_error(e))?;
         Ok(xattrs.into_iter().map(|x| x.name).collect())
     }
 
     /// What statfs(2) is told.
     pub fn statfs(&self) -> Statfs {
-        Statfs { files: u64::from(self.section.inode_count()), bytes: self.images.iter().map(|i| i.container.len()).sum() }
+        Statfs {
+            files: u64::from(self.section.inode_count()),
+            bytes: self.images.iter().map(|i| i.container.len()).sum(),
+        }
     }
 
-    /// Appends at most `len` bytes of a file from `offset` to `out`; fewer only at its end. Nothing is appended that did not pass its check.
+    /// Appends at most `len` bytes of a file from `offset` to `out`; fewer only at its end. Nothing
+    /// is appended that did not pass its check.
     ///
     /// # Errors
     /// As [`Rootfs::read_decoded`].
@@ -404,30 +537,59 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Appends what had to be decoded to read at most `len` bytes of a file from `offset`, which may be more than these: whole frames. Nothing
-    /// is appended that did not pass its check.
+    /// Appends what had to be decoded to read at most `len` bytes of a file from `offset`, which
+    /// may be more than these: whole frames. Nothing is appended that did not pass its check.
     ///
     /// # Errors
-    /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is no regular file.
-    pub fn read_decoded(&self, ino: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Decoded> {
+    /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is
+    /// no regular file.
+    pub fn read_decoded(
+        &self,
+        ino: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Decoded> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG {
-            return Err(kind_error(ino, "not a regular file", if inode.is_dir() { Errno::ISDIR } else { Errno::INVAL }));
+            return Err(kind_error(
+                ino,
+                "not a regular file",
+                if inode.is_dir() {
+                    Errno::ISDIR
+                } else {
+                    Errno::INVAL
+                },
+            ));
         }
         self.read_inode(&inode, offset, len, out)
     }
 
-    fn read_inode(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<Decoded> {
-        let len = usize::try_from(inode.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+    fn read_inode(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Decoded> {
+        let len = usize::try_from(inode.size.saturating_sub(offset))
+            .unwrap_or(usize::MAX)
+            .min(len);
         let start = out.len();
         if len == 0 {
-            return Ok(Decoded { offset, wanted: start..start });
+            return Ok(Decoded {
+                offset,
+                wanted: start..start,
+            });
         }
         match self.read_content(inode, offset, len, out) {
             #[allow(clippy::cast_possible_truncation)] // within what was appended
             Ok(first) => {
                 let skip = start + (offset - first) as usize;
-                Ok(Decoded { offset: first, wanted: skip..skip + len })
+                Ok(Decoded {
+                    offset: first,
+                    wanted: skip..skip + len,
+                })
             }
             Err(error) => {
                 out.truncate(start);
@@ -437,25 +599,55 @@ impl Rootfs {
     }
 
     /// As [`Rootfs::read`], of the content with this number: also of one that no file has any more.
-    pub fn read_by_number(&self, number: u32, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        let size = self.section.content(number.into()).map_err(|e| self.image_error(e))?.size;
-        let inode = Inode { mode: S_IFREG, size, data: number.into(), ..Inode::default() };
+    pub fn read_by_number(
+        &self,
+        number: u32,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let size = self
+            .section
+            .content(number.into())
+            .map_err(|e| self.image_error(e))?
+            .size;
+        let inode = Inode {
+            mode: S_IFREG,
+            size,
+            data: number.into(),
+            ..Inode::default()
+        };
         let start = out.len();
         self.read_inode(&inode, offset, len, out)?.trim(out, start);
         Ok(())
     }
 
-    /// Appends content that holds the range; the offset in the file of the first byte that was appended.
-    fn read_content(&self, inode: &Inode, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<u64> {
+    /// Appends content that holds the range; the offset in the file of the first byte that was
+    /// appended.
+    fn read_content(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<u64> {
         let content = self.content(inode)?;
         let Some(image) = self.images.get(usize::from(content.source)) else {
-            return Err(self.image_error(bfc::Error::Section { offset: inode.data, reason: "content of an image that is not there" }));
+            return Err(self.image_error(bfc::Error::Section {
+                offset: inode.data,
+                reason: "content of an image that is not there",
+            }));
         };
-        let failed = |source| Error::Image { image: image.path.clone(), source };
+        let failed = |source| Error::Image {
+            image: image.path.clone(),
+            source,
+        };
         let decoder = image.decoder(self.check_hash);
         let path = self.section.content_path(&content).map_err(failed)?;
         if content.frames > 0 {
-            return self.read_frames(&decoder, &content, &path, offset, len, out).map_err(failed);
+            return self
+                .read_frames(&decoder, &content, &path, offset, len, out)
+                .map_err(failed);
         }
         #[allow(clippy::cast_possible_truncation)] // a content record's number
         let number = inode.data as u32;
@@ -464,45 +656,78 @@ impl Rootfs {
             let start = out.len();
             #[allow(clippy::cast_possible_truncation)] // small
             out.resize(start + content.size as usize, 0);
-            decoder.whole(&content, &path, &mut out[start..]).map_err(failed)?;
+            decoder
+                .whole(&content, &path, &mut out[start..])
+                .map_err(failed)?;
             return Ok(0);
         }
         if content.comp == Compression::None && content.enc == Encryption::None {
             // v1 has one checksum for all of it: it is checked on the first read, whole.
-            self.checks.once(number, || decoder.stream(&content, &[], &mut std::io::sink()).map_err(failed))?;
+            self.checks.once(number, || {
+                decoder
+                    .stream(&content, &[], &mut std::io::sink())
+                    .map_err(failed)
+            })?;
             return read_stored(&decoder, &content, offset, len, out).map_err(failed);
         }
-        let decoded = self.cache.get(number, content.size, |sink| decoder.stream(&content, &path, sink).map_err(failed))?;
-        decoded.read(offset, len, out).map_err(|source| failed(bfc::Error::Read { offset, len: len as u64, source }))?;
+        let decoded = self.cache.get(number, content.size, |sink| {
+            decoder.stream(&content, &path, sink).map_err(failed)
+        })?;
+        decoded.read(offset, len, out).map_err(|source| {
+            failed(bfc::Error::Read {
+                offset,
+                len: len as u64,
+                source,
+            })
+        })?;
         Ok(offset)
     }
 
-    /// Says that a range of a file will be read soon: what is stored of it is fetched, if it is not there already. Does nothing for content of
-    /// one piece.
+    /// Says that a range of a file will be read soon: what is stored of it is fetched, if it is not
+    /// there already. Does nothing for content of one piece.
     pub fn will_need(&self, ino: u32, offset: u64, len: u64) -> Result<()> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG || offset >= inode.size {
             return Ok(());
         }
         let content = self.content(&inode)?;
-        let (Some(image), Some(last)) = (self.images.get(usize::from(content.source)), content.frames.checked_sub(1)) else {
+        let (Some(image), Some(last)) = (
+            self.images.get(usize::from(content.source)),
+            content.frames.checked_sub(1),
+        ) else {
             return Ok(());
         };
         let log2 = self.section.header().frame_log2;
         let number = |at: u64| u32::try_from(at >> log2).unwrap_or(last).min(last);
-        let frame = |number| self.section.frame(&content, number).map_err(|e| self.image_error(e));
-        let (first, last) = (frame(number(offset))?, frame(number(offset.saturating_add(len)))?);
+        let frame = |number| {
+            self.section
+                .frame(&content, number)
+                .map_err(|e| self.image_error(e))
+        };
+        let (first, last) = (
+            frame(number(offset))?,
+            frame(number(offset.saturating_add(len)))?,
+        );
         let end = last.offset.saturating_add(last.stored.into());
-        image.container.source().will_need(content.offset.saturating_add(first.offset), end.saturating_sub(first.offset));
+        image.container.source().will_need(
+            content.offset.saturating_add(first.offset),
+            end.saturating_sub(first.offset),
+        );
         Ok(())
     }
 
     /// The content of a regular file that is not empty.
     fn content(&self, inode: &Inode) -> Result<Content> {
-        let content = self.section.content(inode.data).map_err(|e| self.image_error(e))?;
+        let content = self
+            .section
+            .content(inode.data)
+            .map_err(|e| self.image_error(e))?;
         if content.size != inode.size {
             let reason = "an inode's length is not its content's";
-            return Err(self.image_error(bfc::Error::Section { offset: inode.data, reason }));
+            return Err(self.image_error(bfc::Error::Section {
+                offset: inode.data,
+                reason,
+            }));
         }
         Ok(content)
     }
@@ -521,18 +746,29 @@ impl Rootfs {
         let (first, last) = (offset >> log2, (offset + len as u64 - 1) >> log2);
         #[allow(clippy::cast_possible_truncation)] // a content has at most 2^32 frames
         let numbers = first as u32..=last as u32;
-        let frames = numbers.map(|number| self.section.frame(content, number)).collect::<bfc::Result<Vec<_>>>()?;
+        let frames = numbers
+            .map(|number| self.section.frame(content, number))
+            .collect::<bfc::Result<Vec<_>>>()?;
         let start = out.len();
-        #[allow(clippy::cast_possible_truncation)] // the length asked for and two frames of at most 16 MiB
+        #[allow(clippy::cast_possible_truncation)]
+        // the length asked for and two frames of at most 16 MiB
         let more = (content.size.min((last + 1) << log2) - (first << log2)) as usize;
         out.reserve_exact(more);
         out.resize(start + more, 0);
         #[allow(clippy::cast_possible_truncation)]
-        decoder.frames(content, &frames, first as u32, path, 1 << log2, &mut out[start..])?;
+        decoder.frames(
+            content,
+            &frames,
+            first as u32,
+            path,
+            1 << log2,
+            &mut out[start..],
+        )?;
         Ok(first << log2)
     }
 
-    /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was written may only be used when this succeeds.
+    /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was
+    /// written may only be used when this succeeds.
     pub fn copy(&self, ino: u32, sink: &mut dyn std::io::Write) -> Result<()> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG {
@@ -543,8 +779,13 @@ impl Rootfs {
         }
         let content = self.content(&inode)?;
         if content.frames == 0 && content.size > SMALL {
-            let Some(image) = self.images.get(usize::from(content.source)) else { return Err(Error::NotFound) };
-            let failed = |source| Error::Image { image: image.path.clone(), source };
+            let Some(image) = self.images.get(usize::from(content.source)) else {
+                return Err(Error::NotFound);
+            };
+            let failed = |source| Error::Image {
+                image: image.path.clone(),
+                source,
+            };
             let decoder = image.decoder(self.check_hash);
             let path = self.section.content_path(&content).map_err(failed)?;
             let content = decoder.resolve(&content).map_err(failed)?;
@@ -556,7 +797,8 @@ impl Rootfs {
         while offset < inode.size {
             buf.clear();
             self.read(ino, offset, step, &mut buf)?;
-            sink.write_all(&buf).map_err(|source| self.image_error(bfc::Error::Write { offset, source }))?;
+            sink.write_all(&buf)
+                .map_err(|source| self.image_error(bfc::Error::Write { offset, source }))?;
             offset += buf.len() as u64;
         }
         Ok(())
@@ -564,9 +806,18 @@ impl Rootfs {
 }
 
 /// Reads stored content of one piece in place.
-fn read_stored(decoder: &Decoder<'_>, content: &Content, offset: u64, len: usize, out: &mut Vec<u8>) -> bfc::Result<u64> {
+fn read_stored(
+    decoder: &Decoder<'_>,
+    content: &Content,
+    offset: u64,
+    len: usize,
+    out: &mut Vec<u8>,
+) -> bfc::Result<u64> {
     if content.stored != content.size {
-        return Err(bfc::Error::Content { offset: content.offset, reason: "its stored length is not its length" });
+        return Err(bfc::Error::Content {
+            offset: content.offset,
+            reason: "its stored length is not its length",
+        });
     }
     let start = out.len();
     out.resize(start + len, 0);

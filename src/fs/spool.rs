@@ -9,7 +9,8 @@ use rustix::io::Errno;
 /// What has to stay free on the file system of the temporary files, bytes.
 const RESERVE: u64 = 64 << 20;
 
-/// Makes temporary files, which are gone when they are closed. A trait, because who decodes may not be allowed to open any.
+/// Makes temporary files, which are gone when they are closed. A trait, because who decodes may not
+/// be allowed to open any.
 pub trait Spool: Send + Sync {
     /// An empty file that will have `size` bytes.
     ///

@@ -11,7 +11,8 @@ use super::walk::{Order, Shown, Step, Visit, Walk};
 use crate::layer::merge::{self, Change, What};
 use crate::layer::{self, Budget, replay};
 
-/// How many images may be stacked: a content says in one byte which image it is of, and their descriptors are passed in one message, of which the kernel allows 253.
+/// How many images may be stacked: a content says in one byte which image it is of, and their
+/// descriptors are passed in one message, of which the kernel allows 253.
 pub const MAX_IMAGES: usize = 250;
 /// How many contents all images together may have: what memory must hold (some 600 MiB).
 const MAX_CONTENTS: u64 = 1 << 23;
@@ -26,13 +27,23 @@ pub(super) type Opened = (Image, Section);
 /// # Errors
 /// What is wrong, and with which image (by its place).
 pub(super) fn stack(images: &[Opened]) -> Result<Section, (usize, StackError)> {
-    let mut stack = Stack { tree: Tree::default(), extras: Extras::default(), frames_in: None };
+    let mut stack = Stack {
+        tree: Tree::default(),
+        extras: Extras::default(),
+        frames_in: None,
+    };
     for (number, opened) in images.iter().enumerate() {
         stack.add(number, opened).map_err(|e| (number, e))?;
     }
-    let Stack { tree, mut extras, frames_in } = stack;
+    let Stack {
+        tree,
+        mut extras,
+        frames_in,
+    } = stack;
     extras.frame_log2 = frames_in.unwrap_or(FRAME_LOG2);
-    bfc::rootfs::build(&tree, &extras).and_then(Section::in_memory).map_err(|e| (images.len() - 1, e.into()))
+    bfc::rootfs::build(&tree, &extras)
+        .and_then(Section::in_memory)
+        .map_err(|e| (images.len() - 1, e.into()))
 }
 
 /// Why images cannot be stacked.
@@ -73,7 +84,10 @@ impl Stack {
             return Ok(merge::apply(&mut self.tree, moved(changes, first))?);
         }
         for (index, record) in layers.iter().enumerate() {
-            let damaged = |source| StackError::Layer { number: index + 1, source };
+            let damaged = |source| StackError::Layer {
+                number: index + 1,
+                source,
+            };
             let skeleton = section.blob(record.skeleton)?;
             let changes = replay::changes(&skeleton, record.skeleton_size).map_err(damaged)?;
             merge::apply(&mut self.tree, moved(changes, first))?;
@@ -84,8 +98,12 @@ impl Stack {
 
     /// Takes over the contents and frames of an image; the number of its first content.
     fn contents(&mut self, number: usize, section: &Section) -> Result<u32, StackError> {
-        let count = |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the contents of all images"));
-        let (first, first_frame) = (count(self.tree.contents.len())?, count(self.extras.frames.len())?);
+        let count =
+            |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the contents of all images"));
+        let (first, first_frame) = (
+            count(self.tree.contents.len())?,
+            count(self.extras.frames.len())?,
+        );
         if u64::from(first).saturating_add(section.content_count()) > MAX_CONTENTS {
             return Err(Error::TooLarge("the contents of all images").into());
         }
@@ -94,14 +112,23 @@ impl Stack {
         }
         let log2 = section.header().frame_log2;
         if section.frame_count() > 0 && *self.frames_in.get_or_insert(log2) != log2 {
-            return Err(Error::Unsupported("frames as long as those of the images before it".into()).into());
+            return Err(Error::Unsupported(
+                "frames as long as those of the images before it".into(),
+            )
+            .into());
         }
         for index in 0..section.content_count() {
             let mut content = section.content(index)?;
             if content.path_len > 0 {
-                self.extras.paths.insert(count(self.tree.contents.len())?, section.content_path(&content)?.into_owned());
+                self.extras.paths.insert(
+                    count(self.tree.contents.len())?,
+                    section.content_path(&content)?.into_owned(),
+                );
             }
-            content.first_frame = content.first_frame.checked_add(first_frame).ok_or(Error::TooLarge("the frames of all images"))?;
+            content.first_frame = content
+                .first_frame
+                .checked_add(first_frame)
+                .ok_or(Error::TooLarge("the frames of all images"))?;
             #[allow(clippy::cast_possible_truncation)] // at most 255, checked above
             {
                 content.source = number as u8;
@@ -119,22 +146,45 @@ impl Stack {
 fn moved(changes: Vec<Change>, first: u32) -> Vec<Change> {
     let mut changes = changes;
     for change in &mut changes {
-        if let What::Node(Node { kind: Kind::File { content: Some(number), .. }, .. }) = &mut change.what {
+        if let What::Node(Node {
+            kind:
+                Kind::File {
+                    content: Some(number),
+                    ..
+                },
+            ..
+        }) = &mut change.what
+        {
             *number = number.saturating_add(first);
         }
     }
     changes
 }
 
-/// The tree of a section without layers, as one layer. Names that begin with `.wh.` are whiteouts, as in any layer.
+/// The tree of a section without layers, as one layer. Names that begin with `.wh.` are whiteouts,
+/// as in any layer.
 fn tree_changes(image: &Image, section: &Section) -> Result<Vec<Change>, StackError> {
     let mut out = Vec::new();
     let mut budget = Budget::new(u64::MAX);
     let mut linked: HashMap<u32, Vec<u8>> = HashMap::new();
-    let root = section.inode(ROOT)?.ok_or(Error::Section { offset: 0, reason: "no root" })?;
-    let mut walk = Walk::new(Shown { section, root: ROOT }, &image.path, ROOT, root, Order::Depth);
+    let root = section.inode(ROOT)?.ok_or(Error::Section {
+        offset: 0,
+        reason: "no root",
+    })?;
+    let mut walk = Walk::new(
+        Shown {
+            section,
+            root: ROOT,
+        },
+        &image.path,
+        ROOT,
+        root,
+        Order::Depth,
+    );
     while let Some(step) = walk.step_in_section()? {
-        let Step::Enter(Visit { ino, inode, .. }) = step else { continue };
+        let Step::Enter(Visit { ino, inode, .. }) = step else {
+            continue;
+        };
         let path = walk.path();
         let change = match layer::mark(path) {
             Ok(Some(mark)) => {
@@ -155,7 +205,9 @@ fn tree_changes(image: &Image, section: &Section) -> Result<Vec<Change>, StackEr
                 Change { path, what }
             }
         };
-        budget.take_metadata(&change).map_err(|source| StackError::Layer { number: 1, source })?;
+        budget
+            .take_metadata(&change)
+            .map_err(|source| StackError::Layer { number: 1, source })?;
         out.push(change);
     }
     Ok(out)
@@ -174,7 +226,10 @@ fn node(section: &Section, inode: &bfc::rootfs::format::Inode) -> Result<Node, S
     let kind = match inode.mode & S_IFMT {
         S_IFDIR => Kind::Dir(std::collections::BTreeMap::new()),
         S_IFLNK => Kind::Symlink(section.target(inode)?.unwrap_or_default().into()),
-        S_IFREG => Kind::File { size: inode.size, content: (inode.size > 0).then(|| u32::try_from(inode.data).unwrap_or(u32::MAX)) },
+        S_IFREG => Kind::File {
+            size: inode.size,
+            content: (inode.size > 0).then(|| u32::try_from(inode.data).unwrap_or(u32::MAX)),
+        },
         S_IFCHR | S_IFBLK => {
             let (major, minor) = inode.rdev();
             Kind::Device(major, minor)

@@ -17,27 +17,35 @@ const MAX_WARNED_PATH: usize = 1024;
 /// Longest symlink target that is believed, bytes.
 const MAX_TARGET: u64 = 4095;
 
-/// The tree that a v1 index describes, and the path of each encrypted content (its associated data) by content number. Missing parents
-/// are 0755 directories, the owner is root. Entries that point at one object are hard links when all they say of it agrees.
+/// The tree that a v1 index describes, and the path of each encrypted content (its associated data)
+/// by content number. Missing parents are 0755 directories, the owner is root. Entries that point
+/// at one object are hard links when all they say of it agrees.
 ///
-/// Entries that no file system can show (an empty component, `.` or `..`, a name over 255 bytes, a NUL) are left out with a warning.
+/// Entries that no file system can show (an empty component, `.` or `..`, a name over 255 bytes, a
+/// NUL) are left out with a warning.
 ///
 /// # Errors
-/// [`Error::Content`] when a symlink cannot be read, [`Error::Unsupported`] for unknown compression or encryption, [`Error::TooLarge`] for more inodes than
-/// a tree may have.
-pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, HashMap<u32, Vec<u8>>)> {
+/// [`Error::Content`] when a symlink cannot be read, [`Error::Unsupported`] for unknown compression
+/// or encryption, [`Error::TooLarge`] for more inodes than a tree may have.
+pub fn tree_of_index(
+    container: &Container,
+    index: &Index,
+) -> Result<(Tree, HashMap<u32, Vec<u8>>)> {
     let mut tree = Tree::default();
     let mut paths = HashMap::new();
     let mut objects = HashMap::new();
     let mut left_out = LeftOut::default();
-    // Directories first, by depth, so that an entry which comes before its parent does not lose to an implied directory.
+    // Directories first, by depth, so that an entry which comes before its parent does not lose to
+    // an implied directory.
     for entry in index.entries() {
         let Some(names) = components(entry.path) else {
             left_out.warn(entry.path, "no file system can show this path");
             continue;
         };
         if tree.nodes.len() > MAX_NODES {
-            return Err(Error::TooLarge("the directories and files of the index (the limit is 4,194,304)"));
+            return Err(Error::TooLarge(
+                "the directories and files of the index (the limit is 4,194,304)",
+            ));
         }
         let attr = Attr {
             mode: entry.mode,
@@ -53,37 +61,54 @@ pub fn tree_of_index(container: &Container, index: &Index) -> Result<(Tree, Hash
             continue;
         }
         let dir = tree.make_dirs(parent);
-        if tree.child(dir, name).is_some_and(|id| tree.children(id).is_some_and(|c| !c.is_empty())) {
+        if tree
+            .child(dir, name)
+            .is_some_and(|id| tree.children(id).is_some_and(|c| !c.is_empty()))
+        {
             left_out.warn(entry.path, "it is a directory as well, with entries");
             continue;
         }
-        let identity = (entry.obj_offset, entry.mode, entry.mtime_ns, entry.orig_size);
+        let identity = (
+            entry.obj_offset,
+            entry.mode,
+            entry.mtime_ns,
+            entry.orig_size,
+        );
         if let Some(&id) = objects.get(&identity) {
             tree.link(dir, name, id);
             continue;
         }
-        let unsupported = |what| Error::Unsupported(format!("{what} of {}", entry.path.escape_ascii()));
+        let unsupported =
+            |what| Error::Unsupported(format!("{what} of {}", entry.path.escape_ascii()));
         let mut content = Content {
             offset: entry.obj_offset,
             stored: entry.obj_size,
             size: entry.orig_size,
             crc: entry.crc,
-            comp: Compression::from_raw(entry.comp).ok_or_else(|| unsupported("the compression"))?,
+            comp: Compression::from_raw(entry.comp)
+                .ok_or_else(|| unsupported("the compression"))?,
             enc: Encryption::from_raw(entry.enc).ok_or_else(|| unsupported("the encryption"))?,
             layout: Layout::Object,
             ..Content::default()
         };
         let kind = match entry.mode & S_IFMT {
-            S_IFREG if entry.orig_size == 0 && entry.enc == 0 => Kind::File { size: 0, content: None },
+            S_IFREG if entry.orig_size == 0 && entry.enc == 0 => Kind::File {
+                size: 0,
+                content: None,
+            },
             S_IFREG => {
-                let number = u32::try_from(tree.contents.len()).map_err(|_| Error::TooLarge("more than 2^32 files"))?;
+                let number = u32::try_from(tree.contents.len())
+                    .map_err(|_| Error::TooLarge("more than 2^32 files"))?;
                 if content.enc != Encryption::None {
                     paths.insert(number, entry.path.to_vec());
                     // Sealed frames are described by a rootfs section alone.
                     content.enc = Encryption::Whole;
                 }
                 tree.contents.push(content);
-                Kind::File { size: entry.orig_size, content: Some(number) }
+                Kind::File {
+                    size: entry.orig_size,
+                    content: Some(number),
+                }
             }
             S_IFLNK => Kind::Symlink(target(container, &content, entry.path)?.into()),
             _ => {
@@ -124,9 +149,13 @@ impl LeftOut {
     }
 }
 
-/// A symlink's target. Read at once: links are few and short, and a link that cannot be followed is no use.
+/// A symlink's target. Read at once: links are few and short, and a link that cannot be followed is
+/// no use.
 fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u8>> {
-    let damaged = |reason| Error::Content { offset: content.offset, reason };
+    let damaged = |reason| Error::Content {
+        offset: content.offset,
+        reason,
+    };
     if content.size == 0 || content.size > MAX_TARGET {
         return Err(damaged("a symlink target of an impossible length"));
     }
@@ -159,9 +188,14 @@ fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u
 /// The components of a path, if a file system can show it.
 fn components(path: &[u8]) -> Option<Vec<&[u8]>> {
     let names: Vec<_> = path.split(|&b| b == b'/').collect();
-    names.iter().all(|n| !n.is_empty() && *n != b"." && *n != b".." && n.len() <= 255 && !n.contains(&0)).then_some(names)
+    names
+        .iter()
+        .all(|n| !n.is_empty() && *n != b"." && *n != b".." && n.len() <= 255 && !n.contains(&0))
+        .then_some(names)
 }
 
 fn parent_of(path: &[u8]) -> &[u8] {
-    path.iter().rposition(|&b| b == b'/').map_or(&[], |at| &path[..at])
+    path.iter()
+        .rposition(|&b| b == b'/')
+        .map_or(&[], |at| &path[..at])
 }

@@ -36,13 +36,20 @@ pub struct Verified {
     pub damage: Vec<Damage>,
 }
 
-/// Checks the v1 index, the section, the tree, and the content of every file, on all cores. `progress` is told of bytes as they are checked.
-/// The file system should have been opened with [`super::Options::check_hash`].
+/// Checks the v1 index, the section, the tree, and the content of every file, on all cores.
+/// `progress` is told of bytes as they are checked. The file system should have been opened with
+/// [`super::Options::check_hash`].
 pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();
     for (container, path) in rootfs.containers().zip(rootfs.paths()) {
         if let Err(source) = container.index() {
-            verified.damaged(&[], Error::Image { image: path.to_owned(), source });
+            verified.damaged(
+                &[],
+                Error::Image {
+                    image: path.to_owned(),
+                    source,
+                },
+            );
         }
     }
     if let Err(error) = rootfs.verify_section() {
@@ -55,7 +62,10 @@ pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
             Vec::new()
         }
     };
-    let (next, shared) = (AtomicUsize::new(0), Mutex::new((&mut verified, HashMap::new())));
+    let (next, shared) = (
+        AtomicUsize::new(0),
+        Mutex::new((&mut verified, HashMap::new())),
+    );
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -84,7 +94,10 @@ pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
 impl Verified {
     fn damaged(&mut self, path: &[u8], error: Error) {
         if self.damage.len() < MAX_DAMAGE {
-            self.damage.push(Damage { path: path.to_vec(), error });
+            self.damage.push(Damage {
+                path: path.to_vec(),
+                error,
+            });
         }
     }
 }
@@ -123,13 +136,23 @@ fn walk(rootfs: &Rootfs, verified: &mut Verified) -> Result<Vec<u32>> {
     Ok(order)
 }
 
-/// Compares how often each inode is named with its link count. `names` has it by inode number: of a directory, how many are in it.
+/// Compares how often each inode is named with its link count. `names` has it by inode number: of a
+/// directory, how many are in it.
 fn count_links(rootfs: &Rootfs, names: &[u32], verified: &mut Verified) {
     for (ino, &count) in (0..).zip(names).skip(1) {
-        let Ok(inode) = rootfs.inode(ino) else { continue };
-        let expected = if inode.is_dir() { count.saturating_add(2) } else { count };
+        let Ok(inode) = rootfs.inode(ino) else {
+            continue;
+        };
+        let expected = if inode.is_dir() {
+            count.saturating_add(2)
+        } else {
+            count
+        };
         if inode.nlink != expected {
-            let source = bfc::Error::Section { offset: ino.into(), reason: "an inode has another link count than names" };
+            let source = bfc::Error::Section {
+                offset: ino.into(),
+                reason: "an inode has another link count than names",
+            };
             verified.damaged(&[], rootfs.image_error(source));
         }
     }
@@ -150,7 +173,9 @@ fn name(rootfs: &Rootfs, mut damaged: HashMap<u32, Error>, verified: &mut Verifi
             }
         }
     }
-    damaged.into_values().for_each(|error| verified.damaged(&[], error));
+    damaged
+        .into_values()
+        .for_each(|error| verified.damaged(&[], error));
 }
 
 fn check_inode(rootfs: &Rootfs, ino: u32) -> Result<()> {

@@ -1,9 +1,12 @@
-//! The one way through a tree: whatever looks at all names of an image looks at them with a [`Walk`].
+//! The one way through a tree: whatever looks at all names of an image looks at them with a
+//! [`Walk`].
 //!
-//! It ends, whatever the image says, and needs no memory of where it was. A dentry is followed by [`Section::follow`] alone: it belongs to one directory, and a
-//! directory is entered by the one dentry that its record names and comes behind its parent; so there are no loops, no second way into a directory, and no more
-//! steps than the image has dentry records. A path has at most [`MAX_PATH`] bytes, so it is only so deep. An image where this is not so is damaged, and the walk
-//! says so. It holds one path, and one level for each directory on it.
+//! It ends, whatever the image says, and needs no memory of where it was. A dentry is followed by
+//! [`Section::follow`] alone: it belongs to one directory, and a directory is entered by the one
+//! dentry that its record names and comes behind its parent; so there are no loops, no second way
+//! into a directory, and no more steps than the image has dentry records. A path has at most
+//! [`MAX_PATH`] bytes, so it is only so deep. An image where this is not so is damaged, and the
+//! walk says so. It holds one path, and one level for each directory on it.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -14,7 +17,8 @@ use bfc::{Error, Result};
 
 use crate::layer::MAX_PATH;
 
-/// The tree of a section, with another directory shown in the place of the root if that is wanted: the two change numbers.
+/// The tree of a section, with another directory shown in the place of the root if that is wanted:
+/// the two change numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Shown<'a> {
     pub(super) section: &'a Section,
@@ -27,7 +31,8 @@ fn damaged(at: u64, reason: &'static str) -> Error {
 }
 
 impl<'a> Shown<'a> {
-    /// The number in the section of an inode that is shown with this number, and the other way round.
+    /// The number in the section of an inode that is shown with this number, and the other way
+    /// round.
     pub(super) fn swap(self, ino: u32) -> u32 {
         match ino {
             ROOT => self.root,
@@ -48,8 +53,14 @@ impl<'a> Shown<'a> {
     }
 
     /// Number `index` of the dentries of a directory, and its name, `None` behind the last.
-    pub(super) fn dentry(self, record: &Inode, index: u64) -> Result<Option<(Dentry, Cow<'a, [u8]>)>> {
-        let Some(dentry) = self.section.dentry(record, index)? else { return Ok(None) };
+    pub(super) fn dentry(
+        self,
+        record: &Inode,
+        index: u64,
+    ) -> Result<Option<(Dentry, Cow<'a, [u8]>)>> {
+        let Some(dentry) = self.section.dentry(record, index)? else {
+            return Ok(None);
+        };
         let name = self.section.name(&dentry)?;
         if !valid_name(&name) {
             return Err(damaged(dentry.name.into(), "a name that is none"));
@@ -81,9 +92,11 @@ pub struct Visit {
 /// A step of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A name. That of a directory is followed by what is in it, as the order has it, and by [`Step::Leave`].
+    /// A name. That of a directory is followed by what is in it, as the order has it, and by
+    /// [`Step::Leave`].
     Enter(Visit),
-    /// Everything in this directory was visited, or what is left of it cannot be read. Not for the directory where the walk began.
+    /// Everything in this directory was visited, or what is left of it cannot be read. Not for the
+    /// directory where the walk began.
     Leave(Visit),
 }
 
@@ -92,7 +105,8 @@ struct Level {
     visit: Visit,
     /// Which of its dentries is next.
     next: u64,
-    /// Whether all its names were visited already, so that only its directories are left ([`Order::Listing`]).
+    /// Whether all its names were visited already, so that only its directories are left
+    /// ([`Order::Listing`]).
     is_listed: bool,
     /// Length of its path.
     path: usize,
@@ -109,18 +123,43 @@ pub struct Walk<'a> {
 
 impl std::fmt::Debug for Walk<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Walk").field("image", &self.image).field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Walk")
+            .field("image", &self.image)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Walk<'a> {
     /// Walks everything below `dir`, whose record is `inode`. `image` is for messages.
-    pub(super) fn new(shown: Shown<'a>, image: &'a Path, dir: u32, inode: Inode, order: Order) -> Self {
-        let top = Level { visit: Visit { dir, ino: dir, inode }, next: 0, is_listed: false, path: 0 };
-        Self { shown, image, order, levels: vec![top], path: Vec::new() }
+    pub(super) fn new(
+        shown: Shown<'a>,
+        image: &'a Path,
+        dir: u32,
+        inode: Inode,
+        order: Order,
+    ) -> Self {
+        let top = Level {
+            visit: Visit {
+                dir,
+                ino: dir,
+                inode,
+            },
+            next: 0,
+            is_listed: false,
+            path: 0,
+        };
+        Self {
+            shown,
+            image,
+            order,
+            levels: vec![top],
+            path: Vec::new(),
+        }
     }
 
-    /// Path of what the last step came to, from where the walk began, without a slash before or behind it.
+    /// Path of what the last step came to, from where the walk began, without a slash before or
+    /// behind it.
     pub fn path(&self) -> &[u8] {
         &self.path
     }
@@ -132,18 +171,28 @@ impl<'a> Walk<'a> {
 
     /// Leaves out what is in the directory that the last step came to. Not for [`Order::Listing`].
     pub fn skip(&mut self) {
-        if self.levels.len() > 1 && self.levels.last().is_some_and(|level| level.next == 0 && level.path == self.path.len()) {
+        if self.levels.len() > 1
+            && self
+                .levels
+                .last()
+                .is_some_and(|level| level.next == 0 && level.path == self.path.len())
+        {
             self.levels.pop();
         }
     }
 
-    /// The next step; `None` at the end. After an error the rest of the directory where it was found is left out, and the walk can go on.
+    /// The next step; `None` at the end. After an error the rest of the directory where it was
+    /// found is left out, and the walk can go on.
     ///
     /// # Errors
     /// [`super::Error::Image`] for what is damaged.
     pub fn step(&mut self) -> super::Result<Option<Step>> {
         let image = self.image;
-        self.step_in_section().map_err(|source| super::Error::Image { image: image.to_owned(), source })
+        self.step_in_section()
+            .map_err(|source| super::Error::Image {
+                image: image.to_owned(),
+                source,
+            })
     }
 
     /// As [`Walk::step`], with the error of the section alone.
@@ -185,7 +234,12 @@ impl<'a> Walk<'a> {
             self.path.extend_from_slice(&name);
             let visit = Visit { dir, ino, inode };
             if inode.is_dir() && (again || self.order == Order::Depth) {
-                self.levels.push(Level { visit, next: 0, is_listed: false, path: self.path.len() });
+                self.levels.push(Level {
+                    visit,
+                    next: 0,
+                    is_listed: false,
+                    path: self.path.len(),
+                });
             }
             if !again {
                 return Ok(Some(Step::Enter(visit)));

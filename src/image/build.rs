@@ -16,7 +16,8 @@ use crate::store::{Image, Reference, Store, protect};
 /// What is built, and how.
 #[derive(Debug)]
 pub struct Build {
-    /// What it is built of, the lowest first, as [`Spec`](crate::build::Spec) reads it; `docker://` is fetched.
+    /// What it is built of, the lowest first, as [`Spec`](crate::build::Spec) reads it; `docker://`
+    /// is fetched.
     pub sources: Vec<OsString>,
     /// How registries are reached.
     pub registries: Registries,
@@ -30,7 +31,8 @@ pub struct Build {
     pub write: WriteOptions,
     /// An image whose first layers are taken over where they are the ones to build.
     pub base: Option<PathBuf>,
-    /// Whether a file is replaced; in a store, whether all is read anew, and what is there already replaced.
+    /// Whether a file is replaced; in a store, whether all is read anew, and what is there already
+    /// replaced.
     pub force: bool,
 }
 
@@ -44,7 +46,8 @@ pub enum Made {
 }
 
 impl Build {
-    /// An image of one source as it is, for this machine's platform: a directory, an OCI layout, an archive.
+    /// An image of one source as it is, for this machine's platform: a directory, an OCI layout, an
+    /// archive.
     pub fn of(source: &Path) -> Self {
         Self {
             sources: vec![source.as_os_str().to_owned()],
@@ -65,16 +68,31 @@ impl Build {
     pub fn to_file(&self, output: &Path, events: &dyn Events) -> Result<Built> {
         let dir = build::parent(output);
         protect::refuse_to_write_in(&dir, output)?;
-        let options = build::Options { output: output.to_owned(), base: self.base.clone(), force: self.force, ..self.options(dir) };
-        run(Sources::open(&self.sources, &options.sources, &self.registries)?, &options, events)
+        let options = build::Options {
+            output: output.to_owned(),
+            base: self.base.clone(),
+            force: self.force,
+            ..self.options(dir)
+        };
+        run(
+            Sources::open(&self.sources, &options.sources, &self.registries)?,
+            &options,
+            events,
+        )
     }
 
-    /// Builds into a store under a name; an image that has the name keeps its layers, and loses the name. `share`: layers that another image
-    /// of the store has are taken over.
+    /// Builds into a store under a name; an image that has the name keeps its layers, and loses the
+    /// name. `share`: layers that another image of the store has are taken over.
     ///
     /// # Errors
     /// Those of [`Error`](super::Error); the store is then as it was.
-    pub fn to_store(&self, store: &Store, name: &Reference, share: bool, events: &dyn Events) -> Result<Made> {
+    pub fn to_store(
+        &self,
+        store: &Store,
+        name: &Reference,
+        share: bool,
+        events: &dyn Events,
+    ) -> Result<Made> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
         let options = self.options(store.temp_dir()?);
         let opened = Sources::open(&self.sources, &options.sources, &self.registries)?;
@@ -84,7 +102,10 @@ impl Build {
             return Ok(Made::Known(Box::new(image)));
         }
         let stored = match &self.base {
-            Some(base) => store.images()?.into_iter().find(|image| image.path == *base),
+            Some(base) => store
+                .images()?
+                .into_iter()
+                .find(|image| image.path == *base),
             // All is to be read anew.
             None if !share || self.force => None,
             None => self.best_base(store, &opened.images)?,
@@ -92,22 +113,53 @@ impl Build {
         let new = store.begin_image(stored.as_ref())?;
         // One that is not in the store can be copied.
         let base = new.base().or(self.base.as_deref()).map(Path::to_owned);
-        let built = run(opened, &build::Options { output: new.path(), base, is_clone: new.is_clone(), ..options }, events)?;
+        let built = run(
+            opened,
+            &build::Options {
+                output: new.path(),
+                base,
+                is_clone: new.is_clone(),
+                ..options
+            },
+            events,
+        )?;
         new.publish(name, None, self.force)?;
         Ok(Made::Built(built))
     }
 
     fn options(&self, temp_dir: PathBuf) -> build::Options {
-        let (platform, secret, max_size) = (self.platform.clone(), self.secret.clone(), self.max_size);
-        let sources = sources::Options { platform, secret, temp_dir, max_size };
-        build::Options { output: PathBuf::new(), force: false, sources, write: self.write.clone(), base: None, is_clone: false }
+        let (platform, secret, max_size) =
+            (self.platform.clone(), self.secret.clone(), self.max_size);
+        let sources = sources::Options {
+            platform,
+            secret,
+            temp_dir,
+            max_size,
+        };
+        build::Options {
+            output: PathBuf::new(),
+            force: false,
+            sources,
+            write: self.write.clone(),
+            base: None,
+            is_clone: false,
+        }
     }
 
-    /// The image of this name, if it has the same layers, made the same way, and the same configuration.
-    fn same_image(&self, store: &Store, name: &Reference, images: &[build::Image]) -> Result<Option<Image>> {
+    /// The image of this name, if it has the same layers, made the same way, and the same
+    /// configuration.
+    fn same_image(
+        &self,
+        store: &Store,
+        name: &Reference,
+        images: &[build::Image],
+    ) -> Result<Option<Image>> {
         let [image] = images else { return Ok(None) };
         let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
-        let found = store.images()?.into_iter().find(|i| i.facts.refs.contains(name));
+        let found = store
+            .images()?
+            .into_iter()
+            .find(|i| i.facts.refs.contains(name));
         let same = found.filter(|i| {
             Some(&i.facts.layers) == layers.as_ref()
                 && i.facts.compression == self.compression()
@@ -115,7 +167,9 @@ impl Build {
                 && self.write.key.is_none()
         });
         let Some(same) = same else { return Ok(None) };
-        let Ok(file) = store.open_image(&same) else { return Ok(None) };
+        let Ok(file) = store.open_image(&same) else {
+            return Ok(None);
+        };
         if !store.has_its_digest(&same)? {
             return Ok(None);
         }
@@ -124,13 +178,25 @@ impl Build {
     }
 
     fn best_base(&self, store: &Store, images: &[build::Image]) -> Result<Option<Image>> {
-        let layers: Vec<_> = images.iter().flat_map(|image| &image.layers).map(|layer| layer.diff_id).collect();
+        let layers: Vec<_> = images
+            .iter()
+            .flat_map(|image| &image.layers)
+            .map(|layer| layer.diff_id)
+            .collect();
         // What is encrypted has a salt of its own, and another password perhaps.
-        if self.write.key.is_some() { Ok(None) } else { Ok(store.best_base(&layers, self.compression(), "none")?) }
+        if self.write.key.is_some() {
+            Ok(None)
+        } else {
+            Ok(store.best_base(&layers, self.compression(), "none")?)
+        }
     }
 
     fn compression(&self) -> &'static str {
-        if self.write.compression == Compression::None { "none" } else { "zstd" }
+        if self.write.compression == Compression::None {
+            "none"
+        } else {
+            "zstd"
+        }
     }
 }
 

@@ -14,11 +14,18 @@ use crate::zfs::recorded;
 pub fn open_file(path: &Path) -> Result<File> {
     use std::os::unix::fs::FileTypeExt;
     let file = recorded::open_image(path, Error::io("opening the image", path))?;
-    let kind = file.metadata().map_err(Error::io("opening the image", path))?.file_type();
+    let kind = file
+        .metadata()
+        .map_err(Error::io("opening the image", path))?
+        .file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);
     }
-    let source = if kind.is_dir() { std::io::ErrorKind::IsADirectory } else { std::io::ErrorKind::InvalidInput };
+    let source = if kind.is_dir() {
+        std::io::ErrorKind::IsADirectory
+    } else {
+        std::io::ErrorKind::InvalidInput
+    };
     Err(Error::io("opening the image", path)(source))
 }
 
@@ -27,6 +34,10 @@ pub fn open_file(path: &Path) -> Result<File> {
 /// # Errors
 /// [`Error::Io`], and [`Error::Fs`] when it is damaged, or encrypted and `secret` does not open it.
 pub fn open(path: &Path, secret: Option<bfc::Secret>) -> Result<Rootfs> {
-    let source = Source { path: path.to_owned(), file: open_file(path)?, secret };
+    let source = Source {
+        path: path.to_owned(),
+        file: open_file(path)?,
+        secret,
+    };
     Ok(Rootfs::open(vec![source], &Options::default())?)
 }

@@ -24,18 +24,27 @@ pub struct Layered {
 }
 
 impl Layered {
-    /// Puts it into the store under a name; an image that has the name keeps its layers, and loses the name.
+    /// Puts it into the store under a name; an image that has the name keeps its layers, and loses
+    /// the name.
     ///
     /// # Errors
     /// Those of [`Error`](super::Error); the store is then as it was.
     pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
-        let sources = sources::Options { temp_dir: store.temp_dir()?, ..self.sources };
+        let sources = sources::Options {
+            temp_dir: store.temp_dir()?,
+            ..self.sources
+        };
         // A plain v1 image has no layers to continue from.
-        let has_layers =
-            |path: &PathBuf| std::fs::File::open(path).is_ok_and(|file| Base::open(path, file).is_ok_and(|base| !base.layers.is_empty()));
+        let has_layers = |path: &PathBuf| {
+            std::fs::File::open(path)
+                .is_ok_and(|file| Base::open(path, file).is_ok_and(|base| !base.layers.is_empty()))
+        };
         let base = self.images.first().cloned().filter(has_layers);
-        let stored = store.images()?.into_iter().find(|image| Some(&image.path) == base.as_ref());
+        let stored = store
+            .images()?
+            .into_iter()
+            .find(|image| Some(&image.path) == base.as_ref());
         let stored = match stored {
             Some(image) if store.is_sound(&image)? => Some(image),
             _ => None,
@@ -44,11 +53,25 @@ impl Layered {
         let base = new.base().map(PathBuf::from).or(base);
         let mut images = Vec::new();
         for path in self.images {
-            images.push(sources::open(&Spec { kind: sources::Kind::Bfc, path, reference: None }, &sources)?);
+            images.push(sources::open(
+                &Spec {
+                    kind: sources::Kind::Bfc,
+                    path,
+                    reference: None,
+                },
+                &sources,
+            )?);
         }
         events.begins(total(&self.layers.images));
         let (output, is_clone) = (new.path(), new.is_clone());
-        let options = build::Options { output, force: false, sources, write: self.write, base, is_clone };
+        let options = build::Options {
+            output,
+            force: false,
+            sources,
+            write: self.write,
+            base,
+            is_clone,
+        };
         let built = self.layers.build(|layers| {
             images.extend(layers);
             build::build(images, &options, &|n| events.done(n))

@@ -1,8 +1,9 @@
-//! What is done to images: they are opened, built, pulled, continued with layers, put into a store, mounted. Each is a request that gives
-//! an outcome, and tells [`Events`] on its way.
+//! What is done to images: they are opened, built, pulled, continued with layers, put into a store,
+//! mounted. Each is a request that gives an outcome, and tells [`Events`] on its way.
 //!
-//! What reads an image only, or writes one file of it, is where the subject is: [`crate::fs::verify`], [`crate::fs::extract()`],
-//! [`crate::build::export`], [`crate::registry::push`].
+//! What reads an image only, or writes one file of it, is where the subject is:
+//! [`crate::fs::verify`], [`crate::fs::extract()`], [`crate::build::export`],
+//! [`crate::registry::push`].
 
 mod build;
 mod error;

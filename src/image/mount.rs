@@ -57,7 +57,8 @@ pub struct Mount {
     pub flags: MountFlags,
     /// Where the keeper logs, instead of the journal.
     pub log_file: Option<PathBuf>,
-    /// Whether the keeper is to be no child of this process: runtimes wait for every child that they find to be theirs.
+    /// Whether the keeper is to be no child of this process: runtimes wait for every child that
+    /// they find to be theirs.
     pub orphan: bool,
 }
 
@@ -101,7 +102,10 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is mounted then.
     pub fn on(&self, mountpoint: &MountPoint) -> Result<()> {
-        let files = self.images.iter().map(|(path, file)| file.try_clone().map_err(Error::io("opening the image", path)));
+        let files = self.images.iter().map(|(path, file)| {
+            file.try_clone()
+                .map_err(Error::io("opening the image", path))
+        });
         let files = files.collect::<Result<Vec<_>>>()?;
         let request = upper::Request {
             images: self.served()?,
@@ -114,9 +118,11 @@ impl Mount {
             orphan: self.orphan,
         };
         match &self.upper {
-            Some(upper) => {
-                Ok(upper::mount_under(&request, || Ok::<_, upper::Error>((upper.clone(), mountpoint.clone(), ())), self.read_only)?)
-            }
+            Some(upper) => Ok(upper::mount_under(
+                &request,
+                || Ok::<_, upper::Error>((upper.clone(), mountpoint.clone(), ())),
+                self.read_only,
+            )?),
             None => Ok(upper::mount(&request, mountpoint)?),
         }
     }
@@ -136,7 +142,8 @@ impl Mount {
             threads: self.threads,
             orphan: false,
         };
-        let descriptors: Vec<BorrowedFd<'_>> = self.images.iter().map(|(_, file)| file.as_fd()).collect();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            self.images.iter().map(|(_, file)| file.as_fd()).collect();
         keeper::become_one(&request, &descriptors).into()
     }
 
@@ -145,7 +152,10 @@ impl Mount {
         let image = |(path, file): &(PathBuf, File)| {
             let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
             let key = image_key(&path, file, self.secret.as_ref())?;
-            Ok(Image { path: OsString::from(path), key })
+            Ok(Image {
+                path: OsString::from(path),
+                key,
+            })
         };
         self.images.iter().map(image).collect()
     }

@@ -65,7 +65,8 @@ pub struct Pulled {
 }
 
 impl<'a> Pull<'a> {
-    /// What a reference leads to, for this machine's platform; what is there already is not fetched again.
+    /// What a reference leads to, for this machine's platform; what is there already is not fetched
+    /// again.
     pub fn of(reference: &'a registry::Reference) -> Self {
         Self {
             reference,
@@ -90,46 +91,95 @@ impl<'a> Pull<'a> {
         let manifest_digest = found.digest();
         self.fetch(found, options.temp_dir, path, None, false)?;
         let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
-        Ok(Pulled { facts: Facts::of(path, file)?, manifest_digest, up_to_date: false })
+        Ok(Pulled {
+            facts: Facts::of(path, file)?,
+            manifest_digest,
+            up_to_date: false,
+        })
     }
 
-    /// Pulls into a store under a name, unless that is up to date. `share`: layers that another image of the store has are taken over.
+    /// Pulls into a store under a name, unless that is up to date. `share`: layers that another
+    /// image of the store has are taken over.
     ///
     /// # Errors
-    /// Those of [`Error`]; the store is then as it was, and the next try goes on from what was fetched.
-    pub fn to_store(&self, store: &Store, name: &store::Reference, share: bool, events: &dyn Events) -> Result<Pulled> {
+    /// Those of [`Error`]; the store is then as it was, and the next try goes on from what was
+    /// fetched.
+    pub fn to_store(
+        &self,
+        store: &Store,
+        name: &store::Reference,
+        share: bool,
+        events: &dyn Events,
+    ) -> Result<Pulled> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
         let options = self.options(store.temp_dir()?);
         if !self.force
             && let Some((image, manifest_digest)) = self.up_to_date(store, name)?
         {
-            return Ok(Pulled { facts: image.facts, manifest_digest, up_to_date: true });
+            return Ok(Pulled {
+                facts: image.facts,
+                manifest_digest,
+                up_to_date: true,
+            });
         }
         let found = pull::find(self.reference, &options)?;
         let manifest_digest = found.digest();
         let base = match &found {
             pull::Found::Image(source) if share && !self.force => {
-                let layers: Vec<_> = source.image.layers.iter().map(|layer| layer.diff_id).collect();
+                let layers: Vec<_> = source
+                    .image
+                    .layers
+                    .iter()
+                    .map(|layer| layer.diff_id)
+                    .collect();
                 store.best_base(&layers, "zstd", "none")?
             }
             _ => None,
         };
         let new = store.begin_image(base.as_ref())?;
-        self.fetch(found, options.temp_dir, &new.path(), new.base(), new.is_clone())?;
+        self.fetch(
+            found,
+            options.temp_dir,
+            &new.path(),
+            new.base(),
+            new.is_clone(),
+        )?;
         let published = new.publish(name, Some(manifest_digest), self.force)?;
-        Ok(Pulled { facts: published.image.facts, manifest_digest, up_to_date: false })
+        Ok(Pulled {
+            facts: published.image.facts,
+            manifest_digest,
+            up_to_date: false,
+        })
     }
 
     fn options(&self, temp_dir: PathBuf) -> pull::Options {
         let (platform, registries) = (self.platform.clone(), self.registries.clone());
-        pull::Options { platform, registries, temp_dir, observer: self.observer.clone() }
+        pull::Options {
+            platform,
+            registries,
+            temp_dir,
+            observer: self.observer.clone(),
+        }
     }
 
-    /// Fetches what was found into a file, beginning from `base` if there is one; `is_clone` when the file is a clone of that.
-    fn fetch(&self, found: pull::Found, temp_dir: PathBuf, output: &Path, base: Option<&Path>, is_clone: bool) -> Result<()> {
+    /// Fetches what was found into a file, beginning from `base` if there is one; `is_clone` when
+    /// the file is a clone of that.
+    fn fetch(
+        &self,
+        found: pull::Found,
+        temp_dir: PathBuf,
+        output: &Path,
+        base: Option<&Path>,
+        is_clone: bool,
+    ) -> Result<()> {
         match found {
             pull::Found::Image(source) => {
-                let sources = sources::Options { platform: self.platform.clone(), secret: None, temp_dir, max_size: self.max_size };
+                let sources = sources::Options {
+                    platform: self.platform.clone(),
+                    secret: None,
+                    temp_dir,
+                    max_size: self.max_size,
+                };
                 let options = build::Options {
                     output: output.to_owned(),
                     force: self.force,
@@ -139,16 +189,34 @@ impl<'a> Pull<'a> {
                     is_clone,
                 };
                 let built = build::build(vec![source.image], &options, &|_| ());
-                Ok(source.blobs.finish(built.map(|_| ()).map_err(registry::Error::from))?)
+                Ok(source
+                    .blobs
+                    .finish(built.map(|_| ()).map_err(registry::Error::from))?)
             }
-            pull::Found::File(file) => Ok(file.blobs.finish(file.write_to(output, self.force, &|_| ()))?),
+            pull::Found::File(file) => {
+                Ok(file
+                    .blobs
+                    .finish(file.write_to(output, self.force, &|_| ()))?)
+            }
         }
     }
 
     /// The image of this name, if it is what the reference leads to now: one request tells.
-    fn up_to_date(&self, store: &Store, name: &store::Reference) -> Result<Option<(Image, Digest)>> {
-        let Some(image) = store.images()?.into_iter().find(|image| image.facts.refs.contains(name)) else { return Ok(None) };
-        let Some(have) = image.facts.manifest_digest else { return Ok(None) };
+    fn up_to_date(
+        &self,
+        store: &Store,
+        name: &store::Reference,
+    ) -> Result<Option<(Image, Digest)>> {
+        let Some(image) = store
+            .images()?
+            .into_iter()
+            .find(|image| image.facts.refs.contains(name))
+        else {
+            return Ok(None);
+        };
+        let Some(have) = image.facts.manifest_digest else {
+            return Ok(None);
+        };
         if !store.has_its_digest(&image)? {
             return Ok(None);
         }

@@ -24,8 +24,13 @@ pub const MAX_PASSWORD: u64 = 64 << 10;
 pub fn key_file(path: &Path) -> Result<Secret> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(64));
     let file = File::open(path).map_err(Error::io("opening the key file", path))?;
-    file.take(33).read_to_end(&mut bytes).map_err(Error::io("reading the key file", path))?;
-    let wrong = |source| Error::Secret { what: format!("key file {}", path.display()), source: Some(source) };
+    file.take(33)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("reading the key file", path))?;
+    let wrong = |source| Error::Secret {
+        what: format!("key file {}", path.display()),
+        source: Some(source),
+    };
     Ok(Secret::Key(Key::from_slice(&bytes).map_err(wrong)?))
 }
 
@@ -34,7 +39,10 @@ pub fn key_file(path: &Path) -> Result<Secret> {
 /// # Errors
 /// [`Error::Io`], [`Error::Secret`].
 pub fn password_file(path: &Path) -> Result<Secret> {
-    password(File::open(path).map_err(Error::io("opening the password file", path))?, path)
+    password(
+        File::open(path).map_err(Error::io("opening the password file", path))?,
+        path,
+    )
 }
 
 /// The password in the first line of what is read; `path` is where that is.
@@ -44,10 +52,15 @@ pub fn password_file(path: &Path) -> Result<Secret> {
 pub fn password(input: impl Read, path: &Path) -> Result<Secret> {
     let mut line = Zeroizing::new(Vec::with_capacity(256));
     let mut input = BufReader::new(input.take(MAX_PASSWORD));
-    input.read_until(b'\n', &mut line).map_err(Error::io("reading the password from", path))?;
+    input
+        .read_until(b'\n', &mut line)
+        .map_err(Error::io("reading the password from", path))?;
     strip_line_end(&mut line);
     if line.is_empty() {
-        return Err(Error::Secret { what: format!("no password in {}", path.display()), source: None });
+        return Err(Error::Secret {
+            what: format!("no password in {}", path.display()),
+            source: None,
+        });
     }
     Ok(Secret::Password(line))
 }
@@ -55,7 +68,8 @@ pub fn password(input: impl Read, path: &Path) -> Result<Secret> {
 /// The password in [`PASSWORD_VARIABLE`].
 pub fn from_environment() -> Option<Secret> {
     use std::os::unix::ffi::OsStringExt;
-    std::env::var_os(PASSWORD_VARIABLE).map(|value| Secret::Password(Zeroizing::new(value.into_vec())))
+    std::env::var_os(PASSWORD_VARIABLE)
+        .map(|value| Secret::Password(Zeroizing::new(value.into_vec())))
 }
 
 /// Takes the end of a line away.
@@ -74,13 +88,15 @@ pub fn is_encrypted(file: &File) -> bool {
     file.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).salt != [0; 32]
 }
 
-/// The key that a secret is for an image. Password and salt stay here; the daemon gets the key alone. An image that says that nothing in it
-/// is encrypted gets none.
+/// The key that a secret is for an image. Password and salt stay here; the daemon gets the key
+/// alone. An image that says that nothing in it is encrypted gets none.
 ///
 /// # Errors
 /// [`Error::Fs`].
 pub fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Option<ImageKey>> {
-    let Some(secret) = secret else { return Ok(None) };
+    let Some(secret) = secret else {
+        return Ok(None);
+    };
     let mut bytes = [0; HEADER_LEN];
     if file.read_exact_at(&mut bytes, 0).is_err() {
         // Too short to be an image: the daemon says so.
@@ -90,6 +106,11 @@ pub fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Op
     if header.salt == [0; 32] && matches!(secret, Secret::Password(_)) {
         return Ok(None);
     }
-    let key = secret.key(&header.salt).map_err(|source| crate::fs::Error::Image { image: path.to_owned(), source })?;
+    let key = secret
+        .key(&header.salt)
+        .map_err(|source| crate::fs::Error::Image {
+            image: path.to_owned(),
+            source,
+        })?;
     Ok(Some(ImageKey(key)))
 }

@@ -1,4 +1,5 @@
-//! Sources of images, wherever they are: files by [`sources::open`], registries by [`pull::source`].
+//! Sources of images, wherever they are: files by [`sources::open`], registries by
+//! [`pull::source`].
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -19,7 +20,10 @@ pub struct Sources {
 impl From<Vec<Image>> for Sources {
     /// Images that nothing has to be fetched for.
     fn from(images: Vec<Image>) -> Self {
-        Self { images, blobs: Vec::new() }
+        Self {
+            images,
+            blobs: Vec::new(),
+        }
     }
 }
 
@@ -28,7 +32,11 @@ impl Sources {
     ///
     /// # Errors
     /// Those of [`Error`](super::Error).
-    pub fn open(texts: &[OsString], options: &sources::Options, registries: &Registries) -> Result<Self> {
+    pub fn open(
+        texts: &[OsString],
+        options: &sources::Options,
+        registries: &Registries,
+    ) -> Result<Self> {
         let mut opened = Self::default();
         for text in texts {
             match remote(text) {
@@ -43,7 +51,9 @@ impl Sources {
                     opened.images.push(source.image);
                     opened.blobs.push(source.blobs);
                 }
-                None => opened.images.push(sources::open(&Spec::parse(text)?, options)?),
+                None => opened
+                    .images
+                    .push(sources::open(&Spec::parse(text)?, options)?),
             }
         }
         Ok(opened)
@@ -64,7 +74,11 @@ impl Sources {
 
 /// How long the layers of images are, unpacked: what there is to do, bytes.
 pub fn total(images: &[Image]) -> u64 {
-    images.iter().flat_map(|image| &image.layers).map(|layer| layer.size).fold(0, u64::saturating_add)
+    images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .map(|layer| layer.size)
+        .fold(0, u64::saturating_add)
 }
 
 /// Whether a source is fetched from a registry.
@@ -73,5 +87,6 @@ pub fn is_remote(text: &OsStr) -> bool {
 }
 
 fn remote(text: &OsStr) -> Option<&str> {
-    text.to_str().filter(|text| text.starts_with(reference::PREFIX))
+    text.to_str()
+        .filter(|text| text.starts_with(reference::PREFIX))
 }

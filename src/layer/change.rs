@@ -45,13 +45,19 @@ pub enum Reason {
     Whiteout,
 }
 
-/// The change that `entry` makes, `content` being the number of its content; `None` when it has no meaning.
+/// The change that `entry` makes, `content` being the number of its content; `None` when it has no
+/// meaning.
 ///
 /// # Errors
 /// [`Error`] for paths that lead out of the root or are too long.
 pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Error> {
-    let Entry { path, attr, kind, .. } = entry;
-    let err = |reason| Error { path: path.clone(), reason };
+    let Entry {
+        path, attr, kind, ..
+    } = entry;
+    let err = |reason| Error {
+        path: path.clone(),
+        reason,
+    };
     let clean = clean_path(&path, "its path").map_err(err)?;
     // Everything that AUFS kept for itself, wherever it stands.
     let components = || clean.split(|&b| b == b'/');
@@ -64,7 +70,10 @@ pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Erro
     let kind = match kind {
         EntryKind::HardLink(target) => {
             let target = clean_path(&target, "its target").map_err(err)?;
-            return Ok(Some(Change { path: clean, what: What::HardLink(target) }));
+            return Ok(Some(Change {
+                path: clean,
+                what: What::HardLink(target),
+            }));
         }
         EntryKind::Symlink(target) => {
             if target.len() > MAX_TARGET {
@@ -77,7 +86,10 @@ pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Erro
         EntryKind::Device(major, minor) => Kind::Device(major, minor),
         EntryKind::Other => Kind::Other,
     };
-    Ok(Some(Change { path: clean, what: What::Node(Node { attr, kind }) }))
+    Ok(Some(Change {
+        path: clean,
+        what: What::Node(Node { attr, kind }),
+    }))
 }
 
 /// The whiteout or opaque mark that a clean path stands for, if its name is one's.
@@ -88,22 +100,32 @@ pub fn mark(path: &[u8]) -> Result<Option<Change>, Reason> {
     let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let parent = &path[..path.len() - name.len()];
     if name == OPAQUE {
-        return Ok(Some(Change { path: parent.strip_suffix(b"/").unwrap_or(parent).to_vec(), what: What::Opaque }));
+        return Ok(Some(Change {
+            path: parent.strip_suffix(b"/").unwrap_or(parent).to_vec(),
+            what: What::Opaque,
+        }));
     }
     match name.strip_prefix(WHITEOUT) {
         None => Ok(None),
         Some(b"" | b"." | b"..") => Err(Reason::Whiteout),
-        Some(hidden) => Ok(Some(Change { path: [parent, hidden].concat(), what: What::Whiteout })),
+        Some(hidden) => Ok(Some(Change {
+            path: [parent, hidden].concat(),
+            what: What::Whiteout,
+        })),
     }
 }
 
-/// A path without leading, doubled and trailing slashes and without `.`. A leading slash is taken off, as GNU tar and containerd do.
+/// A path without leading, doubled and trailing slashes and without `.`. A leading slash is taken
+/// off, as GNU tar and containerd do.
 pub fn clean_path(path: &[u8], what: &'static str) -> Result<Vec<u8>, Reason> {
     if path.contains(&0) {
         return Err(Reason::Nul(what));
     }
     let mut clean = Vec::with_capacity(path.len());
-    for name in path.split(|&b| b == b'/').filter(|name| !name.is_empty() && *name != b".") {
+    for name in path
+        .split(|&b| b == b'/')
+        .filter(|name| !name.is_empty() && *name != b".")
+    {
         if name == b".." {
             return Err(Reason::DotDot(what));
         }

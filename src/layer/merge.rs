@@ -1,18 +1,21 @@
 //! Merging layers: a pure function from layers of changes to a tree.
 //!
 //! The rules are OCI's (image-spec, layer.md), and where it is silent what umoci and containerd do:
-//! - Whiteouts and opaque marks of a layer act on the layers below it only, wherever they stand in it. So they come first.
-//! - Then its nodes, in order. A directory over a directory takes its attributes and keeps its entries; anything else replaces
-//!   what has the name, with all that is below it.
-//! - A hard link names the inode that its target names at that moment, also one of a lower layer; it has no attributes of its own.
-//! - A symlink among an entry's parents is followed inside the tree (`..` and absolute targets end at its root), as if the tree were
-//!   chrooted into. The last component is never followed.
+//! - Whiteouts and opaque marks of a layer act on the layers below it only, wherever they stand in
+//!   it. So they come first.
+//! - Then its nodes, in order. A directory over a directory takes its attributes and keeps its
+//!   entries; anything else replaces what has the name, with all that is below it.
+//! - A hard link names the inode that its target names at that moment, also one of a lower layer;
+//!   it has no attributes of its own.
+//! - A symlink among an entry's parents is followed inside the tree (`..` and absolute targets end
+//!   at its root), as if the tree were chrooted into. The last component is never followed.
 //! - Parents that are missing, or are no directories, become [`Attr::implied_dir`].
 
 use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 
-/// Most inodes that a tree may have, replaced ones included: what memory should hold (some 2 GiB with the section that is made of it). A layer of a few bytes can
-/// ask for many, for a path of 64 KiB implies 32,768 directories.
+/// Most inodes that a tree may have, replaced ones included: what memory should hold (some 2 GiB
+/// with the section that is made of it). A layer of a few bytes can ask for many, for a path of 64
+/// KiB implies 32,768 directories.
 pub const MAX_NODES: usize = 1 << 22;
 /// How many symlinks are followed for one path: what the kernel follows.
 const MAX_SYMLINKS: usize = 40;
@@ -20,7 +23,8 @@ const MAX_SYMLINKS: usize = 40;
 /// One change that a layer makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Where: names separated by single slashes, none of them empty, `.` or `..`. The root's is empty.
+    /// Where: names separated by single slashes, none of them empty, `.` or `..`. The root's is
+    /// empty.
     pub path: Vec<u8>,
     /// What.
     pub what: What,
@@ -73,7 +77,9 @@ pub enum Reason {
 ///
 /// # Errors
 /// [`Error`], at the first change that cannot be made.
-pub fn merge<L: IntoIterator<Item = Change>>(layers: impl IntoIterator<Item = L>) -> Result<Tree, Error> {
+pub fn merge<L: IntoIterator<Item = Change>>(
+    layers: impl IntoIterator<Item = L>,
+) -> Result<Tree, Error> {
     let mut tree = Tree::default();
     for layer in layers {
         apply(&mut tree, layer.into_iter().collect())?;
@@ -93,7 +99,10 @@ pub fn apply(tree: &mut Tree, layer: Vec<Change>) -> Result<(), Error> {
             What::Opaque => clear(tree, path),
             What::HardLink(_) | What::Node(_) => Ok(()),
         };
-        marked.map_err(|reason| Error { path: path.clone(), reason })?;
+        marked.map_err(|reason| Error {
+            path: path.clone(),
+            reason,
+        })?;
     }
     for Change { path, what } in layer {
         let put = match what {
@@ -101,14 +110,20 @@ pub fn apply(tree: &mut Tree, layer: Vec<Change>) -> Result<(), Error> {
             What::HardLink(target) => hard_link(tree, &path, &target),
             What::Whiteout | What::Opaque => Ok(()),
         };
-        let room = if tree.nodes.len() > MAX_NODES { Err(Reason::TooMany) } else { Ok(()) };
+        let room = if tree.nodes.len() > MAX_NODES {
+            Err(Reason::TooMany)
+        } else {
+            Ok(())
+        };
         put.and(room).map_err(|reason| Error { path, reason })?;
     }
     Ok(())
 }
 
 fn remove(tree: &mut Tree, path: &[u8]) -> Result<(), Reason> {
-    let Some((parent, name)) = split(path) else { return Ok(()) };
+    let Some((parent, name)) = split(path) else {
+        return Ok(());
+    };
     if let Some(dir) = walk(tree, parent, Missing::Nothing)? {
         tree.unlink(dir, name);
     }
@@ -135,7 +150,9 @@ fn put(tree: &mut Tree, path: &[u8], node: Node) -> Result<(), Reason> {
     };
     let parent = parent_dir(tree, parent)?;
     match tree.child(parent, name) {
-        Some(known) if is_dir && tree.children(known).is_some() => tree.node_mut(known).attr = node.attr,
+        Some(known) if is_dir && tree.children(known).is_some() => {
+            tree.node_mut(known).attr = node.attr
+        }
         _ => {
             let id = tree.add(node);
             tree.link(parent, name, id);
@@ -146,7 +163,8 @@ fn put(tree: &mut Tree, path: &[u8], node: Node) -> Result<(), Reason> {
 
 fn hard_link(tree: &mut Tree, path: &[u8], target: &[u8]) -> Result<(), Reason> {
     let missing = || Reason::NoTarget(target.to_vec());
-    let (target_parent, target_name) = split(target).ok_or_else(|| Reason::DirTarget(target.to_vec()))?;
+    let (target_parent, target_name) =
+        split(target).ok_or_else(|| Reason::DirTarget(target.to_vec()))?;
     let dir = walk(tree, target_parent, Missing::Nothing)?.ok_or_else(missing)?;
     let id = tree.child(dir, target_name).ok_or_else(missing)?;
     if tree.children(id).is_some() {
@@ -211,7 +229,10 @@ fn walk(tree: &mut Tree, path: &[u8], missing: Missing) -> Result<Option<NodeId>
             }
             _ if missing == Missing::Nothing => return Ok(None),
             _ => {
-                let id = tree.add(Node { attr: Attr::implied_dir(), kind: Kind::Dir(Default::default()) });
+                let id = tree.add(Node {
+                    attr: Attr::implied_dir(),
+                    kind: Kind::Dir(Default::default()),
+                });
                 tree.link(dir, &name, id);
                 dirs.push(id);
             }
@@ -221,5 +242,10 @@ fn walk(tree: &mut Tree, path: &[u8], missing: Missing) -> Result<Option<NodeId>
 }
 
 fn push_components(rest: &mut Vec<Box<[u8]>>, path: &[u8]) {
-    rest.extend(path.split(|&b| b == b'/').rev().filter(|name| !name.is_empty() && *name != b".").map(Box::from));
+    rest.extend(
+        path.split(|&b| b == b'/')
+            .rev()
+            .filter(|name| !name.is_empty() && *name != b".")
+            .map(Box::from),
+    );
 }

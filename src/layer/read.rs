@@ -1,4 +1,5 @@
-//! Reading one layer tar: contents to the sink, the rest into a skeleton, and the changes that the layer makes.
+//! Reading one layer tar: contents to the sink, the rest into a skeleton, and the changes that the
+//! layer makes.
 
 use std::io::{self, Read};
 
@@ -12,10 +13,12 @@ use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, S
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
-/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may take together: what memory must hold. Some two million entries.
+/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may
+/// take together: what memory must hold. Some two million entries.
 const MAX_METADATA: u64 = 1 << 30;
-/// What an entry takes besides those at most, bytes: its change and its node, each in an array that may have grown to twice what it needs, its name in its directory,
-/// and then its records in the section and in the v1 index (tests/hostile.rs measures it).
+/// What an entry takes besides those at most, bytes: its change and its node, each in an array that
+/// may have grown to twice what it needs, its name in its directory, and then its records in the
+/// section and in the v1 index (tests/hostile.rs measures it).
 const ENTRY: usize = 512;
 
 /// An error in a layer.
@@ -37,7 +40,10 @@ pub enum Error {
     #[error("the layers are larger than {0} bytes when unpacked (--max-size)")]
     MaxSize(u64),
     /// More names and attributes than memory should hold.
-    #[error("the entries of the layers, paths and attributes included, take more than {0} bytes of memory")]
+    #[error(
+        "the entries of the layers, paths and attributes included, take more than {0} bytes of \
+         memory"
+    )]
     Metadata(u64),
     /// Something other than zeros behind the archive's end.
     #[error("more than {MAX_TRAILER} bytes of something follow the end of the archive")]
@@ -59,16 +65,28 @@ pub struct Budget {
 impl Budget {
     /// At most `max_size` bytes of tar, sparse files counted at their full length.
     pub fn new(max_size: u64) -> Self {
-        Self { max_size, size: max_size, max_metadata: MAX_METADATA, metadata: MAX_METADATA }
+        Self {
+            max_size,
+            size: max_size,
+            max_metadata: MAX_METADATA,
+            metadata: MAX_METADATA,
+        }
     }
 
     /// With another bound of what entries may take in memory.
     pub fn with_memory(self, max_metadata: u64) -> Self {
-        Self { max_metadata, metadata: max_metadata, ..self }
+        Self {
+            max_metadata,
+            metadata: max_metadata,
+            ..self
+        }
     }
 
     fn take(&mut self, n: u64) -> Result<(), Error> {
-        self.size = self.size.checked_sub(n).ok_or(Error::MaxSize(self.max_size))?;
+        self.size = self
+            .size
+            .checked_sub(n)
+            .ok_or(Error::MaxSize(self.max_size))?;
         Ok(())
     }
 
@@ -78,8 +96,18 @@ impl Budget {
     /// [`Error::Metadata`] when there is none left.
     pub fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| {
-            let xattrs = node.attr.xattrs.iter().map(|x| x.name.len() + x.value.len() + 48).sum::<usize>();
-            xattrs + if let Kind::Symlink(target) = &node.kind { target.len() } else { 0 }
+            let xattrs = node
+                .attr
+                .xattrs
+                .iter()
+                .map(|x| x.name.len() + x.value.len() + 48)
+                .sum::<usize>();
+            xattrs
+                + if let Kind::Symlink(target) = &node.kind {
+                    target.len()
+                } else {
+                    0
+                }
         };
         // A path is in the change, and then in the v1 index.
         let len = ENTRY
@@ -93,7 +121,10 @@ impl Budget {
     }
 
     fn take_memory(&mut self, len: u64) -> Result<(), Error> {
-        self.metadata = self.metadata.checked_sub(len).ok_or(Error::Metadata(self.max_metadata))?;
+        self.metadata = self
+            .metadata
+            .checked_sub(len)
+            .ok_or(Error::Metadata(self.max_metadata))?;
         Ok(())
     }
 }
@@ -113,7 +144,11 @@ pub struct Layer {
 ///
 /// # Errors
 /// [`Error`].
-pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budget) -> Result<Layer, Error> {
+pub fn read(
+    input: &mut dyn Read,
+    sink: &mut dyn ContentSink,
+    budget: &mut Budget,
+) -> Result<Layer, Error> {
     let mut parser = Parser::default();
     let mut skeleton = SkeletonWriter::new()?;
     let mut changes = Vec::new();
@@ -151,12 +186,17 @@ pub fn read(input: &mut dyn Read, sink: &mut dyn ContentSink, budget: &mut Budge
     }
     let skeleton = skeleton.finish()?;
     budget.take_memory(skeleton.compressed.len() as u64)?;
-    Ok(Layer { changes, skeleton, entries: parser.entries() })
+    Ok(Layer {
+        changes,
+        skeleton,
+        entries: parser.entries(),
+    })
 }
 
 /// Stores the content of a file; its number.
 ///
-/// A sparse file is stored expanded, since that is what is read from a mount. The skeleton then refers to the slices that the tar holds.
+/// A sparse file is stored expanded, since that is what is read from a mount. The skeleton then
+/// refers to the slices that the tar holds.
 fn store(
     entry: &Entry,
     input: &mut dyn Read,
@@ -164,10 +204,19 @@ fn store(
     skeleton: &mut SkeletonWriter,
     budget: &mut Budget,
 ) -> Result<Option<u32>, Error> {
-    let EntryKind::File { size, sparse } = &entry.kind else { return Ok(None) };
+    let EntryKind::File { size, sparse } = &entry.kind else {
+        return Ok(None);
+    };
     budget.take(*size)?;
-    let path = clean_path(&entry.path, "its path").map_err(|reason| change::Error { path: entry.path.clone(), reason })?;
-    let mut stored = Stored { input, left: entry.stored, error: None };
+    let path = clean_path(&entry.path, "its path").map_err(|reason| change::Error {
+        path: entry.path.clone(),
+        reason,
+    })?;
+    let mut stored = Stored {
+        input,
+        left: entry.stored,
+        error: None,
+    };
     let added = match sparse {
         None => sink.add(&path, *size, &mut stored),
         Some(map) => sink.add(&path, *size, &mut Expand::new(&mut stored, map, *size)),
@@ -197,7 +246,11 @@ fn store(
 }
 
 fn cut_off(entry: &Entry) -> tar::Error {
-    tar::Error { offset: 0, path: entry.path.clone(), reason: Reason::CutOff }
+    tar::Error {
+        offset: 0,
+        path: entry.path.clone(),
+        reason: Reason::CutOff,
+    }
 }
 
 /// The stored bytes of an entry. Remembers what went wrong: `Some(None)` is the end of the input.
@@ -209,7 +262,9 @@ struct Stored<'a> {
 
 impl Read for Stored<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let want = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         if want == 0 {
             return Ok(0);
         }
@@ -249,8 +304,13 @@ pub fn fill(input: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// What follows the end of the archive belongs to the tar's digest: zeros, as many as there are, and little else.
-fn trailer(input: &mut dyn Read, skeleton: &mut SkeletonWriter, budget: &mut Budget) -> Result<(), Error> {
+/// What follows the end of the archive belongs to the tar's digest: zeros, as many as there are,
+/// and little else.
+fn trailer(
+    input: &mut dyn Read,
+    skeleton: &mut SkeletonWriter,
+    budget: &mut Budget,
+) -> Result<(), Error> {
     let mut buf = vec![0; 1 << 16];
     let mut other = 0;
     loop {

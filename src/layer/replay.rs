@@ -89,7 +89,11 @@ impl Replay {
                 Step::End => self.ended = true,
                 Step::Entry(entry) => {
                     self.pad = padding(entry.stored);
-                    self.open = Some(Open { entry, content: None, stored: 0 });
+                    self.open = Some(Open {
+                        entry,
+                        content: None,
+                        stored: 0,
+                    });
                     // More of these bytes can only belong to it when it has no content.
                     if !bytes.is_empty() {
                         self.close()?;
@@ -101,8 +105,19 @@ impl Replay {
     }
 
     fn close(&mut self) -> Result<(), Error> {
-        let Some(Open { entry, content, stored }) = self.open.take() else { return Ok(()) };
-        let size = if let EntryKind::File { size, .. } = entry.kind { size } else { 0 };
+        let Some(Open {
+            entry,
+            content,
+            stored,
+        }) = self.open.take()
+        else {
+            return Ok(());
+        };
+        let size = if let EntryKind::File { size, .. } = entry.kind {
+            size
+        } else {
+            0
+        };
         if stored != entry.stored || content.is_some() != (size > 0) {
             return Err(Error::Skeleton("a file and its content differ in length"));
         }

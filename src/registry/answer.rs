@@ -13,14 +13,26 @@ use super::retry::{Cause, Failures, is_transient};
 const MAX_REFUSAL: u64 = 1 << 14;
 
 /// Sends a request that needs no authorization of ours; like [`Endpoint::send`].
-pub(super) async fn send_patiently(url: &Url, request: impl Fn() -> Result<RequestBuilder>) -> Result<Response> {
+pub(super) async fn send_patiently(
+    url: &Url,
+    request: impl Fn() -> Result<RequestBuilder>,
+) -> Result<Response> {
     let mut failures = Failures::default();
     loop {
         match rate::begin(request()?.send()).await {
-            Err(broken) => pause(failures.pause(&broken.cause()), url, &broken.to_string()).await.ok_or_else(|| broken.at(url))?,
+            Err(broken) => pause(failures.pause(&broken.cause()), url, &broken.to_string())
+                .await
+                .ok_or_else(|| broken.at(url))?,
             Ok(response) if is_transient(response.status()) => {
                 let headers = response.headers().clone();
-                if pause(failures.pause(&Cause::Answer(&headers)), url, &response.status().to_string()).await.is_none() {
+                if pause(
+                    failures.pause(&Cause::Answer(&headers)),
+                    url,
+                    &response.status().to_string(),
+                )
+                .await
+                .is_none()
+                {
                     return Err(refusal(response).await);
                 }
             }
@@ -32,7 +44,11 @@ pub(super) async fn send_patiently(url: &Url, request: impl Fn() -> Result<Reque
 /// Waits, if there is to be another try, and says why.
 pub(super) async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Option<()> {
     let pause = pause?;
-    tracing::info!("{}: {}; trying again in {pause:?}", super::error::shown(url), harmless(why));
+    tracing::info!(
+        "{}: {}; trying again in {pause:?}",
+        super::error::shown(url),
+        harmless(why)
+    );
     tokio::time::sleep(pause).await;
     Some(())
 }
@@ -44,7 +60,10 @@ pub(super) async fn document(mut response: Response, limit: u64) -> Result<Vec<u
     let mut pieces = Body::new(&mut response);
     while let Some(piece) = pieces.piece().await.map_err(|broken| broken.at(&url))? {
         if (body.len() + piece.len()) as u64 > limit {
-            return Err(Error::protocol(&url, format!("the document has more than {limit} bytes")));
+            return Err(Error::protocol(
+                &url,
+                format!("the document has more than {limit} bytes"),
+            ));
         }
         body.extend_from_slice(&piece);
     }
@@ -66,12 +85,33 @@ pub(super) async fn refusal(response: Response) -> Error {
     }
     let (status, url) = (response.status(), response.url().clone());
     let body = document(response, MAX_REFUSAL).await.unwrap_or_default();
-    let said = serde_json::from_slice::<Refusal>(&body).ok().and_then(|refusal| refusal.errors.into_iter().next());
-    let message = said.map(|detail| if detail.message.is_empty() { detail.code } else { detail.message }).unwrap_or_default();
+    let said = serde_json::from_slice::<Refusal>(&body)
+        .ok()
+        .and_then(|refusal| refusal.errors.into_iter().next());
+    let message = said
+        .map(|detail| {
+            if detail.message.is_empty() {
+                detail.code
+            } else {
+                detail.message
+            }
+        })
+        .unwrap_or_default();
     let message = harmless(&message);
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-        let reason = if message.is_empty() { status.to_string() } else { message };
-        return Error::Denied { registry: url.host_str().unwrap_or_default().to_owned(), reason };
+        let reason = if message.is_empty() {
+            status.to_string()
+        } else {
+            message
+        };
+        return Error::Denied {
+            registry: url.host_str().unwrap_or_default().to_owned(),
+            reason,
+        };
     }
-    Error::Status { url: super::error::shown(&url), status, message }
+    Error::Status {
+        url: super::error::shown(&url),
+        status,
+        message,
+    }
 }

@@ -1,4 +1,5 @@
-//! The image file itself in a registry, as an OCI artifact: what is pulled is what was pushed, byte for byte.
+//! The image file itself in a registry, as an OCI artifact: what is pulled is what was pushed, byte
+//! for byte.
 
 use std::collections::BTreeMap;
 
@@ -56,12 +57,18 @@ impl Artifact {
     /// What a manifest describes; `None` when that is something else.
     pub fn of(manifest: &[u8]) -> Option<Self> {
         let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
-        let [file] = &manifest.layers[..] else { return None };
+        let [file] = &manifest.layers[..] else {
+            return None;
+        };
         if file.media_type != FILE {
             return None;
         }
         let root_digest = manifest.annotations.get(ROOT_DIGEST).cloned();
-        Some(Self { digest: Digest::parse(&file.digest)?, size: file.size, root_digest })
+        Some(Self {
+            digest: Digest::parse(&file.digest)?,
+            size: file.size,
+            root_digest,
+        })
     }
 
     /// Its manifest; `title` is a name for the file.
@@ -73,14 +80,23 @@ impl Artifact {
             annotations: BTreeMap::new(),
         };
         let annotations = BTreeMap::from([(TITLE.to_owned(), title.to_owned())]);
-        let file = Blob { media_type: FILE.into(), digest: self.digest.to_string(), size: self.size, annotations };
+        let file = Blob {
+            media_type: FILE.into(),
+            digest: self.digest.to_string(),
+            size: self.size,
+            annotations,
+        };
         let manifest = Manifest {
             schema_version: 2,
             media_type: Some(export::MANIFEST.into()),
             artifact_type: Some(ARTIFACT.into()),
             config,
             layers: vec![file],
-            annotations: self.root_digest.iter().map(|digest| (ROOT_DIGEST.to_owned(), digest.clone())).collect(),
+            annotations: self
+                .root_digest
+                .iter()
+                .map(|digest| (ROOT_DIGEST.to_owned(), digest.clone()))
+                .collect(),
         };
         // Strings and numbers only.
         serde_json::to_vec(&manifest).unwrap_or_default()
@@ -93,7 +109,11 @@ mod tests {
 
     #[test]
     fn a_manifest_says_what_it_was_made_of() {
-        let artifact = Artifact { digest: Digest([7; 32]), size: 1 << 40, root_digest: Some("blake3:00".into()) };
+        let artifact = Artifact {
+            digest: Digest([7; 32]),
+            size: 1 << 40,
+            root_digest: Some("blake3:00".into()),
+        };
         assert_eq!(Artifact::of(&artifact.manifest("x.bfc")), Some(artifact));
         for other in ["", "{}", r#"{"schemaVersion":2,"config":{},"layers":[]}"#] {
             assert_eq!(Artifact::of(other.as_bytes()), None);

@@ -1,4 +1,5 @@
-//! Answers to challenges: the `Authorization` of requests, fetched from a token server where the registry has one.
+//! Answers to challenges: the `Authorization` of requests, fetched from a token server where the
+//! registry has one.
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Client, RequestBuilder, Url};
@@ -20,7 +21,8 @@ const CLIENT_ID: &str = "lxcri-fs";
 /// A value of the header; errors do not show it.
 fn value(url: &Url, scheme: &str, secret: &str) -> Result<HeaderValue> {
     let text = Zeroizing::new(format!("{scheme} {secret}"));
-    let mut value = HeaderValue::from_str(&text).map_err(|_| Error::protocol(url, "a token that is none"))?;
+    let mut value =
+        HeaderValue::from_str(&text).map_err(|_| Error::protocol(url, "a token that is none"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -28,10 +30,15 @@ fn value(url: &Url, scheme: &str, secret: &str) -> Result<HeaderValue> {
 /// Name and password, as a header.
 pub(super) fn basic(url: &Url, user: &str, password: &str) -> Result<HeaderValue> {
     let pair = Zeroizing::new(format!("{user}:{password}"));
-    value(url, "Basic", &Zeroizing::new(STANDARD.encode(pair.as_bytes())))
+    value(
+        url,
+        "Basic",
+        &Zeroizing::new(STANDARD.encode(pair.as_bytes())),
+    )
 }
 
-/// A token for `scopes`, as a header. `client` must not follow redirects: what it sends is for the realm only.
+/// A token for `scopes`, as a header. `client` must not follow redirects: what it sends is for the
+/// realm only.
 pub(super) async fn bearer(
     client: &Client,
     realm: &Url,
@@ -50,9 +57,17 @@ pub(super) async fn bearer(
         return Err(refusal(response).await);
     }
     let body = Zeroizing::new(document(response, MAX_ANSWER).await?);
-    let answer: Answer = serde_json::from_slice(&body).map_err(|e| Error::protocol(realm, format!("its answer is no token: {e}")))?;
-    let token = answer.token.or(answer.access_token).filter(|t| !t.is_empty());
-    value(realm, "Bearer", &token.ok_or_else(|| Error::protocol(realm, "its answer has no token"))?)
+    let answer: Answer = serde_json::from_slice(&body)
+        .map_err(|e| Error::protocol(realm, format!("its answer is no token: {e}")))?;
+    let token = answer
+        .token
+        .or(answer.access_token)
+        .filter(|t| !t.is_empty());
+    value(
+        realm,
+        "Bearer",
+        &token.ok_or_else(|| Error::protocol(realm, "its answer has no token"))?,
+    )
 }
 
 fn request(
@@ -64,23 +79,36 @@ fn request(
 ) -> Result<RequestBuilder> {
     if let Some(Credential::Identity(token)) = credential {
         let scope = scopes.join(" ");
-        let fields =
-            [("grant_type", "refresh_token"), ("service", service.unwrap_or_default()), ("client_id", CLIENT_ID), ("scope", &scope)];
+        let fields = [
+            ("grant_type", "refresh_token"),
+            ("service", service.unwrap_or_default()),
+            ("client_id", CLIENT_ID),
+            ("scope", &scope),
+        ];
         // A URL's query is what a form is, too.
         let mut form = realm.clone();
-        form.query_pairs_mut().clear().extend_pairs(fields).append_pair("refresh_token", token);
+        form.query_pairs_mut()
+            .clear()
+            .extend_pairs(fields)
+            .append_pair("refresh_token", token);
         let body = form.query().unwrap_or_default().to_owned();
-        return Ok(client.post(realm.clone()).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body));
+        return Ok(client
+            .post(realm.clone())
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(body));
     }
     let mut url = realm.clone();
     if let Some(service) = service {
         url.query_pairs_mut().append_pair("service", service);
     }
-    url.query_pairs_mut().extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
+    url.query_pairs_mut()
+        .extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
     match credential {
         Some(Credential::Basic { user, password }) => {
             url.query_pairs_mut().append_pair("account", user);
-            Ok(client.get(url).header(AUTHORIZATION, basic(realm, user, password)?))
+            Ok(client
+                .get(url)
+                .header(AUTHORIZATION, basic(realm, user, password)?))
         }
         _ => Ok(client.get(url)),
     }

@@ -1,4 +1,5 @@
-//! Who one is to a registry: what `podman login`, `skopeo login` and `docker login` have written down, as containers-auth.json(5) describes it.
+//! Who one is to a registry: what `podman login`, `skopeo login` and `docker login` have written
+//! down, as containers-auth.json(5) describes it.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -67,14 +68,21 @@ pub(super) fn find(registry: &str, repository: &str) -> Result<Option<Credential
 
 /// Where credentials may be.
 fn files() -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(path) = variable("REGISTRY_AUTH_FILE") {
         return vec![path];
     }
     let home = variable("HOME");
     let runtime = variable("XDG_RUNTIME_DIR");
     let uid = rustix::process::getuid();
-    let containers = runtime.map_or_else(|| format!("/run/containers/{uid}").into(), |dir| dir.join("containers"));
+    let containers = runtime.map_or_else(
+        || format!("/run/containers/{uid}").into(),
+        |dir| dir.join("containers"),
+    );
     let config = variable("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
     let docker = variable("DOCKER_CONFIG").or_else(|| Some(home?.join(".docker")));
     let mut files = vec![containers.join("auth.json")];
@@ -87,25 +95,46 @@ fn read(path: &Path) -> Result<Option<File>> {
     let reading = || Error::io("reading credentials from", path);
     let file = match std::fs::File::open(path) {
         // Somebody else's home, after su.
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied) => return Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+            ) =>
+        {
+            return Ok(None);
+        }
         opened => opened.map_err(reading())?,
     };
     let mut text = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE).read_to_end(&mut text).map_err(reading())?;
-    serde_json::from_slice(&text).map(Some).map_err(|e| wrong(path.display(), e))
+    file.take(MAX_FILE)
+        .read_to_end(&mut text)
+        .map_err(reading())?;
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|e| wrong(path.display(), e))
 }
 
 fn wrong(from: impl ToString, reason: impl ToString) -> Error {
-    Error::Credentials { from: from.to_string(), reason: reason.to_string() }
+    Error::Credentials {
+        from: from.to_string(),
+        reason: reason.to_string(),
+    }
 }
 
 impl File {
     fn find(&self, registry: &str, repository: &str, path: &Path) -> Result<Option<Credential>> {
-        if let Some(helper) = self.cred_helpers.get(registry).or_else(|| self.cred_helpers.get(server(registry))) {
+        if let Some(helper) = self
+            .cred_helpers
+            .get(registry)
+            .or_else(|| self.cred_helpers.get(server(registry)))
+        {
             return ask(helper, server(registry));
         }
         if let Some((key, entry)) = self.longest(registry, repository) {
-            return entry.credential().map(Some).map_err(|reason| wrong(format!("{key} in {}", path.display()), reason));
+            return entry
+                .credential()
+                .map(Some)
+                .map_err(|reason| wrong(format!("{key} in {}", path.display()), reason));
         }
         match &self.creds_store {
             Some(helper) => ask(helper, server(registry)),
@@ -116,26 +145,44 @@ impl File {
     /// The entry with the longest key that the repository is under.
     fn longest(&self, registry: &str, repository: &str) -> Option<(&str, &Entry)> {
         let whole = format!("{registry}/{repository}");
-        let is_over = |key: &str| whole.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let entries = self.auths.iter().filter(|(_, entry)| !entry.auth.is_empty() || !entry.identitytoken.is_empty());
+        let is_over = |key: &str| {
+            whole
+                .strip_prefix(key)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let entries = self
+            .auths
+            .iter()
+            .filter(|(_, entry)| !entry.auth.is_empty() || !entry.identitytoken.is_empty());
         let over = entries.filter(|(key, _)| is_over(&normalized(key)));
-        over.max_by_key(|(key, _)| normalized(key).len()).map(|(key, entry)| (key.as_str(), entry))
+        over.max_by_key(|(key, _)| normalized(key).len())
+            .map(|(key, entry)| (key.as_str(), entry))
     }
 }
 
 /// A key as `HOST[:PORT][/REPOSITORY]`. Docker has written URLs.
 fn normalized(key: &str) -> String {
-    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"));
     // Of a URL only the host says something.
     let key = bare.map_or(key, |rest| rest.split('/').next().unwrap_or(rest));
     let (host, rest) = key.split_at(key.find('/').unwrap_or(key.len()));
-    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { HUB } else { host };
+    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") {
+        HUB
+    } else {
+        host
+    };
     format!("{host}{rest}")
 }
 
 /// A registry's name for a helper.
 fn server(registry: &str) -> &str {
-    if registry == HUB { HUB_SERVER } else { registry }
+    if registry == HUB {
+        HUB_SERVER
+    } else {
+        registry
+    }
 }
 
 impl Entry {
@@ -143,11 +190,17 @@ impl Entry {
         if !self.identitytoken.is_empty() {
             return Ok(Credential::Identity(self.identitytoken.clone()));
         }
-        let decoded = STANDARD.decode(self.auth.trim().as_bytes()).map(Zeroizing::new).map_err(|_| "it is not base64")?;
+        let decoded = STANDARD
+            .decode(self.auth.trim().as_bytes())
+            .map(Zeroizing::new)
+            .map_err(|_| "it is not base64")?;
         let text = std::str::from_utf8(&decoded).map_err(|_| "it is not UTF-8")?;
         let (user, password) = text.split_once(':').ok_or("it is not USER:PASSWORD")?;
         // Docker pads with zeros.
-        Ok(Credential::Basic { user: user.to_owned(), password: Zeroizing::new(password.trim_matches('\0').to_owned()) })
+        Ok(Credential::Basic {
+            user: user.to_owned(),
+            password: Zeroizing::new(password.trim_matches('\0').to_owned()),
+        })
     }
 }
 
@@ -160,17 +213,28 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>> {
         secret: Zeroizing<String>,
     }
     let program = format!("docker-credential-{name}");
-    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    {
         return Err(wrong(&program, "that is no helper's name"));
     }
     let failed = |e: std::io::Error| wrong(&program, e);
-    let mut child = Command::new(&program).arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let mut child = Command::new(&program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read it may know it anyway.
         let _ = writeln!(stdin, "{server}");
     }
     let mut output = Zeroizing::new(Vec::new());
-    let read = child.stdout.take().map(|stdout| stdout.take(MAX_FILE).read_to_end(&mut output));
+    let read = child
+        .stdout
+        .take()
+        .map(|stdout| stdout.take(MAX_FILE).read_to_end(&mut output));
     let status = child.wait().map_err(failed)?;
     read.transpose().map_err(failed)?;
     if !status.success() {
@@ -184,7 +248,10 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>> {
     let answer: Answer = serde_json::from_slice(&output).map_err(|e| wrong(&program, e))?;
     Ok(Some(match answer.username.as_str() {
         TOKEN_USER => Credential::Identity(answer.secret),
-        _ => Credential::Basic { user: answer.username, password: answer.secret },
+        _ => Credential::Basic {
+            user: answer.username,
+            password: answer.secret,
+        },
     }))
 }
 
@@ -194,7 +261,10 @@ mod tests {
     use super::*;
 
     fn user(file: &File, registry: &str, repository: &str) -> Option<String> {
-        match file.find(registry, repository, Path::new("auth.json")).unwrap() {
+        match file
+            .find(registry, repository, Path::new("auth.json"))
+            .unwrap()
+        {
             Some(Credential::Basic { user, password }) => {
                 assert_eq!(&*password, "pass:word");
                 Some(user)
@@ -206,10 +276,17 @@ mod tests {
 
     #[test]
     fn the_longest_key_counts() {
-        let auth = |user: &str| format!("{{\"auth\": \"{}\"}}", STANDARD.encode(format!("{user}:pass:word")));
+        let auth = |user: &str| {
+            format!(
+                "{{\"auth\": \"{}\"}}",
+                STANDARD.encode(format!("{user}:pass:word"))
+            )
+        };
         let text = format!(
-            r#"{{ "auths": {{ "r.example": {}, "r.example/team": {}, "r.example/team/app": {}, "https://index.docker.io/v1/": {},
-               "https://old.example/v2/": {}, "empty.example": {{}}, "r.example:5000": {{ "identitytoken": "t" }} }} }}"#,
+            r#"{{ "auths": {{ "r.example": {}, "r.example/team": {},
+                "r.example/team/app": {}, "https://index.docker.io/v1/": {},
+               "https://old.example/v2/": {}, "empty.example": {{}},
+                "r.example:5000": {{ "identitytoken": "t" }} }} }}"#,
             auth("host"),
             auth("team"),
             auth("app"),
@@ -229,14 +306,21 @@ mod tests {
             ("empty.example", "a", None),
             ("example", "a", None),
         ] {
-            assert_eq!(user(&file, registry, repository).as_deref(), expected, "{registry}/{repository}");
+            assert_eq!(
+                user(&file, registry, repository).as_deref(),
+                expected,
+                "{registry}/{repository}"
+            );
         }
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         for bad in ["!", "dXNlcg==", "/w=="] {
-            let entry = Entry { auth: Zeroizing::new(bad.to_owned()), ..Entry::default() };
+            let entry = Entry {
+                auth: Zeroizing::new(bad.to_owned()),
+                ..Entry::default()
+            };
             assert!(entry.credential().is_err(), "{bad}");
         }
         assert!(ask("../../bin/sh", "x").is_err());

@@ -1,4 +1,5 @@
-//! Blobs are fetched, several at a time, by a thread of their own, while the first of them are read.
+//! Blobs are fetched, several at a time, by a thread of their own, while the first of them are
+//! read.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -55,8 +56,8 @@ impl Observer for () {
     fn fetched(&self, _: usize, _: u64, _: bool) {}
 }
 
-/// Blobs on their way, each of them once, however often it is wanted. When this is dropped, what has been fetched stays, to be continued; see
-/// [`Blobs::finish`].
+/// Blobs on their way, each of them once, however often it is wanted. When this is dropped, what
+/// has been fetched stays, to be continued; see [`Blobs::finish`].
 pub struct Blobs {
     /// For each that was asked for, which of the blobs it is.
     order: Vec<usize>,
@@ -70,7 +71,9 @@ pub struct Blobs {
 
 impl std::fmt::Debug for Blobs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Blobs").field("wanted", &self.wanted).finish_non_exhaustive()
+        f.debug_struct("Blobs")
+            .field("wanted", &self.wanted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -79,43 +82,84 @@ impl Blobs {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Build`] when a blob is too long, or has two lengths.
-    pub fn new(session: Session, asked: &[Wanted], dir: &Path, observer: Arc<dyn Observer>) -> Result<Arc<Self>> {
+    pub fn new(
+        session: Session,
+        asked: &[Wanted],
+        dir: &Path,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Arc<Self>> {
         let (wanted, order) = distinct(asked)?;
         observer.begins(&wanted);
         let dir = SpoolDir::below(dir)?;
-        let spools: Vec<_> = wanted.iter().map(|b| dir.blob(&b.digest, b.size).map(Arc::new)).collect::<Result<_>>()?;
+        let spools: Vec<_> = wanted
+            .iter()
+            .map(|b| dir.blob(&b.digest, b.size).map(Arc::new))
+            .collect::<Result<_>>()?;
         let (begin, begun) = oneshot::channel();
         let (cancel, cancelled) = oneshot::channel();
-        let work = Work { sources: session.sources, order: order.clone(), spools: spools.clone(), wanted: wanted.clone(), observer };
-        let run = move || {
-            session.runtime.block_on(select(pin!(work.run(begun)), cancelled));
-            // Nobody may wait for what does not come.
-            work.spools.iter().for_each(|spool| spool.end(Err(Error::Cancelled)));
+        let work = Work {
+            sources: session.sources,
+            order: order.clone(),
+            spools: spools.clone(),
+            wanted: wanted.clone(),
+            observer,
         };
-        let thread = std::thread::Builder::new().name("download".into()).spawn(run);
+        let run = move || {
+            session
+                .runtime
+                .block_on(select(pin!(work.run(begun)), cancelled));
+            // Nobody may wait for what does not come.
+            work.spools
+                .iter()
+                .for_each(|spool| spool.end(Err(Error::Cancelled)));
+        };
+        let thread = std::thread::Builder::new()
+            .name("download".into())
+            .spawn(run);
         let thread = thread.map_err(Error::io("starting a thread for", Path::new("downloads")))?;
-        Ok(Arc::new(Self { order, spools, wanted, dir, begin: Mutex::new(Some(begin)), cancel: Some(cancel), thread: Some(thread) }))
+        Ok(Arc::new(Self {
+            order,
+            spools,
+            wanted,
+            dir,
+            begin: Mutex::new(Some(begin)),
+            cancel: Some(cancel),
+            thread: Some(thread),
+        }))
     }
 
     /// Begins to fetch this one and those that were asked for after it.
     fn begin(&self, asked: usize) {
-        if let Some(begin) = self.begin.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(begin) = self
+            .begin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             // The thread waits for this alone.
             let _ = begin.send(asked);
         }
     }
 
-    /// Fetches the blob that was asked for as number `asked` to its end; its file, checked against its digest.
+    /// Fetches the blob that was asked for as number `asked` to its end; its file, checked against
+    /// its digest.
     ///
     /// # Errors
     /// [`Error`]; when it is not what it is to be, its file is removed.
     pub fn file(&self, asked: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
         let blob = self.order[asked];
-        self.read(asked, &self.wanted[blob].digest.to_string(), &mut std::io::sink(), false, progress)?;
+        self.read(
+            asked,
+            &self.wanted[blob].digest.to_string(),
+            &mut std::io::sink(),
+            false,
+            progress,
+        )?;
         Ok(self.spools[blob].file())
     }
 
-    /// Removes what was fetched, unless `result` is a failure that may not come again: then the next attempt continues.
+    /// Removes what was fetched, unless `result` is a failure that may not come again: then the
+    /// next attempt continues.
     pub fn finish<T>(&self, result: Result<T>) -> Result<T> {
         if !result.as_ref().is_err_and(Error::is_transient) {
             self.spools.iter().for_each(|spool| spool.discard());
@@ -125,11 +169,26 @@ impl Blobs {
     }
 
     /// Reads a blob, decompressed or as it is, while it is fetched.
-    fn read(&self, asked: usize, name: &str, out: &mut dyn Write, decompress: bool, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
+    fn read(
+        &self,
+        asked: usize,
+        name: &str,
+        out: &mut dyn Write,
+        decompress: bool,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> build::Result<()> {
         self.begin(asked);
         let blob = self.order[asked];
         let spool = &self.spools[blob];
-        let result = unpack(name, spool.path(), spool.reader(), Some(self.wanted[blob].digest), decompress, out, progress);
+        let result = unpack(
+            name,
+            spool.path(),
+            spool.reader(),
+            Some(self.wanted[blob].digest),
+            decompress,
+            out,
+            progress,
+        );
         if let Some(error) = spool.failure() {
             if let Error::Build(error) = error {
                 spool.discard();
@@ -149,16 +208,23 @@ fn distinct(asked: &[Wanted]) -> Result<(Vec<Wanted>, Vec<usize>)> {
     let (mut wanted, mut order) = (Vec::<Wanted>::new(), Vec::with_capacity(asked.len()));
     let mut known = HashMap::new();
     for &one in asked {
-        let wrong = |reason| Err(build::Error::document(format!("blob {}", one.digest), reason).into());
+        let wrong =
+            |reason| Err(build::Error::document(format!("blob {}", one.digest), reason).into());
         if one.size > MAX_BLOB {
-            return wrong(format!("it is to have {} bytes; at most {MAX_BLOB} are fetched", one.size));
+            return wrong(format!(
+                "it is to have {} bytes; at most {MAX_BLOB} are fetched",
+                one.size
+            ));
         }
         let blob = *known.entry(one.digest).or_insert_with(|| {
             wanted.push(one);
             wanted.len() - 1
         });
         if wanted[blob].size != one.size {
-            return wrong(format!("it is to have {} bytes, and {} as well", wanted[blob].size, one.size));
+            return wrong(format!(
+                "it is to have {} bytes, and {} as well",
+                wanted[blob].size, one.size
+            ));
         }
         order.push(blob);
     }
@@ -186,7 +252,11 @@ pub(super) struct RemoteLayer {
 }
 
 impl TarSource for RemoteLayer {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> build::Result<()> {
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> build::Result<()> {
         self.blobs.read(self.asked, &self.name, out, true, progress)
     }
 }
@@ -212,8 +282,14 @@ impl Work {
             self.spools[blob].end(result);
         };
         let mut seen = HashSet::new();
-        let blobs: Vec<_> = self.order[first..].iter().copied().filter(|&blob| seen.insert(blob)).collect();
-        futures_util::stream::iter(blobs).for_each_concurrent(AT_ONCE, fetch).await;
+        let blobs: Vec<_> = self.order[first..]
+            .iter()
+            .copied()
+            .filter(|&blob| seen.insert(blob))
+            .collect();
+        futures_util::stream::iter(blobs)
+            .for_each_concurrent(AT_ONCE, fetch)
+            .await;
     }
 
     /// Fetches what is missing of a blob, with as many requests as it takes.
@@ -233,7 +309,9 @@ impl Work {
                         failures.forget();
                     }
                     let wait = failures.pause(&broken.cause());
-                    pause(wait, &url, &broken.to_string()).await.ok_or_else(|| broken.at(&url))?;
+                    pause(wait, &url, &broken.to_string())
+                        .await
+                        .ok_or_else(|| broken.at(&url))?;
                 }
                 Err(Broken::Other(error)) => return Err(error),
             }
@@ -248,37 +326,67 @@ impl Work {
         let mut response = self.sources.blob(&digest, have).await?;
         let url = response.url().clone();
         let wrong_size = |found: u64| {
-            let reason = Mismatch::Size { found, wanted: size };
-            Broken::Other(build::Error::Mismatch { name: format!("blob {digest}"), reason }.into())
+            let reason = Mismatch::Size {
+                found,
+                wanted: size,
+            };
+            Broken::Other(
+                build::Error::Mismatch {
+                    name: format!("blob {digest}"),
+                    reason,
+                }
+                .into(),
+            )
         };
-        // Who does not know ranges sends everything again: that is passed over, and the digest tells in the end whether it was the same.
+        // Who does not know ranges sends everything again: that is passed over, and the digest
+        // tells in the end whether it was the same.
         let mut at = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let range = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let range = response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|v| v.to_str().ok())
+                .unwrap_or_default();
             if !range.starts_with(&format!("bytes {have}-")) {
-                return Err(Broken::Other(Error::protocol(&url, format!("asked for bytes from {have} on, it sends {range:?}"))));
+                return Err(Broken::Other(Error::protocol(
+                    &url,
+                    format!("asked for bytes from {have} on, it sends {range:?}"),
+                )));
             }
             have
         } else {
             0
         };
-        let announced = response.content_length().map(|length| at.saturating_add(length));
+        let announced = response
+            .content_length()
+            .map(|length| at.saturating_add(length));
         if let Some(length) = announced.filter(|&length| length != size) {
             return Err(wrong_size(length));
         }
         let mut body = Body::new(&mut response);
-        while let Some(piece) = body.piece().await.map_err(|e| Broken::Connection(url.clone(), e))? {
+        while let Some(piece) = body
+            .piece()
+            .await
+            .map_err(|e| Broken::Connection(url.clone(), e))?
+        {
             let end = at.saturating_add(piece.len() as u64);
             if end > size {
                 return Err(wrong_size(end));
             }
-            let known = usize::try_from(spool.have().saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            let known = usize::try_from(spool.have().saturating_sub(at))
+                .unwrap_or(usize::MAX)
+                .min(piece.len());
             if known < piece.len() {
                 spool.append(&piece[known..])?;
-                self.observer.fetched(blob, (piece.len() - known) as u64, false);
+                self.observer
+                    .fetched(blob, (piece.len() - known) as u64, false);
             }
             at = end;
         }
-        if at == size { Ok(()) } else { Err(wrong_size(at)) }
+        if at == size {
+            Ok(())
+        } else {
+            Err(wrong_size(at))
+        }
     }
 }
 

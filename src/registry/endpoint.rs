@@ -42,10 +42,19 @@ impl Endpoint {
     /// `repository` of the registry `name`; `scopes` is what will be done there.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when it is no host.
-    pub(super) fn new(name: &str, repository: String, insecure: bool, scopes: Vec<String>) -> Result<Self> {
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when it is no
+    /// host.
+    pub(super) fn new(
+        name: &str,
+        repository: String,
+        insecure: bool,
+        scopes: Vec<String>,
+    ) -> Result<Self> {
         let host = if name == HUB { HUB_HOST } else { name };
-        let wrong = |reason: String| Error::Reference { text: name.to_owned(), reason };
+        let wrong = |reason: String| Error::Reference {
+            text: name.to_owned(),
+            reason,
+        };
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
         Ok(Self {
             name: name.to_owned(),
@@ -71,12 +80,17 @@ impl Endpoint {
         url
     }
 
-    /// Sends what `request` makes for the registry's base URL: again when that may help, and with credentials when they are asked for. Any
-    /// answer that is not about who one is, and will not be another one later, is returned.
+    /// Sends what `request` makes for the registry's base URL: again when that may help, and with
+    /// credentials when they are asked for. Any answer that is not about who one is, and will not
+    /// be another one later, is returned.
     ///
     /// # Errors
-    /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of [`credentials::find`].
-    pub(super) async fn send(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+    /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of
+    /// [`credentials::find`].
+    pub(super) async fn send(
+        &self,
+        request: impl Fn(&Client, &Url) -> RequestBuilder,
+    ) -> Result<Response> {
         self.send_with(Failures::default(), request).await
     }
 
@@ -84,26 +98,44 @@ impl Endpoint {
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub(super) async fn send_once(&self, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+    pub(super) async fn send_once(
+        &self,
+        request: impl Fn(&Client, &Url) -> RequestBuilder,
+    ) -> Result<Response> {
         self.send_with(Failures::enough(), request).await
     }
 
-    async fn send_with(&self, mut failures: Failures, request: impl Fn(&Client, &Url) -> RequestBuilder) -> Result<Response> {
+    async fn send_with(
+        &self,
+        mut failures: Failures,
+        request: impl Fn(&Client, &Url) -> RequestBuilder,
+    ) -> Result<Response> {
         let mut challenged = false;
         loop {
             let base = lock(&self.base).clone();
-            let mut request = request(&self.http, &base).build().map_err(|e| Error::transport(&base, e))?;
+            let mut request = request(&self.http, &base)
+                .build()
+                .map_err(|e| Error::transport(&base, e))?;
             let url = request.url().clone();
             // An upload may lead elsewhere; who one is here is nobody's business there.
-            if let Some(value) = lock(&self.authorization).clone().filter(|_| url.origin() == base.origin()) {
+            if let Some(value) = lock(&self.authorization)
+                .clone()
+                .filter(|_| url.origin() == base.origin())
+            {
                 request.headers_mut().insert(AUTHORIZATION, value);
             }
             // What is sent takes its time; who has nothing to send waits for the answer alone.
             let sends = request.body().is_some();
             let answer = self.http.execute(request);
-            let answer = if sends { answer.await.map_err(Interrupted::Broken) } else { rate::begin(answer).await };
+            let answer = if sends {
+                answer.await.map_err(Interrupted::Broken)
+            } else {
+                rate::begin(answer).await
+            };
             let response = match answer {
-                Err(Interrupted::Broken(error)) if error.is_connect() && self.insecure && base.scheme() == "https" => {
+                Err(Interrupted::Broken(error))
+                    if error.is_connect() && self.insecure && base.scheme() == "https" =>
+                {
                     let mut plain = base;
                     // Cannot fail between these two.
                     let _ = plain.set_scheme("http");
@@ -111,7 +143,9 @@ impl Endpoint {
                     continue;
                 }
                 Err(broken) => {
-                    pause(failures.pause(&broken.cause()), &url, &broken.to_string()).await.ok_or_else(|| broken.at(&url))?;
+                    pause(failures.pause(&broken.cause()), &url, &broken.to_string())
+                        .await
+                        .ok_or_else(|| broken.at(&url))?;
                     continue;
                 }
                 Ok(response) => response,
@@ -126,7 +160,13 @@ impl Endpoint {
                 *lock(&self.authorization) = Some(value);
             } else if is_transient(status) {
                 let headers = response.headers().clone();
-                match pause(failures.pause(&Cause::Answer(&headers)), &url, &status.to_string()).await {
+                match pause(
+                    failures.pause(&Cause::Answer(&headers)),
+                    &url,
+                    &status.to_string(),
+                )
+                .await
+                {
                     Some(()) => {}
                     None => return Err(refusal(response).await),
                 }
@@ -144,14 +184,34 @@ impl Endpoint {
             (Some(Challenge::Bearer { realm, service }), credential) => {
                 // What `insecure` says is said of this host, whatever other names it names.
                 let same_host = realm.host() == base.host();
-                if realm.scheme() != "https" && !(self.insecure && (same_host || credential.is_none())) {
+                if realm.scheme() != "https"
+                    && !(self.insecure && (same_host || credential.is_none()))
+                {
                     let realm = super::error::shown(&realm);
-                    return Err(Error::protocol(base, format!("its token server {realm} is not https; no credentials are sent there")));
+                    return Err(Error::protocol(
+                        base,
+                        format!(
+                            "its token server {realm} is not https; no credentials are sent there"
+                        ),
+                    ));
                 }
-                let strict = if same_host { None } else { Some(client(&self.name, redirect::Policy::none(), false)?) };
-                auth::bearer(strict.as_ref().unwrap_or(&self.tokens), &realm, service.as_deref(), &self.scopes, credential.as_ref()).await
+                let strict = if same_host {
+                    None
+                } else {
+                    Some(client(&self.name, redirect::Policy::none(), false)?)
+                };
+                auth::bearer(
+                    strict.as_ref().unwrap_or(&self.tokens),
+                    &realm,
+                    service.as_deref(),
+                    &self.scopes,
+                    credential.as_ref(),
+                )
+                .await
             }
-            (Some(Challenge::Basic), Some(Credential::Basic { user, password })) => auth::basic(base, &user, &password),
+            (Some(Challenge::Basic), Some(Credential::Basic { user, password })) => {
+                auth::basic(base, &user, &password)
+            }
             _ => Err(refusal(response).await),
         }
     }
@@ -159,24 +219,40 @@ impl Endpoint {
     /// Turns a refusal into one that names the registry as people do.
     pub(super) fn named(&self, error: Error) -> Error {
         match error {
-            Error::Denied { reason, .. } => Error::Denied { registry: self.name.clone(), reason },
+            Error::Denied { reason, .. } => Error::Denied {
+                registry: self.name.clone(),
+                reason,
+            },
             other => other,
         }
     }
 }
 
 fn client(registry: &str, policy: redirect::Policy, insecure: bool) -> Result<Client> {
-    let builder = certificates::add(builder().redirect(policy).tls_danger_accept_invalid_certs(insecure), registry)?;
-    builder.build().map_err(|source| Error::Client { registry: registry.to_owned(), source })
+    let builder = certificates::add(
+        builder()
+            .redirect(policy)
+            .tls_danger_accept_invalid_certs(insecure),
+        registry,
+    )?;
+    builder.build().map_err(|source| Error::Client {
+        registry: registry.to_owned(),
+        source,
+    })
 }
 
 fn builder() -> ClientBuilder {
     // Once for the process; that it was done already is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).referer(false)
+    Client::builder()
+        .user_agent(USER_AGENT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .referer(false)
 }
 
-/// Redirects lead from https to https only. reqwest takes credentials off those that lead to another host.
+/// Redirects lead from https to https only. reqwest takes credentials off those that lead to
+/// another host.
 fn redirects(insecure: bool) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
         let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");

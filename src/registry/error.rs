@@ -100,7 +100,11 @@ pub enum Error {
 }
 
 fn colon(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(": {message}") }
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {message}")
+    }
 }
 
 impl Error {
@@ -111,12 +115,18 @@ impl Error {
 
     /// A request that got no answer.
     pub(super) fn transport(url: &Url, error: reqwest::Error) -> Self {
-        Error::Transport { url: shown(url), source: error.without_url() }
+        Error::Transport {
+            url: shown(url),
+            source: error.without_url(),
+        }
     }
 
     /// An answer that breaks the protocol.
     pub(super) fn protocol(url: &Url, reason: impl Into<String>) -> Self {
-        Error::Protocol { url: shown(url), reason: reason.into() }
+        Error::Protocol {
+            url: shown(url),
+            reason: reason.into(),
+        }
     }
 
     /// The error of this module that a build failed with, if it did.
@@ -152,18 +162,30 @@ impl Report for Error {
 
     fn hint(&self) -> Option<String> {
         match self {
-            Error::Denied { registry, .. } => {
-                Some(format!("log in with `podman login {registry}` or `docker login {registry}`; and is the name right?"))
-            }
+            Error::Denied { registry, .. } => Some(format!(
+                "log in with `podman login {registry}` or `docker login {registry}`; and is the \
+                 name right?"
+            )),
             Error::Transport { source, .. } if is_certificate(source) => Some(
-                "put its CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or say `insecure = true` of it in the configuration".into(),
+                "put its CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or say `insecure = \
+                 true` of it in the configuration"
+                    .into(),
             ),
             Error::Transport { source, .. } if source.is_connect() => Some(
-                "is its name right, and is a proxy needed? of one that speaks plain HTTP say `insecure = true` in the configuration".into(),
+                "is its name right, and is a proxy needed? of one that speaks plain HTTP say \
+                 `insecure = true` in the configuration"
+                    .into(),
             ),
-            Error::Slow { .. } => Some("what was fetched is kept for some days: the same command goes on from there".into()),
-            Error::Client { .. } => Some("install the package ca-certificates, or put the registry's CA into certs.d".into()),
-            Error::Reference { .. } => Some("such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into()),
+            Error::Slow { .. } => Some(
+                "what was fetched is kept for some days: the same command goes on from there"
+                    .into(),
+            ),
+            Error::Client { .. } => Some(
+                "install the package ca-certificates, or put the registry's CA into certs.d".into(),
+            ),
+            Error::Reference { .. } => Some(
+                "such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into(),
+            ),
             Error::Io(error) => error.hint(),
             Error::Build(error) => error.hint(),
             _ => None,
@@ -174,12 +196,19 @@ impl Report for Error {
 fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
-        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+        if matches!(
+            error.downcast_ref(),
+            Some(rustls::Error::InvalidCertificate(_))
+        ) {
             return true;
         }
         // The source of an I/O error is not what is in it, but what is behind that.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = inner.map(|e| e as &(dyn StdError + 'static)).or_else(|| error.source());
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        cause = inner
+            .map(|e| e as &(dyn StdError + 'static))
+            .or_else(|| error.source());
     }
     false
 }
@@ -196,7 +225,12 @@ pub(super) fn shown(url: &Url) -> String {
 
 /// What a stranger said, short and unable to drive a terminal.
 pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect::<String>().trim().to_owned()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_MESSAGE)
+        .collect::<String>()
+        .trim()
+        .to_owned()
 }
 
 /// A result with this module's error.

@@ -44,7 +44,8 @@ impl std::fmt::Debug for Options {
 /// An image in a registry.
 #[derive(Debug)]
 pub struct Source {
-    /// Its layers, to be built: they are fetched when the first of them is read that is not there already.
+    /// Its layers, to be built: they are fetched when the first of them is read that is not there
+    /// already.
     pub image: Image,
     /// What the reference leads to: the digest of a manifest, or of an index.
     pub digest: Digest,
@@ -87,7 +88,10 @@ impl Found {
 /// # Errors
 /// [`Error::Reference`].
 pub fn parse(text: &str) -> Result<Reference> {
-    reference::parse(text).map_err(|reason| Error::Reference { text: text.to_owned(), reason: reason.to_owned() })
+    reference::parse(text).map_err(|reason| Error::Reference {
+        text: text.to_owned(),
+        reason: reason.to_owned(),
+    })
 }
 
 /// The digest of what a reference leads to now; one request, if the registry lets everybody read.
@@ -106,25 +110,65 @@ pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
     if let Some(artifact) = Artifact::of(&top.bytes) {
-        let wanted = Wanted { digest: artifact.digest, size: artifact.size };
-        let blobs = Blobs::new(session, &[wanted], &options.temp_dir, options.observer.clone())?;
-        return Ok(Found::File(RemoteFile { artifact, digest: top.digest, blobs }));
+        let wanted = Wanted {
+            digest: artifact.digest,
+            size: artifact.size,
+        };
+        let blobs = Blobs::new(
+            session,
+            &[wanted],
+            &options.temp_dir,
+            options.observer.clone(),
+        )?;
+        return Ok(Found::File(RemoteFile {
+            artifact,
+            digest: top.digest,
+            blobs,
+        }));
     }
-    let remote = Remote { session: &session, name: reference.whole(), top: &top };
+    let remote = Remote {
+        session: &session,
+        name: reference.whole(),
+        top: &top,
+    };
     let found = sources::choose(&remote, &remote.index()?, None, &options.platform)?;
 
-    let wanted: Vec<_> = found.layers.iter().map(|l| Wanted { digest: l.digest, size: l.size }).collect();
-    let blobs = Blobs::new(session, &wanted, &options.temp_dir, options.observer.clone())?;
+    let wanted: Vec<_> = found
+        .layers
+        .iter()
+        .map(|l| Wanted {
+            digest: l.digest,
+            size: l.size,
+        })
+        .collect();
+    let blobs = Blobs::new(
+        session,
+        &wanted,
+        &options.temp_dir,
+        options.observer.clone(),
+    )?;
     let layer = |(asked, layer): (usize, sources::FoundLayer)| Layer {
         name: layer.digest.to_string(),
         created_by: layer.created_by,
         diff_id: Some(layer.diff_id),
         size: layer.size,
         compressed: layer.compressed,
-        tar: Box::new(RemoteLayer { blobs: blobs.clone(), asked, name: layer.digest.to_string() }),
+        tar: Box::new(RemoteLayer {
+            blobs: blobs.clone(),
+            asked,
+            name: layer.digest.to_string(),
+        }),
     };
     let layers = found.layers.into_iter().enumerate().map(layer).collect();
-    Ok(Found::Image(Source { image: Image { layers, config: found.config, manifest: found.manifest }, digest: top.digest, blobs }))
+    Ok(Found::Image(Source {
+        image: Image {
+            layers,
+            config: found.config,
+            manifest: found.manifest,
+        },
+        digest: top.digest,
+        blobs,
+    }))
 }
 
 /// Finds an image that is to be built of.
@@ -147,26 +191,54 @@ impl RemoteFile {
     ///
     /// # Errors
     /// [`Error`]; nothing is then at `path` but what was there before.
-    pub fn write_to(&self, path: &Path, force: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    pub fn write_to(
+        &self,
+        path: &Path,
+        force: bool,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         let output = Output::create(path, force)?;
         let mut fetched = self.blobs.file(0, progress)?;
         let writing = || Error::io("writing", path);
         let mut file = output.file()?;
-        fetched.rewind().and_then(|()| std::io::copy(&mut fetched, &mut file)).and_then(|_| file.sync_all()).map_err(writing())?;
+        fetched
+            .rewind()
+            .and_then(|()| std::io::copy(&mut fetched, &mut file))
+            .and_then(|_| file.sync_all())
+            .map_err(writing())?;
         self.check(path, file)?;
         Ok(output.publish()?)
     }
 
     /// Whether it is the image that was announced.
     fn check(&self, path: &Path, file: File) -> Result<()> {
-        let failed = |source| Error::Build(build::Error::Fs(fs::Error::Image { image: path.to_owned(), source }));
+        let failed = |source| {
+            Error::Build(build::Error::Fs(fs::Error::Image {
+                image: path.to_owned(),
+                source,
+            }))
+        };
         let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
         let locator = container.locator().map_err(failed)?;
-        let found = locator.map(|l| l.root_digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let found = locator.map(|l| {
+            l.root_digest
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect::<String>()
+        });
         match (&self.artifact.root_digest, found) {
-            (Some(wanted), found) if Some(wanted.trim_start_matches("blake3:")) != found.as_deref() => {
-                let reason = Mismatch::Digest { found: found.unwrap_or_default(), wanted: wanted.clone() };
-                Err(build::Error::Mismatch { name: "the root of the image".into(), reason }.into())
+            (Some(wanted), found)
+                if Some(wanted.trim_start_matches("blake3:")) != found.as_deref() =>
+            {
+                let reason = Mismatch::Digest {
+                    found: found.unwrap_or_default(),
+                    wanted: wanted.clone(),
+                };
+                Err(build::Error::Mismatch {
+                    name: "the root of the image".into(),
+                    reason,
+                }
+                .into())
             }
             _ => Ok(()),
         }
@@ -199,18 +271,34 @@ impl Remote<'_> {
     /// An index with nothing in it but what the reference leads to.
     fn index(&self) -> build::Result<ImageIndex> {
         let failed = |e: &dyn ToString| build::Error::document(&self.name, e.to_string());
-        let Kind { media_type, manifests, layers } = serde_json::from_slice(&self.top.bytes).map_err(|e| failed(&e))?;
+        let Kind {
+            media_type,
+            manifests,
+            layers,
+        } = serde_json::from_slice(&self.top.bytes).map_err(|e| failed(&e))?;
         // What is both means one thing to one reader and another to the next, with one digest.
         if manifests.is_some() && layers.is_some() {
             return Err(failed(&"it is an index and a manifest at once"));
         }
-        if media_type.is_some_and(|said| said != self.top.media_type && is_manifest(&MediaType::from(&*self.top.media_type))) {
-            return Err(failed(&format!("the registry says that it is {}, and it does not", self.top.media_type)));
+        if media_type.is_some_and(|said| {
+            said != self.top.media_type && is_manifest(&MediaType::from(&*self.top.media_type))
+        }) {
+            return Err(failed(&format!(
+                "the registry says that it is {}, and it does not",
+                self.top.media_type
+            )));
         }
-        let media_type = if manifests.is_some() { MediaType::ImageIndex } else { MediaType::ImageManifest };
-        let digest = oci_spec::image::Digest::try_from(self.top.digest.to_string()).map_err(|e| failed(&e))?;
+        let media_type = if manifests.is_some() {
+            MediaType::ImageIndex
+        } else {
+            MediaType::ImageManifest
+        };
+        let digest = oci_spec::image::Digest::try_from(self.top.digest.to_string())
+            .map_err(|e| failed(&e))?;
         let descriptor = Descriptor::new(media_type, self.top.bytes.len() as u64, digest);
-        let index = ImageIndexBuilder::default().schema_version(oci_spec::image::SCHEMA_VERSION).manifests(vec![descriptor]);
+        let index = ImageIndexBuilder::default()
+            .schema_version(oci_spec::image::SCHEMA_VERSION)
+            .manifests(vec![descriptor]);
         index.build().map_err(|e| failed(&e))
     }
 }
@@ -219,7 +307,9 @@ impl Remote<'_> {
 fn is_manifest(media_type: &MediaType) -> bool {
     match media_type {
         MediaType::ImageManifest | MediaType::ImageIndex => true,
-        MediaType::Other(other) => other.starts_with("application/vnd.docker.distribution.manifest."),
+        MediaType::Other(other) => {
+            other.starts_with("application/vnd.docker.distribution.manifest.")
+        }
         _ => false,
     }
 }
@@ -245,8 +335,14 @@ impl Documents for Remote<'_> {
             error => build::Error::remote(&text, error),
         })?;
         if bytes.len() as u64 != descriptor.size() {
-            let reason = Mismatch::Size { found: bytes.len() as u64, wanted: descriptor.size() };
-            return Err(build::Error::Mismatch { name: format!("blob {digest}"), reason });
+            let reason = Mismatch::Size {
+                found: bytes.len() as u64,
+                wanted: descriptor.size(),
+            };
+            return Err(build::Error::Mismatch {
+                name: format!("blob {digest}"),
+                reason,
+            });
         }
         Ok(bytes)
     }

@@ -1,4 +1,5 @@
-//! Images into registries: blobs that are there are not sent again, and what is sent is not held in memory.
+//! Images into registries: blobs that are there are not sent again, and what is sent is not held in
+//! memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -57,19 +58,31 @@ pub struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("reference", &self.reference).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("reference", &self.reference)
+            .finish_non_exhaustive()
     }
 }
 
 impl Target {
-    /// Prepares to push to `reference`; `other` is a repository of the same registry that may have some of the blobs. Nothing is asked yet.
+    /// Prepares to push to `reference`; `other` is a repository of the same registry that may have
+    /// some of the blobs. Nothing is asked yet.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when the reference has a digest.
-    pub fn new(reference: &Reference, other: Option<String>, registries: &Registries) -> Result<Self> {
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when the
+    /// reference has a digest.
+    pub fn new(
+        reference: &Reference,
+        other: Option<String>,
+        registries: &Registries,
+    ) -> Result<Self> {
         if reference.digest().is_some() {
-            let reason = "a digest is what comes of pushing; give a tag, or nothing for `latest`".into();
-            return Err(Error::Reference { text: reference.whole(), reason });
+            let reason =
+                "a digest is what comes of pushing; give a tag, or nothing for `latest`".into();
+            return Err(Error::Reference {
+                text: reference.whole(),
+                reason,
+            });
         }
         let repository = reference.repository().to_owned();
         let other = other.filter(|other| *other != repository);
@@ -77,10 +90,16 @@ impl Target {
         scopes.extend(other.iter().map(|other| format!("repository:{other}:pull")));
         let insecure = registries.get(reference.registry()).insecure;
         let endpoint = Endpoint::new(reference.registry(), repository, insecure, scopes)?;
-        Ok(Self { runtime: runtime()?, endpoint, reference: reference.clone(), other })
+        Ok(Self {
+            runtime: runtime()?,
+            endpoint,
+            reference: reference.clone(),
+            other,
+        })
     }
 
-    /// Whether the repository has a blob, now at the latest: it is taken over from the other repository if that has it.
+    /// Whether the repository has a blob, now at the latest: it is taken over from the other
+    /// repository if that has it.
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`].
@@ -96,50 +115,81 @@ impl Target {
         })
     }
 
-    /// Sends what is not there yet, then the manifest, under the tag; its digest. `progress` is told how many bytes of the uploads were dealt with.
+    /// Sends what is not there yet, then the manifest, under the tag; its digest. `progress` is
+    /// told how many bytes of the uploads were dealt with.
     ///
     /// # Errors
     /// [`Error`]; the tag then leads to what it led to before.
-    pub fn push(&self, uploads: &[Upload], manifest: Vec<u8>, media_type: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<Digest> {
+    pub fn push(
+        &self,
+        uploads: &[Upload],
+        manifest: Vec<u8>,
+        media_type: &str,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Digest> {
         let digest = Digest::of(&manifest);
         let tag = self.reference.tag().unwrap_or("latest");
         let all = async {
             let send = |upload| self.upload(upload, progress);
-            stream::iter(uploads).map(send).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+            stream::iter(uploads)
+                .map(send)
+                .buffer_unordered(AT_ONCE)
+                .try_collect::<()>()
+                .await?;
             let path = format!("manifests/{tag}");
-            let put = self
-                .endpoint
-                .send(|http, base| http.put(self.endpoint.url(base, &path)).header(CONTENT_TYPE, media_type).body(manifest.clone()));
-            expect(put.await?, &[StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED]).await
+            let put = self.endpoint.send(|http, base| {
+                http.put(self.endpoint.url(base, &path))
+                    .header(CONTENT_TYPE, media_type)
+                    .body(manifest.clone())
+            });
+            expect(
+                put.await?,
+                &[StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED],
+            )
+            .await
         };
-        self.runtime.block_on(all).map_err(|error| self.endpoint.named(error))?;
+        self.runtime
+            .block_on(all)
+            .map_err(|error| self.endpoint.named(error))?;
         Ok(digest)
     }
 
     async fn is_there(&self, digest: &Digest) -> Result<bool> {
         let path = format!("blobs/{digest}");
-        let response = self.endpoint.send(|http, base| http.head(self.endpoint.url(base, &path))).await?;
+        let response = self
+            .endpoint
+            .send(|http, base| http.head(self.endpoint.url(base, &path)))
+            .await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(false);
         }
         expect(response, &[StatusCode::OK]).await.map(|_| true)
     }
 
-    /// Asks the registry to let this repository have a blob of another one. A registry need not be able to.
+    /// Asks the registry to let this repository have a blob of another one. A registry need not be
+    /// able to.
     async fn take_over(&self, digest: &Digest, other: &str) -> Result<bool> {
         let (digest, from) = (digest.to_string(), other);
         let mount = |base: &Url| {
             let mut url = self.endpoint.url(base, "blobs/uploads/");
-            url.query_pairs_mut().append_pair("mount", &digest).append_pair("from", from);
+            url.query_pairs_mut()
+                .append_pair("mount", &digest)
+                .append_pair("from", from);
             url
         };
-        let response = self.endpoint.send(|http, base| http.post(mount(base)).header(CONTENT_LENGTH, 0)).await?;
+        let response = self
+            .endpoint
+            .send(|http, base| http.post(mount(base)).header(CONTENT_LENGTH, 0))
+            .await?;
         if response.status() == StatusCode::CREATED {
             return Ok(true);
         }
         if let Ok(begun) = location(&response) {
             // It has begun an upload instead, which is not wanted.
-            let _ = self.endpoint.send_once(|http, _| http.delete(begun.clone())).await;
+            let _ = self
+                .endpoint
+                .send_once(|http, _| http.delete(begun.clone()))
+                .await;
         }
         Ok(false)
     }
@@ -152,13 +202,20 @@ impl Target {
         let mut failures = Failures::default();
         loop {
             // Each try is an upload of its own: what became of the one before is not known.
-            let begin = self.endpoint.send(|http, base| http.post(self.endpoint.url(base, "blobs/uploads/")).header(CONTENT_LENGTH, 0));
+            let begin = self.endpoint.send(|http, base| {
+                http.post(self.endpoint.url(base, "blobs/uploads/"))
+                    .header(CONTENT_LENGTH, 0)
+            });
             let begun = expect(begin.await?, &[StatusCode::ACCEPTED]).await?;
             let mut url = location(&begun)?;
-            url.query_pairs_mut().append_pair("digest", &upload.digest.to_string());
+            url.query_pairs_mut()
+                .append_pair("digest", &upload.digest.to_string());
             let file = upload.content.open()?;
             let put = |http: &reqwest::Client, _: &Url| {
-                let request = http.put(url.clone()).header(CONTENT_LENGTH, upload.size).header(CONTENT_TYPE, "application/octet-stream");
+                let request = http
+                    .put(url.clone())
+                    .header(CONTENT_LENGTH, upload.size)
+                    .header(CONTENT_TYPE, "application/octet-stream");
                 request.body(file.body(upload.size))
             };
             let why = match self.endpoint.send_once(put).await {
@@ -179,8 +236,13 @@ impl Target {
 /// Where an upload goes on.
 fn location(response: &Response) -> Result<Url> {
     let base = response.url();
-    let text = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-    let url = text.and_then(|text| base.join(text).ok()).filter(|url| matches!(url.scheme(), "http" | "https"));
+    let text = response
+        .headers()
+        .get(LOCATION)
+        .and_then(|v| v.to_str().ok());
+    let url = text
+        .and_then(|text| base.join(text).ok())
+        .filter(|url| matches!(url.scheme(), "http" | "https"));
     let url = url.ok_or_else(|| Error::protocol(base, "it does not say where to upload to"))?;
     if base.scheme() == "https" && url.scheme() != "https" {
         return Err(Error::protocol(base, "it leads from https to http"));
@@ -197,7 +259,9 @@ enum Opened<'a> {
 impl Content {
     fn open(&self) -> Result<Opened<'_>> {
         match self {
-            Self::File(path) => Ok(Opened::File(Arc::new(File::open(path).map_err(Error::io("opening", path))?))),
+            Self::File(path) => Ok(Opened::File(Arc::new(
+                File::open(path).map_err(Error::io("opening", path))?,
+            ))),
             Self::Bytes(bytes) => Ok(Opened::Bytes(bytes)),
             Self::Owned(bytes) => Ok(Opened::Bytes(bytes)),
         }
@@ -230,7 +294,11 @@ impl Opened<'_> {
 /// The empty configuration of an artifact.
 pub fn empty_config() -> Upload {
     let content = artifact::EMPTY_CONFIG;
-    Upload { digest: Digest::of(content), size: content.len() as u64, content: Content::Bytes(content) }
+    Upload {
+        digest: Digest::of(content),
+        size: content.len() as u64,
+        content: Content::Bytes(content),
+    }
 }
 
 /// The first `len` bytes of a file, and their SHA-256.
@@ -252,5 +320,9 @@ pub fn file(path: &Path, len: u64, progress: &dyn Fn(u64)) -> Result<Upload> {
         size += n as u64;
         progress(n as u64);
     }
-    Ok(Upload { digest: Digest(hash.finalize().into()), size, content: Content::File(path.to_owned()) })
+    Ok(Upload {
+        digest: Digest(hash.finalize().into()),
+        size,
+        content: Content::File(path.to_owned()),
+    })
 }

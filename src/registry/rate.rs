@@ -24,7 +24,10 @@ struct Pace {
 
 impl Pace {
     fn new(now: Instant) -> Self {
-        Self { since: now, bytes: 0 }
+        Self {
+            since: now,
+            bytes: 0,
+        }
     }
 
     /// Whether more bytes came, and came in time.
@@ -48,18 +51,31 @@ pub(super) struct Body<'a> {
 impl<'a> Body<'a> {
     /// All that has not been read of it yet.
     pub(super) fn new(response: &'a mut Response) -> Self {
-        Self { response, pace: Pace::new(Instant::now()) }
+        Self {
+            response,
+            pace: Pace::new(Instant::now()),
+        }
     }
 
     /// What comes next; `None` when it has ended.
-    pub(super) async fn piece(&mut self) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Interrupted> {
-        let Some(piece) = self.response.chunk().await.map_err(Interrupted::Broken)? else { return Ok(None) };
-        if self.pace.add(piece.len() as u64, Instant::now()) { Ok(Some(piece)) } else { Err(Interrupted::Slow) }
+    pub(super) async fn piece(
+        &mut self,
+    ) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Interrupted> {
+        let Some(piece) = self.response.chunk().await.map_err(Interrupted::Broken)? else {
+            return Ok(None);
+        };
+        if self.pace.add(piece.len() as u64, Instant::now()) {
+            Ok(Some(piece))
+        } else {
+            Err(Interrupted::Slow)
+        }
     }
 }
 
 /// The beginning of an answer, if it comes in time.
-pub(super) async fn begin(answer: impl Future<Output = reqwest::Result<Response>>) -> Result<Response, Interrupted> {
+pub(super) async fn begin(
+    answer: impl Future<Output = reqwest::Result<Response>>,
+) -> Result<Response, Interrupted> {
     match tokio::time::timeout(BEGIN, answer).await {
         Ok(answer) => answer.map_err(Interrupted::Broken),
         Err(_) => Err(Interrupted::Slow),
@@ -88,7 +104,9 @@ impl Interrupted {
     pub(super) fn at(self, url: &Url) -> Error {
         match self {
             Self::Broken(error) => Error::transport(url, error),
-            Self::Slow => Error::Slow { url: super::error::shown(url) },
+            Self::Slow => Error::Slow {
+                url: super::error::shown(url),
+            },
         }
     }
 }

@@ -68,7 +68,14 @@ pub(super) enum Cause<'a> {
 
 /// Seconds; the other form, a date, is not used by registries.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    headers
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -80,14 +87,25 @@ mod tests {
     fn pauses_grow_end_and_are_what_the_registry_asks_for() {
         let mut headers = HeaderMap::new();
         let mut failures = Failures::default();
-        let pauses: Vec<_> = std::iter::from_fn(|| failures.pause(&Cause::Answer(&headers))).map(|p| p.as_millis()).collect();
+        let pauses: Vec<_> = std::iter::from_fn(|| failures.pause(&Cause::Answer(&headers)))
+            .map(|p| p.as_millis())
+            .collect();
         assert_eq!(pauses, [250, 500, 1000, 2000, 4000]);
         failures.forget();
         headers.insert(RETRY_AFTER, "7".parse().unwrap());
-        assert_eq!(failures.pause(&Cause::Answer(&headers)), Some(Duration::from_secs(7)));
+        assert_eq!(
+            failures.pause(&Cause::Answer(&headers)),
+            Some(Duration::from_secs(7))
+        );
         headers.insert(RETRY_AFTER, "99999999999".parse().unwrap());
         assert_eq!(failures.pause(&Cause::Answer(&headers)), None);
-        headers.insert(RETRY_AFTER, "Wed, 21 Oct 2026 07:28:00 GMT".parse().unwrap());
-        assert_eq!(failures.pause(&Cause::Answer(&headers)), Some(Duration::from_secs(1)));
+        headers.insert(
+            RETRY_AFTER,
+            "Wed, 21 Oct 2026 07:28:00 GMT".parse().unwrap(),
+        );
+        assert_eq!(
+            failures.pause(&Cause::Answer(&headers)),
+            Some(Duration::from_secs(1))
+        );
     }
 }

@@ -16,8 +16,10 @@ use crate::build::sources::MAX_DOCUMENT;
 use crate::build::{self, Digest, Mismatch};
 
 /// What we take for an answer when a manifest is asked for.
-pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
+                                    application/vnd.oci.image.manifest.v1+json, \
+                                    application/vnd.docker.distribution.manifest.list.v2+json, \
+                                    application/vnd.docker.distribution.manifest.v2+json";
 /// Header with the digest of a manifest.
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
@@ -60,8 +62,13 @@ impl std::fmt::Debug for Session {
 
 /// A runtime for requests: one thread, that of the caller.
 pub(super) fn runtime() -> Result<Runtime> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Error::io("making a runtime in", std::path::Path::new("/proc/self")))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(Error::io(
+        "making a runtime in",
+        std::path::Path::new("/proc/self"),
+    ))
 }
 
 impl Session {
@@ -75,11 +82,23 @@ impl Session {
         let mut endpoints = Vec::new();
         for mirror in registries.get(registry).mirrors {
             let (host, prefix) = mirror.split_once('/').unwrap_or((&mirror, ""));
-            let path = if prefix.is_empty() { repository.to_owned() } else { format!("{}/{repository}", prefix.trim_matches('/')) };
+            let path = if prefix.is_empty() {
+                repository.to_owned()
+            } else {
+                format!("{}/{repository}", prefix.trim_matches('/'))
+            };
             endpoints.push(reading(host, path, registries)?);
         }
         endpoints.push(reading(registry, repository.to_owned(), registries)?);
-        Ok(Self { runtime, sources: Arc::new(Sources { endpoints: endpoints.into_iter().map(|e| (e, AtomicBool::new(false))).collect() }) })
+        Ok(Self {
+            runtime,
+            sources: Arc::new(Sources {
+                endpoints: endpoints
+                    .into_iter()
+                    .map(|e| (e, AtomicBool::new(false)))
+                    .collect(),
+            }),
+        })
     }
 
     /// The manifest that a tag or digest leads to.
@@ -110,7 +129,8 @@ impl Session {
         self.runtime.block_on(async {
             self.sources
                 .first(async |endpoint| {
-                    let response = expect(get_blob(endpoint, digest, 0).await?, &[StatusCode::OK]).await?;
+                    let response =
+                        expect(get_blob(endpoint, digest, 0).await?, &[StatusCode::OK]).await?;
                     checked(document(response, MAX_DOCUMENT).await?, *digest, "blob")
                 })
                 .await
@@ -127,11 +147,21 @@ impl Sources {
     /// What the first that has an answer answers.
     async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T>) -> Result<T> {
         let last = self.endpoints.len() - 1;
-        for (endpoint, gone) in self.endpoints.iter().take(last).map(|(e, g)| (e, g)).filter(|(_, gone)| !gone.load(Ordering::Relaxed)) {
+        for (endpoint, gone) in self
+            .endpoints
+            .iter()
+            .take(last)
+            .map(|(e, g)| (e, g))
+            .filter(|(_, gone)| !gone.load(Ordering::Relaxed))
+        {
             match ask(endpoint).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    tracing::info!("mirror {}: {}", endpoint.name(), crate::error::chain(&error));
+                    tracing::info!(
+                        "mirror {}: {}",
+                        endpoint.name(),
+                        crate::error::chain(&error)
+                    );
                     gone.store(error.is_transient(), Ordering::Relaxed);
                 }
             }
@@ -143,16 +173,33 @@ impl Sources {
     async fn manifest(&self, tag: &str) -> Result<Manifest> {
         self.first(async |endpoint| {
             let path = format!("manifests/{tag}");
-            let response = endpoint.send(|http, base| http.get(endpoint.url(base, &path)).header(ACCEPT, MANIFESTS)).await?;
+            let response = endpoint
+                .send(|http, base| {
+                    http.get(endpoint.url(base, &path))
+                        .header(ACCEPT, MANIFESTS)
+                })
+                .await?;
             let response = expect(response, &[StatusCode::OK]).await?;
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-            let media_type = header(CONTENT_TYPE.as_str()).and_then(|v| v.split(';').next()).unwrap_or_default().trim().to_owned();
+            let media_type = header(CONTENT_TYPE.as_str())
+                .and_then(|v| v.split(';').next())
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
             let said = header(CONTENT_DIGEST).and_then(Digest::parse);
             let bytes = document(response, MAX_DOCUMENT).await?;
             let digest = Digest::of(&bytes);
             match Digest::parse(tag).or(said) {
-                Some(wanted) => Ok(Manifest { bytes: checked(bytes, wanted, "manifest")?, digest, media_type }),
-                None => Ok(Manifest { bytes, digest, media_type }),
+                Some(wanted) => Ok(Manifest {
+                    bytes: checked(bytes, wanted, "manifest")?,
+                    digest,
+                    media_type,
+                }),
+                None => Ok(Manifest {
+                    bytes,
+                    digest,
+                    media_type,
+                }),
             }
         })
         .await
@@ -161,15 +208,27 @@ impl Sources {
     async fn digest(&self, tag: &str) -> Result<Digest> {
         self.first(async |endpoint| {
             let path = format!("manifests/{tag}");
-            let response = endpoint.send(|http, base| http.head(endpoint.url(base, &path)).header(ACCEPT, MANIFESTS)).await?;
+            let response = endpoint
+                .send(|http, base| {
+                    http.head(endpoint.url(base, &path))
+                        .header(ACCEPT, MANIFESTS)
+                })
+                .await?;
             let response = expect(response, &[StatusCode::OK]).await?;
-            let said = response.headers().get(CONTENT_DIGEST).and_then(|v| v.to_str().ok()).and_then(Digest::parse);
-            said.ok_or_else(|| Error::protocol(response.url(), "it does not say the digest of a manifest"))
+            let said = response
+                .headers()
+                .get(CONTENT_DIGEST)
+                .and_then(|v| v.to_str().ok())
+                .and_then(Digest::parse);
+            said.ok_or_else(|| {
+                Error::protocol(response.url(), "it does not say the digest of a manifest")
+            })
         })
         .await
     }
 
-    /// The bytes of a blob from an offset on, or from its beginning when the registry cannot do otherwise.
+    /// The bytes of a blob from an offset on, or from its beginning when the registry cannot do
+    /// otherwise.
     pub async fn blob(&self, digest: &Digest, from: u64) -> Result<Response> {
         self.first(async |endpoint| {
             let response = get_blob(endpoint, digest, from).await?;
@@ -187,14 +246,22 @@ async fn get_blob(endpoint: &Endpoint, digest: &Digest, from: u64) -> Result<Res
     endpoint
         .send(|http, base| {
             let request = http.get(endpoint.url(base, &path));
-            if from == 0 { request } else { request.header(RANGE, format!("bytes={from}-")) }
+            if from == 0 {
+                request
+            } else {
+                request.header(RANGE, format!("bytes={from}-"))
+            }
         })
         .await
 }
 
 /// An answer with one of these statuses.
 pub(super) async fn expect(response: Response, wanted: &[StatusCode]) -> Result<Response> {
-    if wanted.contains(&response.status()) { Ok(response) } else { Err(refusal(response).await) }
+    if wanted.contains(&response.status()) {
+        Ok(response)
+    } else {
+        Err(refusal(response).await)
+    }
 }
 
 fn checked(bytes: Vec<u8>, wanted: Digest, what: &str) -> Result<Vec<u8>> {
@@ -202,6 +269,13 @@ fn checked(bytes: Vec<u8>, wanted: Digest, what: &str) -> Result<Vec<u8>> {
     if found == wanted {
         return Ok(bytes);
     }
-    let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
-    Err(build::Error::Mismatch { name: format!("{what} {wanted}"), reason }.into())
+    let reason = Mismatch::Digest {
+        found: found.to_string(),
+        wanted: wanted.to_string(),
+    };
+    Err(build::Error::Mismatch {
+        name: format!("{what} {wanted}"),
+        reason,
+    }
+    .into())
 }

@@ -36,7 +36,10 @@ impl SpoolDir {
         }
         let meta = path.symlink_metadata().map_err(making())?;
         if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-            return Err(making()(io::Error::new(io::ErrorKind::AlreadyExists, "somebody else has made it")));
+            return Err(making()(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "somebody else has made it",
+            )));
         }
         let dir = Self { path };
         dir.forget_old();
@@ -46,19 +49,27 @@ impl SpoolDir {
     /// Removes what nobody has gone on with for long.
     fn forget_old(&self) {
         let old = |path: &Path| {
-            let file = File::options().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path).ok()?;
+            let file = File::options()
+                .read(true)
+                .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                .open(path)
+                .ok()?;
             let age = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
             (age > KEPT && file.try_lock().is_ok()).then_some(file)
         };
-        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if let Some(_held) = old(&entry.path()) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
     }
 
-    /// The file of a blob of `size` bytes, with what an earlier attempt has left in it. When another process is about to fetch the same
-    /// blob, it is a file without a name.
+    /// The file of a blob of `size` bytes, with what an earlier attempt has left in it. When
+    /// another process is about to fetch the same blob, it is a file without a name.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -66,11 +77,15 @@ impl SpoolDir {
         let path = self.path.join(digest.hex());
         let failed = || Error::io("opening", &path);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|e| failed()(e.into()))?);
+        let file = File::from(
+            rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
+                .map_err(|e| failed()(e.into()))?,
+        );
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let file = tempfile::tempfile_in(&self.path).map_err(Error::io("making a file in", &self.path))?;
+                let file = tempfile::tempfile_in(&self.path)
+                    .map_err(Error::io("making a file in", &self.path))?;
                 return Ok(Spool::new(file, None, path, 0));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path)(e)),
@@ -116,7 +131,13 @@ enum End {
 
 impl Spool {
     fn new(file: File, name: Option<PathBuf>, path: PathBuf, have: u64) -> Self {
-        Self { file, name, path, state: Mutex::new(State { have, end: None }), changed: Condvar::new() }
+        Self {
+            file,
+            name,
+            path,
+            state: Mutex::new(State { have, end: None }),
+            changed: Condvar::new(),
+        }
     }
 
     /// What messages call it.
@@ -140,7 +161,9 @@ impl Spool {
     /// [`Error::Io`].
     pub(super) fn append(&self, bytes: &[u8]) -> Result<()> {
         let at = self.have();
-        self.file.write_all_at(bytes, at).map_err(Error::io("writing", &self.path))?;
+        self.file
+            .write_all_at(bytes, at)
+            .map_err(Error::io("writing", &self.path))?;
         self.state().have = at + bytes.len() as u64;
         self.changed.notify_all();
         Ok(())
@@ -150,7 +173,8 @@ impl Spool {
     pub(super) fn end(&self, result: Result<()>) {
         let mut state = self.state();
         if state.end.is_none() {
-            state.end = Some(result.map_or_else(|error| End::Failed(Some(error)), |()| End::Complete));
+            state.end =
+                Some(result.map_or_else(|error| End::Failed(Some(error)), |()| End::Complete));
         }
         drop(state);
         self.changed.notify_all();
@@ -173,7 +197,10 @@ impl Spool {
 
     /// Reads it from its beginning to its end, waiting for what is not there yet.
     pub(super) fn reader(self: &Arc<Self>) -> SpoolReader {
-        SpoolReader { spool: self.clone(), at: 0 }
+        SpoolReader {
+            spool: self.clone(),
+            at: 0,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -195,11 +222,19 @@ impl Read for SpoolReader {
                 _ if state.have > self.at => break state.have,
                 Some(End::Complete) => return Ok(0),
                 Some(End::Failed(_)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                None => state = self.spool.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    state = self
+                        .spool
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         };
         drop(state);
-        let want = usize::try_from(have - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let want = usize::try_from(have - self.at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let n = self.spool.file.read_at(&mut buf[..want], self.at)?;
         self.at += n as u64;
         Ok(n)

@@ -1,9 +1,11 @@
 //! What a container's annotations ask for.
 //!
-//! Whoever may set annotations chooses what the container has as its root file system. An image must not, and its annotations cannot be told from others':
-//! podman makes annotations of those of an image's manifest, umoci of its labels. But images come with a root file system. So annotations count where the
-//! container has none of its own, and elsewhere as far as the configuration says. What they name for writing, and keys, are each one name in a
-//! directory of root's alone, and an upper or a key that is there says itself which image may have it.
+//! Whoever may set annotations chooses what the container has as its root file system. An image
+//! must not, and its annotations cannot be told from others': podman makes annotations of those of
+//! an image's manifest, umoci of its labels. But images come with a root file system. So
+//! annotations count where the container has none of its own, and elsewhere as far as the
+//! configuration says. What they name for writing, and keys, are each one name in a directory of
+//! root's alone, and an upper or a key that is there says itself which image may have it.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -35,11 +37,13 @@ pub const KEY_FILE: &str = "org.lxcri-fs.key-file";
 pub const UPPERS: &str = "/var/lib/lxcri-fs/uppers";
 /// Where annotations may have keys read.
 pub const KEYS: &str = "/etc/lxcri-fs/keys";
-/// What stands after the name of a key in the name of the list of the images that may be opened with it.
+/// What stands after the name of a key in the name of the list of the images that may be opened
+/// with it.
 const KEY_IMAGES: &str = ".images";
 /// Longest such list, bytes.
 const MAX_KEY_IMAGES: u64 = 1 << 20;
-/// A root file system that is none: whoever asks a runtime for it has no image whose annotations these could be.
+/// A root file system that is none: whoever asks a runtime for it has no image whose annotations
+/// these could be.
 const NO_ROOT: &str = "/var/empty";
 
 /// A root file system that annotations ask for.
@@ -51,16 +55,28 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What annotations ask for; `None` when they name no image. `own_root` is the root file system that the container has without us.
+    /// What annotations ask for; `None` when they name no image. `own_root` is the root file system
+    /// that the container has without us.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when they cannot be followed, or may be an image's own; [`Error::Store`] when the store has no such image.
+    /// [`Error::Unfit`] when they cannot be followed, or may be an image's own; [`Error::Store`]
+    /// when the store has no such image.
     pub fn of<'a>(get: impl Fn(&str) -> Option<&'a str>, own_root: &Path) -> Result<Option<Self>> {
-        let Some(image) = get(IMAGE) else { return Ok(None) };
+        let Some(image) = get(IMAGE) else {
+            return Ok(None);
+        };
         let config = Config::load(None)?;
-        for annotation in [IMAGE, UPPER, IDMAP, KEY_FILE].into_iter().filter(|name| get(name).is_some()) {
+        for annotation in [IMAGE, UPPER, IDMAP, KEY_FILE]
+            .into_iter()
+            .filter(|name| get(name).is_some())
+        {
             let short = annotation.trim_start_matches(super::ANNOTATION);
-            if !config.annotations.value.iter().any(|allowed| allowed == short) {
+            if !config
+                .annotations
+                .value
+                .iter()
+                .any(|allowed| allowed == short)
+            {
                 check_choice(annotation, own_root)?;
             }
         }
@@ -69,11 +85,32 @@ impl Wanted {
             "none" => None,
             name => Some(Writable::Upper(named(UPPERS, UPPER, name)?.into())),
         };
-        let idmap = get(IDMAP).map(|text| text.parse().map_err(|e| Error::unfit(format!("annotation {IDMAP}: {e}")))).transpose()?;
-        let path = if image.starts_with('/') { PathBuf::from(image) } else { Store::open(&config)?.image(image)?.path };
-        let key_file = get(KEY_FILE).map(|name| key(Path::new(KEYS), name, image, &path)).transpose()?;
-        let image = ImageRecord { path, name: image.to_owned(), root_digest: None, password_file: None, key_file };
-        Ok(Some(Self { image, upper, idmap }))
+        let idmap = get(IDMAP)
+            .map(|text| {
+                text.parse()
+                    .map_err(|e| Error::unfit(format!("annotation {IDMAP}: {e}")))
+            })
+            .transpose()?;
+        let path = if image.starts_with('/') {
+            PathBuf::from(image)
+        } else {
+            Store::open(&config)?.image(image)?.path
+        };
+        let key_file = get(KEY_FILE)
+            .map(|name| key(Path::new(KEYS), name, image, &path))
+            .transpose()?;
+        let image = ImageRecord {
+            path,
+            name: image.to_owned(),
+            root_digest: None,
+            password_file: None,
+            key_file,
+        };
+        Ok(Some(Self {
+            image,
+            upper,
+            idmap,
+        }))
     }
 
     /// Has nothing written.
@@ -91,28 +128,43 @@ impl Wanted {
     /// # Errors
     /// As [`Mount::mount`], and [`Error::Unfit`] when the upper is not what may be named.
     pub fn mount(&self, root: &Path) -> Result<bool> {
-        let Self { image, upper, idmap } = self.clone();
+        let Self {
+            image,
+            upper,
+            idmap,
+        } = self.clone();
         if let Some(Writable::Upper(place)) = &upper {
             make_upper(Path::new(place))?;
         }
-        Mount { image, upper, idmap, root: root.to_owned() }.mount()
+        Mount {
+            image,
+            upper,
+            idmap,
+            root: root.to_owned(),
+        }
+        .mount()
     }
 }
 
-/// Refuses an annotation that may be an image's own: the container has a root file system already, and that may be of an image.
+/// Refuses an annotation that may be an image's own: the container has a root file system already,
+/// and that may be of an image.
 fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
-    let is_there = !matches!(std::fs::symlink_metadata(own_root), Err(e) if e.kind() == io::ErrorKind::NotFound);
+    let is_there = std::fs::symlink_metadata(own_root)
+        .err()
+        .is_none_or(|e| e.kind() != io::ErrorKind::NotFound);
     if own_root == Path::new(NO_ROOT) || !is_there {
         return Ok(());
     }
     let short = annotation.trim_start_matches(super::ANNOTATION);
     Err(Error::Unfit {
         what: format!(
-            "annotation {annotation} may be an image's own: the container has a root file system already, {}",
+            "annotation {annotation} may be an image's own: the container has a root file system \
+             already, {}",
             own_root.display()
         ),
         hint: Some(format!(
-            "`--rootfs {NO_ROOT}` takes no image; with `[annotations] allow = [{short:?}]` in {}, it counts wherever it is",
+            "`--rootfs {NO_ROOT}` takes no image; with `[annotations] allow = [{short:?}]` in {}, \
+             it counts wherever it is",
             store::config::CONFIG
         )),
     })
@@ -120,7 +172,10 @@ fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
 
 /// What an annotation names in `top`: one name, which may stand after `top` itself.
 fn named(top: &str, annotation: &str, text: &str) -> Result<PathBuf> {
-    let name = text.strip_prefix(top).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
+    let name = text
+        .strip_prefix(top)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .unwrap_or(text);
     if is_name(name) {
         return Ok(Path::new(top).join(name));
     }
@@ -134,12 +189,19 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.')
 }
 
-/// Sees to it that the directory of an upper is there, in a directory where nobody but root can put anything.
+/// Sees to it that the directory of an upper is there, in a directory where nobody but root can put
+/// anything.
 fn make_upper(place: &Path) -> Result<()> {
-    let (Some(top), Some(name)) = (place.parent(), place.file_name()) else { return Ok(()) };
+    let (Some(top), Some(name)) = (place.parent(), place.file_name()) else {
+        return Ok(());
+    };
     if let Some(parent) = top.parent().filter(|parent| !parent.exists()) {
         // As the store has it, which is there by default.
-        DirBuilder::new().recursive(true).mode(0o711).create(parent).map_err(Error::io("making the directory", parent))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(parent)
+            .map_err(Error::io("making the directory", parent))?;
     }
     match mkdirat(CWD, top, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -151,7 +213,8 @@ fn make_upper(place: &Path) -> Result<()> {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(Error::io("making the directory", place)(e)),
     }
-    beneath(&dir, Path::new(name), OFlags::PATH | OFlags::DIRECTORY).map_err(Error::io("opening", place))?;
+    beneath(&dir, Path::new(name), OFlags::PATH | OFlags::DIRECTORY)
+        .map_err(Error::io("opening", place))?;
     Ok(())
 }
 
@@ -164,19 +227,27 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
     let unknown = |what: &str| Error::Unfit {
         what: format!("{} {what}", file.display()),
         hint: Some(format!(
-            "{}{KEY_IMAGES} lists them, one a line: paths, names in the store, or root digests (`blake3:…`)",
+            "{}{KEY_IMAGES} lists them, one a line: paths, names in the store, or root digests \
+             (`blake3:…`)",
             file.display()
         )),
     };
     let opened = match beneath(&dir, Path::new(&list), OFlags::RDONLY | OFlags::NONBLOCK) {
-        Err(Errno::NOENT) => return Err(unknown("does not say which images may be opened with it")),
+        Err(Errno::NOENT) => {
+            return Err(unknown("does not say which images may be opened with it"));
+        }
         other => File::from(other.map_err(Error::io("opening the list of images of", &file))?),
     };
-    let text = files::take(opened, MAX_KEY_IMAGES).map_err(Error::io("reading the list of images of", &file))?;
+    let text = files::take(opened, MAX_KEY_IMAGES)
+        .map_err(Error::io("reading the list of images of", &file))?;
     let text = String::from_utf8_lossy(&text);
     let opened = recorded::open_image(path, store::Error::io("opening the image", path))?;
     let digest = upper::record::identify(path, &opened)?.digest;
-    if text.lines().map(str::trim).any(|line| line == image || line == digest || Path::new(line) == path) {
+    if text
+        .lines()
+        .map(str::trim)
+        .any(|line| line == image || line == digest || Path::new(line) == path)
+    {
         return Ok(file);
     }
     Err(unknown(&format!("is not for the image {image}")))
@@ -185,12 +256,18 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
 /// A directory that is root's, and that nobody else can write to.
 fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Error::io(doing, path))?;
-    let metadata = File::from(dir.try_clone().map_err(Error::io(doing, path))?).metadata().map_err(Error::io(doing, path))?;
+    let dir =
+        rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Error::io(doing, path))?;
+    let metadata = File::from(dir.try_clone().map_err(Error::io(doing, path))?)
+        .metadata()
+        .map_err(Error::io(doing, path))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(Error::Unfit {
             what: format!("{} is not its user's alone", path.display()),
-            hint: Some(format!("`chown root:root {0} && chmod 700 {0}`, when you know what is in it", path.display())),
+            hint: Some(format!(
+                "`chown root:root {0} && chmod 700 {0}`, when you know what is in it",
+                path.display()
+            )),
         });
     }
     Ok(dir)
@@ -199,7 +276,13 @@ fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
 /// Opens what is in a directory, not through a symlink.
 fn beneath(dir: &OwnedFd, name: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    openat2(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
+    openat2(
+        dir,
+        name,
+        flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+        resolve,
+    )
 }
 
 #[cfg(test)]
@@ -210,7 +293,10 @@ mod tests {
     #[test]
     fn annotations_name_one_thing_in_one_directory() {
         for path in ["web1", "/var/lib/lxcri-fs/uppers/web1"] {
-            assert_eq!(named(UPPERS, UPPER, path).unwrap(), Path::new(UPPERS).join("web1"));
+            assert_eq!(
+                named(UPPERS, UPPER, path).unwrap(),
+                Path::new(UPPERS).join("web1")
+            );
         }
         for path in [
             "",
@@ -256,8 +342,17 @@ mod tests {
         std::fs::write(temp.path().join("k"), "secret").unwrap();
         assert!(of("k").unwrap_err().to_string().contains("does not say"));
         std::fs::write(temp.path().join("k.images"), "/other.bfc\n").unwrap();
-        assert!(of("k").unwrap_err().to_string().contains("is not for the image"));
-        std::fs::write(temp.path().join("k.images"), format!("/other.bfc\n{image_text}\n")).unwrap();
+        assert!(
+            of("k")
+                .unwrap_err()
+                .to_string()
+                .contains("is not for the image")
+        );
+        std::fs::write(
+            temp.path().join("k.images"),
+            format!("/other.bfc\n{image_text}\n"),
+        )
+        .unwrap();
         assert_eq!(of("k").unwrap(), temp.path().join("k"));
         std::fs::rename(temp.path().join("k.images"), temp.path().join("list")).unwrap();
         std::os::unix::fs::symlink("list", temp.path().join("k.images")).unwrap();

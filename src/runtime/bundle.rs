@@ -5,17 +5,20 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, Hook, HookBuilder, HooksBuilder, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount,
-    MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths, get_default_mounts,
-    get_default_namespaces, get_default_readonly_paths,
+    Capabilities, Capability, Hook, HookBuilder, HooksBuilder, Linux, LinuxBuilder,
+    LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, LinuxSeccomp, Mount,
+    MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    get_default_maskedpaths, get_default_mounts, get_default_namespaces,
+    get_default_readonly_paths,
 };
 
 use super::error::{Error, Result};
 use super::process::Process;
 use crate::sys::idmap::IdMap;
 
-/// The version that is claimed: nothing is written that is newer, and runtimes refuse versions that they do not know.
+/// The version that is claimed: nothing is written that is newer, and runtimes refuse versions that
+/// they do not know.
 const VERSION: &str = "1.0.2";
 /// Longest config.json or seccomp profile that is read, bytes.
 pub const MAX_CONFIG: u64 = 16 << 20;
@@ -66,7 +69,8 @@ pub struct Settings {
 /// # Errors
 /// [`Error::Unfit`] when the specification has no way to say it.
 pub fn spec(process: &Process, settings: &Settings) -> Result<Spec> {
-    build(process, settings).map_err(|e| Error::unfit(format!("the container's configuration cannot be: {e}")))
+    build(process, settings)
+        .map_err(|e| Error::unfit(format!("the container's configuration cannot be: {e}")))
 }
 
 /// As the text of config.json. The same configuration is the same text.
@@ -76,27 +80,42 @@ pub fn spec(process: &Process, settings: &Settings) -> Result<Spec> {
 pub fn to_json(spec: &Spec) -> Result<String> {
     // A value is ordered, the specification's own types are not.
     let value = serde_json::to_value(spec);
-    let text = value.map(ordered).and_then(|value| serde_json::to_string_pretty(&value));
-    text.map(|text| text + "\n").map_err(Error::document("config.json"))
+    let text = value
+        .map(ordered)
+        .and_then(|value| serde_json::to_string_pretty(&value));
+    text.map(|text| text + "\n")
+        .map_err(Error::document("config.json"))
 }
 
 /// Sorts capabilities, which are a set.
 fn ordered(mut value: serde_json::Value) -> serde_json::Value {
-    let sets = value.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut);
-    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(serde_json::Value::as_array_mut) {
+    let sets = value
+        .pointer_mut("/process/capabilities")
+        .and_then(serde_json::Value::as_object_mut);
+    for set in sets
+        .into_iter()
+        .flat_map(|sets| sets.values_mut())
+        .filter_map(serde_json::Value::as_array_mut)
+    {
         set.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
     }
     value
 }
 
 fn build(process: &Process, settings: &Settings) -> Result<Spec, OciSpecError> {
-    let mut user = UserBuilder::default().uid(process.user.uid).gid(process.user.gid);
+    let mut user = UserBuilder::default()
+        .uid(process.user.uid)
+        .gid(process.user.gid);
     if !process.user.groups.is_empty() {
         user = user.additional_gids(process.user.groups.clone());
     }
     let all: Capabilities = CAPABILITIES.into_iter().collect();
     // The kernel takes them from anyone else when he starts a program.
-    let effective = if process.user.uid == 0 { all.clone() } else { Capabilities::new() };
+    let effective = if process.user.uid == 0 {
+        all.clone()
+    } else {
+        Capabilities::new()
+    };
     let capabilities = LinuxCapabilitiesBuilder::default()
         .bounding(all)
         .effective(effective.clone())
@@ -108,24 +127,40 @@ fn build(process: &Process, settings: &Settings) -> Result<Spec, OciSpecError> {
         .terminal(settings.terminal)
         .user(user.build()?)
         .args(process.args.clone())
-        .env(process.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>())
+        .env(
+            process
+                .env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect::<Vec<_>>(),
+        )
         .cwd(&process.cwd)
         .capabilities(capabilities)
         .rlimits(Vec::new())
         .no_new_privileges(!settings.new_privileges)
         .build()?;
-    let mut annotations: HashMap<String, String> = process.annotations.clone().into_iter().collect();
+    let mut annotations: HashMap<String, String> =
+        process.annotations.clone().into_iter().collect();
     annotations.extend(settings.annotations.clone());
     let mut spec = SpecBuilder::default()
         .version(VERSION)
-        .root(RootBuilder::default().path(&settings.root).readonly(settings.read_only).build()?)
+        .root(
+            RootBuilder::default()
+                .path(&settings.root)
+                .readonly(settings.read_only)
+                .build()?,
+        )
         .process(spec_process)
         .hostname(&settings.hostname)
         .mounts(mounts(process, settings)?)
         .annotations(annotations)
         .linux(linux(settings)?);
     if !settings.create_hooks.is_empty() {
-        let hooks = settings.create_hooks.iter().filter_map(|line| hook(line)).collect::<Result<Vec<_>, _>>()?;
+        let hooks = settings
+            .create_hooks
+            .iter()
+            .filter_map(|line| hook(line))
+            .collect::<Result<Vec<_>, _>>()?;
         // Older runtimes know nothing but this one, and newer ones all do.
         #[allow(deprecated)]
         let hooks = HooksBuilder::default().prestart(hooks).build()?;
@@ -140,35 +175,67 @@ pub const HOOK_TIMEOUT: i64 = 60;
 /// A hook that runs a command line; the specification wants the program's name among its arguments.
 pub fn hook(line: &[String]) -> Option<Result<Hook, OciSpecError>> {
     let program = Path::new(line.first()?);
-    Some(HookBuilder::default().path(program).args(line.to_vec()).timeout(HOOK_TIMEOUT).build())
+    Some(
+        HookBuilder::default()
+            .path(program)
+            .args(line.to_vec())
+            .timeout(HOOK_TIMEOUT)
+            .build(),
+    )
 }
 
 fn mounts(process: &Process, settings: &Settings) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = get_default_mounts();
-    if settings.idmap.as_ref().is_some_and(|map| !map.gids().any(|(inside, _, count)| (inside..inside + count).contains(&TTY)))
-        && let Some(options) = mounts.iter_mut().find(|m| m.destination() == Path::new("/dev/pts")).and_then(|m| m.options_mut().as_mut())
+    if settings.idmap.as_ref().is_some_and(|map| {
+        !map.gids()
+            .any(|(inside, _, count)| (inside..inside + count).contains(&TTY))
+    }) && let Some(options) = mounts
+        .iter_mut()
+        .find(|m| m.destination() == Path::new("/dev/pts"))
+        .and_then(|m| m.options_mut().as_mut())
     {
         // The container has no such group.
         options.retain(|o| o != "gid=5");
     }
-    // What may be written to has the volumes already, with what the image put there; what may not needs a place for them.
+    // What may be written to has the volumes already, with what the image put there; what may not
+    // needs a place for them.
     for volume in process.volumes.iter().filter(|_| settings.read_only) {
-        let options = ["rw", "nosuid", "nodev", "noexec", "relatime"].map(str::to_owned).to_vec();
-        mounts.push(MountBuilder::default().destination(volume).typ("tmpfs").source("tmpfs").options(options).build()?);
+        let options = ["rw", "nosuid", "nodev", "noexec", "relatime"]
+            .map(str::to_owned)
+            .to_vec();
+        mounts.push(
+            MountBuilder::default()
+                .destination(volume)
+                .typ("tmpfs")
+                .source("tmpfs")
+                .options(options)
+                .build()?,
+        );
     }
     Ok(mounts)
 }
 
 fn linux(settings: &Settings) -> Result<Linux, OciSpecError> {
     let mut namespaces = get_default_namespaces();
-    let devices = vec![LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?];
+    let devices = vec![
+        LinuxDeviceCgroupBuilder::default()
+            .allow(false)
+            .access("rwm")
+            .build()?,
+    ];
     let mut linux = LinuxBuilder::default()
         .resources(LinuxResourcesBuilder::default().devices(devices).build()?)
         .masked_paths(get_default_maskedpaths())
         .readonly_paths(get_default_readonly_paths());
     if let Some(map) = &settings.idmap {
-        namespaces.push(LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::User).build()?);
-        linux = linux.uid_mappings(mappings(map.uids())?).gid_mappings(mappings(map.gids())?);
+        namespaces.push(
+            LinuxNamespaceBuilder::default()
+                .typ(LinuxNamespaceType::User)
+                .build()?,
+        );
+        linux = linux
+            .uid_mappings(mappings(map.uids())?)
+            .gid_mappings(mappings(map.gids())?);
     }
     if let Some(seccomp) = &settings.seccomp {
         linux = linux.seccomp(seccomp.clone());
@@ -176,8 +243,16 @@ fn linux(settings: &Settings) -> Result<Linux, OciSpecError> {
     linux.namespaces(namespaces).build()
 }
 
-fn mappings(ranges: impl Iterator<Item = (u32, u32, u32)>) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
-    let mapping = |(inside, outside, count)| LinuxIdMappingBuilder::default().container_id(inside).host_id(outside).size(count).build();
+fn mappings(
+    ranges: impl Iterator<Item = (u32, u32, u32)>,
+) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
+    let mapping = |(inside, outside, count)| {
+        LinuxIdMappingBuilder::default()
+            .container_id(inside)
+            .host_id(outside)
+            .size(count)
+            .build()
+    };
     ranges.map(mapping).collect()
 }
 

@@ -1,4 +1,5 @@
-//! Making a container, as one transaction: what fails is undone, and what was cut off is undone by the next `create` or `delete` of that name.
+//! Making a container, as one transaction: what fails is undone, and what was cut off is undone by
+//! the next `create` or `delete` of that name.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,7 +24,8 @@ use crate::sys::files;
 use crate::sys::idmap::IdMap;
 use crate::sys::replace::replace;
 
-/// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else, says what the container is.
+/// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else,
+/// says what the container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
 /// Has crun show what a hook complains of, which others do anyway.
 const CRUN_STDERR: (&str, &str) = ("run.oci.hooks.stderr", "/dev/stderr");
@@ -102,23 +104,45 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         process.check_volumes()?;
     }
     let runtime = match &request.target {
-        Target::Lxc { path, .. } => Runtime::Lxc { dir: path.join(request.name), system: is_system(&image, &process, &request.overrides)? },
+        Target::Lxc { path, .. } => Runtime::Lxc {
+            dir: path.join(request.name),
+            system: is_system(&image, &process, &request.overrides)?,
+        },
         Target::Bundle { dir, .. } => Runtime::Bundle { dir: dir.clone() },
     };
-    let _lock = store.lock_container(request.name, || tracing::info!("waiting for another create or delete of {}", request.name))?;
+    let _lock = store.lock_container(request.name, || {
+        tracing::info!("waiting for another create or delete of {}", request.name)
+    })?;
     let kept = clear_away(store, request.name)?;
-    let described = ImageRecord { root_digest: image.root_digest.clone(), ..request.image.clone() };
-    let mut record = Record::new(request.name, described, request.upper.clone(), request.idmap.clone(), runtime, &process.cwd);
+    let described = ImageRecord {
+        root_digest: image.root_digest.clone(),
+        ..request.image.clone()
+    };
+    let mut record = Record::new(
+        request.name,
+        described,
+        request.upper.clone(),
+        request.idmap.clone(),
+        runtime,
+        &process.cwd,
+    );
     record.found_upper |= kept.is_some();
     check_target(&record.runtime)?;
     let all = steps::create(kept.is_some());
     // Until it is mounted, while the image begins to be served; and then.
-    let (before, after) = all.split_at(all.iter().position(|&step| step == Step::Mount).unwrap_or(all.len()));
+    let (before, after) = all.split_at(
+        all.iter()
+            .position(|&step| step == Step::Mount)
+            .unwrap_or(all.len()),
+    );
     let (mut existing, root) = (None, record.runtime.root());
     let prepare = || {
         let container = match kept {
             Some(container) => container,
-            None => store.create_container(request.name, &request.stored.into_iter().collect::<Vec<_>>())?,
+            None => store.create_container(
+                request.name,
+                &request.stored.into_iter().collect::<Vec<_>>(),
+            )?,
         };
         let mut record = record.clone();
         record.place = Some(store.place(&container)?);
@@ -136,23 +160,38 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
                 other => begun.take(&[other])?,
             }
         }
-        Ok((Writable::of(&record, &dir).upper()?, MountPoint::open(&root)?, dir))
+        Ok((
+            Writable::of(&record, &dir).upper()?,
+            MountPoint::open(&root)?,
+            dir,
+        ))
     };
     let mut mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
     if let (Ok(_), Some(begun)) = (&mounted, &mut existing) {
         let made = after.iter().try_for_each(|&step| match step {
-            Step::MakeWorkingDirectory => mount::make_directory(&root, &record.cwd, record.idmap.as_ref()),
+            Step::MakeWorkingDirectory => {
+                mount::make_directory(&root, &record.cwd, record.idmap.as_ref())
+            }
             other => begun.take(&[other]),
         });
         mounted = made.and(mounted);
     }
     match (mounted, existing) {
-        (Ok(dir), Some(Existing { record: Some(record), .. })) => Ok(Created { record, dir }),
+        (
+            Ok(dir),
+            Some(Existing {
+                record: Some(record),
+                ..
+            }),
+        ) => Ok(Created { record, dir }),
         (Ok(dir), _) => Ok(Created { record, dir }),
         (Err(error), Some(mut begun)) => {
             // It is marked since the first step, also when it was another's before.
             if let Err(undoing) = begun.undo() {
-                tracing::warn!("undoing a create that failed: {}", crate::error::chain(&undoing));
+                tracing::warn!(
+                    "undoing a create that failed: {}",
+                    crate::error::chain(&undoing)
+                );
             }
             Err(error)
         }
@@ -162,20 +201,34 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
 
 /// The directories outside the store.
 fn make_directories(record: &Record) -> Result<()> {
-    let group = record.idmap.as_ref().and_then(mount::root_of).map(|(_, group)| group);
-    [record.runtime.dir(), &record.runtime.root()].into_iter().try_for_each(|path| files::make_private_directory(path, group))?;
+    let group = record
+        .idmap
+        .as_ref()
+        .and_then(mount::root_of)
+        .map(|(_, group)| group);
+    [record.runtime.dir(), &record.runtime.root()]
+        .into_iter()
+        .try_for_each(|path| files::make_private_directory(path, group))?;
     Ok(())
 }
 
-/// Undoes what a `create` or `delete` of this name left that was cut off. The container, when what it wrote was kept.
+/// Undoes what a `create` or `delete` of this name left that was cut off. The container, when what
+/// it wrote was kept.
 fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
     // Each time, there is less.
     loop {
-        let Some(mut existing) = Existing::find(store, name)? else { return Ok(None) };
+        let Some(mut existing) = Existing::find(store, name)? else {
+            return Ok(None);
+        };
         match existing.found().left() {
             Left::Ready => {
                 let store = store.location().to_string();
-                return Err(store::Error::Exists { kind: "container", name: name.to_owned(), store }.into());
+                return Err(store::Error::Exists {
+                    kind: "container",
+                    name: name.to_owned(),
+                    store,
+                }
+                .into());
             }
             Left::Kept => return Ok(Some(existing.container)),
             Left::Strange => return Err(strange(store, name, existing.record.is_some())),
@@ -187,11 +240,21 @@ fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
 /// What is there, and was not left by a `create` or `delete` of ours.
 pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
     let (why, hint) = if recorded {
-        ("is not finished, and not marked as such", format!("if nobody is at work on it, `lxcri-fs delete {name}` takes it away"))
+        (
+            "is not finished, and not marked as such",
+            format!("if nobody is at work on it, `lxcri-fs delete {name}` takes it away"),
+        )
     } else {
-        ("has no record of a container", "whoever has put it there knows what to do with it; another name can be used".to_owned())
+        (
+            "has no record of a container",
+            "whoever has put it there knows what to do with it; another name can be used"
+                .to_owned(),
+        )
     };
-    Error::Unfit { what: format!("{name} in the store {} {why}", store.location()), hint: Some(hint) }
+    Error::Unfit {
+        what: format!("{name} in the store {} {why}", store.location()),
+        hint: Some(hint),
+    }
 }
 
 /// Refuses to write where something is already.
@@ -204,7 +267,10 @@ fn check_target(runtime: &Runtime) -> Result<()> {
     if used {
         return Err(Error::Unfit {
             what: format!("{} is not empty", dir.display()),
-            hint: Some("`create` makes the directory of a container, and wants it empty or not there".into()),
+            hint: Some(
+                "`create` makes the directory of a container, and wants it empty or not there"
+                    .into(),
+            ),
         });
     }
     Ok(())
@@ -213,7 +279,12 @@ fn check_target(runtime: &Runtime) -> Result<()> {
 /// Whether an image is a whole system: it has an init, and nothing else is to run.
 fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
     let config = image.config.config().as_ref();
-    let says = config.is_some_and(|c| [c.entrypoint(), c.cmd()].into_iter().flatten().any(|words| !words.is_empty()));
+    let says = config.is_some_and(|c| {
+        [c.entrypoint(), c.cmd()]
+            .into_iter()
+            .flatten()
+            .any(|words| !words.is_empty())
+    });
     if !says && overrides.command.is_empty() && overrides.entrypoint.is_none() {
         return image.has_program("/sbin/init");
     }
@@ -229,16 +300,45 @@ fn configuration(
     record: &Record,
     dir: &Path,
 ) -> Result<String> {
-    let hostname = request.hostname.clone().unwrap_or_else(|| request.name.to_owned());
-    let (root, read_only, idmap) = (record.runtime.root(), request.read_only, request.idmap.clone());
+    let hostname = request
+        .hostname
+        .clone()
+        .unwrap_or_else(|| request.name.to_owned());
+    let (root, read_only, idmap) = (
+        record.runtime.root(),
+        request.read_only,
+        request.idmap.clone(),
+    );
     match &request.target {
-        Target::Bundle { terminal, seccomp, new_privileges, .. } => {
+        Target::Bundle {
+            terminal,
+            seccomp,
+            new_privileges,
+            ..
+        } => {
             let (terminal, seccomp, new_privileges) = (*terminal, seccomp.clone(), *new_privileges);
-            let annotations =
-                HashMap::from([(CONTAINER.to_owned(), request.name.to_owned()), (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned())]);
-            let create_hooks = vec![super::command_line(&["hook", "oci", "prestart", "--store", &store.location().to_string()])?];
-            let settings =
-                bundle::Settings { root, read_only, terminal, hostname, idmap, seccomp, new_privileges, annotations, create_hooks };
+            let annotations = HashMap::from([
+                (CONTAINER.to_owned(), request.name.to_owned()),
+                (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned()),
+            ]);
+            let create_hooks = vec![super::command_line(&[
+                "hook",
+                "oci",
+                "prestart",
+                "--store",
+                &store.location().to_string(),
+            ])?];
+            let settings = bundle::Settings {
+                root,
+                read_only,
+                terminal,
+                hostname,
+                idmap,
+                seccomp,
+                new_privileges,
+                annotations,
+                create_hooks,
+            };
             bundle::to_json(&bundle::spec(process, &settings)?)
         }
         Target::Lxc { includes, .. } => {
@@ -246,20 +346,41 @@ fn configuration(
             defaults.extend(idmap.is_some().then(|| PathBuf::from(lxc::USER_NAMESPACE)));
             defaults.retain(|path| path.exists());
             let hook = super::command_line(&["hook", "lxc", &text(dir)?])?;
-            let settings = lxc::Settings { root, read_only, hostname, idmap, defaults, includes: includes.clone(), hook };
+            let settings = lxc::Settings {
+                root,
+                read_only,
+                hostname,
+                idmap,
+                defaults,
+                includes: includes.clone(),
+                hook,
+            };
             if matches!(record.runtime, Runtime::Lxc { system: true, .. }) {
                 return lxc::config(process, lxc::Start::System, &settings);
             }
-            let program = process.program(image)?.ok_or_else(|| Error::unfit(format!("the image has no program {:?}", process.args[0])))?;
+            let program = process.program(image)?.ok_or_else(|| {
+                Error::unfit(format!("the image has no program {:?}", process.args[0]))
+            })?;
             let shell = image.has_program("/bin/sh")?;
-            lxc::config(process, lxc::Start::Application { process, program: &program, shell }, &settings)
+            lxc::config(
+                process,
+                lxc::Start::Application {
+                    process,
+                    program: &program,
+                    shell,
+                },
+                &settings,
+            )
         }
     }
 }
 
 /// A path that has to be text.
 fn text(path: &Path) -> Result<String> {
-    path.to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| Error::unfit(format!("{} is not UTF-8, which a configuration has to be", path.display())))
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::unfit(format!(
+            "{} is not UTF-8, which a configuration has to be",
+            path.display()
+        ))
+    })
 }

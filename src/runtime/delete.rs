@@ -12,13 +12,19 @@ use crate::store::{self, Store};
 use crate::sys::users::{self, Used, User};
 use crate::upper;
 
-/// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in the store. Where it wrote elsewhere is returned: that stays.
+/// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in
+/// the store. Where it wrote elsewhere is returned: that stays.
 ///
 /// # Errors
-/// [`serve::Error::Busy`] when it runs, and others of [`Error`]. Whoever is killed here is finished by the next call.
+/// [`serve::Error::Busy`] when it runs, and others of [`Error`]. Whoever is killed here is finished
+/// by the next call.
 pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
-    let _lock = store.lock_container(name, || tracing::info!("waiting for another create or delete of {name}"))?;
-    let Some(mut existing) = Existing::find(store, name)? else { return store.container(name).map(|_| None).map_err(Error::from) };
+    let _lock = store.lock_container(name, || {
+        tracing::info!("waiting for another create or delete of {name}")
+    })?;
+    let Some(mut existing) = Existing::find(store, name)? else {
+        return store.container(name).map(|_| None).map_err(Error::from);
+    };
     let found = existing.found();
     if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) {
         refuse_running(record, &existing.container.path)?;
@@ -27,7 +33,9 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         Some(Place::Elsewhere(text)) => Some(text.clone()),
         _ => None,
     };
-    let Some(steps) = found.delete(keep && elsewhere.is_none()) else { return Err(strange(store, name, false)) };
+    let Some(steps) = found.delete(keep && elsewhere.is_none()) else {
+        return Err(strange(store, name, false));
+    };
     if steps.contains(&Step::RemoveContainer) {
         store.refuse_to_remove(&existing.container)?;
     }
@@ -45,10 +53,16 @@ fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
     if !users.is_empty() {
         return Err(serve::Error::Busy { path: root, users }.into());
     }
-    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace of its own.
-    let is_hidden = matches!(record.upper, Place::Store) && mountpoint::mounted_at(&root)?.is_none();
+    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace
+    // of its own.
+    let is_hidden =
+        matches!(record.upper, Place::Store) && mountpoint::mounted_at(&root)?.is_none();
     if is_hidden && upper::in_use::is_known_in_use(dir) {
-        return Err(upper::Error::InUse { path: dir.to_owned(), mountpoint: None }.into());
+        return Err(upper::Error::InUse {
+            path: dir.to_owned(),
+            mountpoint: None,
+        }
+        .into());
     }
     Ok(())
 }
@@ -58,7 +72,10 @@ fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Serve`].
 pub fn users(record: &Record) -> Result<Vec<User>> {
-    let Some(mounted) = mountpoint::mounted_at(&record.runtime.root())?.filter(|m| m.is_ours()) else { return Ok(Vec::new()) };
+    let Some(mounted) = mountpoint::mounted_at(&record.runtime.root())?.filter(|m| m.is_ours())
+    else {
+        return Ok(Vec::new());
+    };
     Ok(users::of(Used::Device(mounted.dev), &[std::process::id()]))
 }
 

@@ -51,17 +51,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// For `map_err`: an I/O error while doing something to a path.
-    pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+    pub(crate) fn io<E: Into<io::Error>>(
+        doing: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
 
     /// For `map_err`: a document that is not what it should be.
     pub(crate) fn document(name: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
-        move |source| Error::Document { name: name.into(), source }
+        move |source| Error::Document {
+            name: name.into(),
+            source,
+        }
     }
 
     pub(crate) fn unfit(what: impl Into<String>) -> Self {
-        Error::Unfit { what: what.into(), hint: None }
+        Error::Unfit {
+            what: what.into(),
+            hint: None,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! What an image says of itself: its OCI configuration and manifest, checked as far as a container needs it.
+//! What an image says of itself: its OCI configuration and manifest, checked as far as a container
+//! needs it.
 
 use bfc::format::{S_IFMT, S_IFREG};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
@@ -11,7 +12,8 @@ use crate::fs::Rootfs;
 
 /// Longest passwd or group that is read, bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
-/// How much of a configuration's environment, arguments and labels is taken, bytes: what execve(2) takes at most.
+/// How much of a configuration's environment, arguments and labels is taken, bytes: what execve(2)
+/// takes at most.
 const MAX_WORDS: usize = 2 << 20;
 
 /// An image, as its container sees it.
@@ -28,37 +30,69 @@ impl<'a> Image<'a> {
     /// Reads and checks configuration, manifest, platform and layer chain.
     ///
     /// # Errors
-    /// [`Error::Document`] when a document cannot be read, [`Error::Unfit`] when the documents contradict the image or it is made for another
-    /// platform, [`Error::Fs`] when the image is damaged.
+    /// [`Error::Document`] when a document cannot be read, [`Error::Unfit`] when the documents
+    /// contradict the image or it is made for another platform, [`Error::Fs`] when the image is
+    /// damaged.
     pub fn open(rootfs: &'a Rootfs) -> Result<Self> {
         let section = rootfs.section();
         let header = section.header();
-        let path = rootfs.paths().next().map(std::path::Path::to_owned).unwrap_or_default();
-        let failed = |source| crate::fs::Error::Image { image: path.clone(), source };
+        let path = rootfs
+            .paths()
+            .next()
+            .map(std::path::Path::to_owned)
+            .unwrap_or_default();
+        let failed = |source| crate::fs::Error::Image {
+            image: path.clone(),
+            source,
+        };
         let blob = section.blob(header.config).map_err(failed)?;
         let config: ImageConfiguration = if blob.is_empty() {
             ImageConfiguration::default()
         } else {
-            serde_json::from_slice(&blob).map_err(Error::document("the image's OCI configuration"))?
+            serde_json::from_slice(&blob)
+                .map_err(Error::document("the image's OCI configuration"))?
         };
         let manifest = section.blob(header.manifest).map_err(failed)?;
         if !manifest.is_empty() {
-            let manifest: ImageManifest = serde_json::from_slice(&manifest).map_err(Error::document("the image's OCI manifest"))?;
-            let (said, found) = (manifest.config().digest().to_string(), Digest::of(&blob).to_string());
+            let manifest: ImageManifest = serde_json::from_slice(&manifest)
+                .map_err(Error::document("the image's OCI manifest"))?;
+            let (said, found) = (
+                manifest.config().digest().to_string(),
+                Digest::of(&blob).to_string(),
+            );
             if said != found {
-                return Err(Error::unfit(format!("the image's manifest names the configuration {said}, the image has {found}")));
+                return Err(Error::unfit(format!(
+                    "the image's manifest names the configuration {said}, the image has {found}"
+                )));
             }
-            let (said, found) = (manifest.layers().len(), section.layers().map_err(failed)?.len());
+            let (said, found) = (
+                manifest.layers().len(),
+                section.layers().map_err(failed)?.len(),
+            );
             if said != found {
-                return Err(Error::unfit(format!("the image's manifest has {said} layers, the image {found}")));
+                return Err(Error::unfit(format!(
+                    "the image's manifest has {said} layers, the image {found}"
+                )));
             }
         }
         let mut root_digest = None;
         for container in rootfs.containers() {
             let locator = container.locator().map_err(failed)?;
-            root_digest = locator.map(|l| format!("blake3:{}", l.root_digest.iter().map(|b| format!("{b:02x}")).collect::<String>()));
+            root_digest = locator.map(|l| {
+                format!(
+                    "blake3:{}",
+                    l.root_digest
+                        .iter()
+                        .map(|b| format!("{b:02x}"))
+                        .collect::<String>()
+                )
+            });
         }
-        let image = Self { rootfs, config, root_digest };
+        let image = Self {
+            rootfs,
+            config,
+            root_digest,
+        };
         image.check_platform()?;
         image.check_layers()?;
         image.check_words()?;
@@ -66,15 +100,24 @@ impl<'a> Image<'a> {
     }
 
     fn check_platform(&self) -> Result<()> {
-        let (os, architecture) = (self.config.os().to_string(), self.config.architecture().to_string());
+        let (os, architecture) = (
+            self.config.os().to_string(),
+            self.config.architecture().to_string(),
+        );
         let host = Platform::host();
         // An image without a configuration says nothing.
-        if self.has_no_config() || host.fit(&os, &architecture, self.config.variant().as_deref()).is_some() {
+        if self.has_no_config()
+            || host
+                .fit(&os, &architecture, self.config.variant().as_deref())
+                .is_some()
+        {
             return Ok(());
         }
         Err(Error::Unfit {
             what: format!("the image is made for {os}/{architecture}, and this host is {host}"),
-            hint: Some("`lxcri-fs build --platform` chooses another of a source that has several".into()),
+            hint: Some(
+                "`lxcri-fs build --platform` chooses another of a source that has several".into(),
+            ),
         })
     }
 
@@ -87,23 +130,59 @@ impl<'a> Image<'a> {
         if self.has_no_config() {
             return Ok(());
         }
-        let path = self.rootfs.paths().next().map(std::path::Path::to_owned).unwrap_or_default();
-        let layers = self.rootfs.section().layers().map_err(|source| crate::fs::Error::Image { image: path, source })?;
-        let found = layers.iter().map(|l| format!("sha256:{}", l.diff_id.iter().map(|b| format!("{b:02x}")).collect::<String>()));
+        let path = self
+            .rootfs
+            .paths()
+            .next()
+            .map(std::path::Path::to_owned)
+            .unwrap_or_default();
+        let layers = self
+            .rootfs
+            .section()
+            .layers()
+            .map_err(|source| crate::fs::Error::Image {
+                image: path,
+                source,
+            })?;
+        let found = layers.iter().map(|l| {
+            format!(
+                "sha256:{}",
+                l.diff_id
+                    .iter()
+                    .map(|b| format!("{b:02x}"))
+                    .collect::<String>()
+            )
+        });
         let said = self.config.rootfs().diff_ids();
         if found.eq(said.iter().cloned()) {
             return Ok(());
         }
-        Err(Error::unfit("the layers that the image's configuration names are not the image's"))
+        Err(Error::unfit(
+            "the layers that the image's configuration names are not the image's",
+        ))
     }
 
     fn check_words(&self) -> Result<()> {
-        let Some(config) = self.config.config() else { return Ok(()) };
-        let lists = [config.env(), config.entrypoint(), config.cmd(), config.volumes(), config.exposed_ports()];
+        let Some(config) = self.config.config() else {
+            return Ok(());
+        };
+        let lists = [
+            config.env(),
+            config.entrypoint(),
+            config.cmd(),
+            config.volumes(),
+            config.exposed_ports(),
+        ];
         let words = lists.into_iter().flatten().flatten();
         let labels = config.labels().iter().flatten().flat_map(|(k, v)| [k, v]);
         let total: usize = words.chain(labels).map(String::len).sum();
-        if total > MAX_WORDS { Err(Error::unfit("the image's configuration is longer than any process could be given")) } else { Ok(()) }
+        if total > MAX_WORDS {
+            Err(Error::unfit(
+                "the image's configuration is longer than any process could be given",
+            ))
+        } else {
+            Ok(())
+        }
     }
 
     /// Resolves a user in the image's own passwd and group.
@@ -111,17 +190,24 @@ impl<'a> Image<'a> {
     /// # Errors
     /// As [`user::resolve`], and [`Error::Fs`] when the files cannot be read.
     pub fn user(&self, text: &str) -> Result<User> {
-        let read = |path: &[u8]| rootpath::read(self.rootfs, path, MAX_ACCOUNTS).map(Option::unwrap_or_default);
+        let read = |path: &[u8]| {
+            rootpath::read(self.rootfs, path, MAX_ACCOUNTS).map(Option::unwrap_or_default)
+        };
         user::resolve(text, &read(b"/etc/passwd")?, &read(b"/etc/group")?)
     }
 
-    /// A path from the image's root as a process in it would find it: without symlinks and `..`, as far as the image has it.
+    /// A path from the image's root as a process in it would find it: without symlinks and `..`, as
+    /// far as the image has it.
     ///
     /// # Errors
     /// [`Error::Fs`], and [`Error::Unfit`] when it is not UTF-8.
     pub fn place(&self, path: &str) -> Result<String> {
         let found = rootpath::place(self.rootfs, path.as_bytes())?;
-        String::from_utf8(found).map_err(|_| Error::unfit(format!("the image's path {path:?} leads to one that is not UTF-8")))
+        String::from_utf8(found).map_err(|_| {
+            Error::unfit(format!(
+                "the image's path {path:?} leads to one that is not UTF-8"
+            ))
+        })
     }
 
     /// Whether there is an executable file at a path, symlinks followed.
@@ -130,7 +216,8 @@ impl<'a> Image<'a> {
     /// [`Error::Fs`].
     pub fn has_program(&self, path: &str) -> Result<bool> {
         let found = rootpath::resolve(self.rootfs, path.as_bytes())?;
-        Ok(found.is_some_and(|(_, inode)| inode.mode & S_IFMT == S_IFREG && inode.mode & 0o111 != 0))
+        Ok(found
+            .is_some_and(|(_, inode)| inode.mode & S_IFMT == S_IFREG && inode.mode & 0o111 != 0))
     }
 
     /// Whether there is a directory at a path, symlinks followed.
@@ -138,6 +225,7 @@ impl<'a> Image<'a> {
     /// # Errors
     /// [`Error::Fs`].
     pub fn has_directory(&self, path: &str) -> Result<bool> {
-        Ok(rootpath::resolve(self.rootfs, path.as_bytes())?.is_some_and(|(_, inode)| inode.is_dir()))
+        Ok(rootpath::resolve(self.rootfs, path.as_bytes())?
+            .is_some_and(|(_, inode)| inode.is_dir()))
     }
 }

@@ -9,31 +9,61 @@ use super::annotations::Wanted;
 use super::error::{Error, Result};
 use super::{bundle, mount, roots};
 
-/// Mounts what the annotations of a configuration in the directory `bundle` name, for the container with this id, and has the configuration use it, and unmount it when the container has ended.
+/// Mounts what the annotations of a configuration in the directory `bundle` name, for the container
+/// with this id, and has the configuration use it, and unmount it when the container has ended.
 /// Whether there was anything to do.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
 pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> {
     let annotations = config.get("annotations").cloned().unwrap_or_default();
-    let own_root = bundle.join(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
-    let Some(mut wanted) = Wanted::of(|name| annotations.get(name).and_then(Value::as_str), &own_root)? else { return Ok(false) };
-    if config.pointer("/root/readonly").and_then(Value::as_bool) == Some(true) && annotations.get(super::annotations::UPPER).is_none() {
+    let own_root = bundle.join(
+        config
+            .pointer("/root/path")
+            .and_then(Value::as_str)
+            .unwrap_or_default(),
+    );
+    let Some(mut wanted) = Wanted::of(
+        |name| annotations.get(name).and_then(Value::as_str),
+        &own_root,
+    )?
+    else {
+        return Ok(false);
+    };
+    if config.pointer("/root/readonly").and_then(Value::as_bool) == Some(true)
+        && annotations.get(super::annotations::UPPER).is_none()
+    {
         wanted.read_only();
     }
-    let group = group_of_root(config).or_else(|| wanted.idmap().and_then(mount::root_of).map(|(_, group)| group));
+    let group = group_of_root(config).or_else(|| {
+        wanted
+            .idmap()
+            .and_then(mount::root_of)
+            .map(|(_, group)| group)
+    });
     let root = roots::make(id, group)?;
-    let path = root.to_str().ok_or_else(|| Error::unfit("a directory's name is not UTF-8"))?;
+    let path = root
+        .to_str()
+        .ok_or_else(|| Error::unfit("a directory's name is not UTF-8"))?;
     let edited = add(config, path);
-    edited.and_then(|()| wanted.mount(&root)).inspect_err(|_| drop(roots::remove(&root)))?;
+    edited
+        .and_then(|()| wanted.mount(&root))
+        .inspect_err(|_| drop(roots::remove(&root)))?;
     Ok(true)
 }
 
 /// The group that the container's root has on the host, when the container has a user namespace.
 fn group_of_root(config: &Value) -> Option<Gid> {
-    let mappings = config.pointer("/linux/gidMappings").and_then(Value::as_array)?;
-    let root = mappings.iter().find(|m| m.get("containerID").and_then(Value::as_u64) == Some(0))?;
-    let group = root.get("hostID").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let mappings = config
+        .pointer("/linux/gidMappings")
+        .and_then(Value::as_array)?;
+    let root = mappings
+        .iter()
+        .find(|m| m.get("containerID").and_then(Value::as_u64) == Some(0))?;
+    let group = root
+        .get("hostID")
+        .and_then(Value::as_u64)
+        .and_then(|id| u32::try_from(id).ok());
     // No group has this number.
     group.filter(|&id| id != u32::MAX).map(Gid::from_raw)
 }
@@ -41,13 +71,33 @@ fn group_of_root(config: &Value) -> Option<Gid> {
 fn add(config: &mut Value, root: &str) -> Result<()> {
     let program = super::command_line(&["hook", "oci", "poststop", "--root", root])?;
     let hook = json!({ "path": program[0], "args": program, "timeout": bundle::HOOK_TIMEOUT });
-    let malformed = || Error::unfit("the container's configuration is not one that the OCI runtime specification has");
+    let malformed = || {
+        Error::unfit(
+            "the container's configuration is not one that the OCI runtime specification has",
+        )
+    };
     let object = config.as_object_mut().ok_or_else(malformed)?;
-    object.entry("root").or_insert_with(|| json!({})).as_object_mut().ok_or_else(malformed)?.insert("path".into(), json!(root));
-    let hooks = object.entry("hooks").or_insert_with(|| json!({})).as_object_mut().ok_or_else(malformed)?;
-    let poststop = hooks.entry("poststop").or_insert_with(|| json!([])).as_array_mut().ok_or_else(malformed)?;
+    object
+        .entry("root")
+        .or_insert_with(|| json!({}))
+        .as_object_mut()
+        .ok_or_else(malformed)?
+        .insert("path".into(), json!(root));
+    let hooks = object
+        .entry("hooks")
+        .or_insert_with(|| json!({}))
+        .as_object_mut()
+        .ok_or_else(malformed)?;
+    let poststop = hooks
+        .entry("poststop")
+        .or_insert_with(|| json!([]))
+        .as_array_mut()
+        .ok_or_else(malformed)?;
     // A bundle may be run again, by another id.
-    let is_ours = |hook: &Value| hook.get("path") == Some(&json!(program[0])) && hook.pointer("/args/3") == Some(&json!("poststop"));
+    let is_ours = |hook: &Value| {
+        hook.get("path") == Some(&json!(program[0]))
+            && hook.pointer("/args/3") == Some(&json!("poststop"))
+    };
     poststop.retain(|hook| !is_ours(hook));
     poststop.push(hook);
     Ok(())

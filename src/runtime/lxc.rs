@@ -41,7 +41,8 @@ pub struct Settings {
 pub enum Start<'a> {
     /// The image's own init, with the whole system that it starts.
     System,
-    /// One program: the process that runs, its program's path in the image, and whether the image has a /bin/sh.
+    /// One program: the process that runs, its program's path in the image, and whether the image
+    /// has a /bin/sh.
     Application {
         /// The process.
         process: &'a Process,
@@ -57,8 +58,10 @@ pub enum Start<'a> {
 /// # Errors
 /// [`Error::Unfit`] when LXC's format has no way to say it.
 pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Result<String> {
-    let mut config =
-        Config(String::from("# Written by lxcri-fs create. What is to be different goes into a file of its own: create --include FILE.\n"));
+    let mut config = Config(String::from(
+        "# Written by lxcri-fs create. What is to be different goes into a file of its own: \
+         create --include FILE.\n",
+    ));
     for path in &settings.defaults {
         config.path("lxc.include", "", path)?;
     }
@@ -68,12 +71,20 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
         config.line("lxc.rootfs.options", "ro")?;
     }
     config.line("lxc.hook.version", "1")?;
-    let hook = settings.hook.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ");
+    let hook = settings
+        .hook
+        .iter()
+        .map(|word| shell_word(word))
+        .collect::<Vec<_>>()
+        .join(" ");
     for name in ["pre-start", "post-stop"] {
         config.line(&format!("lxc.hook.{name}"), &hook)?;
     }
     if let Some(map) = &settings.idmap {
-        for (kind, ranges) in [("u", map.uids().collect::<Vec<_>>()), ("g", map.gids().collect())] {
+        for (kind, ranges) in [
+            ("u", map.uids().collect::<Vec<_>>()),
+            ("g", map.gids().collect()),
+        ] {
             for (inside, outside, count) in ranges {
                 config.line("lxc.idmap", &format!("{kind} {inside} {outside} {count}"))?;
             }
@@ -81,15 +92,26 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
     }
     config.line("lxc.autodev", "1")?;
     config.line("lxc.mount.auto", "proc:mixed sys:mixed")?;
-    config.line("lxc.mount.entry", "tmpfs dev/shm tmpfs nosuid,nodev,noexec,mode=1777,size=65536k,create=dir 0 0")?;
+    config.line(
+        "lxc.mount.entry",
+        "tmpfs dev/shm tmpfs nosuid,nodev,noexec,mode=1777,size=65536k,create=dir 0 0",
+    )?;
     for volume in process.volumes.iter().filter(|_| settings.read_only) {
         let target = fstab_word(volume.trim_start_matches('/'));
-        config.line("lxc.mount.entry", &format!("tmpfs {target} tmpfs nosuid,nodev,noexec 0 0"))?;
+        config.line(
+            "lxc.mount.entry",
+            &format!("tmpfs {target} tmpfs nosuid,nodev,noexec 0 0"),
+        )?;
     }
     if let Some(signal) = process.stop_signal {
         config.line("lxc.signal.halt", &signal.to_string())?;
     }
-    if let Start::Application { process, program, shell } = start {
+    if let Start::Application {
+        process,
+        program,
+        shell,
+    } = start
+    {
         application(&mut config, process, program, shell)?;
     }
     if settings.includes.is_empty() {
@@ -105,17 +127,27 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
     let (user, mut script) = (&process.user, String::new());
     for (name, value) in &process.env {
         // LXC cuts blanks off, and a line ends a value.
-        let plain = value.trim() == value && !value.contains(char::is_control) && name.bytes().all(|b| b.is_ascii_graphic());
+        let plain = value.trim() == value
+            && !value.contains(char::is_control)
+            && name.bytes().all(|b| b.is_ascii_graphic());
         match plain {
             true => config.line("lxc.environment", &format!("{name}={value}"))?,
-            false if is_shell_name(name) => script.push_str(&format!("export {name}={}; ", single_quoted(value))),
-            false => return Err(Error::unfit(format!("the variable {name:?} cannot be told to a container of LXC"))),
+            false if is_shell_name(name) => {
+                script.push_str(&format!("export {name}={}; ", single_quoted(value)))
+            }
+            false => {
+                return Err(Error::unfit(format!(
+                    "the variable {name:?} cannot be told to a container of LXC"
+                )));
+            }
         }
     }
     if process.variable("HOME").is_none() {
         config.line("lxc.environment", "HOME=/")?;
     }
-    let args = [program].into_iter().chain(process.args[1..].iter().map(String::as_str));
+    let args = [program]
+        .into_iter()
+        .chain(process.args[1..].iter().map(String::as_str));
     let command = if script.is_empty() && args.clone().all(is_plain) {
         args.collect::<Vec<_>>().join(" ")
     } else if shell {
@@ -124,9 +156,12 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
         in_shell(&script)
     } else {
         return Err(Error::Unfit {
-            what: "LXC has no way to pass arguments or variables with blanks, quotes or line ends, and the image has no /bin/sh that could"
+            what: "LXC has no way to pass arguments or variables with blanks, quotes or line \
+                   ends, and the image has no /bin/sh that could"
                 .into(),
-            hint: Some("`create --bundle` makes a container for crun or runc, which take any".into()),
+            hint: Some(
+                "`create --bundle` makes a container for crun or runc, which take any".into(),
+            ),
         });
     };
     if command.len() > MAX_COMMAND {
@@ -137,7 +172,15 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
     config.line("lxc.init.uid", &user.uid.to_string())?;
     config.line("lxc.init.gid", &user.gid.to_string())?;
     if !user.groups.is_empty() {
-        config.line("lxc.init.groups", &user.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(","))?;
+        config.line(
+            "lxc.init.groups",
+            &user
+                .groups
+                .iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
+        )?;
     }
     if process.stop_signal.is_none() {
         config.line("lxc.signal.halt", &SIGTERM.to_string())?;
@@ -152,28 +195,41 @@ impl Config {
     /// Adds a line. Nothing in a value can begin another.
     fn line(&mut self, key: &str, value: &str) -> Result<()> {
         if value.contains(char::is_control) || value.trim() != value || value.is_empty() {
-            return Err(Error::unfit(format!("{value:?} cannot be the value of {key}")));
+            return Err(Error::unfit(format!(
+                "{value:?} cannot be the value of {key}"
+            )));
         }
         let _ = writeln!(self.0, "{key} = {value}");
         Ok(())
     }
 
     fn path(&mut self, key: &str, prefix: &str, path: &Path) -> Result<()> {
-        let text = path.to_str().ok_or_else(|| Error::unfit(format!("{key} cannot be a path that is not UTF-8: {}", path.display())))?;
+        let text = path.to_str().ok_or_else(|| {
+            Error::unfit(format!(
+                "{key} cannot be a path that is not UTF-8: {}",
+                path.display()
+            ))
+        })?;
         self.line(key, &format!("{prefix}{text}"))
     }
 }
 
-/// Whether LXC 5, which splits at blanks, and LXC 6, which takes quotes, both take a word for what it is.
+/// Whether LXC 5, which splits at blanks, and LXC 6, which takes quotes, both take a word for what
+/// it is.
 fn is_plain(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-./:=+,@%^".contains(&b))
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-./:=+,@%^".contains(&b))
 }
 
 fn is_shell_name(name: &str) -> bool {
-    !name.as_bytes().first().is_none_or(u8::is_ascii_digit) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    !name.as_bytes().first().is_none_or(u8::is_ascii_digit)
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// A command that has /bin/sh run a script, without any blank or quote at which LXC would split: printf makes the script again.
+/// A command that has /bin/sh run a script, without any blank or quote at which LXC would split:
+/// printf makes the script again.
 fn in_shell(script: &str) -> String {
     let mut command = String::from("/bin/sh -c eval${IFS}\"$(printf${IFS}%b${IFS}'");
     for &byte in script.as_bytes() {
@@ -193,7 +249,11 @@ fn single_quoted(word: &str) -> String {
 }
 
 fn shell_word(word: &str) -> String {
-    if is_plain(word) { word.to_owned() } else { single_quoted(word) }
+    if is_plain(word) {
+        word.to_owned()
+    } else {
+        single_quoted(word)
+    }
 }
 
 /// A word of fstab: blanks and backslashes as octal digits.
@@ -218,9 +278,17 @@ mod tests {
     fn process(args: &[&str], env: &[(&str, &str)]) -> Process {
         Process {
             args: args.iter().map(|&a| a.to_owned()).collect(),
-            env: env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+            env: env
+                .iter()
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
             cwd: "/srv".into(),
-            user: User { uid: 1000, gid: 1001, groups: vec![33, 2000], home: "/".into() },
+            user: User {
+                uid: 1000,
+                gid: 1001,
+                groups: vec![33, 2000],
+                home: "/".into(),
+            },
             stop_signal: None,
             volumes: Vec::new(),
             annotations: std::collections::BTreeMap::new(),
@@ -235,17 +303,33 @@ mod tests {
             idmap: Some("0:100000:65536".parse().unwrap()),
             defaults: Vec::new(),
             includes: Vec::new(),
-            hook: vec!["/opt/my programs/lxcri-fs".into(), "hook".into(), "lxc".into()],
+            hook: vec![
+                "/opt/my programs/lxcri-fs".into(),
+                "hook".into(),
+                "lxc".into(),
+            ],
         }
     }
 
     fn of(process: &Process, shell: bool) -> Result<String> {
-        config(process, Start::Application { process, program: "/bin/app", shell }, &settings())
+        config(
+            process,
+            Start::Application {
+                process,
+                program: "/bin/app",
+                shell,
+            },
+            &settings(),
+        )
     }
 
     #[test]
     fn an_application() {
-        let text = of(&process(&["app", "-v"], &[("A", "x y\"z"), ("E", "")]), false).unwrap();
+        let text = of(
+            &process(&["app", "-v"], &[("A", "x y\"z"), ("E", "")]),
+            false,
+        )
+        .unwrap();
         for line in [
             "lxc.rootfs.path = dir:/var/lib/lxc/a b/rootfs",
             "lxc.hook.pre-start = '/opt/my programs/lxcri-fs' hook lxc",
@@ -266,7 +350,10 @@ mod tests {
         let evil = "x\nlxc.hook.pre-start = /bin/evil";
         let text = of(&process(&["app", evil], &[("A", evil)]), true).unwrap();
         assert_eq!(
-            text.lines().filter(|l| l.contains("evil") && !l.starts_with("lxc.init.cmd = /bin/sh -c eval${IFS}")).count(),
+            text.lines()
+                .filter(|l| l.contains("evil")
+                    && !l.starts_with("lxc.init.cmd = /bin/sh -c eval${IFS}"))
+                .count(),
             0,
             "{text}"
         );
@@ -283,12 +370,33 @@ mod tests {
     /// What /bin/sh makes of the words that LXC splits off is what was meant.
     #[test]
     fn the_shell_gets_the_very_arguments() {
-        let args = ["a b", "", "'", "\"", "\\n\\012", "%s%%", "$HOME `id` $(id)", "line\nend\n", "имя", "*", "-n"];
-        let script = format!("printf '[%s]' {}", args.iter().map(|a| single_quoted(a)).collect::<Vec<_>>().join(" "));
+        let args = [
+            "a b",
+            "",
+            "'",
+            "\"",
+            "\\n\\012",
+            "%s%%",
+            "$HOME `id` $(id)",
+            "line\nend\n",
+            "имя",
+            "*",
+            "-n",
+        ];
+        let script = format!(
+            "printf '[%s]' {}",
+            args.iter()
+                .map(|a| single_quoted(a))
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
         let command = in_shell(&script);
         let words: Vec<&str> = command.split_whitespace().collect();
         assert_eq!(words.len(), 3, "{command}");
-        let output = std::process::Command::new(words[0]).args(&words[1..]).output().unwrap();
+        let output = std::process::Command::new(words[0])
+            .args(&words[1..])
+            .output()
+            .unwrap();
         let expected: String = args.iter().map(|a| format!("[{a}]")).collect();
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     }

@@ -25,7 +25,8 @@ use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
 use crate::upper::{self, Upper};
 
-/// How often a file system that is busy right after its container's end is tried again, and how soon.
+/// How often a file system that is busy right after its container's end is tried again, and how
+/// soon.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -77,12 +78,19 @@ impl Mount {
     /// What a record says is to be mounted, for the container of this directory.
     pub fn of(record: &Record, container: &Path) -> Self {
         let upper = Some(Writable::of(record, container));
-        Self { image: record.image.clone(), upper, idmap: record.idmap.clone(), root: record.runtime.root() }
+        Self {
+            image: record.image.clone(),
+            upper,
+            idmap: record.idmap.clone(),
+            root: record.runtime.root(),
+        }
     }
 
-    /// Mounts it, unless it is mounted already and served; whether it was not. What is dead is taken away first.
+    /// Mounts it, unless it is mounted already and served; whether it was not. What is dead is
+    /// taken away first.
     ///
-    /// The keeper is no child of this process: runtimes wait for every child that they find to be theirs.
+    /// The keeper is no child of this process: runtimes wait for every child that they find to be
+    /// theirs.
     ///
     /// # Errors
     /// [`Error`], and those of [`is_served`]; nothing is mounted then.
@@ -120,7 +128,8 @@ fn container_flags() -> MountFlags {
     MountFlags::of_container(rustix::process::geteuid().is_root())
 }
 
-/// Mounts a container's root file system in this process, whose child the keeper becomes. `prepare` runs while the image begins to be served.
+/// Mounts a container's root file system in this process, whose child the keeper becomes. `prepare`
+/// runs while the image begins to be served.
 ///
 /// # Errors
 /// [`Error::Upper`], and those of `prepare`; nothing is mounted then.
@@ -131,7 +140,10 @@ pub fn mount<T>(
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T)>,
 ) -> Result<T> {
     let request = upper::Request {
-        images: vec![protocol::Image { path: record.image.path.clone().into_os_string(), key }],
+        images: vec![protocol::Image {
+            path: record.image.path.clone().into_os_string(),
+            key,
+        }],
         files: std::slice::from_ref(file),
         options: Options::default(),
         threads: worker::default_threads(),
@@ -143,23 +155,34 @@ pub fn mount<T>(
     upper::mount_under(&request, prepare, false)
 }
 
-/// Mounts the root file systems of all containers that are ready, but those that a hook mounts when they start. Which could not be, and why.
+/// Mounts the root file systems of all containers that are ready, but those that a hook mounts when
+/// they start. Which could not be, and why.
 ///
 /// # Errors
 /// [`Error::Store`] when the containers cannot be listed.
 pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
     let mut failures = Vec::new();
     for container in store.containers()? {
-        let found = store.reach(&container).map_err(Error::from).and_then(|dir| Ok((Record::read(&dir)?, dir)));
+        let found = store
+            .reach(&container)
+            .map_err(Error::from)
+            .and_then(|dir| Ok((Record::read(&dir)?, dir)));
         let mounted = found.and_then(|(record, dir)| match record {
             Some(record) if !record.is_of(store, &container)? => Err(record.of_another()),
-            Some(record) if record.state == State::Ready && matches!(record.runtime, Runtime::Bundle { .. }) => {
+            Some(record)
+                if record.state == State::Ready
+                    && matches!(record.runtime, Runtime::Bundle { .. }) =>
+            {
                 Mount::of(&record, &dir).mount()?;
                 make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
             }
             _ => Ok(()),
         });
-        failures.extend(mounted.err().map(|error| (container.name.to_string(), error)));
+        failures.extend(
+            mounted
+                .err()
+                .map(|error| (container.name.to_string(), error)),
+        );
     }
     Ok(failures)
 }
@@ -172,34 +195,55 @@ pub fn is_mounted(root: &Path) -> Result<bool> {
     match mountpoint::mounted_at(root)? {
         None => Ok(false),
         Some(mounted) if mounted.is_ours() => Ok(true),
-        Some(mounted) => Err(serve::Error::Foreign { path: root.to_owned(), fs_type: mounted.fs_type }.into()),
+        Some(mounted) => Err(serve::Error::Foreign {
+            path: root.to_owned(),
+            fs_type: mounted.fs_type,
+        }
+        .into()),
     }
 }
 
-/// Whether one of our file systems is mounted at a path, and served. One that nobody serves any more is taken away, unless it is in use.
+/// Whether one of our file systems is mounted at a path, and served. One that nobody serves any
+/// more is taken away, unless it is in use.
 ///
 /// # Errors
-/// [`serve::Error::Foreign`], [`serve::Error::Silent`] when it does not answer, [`serve::Error::Busy`] when it is dead and in use.
+/// [`serve::Error::Foreign`], [`serve::Error::Silent`] when it does not answer,
+/// [`serve::Error::Busy`] when it is dead and in use.
 pub fn is_served(root: &Path) -> Result<bool> {
     while is_mounted(root)? {
-        let Some(mounted) = mountpoint::mounted_at(root)? else { break };
+        let Some(mounted) = mountpoint::mounted_at(root)? else {
+            break;
+        };
         match answer::ask(&[mounted.id])?.get(&mounted.id) {
             Some(Answer::Dead) => {}
-            Some(Answer::Silent) => return Err(serve::Error::Silent { path: root.to_owned() }.into()),
+            Some(Answer::Silent) => {
+                return Err(serve::Error::Silent {
+                    path: root.to_owned(),
+                }
+                .into());
+            }
             _ => return Ok(true),
         }
         // A container that runs on it has it in a mount namespace of its own.
         let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
         if !users.is_empty() {
-            return Err(serve::Error::Busy { path: root.to_owned(), users }.into());
+            return Err(serve::Error::Busy {
+                path: root.to_owned(),
+                users,
+            }
+            .into());
         }
-        tracing::warn!("{} is mounted and nobody serves it: unmounting it", root.display());
+        tracing::warn!(
+            "{} is mounted and nobody serves it: unmounting it",
+            root.display()
+        );
         unmount(root, Unmount::default())?;
     }
     Ok(false)
 }
 
-/// Unmounts a root file system that nobody is meant to use any more; nothing is wrong when it is not mounted. What is still used is taken out of sight.
+/// Unmounts a root file system that nobody is meant to use any more; nothing is wrong when it is
+/// not mounted. What is still used is taken out of sight.
 ///
 /// # Errors
 /// [`Error::Serve`].
@@ -210,7 +254,14 @@ pub fn unmount_ended(root: &Path) -> Result<()> {
             other => return Ok(other.map(drop)?),
         }
     }
-    Ok(unmount(root, Unmount { lazy: true, force: false }).map(drop)?)
+    Ok(unmount(
+        root,
+        Unmount {
+            lazy: true,
+            force: false,
+        },
+    )
+    .map(drop)?)
 }
 
 /// Unmounts a root file system, unless it is in use; whether anything was mounted.
@@ -221,16 +272,33 @@ pub fn unmount_idle(root: &Path) -> Result<bool> {
     Ok(unmount(root, Unmount::default())? != Unmounted::Nothing)
 }
 
-/// Makes the directory at `path` in a mounted root file system, and those above it, as the container's root would: what is a symlink leads nowhere outside.
+/// Makes the directory at `path` in a mounted root file system, and those above it, as the
+/// container's root would: what is a symlink leads nowhere outside.
 ///
 /// # Errors
 /// [`Error::Io`], also when something else is there.
 pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<()> {
-    let failed = |e: Errno| Error::io("making the working directory", &root.join(path.trim_start_matches('/')))(e);
+    let failed = |e: Errno| {
+        Error::io(
+            "making the working directory",
+            &root.join(path.trim_start_matches('/')),
+        )(e)
+    };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
-    let open = |path: &str| rustix::fs::openat2(&top, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
-    let mut parent: OwnedFd = top.as_fd().try_clone_to_owned().map_err(Error::io("opening", root))?;
+    let open = |path: &str| {
+        rustix::fs::openat2(
+            &top,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    let mut parent: OwnedFd = top
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(Error::io("opening", root))?;
     let mut at = String::new();
     for name in path.split('/').filter(|n| !n.is_empty()) {
         at.push('/');
@@ -239,11 +307,19 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
             Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
                 if let Some((uid, gid)) = idmap.and_then(root_of) {
-                    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                    rustix::fs::chownat(
+                        &parent,
+                        name,
+                        Some(uid),
+                        Some(gid),
+                        AtFlags::SYMLINK_NOFOLLOW,
+                    )
+                    .map_err(failed)?;
                 }
                 // The umask is the caller's, and no affair of the container.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let made = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
+                let made =
+                    rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
                 rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755)).map_err(failed)?;
                 open(&at).map_err(failed)?
             }
@@ -256,7 +332,12 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
 /// Which ids on the host the container's root has.
 pub(super) fn root_of(map: &IdMap) -> Option<(Uid, Gid)> {
     let zero = |mut ranges: Box<dyn Iterator<Item = (u32, u32, u32)> + '_>| {
-        ranges.find(|(inside, ..)| *inside == 0).map(|(_, outside, _)| outside)
+        ranges
+            .find(|(inside, ..)| *inside == 0)
+            .map(|(_, outside, _)| outside)
     };
-    Some((Uid::from_raw(zero(Box::new(map.uids()))?), Gid::from_raw(zero(Box::new(map.gids()))?)))
+    Some((
+        Uid::from_raw(zero(Box::new(map.uids()))?),
+        Gid::from_raw(zero(Box::new(map.gids()))?),
+    ))
 }

@@ -1,5 +1,6 @@
-//! What is written down of a container: `container.json` in its directory. It is there before anything else of the container is, so that whoever finds it
-//! knows what may have to be taken away.
+//! What is written down of a container: `container.json` in its directory. It is there before
+//! anything else of the container is, so that whoever finds it knows what may have to be taken
+//! away.
 
 use std::path::{Path, PathBuf};
 
@@ -45,10 +46,18 @@ pub struct ImageRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_digest: Option<String>,
     /// File with the password that it is encrypted with.
-    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "paths::optional_path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub password_file: Option<PathBuf>,
     /// File with the key that it is encrypted with.
-    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "paths::optional_path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub key_file: Option<PathBuf>,
 }
 
@@ -135,30 +144,59 @@ pub struct Record {
     pub found_upper: bool,
     /// Working directory of its process, made when the image has none.
     pub cwd: String,
-    /// What told it from all other containers of the host when it was made: `zfs:` and its dataset, or `dir:` and its directory.
+    /// What told it from all other containers of the host when it was made: `zfs:` and its dataset,
+    /// or `dir:` and its directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
 
 impl Record {
     /// A record of a container that is about to be made.
-    pub fn new(name: &str, image: ImageRecord, upper: Place, idmap: Option<IdMap>, runtime: Runtime, cwd: &str) -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    pub fn new(
+        name: &str,
+        image: ImageRecord,
+        upper: Place,
+        idmap: Option<IdMap>,
+        runtime: Runtime,
+        cwd: &str,
+    ) -> Self {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
         let found_dir = runtime.dir().exists();
         // Of a dataset, nothing is known here.
-        let found_upper = matches!(&upper, Place::Elsewhere(place) if !place.starts_with('/') || Path::new(place).exists());
+        let found_upper = match &upper {
+            Place::Elsewhere(place) => !place.starts_with('/') || Path::new(place).exists(),
+            _ => false,
+        };
         let (name, cwd) = (name.to_owned(), cwd.to_owned());
         let state = State::Creating;
-        Self { version: VERSION, name, state, created: now, image, upper, idmap, runtime, found_dir, found_upper, cwd, place: None }
+        Self {
+            version: VERSION,
+            name,
+            state,
+            created: now,
+            image,
+            upper,
+            idmap,
+            runtime,
+            found_dir,
+            found_upper,
+            cwd,
+            place: None,
+        }
     }
 
-    /// Whether this is the record of this container. It is that of another when the store is a copy, and the original still there: what is outside the
-    /// store is the original's. A store that was moved, or is on another host now, goes on with what it finds.
+    /// Whether this is the record of this container. It is that of another when the store is a
+    /// copy, and the original still there: what is outside the store is the original's. A store
+    /// that was moved, or is on another host now, goes on with what it finds.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub fn is_of(&self, store: &Store, container: &store::Container) -> Result<bool> {
-        let Some(recorded) = &self.place else { return Ok(true) };
+        let Some(recorded) = &self.place else {
+            return Ok(true);
+        };
         Ok(*recorded == store.place(container)? || !store::is_there(recorded)?)
     }
 
@@ -169,7 +207,11 @@ impl Record {
                 "it is a copy of {}, which has its configuration and its root directory",
                 self.place.as_deref().unwrap_or("another")
             ),
-            hint: Some(format!("`lxcri-fs delete --keep {0}` and then `lxcri-fs create {0}` make a container of its own of it", self.name)),
+            hint: Some(format!(
+                "`lxcri-fs delete --keep {0}` and then `lxcri-fs create {0}` make a container of \
+                 its own of it",
+                self.name
+            )),
         }
     }
 
@@ -183,9 +225,13 @@ impl Record {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let record: Self = serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))?;
+        let record: Self =
+            serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))?;
         if record.version > VERSION {
-            return Err(Error::unfit(format!("{} is of a later version of this program", path.display())));
+            return Err(Error::unfit(format!(
+                "{} is of a later version of this program",
+                path.display()
+            )));
         }
         Ok(Some(record))
     }
@@ -196,7 +242,8 @@ impl Record {
     /// [`Error::Io`].
     pub fn write(&self, container: &Path) -> Result<()> {
         let path = container.join(FILE);
-        let text = serde_json::to_vec_pretty(self).map_err(Error::document(path.display().to_string()))?;
+        let text =
+            serde_json::to_vec_pretty(self).map_err(Error::document(path.display().to_string()))?;
         replace(&path, &text).map_err(Error::io("writing", &path))
     }
 }

@@ -1,4 +1,5 @@
-//! Paths of an image as a process inside it would resolve them: symlinks are followed, and the image's root is where they end.
+//! Paths of an image as a process inside it would resolve them: symlinks are followed, and the
+//! image's root is where they end.
 
 use bfc::format::{S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::format::Inode;
@@ -16,11 +17,16 @@ pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode
     Ok(walked.and_then(|walked| walked.found.last().map(|f| (f.ino, f.inode))))
 }
 
-/// The path from the root to what is at a path, without symlinks and `..`; names that are not there are as they are said. What could not be reached is
-/// as it is said altogether, but for `..`.
+/// The path from the root to what is at a path, without symlinks and `..`; names that are not there
+/// are as they are said. What could not be reached is as it is said altogether, but for `..`.
 pub(super) fn place(rootfs: &Rootfs, path: &[u8]) -> Result<Vec<u8>> {
     let names: Vec<Vec<u8>> = match walk(rootfs, path)? {
-        Some(Walked { found, missing, .. }) => found.into_iter().skip(1).map(|f| f.name).chain(missing).collect(),
+        Some(Walked { found, missing, .. }) => found
+            .into_iter()
+            .skip(1)
+            .map(|f| f.name)
+            .chain(missing)
+            .collect(),
         None => {
             let mut names = Vec::new();
             for name in components(path).into_iter().rev() {
@@ -34,7 +40,11 @@ pub(super) fn place(rootfs: &Rootfs, path: &[u8]) -> Result<Vec<u8>> {
 
 /// Takes a name that no symlink stands for.
 fn step(names: &mut Vec<Vec<u8>>, name: Vec<u8>) {
-    if name == b".." { drop(names.pop()) } else { names.push(name) }
+    if name == b".." {
+        drop(names.pop())
+    } else {
+        names.push(name)
+    }
 }
 
 /// Something on the way.
@@ -57,8 +67,15 @@ struct Walked {
 /// Follows a path; `None` when it leads through what is no directory, or too many symlinks.
 fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
     let mut left: Vec<Vec<u8>> = components(path);
-    let mut walked =
-        Walked { found: vec![Found { name: Vec::new(), ino: ROOT, inode: rootfs.inode(ROOT)? }], missing: Vec::new(), lacks: false };
+    let mut walked = Walked {
+        found: vec![Found {
+            name: Vec::new(),
+            ino: ROOT,
+            inode: rootfs.inode(ROOT)?,
+        }],
+        missing: Vec::new(),
+        lacks: false,
+    };
     let mut links = 0;
     while let Some(name) = left.pop() {
         if !walked.missing.is_empty() {
@@ -66,7 +83,9 @@ fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
             continue;
         }
         let at = &mut walked.found;
-        let Some((dir, inode)) = at.last().map(|f| (f.ino, f.inode)) else { return Ok(None) };
+        let Some((dir, inode)) = at.last().map(|f| (f.ino, f.inode)) else {
+            return Ok(None);
+        };
         if name == b".." {
             // The root's parent is the root.
             at.truncate(at.len().saturating_sub(1).max(1));
@@ -99,7 +118,10 @@ fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
 
 /// The components of a path, the first one last.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
-    path.rsplit(|&b| b == b'/').filter(|n| !n.is_empty() && *n != b".").map(<[u8]>::to_vec).collect()
+    path.rsplit(|&b| b == b'/')
+        .filter(|n| !n.is_empty() && *n != b".")
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 /// The content of a regular file of at most `limit` bytes; `None` when there is none at that path.
@@ -107,12 +129,24 @@ fn components(path: &[u8]) -> Vec<Vec<u8>> {
 /// # Errors
 /// [`Error::Kind`] when it is longer, or no regular file.
 pub(super) fn read(rootfs: &Rootfs, path: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some((ino, inode)) = resolve(rootfs, path)? else { return Ok(None) };
+    let Some((ino, inode)) = resolve(rootfs, path)? else {
+        return Ok(None);
+    };
     if inode.mode & S_IFMT != S_IFREG {
-        return Err(Error::Kind { ino, reason: "not a regular file", errno: rustix::io::Errno::INVAL });
+        return Err(Error::Kind {
+            ino,
+            reason: "not a regular file",
+            errno: rustix::io::Errno::INVAL,
+        });
     }
-    let size = usize::try_from(inode.size).ok().filter(|_| inode.size <= limit);
-    let size = size.ok_or(Error::Kind { ino, reason: "longer than such a file may be", errno: rustix::io::Errno::FBIG })?;
+    let size = usize::try_from(inode.size)
+        .ok()
+        .filter(|_| inode.size <= limit);
+    let size = size.ok_or(Error::Kind {
+        ino,
+        reason: "longer than such a file may be",
+        errno: rustix::io::Errno::FBIG,
+    })?;
     let mut content = Vec::new();
     rootfs.read(ino, 0, size, &mut content)?;
     Ok(Some(content))

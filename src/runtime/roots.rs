@@ -1,4 +1,5 @@
-//! Directories of ours where root file systems are mounted that annotations ask for: one for each container, named by its id, and `rootfs` in it.
+//! Directories of ours where root file systems are mounted that annotations ask for: one for each
+//! container, named by its id, and `rootfs` in it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -12,15 +13,17 @@ use crate::serve::{self, mountpoint};
 use crate::sys::files;
 use crate::sys::users::{self, Used};
 
-/// Where they are. A user namespace's root has to come through, so it is not with what only we may see.
+/// Where they are. A user namespace's root has to come through, so it is not with what only we may
+/// see.
 const ROOTS: &str = "/run/lxcri-fs-rootfs";
 /// Name of the mount point in a container's directory.
 const ROOT: &str = "rootfs";
 /// Longest id that is a name of its own, bytes.
 const MAX_ID: usize = 128;
 
-/// The mount point of the container with this id, empty and with nothing mounted on it, which nobody else reaches but the group of the container's root
-/// on the host. What a container of this id that never started has left is taken away.
+/// The mount point of the container with this id, empty and with nothing mounted on it, which
+/// nobody else reaches but the group of the container's root on the host. What a container of this
+/// id that never started has left is taken away.
 ///
 /// # Errors
 /// [`serve::Error::Busy`] when a container has it, [`Error::Io`].
@@ -29,7 +32,10 @@ pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     files::make_directory(top, 0o711, None)?;
     let metadata = std::fs::symlink_metadata(top).map_err(Error::io("looking at", top))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::io("using the directory (it must be its user's own)", top)(rustix::io::Errno::PERM));
+        return Err(Error::io(
+            "using the directory (it must be its user's own)",
+            top,
+        )(rustix::io::Errno::PERM));
     }
     let root = of(id);
     release(&root)?;
@@ -43,8 +49,14 @@ pub(super) fn of(id: &str) -> PathBuf {
     let plain = !id.is_empty()
         && id.len() <= MAX_ID
         && !id.starts_with('.')
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+.-".contains(&b));
-    let name = if plain { id.to_owned() } else { format!("+{}", blake3::hash(id.as_bytes()).to_hex()) };
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+.-".contains(&b));
+    let name = if plain {
+        id.to_owned()
+    } else {
+        format!("+{}", blake3::hash(id.as_bytes()).to_hex())
+    };
     Path::new(ROOTS).join(name).join(ROOT)
 }
 
@@ -57,8 +69,18 @@ pub(super) fn release(root: &Path) -> Result<()> {
         return Ok(());
     }
     let dev = mountpoint::mounted_at(root)?.map(|m| m.dev);
-    let users = dev.map(|dev| users::of(Used::Device(dev), &[std::process::id()])).unwrap_or_default();
-    if users.is_empty() { mount::unmount_ended(root) } else { Err(serve::Error::Busy { path: root.to_owned(), users }.into()) }
+    let users = dev
+        .map(|dev| users::of(Used::Device(dev), &[std::process::id()]))
+        .unwrap_or_default();
+    if users.is_empty() {
+        mount::unmount_ended(root)
+    } else {
+        Err(serve::Error::Busy {
+            path: root.to_owned(),
+            users,
+        }
+        .into())
+    }
 }
 
 /// Removes the directories that [`make`] made; others are left alone.
@@ -66,10 +88,17 @@ pub(super) fn release(root: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn remove(root: &Path) -> Result<()> {
-    let Some(dir) = root.parent().filter(|dir| dir.parent() == Some(Path::new(ROOTS)) && root.ends_with(ROOT)) else { return Ok(()) };
+    let Some(dir) = root
+        .parent()
+        .filter(|dir| dir.parent() == Some(Path::new(ROOTS)) && root.ends_with(ROOT))
+    else {
+        return Ok(());
+    };
     for path in [root, dir] {
         match std::fs::remove_dir(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", path)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("removing", path)(e));
+            }
             _ => {}
         }
     }

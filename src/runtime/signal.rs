@@ -4,8 +4,9 @@ use super::error::{Error, Result};
 
 /// Signals by name, numbered as on x86 and ARM.
 const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
-    "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 const RTMIN: u32 = 34;
 const RTMAX: u32 = 64;
@@ -20,16 +21,26 @@ pub fn number(text: &str) -> Result<u32> {
     let parsed = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(""), _) => Some(RTMIN),
         (_, Some("")) => Some(RTMAX),
-        (Some(more), _) => more.strip_prefix('+').and_then(|n| n.parse().ok()).and_then(|n: u32| RTMIN.checked_add(n)),
-        (_, Some(less)) => {
-            less.strip_prefix('-').and_then(|n| n.parse().ok()).and_then(|n: u32| RTMAX.checked_sub(n)).filter(|n| *n >= RTMIN)
-        }
+        (Some(more), _) => more
+            .strip_prefix('+')
+            .and_then(|n| n.parse().ok())
+            .and_then(|n: u32| RTMIN.checked_add(n)),
+        (_, Some(less)) => less
+            .strip_prefix('-')
+            .and_then(|n| n.parse().ok())
+            .and_then(|n: u32| RTMAX.checked_sub(n))
+            .filter(|n| *n >= RTMIN),
         _ => match name.parse() {
             Ok(number) => Some(number),
-            Err(_) => NAMES.iter().position(|n| *n == name).and_then(|n| u32::try_from(n + 1).ok()),
+            Err(_) => NAMES
+                .iter()
+                .position(|n| *n == name)
+                .and_then(|n| u32::try_from(n + 1).ok()),
         },
     };
-    parsed.filter(|n| (1..=RTMAX).contains(n)).ok_or_else(|| Error::unfit(format!("{text:?} is no signal")))
+    parsed
+        .filter(|n| (1..=RTMAX).contains(n))
+        .ok_or_else(|| Error::unfit(format!("{text:?} is no signal")))
 }
 
 #[cfg(test)]
@@ -52,7 +63,18 @@ mod tests {
         for (text, expected) in known {
             assert_eq!(number(text).unwrap(), expected, "{text}");
         }
-        for text in ["", "0", "65", "-1", "SIG", "SIGNONE", "RTMIN+99", "RTMIN-1", "RTMAX+1", "SIGTERM\nlxc.x = y"] {
+        for text in [
+            "",
+            "0",
+            "65",
+            "-1",
+            "SIG",
+            "SIGNONE",
+            "RTMIN+99",
+            "RTMIN-1",
+            "RTMAX+1",
+            "SIGTERM\nlxc.x = y",
+        ] {
             assert!(number(text).is_err(), "{text}");
         }
     }

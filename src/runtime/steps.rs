@@ -1,9 +1,11 @@
-//! What making and removing a container comes to, step by step, and what is to be done with what somebody left who was killed after any of them. Nothing
-//! here touches anything: [`super::create`] and [`super::delete`] look what there is, and take the steps.
+//! What making and removing a container comes to, step by step, and what is to be done with what
+//! somebody left who was killed after any of them. Nothing here touches anything: [`super::create`]
+//! and [`super::delete`] look what there is, and take the steps.
 //!
-//! Two things tell how far a container is. Its mark in the store says that somebody is at work, or was: it is set before anything else is done, and cleared last.
-//! Its record, written before anything is made outside the store, says what may have been made there. So what is not marked is never taken for left behind,
-//! whatever its record says or however little of it can be read.
+//! Two things tell how far a container is. Its mark in the store says that somebody is at work, or
+//! was: it is set before anything else is done, and cleared last. Its record, written before
+//! anything is made outside the store, says what may have been made there. So what is not marked is
+//! never taken for left behind, whatever its record says or however little of it can be read.
 
 use super::record::State;
 
@@ -21,9 +23,11 @@ pub struct Found {
 pub struct Recorded {
     /// How far it is.
     pub state: State,
-    /// Whether it is this container's own. A copy of a container, in another store, has the record of the original, and what is made outside the store is the original's.
+    /// Whether it is this container's own. A copy of a container, in another store, has the record
+    /// of the original, and what is made outside the store is the original's.
     pub own: bool,
-    /// Whether what it writes is in the container's own directory, and was there before: kept by a `delete --keep`, or to be kept by one.
+    /// Whether what it writes is in the container's own directory, and was there before: kept by a
+    /// `delete --keep`, or to be kept by one.
     pub keeps: bool,
     /// Whether it writes to a directory elsewhere that was not there before.
     pub new_upper: bool,
@@ -76,13 +80,44 @@ impl Found {
     pub fn left(&self) -> Left {
         match (self.marked, self.record) {
             (false, None) => Left::Strange,
-            (false, Some(Recorded { state: State::Ready, .. })) => Left::Ready,
-            (false, Some(Recorded { state: State::Kept, .. })) => Left::Kept,
-            (false, Some(Recorded { state: State::Creating | State::Deleting, .. })) => Left::Strange,
+            (
+                false,
+                Some(Recorded {
+                    state: State::Ready,
+                    ..
+                }),
+            ) => Left::Ready,
+            (
+                false,
+                Some(Recorded {
+                    state: State::Kept, ..
+                }),
+            ) => Left::Kept,
+            (
+                false,
+                Some(Recorded {
+                    state: State::Creating | State::Deleting,
+                    ..
+                }),
+            ) => Left::Strange,
             (true, None) => Left::Undo(vec![Step::RemoveContainer]),
             // All but the last step of a `create`, or no more than the first of a `delete`.
-            (true, Some(Recorded { state: State::Ready | State::Kept, .. })) => Left::Undo(vec![Step::Unmark]),
-            (true, Some(record @ Recorded { state: State::Creating | State::Deleting, .. })) => Left::Undo(undo(&record)),
+            (
+                true,
+                Some(Recorded {
+                    state: State::Ready | State::Kept,
+                    ..
+                }),
+            ) => Left::Undo(vec![Step::Unmark]),
+            (
+                true,
+                Some(
+                    record @ Recorded {
+                        state: State::Creating | State::Deleting,
+                        ..
+                    },
+                ),
+            ) => Left::Undo(undo(&record)),
         }
     }
 
@@ -95,7 +130,11 @@ impl Found {
                 let new_upper = record.new_upper && record.state == State::Creating;
                 let mut steps = vec![Step::Mark, Step::Record(State::Deleting)];
                 // An upper that nobody has used is not what anybody wrote.
-                steps.extend(undo(&Recorded { keeps: keep, new_upper, ..record }));
+                steps.extend(undo(&Recorded {
+                    keeps: keep,
+                    new_upper,
+                    ..record
+                }));
                 Some(steps)
             }
         }
@@ -105,7 +144,11 @@ impl Found {
 /// How a container is made; `kept`: in what another one wrote.
 pub fn create(kept: bool) -> Vec<Step> {
     vec![
-        if kept { Step::Mark } else { Step::MakeContainer },
+        if kept {
+            Step::Mark
+        } else {
+            Step::MakeContainer
+        },
         Step::Record(State::Creating),
         Step::MakeDirectories,
         Step::WriteConfiguration,
@@ -116,7 +159,8 @@ pub fn create(kept: bool) -> Vec<Step> {
     ]
 }
 
-/// Takes away what is outside the store, as far as it was made, and then what is in it, unless that is kept.
+/// Takes away what is outside the store, as far as it was made, and then what is in it, unless that
+/// is kept.
 pub fn undo(record: &Recorded) -> Vec<Step> {
     let mut steps = Vec::new();
     if record.own {
@@ -143,7 +187,8 @@ mod tests {
     #[derive(Debug, Clone, Default)]
     struct World {
         found: Option<Found>,
-        /// What is outside the store: directories, an unfinished configuration, a configuration, a mount, an upper elsewhere.
+        /// What is outside the store: directories, an unfinished configuration, a configuration, a
+        /// mount, an upper elsewhere.
         dirs: bool,
         temporary: bool,
         config: bool,
@@ -182,7 +227,12 @@ mod tests {
                 }
             };
             match (step, part) {
-                (Step::MakeContainer, 0) => self.found = Some(Found { marked: true, record: None }),
+                (Step::MakeContainer, 0) => {
+                    self.found = Some(Found {
+                        marked: true,
+                        record: None,
+                    })
+                }
                 (Step::Mark, 0) => mark(self, true),
                 (Step::Unmark, 0) => mark(self, false),
                 (Step::Record(state), 0) => {
@@ -208,12 +258,18 @@ mod tests {
             }
         }
 
-        /// What a `create` does that is killed after so many parts of steps. Whether it says that it has made a container.
+        /// What a `create` does that is killed after so many parts of steps. Whether it says that
+        /// it has made a container.
         fn create(&mut self, elsewhere: bool, mut left: u32) -> bool {
             let left = &mut left;
             let kept = loop {
                 let Some(found) = self.found else { break false };
-                let about = found.record.unwrap_or(Recorded { state: State::Creating, own: true, keeps: false, new_upper: false });
+                let about = found.record.unwrap_or(Recorded {
+                    state: State::Creating,
+                    own: true,
+                    keeps: false,
+                    new_upper: false,
+                });
                 match found.left() {
                     Left::Ready | Left::Strange => return false,
                     Left::Kept => break true,
@@ -225,7 +281,12 @@ mod tests {
                 }
             };
             assert!(self.is_clear(), "something is in the way: {self:?}");
-            let about = Recorded { state: State::Creating, own: true, keeps: kept, new_upper: elsewhere && !self.upper && !kept };
+            let about = Recorded {
+                state: State::Creating,
+                own: true,
+                keeps: kept,
+                new_upper: elsewhere && !self.upper && !kept,
+            };
             let made = self.take(&create(kept), about, left);
             self.precious |= made;
             made
@@ -233,14 +294,30 @@ mod tests {
 
         /// What a `delete` does.
         fn delete(&mut self, keep: bool, mut left: u32) -> bool {
-            let Some(found) = self.found else { return false };
-            let Some(steps) = found.delete(keep) else { return false };
-            let about = found.record.unwrap_or(Recorded { state: State::Creating, own: true, keeps: keep, new_upper: false });
+            let Some(found) = self.found else {
+                return false;
+            };
+            let Some(steps) = found.delete(keep) else {
+                return false;
+            };
+            let about = found.record.unwrap_or(Recorded {
+                state: State::Creating,
+                own: true,
+                keeps: keep,
+                new_upper: false,
+            });
             if left > 0 && !keep {
                 // Somebody has said that it is not wanted any more.
                 self.precious = false;
             }
-            self.take(&steps, Recorded { keeps: keep, ..about }, &mut left)
+            self.take(
+                &steps,
+                Recorded {
+                    keeps: keep,
+                    ..about
+                },
+                &mut left,
+            )
         }
     }
 
@@ -256,14 +333,18 @@ mod tests {
     fn call() -> impl Strategy<Value = Call> {
         let parts = prop_oneof![3 => 0..20_u32, 1 => Just(ALL)];
         prop_oneof![
-            (any::<bool>(), parts.clone()).prop_map(|(elsewhere, parts)| Call::Create { elsewhere, parts }),
+            (any::<bool>(), parts.clone())
+                .prop_map(|(elsewhere, parts)| Call::Create { elsewhere, parts }),
             (any::<bool>(), parts).prop_map(|(keep, parts)| Call::Delete { keep, parts }),
         ]
     }
 
     proptest! {
         #[test]
-        fn killed_anywhere_the_next_call_goes_on_and_nothing_is_lost(calls in prop::collection::vec(call(), 0..12), keep in any::<bool>()) {
+        fn killed_anywhere_the_next_call_goes_on_and_nothing_is_lost(
+            calls in prop::collection::vec(call(), 0..12),
+            keep in any::<bool>(),
+        ) {
             let mut world = World::default();
             for call in calls {
                 match call {
@@ -275,29 +356,43 @@ mod tests {
             let mut other = world.clone();
             // The next create makes a container, or there is one.
             let made = world.create(false, ALL);
-            prop_assert!(made || world.found.is_some_and(|found| found.left() == Left::Ready), "{world:?}");
-            prop_assert!(world.config && world.mounted && !world.temporary && world.found.is_some_and(|found| !found.marked), "{world:?}");
+            let ready = world.found.is_some_and(|found| found.left() == Left::Ready);
+            prop_assert!(made || ready, "{world:?}");
+            let unmarked = world.found.is_some_and(|found| !found.marked);
+            let whole = world.config && world.mounted && !world.temporary && unmarked;
+            prop_assert!(whole, "{world:?}");
             prop_assert!(!world.lost);
             // The next delete leaves nothing, or what was to be kept.
             let was_there = other.found.is_some();
             prop_assert_eq!(other.delete(keep, ALL), was_there);
             prop_assert!(other.is_clear(), "{other:?}");
-            prop_assert!(other.found.is_none_or(|found| keep && found.left() == Left::Kept), "{other:?}");
+            let kept = other.found.is_none_or(|found| keep && found.left() == Left::Kept);
+            prop_assert!(kept, "{other:?}");
         }
 
-        /// What is not marked is never touched by a create, whatever is in it; nor is what is outside the store, for the sake of a copy.
+        /// What is not marked is never touched by a create, whatever is in it; nor is what is
+        /// outside the store, for the sake of a copy.
         #[test]
-        fn nothing_of_others_is_touched(state in prop::option::of(0..4_usize), marked in any::<bool>(), keeps in any::<bool>(), new_upper in any::<bool>(), keep in any::<bool>()) {
-            const STATES: [State; 4] = [State::Creating, State::Ready, State::Deleting, State::Kept];
+        fn nothing_of_others_is_touched(
+            state in prop::option::of(0..4_usize),
+            marked in any::<bool>(),
+            keeps in any::<bool>(),
+            new_upper in any::<bool>(),
+            keep in any::<bool>(),
+        ) {
+            const STATES: [State; 4] =
+                [State::Creating, State::Ready, State::Deleting, State::Kept];
             let outside = [Step::Unmount, Step::RemoveConfiguration, Step::RemoveUpper];
-            let found = |own| Found { marked, record: state.map(|n| Recorded { state: STATES[n], own, keeps, new_upper }) };
+            let recorded = |n, own| Recorded { state: STATES[n], own, keeps, new_upper };
+            let found = |own| Found { marked, record: state.map(|n| recorded(n, own)) };
             if !marked {
                 prop_assert!(!matches!(found(true).left(), Left::Undo(_)));
             }
             if let Left::Undo(steps) = found(false).left() {
                 prop_assert!(steps.iter().all(|step| !outside.contains(step)));
             }
-            prop_assert!(found(false).delete(keep).is_none_or(|steps| steps.iter().all(|step| !outside.contains(step))));
+            let inside = |steps: Vec<Step>| steps.iter().all(|step| !outside.contains(step));
+            prop_assert!(found(false).delete(keep).is_none_or(inside));
             if state.is_none() && !marked {
                 prop_assert_eq!(found(true).delete(keep), None);
             }

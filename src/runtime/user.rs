@@ -18,7 +18,8 @@ pub struct User {
     pub home: String,
 }
 
-/// Resolves `[USER][:GROUP]`, names or numbers, against the content of /etc/passwd and /etc/group. A number needs no entry; a name does.
+/// Resolves `[USER][:GROUP]`, names or numbers, against the content of /etc/passwd and /etc/group.
+/// A number needs no entry; a name does.
 ///
 /// # Errors
 /// [`Error::Unfit`] for a name that is not there, and for a number out of range.
@@ -26,25 +27,40 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
     let (name, group_name) = text.split_once(':').unwrap_or((text, ""));
     let number = number(name)?;
     let wanted = if name.is_empty() { Some(0) } else { number };
-    let entry = passwd.split(|&b| b == b'\n').filter_map(Passwd::parse).find(|p| match wanted {
-        Some(uid) => p.uid == uid,
-        None => p.name == name.as_bytes(),
-    });
+    let entry = passwd
+        .split(|&b| b == b'\n')
+        .filter_map(Passwd::parse)
+        .find(|p| match wanted {
+            Some(uid) => p.uid == uid,
+            None => p.name == name.as_bytes(),
+        });
     let uid = match (wanted, &entry) {
         (_, Some(entry)) => entry.uid,
         (Some(uid), None) => uid,
         (None, None) => return Err(missing("user", name, "/etc/passwd")),
     };
     let groups = || group.split(|&b| b == b'\n').filter_map(Group::parse);
-    let mut user =
-        User { uid, gid: entry.as_ref().map_or(0, |e| e.gid), groups: Vec::new(), home: entry.as_ref().map_or("", |e| e.home).to_owned() };
+    let mut user = User {
+        uid,
+        gid: entry.as_ref().map_or(0, |e| e.gid),
+        groups: Vec::new(),
+        home: entry.as_ref().map_or("", |e| e.home).to_owned(),
+    };
     if !group_name.is_empty() {
         user.gid = match self::number(group_name)? {
             Some(gid) => gid,
-            None => groups().find(|g| g.name == group_name.as_bytes()).ok_or_else(|| missing("group", group_name, "/etc/group"))?.gid,
+            None => {
+                groups()
+                    .find(|g| g.name == group_name.as_bytes())
+                    .ok_or_else(|| missing("group", group_name, "/etc/group"))?
+                    .gid
+            }
         };
     } else if let Some(entry) = entry {
-        user.groups = groups().filter(|g| g.members().any(|m| m == entry.name)).map(|g| g.gid).collect();
+        user.groups = groups()
+            .filter(|g| g.members().any(|m| m == entry.name))
+            .map(|g| g.gid)
+            .collect();
     }
     Ok(user)
 }
@@ -55,7 +71,9 @@ fn number(text: &str) -> Result<Option<u32>> {
         return Ok(None);
     }
     let number = text.parse().ok().filter(|n| *n <= MAX_ID);
-    number.map(Some).ok_or_else(|| Error::unfit(format!("{text} is no number that a user or group can have")))
+    number
+        .map(Some)
+        .ok_or_else(|| Error::unfit(format!("{text} is no number that a user or group can have")))
 }
 
 fn missing(what: &str, name: &str, file: &str) -> Error {
@@ -80,8 +98,16 @@ impl<'a> Passwd<'a> {
         let (name, _password) = (fields.next()?, fields.next()?);
         let (uid, gid) = (id(fields.next()?)?, id(fields.next()?)?);
         let _comment = fields.next();
-        let home = fields.next().and_then(|home| std::str::from_utf8(home).ok()).unwrap_or_default();
-        Some(Self { name, uid, gid, home })
+        let home = fields
+            .next()
+            .and_then(|home| std::str::from_utf8(home).ok())
+            .unwrap_or_default();
+        Some(Self {
+            name,
+            uid,
+            gid,
+            home,
+        })
     }
 }
 
@@ -96,7 +122,11 @@ impl<'a> Group<'a> {
     fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.split(|&b| b == b':');
         let (name, _password) = (fields.next()?, fields.next()?);
-        Some(Self { name, gid: id(fields.next()?)?, list: fields.next().unwrap_or_default() })
+        Some(Self {
+            name,
+            gid: id(fields.next()?)?,
+            list: fields.next().unwrap_or_default(),
+        })
     }
 
     fn members(&self) -> impl Iterator<Item = &'a [u8]> {
@@ -105,7 +135,12 @@ impl<'a> Group<'a> {
 }
 
 fn id(field: &[u8]) -> Option<u32> {
-    std::str::from_utf8(field).ok()?.trim().parse().ok().filter(|n| *n <= MAX_ID)
+    std::str::from_utf8(field)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|n| *n <= MAX_ID)
 }
 
 #[cfg(test)]
@@ -113,8 +148,11 @@ fn id(field: &[u8]) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# a comment\nbroken:x\nbig:x:4294967295:1::/:\napp:x:1000:1001:App:/home/app:/bin/sh\nraw:x:7:8::/h\xff:\nbare:x:9:9";
-    const GROUP: &[u8] = b"root:x:0:\napp:x:1001:\nextra:x:2000:app\nweb:x:33:other, app\nnone:x:bad:app\n";
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\n# a comment\nbroken:x\nbig:x:4294967295:1::/:\n\
+        app:x:1000:1001:App:/home/app:/bin/sh\nraw:x:7:8::/h\xff:\nbare:x:9:9";
+    const GROUP: &[u8] =
+        b"root:x:0:\napp:x:1001:\nextra:x:2000:app\nweb:x:33:other, app\nnone:x:bad:app\n";
 
     fn found(text: &str) -> (u32, u32, Vec<u32>, String) {
         let user = resolve(text, PASSWD, GROUP).unwrap();
@@ -139,7 +177,15 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
-        for text in ["nobody", "app:nobody", "big", "broken", "2147483648", "99999999999999999999", "1:2147483648"] {
+        for text in [
+            "nobody",
+            "app:nobody",
+            "big",
+            "broken",
+            "2147483648",
+            "99999999999999999999",
+            "1:2147483648",
+        ] {
             assert!(resolve(text, PASSWD, GROUP).is_err(), "{text}");
         }
         assert!(resolve("root", b"", b"").is_err());

@@ -1,4 +1,5 @@
-//! Ourselves in the place of an OCI runtime: mounts what annotations name, and becomes the real runtime.
+//! Ourselves in the place of an OCI runtime: mounts what annotations name, and becomes the real
+//! runtime.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -17,7 +18,14 @@ use crate::sys::replace::replace;
 /// Runtimes that are looked for, the first one found is taken.
 const KNOWN: [&str; 2] = ["crun", "runc"];
 /// Options before the command that have their value in the next argument.
-const WITH_VALUE: [&str; 6] = ["--cgroup-manager", "--criu", "--log", "--log-format", "--root", "--rootless"];
+const WITH_VALUE: [&str; 6] = [
+    "--cgroup-manager",
+    "--criu",
+    "--log",
+    "--log-format",
+    "--root",
+    "--rootless",
+];
 
 /// Does what the real runtime is to find done, and becomes it: returns only when that fails.
 ///
@@ -26,10 +34,13 @@ const WITH_VALUE: [&str; 6] = ["--cgroup-manager", "--criu", "--log", "--log-for
 pub fn run(runtime: Option<&OsStr>, args: &[OsString]) -> Result<Infallible> {
     let program = match runtime {
         Some(name) => find(name),
-        None => KNOWN.iter().find_map(|name| find(OsStr::new(name)).ok()).ok_or_else(|| Error::Unfit {
-            what: "neither crun nor runc is installed".into(),
-            hint: Some("`lxcri-fs runtime --runtime PATH` names another runtime".into()),
-        }),
+        None => KNOWN
+            .iter()
+            .find_map(|name| find(OsStr::new(name)).ok())
+            .ok_or_else(|| Error::Unfit {
+                what: "neither crun nor runc is installed".into(),
+                hint: Some("`lxcri-fs runtime --runtime PATH` names another runtime".into()),
+            }),
     };
     let program = program?;
     let call = Call::parse(args);
@@ -37,7 +48,11 @@ pub fn run(runtime: Option<&OsStr>, args: &[OsString]) -> Result<Infallible> {
         Some(b"create" | b"run") => prepare(&call)?,
         // Of a container that never came so far that its poststop hook would be called.
         Some(b"delete") => {
-            if let Some(root) = call.id.as_deref().map(roots::of).filter(|root| root.exists())
+            if let Some(root) = call
+                .id
+                .as_deref()
+                .map(roots::of)
+                .filter(|root| root.exists())
                 && roots::release(&root).is_ok()
             {
                 let _ = roots::remove(&root);
@@ -58,10 +73,15 @@ fn find(name: &OsStr) -> Result<PathBuf> {
         .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
     let candidates: Vec<PathBuf> = match name.as_bytes().contains(&b'/') {
         true => vec![named.to_owned()],
-        false => std::env::split_paths(&path).map(|dir| dir.join(named)).collect(),
+        false => std::env::split_paths(&path)
+            .map(|dir| dir.join(named))
+            .collect(),
     };
     let is_other = |path: &PathBuf| path.is_file() && path.canonicalize().ok() != own;
-    candidates.into_iter().find(is_other).ok_or_else(|| Error::io("finding the runtime", named)(rustix::io::Errno::NOENT))
+    candidates
+        .into_iter()
+        .find(is_other)
+        .ok_or_else(|| Error::io("finding the runtime", named)(rustix::io::Errno::NOENT))
 }
 
 /// A runtime's command line, as far as we need it.
@@ -76,7 +96,10 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     fn parse(args: &'a [OsString]) -> Self {
-        let mut call = Self { bundle: PathBuf::from("."), ..Self::default() };
+        let mut call = Self {
+            bundle: PathBuf::from("."),
+            ..Self::default()
+        };
         let mut rest = args.iter().map(|arg| arg.as_bytes());
         while let Some(arg) = rest.next() {
             if WITH_VALUE.iter().any(|option| option.as_bytes() == arg) {
@@ -91,8 +114,13 @@ impl<'a> Call<'a> {
         while let Some(arg) = rest.next() {
             match arg {
                 b"--bundle" | b"-b" => call.bundle = rest.next().map(path).unwrap_or_default(),
-                b"--config" | b"-f" if matches!(call.command, Some(b"run" | b"create")) => call.config = rest.next().map(path),
-                _ => match (arg.strip_prefix(b"--bundle="), arg.strip_prefix(b"--config=")) {
+                b"--config" | b"-f" if matches!(call.command, Some(b"run" | b"create")) => {
+                    call.config = rest.next().map(path)
+                }
+                _ => match (
+                    arg.strip_prefix(b"--bundle="),
+                    arg.strip_prefix(b"--config="),
+                ) {
                     (Some(value), _) => call.bundle = path(value),
                     (_, Some(value)) => call.config = Some(path(value)),
                     _ => last = Some(arg),
@@ -100,7 +128,9 @@ impl<'a> Call<'a> {
             }
         }
         // Every command that we look at ends with the id.
-        call.id = last.filter(|arg| !arg.starts_with(b"-")).map(|arg| String::from_utf8_lossy(arg).into_owned());
+        call.id = last
+            .filter(|arg| !arg.starts_with(b"-"))
+            .map(|arg| String::from_utf8_lossy(arg).into_owned());
         call
     }
 }
@@ -109,17 +139,27 @@ impl<'a> Call<'a> {
 fn prepare(call: &Call<'_>) -> Result<()> {
     // Without an id, or a configuration, the runtime knows best what to say.
     let Some(id) = &call.id else { return Ok(()) };
-    let path = call.config.as_ref().map_or_else(|| call.bundle.join("config.json"), |config| call.bundle.join(config));
-    let Ok(text) = files::read(&path, bundle::MAX_CONFIG) else { return Ok(()) };
-    let Ok(mut config) = serde_json::from_slice::<Value>(&text) else { return Ok(()) };
+    let path = call.config.as_ref().map_or_else(
+        || call.bundle.join("config.json"),
+        |config| call.bundle.join(config),
+    );
+    let Ok(text) = files::read(&path, bundle::MAX_CONFIG) else {
+        return Ok(());
+    };
+    let Ok(mut config) = serde_json::from_slice::<Value>(&text) else {
+        return Ok(());
+    };
     if !inject::root(&mut config, &call.bundle, id)? {
         return Ok(());
     }
-    let text = serde_json::to_vec_pretty(&config).map_err(Error::document(path.display().to_string()))?;
-    replace(&path, &text).map_err(Error::io("writing", &path)).inspect_err(|_| {
-        let root = roots::of(id);
-        let _ = roots::release(&root).and_then(|()| roots::remove(&root));
-    })
+    let text =
+        serde_json::to_vec_pretty(&config).map_err(Error::document(path.display().to_string()))?;
+    replace(&path, &text)
+        .map_err(Error::io("writing", &path))
+        .inspect_err(|_| {
+            let root = roots::of(id);
+            let _ = roots::release(&root).and_then(|()| roots::remove(&root));
+        })
 }
 
 #[cfg(test)]
@@ -131,13 +171,33 @@ mod tests {
         let call = |line: &str| {
             let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
             let call = Call::parse(&args);
-            (call.command.map(|c| String::from_utf8_lossy(c).into_owned()), call.bundle, call.id)
+            (
+                call.command
+                    .map(|c| String::from_utf8_lossy(c).into_owned()),
+                call.bundle,
+                call.id,
+            )
         };
-        let of = |command: &str, bundle: &str, id: Option<&str>| (Some(command.to_owned()), PathBuf::from(bundle), id.map(str::to_owned));
+        let of = |command: &str, bundle: &str, id: Option<&str>| {
+            (
+                Some(command.to_owned()),
+                PathBuf::from(bundle),
+                id.map(str::to_owned),
+            )
+        };
         assert_eq!(call("run -b /b c1"), of("run", "/b", Some("c1")));
-        assert_eq!(call("--root /r --systemd-cgroup create --bundle=/b --pid-file /p c1"), of("create", "/b", Some("c1")));
-        assert_eq!(call("--log-format=json --log /run create c2"), of("create", ".", Some("c2")));
-        assert_eq!(call("--cgroup-manager cgroupfs --root=/r delete --force c3"), of("delete", ".", Some("c3")));
+        assert_eq!(
+            call("--root /r --systemd-cgroup create --bundle=/b --pid-file /p c1"),
+            of("create", "/b", Some("c1"))
+        );
+        assert_eq!(
+            call("--log-format=json --log /run create c2"),
+            of("create", ".", Some("c2"))
+        );
+        assert_eq!(
+            call("--cgroup-manager cgroupfs --root=/r delete --force c3"),
+            of("delete", ".", Some("c3"))
+        );
         assert_eq!(call("run --bundle /b --detach"), of("run", "/b", None));
         assert_eq!(call("--version"), (None, PathBuf::from("."), None));
     }

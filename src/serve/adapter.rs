@@ -1,4 +1,5 @@
-//! The FUSE adapter: requests in, answers of [`Rootfs`] out. Nothing is remembered between two requests, so that any worker can answer any request.
+//! The FUSE adapter: requests in, answers of [`Rootfs`] out. Nothing is remembered between two
+//! requests, so that any worker can answer any request.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -12,10 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bfc::rootfs::format::Inode;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{BLOCK, file_attr, file_type, negative};
@@ -26,11 +28,13 @@ use crate::error::chain;
 use crate::fs::{self, Order, ROOT, Rootfs, Step};
 use crate::sys::idmap::in_user_namespace;
 
-/// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to its clock.)
+/// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to
+/// its clock.)
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);
 /// Inode numbers are never used again for something else.
 const GENERATION: Generation = Generation(0);
-/// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are decoded at the same time (docs/PERFORMANCE.md).
+/// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are
+/// decoded at the same time (docs/PERFORMANCE.md).
 const MAX_READ: u32 = 128 << 10;
 /// How many different errors are logged before they are only answered.
 const MAX_LOGGED: usize = 4096;
@@ -43,8 +47,9 @@ const TYPE: u64 = u64::MAX;
 /// Entries `.` and `..` come before those of the image.
 const DOTS: u64 = 2;
 
-/// Features that are asked for when the kernel has them. Open and opendir are not answered at all (`NO_OPEN`, `NO_OPENDIR`): the kernel
-/// then keeps pages and directory entries from one open to the next by itself.
+/// Features that are asked for when the kernel has them. Open and opendir are not answered at all
+/// (`NO_OPEN`, `NO_OPENDIR`): the kernel then keeps pages and directory entries from one open to
+/// the next by itself.
 const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -56,8 +61,9 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
-/// The version of the protocol with which the kernel began to take what it finds by file handle for out of date (Linux 6.16; `epoch` in fs/fuse/dir.c).
-/// Overlayfs must not find files of ours that way then, or reading them fails with ESTALE: a file that is copied up has another inode number
+/// The version of the protocol with which the kernel began to take what it finds by file handle for
+/// out of date (Linux 6.16; `epoch` in fs/fuse/dir.c). Overlayfs must not find files of ours that
+/// way then, or reading them fails with ESTALE: a file that is copied up has another inode number
 /// when it is looked up again, and is copied up under one of its names only.
 const STALE_HANDLES: (u32, u32) = (7, 44);
 
@@ -77,7 +83,8 @@ pub(super) struct Adapter {
     logged: Mutex<HashSet<(u32, u64)>>,
     in_hand: Arc<InHand>,
     resends: Arc<OnceLock<bool>>,
-    /// What the names begin with of attributes that overlayfs keeps for itself, and an image has nothing to tell it by.
+    /// What the names begin with of attributes that overlayfs keeps for itself, and an image has
+    /// nothing to tell it by.
     marks: &'static [u8],
 }
 
@@ -103,9 +110,14 @@ impl From<Errno> for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
-/// What the names of attributes begin with that overlayfs keeps for itself where this process mounts. Who is confined cannot find that out.
+/// What the names of attributes begin with that overlayfs keeps for itself where this process
+/// mounts. Who is confined cannot find that out.
 pub(super) fn marks() -> &'static [u8] {
-    if in_user_namespace() { b"user.overlay." } else { b"trusted.overlay." }
+    if in_user_namespace() {
+        b"user.overlay."
+    } else {
+        b"trusted.overlay."
+    }
 }
 
 impl Adapter {
@@ -118,15 +130,37 @@ impl Adapter {
         resends: Arc<OnceLock<bool>>,
         marks: &'static [u8],
     ) -> Self {
-        Self { rootfs, surplus, metrics, logged: Mutex::default(), in_hand, resends, marks }
+        Self {
+            rootfs,
+            surplus,
+            metrics,
+            logged: Mutex::default(),
+            in_hand,
+            resends,
+            marks,
+        }
     }
 
     /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
-    fn answer<T>(&self, op: Op, req: &Request, ino: INodeNo, offset: u64, f: impl FnOnce(u32) -> Answer<T>) -> Result<T, Errno> {
-        let Ok(number) = u32::try_from(ino.0) else { return Err(Errno::ESTALE) };
+    fn answer<T>(
+        &self,
+        op: Op,
+        req: &Request,
+        ino: INodeNo,
+        offset: u64,
+        f: impl FnOnce(u32) -> Answer<T>,
+    ) -> Result<T, Errno> {
+        let Ok(number) = u32::try_from(ino.0) else {
+            return Err(Errno::ESTALE);
+        };
         let began = Instant::now();
         let Ok(_in_hand) = self.in_hand.begin(req.unique().0) else {
-            tracing::error!(op = op.name(), ino = number, offset, "a request has ended several workers; answered with an I/O error");
+            tracing::error!(
+                op = op.name(),
+                ino = number,
+                offset,
+                "a request has ended several workers; answered with an I/O error"
+            );
             self.metrics.answered(op, ino.0, offset, began, true);
             return Err(Errno::EIO);
         };
@@ -136,12 +170,18 @@ impl Adapter {
             Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
             Err(_) => {
                 if self.log_number(number, offset).is_some() {
-                    tracing::error!(op = op.name(), ino = number, offset, "a request made the worker panic; answered with an I/O error");
+                    tracing::error!(
+                        op = op.name(),
+                        ino = number,
+                        offset,
+                        "a request made the worker panic; answered with an I/O error"
+                    );
                 }
                 Err(Errno::EIO)
             }
         };
-        self.metrics.answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
+        self.metrics
+            .answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
         result
     }
 
@@ -151,7 +191,11 @@ impl Adapter {
         if errno == rustix::io::Errno::IO {
             self.metrics.damaged();
             if let Some(number) = self.log_number(ino, offset) {
-                let path = if number <= MAX_SEARCHES { self.path(ino) } else { None };
+                let path = if number <= MAX_SEARCHES {
+                    self.path(ino)
+                } else {
+                    None
+                };
                 let path = path.unwrap_or_else(|| PathBuf::from("?"));
                 tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
             }
@@ -159,13 +203,15 @@ impl Adapter {
         Errno::from_i32(errno.raw_os_error())
     }
 
-    /// Which of the logged errors this is, counted from 1; `None` when it was logged before, or too many were: an image must not fill the log.
+    /// Which of the logged errors this is, counted from 1; `None` when it was logged before, or too
+    /// many were: an image must not fill the log.
     fn log_number(&self, ino: u32, offset: u64) -> Option<usize> {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         (logged.len() < MAX_LOGGED && logged.insert((ino, offset))).then(|| logged.len())
     }
 
-    /// A path of an inode, for messages. A directory knows its own; a file does not know where it is linked, and is looked for by a walk.
+    /// A path of an inode, for messages. A directory knows its own; a file does not know where it
+    /// is linked, and is looked for by a walk.
     fn path(&self, wanted: u32) -> Option<PathBuf> {
         let absolute = |path: &[u8]| Path::new("/").join(OsStr::from_bytes(path));
         if let Ok(path) = self.rootfs.directory_path(wanted) {
@@ -174,7 +220,9 @@ impl Adapter {
         let mut walk = self.rootfs.walk(ROOT, Order::Depth).ok()?;
         for _ in 0..MAX_SEARCHED {
             match walk.step() {
-                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => return Some(absolute(walk.path())),
+                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => {
+                    return Some(absolute(walk.path()));
+                }
                 Ok(None) => break,
                 // In what cannot be read, the inode is not found.
                 Ok(Some(_)) | Err(_) => {}
@@ -195,8 +243,9 @@ impl Adapter {
 
     fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
         let (ino, inode) = match name {
-            // Asked for by NFS and by overlayfs when they come back with a file handle. What they found has the name `/` in the kernel until it is
-            // found by its own, and is asked for under that when it is looked at again.
+            // Asked for by NFS and by overlayfs when they come back with a file handle. What they
+            // found has the name `/` in the kernel until it is found by its own, and is asked for
+            // under that when it is looked at again.
             b"." | b"/" => (parent, self.rootfs.inode(parent)?),
             b".." => {
                 let ino = self.rootfs.parent(parent)?;
@@ -225,16 +274,22 @@ impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let kernel = config.kernel_abi();
         let has_stale_handles = (kernel.0, kernel.1) >= STALE_HANDLES;
-        let handles = if has_stale_handles { InitFlags::FUSE_NO_EXPORT_SUPPORT } else { InitFlags::FUSE_EXPORT_SUPPORT };
-        // The kernel then asks for the list of each inode that somebody else than its owner uses: once, but for the root, which it has made before it
-        // knows of lists.
+        let handles = if has_stale_handles {
+            InitFlags::FUSE_NO_EXPORT_SUPPORT
+        } else {
+            InitFlags::FUSE_EXPORT_SUPPORT
+        };
+        // The kernel then asks for the list of each inode that somebody else than its owner uses:
+        // once, but for the root, which it has made before it knows of lists.
         let lists = may_have_lists(&self.rootfs).then_some(InitFlags::FUSE_POSIX_ACL);
         for flag in WANTED.into_iter().chain([handles]).chain(lists) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not have this feature");
             }
         }
-        let _ = self.resends.set(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND));
+        let _ = self
+            .resends
+            .set(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND));
         // The number of pages of a read follows from this.
         let _ = config.set_max_write(MAX_READ);
         let _ = config.set_max_background(64);
@@ -242,17 +297,23 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let result = self.answer(Op::Lookup, req, parent, 0, |parent| self.look_up(parent, name.as_bytes()));
+        let result = self.answer(Op::Lookup, req, parent, 0, |parent| {
+            self.look_up(parent, name.as_bytes())
+        });
         reply!(reply, result, attr => reply.entry(&FOREVER, &attr, GENERATION));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.answer(Op::Getattr, req, ino, 0, |ino| self.attr(ino, &self.rootfs.inode(ino)?));
+        let result = self.answer(Op::Getattr, req, ino, 0, |ino| {
+            self.attr(ino, &self.rootfs.inode(ino)?)
+        });
         reply!(reply, result, attr => reply.attr(&FOREVER, &attr));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.answer(Op::Readlink, req, ino, 0, |ino| Ok(self.rootfs.readlink(ino)?));
+        let result = self.answer(Op::Readlink, req, ino, 0, |ino| {
+            Ok(self.rootfs.readlink(ino)?)
+        });
         reply!(reply, result, target => reply.data(&target));
     }
 
@@ -264,15 +325,36 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -280,7 +362,15 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn lseek(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: i64, _whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -330,7 +420,11 @@ impl Filesystem for Adapter {
         let reading = self.surplus.reading();
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            match self.answer(Op::Read, req, ino, offset, |ino| Ok(self.rootfs.read_decoded(ino, offset, size as usize, buffer)?)) {
+            match self.answer(Op::Read, req, ino, offset, |ino| {
+                Ok(self
+                    .rootfs
+                    .read_decoded(ino, offset, size as usize, buffer)?)
+            }) {
                 Ok(decoded) => {
                     self.metrics.read(decoded.wanted.len(), buffer.len());
                     reply.data(&buffer[decoded.wanted.clone()]);
@@ -341,7 +435,14 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let result = self.answer(Op::Readdir, req, ino, offset, |ino| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectory, next, ino: u32, kind, name: &[u8]| {
@@ -352,26 +453,50 @@ impl Filesystem for Adapter {
             if offset < 1 && !add(&mut reply, 1, ino, FileType::Directory, b".") {
                 return Ok(());
             }
-            if offset < DOTS && !add(&mut reply, DOTS, self.rootfs.parent(ino)?, FileType::Directory, b"..") {
+            if offset < DOTS
+                && !add(
+                    &mut reply,
+                    DOTS,
+                    self.rootfs.parent(ino)?,
+                    FileType::Directory,
+                    b"..",
+                )
+            {
                 return Ok(());
             }
             let from = offset.saturating_sub(DOTS);
-            let result = self.rootfs.readdir(ino, from, &mut |next, ino, kind, name| {
-                // An unknown type is found out when the entry is looked up.
-                let kind = file_type(kind).unwrap_or(FileType::RegularFile);
-                add(&mut reply, next + DOTS, ino, kind, name)
-            });
+            let result = self
+                .rootfs
+                .readdir(ino, from, &mut |next, ino, kind, name| {
+                    // An unknown type is found out when the entry is looked up.
+                    let kind = file_type(kind).unwrap_or(FileType::RegularFile);
+                    add(&mut reply, next + DOTS, ino, kind, name)
+                });
             // What was found before the damage is served; the next call begins at it, and fails.
             if added { Ok(()) } else { Ok(result?) }
         });
         reply!(reply, result, _unit => reply.ok());
     }
 
-    fn readdirplus(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
         let result = self.answer(Op::Readdirplus, req, ino, offset, |dir| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
-                let full = reply.add(attr.ino, next, OsStr::from_bytes(name), &FOREVER, attr, GENERATION);
+                let full = reply.add(
+                    attr.ino,
+                    next,
+                    OsStr::from_bytes(name),
+                    &FOREVER,
+                    attr,
+                    GENERATION,
+                );
                 added |= !full;
                 !full
             };
@@ -383,13 +508,17 @@ impl Filesystem for Adapter {
             }
             let from = offset.saturating_sub(DOTS);
             let mut unknown = None;
-            let result = self.rootfs.readdir_plus(dir, from, &mut |next, ino, inode, name| match self.attr(ino, inode) {
-                Ok(attr) => add(&mut reply, next + DOTS, &attr, name),
-                Err(refusal) => {
-                    unknown = Some(refusal);
-                    false
-                }
-            });
+            let result =
+                self.rootfs
+                    .readdir_plus(dir, from, &mut |next, ino, inode, name| match self
+                        .attr(ino, inode)
+                    {
+                        Ok(attr) => add(&mut reply, next + DOTS, &attr, name),
+                        Err(refusal) => {
+                            unknown = Some(refusal);
+                            false
+                        }
+                    });
             match (added, unknown) {
                 (true, _) => Ok(()),
                 (false, Some(refusal)) => Err(refusal),
@@ -400,7 +529,8 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        // The kernel never asks again after ENOSYS, which overlayfs does for every look-up otherwise.
+        // The kernel never asks again after ENOSYS, which overlayfs does for every look-up
+        // otherwise.
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -417,7 +547,12 @@ impl Filesystem for Adapter {
         }
         let result = self.answer(Op::Listxattr, req, ino, 0, |ino| {
             let mut list = Vec::new();
-            for name in self.rootfs.xattr_names(ino)?.into_iter().filter(|name| !name.starts_with(self.marks)) {
+            for name in self
+                .rootfs
+                .xattr_names(ino)?
+                .into_iter()
+                .filter(|name| !name.starts_with(self.marks))
+            {
                 list.extend_from_slice(&name);
                 list.push(0);
             }
@@ -427,11 +562,17 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let result = self.answer(Op::Statfs, req, INodeNo(ROOT.into()), 0, |_| Ok(self.rootfs.statfs()));
-        reply!(reply, result, s => reply.statfs(s.bytes.div_ceil(BLOCK.into()), 0, 0, s.files, 0, BLOCK, 255, BLOCK));
+        let result = self.answer(Op::Statfs, req, INodeNo(ROOT.into()), 0, |_| {
+            Ok(self.rootfs.statfs())
+        });
+        reply!(reply, result, s => {
+            let blocks = s.bytes.div_ceil(BLOCK.into());
+            reply.statfs(blocks, 0, 0, s.files, 0, BLOCK, 255, BLOCK)
+        });
     }
 
-    // What follows would write. The mount is read-only, so the kernel refuses first, unless the mount was made by hand.
+    // What follows would write. The mount is read-only, so the kernel refuses first, unless the
+    // mount was made by hand.
 
     fn setattr(
         &self,
@@ -454,11 +595,28 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn mknod(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        _req: &Request,
+        _dir: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
-    fn mkdir(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _dir: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -470,7 +628,14 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn symlink(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _target: &Path, reply: ReplyEntry) {
+    fn symlink(
+        &self,
+        _req: &Request,
+        _dir: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -487,11 +652,27 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn link(&self, _req: &Request, _ino: INodeNo, _new_dir: INodeNo, _new_name: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _new_dir: INodeNo,
+        _new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
         reply.error(Errno::EROFS);
     }
 
-    fn create(&self, _req: &Request, _dir: INodeNo, _name: &OsStr, _mode: u32, _umask: u32, _flags: i32, reply: ReplyCreate) {
+    fn create(
+        &self,
+        _req: &Request,
+        _dir: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -510,7 +691,16 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn fallocate(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _offset: u64, _length: u64, _mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -530,7 +720,16 @@ impl Filesystem for Adapter {
         reply.error(Errno::EROFS);
     }
 
-    fn setxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _value: &[u8], _flags: i32, _position: u32, reply: ReplyEmpty) {
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::EROFS);
     }
 
@@ -539,14 +738,20 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Whether an inode may have an access control list that the kernel is to go by. Of an image that does not list the inodes with attributes, because they are
-/// many, it is not known.
+/// Whether an inode may have an access control list that the kernel is to go by. Of an image that
+/// does not list the inodes with attributes, because they are many, it is not known.
 fn may_have_lists(rootfs: &Rootfs) -> bool {
     if !rootfs.has_xattrs() {
         return false;
     }
-    let Ok(Some(entries)) = rootfs.xattr_entries() else { return true };
-    let has = |ino| rootfs.xattr_names(ino).map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)));
+    let Ok(Some(entries)) = rootfs.xattr_entries() else {
+        return true;
+    };
+    let has = |ino| {
+        rootfs
+            .xattr_names(ino)
+            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
+    };
     has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 

@@ -1,7 +1,8 @@
 //! Whether what is mounted answers.
 //!
-//! mountinfo tells what is mounted, and not whether anybody serves it. Who asks a file system whose worker hangs may hang with it, beyond being killed. So a
-//! process of its own asks, and nobody waits for its end.
+//! mountinfo tells what is mounted, and not whether anybody serves it. Who asks a file system whose
+//! worker hangs may hang with it, beyond being killed. So a process of its own asks, and nobody
+//! waits for its end.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -59,7 +60,8 @@ pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
         .spawn()
         .map_err(Error::system("starting a process that asks mounts"))?;
     let said = listen(&mut asker);
-    // It may be beyond that. Then it ends when it is answered, or when this process has and the mount is forced to.
+    // It may be beyond that. Then it ends when it is answered, or when this process has and the
+    // mount is forced to.
     let _ = asker.kill();
     let mut answers: HashMap<u32, Answer> = mounts.iter().map(|id| (*id, Answer::Silent)).collect();
     for line in said?.lines() {
@@ -75,12 +77,20 @@ pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
 /// What an asker says until it ends, or until nobody waits any longer.
 fn listen(asker: &mut Child) -> Result<String> {
     let failed = "listening to a process that asks mounts";
-    let Some(mut pipe) = asker.stdout.take() else { return Ok(String::new()) };
+    let Some(mut pipe) = asker.stdout.take() else {
+        return Ok(String::new());
+    };
     let (deadline, mut said) = (Instant::now() + LIMIT, Vec::new());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)], Some(&left)) {
+        let left = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(
+            &mut [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)],
+            Some(&left),
+        ) {
             Ok(0) => break,
             Err(Errno::INTR) => continue,
             other => other.map_err(Error::system(failed))?,
@@ -107,13 +117,17 @@ fn meaning(errno: i32) -> Answer {
     }
 }
 
-/// The life of a process that asks mounts: says the number of each with that of the error that it answered, as soon as it did.
+/// The life of a process that asks mounts: says the number of each with that of the error that it
+/// answered, as soon as it did.
 ///
 /// # Errors
 /// [`Error::Io`] when the mounts cannot be read.
 pub fn main(ids: &[u32]) -> Result<()> {
     users::only_look();
-    let mounts: Vec<MountInfo> = mountinfo::all()?.into_iter().filter(|m| ids.contains(&m.id)).collect();
+    let mounts: Vec<MountInfo> = mountinfo::all()?
+        .into_iter()
+        .filter(|m| ids.contains(&m.id))
+        .collect();
     let say = |id: u32, errno: Errno| {
         let line = format!("{id} {}\n", errno.raw_os_error());
         #[allow(clippy::disallowed_methods)] // Numbers, for the process that started this one.
@@ -133,10 +147,16 @@ pub fn main(ids: &[u32]) -> Result<()> {
 /// Looks for a name that nothing has, which no cache knows: an overlay asks what is below it, too.
 fn look(mount: &MountInfo) -> Errno {
     // Covered by another mount, it is seen by nobody.
-    let Ok(root) = MountPoint::of(mount).and_then(|at| at.directory()) else { return Errno::SRCH };
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let Ok(root) = MountPoint::of(mount).and_then(|at| at.directory()) else {
+        return Errno::SRCH;
+    };
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
     let name = format!(".lxcri-fs-{}-{now}", std::process::id());
-    statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).err().unwrap_or(Errno::NOENT)
+    statat(&root, name, AtFlags::SYMLINK_NOFOLLOW)
+        .err()
+        .unwrap_or(Errno::NOENT)
 }
 
 #[cfg(test)]
@@ -146,9 +166,27 @@ mod tests {
 
     #[test]
     fn errors_mean_that_somebody_looked_or_that_nobody_is_there() {
-        let answers = [Errno::NOENT, Errno::IO, Errno::NOTCONN, Errno::CONNABORTED, Errno::ACCESS].map(|e| meaning(e.raw_os_error()));
-        assert_eq!(answers, [Answer::Serving, Answer::Serving, Answer::Dead, Answer::Dead, Answer::Unknown]);
-        let proc = mountinfo::at(std::path::Path::new("/proc")).unwrap().unwrap();
+        let answers = [
+            Errno::NOENT,
+            Errno::IO,
+            Errno::NOTCONN,
+            Errno::CONNABORTED,
+            Errno::ACCESS,
+        ]
+        .map(|e| meaning(e.raw_os_error()));
+        assert_eq!(
+            answers,
+            [
+                Answer::Serving,
+                Answer::Serving,
+                Answer::Dead,
+                Answer::Dead,
+                Answer::Unknown
+            ]
+        );
+        let proc = mountinfo::at(std::path::Path::new("/proc"))
+            .unwrap()
+            .unwrap();
         assert_eq!(meaning(look(&proc).raw_os_error()), Answer::Serving);
     }
 }

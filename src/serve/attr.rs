@@ -28,7 +28,10 @@ pub(super) fn file_type(kind: u8) -> Option<FileType> {
 /// The attributes of an inode; `None` when its mode has no file type.
 pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
     #[allow(clippy::cast_possible_truncation)] // four bits, twelve bits
-    let (kind, perm) = (((inode.mode & S_IFMT) >> 12) as u8, (inode.mode & 0o7777) as u16);
+    let (kind, perm) = (
+        ((inode.mode & S_IFMT) >> 12) as u8,
+        (inode.mode & 0o7777) as u16,
+    );
     let kind = file_type(kind)?;
     let size = match kind {
         FileType::Directory => DIRECTORY_SIZE,
@@ -46,7 +49,11 @@ pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
     Some(FileAttr {
         ino: INodeNo(ino.into()),
         size,
-        blocks: if inode.mode & S_IFMT == S_IFREG || kind == FileType::Directory { size.div_ceil(512) } else { 0 },
+        blocks: if inode.mode & S_IFMT == S_IFREG || kind == FileType::Directory {
+            size.div_ceil(512)
+        } else {
+            0
+        },
         atime: time,
         mtime: time,
         ctime: time,
@@ -87,8 +94,14 @@ pub(super) fn negative() -> FileAttr {
 /// Seconds since 1970, which may be negative, and nanoseconds past them.
 fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
     let whole = Duration::from_secs(seconds.unsigned_abs());
-    let second = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    second.and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.min(999_999_999).into()))).unwrap_or(UNIX_EPOCH)
+    let second = if seconds < 0 {
+        UNIX_EPOCH.checked_sub(whole)
+    } else {
+        UNIX_EPOCH.checked_add(whole)
+    };
+    second
+        .and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.min(999_999_999).into())))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 /// The 32-bit device number of the FUSE protocol: 12 bits of major number, 20 of minor.
@@ -104,17 +117,27 @@ mod tests {
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
         let before = time(-2, 250_000_000);
-        assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::from_millis(1750));
+        assert_eq!(
+            UNIX_EPOCH.duration_since(before).unwrap(),
+            Duration::from_millis(1750)
+        );
         assert_eq!(time(3, 5), UNIX_EPOCH + Duration::new(3, 5));
         assert_eq!(time(i64::MIN, 0), UNIX_EPOCH - Duration::from_secs(1 << 63));
     }
 
     #[test]
     fn devices_are_encoded_as_the_kernel_decodes_them() {
-        // new_decode_dev(): major = (dev & 0xfff00) >> 8, minor = (dev & 0xff) | ((dev >> 12) & 0xfff00)
+        // new_decode_dev(): major = (dev & 0xfff00) >> 8, minor = (dev & 0xff) | ((dev >> 12) &
+        // 0xfff00)
         for (major, minor) in [(8, 1), (259, 3), (0, 0), (4095, 0xf_ffff), (1, 300)] {
             let dev = encode_dev(major, minor);
-            assert_eq!(((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00)), (major, minor));
+            assert_eq!(
+                (
+                    (dev & 0xf_ff00) >> 8,
+                    (dev & 0xff) | ((dev >> 12) & 0xf_ff00)
+                ),
+                (major, minor)
+            );
         }
     }
 }

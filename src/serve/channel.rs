@@ -1,4 +1,5 @@
-//! Messages between two of our processes: JSON with file descriptors, over a socket that keeps messages apart.
+//! Messages between two of our processes: JSON with file descriptors, over a socket that keeps
+//! messages apart.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+    connect, listen, recvmsg, sendmsg, socket_with, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +23,8 @@ use super::error::{Error, Result};
 
 /// Longest message, bytes; below what a socket buffers (`net.core.wmem_default`).
 const MAX_MESSAGE: usize = 192 << 10;
-/// Most descriptors in a message: the kernel's limit. So many images can be mounted at once as leave room for some others.
+/// Most descriptors in a message: the kernel's limit. So many images can be mounted at once as
+/// leave room for some others.
 pub(super) const MAX_FDS: usize = 253;
 const _: () = assert!(MAX_FDS >= crate::fs::MAX_IMAGES + 3);
 
@@ -34,7 +37,8 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// A channel to a process that is about to be started, and that process's standard input, which is its end.
+    /// A channel to a process that is about to be started, and that process's standard input, which
+    /// is its end.
     pub(super) fn pair(peer: &'static str) -> Result<(Self, Stdio)> {
         let (ours, theirs) = Self::to_pass(peer)?;
         Ok((ours, theirs.into()))
@@ -42,8 +46,13 @@ impl Channel {
 
     /// A channel to a process that is given the other end.
     pub(super) fn to_pass(peer: &'static str) -> Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(Error::system("making a socket pair"))?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(Error::system("making a socket pair"))?;
         Ok((Self { socket: ours, peer }, theirs))
     }
 
@@ -55,7 +64,8 @@ impl Channel {
     /// The channel that this process was started with. Standard input is /dev/null from now on.
     pub(super) fn from_stdin(peer: &'static str) -> Result<Self> {
         let failed = "taking over the control socket";
-        let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(Error::system(failed))?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
+            .map_err(Error::system(failed))?;
         let null = std::fs::File::open("/dev/null").map_err(Error::system(failed))?;
         rustix::stdio::dup2_stdin(null).map_err(Error::system(failed))?;
         Ok(Self { socket, peer })
@@ -68,7 +78,12 @@ impl Channel {
             Ok(address) => address,
             Err(e) => return Err(failed(e)),
         };
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        );
         let socket = socket.map_err(Error::system("making a socket"))?;
         match connect(&socket, &address) {
             Ok(()) => Ok(Some(Self { socket, peer })),
@@ -79,18 +94,30 @@ impl Channel {
 
     /// Sends a message with descriptors.
     pub(super) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let failed = |source| Error::Protocol { peer: self.peer, source };
+        let failed = |source| Error::Protocol {
+            peer: self.peer,
+            source,
+        };
         let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
         serde_json::to_writer(&mut *bytes, message).map_err(failed)?;
         if bytes.len() > MAX_MESSAGE {
-            return Err(Error::system("passing the names of so many images")(io::ErrorKind::ArgumentListTooLong));
+            return Err(Error::system("passing the names of so many images")(
+                io::ErrorKind::ArgumentListTooLong,
+            ));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Error::system("passing so many images")(io::ErrorKind::ArgumentListTooLong));
+            return Err(Error::system("passing so many images")(
+                io::ErrorKind::ArgumentListTooLong,
+            ));
         }
-        match sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(
+            &self.socket,
+            &[IoSlice::new(&bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
             Ok(_) => Ok(()),
             Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
             Err(e) => Err(Error::system("sending a message")(e)),
@@ -105,7 +132,12 @@ impl Channel {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
-            match recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(
+                &self.socket,
+                &mut parts,
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            ) {
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) => return Ok(None),
                 other => break other.map_err(Error::system(failed))?.bytes,
@@ -120,28 +152,40 @@ impl Channel {
         if received == 0 {
             return Ok(None);
         }
-        let message = serde_json::from_slice(&bytes[..received]).map_err(|source| Error::Protocol { peer: self.peer, source })?;
+        let message =
+            serde_json::from_slice(&bytes[..received]).map_err(|source| Error::Protocol {
+                peer: self.peer,
+                source,
+            })?;
         Ok(Some((message, fds)))
     }
 
     /// Receives an answer that must come within `limit`.
     pub(super) fn expect<T: DeserializeOwned>(&self, limit: Duration) -> Result<(T, Vec<OwnedFd>)> {
         if !self.readable(limit)? {
-            return Err(Error::Timeout { peer: self.peer, seconds: limit.as_secs() });
+            return Err(Error::Timeout {
+                peer: self.peer,
+                seconds: limit.as_secs(),
+            });
         }
         self.receive()?.ok_or(Error::Gone { peer: self.peer })
     }
 
     /// The process that made the other end.
     pub(super) fn peer_pid(&self) -> Option<u32> {
-        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|c| c.pid.as_raw_nonzero().get().unsigned_abs())
+        rustix::net::sockopt::socket_peercred(&self.socket)
+            .ok()
+            .map(|c| c.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
     fn readable(&self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+            let left = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
@@ -161,7 +205,8 @@ impl Listener {
         let failed = || Error::io("listening at", path);
         let address = SocketAddrUnix::new(path).map_err(failed())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed())?;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(failed())?;
         bind(&socket, &address).map_err(failed())?;
         listen(&socket, 128).map_err(failed())?;
         Ok(Self(socket))
@@ -170,7 +215,10 @@ impl Listener {
     /// The next one who wants to talk; `None` when nobody waits.
     pub(super) fn accept(&self) -> Result<Option<Channel>> {
         match accept_with(&self.0, SocketFlags::CLOEXEC) {
-            Ok(socket) => Ok(Some(Channel { socket, peer: "command" })),
+            Ok(socket) => Ok(Some(Channel {
+                socket,
+                peer: "command",
+            })),
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
             Err(e) => Err(Error::system("accepting a connection")(e)),
         }
@@ -202,13 +250,32 @@ mod tests {
 
     #[test]
     fn messages_carry_descriptors_and_end_with_the_peer() {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let (a, b) = (Channel { socket: ours, peer: "b" }, Channel { socket: theirs, peer: "a" });
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let (a, b) = (
+            Channel {
+                socket: ours,
+                peer: "b",
+            },
+            Channel {
+                socket: theirs,
+                peer: "a",
+            },
+        );
         let null = std::fs::File::open("/dev/null").unwrap();
-        a.send(&("hello", 7), &[null.as_fd(), null.as_fd()]).unwrap();
+        a.send(&("hello", 7), &[null.as_fd(), null.as_fd()])
+            .unwrap();
         let ((text, number), fds) = b.expect::<(String, u32)>(Duration::from_secs(1)).unwrap();
         assert_eq!((text.as_str(), number, fds.len()), ("hello", 7, 2));
-        assert!(matches!(b.expect::<u32>(Duration::from_millis(10)), Err(Error::Timeout { .. })));
+        assert!(matches!(
+            b.expect::<u32>(Duration::from_millis(10)),
+            Err(Error::Timeout { .. })
+        ));
         drop(a);
         assert!(b.receive::<u32>().unwrap().is_none());
         assert!(matches!(b.send(&1, &[]), Err(Error::Gone { .. })));

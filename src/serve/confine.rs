@@ -1,17 +1,23 @@
-//! Taking from who reads bytes that strangers made what it does not need: from the worker, and from commands that look into an image.
+//! Taking from who reads bytes that strangers made what it does not need: from the worker, and from
+//! commands that look into an image.
 //!
-//! What stays is memory, threads, time, and the descriptors that it has or is given. Where a kernel lacks one of the means, the others do.
+//! What stays is memory, threads, time, and the descriptors that it has or is given. Where a kernel
+//! lacks one of the means, the others do.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope,
 };
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter,
+};
 use serde::{Deserialize, Serialize};
 
 /// How much more the worker is to the out-of-memory killer's taste than its keeper.
@@ -88,7 +94,8 @@ const CALLS: [libc::c_long; 54] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Landlock {
-    /// Not at all: the kernel does not have it, or it is not enabled (`lsm=` of the kernel's command line).
+    /// Not at all: the kernel does not have it, or it is not enabled (`lsm=` of the kernel's
+    /// command line).
     None,
     /// From all that this kernel's version of it knows.
     Partial,
@@ -115,20 +122,37 @@ impl Confinement {
         let landlock = match self.landlock {
             Landlock::None => Some((
                 "there is no landlock",
-                "only the filter of system calls keeps a worker from files, the network and other processes; is landlock in the kernel's `lsm=`?",
+                "only the filter of system calls keeps a worker from files, the network and other \
+                 processes; is landlock in the kernel's `lsm=`?",
             )),
             Landlock::Partial => Some((
                 "landlock is older than Linux 6.12's",
-                "only the filter of system calls keeps a worker from some of the network and of other processes",
+                "only the filter of system calls keeps a worker from some of the network and of \
+                 other processes",
             )),
             Landlock::Full => None,
         };
         let others = [
-            (self.no_capabilities, "capabilities cannot be dropped", "what goes wrong in a worker may use its user's"),
-            (self.no_new_privs, "no_new_privs cannot be set", "only the filter of system calls keeps a worker from set-user-id programs"),
-            (self.seccomp, "there are no seccomp filters", "a worker can make any system call that its user may make without capabilities"),
+            (
+                self.no_capabilities,
+                "capabilities cannot be dropped",
+                "what goes wrong in a worker may use its user's",
+            ),
+            (
+                self.no_new_privs,
+                "no_new_privs cannot be set",
+                "only the filter of system calls keeps a worker from set-user-id programs",
+            ),
+            (
+                self.seccomp,
+                "there are no seccomp filters",
+                "a worker can make any system call that its user may make without capabilities",
+            ),
         ];
-        let others = others.into_iter().filter(|(has, ..)| !has).map(|(_, what, so)| (what, so));
+        let others = others
+            .into_iter()
+            .filter(|(has, ..)| !has)
+            .map(|(_, what, so)| (what, so));
         landlock.into_iter().chain(others).collect()
     }
 }
@@ -158,9 +182,16 @@ const FILE_CALLS: &[libc::c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_copy_file_range,
 ];
-/// System calls of a command that gives files owners, modes, times and attributes. Landlock does not know them: it could give them to any file.
-const ATTRIBUTE_CALLS: &[libc::c_long] =
-    &[libc::SYS_mknodat, libc::SYS_symlinkat, libc::SYS_fchmodat, libc::SYS_fchownat, libc::SYS_lsetxattr, libc::SYS_utimensat];
+/// System calls of a command that gives files owners, modes, times and attributes. Landlock does
+/// not know them: it could give them to any file.
+const ATTRIBUTE_CALLS: &[libc::c_long] = &[
+    libc::SYS_mknodat,
+    libc::SYS_symlinkat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_lsetxattr,
+    libc::SYS_utimensat,
+];
 /// Those that the C library still makes where there are older ones for the same.
 #[cfg(target_arch = "x86_64")]
 const OLD_FILE_CALLS: &[libc::c_long] = &[
@@ -207,7 +238,8 @@ pub fn confine() -> Confinement {
 pub struct Kept {
     /// Directories below which it opens, makes and removes files.
     pub directories: Vec<OwnedFd>,
-    /// Whether it gives files owners, modes, times and attributes, which landlock cannot keep to the directories.
+    /// Whether it gives files owners, modes, times and attributes, which landlock cannot keep to
+    /// the directories.
     pub attributes: bool,
     /// Which capabilities, of those that it has.
     pub capabilities: CapabilitySet,
@@ -215,34 +247,53 @@ pub struct Kept {
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { directories: Vec::new(), attributes: false, capabilities: CapabilitySet::empty() }
+        Self {
+            directories: Vec::new(),
+            attributes: false,
+            capabilities: CapabilitySet::empty(),
+        }
     }
 }
 
 impl Kept {
     /// Below this directory, too. One that cannot be opened cannot be used later either.
     pub fn below(mut self, directory: &Path) -> Self {
-        self.directories.extend(rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()));
+        self.directories.extend(rustix::fs::open(
+            directory,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ));
         self
     }
 }
 
-/// Confines a command, in this thread and all that it starts, before it reads the first byte of an image. Descriptors that are open stay open; of files
-/// others can be opened below the directories that it keeps.
+/// Confines a command, in this thread and all that it starts, before it reads the first byte of an
+/// image. Descriptors that are open stay open; of files others can be opened below the directories
+/// that it keeps.
 pub fn confine_command(kept: &Kept) -> Confinement {
     restrict_thread(Some(kept))
 }
 
 /// How a worker would be confined on this host: a thread of this process tries it, and ends.
 pub fn probe() -> Option<Confinement> {
-    std::thread::Builder::new().spawn(|| restrict_thread(None)).ok()?.join().ok()
+    std::thread::Builder::new()
+        .spawn(|| restrict_thread(None))
+        .ok()?
+        .join()
+        .ok()
 }
 
 /// All that holds for a thread and what it starts: a worker, or a command that keeps something.
 fn restrict_thread(kept: Option<&Kept>) -> Confinement {
-    let told = |result: Result<(), Error>| result.inspect_err(|error| tracing::debug!("{}", crate::error::chain(error))).is_ok();
+    let told = |result: Result<(), Error>| {
+        result
+            .inspect_err(|error| tracing::debug!("{}", crate::error::chain(error)))
+            .is_ok()
+    };
     Confinement {
-        no_capabilities: told(drop_capabilities(kept.map_or(CapabilitySet::empty(), |kept| kept.capabilities))),
+        no_capabilities: told(drop_capabilities(
+            kept.map_or(CapabilitySet::empty(), |kept| kept.capabilities),
+        )),
         no_new_privs: told(no_new_privileges()),
         landlock: restrict_files(kept).unwrap_or_else(|error| {
             tracing::debug!("{}", crate::error::chain(&error));
@@ -253,23 +304,35 @@ fn restrict_thread(kept: Option<&Kept>) -> Confinement {
     }
 }
 
-/// The keeper can replace the worker, so it is the worker that should be killed when memory is short.
+/// The keeper can replace the worker, so it is the worker that should be killed when memory is
+/// short.
 fn prefer_for_oom() {
-    let inherited = std::fs::read_to_string(OOM_PATH).ok().and_then(|text| text.trim().parse::<i32>().ok()).unwrap_or_default();
+    let inherited = std::fs::read_to_string(OOM_PATH)
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok())
+        .unwrap_or_default();
     if let Err(error) = std::fs::write(OOM_PATH, (inherited + OOM_DISTANCE).min(1000).to_string()) {
         tracing::debug!(%error, "oom_score_adj stays as it is");
     }
 }
 
 fn drop_capabilities(kept: CapabilitySet) -> Result<(), Error> {
-    for number in (0..CAPABILITIES).filter(|&number| !kept.contains(CapabilitySet::from_bits_retain(1 << number))) {
+    for number in (0..CAPABILITIES)
+        .filter(|&number| !kept.contains(CapabilitySet::from_bits_retain(1 << number)))
+    {
         // Fails for those that the kernel does not have, and for a user who has none of them.
-        let _ = rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number));
+        let _ = rustix::thread::remove_capability_from_bounding_set(
+            CapabilitySet::from_bits_retain(1 << number),
+        );
     }
     let _ = rustix::thread::clear_ambient_capability_set();
     let has = rustix::thread::capabilities(None).map_err(Error::Capabilities)?;
     let kept = kept & has.permitted & has.effective;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
     rustix::thread::set_capabilities(None, sets).map_err(Error::Capabilities)
 }
 
@@ -277,7 +340,8 @@ fn no_new_privileges() -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(Error::NoNewPrivs)
 }
 
-/// Nothing can be opened, made, removed, or connected to, but for files below the directories that are kept.
+/// Nothing can be opened, made, removed, or connected to, but for files below the directories that
+/// are kept.
 fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
     let abi = ABI::V6;
     let status = Ruleset::default()
@@ -288,7 +352,12 @@ fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
         .add_rules(
             kept.iter()
                 .flat_map(|kept| &kept.directories)
-                .map(|directory| Ok::<_, RulesetError>(PathBeneath::new(directory, AccessFs::from_all(abi) & !AccessFs::Execute))),
+                .map(|directory| {
+                    Ok::<_, RulesetError>(PathBeneath::new(
+                        directory,
+                        AccessFs::from_all(abi) & !AccessFs::Execute,
+                    ))
+                }),
         )?
         .restrict_self()?;
     // What a kernel does not have is left out without an error.
@@ -302,25 +371,41 @@ fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
 /// Everything else is answered with "no such system call".
 fn filter_system_calls(kept: Option<&Kept>) -> Result<(), Error> {
     let (files, attributes) = (kept.is_some(), kept.is_some_and(|kept| kept.attributes));
-    let calls =
-        CALLS.iter().chain(FILE_CALLS.iter().chain(OLD_FILE_CALLS).filter(|_| files)).chain(ATTRIBUTE_CALLS.iter().filter(|_| attributes));
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|&call| (call, Vec::new())).collect();
-    let argument = |number, op, value| SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value);
+    let calls = CALLS
+        .iter()
+        .chain(FILE_CALLS.iter().chain(OLD_FILE_CALLS).filter(|_| files))
+        .chain(ATTRIBUTE_CALLS.iter().filter(|_| attributes));
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        calls.map(|&call| (call, Vec::new())).collect();
+    let argument =
+        |number, op, value| SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value);
     let exec = libc::PROT_EXEC.cast_unsigned().into();
     let threads = libc::CLONE_THREAD.cast_unsigned().into();
     let name = libc::PR_SET_NAME.cast_unsigned().into();
     // Memory that is not executable, threads but no processes, names of threads.
     for (call, condition) in [
-        (libc::SYS_mmap, argument(2, SeccompCmpOp::MaskedEq(exec), 0)?),
-        (libc::SYS_mprotect, argument(2, SeccompCmpOp::MaskedEq(exec), 0)?),
-        (libc::SYS_clone, argument(0, SeccompCmpOp::MaskedEq(threads), threads)?),
+        (
+            libc::SYS_mmap,
+            argument(2, SeccompCmpOp::MaskedEq(exec), 0)?,
+        ),
+        (
+            libc::SYS_mprotect,
+            argument(2, SeccompCmpOp::MaskedEq(exec), 0)?,
+        ),
+        (
+            libc::SYS_clone,
+            argument(0, SeccompCmpOp::MaskedEq(threads), threads)?,
+        ),
         (libc::SYS_prctl, argument(0, SeccompCmpOp::Eq, name)?),
     ] {
         rules.insert(call, vec![SeccompRule::new(vec![condition])?]);
     }
     if files {
-        // Of a terminal: its size, and no echo while a password is typed. It could be made to take what is written for what is typed.
-        let rules_of = |request: &libc::Ioctl| SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, *request)?]);
+        // Of a terminal: its size, and no echo while a password is typed. It could be made to take
+        // what is written for what is typed.
+        let rules_of = |request: &libc::Ioctl| {
+            SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, *request)?])
+        };
         let requests = [
             libc::TIOCGWINSZ,
             libc::TCGETS,
@@ -332,9 +417,17 @@ fn filter_system_calls(kept: Option<&Kept>) -> Result<(), Error> {
             libc::TCSETSW2,
             libc::TCSETSF2,
         ];
-        rules.insert(libc::SYS_ioctl, requests.iter().map(rules_of).collect::<Result<_, _>>()?);
+        rules.insert(
+            libc::SYS_ioctl,
+            requests.iter().map(rules_of).collect::<Result<_, _>>()?,
+        );
     }
     let refuse = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
+    let filter = SeccompFilter::new(
+        rules,
+        refuse,
+        SeccompAction::Allow,
+        std::env::consts::ARCH.try_into()?,
+    )?;
     Ok(apply_filter(&BpfProgram::try_from(filter)?)?)
 }

@@ -1,4 +1,5 @@
-//! What our own processes are started with: a command line apart from that of all commands, which takes longer to be made.
+//! What our own processes are started with: a command line apart from that of all commands, which
+//! takes longer to be made.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -83,8 +84,14 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     let ended = keeper::main(style);
     match ended {
         // The command that was to serve by itself prints its error as any other does.
-        Err(keeper::Ended { error, foreground: true }) => Err(error),
-        Err(keeper::Ended { error, foreground: false }) => {
+        Err(keeper::Ended {
+            error,
+            foreground: true,
+        }) => Err(error),
+        Err(keeper::Ended {
+            error,
+            foreground: false,
+        }) => {
             tracing::error!("{}", chain(&error));
             Err(error)
         }
@@ -107,8 +114,16 @@ fn user_namespace() -> Result<(), Error> {
 /// What the command that mounts will say.
 fn describe(error: &fs::Error) -> Failure {
     let key_needed = match error {
-        fs::Error::Image { image, source: bfc::Error::KeyNeeded } => Some(image.clone().into_os_string()),
+        fs::Error::Image {
+            image,
+            source: bfc::Error::KeyNeeded,
+        } => Some(image.clone().into_os_string()),
         _ => None,
     };
-    Failure { message: chain(error), hint: error.hint(), exit: error.exit() as u8, key_needed }
+    Failure {
+        message: chain(error),
+        hint: error.hint(),
+        exit: error.exit() as u8,
+        key_needed,
+    }
 }

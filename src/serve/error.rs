@@ -14,7 +14,10 @@ use crate::sys::users::User;
 #[non_exhaustive]
 pub enum Error {
     /// More images than one mount can be made of.
-    #[error("a mount is made of at most {} images, and not of {found}", crate::fs::MAX_IMAGES)]
+    #[error(
+        "a mount is made of at most {} images, and not of {found}",
+        crate::fs::MAX_IMAGES
+    )]
     TooManyImages {
         /// How many there are.
         found: usize,
@@ -23,7 +26,11 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] Io),
     /// A path leads through a symlink that another user may have put there.
-    #[error("{} leads through a symlink, {}, that another user can put there", path.display(), name.display())]
+    #[error(
+        "{} leads through a symlink, {}, that another user can put there",
+        path.display(),
+        name.display()
+    )]
     Untrusted {
         /// The path.
         path: PathBuf,
@@ -82,7 +89,10 @@ pub enum Error {
         fs_type: String,
     },
     /// A keeper cannot go on as this version of the program.
-    #[error("the keeper of {} (version {version}) cannot go on as this version of the program", image.display())]
+    #[error(
+        "the keeper of {} (version {version}) cannot go on as this version of the program",
+        image.display()
+    )]
     Upgrade {
         /// The image that it keeps.
         image: PathBuf,
@@ -113,7 +123,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// For `map_err`: an error while doing something to a path.
-    pub(crate) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+    pub(crate) fn io<E: Into<io::Error>>(
+        doing: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
 
@@ -170,22 +183,37 @@ impl Report for Error {
             Error::Failed(failure) => return failure.hint.clone(),
             Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
             Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
-            Error::NoResend => "leave the mount with the program that it has, or unmount the image when nobody uses it, and mount it again",
+            Error::NoResend => {
+                "leave the mount with the program that it has, or unmount the image when nobody \
+                 uses it, and mount it again"
+            }
             Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
             Error::Silent { path } => {
                 return Some(format!(
-                    "it goes on when its disk or its worker does; `lxcri-fs umount --force {}` takes it away",
+                    "it goes on when its disk or its worker does; `lxcri-fs umount --force {}` \
+                     takes it away",
                     path.display()
                 ));
             }
             Error::Foreign { .. } => "umount(8) unmounts it",
-            Error::Untrusted { .. } => "name the directory that is meant, without symlinks (`readlink -f` shows where they lead)",
-            Error::Io(Io { doing: "opening", path: Some(path), .. }) if path == Path::new("/dev/fuse") => {
+            Error::Untrusted { .. } => {
+                "name the directory that is meant, without symlinks (`readlink -f` shows where \
+                 they lead)"
+            }
+            Error::Io(Io {
+                doing: "opening",
+                path: Some(path),
+                ..
+            }) if path == Path::new("/dev/fuse") => {
                 "is the fuse module loaded? try `modprobe fuse`"
             }
-            Error::Io(Io { doing: "running", .. }) => "install the package fuse3",
+            Error::Io(Io {
+                doing: "running", ..
+            }) => "install the package fuse3",
             Error::Io(e) => return e.hint(),
-            Error::Gone { .. } | Error::Timeout { .. } => "run it again with --foreground to see what it says",
+            Error::Gone { .. } | Error::Timeout { .. } => {
+                "run it again with --foreground to see what it says"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

@@ -1,4 +1,5 @@
-//! Which requests a worker has in hand, in a page that its keeper can read when the worker is gone: noting one costs two stores.
+//! Which requests a worker has in hand, in a page that its keeper can read when the worker is gone:
+//! noting one costs two stores.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -35,12 +36,20 @@ impl Page {
     /// A page that a worker can write to. It cannot make it shorter.
     pub(super) fn new() -> Result<Self> {
         let make = || -> io::Result<File> {
-            let file = rustix::fs::memfd_create(c"lxcri-fs in hand", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+            let file = rustix::fs::memfd_create(
+                c"lxcri-fs in hand",
+                MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+            )?;
             rustix::fs::ftruncate(&file, LEN as u64)?;
-            rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            rustix::fs::fcntl_add_seals(
+                &file,
+                SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+            )?;
             Ok(file.into())
         };
-        Ok(Self(make().map_err(Error::system("making a page to share with the worker"))?))
+        Ok(Self(make().map_err(Error::system(
+            "making a page to share with the worker",
+        ))?))
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -56,7 +65,13 @@ impl Page {
         }
         let (words, _) = bytes.as_chunks::<8>();
         let word = |at: usize| words.get(at).map_or(0, |word| u64::from_ne_bytes(*word));
-        ((0..PUSHER).map(word).filter(|unique| *unique != 0).collect(), word(PUSHER) != 0)
+        (
+            (0..PUSHER)
+                .map(word)
+                .filter(|unique| *unique != 0)
+                .collect(),
+            word(PUSHER) != 0,
+        )
     }
 }
 
@@ -78,10 +93,18 @@ impl InHand {
     /// # Errors
     /// [`Error::Io`] when the page cannot be mapped.
     pub(super) fn new(page: &OwnedFd, precautions: &Precautions) -> Result<Self> {
-        let slots = SharedWords::map(page.as_fd()).map_err(Error::system("mapping the page that is shared with the keeper"))?;
+        let slots = SharedWords::map(page.as_fd()).map_err(Error::system(
+            "mapping the page that is shared with the keeper",
+        ))?;
         let set = |uniques: &[u64]| uniques.iter().map(|unique| unique & !RESENT).collect();
         let (refused, suspects) = (set(&precautions.refused), set(&precautions.suspects));
-        Ok(Self { slots, next: AtomicUsize::new(0), refused, suspects, one_at_a_time: Mutex::default() })
+        Ok(Self {
+            slots,
+            next: AtomicUsize::new(0),
+            refused,
+            suspects,
+            one_at_a_time: Mutex::default(),
+        })
     }
 
     /// Notes that this thread begins to handle a request, until what is returned is dropped.
@@ -93,7 +116,11 @@ impl InHand {
                 return Err(Refused);
             }
             if self.suspects.contains(&number) {
-                alone = Some(self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner));
+                alone = Some(
+                    self.one_at_a_time
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
             }
         }
         let at = SLOT.get().unwrap_or_else(|| {
@@ -125,7 +152,10 @@ impl<'a> Begun<'a> {
             // Before anything that may end the process.
             compiler_fence(Ordering::SeqCst);
         }
-        Self { slot, _alone: alone }
+        Self {
+            slot,
+            _alone: alone,
+        }
     }
 }
 
@@ -144,7 +174,15 @@ mod tests {
 
     fn in_hand(page: &Page, refused: Vec<u64>, suspects: Vec<u64>) -> InHand {
         let fd = page.as_fd().try_clone_to_owned().unwrap();
-        InHand::new(&fd, &Precautions { refused, suspects, push: true }).unwrap()
+        InHand::new(
+            &fd,
+            &Precautions {
+                refused,
+                suspects,
+                push: true,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -168,7 +206,11 @@ mod tests {
     fn only_what_is_sent_again_is_refused() {
         let page = Page::new().unwrap();
         let worker = in_hand(&page, vec![2], vec![4]);
-        assert!(worker.begin(RESENT | 2).is_err_and(|refused| refused == Refused));
+        assert!(
+            worker
+                .begin(RESENT | 2)
+                .is_err_and(|refused| refused == Refused)
+        );
         assert!(worker.begin(2).is_ok() && worker.begin(RESENT | 6).is_ok());
     }
 
@@ -179,7 +221,10 @@ mod tests {
         let first = worker.begin(RESENT | 2).unwrap();
         std::thread::scope(|scope| {
             let second = scope.spawn(|| drop(worker.begin(RESENT | 4)));
-            scope.spawn(|| drop(worker.begin(RESENT | 6))).join().unwrap();
+            scope
+                .spawn(|| drop(worker.begin(RESENT | 6)))
+                .join()
+                .unwrap();
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!second.is_finished());
             // One that waits is not in hand.

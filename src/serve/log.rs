@@ -1,4 +1,5 @@
-//! Where keeper and worker log: to their standard error, which the command makes a file, the journal, or syslog.
+//! Where keeper and worker log: to their standard error, which the command makes a file, the
+//! journal, or syslog.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,9 +18,11 @@ use tracing_subscriber::prelude::*;
 use super::error::{Error, Result};
 use crate::text::neutral;
 
-/// Environment variable that says what is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or several of `module=level`.
+/// Environment variable that says what is logged: a level (`error`, `warn`, `info`, `debug`,
+/// `trace`), or several of `module=level`.
 pub const FILTER_VARIABLE: &str = "LXCRI_FS_LOG";
-/// It complains of answers that are refused because the kernel has sent the request to the next worker.
+/// It complains of answers that are refused because the kernel has sent the request to the next
+/// worker.
 const UNWANTED: &str = "fuser::reply";
 const JOURNAL: &str = "/run/systemd/journal/stdout";
 const SYSLOG: &str = "/dev/log";
@@ -47,13 +50,18 @@ impl Style {
     }
 }
 
-/// A daemon's standard error: the file if one is given, else the journal, else syslog, else nothing.
+/// A daemon's standard error: the file if one is given, else the journal, else syslog, else
+/// nothing.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be opened.
 pub fn open(file: Option<&Path>) -> Result<(Stdio, Style)> {
     if let Some(path) = file {
-        let file = File::options().append(true).create(true).open(path).map_err(Error::io("opening the log", path))?;
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(Error::io("opening the log", path))?;
         return Ok((file.into(), Style::Plain));
     }
     if let Ok(socket) = journal() {
@@ -66,7 +74,8 @@ pub fn open(file: Option<&Path>) -> Result<(Stdio, Style)> {
     }
 }
 
-/// A stream to the journal: identifier, unit, priority, and whether lines have a priority of their own, forwarding left to the journal.
+/// A stream to the journal: identifier, unit, priority, and whether lines have a priority of their
+/// own, forwarding left to the journal.
 fn journal() -> io::Result<UnixStream> {
     let mut socket = UnixStream::connect(JOURNAL)?;
     write!(socket, "{NAME}\n\n6\n1\n0\n0\n0\n")?;
@@ -75,15 +84,26 @@ fn journal() -> io::Result<UnixStream> {
 
 /// Logs this process's events, and those of the libraries that it uses, to standard error.
 pub fn init(style: Style) {
-    let asked = std::env::var(FILTER_VARIABLE).ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(Level::INFO).with_target(UNWANTED, LevelFilter::OFF));
-    let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer(Stderr(style));
+    let asked = std::env::var(FILTER_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| {
+        Targets::new()
+            .with_default(Level::INFO)
+            .with_target(UNWANTED, LevelFilter::OFF)
+    });
+    let lines = tracing_subscriber::fmt::layer()
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(Stderr(style));
     let lines = match style {
         Style::Plain => lines.boxed(),
         Style::Journal | Style::Syslog => lines.without_time().with_level(false).boxed(),
     };
     // A second initialisation is none.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init();
 }
 
 /// Standard error, in a style.
@@ -112,8 +132,8 @@ impl<'a> MakeWriter<'a> for Stderr {
     }
 }
 
-/// What comes before the line. A line is one piece and stays one line, or syslog would take it for two; nothing in it drives the terminal of who reads
-/// the log.
+/// What comes before the line. A line is one piece and stays one line, or syslog would take it for
+/// two; nothing in it drives the terminal of who reads the log.
 struct Line(String);
 
 impl Write for Line {

@@ -1,7 +1,7 @@
 //! Serving a file system over FUSE: the adapter, the mount, and the processes that keep it.
 //!
-//! `mount` starts a [`keeper`], which mounts and starts a [`worker`], which serves. The keeper parses nothing that comes out of an image, the
-//! worker has no privileges that it could lose.
+//! `mount` starts a [`keeper`], which mounts and starts a [`worker`], which serves. The keeper
+//! parses nothing that comes out of an image, the worker has no privileges that it could lose.
 
 mod adapter;
 pub mod answer;

@@ -11,7 +11,10 @@ use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags as Flags, UnmountFlags, unmount as sys_unmount};
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
 
 use super::error::{Error, Result};
 use super::mountpoint::{MountPoint, link};
@@ -32,7 +35,11 @@ pub(super) fn mount(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -
     if rustix::process::geteuid().is_root() {
         match mount_directly(source, mountpoint, flags) {
             // Root of a container, without the capability.
-            Err(Error::Io(Io { doing: "mounting on", source: e, .. })) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
+            Err(Error::Io(Io {
+                doing: "mounting on",
+                source: e,
+                ..
+            })) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
             other => return other,
         }
     }
@@ -44,31 +51,57 @@ fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> 
     let directory = mountpoint.directory()?;
     let (target, mountpoint) = (link(directory.as_fd()), mountpoint.path());
     let device = Path::new(DEV_FUSE);
-    let fuse = File::options().read(true).write(true).open(device).map_err(Error::io("opening", device))?;
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut options = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", fuse.as_raw_fd());
+    let fuse = File::options()
+        .read(true)
+        .write(true)
+        .open(device)
+        .map_err(Error::io("opening", device))?;
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions",
+        fuse.as_raw_fd()
+    );
     if flags.allow_other {
         options.push_str(",allow_other");
     }
     let options = CString::new(options).map_err(Error::io("mounting on", mountpoint))?;
     let mut bits = Flags::RDONLY;
-    for (set, flag) in [(flags.nosuid, Flags::NOSUID), (flags.nodev, Flags::NODEV), (flags.noexec, Flags::NOEXEC)] {
+    for (set, flag) in [
+        (flags.nosuid, Flags::NOSUID),
+        (flags.nodev, Flags::NODEV),
+        (flags.noexec, Flags::NOEXEC),
+    ] {
         bits.set(flag, set);
     }
-    rustix::mount::mount(source, &target, FS_TYPE, bits, &*options).map_err(Error::io("mounting on", mountpoint))?;
+    rustix::mount::mount(source, &target, FS_TYPE, bits, &*options)
+        .map_err(Error::io("mounting on", mountpoint))?;
     Ok(fuse.into())
 }
 
-/// `fusermount3` is set-user-id root. It hands the descriptor back over a socket, here its standard input.
+/// `fusermount3` is set-user-id root. It hands the descriptor back over a socket, here its standard
+/// input.
 fn mount_with_helper(source: &Path, mountpoint: &Path, flags: MountFlags) -> Result<OwnedFd> {
     let mut options = OsString::from("ro,default_permissions,subtype=lxcri-fs,fsname=");
     options.push(escape(source.as_os_str()));
-    let named = [(flags.nosuid, ",nosuid"), (flags.nodev, ",nodev"), (flags.noexec, ",noexec"), (flags.allow_other, ",allow_other")];
+    let named = [
+        (flags.nosuid, ",nosuid"),
+        (flags.nodev, ",nodev"),
+        (flags.noexec, ",noexec"),
+        (flags.allow_other, ",allow_other"),
+    ];
     for (_, name) in named.into_iter().filter(|(set, _)| *set) {
         options.push(name);
     }
-    let (ours, theirs) =
-        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(Error::system("making a socket pair"))?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(Error::system("making a socket pair"))?;
     let output = Command::new(FUSERMOUNT)
         .arg("-o")
         .arg(options)
@@ -82,14 +115,21 @@ fn mount_with_helper(source: &Path, mountpoint: &Path, flags: MountFlags) -> Res
     if !output.status.success() {
         return Err(helper_error("mount", mountpoint, &output.stderr));
     }
-    receive_descriptor(&ours).ok_or_else(|| helper_error("mount", mountpoint, b"it passed no descriptor"))
+    receive_descriptor(&ours)
+        .ok_or_else(|| helper_error("mount", mountpoint, b"it passed no descriptor"))
 }
 
 fn receive_descriptor(socket: &OwnedFd) -> Option<OwnedFd> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+    recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .ok()?;
     control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
@@ -110,8 +150,15 @@ fn escape(value: &OsStr) -> OsString {
 
 fn helper_error(verb: &'static str, path: &Path, stderr: &[u8]) -> Error {
     let message = String::from_utf8_lossy(stderr);
-    let message = message.trim().trim_start_matches("fusermount3: ").to_owned();
-    Error::Fusermount { verb, path: path.to_owned(), message }
+    let message = message
+        .trim()
+        .trim_start_matches("fusermount3: ")
+        .to_owned();
+    Error::Fusermount {
+        verb,
+        path: path.to_owned(),
+        message,
+    }
 }
 
 /// How to unmount.
@@ -134,7 +181,10 @@ pub fn unmount(at: &MountPoint, how: Unmount) -> Result<()> {
     flags.set(UnmountFlags::FORCE, how.force);
     match sys_unmount(at.through_parent(), flags) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(Error::Busy { path: mountpoint.to_owned(), users: Vec::new() }),
+        Err(Errno::BUSY) => Err(Error::Busy {
+            path: mountpoint.to_owned(),
+            users: Vec::new(),
+        }),
         Err(Errno::PERM) => unmount_with_helper(mountpoint, how.lazy),
         Err(e) => Err(Error::io("unmounting", mountpoint)(e)),
     }
@@ -158,12 +208,16 @@ fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
         return Ok(());
     }
     if String::from_utf8_lossy(&output.stderr).contains("busy") {
-        return Err(Error::Busy { path: mountpoint.to_owned(), users: Vec::new() });
+        return Err(Error::Busy {
+            path: mountpoint.to_owned(),
+            users: Vec::new(),
+        });
     }
     Err(helper_error("unmount", mountpoint, &output.stderr))
 }
 
-/// Raises the read-ahead of a mounted device. Nothing fails without it, so a refusal is only logged.
+/// Raises the read-ahead of a mounted device. Nothing fails without it, so a refusal is only
+/// logged.
 pub(super) fn raise_read_ahead((major, minor): (u32, u32)) {
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {

@@ -1,7 +1,8 @@
 //! Where something is mounted, or is to be: a name in a directory that is opened once.
 //!
-//! Whoever owns a directory above may put something else at a path at any time, a symlink to /etc for instance. So a path is followed once, here, and
-//! through no symlink that another user could have put there; from then on the directory's descriptor is used.
+//! Whoever owns a directory above may put something else at a path at any time, a symlink to /etc
+//! for instance. So a path is followed once, here, and through no symlink that another user could
+//! have put there; from then on the directory's descriptor is used.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -43,10 +44,18 @@ impl MountPoint {
         let failed = |e| Error::io("finding the directory", path)(e);
         let dir = directory(path)?;
         // As the kernel has it in mountinfo.
-        let found = std::fs::read_link(link(dir.as_fd())).map_err(Error::io("finding the directory", path))?;
-        let (Some(parent), Some(name)) = (found.parent(), found.file_name()) else { return Err(failed(Errno::BUSY)) };
-        let parent = openat2(CWD, parent, FIND, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(failed)?;
-        Ok(Self { parent: Arc::new(parent), name: name.to_owned(), path: found })
+        let found = std::fs::read_link(link(dir.as_fd()))
+            .map_err(Error::io("finding the directory", path))?;
+        let (Some(parent), Some(name)) = (found.parent(), found.file_name()) else {
+            return Err(failed(Errno::BUSY));
+        };
+        let parent =
+            openat2(CWD, parent, FIND, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(failed)?;
+        Ok(Self {
+            parent: Arc::new(parent),
+            name: name.to_owned(),
+            path: found,
+        })
     }
 
     /// Where a mount of this namespace is.
@@ -57,7 +66,9 @@ impl MountPoint {
         let at = Self::open(&mount.mountpoint)?;
         match at.mounted()? {
             Some(seen) if seen.id == mount.id => Ok(at),
-            _ => Err(Error::io("finding the mount on", &mount.mountpoint)(Errno::NOENT)),
+            _ => Err(Error::io("finding the mount on", &mount.mountpoint)(
+                Errno::NOENT,
+            )),
         }
     }
 
@@ -66,13 +77,21 @@ impl MountPoint {
         &self.path
     }
 
-    /// The directory that is seen there, to be found and no more: the root directory of what is mounted, if anything is.
+    /// The directory that is seen there, to be found and no more: the root directory of what is
+    /// mounted, if anything is.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn directory(&self) -> Result<OwnedFd> {
         let failed = Error::io("finding the directory", &self.path);
-        openat2(&*self.parent, &self.name, FIND, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(failed)
+        openat2(
+            &*self.parent,
+            &self.name,
+            FIND,
+            Mode::empty(),
+            ResolveFlags::NO_SYMLINKS,
+        )
+        .map_err(failed)
     }
 
     /// What is mounted there: the uppermost mount, the one that is seen. It is asked nothing.
@@ -95,16 +114,23 @@ impl MountPoint {
     /// [`Error::Mounted`], [`Error::Io`].
     pub fn check_free(&self) -> Result<()> {
         match self.mounted()?.filter(MountInfo::is_ours) {
-            Some(mounted) => Err(Error::Mounted { path: self.path.clone(), image: mounted.source }),
+            Some(mounted) => Err(Error::Mounted {
+                path: self.path.clone(),
+                image: mounted.source,
+            }),
             None => Ok(()),
         }
     }
 
-    /// The number of the mount that a directory is in. It is not asked of the file system, as by statx(2).
+    /// The number of the mount that a directory is in. It is not asked of the file system, as by
+    /// statx(2).
     fn id_of(&self, dir: BorrowedFd<'_>) -> Result<u32> {
         let path = format!("/proc/self/fdinfo/{}", dir.as_raw_fd());
-        let text = std::fs::read_to_string(&path).map_err(Error::io("reading", Path::new(&path)))?;
-        let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+        let text =
+            std::fs::read_to_string(&path).map_err(Error::io("reading", Path::new(&path)))?;
+        let id = text
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
         id.ok_or_else(|| Error::io("finding the mount of", &self.path)(Errno::NOTSUP))
     }
 
@@ -113,12 +139,18 @@ impl MountPoint {
     /// # Errors
     /// [`Error::Io`].
     pub(super) fn attach(&self, mount: BorrowedFd<'_>) -> Result<()> {
-        move_mount(mount, "", &*self.parent, &self.name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(Error::io("mounting on", &self.path))
+        move_mount(
+            mount,
+            "",
+            &*self.parent,
+            &self.name,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(Error::io("mounting on", &self.path))
     }
 
-    /// A path that leads there as long as this is held, whatever is at its path. It ends in a name, so that no descriptor keeps the mount in use; the
-    /// name may have become a symlink's.
+    /// A path that leads there as long as this is held, whatever is at its path. It ends in a name,
+    /// so that no descriptor keeps the mount in use; the name may have become a symlink's.
     pub(super) fn through_parent(&self) -> PathBuf {
         link(self.parent.as_fd()).join(&self.name)
     }
@@ -151,7 +183,14 @@ fn directory(path: &Path) -> Result<OwnedFd> {
 /// Follows a path name by name, and those symlinks that nobody else could have put there.
 fn follow(path: &Path) -> Result<OwnedFd> {
     let failed = |e| Error::io("finding the directory", path)(e);
-    let top = |path: &Path| openat(CWD, if path.is_absolute() { "/" } else { "." }, FIND, Mode::empty());
+    let top = |path: &Path| {
+        openat(
+            CWD,
+            if path.is_absolute() { "/" } else { "." },
+            FIND,
+            Mode::empty(),
+        )
+    };
     let mut dir = top(path).map_err(failed)?;
     let mut left = names(path);
     let mut links = 0;
@@ -167,11 +206,25 @@ fn follow(path: &Path) -> Result<OwnedFd> {
         if links > MAX_LINKS {
             return Err(failed(Errno::LOOP));
         }
-        let symlink = openat(&dir, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
-        if !is_trusted(&fstat(&dir).map_err(failed)?, &fstat(&symlink).map_err(failed)?) {
-            return Err(Error::Untrusted { path: path.to_owned(), name: PathBuf::from(name) });
+        let symlink = openat(
+            &dir,
+            &name,
+            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed)?;
+        if !is_trusted(
+            &fstat(&dir).map_err(failed)?,
+            &fstat(&symlink).map_err(failed)?,
+        ) {
+            return Err(Error::Untrusted {
+                path: path.to_owned(),
+                name: PathBuf::from(name),
+            });
         }
-        let target = readlinkat(&symlink, "", Vec::new()).map_err(failed)?.into_bytes();
+        let target = readlinkat(&symlink, "", Vec::new())
+            .map_err(failed)?
+            .into_bytes();
         let target = PathBuf::from(OsString::from_vec(target));
         if target.is_absolute() {
             dir = top(&target).map_err(failed)?;
@@ -183,11 +236,15 @@ fn follow(path: &Path) -> Result<OwnedFd> {
 
 /// The names of a path, the first one last.
 fn names(path: &Path) -> Vec<OsString> {
-    let named = path.components().rev().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
+    let named = path
+        .components()
+        .rev()
+        .filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
     named.map(|c| OsStr::to_owned(c.as_os_str())).collect()
 }
 
-/// Whether a symlink, and that it is in this directory, is the host's root's doing or the caller's own.
+/// Whether a symlink, and that it is in this directory, is the host's root's doing or the caller's
+/// own.
 fn is_trusted(dir: &Stat, symlink: &Stat) -> bool {
     let own = rustix::process::geteuid().as_raw();
     let is_trusted = |uid| uid == 0 || uid == own || uid == OVERFLOW_UID && in_user_namespace();
@@ -206,9 +263,19 @@ mod tests {
     fn the_root_is_a_mount_and_a_new_directory_is_none() {
         let temp = tempfile::tempdir().unwrap();
         let at = MountPoint::open(temp.path()).unwrap();
-        assert_eq!((at.mounted().unwrap(), at.path()), (None, &*temp.path().canonicalize().unwrap()));
-        let proc = MountPoint::open(Path::new("/proc")).unwrap().mounted().unwrap().unwrap();
-        assert_eq!((proc.fs_type.as_str(), proc.mountpoint.as_path()), ("proc", Path::new("/proc")));
+        assert_eq!(
+            (at.mounted().unwrap(), at.path()),
+            (None, &*temp.path().canonicalize().unwrap())
+        );
+        let proc = MountPoint::open(Path::new("/proc"))
+            .unwrap()
+            .mounted()
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (proc.fs_type.as_str(), proc.mountpoint.as_path()),
+            ("proc", Path::new("/proc"))
+        );
         assert!(MountPoint::of(&proc).is_ok());
         assert!(MountPoint::open(Path::new("/")).is_err());
         assert_eq!(mounted_at(&temp.path().join("nothing")).unwrap(), None);
@@ -224,13 +291,27 @@ mod tests {
         symlink("../real", top.join("real/back")).unwrap();
         symlink(top.join("real/back/x"), top.join("far")).unwrap();
         symlink("../real", top.join("open/there")).unwrap();
-        assert_eq!(MountPoint::open(&top.join("far")).unwrap().path(), top.join("real/x"));
-        assert_eq!(MountPoint::open(&top.join("open/there/x/..")).unwrap().path(), top.join("real"));
+        assert_eq!(
+            MountPoint::open(&top.join("far")).unwrap().path(),
+            top.join("real/x")
+        );
+        assert_eq!(
+            MountPoint::open(&top.join("open/there/x/.."))
+                .unwrap()
+                .path(),
+            top.join("real")
+        );
         std::fs::set_permissions(top.join("open"), PermissionsExt::from_mode(0o777)).unwrap();
-        assert!(matches!(MountPoint::open(&top.join("open/there/x")), Err(Error::Untrusted { .. })));
+        assert!(matches!(
+            MountPoint::open(&top.join("open/there/x")),
+            Err(Error::Untrusted { .. })
+        ));
         std::fs::set_permissions(top.join("open"), PermissionsExt::from_mode(0o1777)).unwrap();
         assert!(MountPoint::open(&top.join("open/there/x")).is_ok());
         symlink("round", top.join("round")).unwrap();
-        assert!(matches!(MountPoint::open(&top.join("round")), Err(Error::Io(_))));
+        assert!(matches!(
+            MountPoint::open(&top.join("round")),
+            Err(Error::Io(_))
+        ));
     }
 }

@@ -51,13 +51,22 @@ pub struct Seen {
 impl Seen {
     fn of(mount: &MountInfo) -> Self {
         let upper = mount.overlay().and_then(|o| o.upper);
-        Self { id: mount.id, mountpoint: mount.mountpoint.clone(), dev: mount.dev, upper }
+        Self {
+            id: mount.id,
+            mountpoint: mount.mountpoint.clone(),
+            dev: mount.dev,
+            upper,
+        }
     }
 }
 
-/// The device of the file system of ours that a mount shows, by itself or in an overlay; `None` when it shows none.
+/// The device of the file system of ours that a mount shows, by itself or in an overlay; `None`
+/// when it shows none.
 fn shown(mount: &MountInfo) -> Option<(u32, u32)> {
-    mount.overlay().map(|o| o.lower).or_else(|| mount.is_ours().then_some(mount.dev))
+    mount
+        .overlay()
+        .map(|o| o.lower)
+        .or_else(|| mount.is_ours().then_some(mount.dev))
 }
 
 /// How a file system of ours is doing.
@@ -83,11 +92,21 @@ impl State {
     /// What `mounted` is like, which was asked.
     pub fn of(mounted: &Mounted, answers: &HashMap<u32, Answer>) -> Self {
         let status = &mounted.status;
-        let said = |answer| mounted.seen.iter().any(|s| answers.get(&s.id) == Some(&answer));
+        let said = |answer| {
+            mounted
+                .seen
+                .iter()
+                .any(|s| answers.get(&s.id) == Some(&answer))
+        };
         match status {
-            Status { failed: Some(why), .. } => Self::Failed(why.clone()),
+            Status {
+                failed: Some(why), ..
+            } => Self::Failed(why.clone()),
             _ if said(Answer::Dead) => Self::Dead,
-            Status { not_answering_since: Some(since), .. } => Self::Silent(Some(*since)),
+            Status {
+                not_answering_since: Some(since),
+                ..
+            } => Self::Silent(Some(*since)),
             _ if said(Answer::Silent) => Self::Silent(None),
             Status { worker: None, .. } => Self::Restarting,
             _ => Self::Serving,
@@ -96,7 +115,12 @@ impl State {
 
     /// What a mount without a keeper is like, which was asked.
     pub fn of_unkept(mounted: &Unkept, answers: &HashMap<u32, Answer>) -> Self {
-        let said = |answer| mounted.seen.iter().any(|s| answers.get(&s.id) == Some(&answer));
+        let said = |answer| {
+            mounted
+                .seen
+                .iter()
+                .any(|s| answers.get(&s.id) == Some(&answer))
+        };
         match mounted.owner {
             _ if said(Answer::Dead) => Self::Dead,
             _ if said(Answer::Silent) => Self::Silent(None),
@@ -106,7 +130,8 @@ impl State {
     }
 }
 
-/// All mounts of ours that this namespace shows, for users other than root those of their own, and all keepers of this user.
+/// All mounts of ours that this namespace shows, for users other than root those of their own, and
+/// all keepers of this user.
 #[derive(Debug, Clone)]
 pub struct Overview {
     /// Those with a keeper.
@@ -127,10 +152,17 @@ pub fn ask() -> Result<Overview> {
     let mut kept = kept(&mounts)?;
     let (base, own) = (rundir::base()?, rustix::process::geteuid().as_raw());
     let mut unkept: Vec<Unkept> = Vec::new();
-    // Where this is a container, its own root is its host's to keep, as is what a user namespace has of the one above.
+    // Where this is a container, its own root is its host's to keep, as is what a user namespace
+    // has of the one above.
     let nested = in_user_namespace();
-    for mount in mounts.iter().filter(|m| !m.mountpoint.starts_with(&base) && m.mountpoint != Path::new("/")) {
-        let Some(dev) = shown(mount).filter(|dev| !kept.iter().any(|k| k.status.dev == *dev)) else { continue };
+    for mount in mounts
+        .iter()
+        .filter(|m| !m.mountpoint.starts_with(&base) && m.mountpoint != Path::new("/"))
+    {
+        let Some(dev) = shown(mount).filter(|dev| !kept.iter().any(|k| k.status.dev == *dev))
+        else {
+            continue;
+        };
         match unkept.iter_mut().find(|u| u.dev == dev) {
             Some(known) => known.seen.push(Seen::of(mount)),
             None => {
@@ -139,11 +171,19 @@ pub fn ask() -> Result<Overview> {
                 if owner.is_some() && (own != 0 || nested) {
                     continue;
                 }
-                unkept.push(Unkept { dev, image: mount.source.clone(), owner, seen: vec![Seen::of(mount)] });
+                unkept.push(Unkept {
+                    dev,
+                    image: mount.source.clone(),
+                    owner,
+                    seen: vec![Seen::of(mount)],
+                });
             }
         }
     }
-    let seen = kept.iter().flat_map(|k| &k.seen).chain(unkept.iter().flat_map(|u| &u.seen));
+    let seen = kept
+        .iter()
+        .flat_map(|k| &k.seen)
+        .chain(unkept.iter().flat_map(|u| &u.seen));
     let ids: Vec<u32> = seen.map(|s| s.id).collect();
     let answers = answer::ask(&ids)?;
     // What was unmounted meanwhile may have said that nobody serves it.
@@ -151,9 +191,15 @@ pub fn ask() -> Result<Overview> {
     let is_left = |seen: &Seen| left.iter().any(|m| m.id == seen.id);
     kept.iter_mut().for_each(|k| k.seen.retain(is_left));
     unkept.iter_mut().for_each(|u| u.seen.retain(is_left));
-    let is_seen = |seen: &Seen| !nested || matches!(answers.get(&seen.id), Some(Answer::Dead | Answer::Silent));
+    let is_seen = |seen: &Seen| {
+        !nested || matches!(answers.get(&seen.id), Some(Answer::Dead | Answer::Silent))
+    };
     unkept.retain(|u| u.seen.iter().any(is_seen));
-    Ok(Overview { kept, unkept, answers })
+    Ok(Overview {
+        kept,
+        unkept,
+        answers,
+    })
 }
 
 /// All keepers of this user. What dead ones left behind is cleared away.
@@ -170,7 +216,11 @@ fn kept(mounts: &[MountInfo]) -> Result<Vec<Mounted>> {
         match dir.status() {
             Ok(Some(status)) => {
                 let hidden = dir.mountpoint();
-                let seen = mounts.iter().filter(|m| m.mountpoint != hidden && shown(m) == Some(status.dev)).map(Seen::of).collect();
+                let seen = mounts
+                    .iter()
+                    .filter(|m| m.mountpoint != hidden && shown(m) == Some(status.dev))
+                    .map(Seen::of)
+                    .collect();
                 all.push(Mounted { seen, dir, status });
             }
             Ok(None) => clear(&dir),

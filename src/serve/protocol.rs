@@ -15,7 +15,8 @@ use crate::sys::mount_attr::MountFlags;
 /// Changed when a keeper could not go on with what another version hands over.
 pub(super) const VERSION: u32 = 3;
 
-/// What is to be mounted where: the command's request to the keeper. The images' descriptors come with it, in the order of `images`.
+/// What is to be mounted where: the command's request to the keeper. The images' descriptors come
+/// with it, in the order of `images`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The images, lowest first.
@@ -24,13 +25,15 @@ pub struct MountRequest {
     pub options: fs::Options,
     /// Where to mount: absolute, no symlinks.
     pub mountpoint: OsString,
-    /// The directory under /run of a mount that is shared: then `mountpoint` is in it, and what users see are bind mounts.
+    /// The directory under /run of a mount that is shared: then `mountpoint` is in it, and what
+    /// users see are bind mounts.
     pub shared: Option<OsString>,
     /// How to mount.
     pub flags: MountFlags,
     /// How many threads serve.
     pub threads: usize,
-    /// Whether the keeper is to be no child of who mounts: runtimes wait for every child that they find to be theirs.
+    /// Whether the keeper is to be no child of who mounts: runtimes wait for every child that they
+    /// find to be theirs.
     #[serde(default)]
     pub orphan: bool,
 }
@@ -47,13 +50,16 @@ pub struct Image {
 /// What a keeper is asked through its control socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperRequest {
-    /// A mount of the shared file system, not attached anywhere yet. Who asks holds the lock of the keeper's directory.
+    /// A mount of the shared file system, not attached anywhere yet. Who asks holds the lock of the
+    /// keeper's directory.
     Attach,
-    /// To look at once whether anybody still uses the mount, rather than some time after it was unmounted.
+    /// To look at once whether anybody still uses the mount, rather than some time after it was
+    /// unmounted.
     Look,
     /// How it is doing.
     Status,
-    /// What its worker has done. The answer takes as long as a worker may take to answer before it is said that it does not.
+    /// What its worker has done. The answer takes as long as a worker may take to answer before it
+    /// is said that it does not.
     Stats,
     /// To go on as the program whose descriptor comes along.
     Upgrade,
@@ -101,10 +107,12 @@ pub struct Status {
     pub restarts: u64,
     /// Why there is no worker any more.
     pub failed: Option<String>,
-    /// Since when the worker has not answered its keeper or a request, seconds since 1970; `None` while it answers.
+    /// Since when the worker has not answered its keeper or a request, seconds since 1970; `None`
+    /// while it answers.
     #[serde(default)]
     pub not_answering_since: Option<u64>,
-    /// Whether the kernel lets another worker take the place of one that ends: Linux does from 6.9 on.
+    /// Whether the kernel lets another worker take the place of one that ends: Linux does from 6.9
+    /// on.
     #[serde(default)]
     pub replaceable: bool,
     /// How the worker is confined; `None` when there is none.
@@ -115,7 +123,8 @@ pub struct Status {
 /// The keeper's requests to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerRequest {
-    /// Open these images. Their descriptors come along, and before them a socket that takes [`TemporaryFile`] requests.
+    /// Open these images. Their descriptors come along, and before them a socket that takes
+    /// [`TemporaryFile`] requests.
     Open {
         /// The images, lowest first.
         images: Vec<Image>,
@@ -124,7 +133,8 @@ pub(super) enum WorkerRequest {
         /// How many threads serve.
         threads: usize,
     },
-    /// Serve on the /dev/fuse descriptor that comes along. After it comes the page where the worker notes which requests it has in hand.
+    /// Serve on the /dev/fuse descriptor that comes along. After it comes the page where the worker
+    /// notes which requests it has in hand.
     Serve {
         /// Whether another worker has served on it before.
         resume: bool,
@@ -155,7 +165,8 @@ pub(super) enum WorkerReply {
     Serving {
         /// Number of a thread that ends as soon as the worker does.
         sentinel: i32,
-        /// Whether the kernel said that it can send requests again; `None` when it was not asked, because another worker was before.
+        /// Whether the kernel said that it can send requests again; `None` when it was not asked,
+        /// because another worker was before.
         resends: Option<bool>,
         /// What keeps the worker from doing more than serving.
         confinement: Confinement,
@@ -166,8 +177,8 @@ pub(super) enum WorkerReply {
     Failed(Failure),
 }
 
-/// The worker's request for a file that is gone when it is closed: it may not make one itself. The answer is an error number, or 0 and the
-/// descriptor.
+/// The worker's request for a file that is gone when it is closed: it may not make one itself. The
+/// answer is an error number, or 0 and the descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct TemporaryFile {
     /// How long it will be, bytes.
@@ -187,6 +198,8 @@ impl Serialize for ImageKey {
 impl<'de> Deserialize<'de> for ImageKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bytes = Zeroizing::new(<[u8; bfc::key::KEY_LEN]>::deserialize(deserializer)?);
-        Key::from_slice(&*bytes).map(Self).map_err(serde::de::Error::custom)
+        Key::from_slice(&*bytes)
+            .map(Self)
+            .map_err(serde::de::Error::custom)
     }
 }

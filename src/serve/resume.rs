@@ -1,14 +1,18 @@
-//! Taking over a FUSE connection whose worker is gone: a session for the next worker, and the requests that the last one left unanswered.
+//! Taking over a FUSE connection whose worker is gone: a session for the next worker, and the
+//! requests that the last one left unanswered.
 //!
-//! The kernel shakes hands once per connection, and fuser wants to do it for each session. So the session is made on a socket pair where
-//! this module plays the kernel, and then its descriptor is replaced by that of the connection.
+//! The kernel shakes hands once per connection, and fuser wants to do it for each session. So the
+//! session is made on a socket pair where this module plays the kernel, and then its descriptor is
+//! replaced by that of the connection.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 
 use fuser::{Config, Filesystem, Session};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 
 use super::error::{Error, Result};
 use crate::sys::descriptors;
@@ -31,16 +35,26 @@ const NOTIFY_RESEND: i32 = 7;
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn session<FS: Filesystem>(filesystem: FS, fuse: &OwnedFd, config: Config) -> Result<Session<FS>> {
+pub(super) fn session<FS: Filesystem>(
+    filesystem: FS,
+    fuse: &OwnedFd,
+    config: Config,
+) -> Result<Session<FS>> {
     let failed = "playing the kernel's handshake";
-    let (kernel, ours) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(Error::system(failed))?;
+    let (kernel, ours) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(Error::system(failed))?;
     send(&kernel, &init_request(), SendFlags::NOSIGNAL).map_err(Error::system(failed))?;
     let acl = config.acl;
     let session = Session::from_fd(filesystem, ours, acl, config).map_err(Error::system(failed))?;
     let mut answer = [0; 256];
     recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Error::system(failed))?;
-    descriptors::replace(session.as_fd(), fuse).map_err(Error::system("taking over the connection"))?;
+    descriptors::replace(session.as_fd(), fuse)
+        .map_err(Error::system("taking over the connection"))?;
     Ok(session)
 }
 
@@ -60,8 +74,9 @@ fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
     request
 }
 
-/// Has the kernel put all requests that were read and not answered back into the queue. An answer that is on its way is then refused, and the
-/// request answered again: all requests of a file system that never changes can be.
+/// Has the kernel put all requests that were read and not answered back into the queue. An answer
+/// that is on its way is then refused, and the request answered again: all requests of a file
+/// system that never changes can be.
 ///
 /// # Errors
 /// [`Error::Io`] when the kernel cannot do it.
@@ -74,7 +89,11 @@ pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
             Err(Errno::INTR) => {}
             // Unmounted in the meantime: the session will find out.
             Ok(_) | Err(Errno::NODEV) => return Ok(()),
-            Err(e) => return Err(Error::system("having unanswered requests sent again (Linux 6.9 can)")(e)),
+            Err(e) => {
+                return Err(Error::system(
+                    "having unanswered requests sent again (Linux 6.9 can)",
+                )(e));
+            }
         }
     }
 }
@@ -92,7 +111,13 @@ mod tests {
 
     #[test]
     fn a_session_is_moved_to_another_descriptor() {
-        let (kernel, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (kernel, ours) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         let mut config = Config::default();
         config.acl = SessionACL::All;
         let session = session(Nothing, &ours, config).unwrap();

@@ -1,7 +1,8 @@
-//! The directories under /run through which commands find keepers: one for each keeper, with its control socket and, when its mount is shared, the mount.
+//! The directories under /run through which commands find keepers: one for each keeper, with its
+//! control socket and, when its mount is shared, the mount.
 //!
-//! Who holds the lock of a directory may start, end or clear away its keeper. Nothing else is written down: what is mounted where is told
-//! by mountinfo, and what a keeper does by itself.
+//! Who holds the lock of a directory may start, end or clear away its keeper. Nothing else is
+//! written down: what is mounted where is told by mountinfo, and what a keeper does by itself.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -40,7 +41,9 @@ pub fn base() -> Result<PathBuf> {
             other => return other.map(|()| path),
         }
     }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()).map(|dir| Path::new(&dir).join("lxcri-fs"));
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|d| !d.is_empty())
+        .map(|dir| Path::new(&dir).join("lxcri-fs"));
     if let Some(path) = runtime {
         return own_directory(&path).map(|()| path);
     }
@@ -53,8 +56,8 @@ pub fn base() -> Result<PathBuf> {
     in_public(&std::env::temp_dir(), &format!("lxcri-fs-{uid}"))
 }
 
-/// This user's directory of that name where every user may make one: somebody else may have been first, and then it has another name that nobody can know
-/// before.
+/// This user's directory of that name where every user may make one: somebody else may have been
+/// first, and then it has another name that nobody can know before.
 fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     if is_own(&path) {
@@ -62,8 +65,14 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
     }
     let prefix = format!("{name}-");
     let own = || -> Result<_> {
-        let entries = std::fs::read_dir(dir).map_err(Error::io("reading", dir))?.flatten();
-        let named = entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()));
+        let entries = std::fs::read_dir(dir)
+            .map_err(Error::io("reading", dir))?
+            .flatten();
+        let named = entries.filter(|e| {
+            e.file_name()
+                .as_encoded_bytes()
+                .starts_with(prefix.as_bytes())
+        });
         Ok(named.map(|e| e.path()).filter(|path| is_own(path)).min())
     };
     // Keepers are in it, also when the first name is free again.
@@ -74,8 +83,11 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let alone = std::fs::Permissions::from_mode(0o700);
-    let made =
-        tempfile::Builder::new().prefix(&prefix).permissions(alone).tempdir_in(dir).map_err(Error::io("making a directory in", dir))?;
+    let made = tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(alone)
+        .tempdir_in(dir)
+        .map_err(Error::io("making a directory in", dir))?;
     match own()? {
         // Of two who are first at a time, one is.
         Some(path) if path != made.path() => Ok(path),
@@ -88,7 +100,10 @@ fn own_directory(path: &Path) -> Result<()> {
     make_directory(path)?;
     if !is_own(path) {
         let refused = io::Error::from(rustix::io::Errno::PERM);
-        return Err(Error::io("using the directory (it must be its user's alone)", path)(refused));
+        return Err(Error::io(
+            "using the directory (it must be its user's alone)",
+            path,
+        )(refused));
     }
     Ok(())
 }
@@ -96,12 +111,15 @@ fn own_directory(path: &Path) -> Result<()> {
 /// Whether a directory is this user's alone.
 fn is_own(path: &Path) -> bool {
     let uid = rustix::process::geteuid().as_raw();
-    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == uid && m.mode() & 0o077 == 0)
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|m| m.is_dir() && m.uid() == uid && m.mode() & 0o077 == 0)
 }
 
 fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("making the directory", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Error::io("making the directory", path)(e))
+        }
         _ => Ok(()),
     }
 }
@@ -119,7 +137,8 @@ impl RunDir {
         Ok(Self(base()?.join(name)))
     }
 
-    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it is not shared, or else by the keepers.
+    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it
+    /// is not shared, or else by the keepers.
     ///
     /// # Errors
     /// As [`base`].
@@ -130,11 +149,18 @@ impl RunDir {
             (dir.parent()? == base).then(|| Self(dir.to_owned()))
         });
         let direct = Self(base.join(direct_name(dev)));
-        if let Some(dir) = shared.into_iter().chain([direct.clone()]).find(|dir| dir.socket().exists()) {
+        if let Some(dir) = shared
+            .into_iter()
+            .chain([direct.clone()])
+            .find(|dir| dir.socket().exists())
+        {
             return Ok(dir);
         }
         // The shared mount is in another namespace than this process.
-        let answers = |dir: &Self| dir.status().is_ok_and(|status| status.is_some_and(|s| s.dev == dev));
+        let answers = |dir: &Self| {
+            dir.status()
+                .is_ok_and(|status| status.is_some_and(|s| s.dev == dev))
+        };
         Ok(Self::all()?.into_iter().find(answers).unwrap_or(direct))
     }
 
@@ -144,8 +170,13 @@ impl RunDir {
     /// As [`base`].
     pub fn all() -> Result<Vec<Self>> {
         let base = base()?;
-        let entries = std::fs::read_dir(&base).map_err(Error::io("reading", &base))?.flatten();
-        let mut all: Vec<Self> = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| Self(e.path())).collect();
+        let entries = std::fs::read_dir(&base)
+            .map_err(Error::io("reading", &base))?
+            .flatten();
+        let mut all: Vec<Self> = entries
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .map(|e| Self(e.path()))
+            .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(all)
     }
@@ -165,7 +196,8 @@ impl RunDir {
         self.0.join(MOUNT)
     }
 
-    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for longer than a keeper may take to start.
+    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for
+    /// longer than a keeper may take to start.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -194,7 +226,10 @@ impl RunDir {
         };
         // It may have been removed before it was locked, and made again.
         let locked = lock_at(&self.0, &file, mode).map_err(failed)?;
-        Ok(locked.then(|| Locked { dir: self.clone(), file }))
+        Ok(locked.then(|| Locked {
+            dir: self.clone(),
+            file,
+        }))
     }
 
     /// Connects to the keeper; `None` when there is none.
@@ -231,17 +266,27 @@ impl RunDir {
         self.ask_with(&KeeperRequest::Upgrade, &[program]).map(drop)
     }
 
-    /// The directory with the lock that another process has taken and passed on: it lasts until both let go of it.
+    /// The directory with the lock that another process has taken and passed on: it lasts until
+    /// both let go of it.
     pub(super) fn locked_by(&self, lock: OwnedFd) -> Locked {
-        Locked { dir: self.clone(), file: lock.into() }
+        Locked {
+            dir: self.clone(),
+            file: lock.into(),
+        }
     }
 
     fn ask(&self, request: &KeeperRequest) -> Result<Option<KeeperReply>> {
         self.ask_with(request, &[])
     }
 
-    fn ask_with(&self, request: &KeeperRequest, fds: &[BorrowedFd<'_>]) -> Result<Option<KeeperReply>> {
-        let Some(keeper) = self.connect()? else { return Ok(None) };
+    fn ask_with(
+        &self,
+        request: &KeeperRequest,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Option<KeeperReply>> {
+        let Some(keeper) = self.connect()? else {
+            return Ok(None);
+        };
         keeper.send(request, fds)?;
         Ok(Some(keeper.expect(PATIENCE)?.0))
     }
@@ -270,7 +315,8 @@ impl Locked {
         self.file.as_fd()
     }
 
-    /// Removes what a keeper leaves behind: its mount and its socket. The directory stays, for the next.
+    /// Removes what a keeper leaves behind: its mount and its socket. The directory stays, for the
+    /// next.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -283,7 +329,8 @@ impl Locked {
         }
     }
 
-    /// Takes the mount away, and gives the directory, where the keeper goes on listening, a name that nobody looks for.
+    /// Takes the mount away, and gives the directory, where the keeper goes on listening, a name
+    /// that nobody looks for.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -301,7 +348,13 @@ impl Locked {
     fn unmount(&self) -> Result<()> {
         let mountpoint = self.dir.mountpoint();
         while mountinfo::at(&mountpoint)?.is_some() {
-            mount::unmount(&MountPoint::open(&mountpoint)?, Unmount { lazy: true, force: false })?;
+            mount::unmount(
+                &MountPoint::open(&mountpoint)?,
+                Unmount {
+                    lazy: true,
+                    force: false,
+                },
+            )?;
         }
         Ok(())
     }
@@ -314,7 +367,9 @@ impl Locked {
         self.clear()?;
         for path in [self.dir.mountpoint(), self.dir.0.clone()] {
             match std::fs::remove_dir(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &path)(e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("removing", &path)(e));
+                }
                 _ => {}
             }
         }

@@ -1,4 +1,5 @@
-//! One FUSE mount for all who mount the same image: the first starts its keeper, the others get bind mounts, the last one's end ends it.
+//! One FUSE mount for all who mount the same image: the first starts its keeper, the others get
+//! bind mounts, the last one's end ends it.
 
 use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,7 +42,11 @@ pub struct Detached {
 ///
 /// # Errors
 /// As [`keeper::start`], and when the keeper cannot be talked to.
-pub fn acquire(mut request: MountRequest, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<Detached> {
+pub fn acquire(
+    mut request: MountRequest,
+    images: &[BorrowedFd<'_>],
+    log_file: Option<&Path>,
+) -> Result<Detached> {
     let name = identity(&request, images)?;
     let lock = RunDir::named(&name)?.lock()?;
     let dir = lock.dir();
@@ -51,7 +56,8 @@ pub fn acquire(mut request: MountRequest, images: &[BorrowedFd<'_>], log_file: O
             // Left by a keeper that was killed, or by a reboot.
             lock.clear()?;
             let mountpoint = dir.mountpoint();
-            std::fs::create_dir_all(&mountpoint).map_err(Error::io("making the directory", &mountpoint))?;
+            std::fs::create_dir_all(&mountpoint)
+                .map_err(Error::io("making the directory", &mountpoint))?;
             request.mountpoint = mountpoint.into_os_string();
             request.shared = Some(name.into());
             if let Err(error) = keeper::start(&request, Some(&lock), images, log_file) {
@@ -98,7 +104,8 @@ impl Detached {
     /// # Errors
     /// [`Error::Mounted`], [`Error::Io`].
     pub fn attach(self, mountpoint: &MountPoint, flags: MountFlags) -> Result<()> {
-        mount_attr::set(self.mount.as_fd(), flags).map_err(Error::io("setting the mount options of", mountpoint.path()))?;
+        mount_attr::set(self.mount.as_fd(), flags)
+            .map_err(Error::io("setting the mount options of", mountpoint.path()))?;
         attach(self.mount.as_fd(), mountpoint)
     }
 
@@ -126,8 +133,9 @@ impl Detached {
     }
 }
 
-/// A mount where nobody looks for it, to be a directory of an overlay: the overlay keeps what it needs of it, and its options go on telling the
-/// name. Gone when this is dropped, or when its process is and anybody asks what is mounted.
+/// A mount where nobody looks for it, to be a directory of an overlay: the overlay keeps what it
+/// needs of it, and its options go on telling the name. Gone when this is dropped, or when its
+/// process is and anybody asks what is mounted.
 #[derive(Debug)]
 pub struct Hidden {
     path: PathBuf,
@@ -144,9 +152,19 @@ impl Hidden {
     /// [`Error::Io`].
     pub fn lower(mount: OwnedFd) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let dev = rustix::fs::fstat(&mount).map_err(Error::system("looking at a mount"))?.st_dev;
-        let (major, minor, pid) = (rustix::fs::major(dev), rustix::fs::minor(dev), std::process::id());
-        let name = format!("{}{major}-{minor}-{pid}-{}", mountinfo::LOWER, NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dev = rustix::fs::fstat(&mount)
+            .map_err(Error::system("looking at a mount"))?
+            .st_dev;
+        let (major, minor, pid) = (
+            rustix::fs::major(dev),
+            rustix::fs::minor(dev),
+            std::process::id(),
+        );
+        let name = format!(
+            "{}{major}-{minor}-{pid}-{}",
+            mountinfo::LOWER,
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         Self::named(&name, mount)
     }
 
@@ -158,7 +176,12 @@ impl Hidden {
         let locked = RunDir::named(name)?.lock()?;
         let path = locked.dir().mountpoint();
         std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
-        let hidden = Self { path, locked: Some(locked), mount, keeper: None };
+        let hidden = Self {
+            path,
+            locked: Some(locked),
+            mount,
+            keeper: None,
+        };
         MountPoint::open(&hidden.path)?.attach(hidden.mount.as_fd())?;
         Ok(hidden)
     }
@@ -182,13 +205,15 @@ impl Drop for Hidden {
     }
 }
 
-/// Has a mount that is attached nowhere show the host's ids of this map, instead of those that are stored.
+/// Has a mount that is attached nowhere show the host's ids of this map, instead of those that are
+/// stored.
 ///
 /// # Errors
 /// [`Error::Io`] when the map cannot be made, or the file system cannot show others.
 pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
     let namespace = map.namespace()?;
-    mount_attr::map_ids(mount, namespace.as_fd()).map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
+    mount_attr::map_ids(mount, namespace.as_fd())
+        .map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
 }
 
 /// Makes a mount read-only, or no longer so.
@@ -197,7 +222,11 @@ pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
 /// [`Error::Io`] with what the kernel says: EBUSY when somebody has a file open for writing.
 pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
     let root = MountPoint::of(mount)?.directory()?;
-    let doing = if on { "making read-only" } else { "making writable" };
+    let doing = if on {
+        "making read-only"
+    } else {
+        "making writable"
+    };
     mount_attr::set_read_only(root.as_fd(), on).map_err(Error::io(doing, &mount.mountpoint))
 }
 
@@ -211,7 +240,8 @@ pub fn attach(mount: BorrowedFd<'_>, mountpoint: &MountPoint) -> Result<()> {
     mountpoint.attach(mount)
 }
 
-/// What two mounts must have in common to be one: the very files, as they are now, how they are opened, and the keys. Not their paths.
+/// What two mounts must have in common to be one: the very files, as they are now, how they are
+/// opened, and the keys. Not their paths.
 fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for fd in images {
@@ -230,15 +260,21 @@ fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String>
         let key = image.key.as_ref().map_or(&[][..], |key| key.0.as_bytes());
         hasher.update(&[u8::from(image.key.is_some())]).update(key);
     }
-    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other container may depend on it. A file system
-    // belongs to the user namespace that it was mounted in: users of another are nobody there, and get nothing from it.
+    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other
+    // container may depend on it. A file system belongs to the user namespace that it was mounted
+    // in: users of another are nobody there, and get nothing from it.
     for namespace in ["/proc/self/ns/pid", "/proc/self/ns/user"] {
         if let Ok(namespace) = std::fs::read_link(namespace) {
             hasher.update(namespace.as_os_str().as_encoded_bytes());
         }
     }
-    let options = serde_json::to_vec(&request.options).map_err(|source| Error::Protocol { peer: "keeper", source })?;
-    hasher.update(&options).update(&[u8::from(request.flags.allow_other)]);
+    let options = serde_json::to_vec(&request.options).map_err(|source| Error::Protocol {
+        peer: "keeper",
+        source,
+    })?;
+    hasher
+        .update(&options)
+        .update(&[u8::from(request.flags.allow_other)]);
     let mut name = String::from("image-");
     for byte in &hasher.finalize().as_bytes()[..16] {
         let _ = write!(name, "{byte:02x}");

@@ -22,8 +22,17 @@ pub(super) enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 9] =
-        [Op::Lookup, Op::Getattr, Op::Readlink, Op::Read, Op::Readdir, Op::Readdirplus, Op::Getxattr, Op::Listxattr, Op::Statfs];
+    const ALL: [Op; 9] = [
+        Op::Lookup,
+        Op::Getattr,
+        Op::Readlink,
+        Op::Read,
+        Op::Readdir,
+        Op::Readdirplus,
+        Op::Getxattr,
+        Op::Listxattr,
+        Op::Statfs,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -69,7 +78,12 @@ impl Metrics {
             nanoseconds: AtomicU64::new(0),
             times: [const { AtomicU64::new(0) }; BUCKETS],
         });
-        Self { requests, served: AtomicU64::new(0), decoded: AtomicU64::new(0), damaged: AtomicU64::new(0) }
+        Self {
+            requests,
+            served: AtomicU64::new(0),
+            decoded: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        }
     }
 
     /// A request was answered.
@@ -78,12 +92,20 @@ impl Metrics {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let requests = &self.requests[op as usize];
         requests.times[bucket(nanoseconds)].fetch_add(1, Ordering::Relaxed);
-        requests.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        requests
+            .nanoseconds
+            .fetch_add(nanoseconds, Ordering::Relaxed);
         if failed {
             requests.errors.fetch_add(1, Ordering::Relaxed);
         }
         if time > SLOW {
-            tracing::warn!(op = op.name(), ino, offset, ms = time.as_millis(), "a slow request");
+            tracing::warn!(
+                op = op.name(),
+                ino,
+                offset,
+                ms = time.as_millis(),
+                "a slow request"
+            );
         }
     }
 
@@ -101,7 +123,11 @@ impl Metrics {
     /// What was counted so far, here and by the cache.
     pub(super) fn snapshot(&self, cache: CacheCounts) -> Stats {
         let requests = Op::ALL.into_iter().map(|op| {
-            let Requests { errors, nanoseconds, times } = &self.requests[op as usize];
+            let Requests {
+                errors,
+                nanoseconds,
+                times,
+            } = &self.requests[op as usize];
             let times: Vec<u64> = times.iter().map(|t| t.load(Ordering::Relaxed)).collect();
             let count = times.iter().sum();
             let at = |thousandths: u64| quantile(&times, count, thousandths);
@@ -136,7 +162,8 @@ pub struct Stats {
     pub served_bytes: u64,
     /// Bytes of files decoded, or read where they are stored as they are.
     pub decoded_bytes: u64,
-    /// How often content that can only be decoded whole was found decoded. What the kernel has in its own cache is not asked for at all.
+    /// How often content that can only be decoded whole was found decoded. What the kernel has in
+    /// its own cache is not asked for at all.
     pub cache_hits: u64,
     /// How often it was not.
     pub cache_misses: u64,
@@ -175,7 +202,10 @@ fn bucket(nanoseconds: u64) -> usize {
 
 /// The longest time of a bucket.
 fn upper(bucket: usize) -> u64 {
-    let (octave, step) = (bucket >> STEPS_LOG2, (bucket & ((1 << STEPS_LOG2) - 1)) as u64);
+    let (octave, step) = (
+        bucket >> STEPS_LOG2,
+        (bucket & ((1 << STEPS_LOG2) - 1)) as u64,
+    );
     ((1 << STEPS_LOG2) + step + 1) << octave >> STEPS_LOG2
 }
 
@@ -199,13 +229,23 @@ mod tests {
     #[test]
     fn buckets_are_in_order_and_hold_what_they_say() {
         let mut last = 0;
-        for nanoseconds in (0..63).flat_map(|shift| [1_u64 << shift, (1 << shift) + (1 << shift >> 1)]) {
+        for nanoseconds in
+            (0..63).flat_map(|shift| [1_u64 << shift, (1 << shift) + (1 << shift >> 1)])
+        {
             let number = bucket(nanoseconds);
             assert!(number >= last, "{nanoseconds}");
             last = number;
             if number < BUCKETS - 1 {
-                assert!(upper(number) >= nanoseconds, "{nanoseconds}: {}", upper(number));
-                assert!(nanoseconds < 8 || upper(number) <= nanoseconds + nanoseconds / 2, "{nanoseconds}: {}", upper(number));
+                assert!(
+                    upper(number) >= nanoseconds,
+                    "{nanoseconds}: {}",
+                    upper(number)
+                );
+                assert!(
+                    nanoseconds < 8 || upper(number) <= nanoseconds + nanoseconds / 2,
+                    "{nanoseconds}: {}",
+                    upper(number)
+                );
             }
         }
     }
@@ -216,14 +256,26 @@ mod tests {
         for _ in 0..99 {
             metrics.requests[Op::Read as usize].times[bucket(1000)].fetch_add(1, Ordering::Relaxed);
         }
-        metrics.answered(Op::Read, 1, 0, Instant::now() - Duration::from_millis(100), true);
+        metrics.answered(
+            Op::Read,
+            1,
+            0,
+            Instant::now() - Duration::from_millis(100),
+            true,
+        );
         metrics.read(10, 20);
         let stats = metrics.snapshot(CacheCounts::default());
         assert_eq!(stats.requests.len(), 1);
         let read = &stats.requests[0];
-        assert_eq!((read.op.as_str(), read.count, read.errors), ("read", 100, 1));
+        assert_eq!(
+            (read.op.as_str(), read.count, read.errors),
+            ("read", 100, 1)
+        );
         assert_eq!((read.p50, read.p99), (1024, 1024));
         assert!(read.max >= 100_000_000 && read.max < 150_000_000);
-        assert_eq!((stats.served_bytes, stats.decoded_bytes, stats.damaged), (10, 20, 0));
+        assert_eq!(
+            (stats.served_bytes, stats.decoded_bytes, stats.damaged),
+            (10, 20, 0)
+        );
     }
 }

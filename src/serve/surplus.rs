@@ -1,7 +1,9 @@
-//! What was decoded, or is cheap to decode, and nobody asked for yet goes into the kernel's page cache.
+//! What was decoded, or is cheap to decode, and nobody asked for yet goes into the kernel's page
+//! cache.
 //!
-//! A frame is decoded once, not once for each of its pages; and while there is nothing else to do, its neighbours are decoded too. Who reads one small file
-//! after the other finds the next ones there already.
+//! A frame is decoded once, not once for each of its pages; and while there is nothing else to do,
+//! its neighbours are decoded too. Who reads one small file after the other finds the next ones
+//! there already.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,7 +27,8 @@ const AROUND: u64 = 128 << 10;
 /// How much around a read is fetched from the disk, in bytes of the file.
 const FETCH: u64 = 2 << 20;
 
-/// Files below this are made ready before anybody asks for them, and so much of them at a time, bytes. Larger ones are read in several pieces.
+/// Files below this are made ready before anybody asks for them, and so much of them at a time,
+/// bytes. Larger ones are read in several pieces.
 const SMALL: u64 = 128 << 10;
 const READY: u64 = 2 << 20;
 
@@ -59,7 +62,8 @@ pub(super) struct Surplus {
 pub(super) struct Reading<'a>(&'a Surplus);
 
 impl Reading<'_> {
-    /// Whether no other read is being answered: of several, the threads that answer them have enough to do.
+    /// Whether no other read is being answered: of several, the threads that answer them have
+    /// enough to do.
     fn is_alone(&self) -> bool {
         self.0.reads.load(Ordering::Relaxed) == 1
     }
@@ -71,8 +75,8 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// The other end, which pushes them from a thread of its own: a store waits for pages that are locked until a read is answered, so a thread that
-/// answers reads must not push.
+/// The other end, which pushes them from a thread of its own: a store waits for pages that are
+/// locked until a read is answered, so a thread that answers reads must not push.
 pub(super) struct Pusher {
     tasks: Receiver<Task>,
     rootfs: Arc<Rootfs>,
@@ -82,11 +86,28 @@ pub(super) struct Pusher {
 }
 
 /// The two ends.
-pub(super) fn channel(rootfs: Arc<Rootfs>, metrics: Arc<Metrics>, in_hand: Arc<InHand>) -> (Surplus, Pusher) {
+pub(super) fn channel(
+    rootfs: Arc<Rootfs>,
+    metrics: Arc<Metrics>,
+    in_hand: Arc<InHand>,
+) -> (Surplus, Pusher) {
     let (sender, receiver) = sync_channel(QUEUE);
     let walks = Arc::new(Walks::default());
-    let pusher = Pusher { tasks: receiver, rootfs, walks: walks.clone(), metrics, in_hand };
-    (Surplus { tasks: sender, walks, reads: AtomicUsize::new(0) }, pusher)
+    let pusher = Pusher {
+        tasks: receiver,
+        rootfs,
+        walks: walks.clone(),
+        metrics,
+        in_hand,
+    };
+    (
+        Surplus {
+            tasks: sender,
+            walks,
+            reads: AtomicUsize::new(0),
+        },
+        pusher,
+    )
 }
 
 impl Surplus {
@@ -96,8 +117,15 @@ impl Surplus {
         Reading(self)
     }
 
-    /// Hands over what `buffer` holds besides the bytes that were asked for, if that is a page at least, and has files made ready that are probably next.
-    pub(super) fn push(&self, reading: &Reading<'_>, ino: INodeNo, decoded: Decoded, buffer: &mut Vec<u8>) {
+    /// Hands over what `buffer` holds besides the bytes that were asked for, if that is a page at
+    /// least, and has files made ready that are probably next.
+    pub(super) fn push(
+        &self,
+        reading: &Reading<'_>,
+        ino: INodeNo,
+        decoded: Decoded,
+        buffer: &mut Vec<u8>,
+    ) {
         let Decoded { offset, wanted } = decoded;
         if offset == 0
             && wanted.start == 0
@@ -108,7 +136,12 @@ impl Surplus {
             let _ = self.tasks.try_send(Task::Files(files));
         }
         if (buffer.len() - wanted.len()) as u64 >= PAGE {
-            let _ = self.tasks.try_send(Task::Frame(Frame { ino, offset, bytes: std::mem::take(buffer), wanted }));
+            let _ = self.tasks.try_send(Task::Frame(Frame {
+                ino,
+                offset,
+                bytes: std::mem::take(buffer),
+                wanted,
+            }));
         }
     }
 }
@@ -144,12 +177,19 @@ impl Pusher {
         let (mut bytes, mut left, mut ino) = (Vec::new(), READY, files.start);
         while ino < files.end {
             // What fails here fails again for the reader who asks for it.
-            let Ok(inode) = self.rootfs.inode(ino) else { return };
+            let Ok(inode) = self.rootfs.inode(ino) else {
+                return;
+            };
             if inode.mode & S_IFMT == S_IFREG && (1..SMALL).contains(&inode.size) {
                 bytes.clear();
                 left = left.saturating_sub(inode.size);
                 #[allow(clippy::cast_possible_truncation)] // below SMALL
-                if left == 0 || self.rootfs.read(ino, 0, inode.size as usize, &mut bytes).is_err() {
+                if left == 0
+                    || self
+                        .rootfs
+                        .read(ino, 0, inode.size as usize, &mut bytes)
+                        .is_err()
+                {
                     return;
                 }
                 self.metrics.read(bytes.len(), bytes.len());
@@ -162,15 +202,27 @@ impl Pusher {
     /// Fetches and decodes what surrounds `decoded`.
     fn around(&self, notifier: &Notifier, ino: INodeNo, decoded: Range<u64>) {
         let _in_hand = self.in_hand.begin_push();
-        let Ok(number) = u32::try_from(ino.0) else { return };
+        let Ok(number) = u32::try_from(ino.0) else {
+            return;
+        };
         // What fails here fails again for the reader who asks for it, and is told to him.
-        let _ = self.rootfs.will_need(number, decoded.start / FETCH * FETCH, FETCH);
+        let _ = self
+            .rootfs
+            .will_need(number, decoded.start / FETCH * FETCH, FETCH);
         let start = decoded.start / AROUND * AROUND;
-        for range in [start..decoded.start, decoded.end..(start + AROUND).max(decoded.end)] {
+        for range in [
+            start..decoded.start,
+            decoded.end..(start + AROUND).max(decoded.end),
+        ] {
             let mut bytes = Vec::new();
             #[allow(clippy::cast_possible_truncation)] // at most AROUND
             let len = (range.end - range.start) as usize;
-            if len > 0 && self.rootfs.read(number, range.start, len, &mut bytes).is_ok() {
+            if len > 0
+                && self
+                    .rootfs
+                    .read(number, range.start, len, &mut bytes)
+                    .is_ok()
+            {
                 store(notifier, ino, range.start, &bytes);
             }
         }
@@ -180,12 +232,23 @@ impl Pusher {
 /// Stores what nobody asked for, and tells what is decoded.
 fn push(notifier: &Notifier, frame: &Frame) -> (INodeNo, Range<u64>) {
     let end = frame.bytes.len();
-    store(notifier, frame.ino, frame.offset, &frame.bytes[..frame.wanted.start]);
-    store(notifier, frame.ino, frame.offset + frame.wanted.end as u64, &frame.bytes[frame.wanted.end..]);
+    store(
+        notifier,
+        frame.ino,
+        frame.offset,
+        &frame.bytes[..frame.wanted.start],
+    );
+    store(
+        notifier,
+        frame.ino,
+        frame.offset + frame.wanted.end as u64,
+        &frame.bytes[frame.wanted.end..],
+    );
     (frame.ino, frame.offset..frame.offset + end as u64)
 }
 
-/// Stores bytes in the page cache. A refusal (the inode was forgotten, memory is short) costs nothing but the page.
+/// Stores bytes in the page cache. A refusal (the inode was forgotten, memory is short) costs
+/// nothing but the page.
 fn store(notifier: &Notifier, ino: INodeNo, offset: u64, bytes: &[u8]) {
     if !bytes.is_empty() && offset.is_multiple_of(PAGE) {
         let _ = notifier.store(ino, offset, bytes);

@@ -34,7 +34,8 @@ pub enum Unmounted {
     StillUsed,
 }
 
-/// Unmounts what is mounted at `mountpoint`, and waits for its processes to end when it was their last user.
+/// Unmounts what is mounted at `mountpoint`, and waits for its processes to end when it was their
+/// last user.
 ///
 /// # Errors
 /// [`Error::Foreign`] when it is not ours, [`Error::Busy`] with its users, [`Error::Io`].
@@ -51,23 +52,43 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
 /// # Errors
 /// As [`unmount`].
 pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
-    let Some(mounted) = at.mounted()? else { return Ok(Unmounted::Nothing) };
+    let Some(mounted) = at.mounted()? else {
+        return Ok(Unmounted::Nothing);
+    };
     if !mounted.is_ours() {
-        return Err(Error::Foreign { path: at.path().to_owned(), fs_type: mounted.fs_type });
+        return Err(Error::Foreign {
+            path: at.path().to_owned(),
+            fs_type: mounted.fs_type,
+        });
     }
-    // The directory has another name once the mount is gone. What cannot be unmounted without its keeper's help is nothing.
-    let dir = RunDir::of_mount(&mountinfo::all()?, mounted.overlay().map_or(mounted.dev, |overlay| overlay.lower)).ok();
+    // The directory has another name once the mount is gone. What cannot be unmounted without its
+    // keeper's help is nothing.
+    let dir = RunDir::of_mount(
+        &mountinfo::all()?,
+        mounted
+            .overlay()
+            .map_or(mounted.dev, |overlay| overlay.lower),
+    )
+    .ok();
     let keeper = dir.as_ref().and_then(|dir| dir.connect().ok().flatten());
     if mounted.overlay().is_some() && !how.lazy && !how.force {
-        // A container has it in a mount namespace of its own, for which the kernel does not call it busy here.
+        // A container has it in a mount namespace of its own, for which the kernel does not call it
+        // busy here.
         let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
         if !users.is_empty() {
-            return Err(Error::Busy { path: at.path().to_owned(), users });
+            return Err(Error::Busy {
+                path: at.path().to_owned(),
+                users,
+            });
         }
     }
     let users = || {
         let status = dir.as_ref().and_then(|dir| dir.status().ok().flatten());
-        let own = status.iter().flat_map(|s| [Some(s.pid), s.worker]).flatten().chain([std::process::id()]);
+        let own = status
+            .iter()
+            .flat_map(|s| [Some(s.pid), s.worker])
+            .flatten()
+            .chain([std::process::id()]);
         users::of(Used::Mount(mounted.id), &own.collect::<Vec<_>>())
     };
     match unmount_unless_used(at, how, users) {
@@ -77,20 +98,41 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
         Err(_) if at.mounted()?.is_none() => return Ok(Unmounted::Nothing),
         Err(error) => return Err(error),
     }
-    let Some(keeper) = keeper else { return Ok(Unmounted::Done) };
+    let Some(keeper) = keeper else {
+        return Ok(Unmounted::Done);
+    };
     let pid = keeper.peer_pid();
     // A number may be given to another process once its own is gone; a descriptor is not.
-    let pidfd = pid.and_then(|pid| Pid::from_raw(pid.cast_signed())).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let look = keeper.send(&KeeperRequest::Look, &[]).and_then(|()| keeper.expect(PATIENCE));
-    let (Ok((KeeperReply::Used(false), _)), Some(pidfd)) = (look, pidfd) else { return Ok(Unmounted::Done) };
+    let pidfd = pid
+        .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let look = keeper
+        .send(&KeeperRequest::Look, &[])
+        .and_then(|()| keeper.expect(PATIENCE));
+    let (Ok((KeeperReply::Used(false), _)), Some(pidfd)) = (look, pidfd) else {
+        return Ok(Unmounted::Done);
+    };
     let limit = if how.lazy { Duration::ZERO } else { LIMIT };
-    let limit = Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
-    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).map_err(Error::system("waiting for the keeper"))?;
-    Ok(if ended == 0 { Unmounted::StillUsed } else { Unmounted::Done })
+    let limit = Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: 0,
+    };
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))
+        .map_err(Error::system("waiting for the keeper"))?;
+    Ok(if ended == 0 {
+        Unmounted::StillUsed
+    } else {
+        Unmounted::Done
+    })
 }
 
-/// Unmounts what none of `users` has. The kernel calls a mount busy, too, whose last user has just ended, or that somebody only looks at: it is tried again.
-pub(super) fn unmount_unless_used(at: &MountPoint, how: Unmount, users: impl Fn() -> Vec<User>) -> Result<()> {
+/// Unmounts what none of `users` has. The kernel calls a mount busy, too, whose last user has just
+/// ended, or that somebody only looks at: it is tried again.
+pub(super) fn unmount_unless_used(
+    at: &MountPoint,
+    how: Unmount,
+    users: impl Fn() -> Vec<User>,
+) -> Result<()> {
     let mut tries = TRIES;
     loop {
         match mount::unmount(at, how) {

@@ -18,11 +18,14 @@ const TRIES: u32 = 5;
 /// Has the keeper of a mount go on as this program. Its users wait for a moment, and see no error.
 ///
 /// # Errors
-/// [`Error::NoResend`] when the kernel cannot, [`Error::Upgrade`] when the keeper cannot; nothing is done then.  [`Error::Timeout`] when it does not.
+/// [`Error::NoResend`] when the kernel cannot, [`Error::Upgrade`] when the keeper cannot; nothing
+/// is done then.  [`Error::Timeout`] when it does not.
 pub fn upgrade(mounted: &Mounted) -> Result<()> {
     let before = &mounted.status;
-    let refused =
-        || Error::Upgrade { image: PathBuf::from(before.images.last().cloned().unwrap_or_default()), version: before.version.clone() };
+    let refused = || Error::Upgrade {
+        image: PathBuf::from(before.images.last().cloned().unwrap_or_default()),
+        version: before.version.clone(),
+    };
     if before.protocol != VERSION || before.failed.is_some() {
         return Err(refused());
     }
@@ -52,5 +55,8 @@ fn served_again(mounted: &Mounted) -> Result<u64> {
         }
         std::thread::sleep(PAUSE);
     }
-    Err(Error::Timeout { peer: "keeper", seconds: LIMIT.as_secs() })
+    Err(Error::Timeout {
+        peer: "keeper",
+        seconds: LIMIT.as_secs(),
+    })
 }

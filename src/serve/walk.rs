@@ -1,21 +1,24 @@
-//! Readers of many small files, one after the other: a copy of a tree, a search, an import of a package.
+//! Readers of many small files, one after the other: a copy of a tree, a search, an import of a
+//! package.
 //!
-//! The files of a directory have inode numbers that follow each other, in the order in which a directory is read. So whoever reads some files in that order
-//! is expected to go on.
+//! The files of a directory have inode numbers that follow each other, in the order in which a
+//! directory is read. So whoever reads some files in that order is expected to go on.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// How many walks are followed at a time.
 const WALKS: usize = 4;
-/// How far apart the inode numbers of two files may be that are read one after the other: there are directories and symlinks between them.
+/// How far apart the inode numbers of two files may be that are read one after the other: there are
+/// directories and symlinks between them.
 const STEP: u32 = 8;
 /// How many steps make a walk, and how many do after one whose files were made ready in vain.
 const STEPS: u32 = 2;
 const MANY_STEPS: u32 = 1024;
 /// How many files that were ready may be read all the same: the read was on its way.
 const CROSSED: u32 = 4;
-/// How many inodes are made ready at first, and at most. Each time that it was right, it is twice as many.
+/// How many inodes are made ready at first, and at most. Each time that it was right, it is twice
+/// as many.
 const FIRST: u32 = 8;
 const MOST: u32 = 128;
 
@@ -41,24 +44,37 @@ struct Walk {
 pub(super) struct Walks(Mutex<[Walk; WALKS]>);
 
 impl Walks {
-    /// Takes note of a file that is read from its beginning; whether it is `small` enough to have been made ready. The inodes that are worth being made
-    /// ready, if there are any.
+    /// Takes note of a file that is read from its beginning; whether it is `small` enough to have
+    /// been made ready. The inodes that are worth being made ready, if there are any.
     pub(super) fn step(&self, ino: u32, small: bool) -> Option<Range<u32>> {
         let mut walks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = |walk: &Walk| walk.window > 0 && walk.head < ino && ino <= walk.head.max(walk.end).saturating_add(STEP);
+        let goes_on = |walk: &Walk| {
+            walk.window > 0
+                && walk.head < ino
+                && ino <= walk.head.max(walk.end).saturating_add(STEP)
+        };
         let known = walks.iter().position(goes_on);
         // The one that was seen last is the first.
         walks[..=known.unwrap_or(WALKS - 1)].rotate_right(1);
         let walk = &mut walks[0];
         if known.is_none() {
-            *walk = Walk { head: ino, wanting: STEPS, window: FIRST, ..Walk::default() };
+            *walk = Walk {
+                head: ino,
+                wanting: STEPS,
+                window: FIRST,
+                ..Walk::default()
+            };
             return None;
         }
         if small && ino <= walk.made {
             walk.crossed += 1;
         }
         if walk.crossed > CROSSED {
-            *walk = Walk { wanting: MANY_STEPS, window: FIRST, ..Walk::default() };
+            *walk = Walk {
+                wanting: MANY_STEPS,
+                window: FIRST,
+                ..Walk::default()
+            };
         }
         walk.head = ino;
         walk.wanting = walk.wanting.saturating_sub(1);
@@ -70,12 +86,22 @@ impl Walks {
         Some(range)
     }
 
-    /// Takes note that an inode is ready, or not worth it. The next one: who walks may be faster, and then the next but one is being read already.
+    /// Takes note that an inode is ready, or not worth it. The next one: who walks may be faster,
+    /// and then the next but one is being read already.
     pub(super) fn made(&self, ino: u32) -> u32 {
         let mut walks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(walk) = walks.iter_mut().find(|walk| ino < walk.end && walk.end - ino <= MOST) else { return u32::MAX };
+        let Some(walk) = walks
+            .iter_mut()
+            .find(|walk| ino < walk.end && walk.end - ino <= MOST)
+        else {
+            return u32::MAX;
+        };
         walk.made = ino;
-        if walk.head > ino { walk.head.saturating_add(2) } else { ino + 1 }
+        if walk.head > ino {
+            walk.head.saturating_add(2)
+        } else {
+            ino + 1
+        }
     }
 }
 
@@ -107,7 +133,10 @@ mod tests {
     #[test]
     fn walks_beside_each_other() {
         let walks = Walks::default();
-        let found: Vec<_> = (0..3).flat_map(|n| [1000 + n, 2000 + n, 3000 + n]).filter_map(|ino| walks.step(ino, true)).collect();
+        let found: Vec<_> = (0..3)
+            .flat_map(|n| [1000 + n, 2000 + n, 3000 + n])
+            .filter_map(|ino| walks.step(ino, true))
+            .collect();
         assert_eq!(found, [1003..1011, 2003..2011, 3003..3011]);
     }
 
@@ -131,7 +160,9 @@ mod tests {
         let walks = Walks::default();
         let mut most = 0;
         for ino in 100..1000 {
-            let Some(range) = walks.step(ino, false) else { continue };
+            let Some(range) = walks.step(ino, false) else {
+                continue;
+            };
             most = most.max(range.len());
             for ino in range {
                 walks.made(ino);

@@ -24,7 +24,8 @@ use crate::fs::{self, Options, Rootfs, Source, Spool};
 /// How long the keeper may take to make a file.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The life of a worker: opens what the keeper asks for and serves until it is unmounted. `describe` tells a person what is wrong with an image.
+/// The life of a worker: opens what the keeper asks for and serves until it is unmounted.
+/// `describe` tells a person what is wrong with an image.
 ///
 /// # Errors
 /// Whatever ended it before the file system was unmounted.
@@ -34,9 +35,18 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     secrets::forbid_dumps();
     let marks = adapter::marks();
     let confinement = confine::confine();
-    // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the keeper decides.
+    // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the
+    // keeper decides.
     let _ = SigSet::all().thread_block();
-    let Some((WorkerRequest::Open { images, options, threads }, files)) = control.receive()? else {
+    let Some((
+        WorkerRequest::Open {
+            images,
+            options,
+            threads,
+        },
+        files,
+    )) = control.receive()?
+    else {
         return Err(Error::Gone { peer: "keeper" });
     };
     let rootfs = match open(images, files, &options) {
@@ -44,10 +54,19 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
     control.send(&WorkerReply::Opened, &[])?;
-    let Some((WorkerRequest::Serve { resume, precautions }, mut fds)) = control.receive()? else {
+    let Some((
+        WorkerRequest::Serve {
+            resume,
+            precautions,
+        },
+        mut fds,
+    )) = control.receive()?
+    else {
         return Err(Error::Gone { peer: "keeper" });
     };
-    let (Some(page), Some(fuse)) = (fds.pop(), fds.pop()) else { return Err(Error::Gone { peer: "keeper" }) };
+    let (Some(page), Some(fuse)) = (fds.pop(), fds.pop()) else {
+        return Err(Error::Gone { peer: "keeper" });
+    };
     let in_hand = Arc::new(InHand::new(&page, &precautions)?);
     drop(page);
     let mut config = Config::default();
@@ -58,11 +77,19 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone(), in_hand.clone());
     let resends = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(rootfs.clone(), surplus, metrics.clone(), in_hand, resends.clone(), marks);
+    let adapter = Adapter::new(
+        rootfs.clone(),
+        surplus,
+        metrics.clone(),
+        in_hand,
+        resends.clone(),
+        marks,
+    );
     let session = if resume {
         resume::session(adapter, &fuse, config)?
     } else {
-        Session::from_fd(adapter, fuse, SessionACL::All, config).map_err(Error::system("answering the kernel"))?
+        Session::from_fd(adapter, fuse, SessionACL::All, config)
+            .map_err(Error::system("answering the kernel"))?
     };
     // What is said when the handshake is played is not the kernel's word.
     let resends = resends.get().copied().filter(|_| !resume);
@@ -70,28 +97,56 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     if precautions.push {
         start_thread("push", move || pusher.run(&notifier))?;
     }
-    start_thread("control", move || tell(&control, resends, confinement, &metrics, &rootfs))?;
+    start_thread("control", move || {
+        tell(&control, resends, confinement, &metrics, &rootfs)
+    })?;
     session.run().map_err(Error::system("serving"))
 }
 
 fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(f).map(drop).map_err(Error::system("starting a thread"))
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(f)
+        .map(drop)
+        .map_err(Error::system("starting a thread"))
 }
 
-/// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that this thread does is wait, so it ends as soon
-/// as the process is killed: the keeper watches it.
-fn tell(control: &Channel, resends: Option<bool>, confinement: Confinement, metrics: &Metrics, rootfs: &Rootfs) {
+/// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that
+/// this thread does is wait, so it ends as soon as the process is killed: the keeper watches it.
+fn tell(
+    control: &Channel,
+    resends: Option<bool>,
+    confinement: Confinement,
+    metrics: &Metrics,
+    rootfs: &Rootfs,
+) {
     let sentinel = rustix::thread::gettid().as_raw_nonzero().get();
-    let mut told = control.send(&WorkerReply::Serving { sentinel, resends, confinement }, &[]);
+    let mut told = control.send(
+        &WorkerReply::Serving {
+            sentinel,
+            resends,
+            confinement,
+        },
+        &[],
+    );
     while told.is_ok() {
-        let Ok(Some((WorkerRequest::Stats, _))) = control.receive() else { break };
-        told = control.send(&WorkerReply::Stats(metrics.snapshot(rootfs.cache_counts())), &[]);
+        let Ok(Some((WorkerRequest::Stats, _))) = control.receive() else {
+            break;
+        };
+        told = control.send(
+            &WorkerReply::Stats(metrics.snapshot(rootfs.cache_counts())),
+            &[],
+        );
     }
 }
 
 fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {
     let mut files = files.into_iter();
-    let spool = KeeperSpool(Mutex::new(files.next().map(|socket| Channel::from_passed(socket, "keeper"))));
+    let spool = KeeperSpool(Mutex::new(
+        files
+            .next()
+            .map(|socket| Channel::from_passed(socket, "keeper")),
+    ));
     let sources = images.into_iter().zip(files).map(|(image, file)| Source {
         path: PathBuf::from(image.path),
         file: file.into(),
@@ -114,7 +169,10 @@ impl Spool for KeeperSpool {
             keeper.expect::<i32>(PATIENCE)
         };
         match keeper.as_ref().map(ask) {
-            Some(Ok((0, mut fds))) => fds.pop().map(File::from).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            Some(Ok((0, mut fds))) => fds
+                .pop()
+                .map(File::from)
+                .ok_or_else(|| io::ErrorKind::NotFound.into()),
             Some(Ok((errno, _))) => Err(io::Error::from_raw_os_error(errno)),
             Some(Err(error)) => Err(io::Error::other(error)),
             None => Err(io::ErrorKind::NotConnected.into()),
@@ -122,7 +180,10 @@ impl Spool for KeeperSpool {
     }
 }
 
-/// How many threads serve unless it is said: requests wait for the image's disk, so there may be more than processors.
+/// How many threads serve unless it is said: requests wait for the image's disk, so there may be
+/// more than processors.
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 16)
+    std::thread::available_parallelism()
+        .map_or(4, usize::from)
+        .clamp(4, 16)
 }

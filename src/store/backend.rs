@@ -1,4 +1,5 @@
-//! What a store needs of the place where it is: few operations, each of which happens as a whole or not at all.
+//! What a store needs of the place where it is: few operations, each of which happens as a whole or
+//! not at all.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -28,7 +29,8 @@ pub struct Image {
 pub struct Container {
     /// Its name.
     pub name: Name,
-    /// Its directory. On ZFS, where it is when it is mounted: [`Store::reach`](super::Store::reach) sees to that.
+    /// Its directory. On ZFS, where it is when it is mounted: [`Store::reach`](super::Store::reach)
+    /// sees to that.
     pub path: PathBuf,
     /// Its dataset, on ZFS.
     pub dataset: Option<Dataset>,
@@ -69,7 +71,8 @@ pub struct Begun {
     pub is_clone: bool,
 }
 
-/// A place for images and containers. What changes something is called under the store's lock, but for [`Backend::begin`].
+/// A place for images and containers. What changes something is called under the store's lock, but
+/// for [`Backend::begin`].
 pub trait Backend: Debug + Send + Sync {
     /// Where locks are.
     fn locks(&self) -> PathBuf;
@@ -80,13 +83,16 @@ pub trait Backend: Debug + Send + Sync {
     /// A directory for temporary files.
     fn temp_dir(&self) -> Result<PathBuf>;
 
-    /// A directory to write an image in; [`Name::work`] gives its name. Given a base, and where whole files can be cloned only, it has a clone of that.
+    /// A directory to write an image in; [`Name::work`] gives its name. Given a base, and where
+    /// whole files can be cloned only, it has a clone of that.
     fn begin(&self, work: &Name, base: Option<&Image>) -> Result<Begun>;
 
-    /// Makes what was begun an image: it is synced to the disk, and then there under this name, facts included.
+    /// Makes what was begun an image: it is synced to the disk, and then there under this name,
+    /// facts included.
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
 
-    /// Replaces an image's file by `new`, which has the same root digest. Whoever has the old one open goes on with it.
+    /// Replaces an image's file by `new`, which has the same root digest. Whoever has the old one
+    /// open goes on with it.
     fn replace(&self, name: &Name, new: &Path) -> Result<()>;
 
     /// Replaces an image's facts.
@@ -101,10 +107,12 @@ pub trait Backend: Debug + Send + Sync {
     /// How many bytes may still be written.
     fn free(&self) -> Result<u64>;
 
-    /// What else depends on an image: what was cloned from it and is none of the store's, what somebody made in its dataset.
+    /// What else depends on an image: what was cloned from it and is none of the store's, what
+    /// somebody made in its dataset.
     fn dependents(&self, name: &Name) -> Result<Vec<String>>;
 
-    /// Removes an image, complete or not; how many bytes are freed. `held` is the image's lock: nobody opens it while it is held.
+    /// Removes an image, complete or not; how many bytes are freed. `held` is the image's lock:
+    /// nobody opens it while it is held.
     fn remove(&self, name: &Name, held: Option<File>) -> Result<u64>;
 
     /// The containers, and what is left of containers that were being made or removed.
@@ -113,7 +121,8 @@ pub trait Backend: Debug + Send + Sync {
     /// The directory of a container, mounted.
     fn reach(&self, name: &Name) -> Result<PathBuf>;
 
-    /// Makes a container's directory, marked as unfinished, unless there is a container of this name.
+    /// Makes a container's directory, marked as unfinished, unless there is a container of this
+    /// name.
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container>;
 
     /// Marks a container as unfinished, or takes the mark away.

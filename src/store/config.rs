@@ -1,4 +1,5 @@
-//! The configuration: what a file, the environment and the command line say, and which of them said it.
+//! The configuration: what a file, the environment and the command line say, and which of them said
+//! it.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -39,15 +40,23 @@ impl FromStr for Location {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |reason: &str| Error::Location { text: text.to_owned(), reason: reason.to_owned() };
+        let wrong = |reason: &str| Error::Location {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        };
         if let Some(dataset) = text.strip_prefix("zfs:") {
-            return dataset.parse().map(Self::Zfs).map_err(|e: crate::zfs::Error| wrong(&e.to_string()));
+            return dataset
+                .parse()
+                .map(Self::Zfs)
+                .map_err(|e: crate::zfs::Error| wrong(&e.to_string()));
         }
         let path = text.strip_prefix("dir:").unwrap_or(text);
         if path.is_empty() || path == text && !text.starts_with(['/', '.']) {
             return Err(wrong("it is dir:PATH or zfs:POOL[/PARENT]"));
         }
-        std::path::absolute(path).map(Self::Directory).map_err(|e| wrong(&e.to_string()))
+        std::path::absolute(path)
+            .map(Self::Directory)
+            .map_err(|e| wrong(&e.to_string()))
     }
 }
 
@@ -109,8 +118,14 @@ pub struct Setting<T> {
 impl<T> Setting<T> {
     fn new(said: Option<T>, file: &Path, default: impl FnOnce() -> T) -> Self {
         match said {
-            Some(value) => Self { value, origin: Origin::File(file.to_owned()) },
-            None => Self { value: default(), origin: Origin::Default },
+            Some(value) => Self {
+                value,
+                origin: Origin::File(file.to_owned()),
+            },
+            None => Self {
+                value: default(),
+                origin: Origin::Default,
+            },
         }
     }
 }
@@ -124,8 +139,8 @@ pub struct Config {
     pub grace: Setting<SignedDuration>,
     /// Where images are pulled from.
     pub registries: Setting<Registries>,
-    /// Which annotations `org.lxcri-fs.*` count for a container that has a root file system of its own, whose image may have made them: their names
-    /// without what all begin with.
+    /// Which annotations `org.lxcri-fs.*` count for a container that has a root file system of its
+    /// own, whose image may have made them: their names without what all begin with.
     pub annotations: Setting<Vec<String>>,
 }
 
@@ -177,17 +192,25 @@ impl Config {
     /// Reads the configuration. `store` is what the command line says of it.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Location`], [`Error::Io`] when a file that the environment names cannot be read.
+    /// [`Error::Config`], [`Error::Location`], [`Error::Io`] when a file that the environment names
+    /// cannot be read.
     pub fn load(store: Option<&Location>) -> Result<Self> {
-        let named = std::env::var_os(CONFIG_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let named = std::env::var_os(CONFIG_VARIABLE)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from);
         let path = named.clone().unwrap_or_else(|| PathBuf::from(CONFIG));
         let file = match std::fs::File::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => File::default(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+                File::default()
+            }
             opened => {
                 let mut text = String::new();
                 let file = opened.map_err(Error::io("opening the configuration", &path))?;
-                std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_CONFIG), &mut text)
-                    .map_err(Error::io("reading the configuration", &path))?;
+                std::io::Read::read_to_string(
+                    &mut std::io::Read::take(file, MAX_CONFIG),
+                    &mut text,
+                )
+                .map_err(Error::io("reading the configuration", &path))?;
                 parse(&text, &path)?
             }
         };
@@ -196,35 +219,56 @@ impl Config {
             grace: Setting::new(file.gc.grace, &path, || GRACE),
             registries: Setting::new(file.registries, &path, Registries::default),
             annotations: Setting::new(
-                file.annotations.allow.map(|allowed| allowed.into_iter().map(Annotation::name).collect()),
+                file.annotations
+                    .allow
+                    .map(|allowed| allowed.into_iter().map(Annotation::name).collect()),
                 &path,
                 Vec::new,
             ),
         };
         if let Some(location) = store {
-            config.store = Setting { value: location.clone(), origin: Origin::Argument("--store") };
+            config.store = Setting {
+                value: location.clone(),
+                origin: Origin::Argument("--store"),
+            };
         } else if let Some(text) = std::env::var_os(STORE_VARIABLE).filter(|v| !v.is_empty()) {
-            config.store = Setting { value: text_of(&text)?.parse()?, origin: Origin::Environment(STORE_VARIABLE) };
+            config.store = Setting {
+                value: text_of(&text)?.parse()?,
+                origin: Origin::Environment(STORE_VARIABLE),
+            };
         }
         Ok(config)
     }
 }
 
 fn text_of(text: &OsStr) -> Result<&str> {
-    text.to_str().ok_or_else(|| Error::Location { text: text.to_string_lossy().into_owned(), reason: "it is not UTF-8".into() })
+    text.to_str().ok_or_else(|| Error::Location {
+        text: text.to_string_lossy().into_owned(),
+        reason: "it is not UTF-8".into(),
+    })
 }
 
 fn parse(text: &str, path: &Path) -> Result<File> {
     toml::from_str(text).map_err(|e| Error::Config {
         path: path.to_owned(),
-        line: e.span().map(|span| 1 + text.bytes().take(span.start).filter(|&b| b == b'\n').count()),
+        line: e.span().map(|span| {
+            1 + text
+                .bytes()
+                .take(span.start)
+                .filter(|&b| b == b'\n')
+                .count()
+        }),
         reason: e.message().to_owned(),
     })
 }
 
 /// Root's store is the machine's; others have their own.
 fn default_store() -> Location {
-    let home = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
+    let home = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     let own = || home("XDG_DATA_HOME").or_else(|| Some(home("HOME")?.join(".local/share")));
     match own().filter(|_| !rustix::process::geteuid().is_root()) {
         Some(data) => Location::Directory(data.join("lxcri-fs")),
@@ -239,7 +283,11 @@ mod tests {
 
     #[test]
     fn locations() {
-        for (text, shown) in [("dir:/a/b", "dir:/a/b"), ("/a", "dir:/a"), ("zfs:tank/c", "zfs:tank/c")] {
+        for (text, shown) in [
+            ("dir:/a/b", "dir:/a/b"),
+            ("/a", "dir:/a"),
+            ("zfs:tank/c", "zfs:tank/c"),
+        ] {
             assert_eq!(text.parse::<Location>().unwrap().to_string(), shown);
         }
         for text in ["", "dir:", "zfs:", "tank", "http://x"] {
@@ -250,19 +298,38 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named_with_its_line() {
         let path = Path::new("/c.toml");
-        let good = "store = \"zfs:tank\"\n[gc]\ngrace = \"30m\"\n[registries.\"a:5000\"]\ninsecure = true\nmirrors = [\"m\"]\n";
+        let good = "store = \"zfs:tank\"\n[gc]\ngrace = \
+                    \"30m\"\n[registries.\"a:5000\"]\ninsecure = true\nmirrors = [\"m\"]\n";
         let file = parse(good, path).unwrap();
-        assert_eq!((file.store, file.gc.grace), (Some(Location::Zfs("tank".parse().unwrap())), Some(SignedDuration::from_mins(30))));
+        assert_eq!(
+            (file.store, file.gc.grace),
+            (
+                Some(Location::Zfs("tank".parse().unwrap())),
+                Some(SignedDuration::from_mins(30))
+            )
+        );
         let cases = [
-            ("store = \"dir:/a\"\nstroe = 1\n", "/c.toml, line 2: unknown field `stroe`"),
-            ("[gc]\n\ngrce = \"1h\"\n", "/c.toml, line 3: unknown field `grce`"),
-            ("store = \"tank\"\n", "/c.toml, line 1: \"tank\" is not a store"),
+            (
+                "store = \"dir:/a\"\nstroe = 1\n",
+                "/c.toml, line 2: unknown field `stroe`",
+            ),
+            (
+                "[gc]\n\ngrce = \"1h\"\n",
+                "/c.toml, line 3: unknown field `grce`",
+            ),
+            (
+                "store = \"tank\"\n",
+                "/c.toml, line 1: \"tank\" is not a store",
+            ),
             ("[gc]\ngrace = \"soon\"\n", "/c.toml, line 2: "),
             ("store = \n", "/c.toml, line 1: "),
         ];
         for (text, message) in cases {
             let found = parse(text, path).unwrap_err().to_string();
-            assert!(found.starts_with(message) && !found.contains('\n'), "{found}");
+            assert!(
+                found.starts_with(message) && !found.contains('\n'),
+                "{found}"
+            );
         }
     }
 }

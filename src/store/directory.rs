@@ -63,14 +63,23 @@ impl DirectoryStore {
             Some(facts) => facts,
             None => facts_of(&path, name)?,
         };
-        Ok(Image { name: name.clone(), path, facts, parent: None })
+        Ok(Image {
+            name: name.clone(),
+            path,
+            facts,
+            parent: None,
+        })
     }
 }
 
-/// The facts of an image that came here without them: they are in the image, and its name is a reference's.
+/// The facts of an image that came here without them: they are in the image, and its name is a
+/// reference's.
 pub(super) fn facts_of(path: &Path, name: &Name) -> Result<Facts> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
-    Ok(Facts { refs: name.reference().into_iter().collect(), ..Facts::of(path, file)? })
+    Ok(Facts {
+        refs: name.reference().into_iter().collect(),
+        ..Facts::of(path, file)?
+    })
 }
 
 /// The image in a directory: the file of its name, or the only one there is.
@@ -83,7 +92,11 @@ pub(super) fn image_file(dir: &Path, name: &Name) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if Path::new(&entry.file_name()).extension().is_some_and(|e| e == "bfc") && entry.file_type().is_ok_and(|t| t.is_file()) {
+        if Path::new(&entry.file_name())
+            .extension()
+            .is_some_and(|e| e == "bfc")
+            && entry.file_type().is_ok_and(|t| t.is_file())
+        {
             found.push(entry.path());
         }
     }
@@ -113,10 +126,19 @@ impl Backend for DirectoryStore {
                 },
             }
         }
-        let digests: HashMap<String, Name> = scan.images.iter().map(|i| (i.facts.root_digest.clone(), i.name.clone())).collect();
+        let digests: HashMap<String, Name> = scan
+            .images
+            .iter()
+            .map(|i| (i.facts.root_digest.clone(), i.name.clone()))
+            .collect();
         for image in &mut scan.images {
             // One that is not there is told by its digest.
-            let named = |digest: &String| digests.get(digest).cloned().or_else(|| Name::new(digest).ok());
+            let named = |digest: &String| {
+                digests
+                    .get(digest)
+                    .cloned()
+                    .or_else(|| Name::new(digest).ok())
+            };
             image.parent = image.facts.parent.as_ref().and_then(named);
         }
         Ok(scan)
@@ -131,9 +153,16 @@ impl Backend for DirectoryStore {
 
     fn begin(&self, work: &Name, _base: Option<&Image>) -> Result<Begun> {
         let dir = self.temp_dir()?.join(work);
-        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("making the directory", &dir))?;
-        // Who writes the image copies what it needs of the base, by reference where the file system can.
-        Ok(Begun { dir, is_clone: false })
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(Error::io("making the directory", &dir))?;
+        // Who writes the image copies what it needs of the base, by reference where the file system
+        // can.
+        Ok(Begun {
+            dir,
+            is_clone: false,
+        })
     }
 
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
@@ -143,7 +172,8 @@ impl Backend for DirectoryStore {
         keep_as_it_is(&file)?;
         std::fs::rename(&file, from.join(format!("{name}.bfc"))).map_err(failed)?;
         write_json(&from, FACTS, facts)?;
-        renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE).map_err(|e| failed(e.into()))?;
+        renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(|e| failed(e.into()))?;
         sync(&self.images())
     }
 
@@ -168,8 +198,13 @@ impl Backend for DirectoryStore {
     }
 
     fn free(&self) -> Result<u64> {
-        let there = self.root.ancestors().find(|path| path.exists()).unwrap_or(&self.root);
-        let stat = rustix::fs::statvfs(there).map_err(Error::io("reading the free space of", there))?;
+        let there = self
+            .root
+            .ancestors()
+            .find(|path| path.exists())
+            .unwrap_or(&self.root);
+        let stat =
+            rustix::fs::statvfs(there).map_err(Error::io("reading the free space of", there))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -185,14 +220,23 @@ impl Backend for DirectoryStore {
 
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
         let (mut containers, mut work) = (Vec::new(), Vec::new());
-        for name in entries(&self.container_dirs())?.iter().filter_map(|name| Name::new(name).ok()) {
+        for name in entries(&self.container_dirs())?
+            .iter()
+            .filter_map(|name| Name::new(name).ok())
+        {
             let path = self.container_dirs().join(&name);
             if name.is_work() {
                 work.push(name);
             } else {
                 let images = read_json(&path.join(CONTAINER))?.unwrap_or_default();
                 let unfinished = path.join(UNFINISHED).exists();
-                containers.push(Container { name, path, dataset: None, images, unfinished });
+                containers.push(Container {
+                    name,
+                    path,
+                    dataset: None,
+                    images,
+                    unfinished,
+                });
             }
         }
         Ok((containers, work))
@@ -205,20 +249,30 @@ impl Backend for DirectoryStore {
         let (new, path) = (all.join(&work), all.join(name));
         let failed = |e: io::Error| Error::io("making the container's directory", &path)(e);
         DirBuilder::new().mode(0o700).create(&new).map_err(failed)?;
-        let made = mark(&new).and_then(|()| write_json(&new, CONTAINER, &images)).and_then(|()| {
-            renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE).map_err(|e| match e {
-                Errno::EXIST | Errno::NOTEMPTY => {
-                    Error::Exists { kind: "container", name: name.to_string(), store: format!("dir:{}", self.root.display()) }
-                }
-                other => failed(other.into()),
-            })
-        });
+        let made = mark(&new)
+            .and_then(|()| write_json(&new, CONTAINER, &images))
+            .and_then(|()| {
+                renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE).map_err(|e| match e {
+                    Errno::EXIST | Errno::NOTEMPTY => Error::Exists {
+                        kind: "container",
+                        name: name.to_string(),
+                        store: format!("dir:{}", self.root.display()),
+                    },
+                    other => failed(other.into()),
+                })
+            });
         if let Err(error) = made {
             let _ = std::fs::remove_dir_all(&new);
             return Err(error);
         }
         sync(&all)?;
-        Ok(Container { name: name.clone(), path, dataset: None, images: images.to_vec(), unfinished: true })
+        Ok(Container {
+            name: name.clone(),
+            path,
+            dataset: None,
+            images: images.to_vec(),
+            unfinished: true,
+        })
     }
 
     fn reach(&self, name: &Name) -> Result<PathBuf> {
@@ -231,7 +285,9 @@ impl Backend for DirectoryStore {
             return mark(&dir);
         }
         match std::fs::remove_file(dir.join(UNFINISHED)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &dir.join(UNFINISHED))(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("removing", &dir.join(UNFINISHED))(e))
+            }
             _ => sync(&dir),
         }
     }
@@ -243,7 +299,12 @@ impl Backend for DirectoryStore {
     fn place(&self, name: &Name) -> Result<String> {
         let dir = self.container_dirs().join(name);
         // As its record has to be text, its place may be some other text when it is none.
-        Ok(format!("dir:{}", dir.canonicalize().map_err(Error::io("finding", &dir))?.display()))
+        Ok(format!(
+            "dir:{}",
+            dir.canonicalize()
+                .map_err(Error::io("finding", &dir))?
+                .display()
+        ))
     }
 
     fn remove_container(&self, name: &Name) -> Result<()> {
@@ -251,16 +312,24 @@ impl Backend for DirectoryStore {
     }
 }
 
-/// Makes an image that is complete read-only: nothing of ours writes to it any more, by whatever name it is called.
+/// Makes an image that is complete read-only: nothing of ours writes to it any more, by whatever
+/// name it is called.
 pub(super) fn keep_as_it_is(path: &Path) -> Result<()> {
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).map_err(Error::io("setting the mode of", path))
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444))
+        .map_err(Error::io("setting the mode of", path))
 }
 
 /// Marks a container's directory as one that is being made or removed.
 fn mark(dir: &Path) -> Result<()> {
     let path = dir.join(UNFINISHED);
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    let made = File::options().write(true).create(true).truncate(false).mode(0o600).custom_flags(flags).open(&path);
+    let made = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(&path);
     made.map_err(Error::io("making", &path))?;
     sync(dir)
 }
@@ -268,23 +337,38 @@ fn mark(dir: &Path) -> Result<()> {
 /// What a directory takes, with all that is in it on the same file system.
 fn tree_usage(dir: &Path) -> Result<Usage> {
     let (mut usage, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
-    let device = dir.symlink_metadata().map_err(Error::io("looking at", dir))?.dev();
+    let device = dir
+        .symlink_metadata()
+        .map_err(Error::io("looking at", dir))?
+        .dev();
     let mut seen = std::collections::HashSet::new();
     while let Some(dir) = dirs.pop() {
         let failed = |e| Error::io("reading", &dir)(e);
         for entry in std::fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let Ok(metadata) = path.symlink_metadata() else { continue };
-            if metadata.dev() != device || metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino()) {
+            let Ok(metadata) = path.symlink_metadata() else {
+                continue;
+            };
+            if metadata.dev() != device
+                || metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino())
+            {
                 continue;
             }
             if metadata.is_dir() {
                 dirs.push(path);
             } else if metadata.is_file() {
-                let file = File::options().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(&path);
-                usage += file.and_then(|file| extents::usage(&file)).map_err(Error::io("looking at", &path))?;
+                let file = File::options()
+                    .read(true)
+                    .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                    .open(&path);
+                usage += file
+                    .and_then(|file| extents::usage(&file))
+                    .map_err(Error::io("looking at", &path))?;
             } else {
-                usage += Usage { bytes: metadata.blocks().saturating_mul(512), shared: 0 };
+                usage += Usage {
+                    bytes: metadata.blocks().saturating_mul(512),
+                    shared: 0,
+                };
             }
         }
     }
@@ -294,9 +378,14 @@ fn tree_usage(dir: &Path) -> Result<Usage> {
 /// Removes a directory: at once for those who look, and then what is in it.
 fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     let dir = all.join(name);
-    let work = if name.is_work() { name.clone() } else { Name::work()? };
+    let work = if name.is_work() {
+        name.clone()
+    } else {
+        Name::work()?
+    };
     if work != *name {
-        renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE).map_err(Error::io("removing", &dir))?;
+        renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE)
+            .map_err(Error::io("removing", &dir))?;
     }
     remove_tree(all, work.as_str())
 }
@@ -319,15 +408,19 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 fn make_dir(path: &Path, mode: u32) -> Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(Error::io("making the directory", path))
-        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(path)
+            .map_err(Error::io("making the directory", path)),
         other => other.map_err(Error::io("making the directory", path)),
     }
 }
 
 fn sync(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("syncing", dir))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -336,15 +429,24 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         other => other.map_err(Error::io("opening", path))?,
     };
     let mut bytes = Vec::new();
-    file.take(MAX_JSON).read_to_end(&mut bytes).map_err(Error::io("reading", path))?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Facts { path: path.to_owned(), reason: e.to_string() })
+    file.take(MAX_JSON)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("reading", path))?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::Facts {
+            path: path.to_owned(),
+            reason: e.to_string(),
+        })
 }
 
 /// Writes a file as a whole: readers find the old one or the new one.
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
     let path = dir.join(name);
     let failed = || Error::io("writing", &path);
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::from).map_err(failed())?;
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(io::Error::from)
+        .map_err(failed())?;
     bytes.push(b'\n');
     replace(&path, &bytes).map_err(failed())
 }

@@ -38,57 +38,106 @@ pub struct Finding {
 
 impl Finding {
     /// Something that was found.
-    pub fn new(about: &'static str, level: Level, found: impl Into<String>, so: impl Into<String>) -> Self {
-        Self { about, level, found: found.into(), so: so.into() }
+    pub fn new(
+        about: &'static str,
+        level: Level,
+        found: impl Into<String>,
+        so: impl Into<String>,
+    ) -> Self {
+        Self {
+            about,
+            level,
+            found: found.into(),
+            so: so.into(),
+        }
     }
 }
 
 impl Store {
-    /// Looks at everything in the store but the contents of images, which `verify --all` reads. Nothing is bad in a store that was only interrupted, whenever that was.
+    /// Looks at everything in the store but the contents of images, which `verify --all` reads.
+    /// Nothing is bad in a store that was only interrupted, whenever that was.
     ///
     /// # Errors
     /// Those of [`super::Error`], when nothing can be said.
     pub fn examine(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
-        let mut add = |level, found: String, so: &str| findings.push(Finding::new("store", level, found, so));
+        let mut add =
+            |level, found: String, so: &str| findings.push(Finding::new("store", level, found, so));
         let scan = self.scan()?;
         let (containers, unfinished) = self.backend.containers()?;
-        add(Level::Good, format!("{}: {} images, {} containers", self.location, scan.images.len(), containers.len()), "it can be used");
+        add(
+            Level::Good,
+            format!(
+                "{}: {} images, {} containers",
+                self.location,
+                scan.images.len(),
+                containers.len()
+            ),
+            "it can be used",
+        );
         for (name, error) in &scan.broken {
             // Only what was read and is wrong can be said to be.
             let (found, so) = match error {
                 _ if error.is_out_of_reach() => (
                     format!("image {name} cannot be reached: {}", chain(error)),
-                    remedy(error).unwrap_or_else(|| "nothing is known of it until it can".to_owned()),
+                    remedy(error)
+                        .unwrap_or_else(|| "nothing is known of it until it can".to_owned()),
                 ),
                 _ if error.is_wrong() => (
                     format!("image {name}: {}", chain(error)),
-                    "it cannot be used: remove its directory or dataset, and fetch or build it again".to_owned(),
+                    "it cannot be used: remove its directory or dataset, and fetch or build it \
+                     again"
+                        .to_owned(),
                 ),
-                _ => (format!("image {name} cannot be read: {}", chain(error)), "nothing is known of it until it can".to_owned()),
+                _ => (
+                    format!("image {name} cannot be read: {}", chain(error)),
+                    "nothing is known of it until it can".to_owned(),
+                ),
             };
             add(Level::Bad, found, &so);
         }
         for image in &scan.images {
             if let Some(wrong) = disagrees(image) {
-                add(Level::Bad, format!("image {}: {wrong}", image.name), "somebody changed it in place: fetch or build it again");
+                add(
+                    Level::Bad,
+                    format!("image {}: {wrong}", image.name),
+                    "somebody changed it in place: fetch or build it again",
+                );
             }
         }
         for name in &scan.strange {
-            add(Level::Note, format!("{name:?} is among the images, and is none"), "it is passed over");
+            add(
+                Level::Note,
+                format!("{name:?} is among the images, and is none"),
+                "it is passed over",
+            );
         }
         let order = graph::order(&scan.images);
         for (name, parent) in &order.missing {
-            add(Level::Note, format!("image {name} was cloned from {parent}, which is gone"), "it is whole by itself");
+            add(
+                Level::Note,
+                format!("image {name} was cloned from {parent}, which is gone"),
+                "it is whole by itself",
+            );
         }
         for names in &order.loops {
             let names: Vec<&str> = names.iter().map(|n| n.as_str()).collect();
-            add(Level::Bad, format!("images cloned from each other: {}", names.join(" from ")), "somebody changed what is known of them");
+            add(
+                Level::Bad,
+                format!("images cloned from each other: {}", names.join(" from ")),
+                "somebody changed what is known of them",
+            );
         }
         for name in scan.work.iter().chain(&unfinished) {
             let (found, so) = match self.locks.try_lock(name.as_str())? {
-                Some(_) => (format!("{name} was left by a process that was killed"), "`lxcri-fs gc` removes it"),
-                None => (format!("{name} is being written or removed"), "it is nobody else's business"),
+                Some(_) => (
+                    format!("{name} was left by a process that was killed"),
+                    "`lxcri-fs gc` removes it",
+                ),
+                None => (
+                    format!("{name} is being written or removed"),
+                    "it is nobody else's business",
+                ),
             };
             add(Level::Note, found, so);
         }
@@ -104,21 +153,45 @@ impl Store {
                 let so = "the next `lxcri-fs create` or `delete` of it goes on, or takes it away";
                 add(
                     Level::Note,
-                    format!("container {} is being made or removed, or somebody was killed while doing so", container.name),
+                    format!(
+                        "container {} is being made or removed, or somebody was killed while \
+                         doing so",
+                        container.name
+                    ),
                     so,
                 );
             }
             if let Err(error) = self.reach(container) {
-                let so = remedy(&error).unwrap_or_else(|| "nothing is known of what is in it".to_owned());
-                add(Level::Bad, format!("container {} cannot be reached: {}", container.name, chain(&error)), &so);
+                let so = remedy(&error)
+                    .unwrap_or_else(|| "nothing is known of what is in it".to_owned());
+                add(
+                    Level::Bad,
+                    format!(
+                        "container {} cannot be reached: {}",
+                        container.name,
+                        chain(&error)
+                    ),
+                    &so,
+                );
             }
             let known = |digest: &str| scan.images.iter().any(|i| i.facts.root_digest == digest);
-            let is_hidden = |name: &str| scan.broken.iter().any(|(broken, error)| broken.as_str() == name && !error.is_wrong());
-            for used in container.images.iter().filter(|used| !known(&used.root_digest) && !is_hidden(&used.name)) {
+            let is_hidden = |name: &str| {
+                scan.broken
+                    .iter()
+                    .any(|(broken, error)| broken.as_str() == name && !error.is_wrong())
+            };
+            for used in container
+                .images
+                .iter()
+                .filter(|used| !known(&used.root_digest) && !is_hidden(&used.name))
+            {
                 let digest = used.root_digest.get(..12).unwrap_or(&used.root_digest);
                 add(
                     Level::Bad,
-                    format!("container {} needs image {} ({digest}), which is gone", container.name, used.name),
+                    format!(
+                        "container {} needs image {} ({digest}), which is gone",
+                        container.name, used.name
+                    ),
                     "fetch or build that image again",
                 );
             }
@@ -137,13 +210,19 @@ fn remedy(error: &super::Error) -> Option<String> {
 
 /// How an image differs from what is known of it.
 fn disagrees(image: &Image) -> Option<String> {
-    let found = File::open(&image.path).map_err(super::Error::io("opening the image", &image.path)).and_then(|f| Facts::of(&image.path, f));
+    let found = File::open(&image.path)
+        .map_err(super::Error::io("opening the image", &image.path))
+        .and_then(|f| Facts::of(&image.path, f));
     match found {
         Err(error) => Some(chain(&error)),
-        Ok(found) if found.root_digest != image.facts.root_digest => {
-            Some(format!("it has the root digest {}, and should have {}", found.root_digest, image.facts.root_digest))
-        }
-        Ok(found) if found.size != image.facts.size => Some(format!("it has {} bytes, and should have {}", found.size, image.facts.size)),
+        Ok(found) if found.root_digest != image.facts.root_digest => Some(format!(
+            "it has the root digest {}, and should have {}",
+            found.root_digest, image.facts.root_digest
+        )),
+        Ok(found) if found.size != image.facts.size => Some(format!(
+            "it has {} bytes, and should have {}",
+            found.size, image.facts.size
+        )),
         Ok(_) => None,
     }
 }

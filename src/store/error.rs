@@ -14,7 +14,11 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] Io),
     /// The configuration is wrong.
-    #[error("{}{}: {reason}", path.display(), line.map(|n| format!(", line {n}")).unwrap_or_default())]
+    #[error(
+        "{}{}: {reason}",
+        path.display(),
+        line.map(|n| format!(", line {n}")).unwrap_or_default()
+    )]
     Config {
         /// The file.
         path: PathBuf,
@@ -125,17 +129,21 @@ impl From<upper::Error> for Error {
 }
 
 impl Error {
-    /// Whether something cannot be reached: it is on a dataset that is not mounted, and nothing is known of it.
+    /// Whether something cannot be reached: it is on a dataset that is not mounted, and nothing is
+    /// known of it.
     pub fn is_out_of_reach(&self) -> bool {
         matches!(self, Error::Zfs(error) if error.is_out_of_reach())
     }
 
-    /// Whether something was read, and is not what it has to be. Everything else may be well as soon as it can be read.
+    /// Whether something was read, and is not what it has to be. Everything else may be well as
+    /// soon as it can be read.
     pub fn is_wrong(&self) -> bool {
         match self {
             Error::Facts { .. } => true,
             Error::Io(e) => e.kind() == io::ErrorKind::NotFound,
-            Error::Fs(fs::Error::Image { source, .. }) => !matches!(source, bfc::Error::Read { .. } | bfc::Error::Unsupported(_)),
+            Error::Fs(fs::Error::Image { source, .. }) => {
+                !matches!(source, bfc::Error::Read { .. } | bfc::Error::Unsupported(_))
+            }
             _ => false,
         }
     }
@@ -159,7 +167,10 @@ impl Report for Error {
             Error::Serve(e) => e.exit(),
             Error::Zfs(e) => e.exit(),
             Error::Facts { .. } => Exit::Damaged,
-            Error::Location { .. } | Error::Reference { .. } | Error::Name { .. } | Error::Ambiguous { .. } => Exit::Usage,
+            Error::Location { .. }
+            | Error::Reference { .. }
+            | Error::Name { .. }
+            | Error::Ambiguous { .. } => Exit::Usage,
             _ => Exit::Failure,
         }
     }
@@ -169,14 +180,25 @@ impl Report for Error {
             Error::Fs(e) => return e.hint(),
             Error::Serve(e) => return e.hint(),
             Error::Zfs(e) => return e.hint(),
-            Error::NotFound { kind: "image", .. } => "`lxcri-fs list` shows what there is; what is a file may be written ./FILE",
+            Error::NotFound { kind: "image", .. } => {
+                "`lxcri-fs list` shows what there is; what is a file may be written ./FILE"
+            }
             Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
-            Error::Reference { .. } => "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be written ./FILE",
+            Error::Reference { .. } => {
+                "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be \
+                 written ./FILE"
+            }
             Error::Config { .. } => "docs/CONFIGURATION.md describes every setting",
             Error::Ambiguous { .. } => "give more digits",
-            Error::Kept { .. } => "-t NEW puts another image into the store, and leaves this one as it is; -o NEW makes a file of it",
-            Error::InUse { kind: "container", .. } => {
-                "`zfs rename` moves a dataset elsewhere, `zfs destroy` removes it; what is mounted can be unmounted"
+            Error::Kept { .. } => {
+                "-t NEW puts another image into the store, and leaves this one as it is; -o NEW \
+                 makes a file of it"
+            }
+            Error::InUse {
+                kind: "container", ..
+            } => {
+                "`zfs rename` moves a dataset elsewhere, `zfs destroy` removes it; what is mounted \
+                 can be unmounted"
             }
             Error::Facts { .. } => "`lxcri-fs doctor` tells more",
             Error::Io(e) if e.kind() == io::ErrorKind::PermissionDenied => {

@@ -1,4 +1,5 @@
-//! What a store knows of an image without opening it. All but references and times could be read from the image again.
+//! What a store knows of an image without opening it. All but references and times could be read
+//! from the image again.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +24,8 @@ pub struct Facts {
     pub refs: Vec<Reference>,
     /// Root digest: BLAKE3, 64 hexadecimal digits.
     pub root_digest: String,
-    /// What the registry said that the reference leads to, or else the digest of the manifest in the image.
+    /// What the registry said that the reference leads to, or else the digest of the manifest in
+    /// the image.
     #[serde(default)]
     pub manifest_digest: Option<Digest>,
     /// When it was put into the store.
@@ -39,7 +41,8 @@ pub struct Facts {
     /// Root digest of the image that it was cloned from, while that is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// The file whose whole content was found good, or just written: what `stamp` says of it. Others may take it over without another look.
+    /// The file whose whole content was found good, or just written: what `stamp` says of it.
+    /// Others may take it over without another look.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked: Option<String>,
 }
@@ -50,7 +53,13 @@ pub struct Facts {
 /// [`Error::Io`].
 pub(super) fn stamp(path: &Path, file: &File) -> Result<String> {
     let metadata = file.metadata().map_err(Error::io("looking at", path))?;
-    Ok(format!("{}:{}:{}.{:09}", metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    Ok(format!(
+        "{}:{}:{}.{:09}",
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec()
+    ))
 }
 
 impl Facts {
@@ -59,18 +68,40 @@ impl Facts {
     /// # Errors
     /// [`Error::Fs`] when it is damaged, [`Error::Facts`] when it is a plain v1 image.
     pub fn of(path: &Path, file: File) -> Result<Self> {
-        let created = file.metadata().and_then(|m| m.modified()).map_err(Error::io("looking at", path))?;
-        let failed = |source| Error::Fs(fs::Error::Image { image: path.to_owned(), source });
+        let created = file
+            .metadata()
+            .and_then(|m| m.modified())
+            .map_err(Error::io("looking at", path))?;
+        let failed = |source| {
+            Error::Fs(fs::Error::Image {
+                image: path.to_owned(),
+                source,
+            })
+        };
         let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
         let Some(locator) = container.locator().map_err(failed)? else {
-            let reason = "it is a plain v1 image; `lxcri-fs build bfc:IMAGE -t NAME` makes one with layers of it".into();
-            return Err(Error::Facts { path: path.to_owned(), reason });
+            let reason = "it is a plain v1 image; `lxcri-fs build bfc:IMAGE -t NAME` makes one \
+                          with layers of it"
+                .into();
+            return Err(Error::Facts {
+                path: path.to_owned(),
+                reason,
+            });
         };
         let section = Section::open(container.source().clone(), &locator).map_err(failed)?;
-        let layers = section.layers().map_err(failed)?.iter().map(|layer| Digest(layer.diff_id)).collect();
+        let layers = section
+            .layers()
+            .map_err(failed)?
+            .iter()
+            .map(|layer| Digest(layer.diff_id))
+            .collect();
         let manifest = section.blob(section.header().manifest).map_err(failed)?;
         let header = container.header();
-        let compression = if header.features & FEATURE_ZSTD == 0 { Compression::None } else { Compression::Zstd };
+        let compression = if header.features & FEATURE_ZSTD == 0 {
+            Compression::None
+        } else {
+            Compression::Zstd
+        };
         let encryption = match (header.features & FEATURE_AEAD != 0, header.salt == [0; 32]) {
             (false, _) => "none",
             (true, false) => "password",
@@ -78,11 +109,20 @@ impl Facts {
         };
         Ok(Self {
             refs: Vec::new(),
-            root_digest: locator.root_digest.iter().map(|b| format!("{b:02x}")).collect(),
+            root_digest: locator
+                .root_digest
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
             manifest_digest: (!manifest.is_empty()).then(|| Digest::of(&manifest)),
             created: Timestamp::try_from(created).unwrap_or(Timestamp::UNIX_EPOCH),
             layers,
-            compression: if compression == Compression::None { "none" } else { "zstd" }.to_owned(),
+            compression: if compression == Compression::None {
+                "none"
+            } else {
+                "zstd"
+            }
+            .to_owned(),
             encryption: encryption.to_owned(),
             size: container.len(),
             parent: None,

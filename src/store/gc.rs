@@ -1,4 +1,5 @@
-//! Removing what nobody needs: first a plan, then its execution, which looks again before each step.
+//! Removing what nobody needs: first a plan, then its execution, which looks again before each
+//! step.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -51,17 +52,25 @@ pub enum Outcome {
 }
 
 impl Store {
-    /// What may be removed: images without a name that are older than `grace` and not used, what killed processes left behind. Clones come before
-    /// what they were cloned from.
+    /// What may be removed: images without a name that are older than `grace` and not used, what
+    /// killed processes left behind. Clones come before what they were cloned from.
     ///
     /// # Errors
     /// Those of [`Error`].
     pub fn garbage(&self, grace: SignedDuration) -> Result<Vec<Step>> {
         let scan = self.scan()?;
         let mut steps = Vec::new();
-        let work = scan.work.into_iter().map(Garbage::Work).chain(self.backend.containers()?.1.into_iter().map(Garbage::Container));
+        let work = scan.work.into_iter().map(Garbage::Work).chain(
+            self.backend
+                .containers()?
+                .1
+                .into_iter()
+                .map(Garbage::Container),
+        );
         for garbage in work {
-            let (Garbage::Work(name) | Garbage::Container(name)) = &garbage else { continue };
+            let (Garbage::Work(name) | Garbage::Container(name)) = &garbage else {
+                continue;
+            };
             // Whoever is at work holds it.
             if self.locks.try_lock(name.as_str())?.is_some() {
                 let usage = self.usage(&garbage);
@@ -69,30 +78,54 @@ impl Store {
             }
         }
         for garbage in self.left_snapshots()?.into_iter().map(Garbage::Snapshot) {
-            steps.push(Step { usage: self.usage(&garbage), garbage });
+            steps.push(Step {
+                usage: self.usage(&garbage),
+                garbage,
+            });
         }
         let order = graph::order(&scan.images);
         for name in order.names.iter().rev() {
-            let Some(image) = scan.images.iter().find(|i| i.name == *name) else { continue };
-            if image.facts.refs.is_empty() && is_old(image, grace) && self.users(image)?.is_empty() {
+            let Some(image) = scan.images.iter().find(|i| i.name == *name) else {
+                continue;
+            };
+            if image.facts.refs.is_empty() && is_old(image, grace) && self.users(image)?.is_empty()
+            {
                 let garbage = Garbage::Image(Box::new(image.clone()));
-                steps.push(Step { usage: self.usage(&garbage), garbage });
+                steps.push(Step {
+                    usage: self.usage(&garbage),
+                    garbage,
+                });
             }
         }
         // Where nothing can be written, nothing was fetched.
-        let blobs = self.backend.temp_dir().ok().and_then(|dir| std::fs::read_dir(dir.join(registry::BLOBS)).ok());
+        let blobs = self
+            .backend
+            .temp_dir()
+            .ok()
+            .and_then(|dir| std::fs::read_dir(dir.join(registry::BLOBS)).ok());
         let blobs = blobs.into_iter().flatten().flatten();
-        for path in blobs.map(|entry| entry.path()).filter(|path| old_blob(path, grace).is_some()) {
+        for path in blobs
+            .map(|entry| entry.path())
+            .filter(|path| old_blob(path, grace).is_some())
+        {
             let garbage = Garbage::Blob(path);
-            steps.push(Step { usage: self.usage(&garbage), garbage });
+            steps.push(Step {
+                usage: self.usage(&garbage),
+                garbage,
+            });
         }
         Ok(steps)
     }
 
     /// Snapshots of containers that were taken to be read by processes that have been killed.
     pub(super) fn left_snapshots(&self) -> Result<Vec<Snapshot>> {
-        let datasets = self.containers()?.into_iter().filter_map(|container| container.dataset);
-        let all: Vec<Vec<Snapshot>> = datasets.map(|dataset| leftovers(&dataset)).collect::<Result<_, _>>()?;
+        let datasets = self
+            .containers()?
+            .into_iter()
+            .filter_map(|container| container.dataset);
+        let all: Vec<Vec<Snapshot>> = datasets
+            .map(|dataset| leftovers(&dataset))
+            .collect::<Result<_, _>>()?;
         Ok(all.into_iter().flatten().collect())
     }
 
@@ -110,7 +143,8 @@ impl Store {
 
     /// Executes a step of a plan.
     pub fn collect(&self, step: &Step, grace: SignedDuration) -> Outcome {
-        self.try_collect(&step.garbage, grace).unwrap_or_else(Outcome::Failed)
+        self.try_collect(&step.garbage, grace)
+            .unwrap_or_else(Outcome::Failed)
     }
 
     fn try_collect(&self, garbage: &Garbage, grace: SignedDuration) -> Result<Outcome> {
@@ -119,9 +153,12 @@ impl Store {
         match garbage {
             Garbage::Image(image) => {
                 _change = self.change()?;
-                let found =
-                    self.scan()?.images.into_iter().find(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest);
-                let Some(now) = found else { return Ok(Outcome::Kept("it is gone already".to_owned())) };
+                let found = self.scan()?.images.into_iter().find(|i| {
+                    i.name == image.name && i.facts.root_digest == image.facts.root_digest
+                });
+                let Some(now) = found else {
+                    return Ok(Outcome::Kept("it is gone already".to_owned()));
+                };
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
                     return Ok(Outcome::Kept("it has a name by now".to_owned()));
                 }
@@ -137,13 +174,16 @@ impl Store {
                 Ok(Outcome::Freed(usage.bytes))
             }
             Garbage::Blob(path) => {
-                let Some(held) = old_blob(path, grace) else { return Ok(Outcome::Kept("somebody goes on with it".to_owned())) };
+                let Some(held) = old_blob(path, grace) else {
+                    return Ok(Outcome::Kept("somebody goes on with it".to_owned()));
+                };
                 let usage = extents::usage(&held).map_err(Error::io("looking at", path))?;
                 std::fs::remove_file(path).map_err(Error::io("removing", path))?;
                 Ok(Outcome::Freed(usage.own()))
             }
             Garbage::Work(name) | Garbage::Container(name) => {
-                // What is made or removed in a moment is so under this lock, and has none of its own.
+                // What is made or removed in a moment is so under this lock, and has none of its
+                // own.
                 _change = self.change()?;
                 _work = self.locks.try_lock(name.as_str())?;
                 if _work.is_none() {
@@ -167,10 +207,18 @@ impl Store {
             Garbage::Container(name) => self.backend.container_usage(name),
             Garbage::Snapshot(snapshot) => {
                 let all = snapshot.dataset().snapshots().unwrap_or_default();
-                let used = all.into_iter().find(|info| info.snapshot == *snapshot).map_or(0, |info| info.used);
-                Ok(Usage { bytes: used, shared: 0 })
+                let used = all
+                    .into_iter()
+                    .find(|info| info.snapshot == *snapshot)
+                    .map_or(0, |info| info.used);
+                Ok(Usage {
+                    bytes: used,
+                    shared: 0,
+                })
             }
-            Garbage::Blob(path) => File::open(path).and_then(|file| extents::usage(&file)).map_err(Error::io("looking at", path)),
+            Garbage::Blob(path) => File::open(path)
+                .and_then(|file| extents::usage(&file))
+                .map_err(Error::io("looking at", path)),
         };
         usage.unwrap_or_default()
     }

@@ -18,7 +18,10 @@ pub struct Order {
 
 /// Orders images.
 pub fn order(images: &[Image]) -> Order {
-    let parents: HashMap<&Name, Option<&Name>> = images.iter().map(|i| (&i.name, i.parent.as_ref())).collect();
+    let parents: HashMap<&Name, Option<&Name>> = images
+        .iter()
+        .map(|i| (&i.name, i.parent.as_ref()))
+        .collect();
     let mut order = Order::default();
     let mut done: HashSet<&Name> = HashSet::new();
     for image in images {
@@ -26,7 +29,9 @@ pub fn order(images: &[Image]) -> Order {
         let mut at = Some(&image.name);
         while let Some(name) = at.filter(|name| !done.contains(name)) {
             if let Some(start) = path.iter().position(|n| *n == name) {
-                order.loops.push(path[start..].iter().map(|n| (*n).clone()).collect());
+                order
+                    .loops
+                    .push(path[start..].iter().map(|n| (*n).clone()).collect());
                 break;
             }
             let Some(parent) = parents.get(name) else {
@@ -83,7 +88,12 @@ mod tests {
             checked: None,
         };
         let parsed = |text: &str| Name::new(text).unwrap();
-        Image { name: parsed(name), path: "/".into(), facts, parent: parent.map(parsed) }
+        Image {
+            name: parsed(name),
+            path: "/".into(),
+            facts,
+            parent: parent.map(parsed),
+        }
     }
 
     fn texts(names: &[Name]) -> Vec<&str> {
@@ -102,9 +112,21 @@ mod tests {
         ];
         let order = order(&images);
         assert_eq!(texts(&order.names), ["a", "b", "c", "y", "x", "z"]);
-        assert_eq!(order.missing, [(Name::new("z").unwrap(), Name::new("gone").unwrap())]);
-        assert_eq!(order.loops.iter().map(|l| texts(l)).collect::<Vec<_>>(), [["x", "y"]]);
-        assert_eq!(chain(&images, &Name::new("c").unwrap()).iter().map(|i| i.name.as_str()).collect::<Vec<_>>(), ["c", "b", "a"]);
+        assert_eq!(
+            order.missing,
+            [(Name::new("z").unwrap(), Name::new("gone").unwrap())]
+        );
+        assert_eq!(
+            order.loops.iter().map(|l| texts(l)).collect::<Vec<_>>(),
+            [["x", "y"]]
+        );
+        assert_eq!(
+            chain(&images, &Name::new("c").unwrap())
+                .iter()
+                .map(|i| i.name.as_str())
+                .collect::<Vec<_>>(),
+            ["c", "b", "a"]
+        );
         assert_eq!(chain(&images, &Name::new("x").unwrap()).len(), 2);
         let own = [image("s", Some("s"))];
         assert_eq!(super::order(&own).loops.len(), 1);
@@ -112,15 +134,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parents_come_first(parents in proptest::collection::vec(proptest::option::of(0usize..12), 1..12)) {
+        fn parents_come_first(
+            parents in proptest::collection::vec(proptest::option::of(0usize..12), 1..12),
+        ) {
             let name = |i: usize| format!("n{i}");
-            let images: Vec<Image> = parents.iter().enumerate().map(|(i, p)| image(&name(i), p.map(name).as_deref())).collect();
+            let images: Vec<Image> = parents
+                .iter()
+                .enumerate()
+                .map(|(i, p)| image(&name(i), p.map(name).as_deref()))
+                .collect();
             let order = order(&images);
             prop_assert_eq!(order.names.len(), images.len());
             let at = |n: &Name| order.names.iter().position(|x| x == n);
             for image in &images {
                 let in_loop = order.loops.iter().flatten().any(|n| *n == image.name);
-                if let Some(parent) = image.parent.as_ref().filter(|p| !in_loop && at(p).is_some()) {
+                let parent = image.parent.as_ref();
+                if let Some(parent) = parent.filter(|p| !in_loop && at(p).is_some()) {
                     prop_assert!(at(parent) < at(&image.name));
                 }
             }

@@ -1,7 +1,7 @@
 //! The store: where images and containers are, in a directory or on ZFS.
 //!
-//! [`Store`] has what is the same everywhere: which image has a name, what may be removed, who waits for whom. A [`Backend`] has what differs.
-//! docs/STORE.md describes the layout.
+//! [`Store`] has what is the same everywhere: which image has a name, what may be removed, who
+//! waits for whom. A [`Backend`] has what differs. docs/STORE.md describes the layout.
 
 mod backend;
 pub mod config;
@@ -76,7 +76,11 @@ impl Store {
             Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
             Location::Zfs(parent) => Box::new(ZfsStore::new(parent.clone())?),
         };
-        Ok(Self { locks: Locks::new(backend.locks()), location, backend })
+        Ok(Self {
+            locks: Locks::new(backend.locks()),
+            location,
+            backend,
+        })
     }
 
     /// Where it is.
@@ -103,28 +107,45 @@ impl Store {
         Ok(scan)
     }
 
-    /// The image that `text` means: a reference, `blake3:` and the root digest or its beginning, the bare beginning, or the image's name in the store.
+    /// The image that `text` means: a reference, `blake3:` and the root digest or its beginning,
+    /// the bare beginning, or the image's name in the store.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name of an image; what stands in the way of reading the image
-    /// that has this name.
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name
+    /// of an image; what stands in the way of reading the image that has this name.
     pub fn image(&self, text: &str) -> Result<Image> {
         let Scan { images, broken, .. } = self.scan()?;
         let reference = text.parse::<Reference>();
-        if let Some(image) = images.iter().find(|i| reference.as_ref().is_ok_and(|r| i.facts.refs.contains(r)) || i.name.as_str() == text) {
+        if let Some(image) = images.iter().find(|i| {
+            reference.as_ref().is_ok_and(|r| i.facts.refs.contains(r)) || i.name.as_str() == text
+        }) {
             return Ok(image.clone());
         }
-        let is_named = |name: &Name| name.as_str() == text || reference.as_ref().is_ok_and(|r| name.reference().as_ref() == Some(r));
+        let is_named = |name: &Name| {
+            name.as_str() == text
+                || reference
+                    .as_ref()
+                    .is_ok_and(|r| name.reference().as_ref() == Some(r))
+        };
         if let Some((_, error)) = broken.into_iter().find(|(name, _)| is_named(name)) {
             return Err(error);
         }
         let digest = text.strip_prefix("blake3:").unwrap_or(text);
-        let mut found = images.into_iter().filter(|i| digest.len() >= MIN_DIGEST && i.facts.root_digest.starts_with(digest));
+        let mut found = images
+            .into_iter()
+            .filter(|i| digest.len() >= MIN_DIGEST && i.facts.root_digest.starts_with(digest));
         match (found.next(), found.next(), reference) {
             (Some(image), None, _) => Ok(image),
             (Some(one), Some(two), _) => {
-                let names = [one, two].into_iter().chain(found).map(|i| i.name.to_string()).collect();
-                Err(Error::Ambiguous { text: text.to_owned(), names })
+                let names = [one, two]
+                    .into_iter()
+                    .chain(found)
+                    .map(|i| i.name.to_string())
+                    .collect();
+                Err(Error::Ambiguous {
+                    text: text.to_owned(),
+                    names,
+                })
             }
             (None, _, Err(error)) if digest == text => Err(error),
             (None, ..) => Err(self.not_found("image", text)),
@@ -137,28 +158,40 @@ impl Store {
     /// [`Error::NotFound`] when it has been removed.
     pub fn open_image(&self, image: &Image) -> Result<File> {
         let file = match File::open(&image.path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(self.not_found("image", image.name.as_str())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(self.not_found("image", image.name.as_str()));
+            }
             other => other.map_err(Error::io("opening the image", &image.path))?,
         };
         uses::hold(&file, &image.path)?;
         // Somebody may have removed it before it was held.
-        if image.path.exists() { Ok(file) } else { Err(self.not_found("image", image.name.as_str())) }
+        if image.path.exists() {
+            Ok(file)
+        } else {
+            Err(self.not_found("image", image.name.as_str()))
+        }
     }
 
-    /// Waits until nobody else makes the image of this reference; `waiting` is called once when somebody does. Who then finds it made need not make it again.
+    /// Waits until nobody else makes the image of this reference; `waiting` is called once when
+    /// somebody does. Who then finds it made need not make it again.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn lock_reference(&self, reference: &Reference, waiting: impl FnOnce()) -> Result<Lock> {
-        Ok(self.locks.lock(&format!("make-{}", Name::of(reference, 1)), waiting)?)
+        Ok(self
+            .locks
+            .lock(&format!("make-{}", Name::of(reference, 1)), waiting)?)
     }
 
-    /// Waits until nobody else makes or removes the container of this name; `waiting` is called once when somebody does.
+    /// Waits until nobody else makes or removes the container of this name; `waiting` is called
+    /// once when somebody does.
     ///
     /// # Errors
     /// [`Error::Name`], [`Error::Io`].
     pub fn lock_container(&self, name: &str, waiting: impl FnOnce()) -> Result<Lock> {
-        Ok(self.locks.lock(&format!("container-{}", Name::new(name)?), waiting)?)
+        Ok(self
+            .locks
+            .lock(&format!("container-{}", Name::new(name)?), waiting)?)
     }
 
     /// A directory for temporary files, on the store's file system.
@@ -169,15 +202,37 @@ impl Store {
         self.backend.temp_dir()
     }
 
-    /// The image that has most of these layers at its head, and is written in the same way; of several, the oldest. One that is damaged is passed over.
+    /// The image that has most of these layers at its head, and is written in the same way; of
+    /// several, the oldest. One that is damaged is passed over.
     ///
     /// # Errors
     /// Those of [`Error`].
-    pub fn best_base(&self, layers: &[Option<Digest>], compression: &str, encryption: &str) -> Result<Option<Image>> {
-        let common = |image: &Image| image.facts.layers.iter().zip(layers).take_while(|(have, wanted)| Some(**have) == **wanted).count();
-        let fits = |image: &Image| image.facts.compression == compression && image.facts.encryption == encryption && common(image) > 0;
+    pub fn best_base(
+        &self,
+        layers: &[Option<Digest>],
+        compression: &str,
+        encryption: &str,
+    ) -> Result<Option<Image>> {
+        let common = |image: &Image| {
+            image
+                .facts
+                .layers
+                .iter()
+                .zip(layers)
+                .take_while(|(have, wanted)| Some(**have) == **wanted)
+                .count()
+        };
+        let fits = |image: &Image| {
+            image.facts.compression == compression
+                && image.facts.encryption == encryption
+                && common(image) > 0
+        };
         let mut images: Vec<Image> = self.images()?.into_iter().filter(fits).collect();
-        images.sort_by(|a, b| common(b).cmp(&common(a)).then_with(|| a.facts.created.cmp(&b.facts.created)));
+        images.sort_by(|a, b| {
+            common(b)
+                .cmp(&common(a))
+                .then_with(|| a.facts.created.cmp(&b.facts.created))
+        });
         for image in images {
             if self.is_sound(&image)? {
                 return Ok(Some(image));
@@ -186,7 +241,8 @@ impl Store {
         Ok(None)
     }
 
-    /// Begins a new image, whose first layers are to be those of `base`. Nobody sees it before it is published, and nothing is left of it when it is not.
+    /// Begins a new image, whose first layers are to be those of `base`. Nobody sees it before it
+    /// is published, and nothing is left of it when it is not.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`], [`Error::NotFound`] when the base has been removed meanwhile.
@@ -207,8 +263,13 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Zfs`] when its dataset cannot be mounted.
     pub fn container(&self, name: &str) -> Result<Container> {
-        let container = self.listed(name)?.ok_or_else(|| self.not_found("container", name))?;
-        Ok(Container { path: self.reach(&container)?, ..container })
+        let container = self
+            .listed(name)?
+            .ok_or_else(|| self.not_found("container", name))?;
+        Ok(Container {
+            path: self.reach(&container)?,
+            ..container
+        })
     }
 
     /// The directory of a container, which is mounted if it is not.
@@ -221,7 +282,10 @@ impl Store {
 
     /// A container as it is listed.
     fn listed(&self, name: &str) -> Result<Option<Container>> {
-        Ok(self.containers()?.into_iter().find(|c| c.name.as_str() == name))
+        Ok(self
+            .containers()?
+            .into_iter()
+            .find(|c| c.name.as_str() == name))
     }
 
     /// What tells a container from all others on this host, and from copies of it in other stores.
@@ -232,25 +296,34 @@ impl Store {
         self.backend.place(&container.name)
     }
 
-    /// Makes a container of images, the first of which is the lowest: from now on they are not removed. Its directory is empty but for our own record,
-    /// and it is marked as unfinished.
+    /// Makes a container of images, the first of which is the lowest: from now on they are not
+    /// removed. Its directory is empty but for our own record, and it is marked as unfinished.
     ///
     /// # Errors
-    /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed meanwhile.
+    /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed
+    /// meanwhile.
     pub fn create_container(&self, name: &str, images: &[&Image]) -> Result<Container> {
         let name = Name::new(name)?;
         if name.is_work() {
-            return Err(Error::Name { name: name.to_string(), reason: "names that begin with _w are the store's own" });
+            return Err(Error::Name {
+                name: name.to_string(),
+                reason: "names that begin with _w are the store's own",
+            });
         }
         let _lock = self.change()?;
         if let Some(gone) = images.iter().find(|image| !image.path.exists()) {
             return Err(self.not_found("image", gone.name.as_str()));
         }
-        let uses = images.iter().map(|i| ImageUse { name: i.name.to_string(), root_digest: i.facts.root_digest.clone() });
-        self.backend.create_container(&name, &uses.collect::<Vec<_>>())
+        let uses = images.iter().map(|i| ImageUse {
+            name: i.name.to_string(),
+            root_digest: i.facts.root_digest.clone(),
+        });
+        self.backend
+            .create_container(&name, &uses.collect::<Vec<_>>())
     }
 
-    /// Marks a container as unfinished: only what is marked is ever taken for left behind. Whoever makes or removes one clears the mark last.
+    /// Marks a container as unfinished: only what is marked is ever taken for left behind. Whoever
+    /// makes or removes one clears the mark last.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`].
@@ -258,16 +331,29 @@ impl Store {
         self.backend.mark(&container.name, unfinished)
     }
 
-    /// Refuses a container that cannot be removed: something is mounted in its directory, or somebody has made datasets in its own.
+    /// Refuses a container that cannot be removed: something is mounted in its directory, or
+    /// somebody has made datasets in its own.
     ///
     /// # Errors
     /// [`Error::InUse`], which says what it is.
     pub fn refuse_to_remove(&self, container: &Container) -> Result<()> {
         let own = container.dataset.is_some().then_some(&container.path);
-        let mounted = mounts_below(&container.path)?.into_iter().filter(|m| Some(m) != own);
-        let mut users: Vec<_> = mounted.map(|m| format!("mounted on {}", m.display())).collect();
+        let mounted = mounts_below(&container.path)?
+            .into_iter()
+            .filter(|m| Some(m) != own);
+        let mut users: Vec<_> = mounted
+            .map(|m| format!("mounted on {}", m.display()))
+            .collect();
         users.extend(self.backend.in_the_way(&container.name)?);
-        if users.is_empty() { Ok(()) } else { Err(Error::InUse { kind: "container", name: container.name.to_string(), users }) }
+        if users.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::InUse {
+                kind: "container",
+                name: container.name.to_string(),
+                users,
+            })
+        }
     }
 
     /// Removes a container with all that it wrote.
@@ -276,7 +362,9 @@ impl Store {
     /// [`Error::NotFound`], [`Error::InUse`] as [`Store::refuse_to_remove`] says.
     pub fn remove_container(&self, name: &str) -> Result<()> {
         let _lock = self.change()?;
-        let container = self.listed(name)?.ok_or_else(|| self.not_found("container", name))?;
+        let container = self
+            .listed(name)?
+            .ok_or_else(|| self.not_found("container", name))?;
         self.refuse_to_remove(&container)?;
         self.backend.remove_container(&container.name)
     }
@@ -288,27 +376,39 @@ impl Store {
     pub fn tag(&self, image: &Image, reference: &Reference) -> Result<()> {
         let _lock = self.change()?;
         // It may have been removed since it was looked up.
-        if !self.backend.scan()?.images.iter().any(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest) {
+        if !self
+            .backend
+            .scan()?
+            .images
+            .iter()
+            .any(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest)
+        {
             return Err(self.not_found("image", image.name.as_str()));
         }
         self.give(&image.name, reference)
     }
 
-    /// Takes a name from an image, and removes the image with its last name; what is named by its digest or as it is called in the store goes with all names.
+    /// Takes a name from an image, and removes the image with its last name; what is named by its
+    /// digest or as it is called in the store goes with all names.
     ///
     /// # Errors
     /// [`Error::InUse`] when something uses the image, [`Error::NotFound`].
     pub fn remove(&self, text: &str) -> Result<Removed> {
         let _lock = self.change()?;
         let mut image = self.image(text)?;
-        if let Some(at) = text.parse().ok().and_then(|reference: Reference| image.facts.refs.iter().position(|r| *r == reference))
+        if let Some(at) = text
+            .parse()
+            .ok()
+            .and_then(|reference: Reference| image.facts.refs.iter().position(|r| *r == reference))
             && image.facts.refs.len() > 1
         {
             let reference = image.facts.refs.remove(at);
             self.backend.set_facts(&image.name, &image.facts)?;
             return Ok(Removed::Reference(reference));
         }
-        Ok(Removed::Image { freed: self.remove_image(&image)? })
+        Ok(Removed::Image {
+            freed: self.remove_image(&image)?,
+        })
     }
 
     /// Removes an image that nobody uses. The store is locked.
@@ -320,11 +420,31 @@ impl Store {
             users.push(uses::OPEN.to_owned());
         }
         if !users.is_empty() {
-            let name = image.facts.refs.first().map_or_else(|| image.name.to_string(), ToString::to_string);
-            return Err(Error::InUse { kind: "image", name, users });
+            let name = image
+                .facts
+                .refs
+                .first()
+                .map_or_else(|| image.name.to_string(), ToString::to_string);
+            return Err(Error::InUse {
+                kind: "image",
+                name,
+                users,
+            });
         }
-        for child in self.backend.scan()?.images.iter().filter(|i| i.facts.parent.as_ref() == Some(&image.facts.root_digest)) {
-            self.backend.set_facts(&child.name, &Facts { parent: None, ..child.facts.clone() })?;
+        for child in self
+            .backend
+            .scan()?
+            .images
+            .iter()
+            .filter(|i| i.facts.parent.as_ref() == Some(&image.facts.root_digest))
+        {
+            self.backend.set_facts(
+                &child.name,
+                &Facts {
+                    parent: None,
+                    ..child.facts.clone()
+                },
+            )?;
         }
         self.backend.remove(&image.name, held)
     }
@@ -359,19 +479,29 @@ impl Store {
     }
 
     fn not_found(&self, kind: &'static str, name: &str) -> Error {
-        Error::NotFound { kind, name: name.to_owned(), store: self.location.to_string() }
+        Error::NotFound {
+            kind,
+            name: name.to_owned(),
+            store: self.location.to_string(),
+        }
     }
 
     /// Gives an image one more reference, and takes it from the one that had it.
     fn give(&self, name: &Name, reference: &Reference) -> Result<()> {
         // Whoever is killed in between leaves two with the reference: the newer one counts.
         let images = self.backend.scan()?.images;
-        for image in images.iter().filter(|i| i.name == *name && !i.facts.refs.contains(reference)) {
+        for image in images
+            .iter()
+            .filter(|i| i.name == *name && !i.facts.refs.contains(reference))
+        {
             let mut facts = image.facts.clone();
             facts.refs.push(reference.clone());
             self.backend.set_facts(name, &facts)?;
         }
-        for image in images.iter().filter(|i| i.name != *name && i.facts.refs.contains(reference)) {
+        for image in images
+            .iter()
+            .filter(|i| i.name != *name && i.facts.refs.contains(reference))
+        {
             let mut facts = image.facts.clone();
             facts.refs.retain(|r| r != reference);
             self.backend.set_facts(&image.name, &facts)?;
@@ -392,11 +522,20 @@ pub fn is_there(place: &str) -> Result<bool> {
     }
 }
 
-/// Of several images with one reference, the newest has it: another host's may have been received, or somebody was killed while it was moved.
+/// Of several images with one reference, the newest has it: another host's may have been received,
+/// or somebody was killed while it was moved.
 fn settle_references(images: &mut [Image]) {
-    images.sort_by(|a, b| b.facts.created.cmp(&a.facts.created).then_with(|| a.name.cmp(&b.name)));
+    images.sort_by(|a, b| {
+        b.facts
+            .created
+            .cmp(&a.facts.created)
+            .then_with(|| a.name.cmp(&b.name))
+    });
     let mut taken = std::collections::HashSet::new();
     for image in images {
-        image.facts.refs.retain(|reference| taken.insert(reference.clone()));
+        image
+            .facts
+            .refs
+            .retain(|reference| taken.insert(reference.clone()));
     }
 }

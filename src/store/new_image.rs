@@ -38,11 +38,18 @@ pub struct Published {
 
 impl<'a> NewImage<'a> {
     pub(super) fn begin(store: &'a Store, base: Option<&Image>) -> Result<Self> {
-        let base = base.map(|base| Ok::<_, Error>((base.clone(), store.open_image(base)?))).transpose()?;
+        let base = base
+            .map(|base| Ok::<_, Error>((base.clone(), store.open_image(base)?)))
+            .transpose()?;
         let work = Name::work()?;
         let lock = store.locks.try_lock(work.as_str())?;
-        let lock = lock.ok_or_else(|| Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy))?;
-        let begun = match store.backend.begin(&work, base.as_ref().map(|(image, _)| image)) {
+        let lock = lock.ok_or_else(|| {
+            Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy)
+        })?;
+        let begun = match store
+            .backend
+            .begin(&work, base.as_ref().map(|(image, _)| image))
+        {
             Ok(begun) => begun,
             Err(error) => {
                 // Half of it may be there.
@@ -50,7 +57,14 @@ impl<'a> NewImage<'a> {
                 return Err(error);
             }
         };
-        Ok(Self { store, work, begun, base, published: false, _lock: lock })
+        Ok(Self {
+            store,
+            work,
+            begun,
+            base,
+            published: false,
+            _lock: lock,
+        })
     }
 
     /// Where to write the image: nothing is there yet, unless it is a clone.
@@ -68,23 +82,42 @@ impl<'a> NewImage<'a> {
         self.base.as_ref().map(|(image, _)| image.path.as_path())
     }
 
-    /// Puts the image, which is complete and closed, into the store under a reference, which is taken from the image that had it. `manifest_digest` is what a registry says that
-    /// the reference leads to; else it is the manifest in the image. An image with the same root digest stays as it is, unless `replace` says that its file may not be what it was.
+    /// Puts the image, which is complete and closed, into the store under a reference, which is
+    /// taken from the image that had it. `manifest_digest` is what a registry says that the
+    /// reference leads to; else it is the manifest in the image. An image with the same root digest
+    /// stays as it is, unless `replace` says that its file may not be what it was.
     ///
     /// # Errors
     /// Those of [`Error`]; the store is then as it was.
-    pub fn publish(mut self, reference: &Reference, manifest_digest: Option<Digest>, replace: bool) -> Result<Published> {
+    pub fn publish(
+        mut self,
+        reference: &Reference,
+        manifest_digest: Option<Digest>,
+        replace: bool,
+    ) -> Result<Published> {
         let path = directory::image_file(&self.begun.dir, &self.work)?;
         let file = File::open(&path).map_err(Error::io("opening the image", &path))?;
         let checked = Some(stamp(&path, &file)?);
-        let mut facts = Facts { refs: vec![reference.clone()], created: Timestamp::now(), checked, ..Facts::of(&path, file)? };
-        facts.parent = self.base.as_ref().map(|(image, _)| image.facts.root_digest.clone());
+        let mut facts = Facts {
+            refs: vec![reference.clone()],
+            created: Timestamp::now(),
+            checked,
+            ..Facts::of(&path, file)?
+        };
+        facts.parent = self
+            .base
+            .as_ref()
+            .map(|(image, _)| image.facts.root_digest.clone());
         if manifest_digest.is_some() {
             facts.manifest_digest = manifest_digest;
         }
         let _lock = self.store.change()?;
         let scan = self.store.backend.scan()?;
-        if let Some(same) = scan.images.iter().find(|i| i.facts.root_digest == facts.root_digest) {
+        if let Some(same) = scan
+            .images
+            .iter()
+            .find(|i| i.facts.root_digest == facts.root_digest)
+        {
             let mut same = same.clone();
             if manifest_digest.is_some() && manifest_digest != same.facts.manifest_digest {
                 same.facts.manifest_digest = manifest_digest;
@@ -92,21 +125,37 @@ impl<'a> NewImage<'a> {
             }
             if replace || !self.store.has_its_digest(&same)? {
                 self.store.backend.replace(&same.name, &path)?;
-                let now = File::open(&same.path).map_err(Error::io("opening the image", &same.path))?;
+                let now =
+                    File::open(&same.path).map_err(Error::io("opening the image", &same.path))?;
                 let checked = Some(stamp(&same.path, &now)?);
-                self.store.backend.set_facts(&same.name, &Facts { checked, size: facts.size, ..same.facts.clone() })?;
+                self.store.backend.set_facts(
+                    &same.name,
+                    &Facts {
+                        checked,
+                        size: facts.size,
+                        ..same.facts.clone()
+                    },
+                )?;
             }
             self.store.give(&same.name, reference)?;
             let image = self.store.image(same.name.as_str())?;
             return Ok(Published { image, known: true });
         }
-        let is_taken = |name: &Name| scan.images.iter().any(|i| i.name == *name) || scan.broken.iter().any(|(broken, _)| broken == name);
-        let name = (1..=u32::MAX).map(|generation| Name::of(reference, generation)).find(|name| !is_taken(name));
+        let is_taken = |name: &Name| {
+            scan.images.iter().any(|i| i.name == *name)
+                || scan.broken.iter().any(|(broken, _)| broken == name)
+        };
+        let name = (1..=u32::MAX)
+            .map(|generation| Name::of(reference, generation))
+            .find(|name| !is_taken(name));
         let name = name.unwrap_or_else(|| self.work.clone());
         self.store.backend.publish(&self.work, &name, &facts)?;
         self.published = true;
         self.store.give(&name, reference)?;
-        Ok(Published { image: self.store.image(name.as_str())?, known: false })
+        Ok(Published {
+            image: self.store.image(name.as_str())?,
+            known: false,
+        })
     }
 }
 
@@ -116,7 +165,10 @@ impl Drop for NewImage<'_> {
             return;
         }
         if let Err(error) = self.store.backend.remove(&self.work, None) {
-            tracing::warn!("what is left of an image that was not finished: {}", crate::error::chain(&error));
+            tracing::warn!(
+                "what is left of an image that was not finished: {}",
+                crate::error::chain(&error)
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What is in a store never changes: who is about to write to a file asks here whether it is an image of a store, by whatever name it is called.
+//! What is in a store never changes: who is about to write to a file asks here whether it is an
+//! image of a store, by whatever name it is called.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -12,8 +13,9 @@ use super::{Store, directory};
 const WRITABLE: u32 = 0o222;
 
 impl Store {
-    /// Refuses to write to an image of this or another store: told by where the file really is, by which file it is, and, for a hard link of one of another
-    /// store, by its mode: images of a store are read-only.
+    /// Refuses to write to an image of this or another store: told by where the file really is, by
+    /// which file it is, and, for a hard link of one of another store, by its mode: images of a
+    /// store are read-only.
     ///
     /// # Errors
     /// [`Error::Kept`], [`Error::Io`].
@@ -23,15 +25,26 @@ impl Store {
         let metadata = real.metadata().map_err(Error::io("looking at", path))?;
         let id = Some((metadata.dev(), metadata.ino()));
         // A store that cannot be read has nothing that could be written to.
-        let known = self.images().unwrap_or_default().into_iter().find(|image| file_id(&image.path) == id);
+        let known = self
+            .images()
+            .unwrap_or_default()
+            .into_iter()
+            .find(|image| file_id(&image.path) == id);
         if let Some(image) = known {
             return Err(Error::Kept {
                 path: path.to_owned(),
-                why: format!("it is the image {} of the store {}", image.name, self.location()),
+                why: format!(
+                    "it is the image {} of the store {}",
+                    image.name,
+                    self.location()
+                ),
             });
         }
         if metadata.mode() & WRITABLE == 0 {
-            return Err(Error::Kept { path: path.to_owned(), why: "it is read-only, as images of stores are".to_owned() });
+            return Err(Error::Kept {
+                path: path.to_owned(),
+                why: "it is read-only, as images of stores are".to_owned(),
+            });
         }
         Ok(())
     }
@@ -43,13 +56,19 @@ impl Store {
 /// [`Error::Kept`].
 pub fn refuse_to_write_in(dir: &Path, path: &Path) -> Result<()> {
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    let in_images = dir.parent().and_then(Path::file_name).is_some_and(|name| name == "images");
+    let in_images = dir
+        .parent()
+        .and_then(Path::file_name)
+        .is_some_and(|name| name == "images");
     let is_read_only = || {
         let flags = File::open(&dir).and_then(|dir| Ok(rustix::fs::fstatvfs(&dir)?.f_flag));
         flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
     };
     if in_images && (dir.join(directory::FACTS).exists() || is_read_only()) {
-        return Err(Error::Kept { path: path.to_owned(), why: format!("{} is an image of a store", dir.display()) });
+        return Err(Error::Kept {
+            path: path.to_owned(),
+            why: format!("{} is an image of a store", dir.display()),
+        });
     }
     Ok(())
 }

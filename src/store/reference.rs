@@ -12,7 +12,8 @@ use crate::reference;
 const HUB: &str = "docker.io/";
 const LIBRARY: &str = "library/";
 
-/// An OCI reference in its full form: registry, repository, and a tag or digest, `docker.io/library/nginx:latest` for `nginx`.
+/// An OCI reference in its full form: registry, repository, and a tag or digest,
+/// `docker.io/library/nginx:latest` for `nginx`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reference(String);
@@ -26,7 +27,10 @@ impl Reference {
     /// The form that people use: without what goes without saying of Docker Hub's names.
     pub fn familiar(&self) -> &str {
         match self.0.strip_prefix(HUB) {
-            Some(rest) => rest.strip_prefix(LIBRARY).filter(|name| !name.contains('/')).unwrap_or(rest),
+            Some(rest) => rest
+                .strip_prefix(LIBRARY)
+                .filter(|name| !name.contains('/'))
+                .unwrap_or(rest),
             None => &self.0,
         }
     }
@@ -36,7 +40,10 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let parsed = reference::parse(text).map_err(|reason| Error::Reference { text: text.to_owned(), reason: reason.to_owned() })?;
+        let parsed = reference::parse(text).map_err(|reason| Error::Reference {
+            text: text.to_owned(),
+            reason: reason.to_owned(),
+        })?;
         Ok(Self(parsed.whole()))
     }
 }
@@ -72,10 +79,18 @@ mod tests {
         let at = format!("nginx@{digest}");
         let cases = [
             ("nginx", "docker.io/library/nginx:latest", "nginx:latest"),
-            ("docker://nginx:1.27", "docker.io/library/nginx:1.27", "nginx:1.27"),
+            (
+                "docker://nginx:1.27",
+                "docker.io/library/nginx:1.27",
+                "nginx:1.27",
+            ),
             ("team/app", "docker.io/team/app:latest", "team/app:latest"),
             ("localhost/app:1", "localhost/app:1", "localhost/app:1"),
-            ("registry:5000/a/b/c:T_1", "registry:5000/a/b/c:T_1", "registry:5000/a/b/c:T_1"),
+            (
+                "registry:5000/a/b/c:T_1",
+                "registry:5000/a/b/c:T_1",
+                "registry:5000/a/b/c:T_1",
+            ),
             (&at, &format!("docker.io/library/{at}"), &at),
         ];
         for (text, full, familiar) in cases {
@@ -88,7 +103,18 @@ mod tests {
 
     #[test]
     fn what_is_no_reference() {
-        for text in ["", "../etc", "/etc/passwd", "Upper", "a b", "a:", "a@sha256:0", "docker://", "a//b", "a:b:c"] {
+        for text in [
+            "",
+            "../etc",
+            "/etc/passwd",
+            "Upper",
+            "a b",
+            "a:",
+            "a@sha256:0",
+            "docker://",
+            "a//b",
+            "a:b:c",
+        ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
     }

@@ -1,5 +1,5 @@
-//! Removing a directory with all that is in it, whatever that is: without following symlinks, without entering mounts, and with
-//! two descriptors, however deep it goes.
+//! Removing a directory with all that is in it, whatever that is: without following symlinks,
+//! without entering mounts, and with two descriptors, however deep it goes.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -12,8 +12,9 @@ use super::error::{Error, Result};
 use crate::sys::files::open_directory_beneath;
 use crate::sys::mountinfo;
 
-/// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are moved up to its top first, so that their depth does
-/// not matter; a mount point cannot be moved, and stops it.
+/// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are
+/// moved up to its top first, so that their depth does not matter; a mount point cannot be moved,
+/// and stops it.
 ///
 /// # Errors
 /// [`Error::InUse`] when something is mounted in it, [`Error::Io`].
@@ -35,11 +36,18 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
 /// # Errors
 /// [`Error::InUse`].
 pub fn refuse_mounts(path: &Path) -> Result<()> {
-    let mounted: Vec<String> = mounts_below(path)?.iter().map(|m| format!("something is mounted on {}", m.display())).collect();
+    let mounted: Vec<String> = mounts_below(path)?
+        .iter()
+        .map(|m| format!("something is mounted on {}", m.display()))
+        .collect();
     if mounted.is_empty() {
         return Ok(());
     }
-    Err(Error::InUse { kind: "directory", name: path.display().to_string(), users: mounted })
+    Err(Error::InUse {
+        kind: "directory",
+        name: path.display().to_string(),
+        users: mounted,
+    })
 }
 
 /// Where something is mounted at a path or below it.
@@ -48,10 +56,15 @@ pub fn refuse_mounts(path: &Path) -> Result<()> {
 /// [`Error::Serve`] when the mounts cannot be read.
 pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    Ok(mountinfo::all()?.into_iter().map(|m| m.mountpoint).filter(|m| m.starts_with(&path)).collect())
+    Ok(mountinfo::all()?
+        .into_iter()
+        .map(|m| m.mountpoint)
+        .filter(|m| m.starts_with(&path))
+        .collect())
 }
 
-/// Removes what is in `dir`. Directories that are not empty are emptied, when `dir` is the top, or moved to the top. Says whether all is gone.
+/// Removes what is in `dir`. Directories that are not empty are emptied, when `dir` is the top, or
+/// moved to the top. Says whether all is gone.
 fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<bool, Errno> {
     let mut all = true;
     let mut names: Vec<CString> = Vec::new();
@@ -94,7 +107,13 @@ fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<
 fn move_up(dir: &OwnedFd, name: &CString, top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
     loop {
         *moved += 1;
-        match renameat_with(dir, name, top, format!("moved-{moved}"), RenameFlags::NOREPLACE) {
+        match renameat_with(
+            dir,
+            name,
+            top,
+            format!("moved-{moved}"),
+            RenameFlags::NOREPLACE,
+        ) {
             Err(Errno::EXIST) => {}
             other => return other,
         }

@@ -1,4 +1,5 @@
-//! Whether an image is still what it was when it came into the store: before anything is taken over from it, or said to be there already.
+//! Whether an image is still what it was when it came into the store: before anything is taken over
+//! from it, or said to be there already.
 
 use std::fs::File;
 
@@ -10,17 +11,19 @@ use crate::error::chain;
 use crate::fs::{self, Options, Rootfs, Source};
 
 impl Store {
-    /// Whether an image's file says that it has the root digest that the store knows. That is read from its end.
+    /// Whether an image's file says that it has the root digest that the store knows. That is read
+    /// from its end.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn has_its_digest(&self, image: &Image) -> Result<bool> {
         let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
-        Ok(Facts::of(&image.path, file).is_ok_and(|found| found.root_digest == image.facts.root_digest))
+        Ok(Facts::of(&image.path, file)
+            .is_ok_and(|found| found.root_digest == image.facts.root_digest))
     }
 
-    /// Whether all that is in an image is as it was, which is found out by reading it once: as long as its file is not written to, that is remembered.
-    /// Damage is logged.
+    /// Whether all that is in an image is as it was, which is found out by reading it once: as long
+    /// as its file is not written to, that is remembered. Damage is logged.
     ///
     /// # Errors
     /// Those of [`Error`], but for damage.
@@ -33,17 +36,33 @@ impl Store {
         if image.facts.checked.as_ref() == Some(&now) {
             return Ok(true);
         }
-        let damage =
-            if self.has_its_digest(image)? { first_damage(image, file) } else { Some("it is another image than it was".to_owned()) };
+        let damage = if self.has_its_digest(image)? {
+            first_damage(image, file)
+        } else {
+            Some("it is another image than it was".to_owned())
+        };
         if let Some(damage) = damage {
-            tracing::warn!("image {} is damaged, and nothing is taken over from it: {damage}", image.name);
+            tracing::warn!(
+                "image {} is damaged, and nothing is taken over from it: {damage}",
+                image.name
+            );
             return Ok(false);
         }
         let _lock = self.change()?;
-        let known =
-            self.backend.scan()?.images.into_iter().find(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest);
+        let known = self
+            .backend
+            .scan()?
+            .images
+            .into_iter()
+            .find(|i| i.name == image.name && i.facts.root_digest == image.facts.root_digest);
         if let Some(known) = known {
-            self.backend.set_facts(&known.name, &Facts { checked: Some(now), ..known.facts })?;
+            self.backend.set_facts(
+                &known.name,
+                &Facts {
+                    checked: Some(now),
+                    ..known.facts
+                },
+            )?;
         }
         Ok(true)
     }
@@ -51,9 +70,22 @@ impl Store {
 
 /// The first damage of an image; one that is encrypted cannot be read here.
 fn first_damage(image: &Image, file: File) -> Option<String> {
-    let source = Source { path: image.path.clone(), file, secret: None };
-    match Rootfs::open(vec![source], &Options { check_hash: true, ..Options::default() }) {
-        Ok(rootfs) => fs::verify(&rootfs, &|_| {}).damage.first().map(|first| chain(&first.error)),
+    let source = Source {
+        path: image.path.clone(),
+        file,
+        secret: None,
+    };
+    match Rootfs::open(
+        vec![source],
+        &Options {
+            check_hash: true,
+            ..Options::default()
+        },
+    ) {
+        Ok(rootfs) => fs::verify(&rootfs, &|_| {})
+            .damage
+            .first()
+            .map(|first| chain(&first.error)),
         Err(error) => Some(chain(&error)),
     }
 }

@@ -16,7 +16,8 @@ pub(super) const OPEN: &str = "a process has it open";
 /// How long an image may be locked by those who only look.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Marks an image as used for as long as the open file is: the mark goes to whom the descriptor is handed, and ends with the last who has it.
+/// Marks an image as used for as long as the open file is: the mark goes to whom the descriptor is
+/// handed, and ends with the last who has it.
 pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -25,7 +26,11 @@ pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
         }
         if start.elapsed() >= PATIENCE {
             let users = vec!["a process is changing it".to_owned()];
-            return Err(Error::InUse { kind: "image", name: path.display().to_string(), users });
+            return Err(Error::InUse {
+                kind: "image",
+                name: path.display().to_string(),
+                users,
+            });
         }
         // Somebody just looks whether it is used.
         std::thread::sleep(PATIENCE / 100);
@@ -33,7 +38,8 @@ pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
 }
 
 impl Store {
-    /// Who uses an image: mounts, processes that have it open, containers, clones that are none of the store's.
+    /// Who uses an image: mounts, processes that have it open, containers, clones that are none of
+    /// the store's.
     ///
     /// # Errors
     /// Those of [`Error`].
@@ -48,19 +54,33 @@ impl Store {
     /// As [`Store::users`], without processes that just have it open.
     pub(super) fn users_but_open(&self, image: &Image) -> Result<Vec<String>> {
         let mut users = Vec::new();
-        let Some(id) = file_id(&image.path) else { return Ok(users) };
+        let Some(id) = file_id(&image.path) else {
+            return Ok(users);
+        };
         for mounted in overview::all()? {
             // It may have been mounted by another path.
-            if !mounted.status.images.iter().any(|path| file_id(Path::new(path)) == Some(id)) {
+            if !mounted
+                .status
+                .images
+                .iter()
+                .any(|path| file_id(Path::new(path)) == Some(id))
+            {
                 continue;
             }
             match mounted.seen.as_slice() {
                 [] => users.push(format!("served by process {}", mounted.status.pid)),
-                seen => users.extend(seen.iter().map(|m| format!("mounted on {}", m.mountpoint.display()))),
+                seen => users.extend(
+                    seen.iter()
+                        .map(|m| format!("mounted on {}", m.mountpoint.display())),
+                ),
             }
         }
         for container in self.containers()? {
-            if container.images.iter().any(|used| used.root_digest == image.facts.root_digest) {
+            if container
+                .images
+                .iter()
+                .any(|used| used.root_digest == image.facts.root_digest)
+            {
                 users.push(format!("container {}", container.name));
             }
         }
@@ -74,7 +94,8 @@ pub(super) fn file_id(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-/// Takes an image for its removal, unless somebody uses it: as long as the file is open, nobody begins to.
+/// Takes an image for its removal, unless somebody uses it: as long as the file is open, nobody
+/// begins to.
 pub(super) fn claim(path: &Path) -> Result<Option<File>> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
     let locked = lock(&file, Mode::Try).map_err(Error::io("locking the image", path))?;

@@ -1,4 +1,5 @@
-//! Descriptors that belong to somebody else: those that a process was started with, and those that a library holds.
+//! Descriptors that belong to somebody else: those that a process was started with, and those that
+//! a library holds.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,7 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::DupFlags;
 
-/// Closes all descriptors but standard input, output and error: a hook's caller waits until its pipes are closed.
+/// Closes all descriptors but standard input, output and error: a hook's caller waits until its
+/// pipes are closed.
 ///
 /// # Safety
 /// Nothing in this process owns another descriptor: only at its very beginning.
@@ -25,7 +27,8 @@ pub(crate) unsafe fn close_all() {
 /// # Errors
 /// What dup3(2) says.
 pub(crate) fn replace(target: BorrowedFd<'_>, source: &OwnedFd) -> io::Result<()> {
-    // SAFETY: the number belongs to an open descriptor for as long as `target` is borrowed, and is not closed here.
+    // SAFETY: the number belongs to an open descriptor for as long as `target` is borrowed, and is
+    // not closed here.
     let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(target.as_raw_fd()) });
     Ok(rustix::io::dup3(source, &mut target, DupFlags::CLOEXEC)?)
 }

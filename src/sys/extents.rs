@@ -1,4 +1,5 @@
-//! How much of a file's space is its own, and how much it shares with others: FIEMAP, which rustix does not have.
+//! How much of a file's space is its own, and how much it shares with others: FIEMAP, which rustix
+//! does not have.
 
 use std::fs::File;
 use std::io;
@@ -48,11 +49,16 @@ pub fn usage(file: &File) -> io::Result<Usage> {
             shared = shared.saturating_add(extent.length);
         }
         match extents.last() {
-            Some(last) if last.flags & fiemap::LAST == 0 => start = last.logical.saturating_add(last.length.max(1)),
+            Some(last) if last.flags & fiemap::LAST == 0 => {
+                start = last.logical.saturating_add(last.length.max(1))
+            }
             _ => break,
         }
     }
-    Ok(Usage { bytes, shared: shared.min(bytes) })
+    Ok(Usage {
+        bytes,
+        shared: shared.min(bytes),
+    })
 }
 
 mod fiemap {
@@ -103,13 +109,25 @@ mod fiemap {
     impl Map {
         /// The extents from an offset on.
         pub(super) fn at(start: u64) -> Self {
-            let header = Header { start, length: u64::MAX - start, flags: SYNC, mapped: 0, count: COUNT, reserved: 0 };
-            Self { header, extents: [Extent::default(); COUNT as usize] }
+            let header = Header {
+                start,
+                length: u64::MAX - start,
+                flags: SYNC,
+                mapped: 0,
+                count: COUNT,
+                reserved: 0,
+            };
+            Self {
+                header,
+                extents: [Extent::default(); COUNT as usize],
+            }
         }
 
         /// What was found.
         pub(super) fn extents(&self) -> &[Extent] {
-            self.extents.get(..self.header.mapped as usize).unwrap_or_default()
+            self.extents
+                .get(..self.header.mapped as usize)
+                .unwrap_or_default()
         }
     }
 
@@ -117,7 +135,8 @@ mod fiemap {
 
     #[allow(unsafe_code)]
     pub(super) fn read(file: impl AsFd, map: &mut Map) -> Result<(), Errno> {
-        // SAFETY: the kernel reads the header, and writes it and at most `count` extents, for which there is room behind it.
+        // SAFETY: the kernel reads the header, and writes it and at most `count` extents, for which
+        // there is room behind it.
         unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Map>::new(map)) }
     }
 }

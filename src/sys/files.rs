@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use super::Result;
 use crate::error::Io;
 
-/// Makes a directory that nobody else comes through but, when there is one, the group that a container's root has on the host: what is mounted
-/// below has programs and devices that are the container's affair. One that is there is made so.
+/// Makes a directory that nobody else comes through but, when there is one, the group that a
+/// container's root has on the host: what is mounted below has programs and devices that are the
+/// container's affair. One that is there is made so.
 ///
 /// # Errors
 /// [`Io`], also when something else is there.
@@ -47,13 +48,23 @@ pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(
     fchmod(file, Mode::from_raw_mode(mode))
 }
 
-/// Opens a directory in another, to list it and to reach what is in it: it is no symlink, and nothing is mounted on it.
+/// Opens a directory in another, to list it and to reach what is in it: it is no symlink, and
+/// nothing is mounted on it.
 ///
 /// # Errors
 /// What openat2(2) says.
-pub fn open_directory_beneath(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+pub fn open_directory_beneath(
+    dir: impl AsFd,
+    name: impl rustix::path::Arg,
+) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH)
+    openat2(
+        dir,
+        name,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH,
+    )
 }
 
 /// The content of a file of at most `limit` bytes.
@@ -72,7 +83,11 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
 pub fn take(stream: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit {
+        Err(io::ErrorKind::FileTooLarge.into())
+    } else {
+        Ok(bytes)
+    }
 }
 
 #[cfg(test)]

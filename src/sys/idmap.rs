@@ -1,4 +1,5 @@
-//! Whose ids a mount shows: maps of user and group ids, and the user namespaces that tell the kernel of them.
+//! Whose ids a mount shows: maps of user and group ids, and the user namespaces that tell the
+//! kernel of them.
 
 use std::fmt;
 use std::fs::File;
@@ -34,12 +35,14 @@ struct Range {
 
 impl Range {
     fn overlaps(&self, other: &Self) -> bool {
-        let meet = |a: u32, b: u32| a < b.saturating_add(other.count) && b < a.saturating_add(self.count);
+        let meet =
+            |a: u32, b: u32| a < b.saturating_add(other.count) && b < a.saturating_add(self.count);
         meet(self.inside, other.inside) || meet(self.outside, other.outside)
     }
 }
 
-/// Which ids of an image are which on the host, as in the `uid_map` and `gid_map` of a container's user namespace.
+/// Which ids of an image are which on the host, as in the `uid_map` and `gid_map` of a container's
+/// user namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdMap {
     uids: Vec<Range>,
@@ -59,11 +62,18 @@ pub struct BadMap {
 impl FromStr for IdMap {
     type Err = BadMap;
 
-    /// Ranges `INSIDE:OUTSIDE:COUNT` with commas between them, each for users and groups unless `uid:` or `gid:` stands before it.
+    /// Ranges `INSIDE:OUTSIDE:COUNT` with commas between them, each for users and groups unless
+    /// `uid:` or `gid:` stands before it.
     fn from_str(text: &str) -> Result<Self, BadMap> {
-        let mut map = Self { uids: Vec::new(), gids: Vec::new() };
+        let mut map = Self {
+            uids: Vec::new(),
+            gids: Vec::new(),
+        };
         for part in text.split(',') {
-            let bad = |reason| BadMap { text: part.to_owned(), reason };
+            let bad = |reason| BadMap {
+                text: part.to_owned(),
+                reason,
+            };
             let (uid, gid, numbers) = match (part.strip_prefix("uid:"), part.strip_prefix("gid:")) {
                 (Some(rest), _) => (true, false, rest),
                 (_, Some(rest)) => (false, true, rest),
@@ -74,10 +84,17 @@ impl FromStr for IdMap {
                 return Err(bad("is not INSIDE:OUTSIDE:COUNT"));
             };
             // The last id, 2^32 - 1, means "none".
-            if count == 0 || inside.checked_add(count).is_none() || outside.checked_add(count).is_none() {
+            if count == 0
+                || inside.checked_add(count).is_none()
+                || outside.checked_add(count).is_none()
+            {
                 return Err(bad("is no range of ids"));
             }
-            let range = Range { inside, outside, count };
+            let range = Range {
+                inside,
+                outside,
+                count,
+            };
             for (wanted, ranges) in [(uid, &mut map.uids), (gid, &mut map.gids)] {
                 if wanted && ranges.iter().any(|r| r.overlaps(&range)) {
                     return Err(bad("overlaps another range"));
@@ -87,7 +104,10 @@ impl FromStr for IdMap {
                 }
             }
         }
-        let bad = |reason| BadMap { text: text.to_owned(), reason };
+        let bad = |reason| BadMap {
+            text: text.to_owned(),
+            reason,
+        };
         if map.uids.is_empty() || map.gids.is_empty() {
             return Err(bad("maps only users, or only groups"));
         }
@@ -101,13 +121,20 @@ impl FromStr for IdMap {
 impl fmt::Display for IdMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |prefix: &str, ranges: &[Range]| {
-            let ranges = ranges.iter().map(|r| format!("{prefix}{}:{}:{}", r.inside, r.outside, r.count));
+            let ranges = ranges
+                .iter()
+                .map(|r| format!("{prefix}{}:{}:{}", r.inside, r.outside, r.count));
             ranges.collect::<Vec<_>>().join(",")
         };
         if self.uids == self.gids {
             return f.write_str(&text("", &self.uids));
         }
-        write!(f, "{},{}", text("uid:", &self.uids), text("gid:", &self.gids))
+        write!(
+            f,
+            "{},{}",
+            text("uid:", &self.uids),
+            text("gid:", &self.gids)
+        )
     }
 }
 
@@ -119,7 +146,9 @@ impl Serialize for IdMap {
 
 impl<'de> Deserialize<'de> for IdMap {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -134,19 +163,34 @@ impl IdMap {
         self.gids.iter().map(|r| (r.inside, r.outside, r.count))
     }
 
-    /// The map the other way round: what is stored with the host's ids shown with the container's. The host's root, who owns what is overlayfs's own,
-    /// becomes the last id: who is nobody in a map cannot be read by root either.
+    /// The map the other way round: what is stored with the host's ids shown with the container's.
+    /// The host's root, who owns what is overlayfs's own, becomes the last id: who is nobody in a
+    /// map cannot be read by root either.
     #[must_use]
     pub fn inverse(&self) -> Self {
         let turn = |ranges: &[Range]| {
-            let mut turned: Vec<Range> = ranges.iter().map(|r| Range { inside: r.outside, outside: r.inside, ..*r }).collect();
-            let root = Range { inside: 0, outside: u32::MAX - 1, count: 1 };
+            let mut turned: Vec<Range> = ranges
+                .iter()
+                .map(|r| Range {
+                    inside: r.outside,
+                    outside: r.inside,
+                    ..*r
+                })
+                .collect();
+            let root = Range {
+                inside: 0,
+                outside: u32::MAX - 1,
+                count: 1,
+            };
             if !turned.iter().any(|r| r.overlaps(&root)) {
                 turned.push(root);
             }
             turned
         };
-        Self { uids: turn(&self.uids), gids: turn(&self.gids) }
+        Self {
+            uids: turn(&self.uids),
+            gids: turn(&self.gids),
+        }
     }
 
     /// A user namespace with this map.
@@ -164,10 +208,18 @@ impl IdMap {
             .map_err(Io::doing(failed))?;
         let mut child = Ended(child);
         let mut ready = [0];
-        child.0.stdout.take().map_or(Ok(()), |mut out| out.read_exact(&mut ready)).map_err(Io::doing(failed))?;
+        child
+            .0
+            .stdout
+            .take()
+            .map_or(Ok(()), |mut out| out.read_exact(&mut ready))
+            .map_err(Io::doing(failed))?;
         let proc = PathBuf::from(format!("/proc/{}", child.0.id()));
         for (name, ranges) in [("uid_map", &self.uids), ("gid_map", &self.gids)] {
-            let lines: String = ranges.iter().map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count)).collect();
+            let lines: String = ranges
+                .iter()
+                .map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count))
+                .collect();
             let path = proc.join(name);
             // The kernel takes a map in one piece.
             std::fs::write(&path, lines).map_err(Io::at("mapping ids by", &path))?;
@@ -187,7 +239,8 @@ impl Drop for Ended {
     }
 }
 
-/// The life of the process that [`IdMap::namespace`] takes a namespace from: only a process can make one.
+/// The life of the process that [`IdMap::namespace`] takes a namespace from: only a process can
+/// make one.
 ///
 /// # Errors
 /// When the kernel makes no user namespaces.
@@ -204,13 +257,19 @@ pub fn in_user_namespace() -> bool {
     !matches!(fields[..], ["0", "0", "4294967295"] | [])
 }
 
-/// The number that this process's user has outside of its user namespace, as far as that can be seen.
+/// The number that this process's user has outside of its user namespace, as far as that can be
+/// seen.
 pub(crate) fn host_uid() -> u32 {
     let uid = rustix::process::geteuid().as_raw();
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let outside = map.lines().find_map(|line| {
-        let numbers: Vec<u32> = line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
-        let &[inside, outside, count] = &numbers[..] else { return None };
+        let numbers: Vec<u32> = line
+            .split_ascii_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let &[inside, outside, count] = &numbers[..] else {
+            return None;
+        };
         (uid.checked_sub(inside)? < count).then(|| outside + (uid - inside))
     });
     outside.unwrap_or(uid)
@@ -223,18 +282,34 @@ mod tests {
 
     #[test]
     fn maps_are_read_and_shown() {
-        for text in ["0:100000:65536", "0:100000:1000,1000:1000:1,1001:101001:64535", "uid:0:1:2,gid:0:3:4"] {
+        for text in [
+            "0:100000:65536",
+            "0:100000:1000,1000:1000:1,1001:101001:64535",
+            "uid:0:1:2,gid:0:3:4",
+        ] {
             assert_eq!(text.parse::<IdMap>().unwrap().to_string(), text);
         }
         let map: IdMap = "0:100000:65536".parse().unwrap();
         assert_eq!(map.inverse().to_string(), "100000:0:65536,0:4294967294:1");
-        assert_eq!("0:0:10".parse::<IdMap>().unwrap().inverse().to_string(), "0:0:10");
+        assert_eq!(
+            "0:0:10".parse::<IdMap>().unwrap().inverse().to_string(),
+            "0:0:10"
+        );
     }
 
     #[test]
     fn bad_maps_are_refused() {
-        for text in ["", "0:1", "0:1:0", "a:b:c", "0:0:4294967295,5:5:1", "uid:0:1:2", "4294967295:0:1", "0:10:5,2:30:1", "0:10:5,10:14:1"]
-        {
+        for text in [
+            "",
+            "0:1",
+            "0:1:0",
+            "a:b:c",
+            "0:0:4294967295,5:5:1",
+            "uid:0:1:2",
+            "4294967295:0:1",
+            "0:10:5,2:30:1",
+            "0:10:5,10:14:1",
+        ] {
             assert!(text.parse::<IdMap>().is_err(), "{text}");
         }
     }

@@ -4,11 +4,17 @@
 pub fn version() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or_default());
-    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or_default());
+    (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    )
 }
 
-/// Whether overlayfs can find files of a FUSE mount by handle, which its `index` needs: docs/SEMANTICS.md, "Linux 6.16 and later".
+/// Whether overlayfs can find files of a FUSE mount by handle, which its `index` needs:
+/// docs/SEMANTICS.md, "Linux 6.16 and later".
 pub fn finds_fuse_handles() -> bool {
     version() < (6, 16)
 }

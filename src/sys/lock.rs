@@ -38,8 +38,8 @@ pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
     }
 }
 
-/// Locks what was opened at a path, and is still there once it is locked: whoever held the lock before may have removed it.
-/// Whether it is locked.
+/// Locks what was opened at a path, and is still there once it is locked: whoever held the lock
+/// before may have removed it. Whether it is locked.
 ///
 /// # Errors
 /// What the system says.
@@ -104,7 +104,8 @@ impl Locks {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(failed)?,
         };
-        let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+        let names =
+            entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
         names.collect::<Result<_, _>>().map_err(failed)
     }
 
@@ -114,7 +115,10 @@ impl Locks {
         let take = || {
             let file = match open(&path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+                    std::fs::DirBuilder::new()
+                        .recursive(true)
+                        .mode(0o700)
+                        .create(&self.dir)?;
                     open(&path)?
                 }
                 other => other?,
@@ -128,7 +132,13 @@ impl Locks {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 impl Drop for Lock {

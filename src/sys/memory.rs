@@ -6,19 +6,33 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::AtomicU64;
 
-/// Keeps the pages of these bytes out of the swap and out of core dumps, for as long as the process lives and as far as its user may:
-/// RLIMIT_MEMLOCK may be small (mlock(2), madvise(2)).
+/// Keeps the pages of these bytes out of the swap and out of core dumps, for as long as the process
+/// lives and as far as its user may: RLIMIT_MEMLOCK may be small (mlock(2), madvise(2)).
 ///
 /// # Errors
 /// What the system says.
 pub(crate) fn lock(bytes: &[u8]) -> io::Result<()> {
     // SAFETY: it only tells a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    let start = bytes.as_ptr().map_addr(|address| address & !(page - 1)).cast_mut().cast();
+    let start = bytes
+        .as_ptr()
+        .map_addr(|address| address & !(page - 1))
+        .cast_mut()
+        .cast();
     let length = (bytes.as_ptr().addr() % page + bytes.len()).next_multiple_of(page);
-    // SAFETY: the pages are those of the bytes, which are borrowed. Neither call changes what is read from or written to them.
-    let refused = unsafe { [libc::mlock(start, length), libc::madvise(start, length, libc::MADV_DONTDUMP)] };
-    if refused == [0, 0] { Ok(()) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: the pages are those of the bytes, which are borrowed. Neither call changes what is
+    // read from or written to them.
+    let refused = unsafe {
+        [
+            libc::mlock(start, length),
+            libc::madvise(start, length, libc::MADV_DONTDUMP),
+        ]
+    };
+    if refused == [0, 0] {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Numbers that several processes have, in a file that is mapped, and never unmapped.
@@ -36,25 +50,37 @@ impl<const N: usize> SharedWords<N> {
     /// Maps a file, which is sealed against being cut short (F_SEAL_SHRINK of fcntl(2)).
     ///
     /// # Errors
-    /// What the system says; [`io::ErrorKind::InvalidInput`] for a file of another length, or without the seal.
+    /// What the system says; [`io::ErrorKind::InvalidInput`] for a file of another length, or
+    /// without the seal.
     pub(crate) fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
         let sealed = rustix::fs::fcntl_get_seals(file)?.contains(rustix::fs::SealFlags::SHRINK);
         if !sealed || usize::try_from(rustix::fs::fstat(file)?.st_size) != Ok(Self::LEN) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // SAFETY: a new mapping, at an address that the kernel chooses.
-        let address =
-            unsafe { libc::mmap(null_mut(), Self::LEN, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let address = unsafe {
+            libc::mmap(
+                null_mut(),
+                Self::LEN,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(address.cast()).map(Self).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        NonNull::new(address.cast())
+            .map(Self)
+            .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
     /// The numbers.
     pub(crate) fn all(&self) -> &[AtomicU64; N] {
-        // SAFETY: LEN bytes are mapped there, aligned to a page, readable and writable, and stay so; the file is sealed against being cut
-        // short. Any value of eight bytes is a valid AtomicU64, whoever else writes.
+        // SAFETY: LEN bytes are mapped there, aligned to a page, readable and writable, and stay
+        // so; the file is sealed against being cut short. Any value of eight bytes is a valid
+        // AtomicU64, whoever else writes.
         unsafe { self.0.as_ref() }
     }
 }

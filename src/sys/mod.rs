@@ -1,4 +1,5 @@
-//! The operating system: what the standard library and rustix do not have, or not as it is needed here.
+//! The operating system: what the standard library and rustix do not have, or not as it is needed
+//! here.
 //!
 //! What is unsafe outside the format crate is in this module. Nothing here knows of images.
 

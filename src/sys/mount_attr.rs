@@ -19,21 +19,41 @@ pub struct MountFlags {
 }
 
 impl MountFlags {
-    /// Those of a mount of which nothing is said. Every user of the host may reach it, so set-user-id programs and devices of the image are not his to use.
+    /// Those of a mount of which nothing is said. Every user of the host may reach it, so
+    /// set-user-id programs and devices of the image are not his to use.
     pub fn plain(is_root: bool) -> Self {
-        Self { nosuid: true, nodev: true, noexec: false, allow_other: is_root }
+        Self {
+            nosuid: true,
+            nodev: true,
+            noexec: false,
+            allow_other: is_root,
+        }
     }
 
-    /// Those of a container's root file system, which only the container reaches: its set-user-id programs and devices work.
+    /// Those of a container's root file system, which only the container reaches: its set-user-id
+    /// programs and devices work.
     pub fn of_container(is_root: bool) -> Self {
-        Self { nosuid: !is_root, nodev: !is_root, ..Self::plain(is_root) }
+        Self {
+            nosuid: !is_root,
+            nodev: !is_root,
+            ..Self::plain(is_root)
+        }
     }
 }
 
 /// Flags that are set or cleared on a mount before anybody can see it.
 pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
-    let mut attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let bits = [(flags.nosuid, libc::MOUNT_ATTR_NOSUID), (flags.nodev, libc::MOUNT_ATTR_NODEV), (flags.noexec, libc::MOUNT_ATTR_NOEXEC)];
+    let mut attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let bits = [
+        (flags.nosuid, libc::MOUNT_ATTR_NOSUID),
+        (flags.nodev, libc::MOUNT_ATTR_NODEV),
+        (flags.noexec, libc::MOUNT_ATTR_NOEXEC),
+    ];
     for (set, bit) in bits {
         if set {
             attr.attr_set |= bit;
@@ -46,14 +66,32 @@ pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
 
 /// Makes a mount read-only, or no longer so.
 pub(crate) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    let (attr_set, attr_clr) = if on { (libc::MOUNT_ATTR_RDONLY, 0) } else { (0, libc::MOUNT_ATTR_RDONLY) };
-    call::mount_setattr(mount, &libc::mount_attr { attr_set, attr_clr, propagation: 0, userns_fd: 0 })
+    let (attr_set, attr_clr) = if on {
+        (libc::MOUNT_ATTR_RDONLY, 0)
+    } else {
+        (0, libc::MOUNT_ATTR_RDONLY)
+    };
+    call::mount_setattr(
+        mount,
+        &libc::mount_attr {
+            attr_set,
+            attr_clr,
+            propagation: 0,
+            userns_fd: 0,
+        },
+    )
 }
 
-/// Has a mount that nobody can see yet show other ids: those that the user namespace maps the stored ones to.
+/// Has a mount that nobody can see yet show other ids: those that the user namespace maps the
+/// stored ones to.
 pub(crate) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd,
+    };
     call::mount_setattr(mount, &attr)
 }
 
@@ -64,7 +102,8 @@ mod call {
 
     /// Changes the mount that the descriptor leads to.
     pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &libc::mount_attr) -> io::Result<()> {
-        // SAFETY: the path is a C string, `attr` is of the size that is given, and the kernel reads from both during the call only.
+        // SAFETY: the path is a C string, `attr` is of the size that is given, and the kernel reads
+        // from both during the call only.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mount_setattr,
@@ -75,6 +114,10 @@ mod call {
                 size_of::<libc::mount_attr>(),
             )
         };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 }

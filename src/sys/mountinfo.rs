@@ -1,4 +1,5 @@
-//! What is mounted where, without touching any of it: a stat of a dead FUSE mount may wait for ever.
+//! What is mounted where, without touching any of it: a stat of a dead FUSE mount may wait for
+//! ever.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -12,10 +13,11 @@ use crate::error::Io;
 
 /// Type of our mounts.
 pub const FS_TYPE: &str = "fuse.lxcri-fs";
-/// What the name of a directory begins with where the lower directory of an overlay is, or was while the overlay was made; the numbers of the
-/// device that is mounted there follow.
+/// What the name of a directory begins with where the lower directory of an overlay is, or was
+/// while the overlay was made; the numbers of the device that is mounted there follow.
 pub(crate) const LOWER: &str = "lower-";
-/// What the name of a directory begins with under which overlayfs was given an upper; the numbers of its device and inode follow.
+/// What the name of a directory begins with under which overlayfs was given an upper; the numbers
+/// of its device and inode follow.
 const UPPER: &str = "upper-";
 /// What an upper directory is called there when its name is too long.
 pub(crate) const UNNAMED: &str = "+upper";
@@ -38,7 +40,13 @@ impl DirectoryId {
     /// What the system says.
     pub fn of(directory: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(directory)?;
-        Ok(Self { dev: (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)), ino: stat.st_ino })
+        Ok(Self {
+            dev: (
+                rustix::fs::major(stat.st_dev),
+                rustix::fs::minor(stat.st_dev),
+            ),
+            ino: stat.st_ino,
+        })
     }
 
     /// The name under which it is told in the options of an overlay.
@@ -47,10 +55,16 @@ impl DirectoryId {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        let mut numbers = name.strip_prefix(UPPER)?.split('-').map(|n| n.parse::<u64>().ok());
+        let mut numbers = name
+            .strip_prefix(UPPER)?
+            .split('-')
+            .map(|n| n.parse::<u64>().ok());
         let mut device = || u32::try_from(numbers.next()??).ok();
         let dev = (device()?, device()?);
-        Some(Self { dev, ino: numbers.next()?? })
+        Some(Self {
+            dev,
+            ino: numbers.next()??,
+        })
     }
 }
 
@@ -82,7 +96,8 @@ pub struct Overlay {
     pub lower: (u32, u32),
     /// Whether the image's extended attributes are in a layer above it.
     pub xattrs: bool,
-    /// What its upper directory was called when it was mounted; `None` when that was too long to be told.
+    /// What its upper directory was called when it was mounted; `None` when that was too long to be
+    /// told.
     pub upper: Option<PathBuf>,
     /// Which directory that is; `None` when an earlier version of this program mounted it.
     pub upper_id: Option<DirectoryId>,
@@ -103,49 +118,84 @@ impl MountInfo {
 
     /// The user who mounted it, for ours.
     pub fn user_id(&self) -> Option<u32> {
-        let value = self.values("user_id").next().filter(|_| self.fs_type == FS_TYPE)?;
+        let value = self
+            .values("user_id")
+            .next()
+            .filter(|_| self.fs_type == FS_TYPE)?;
         value.to_str()?.parse().ok()
     }
 
-    /// What is known of an overlay of ours. Its lowest directory's name tells the device that is mounted there.
+    /// What is known of an overlay of ours. Its lowest directory's name tells the device that is
+    /// mounted there.
     pub fn overlay(&self) -> Option<Overlay> {
         if self.fs_type != "overlay" {
             return None;
         }
         let lowers: Vec<PathBuf> = self.lowers().collect();
         let lower = lowers.last()?;
-        let name = lower.parent()?.file_name()?.to_str()?.strip_prefix(LOWER)?.to_owned();
+        let name = lower
+            .parent()?
+            .file_name()?
+            .to_str()?
+            .strip_prefix(LOWER)?
+            .to_owned();
         let mut numbers = name.split('-').map(|n| n.parse().ok());
         let (major, minor) = (numbers.next()??, numbers.next()??);
         // As it was given to overlayfs, where a backslash stands before one that is meant.
         let upper = self.values("upperdir").next()?.into_os_string().into_vec();
         let mut bytes = upper.into_iter();
-        let upper = std::iter::from_fn(|| bytes.next().map(|b| if b == b'\\' { bytes.next().unwrap_or(b) } else { b })).collect();
+        let upper = std::iter::from_fn(|| {
+            bytes.next().map(|b| {
+                if b == b'\\' {
+                    bytes.next().unwrap_or(b)
+                } else {
+                    b
+                }
+            })
+        })
+        .collect();
         let upper = PathBuf::from(OsString::from_vec(upper));
         let mut names = upper.components();
-        let upper_id = names.nth(DESCRIPTOR).and_then(|name| DirectoryId::parse(name.as_os_str().to_str()?));
+        let upper_id = names
+            .nth(DESCRIPTOR)
+            .and_then(|name| DirectoryId::parse(name.as_os_str().to_str()?));
         let named = names.as_path();
         let upper = match upper_id {
             Some(_) => (named != Path::new(UNNAMED)).then(|| Path::new("/").join(named)),
             None => Some(upper),
         };
-        Some(Overlay { lower: (major, minor), xattrs: lowers.len() > 1, upper, upper_id })
+        Some(Overlay {
+            lower: (major, minor),
+            xattrs: lowers.len() > 1,
+            upper,
+            upper_id,
+        })
     }
 
     /// The lower directories of an overlay.
     pub(crate) fn lowers(&self) -> impl Iterator<Item = PathBuf> {
         let split = self.values("lowerdir").flat_map(|l| {
-            let parts: Vec<_> =
-                l.as_os_str().as_bytes().split(|&b| b == b':').map(|p| PathBuf::from(OsString::from_vec(p.to_vec()))).collect();
+            let parts: Vec<_> = l
+                .as_os_str()
+                .as_bytes()
+                .split(|&b| b == b':')
+                .map(|p| PathBuf::from(OsString::from_vec(p.to_vec())))
+                .collect();
             parts
         });
-        split.chain(self.values("lowerdir+")).filter(|_| self.fs_type == "overlay")
+        split
+            .chain(self.values("lowerdir+"))
+            .filter(|_| self.fs_type == "overlay")
     }
 
     /// The values of a file system's option.
     fn values(&self, name: &str) -> impl Iterator<Item = PathBuf> {
         let options = self.super_options.as_bytes().split(|&b| b == b',');
-        options.filter_map(move |o| Some(unescape(o.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?)))
+        options.filter_map(move |o| {
+            Some(unescape(
+                o.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?,
+            ))
+        })
     }
 
     fn parse(line: &[u8]) -> Option<Self> {
@@ -155,7 +205,11 @@ impl MountInfo {
         let _parent = fields.next()?;
         let dev = text(fields.next()?);
         let (major, minor) = dev.split_once(':')?;
-        let (root, mountpoint, options) = (unescape(fields.next()?), unescape(fields.next()?), text(fields.next()?));
+        let (root, mountpoint, options) = (
+            unescape(fields.next()?),
+            unescape(fields.next()?),
+            text(fields.next()?),
+        );
         // Optional fields end with a hyphen.
         let mut fields = fields.skip_while(|f| *f != b"-").skip(1);
         Some(Self {
@@ -176,7 +230,9 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut at = 0;
     while at < field.len() {
-        let octal = field.get(at + 1..at + 4).filter(|d| field[at] == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
+        let octal = field
+            .get(at + 1..at + 4)
+            .filter(|d| field[at] == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
         match octal {
             Some(d) => {
                 bytes.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));
@@ -198,7 +254,10 @@ fn unescape(field: &[u8]) -> PathBuf {
 pub fn of_process(proc: &Path) -> Result<Vec<MountInfo>> {
     let path = proc.join("mountinfo");
     let bytes = std::fs::read(&path).map_err(Io::at("reading", &path))?;
-    Ok(bytes.split(|&b| b == b'\n').filter_map(MountInfo::parse).collect())
+    Ok(bytes
+        .split(|&b| b == b'\n')
+        .filter_map(MountInfo::parse)
+        .collect())
 }
 
 /// The mounts of this process's namespace.
@@ -224,12 +283,18 @@ mod tests {
 
     #[test]
     fn a_line_with_optional_fields_and_escapes() {
-        let line = br"36 35 0:57 / /mnt/a\040b\134 ro,nosuid shared:1 master:2 - fuse.lxcri-fs /images/x\040y.bfc ro,user_id=0";
-        let info = MountInfo::parse(line).unwrap();
+        let line = concat!(
+            r"36 35 0:57 / /mnt/a\040b\134 ro,nosuid shared:1 master:2 - ",
+            r"fuse.lxcri-fs /images/x\040y.bfc ro,user_id=0"
+        );
+        let info = MountInfo::parse(line.as_bytes()).unwrap();
         assert_eq!((info.id, info.dev), (36, (0, 57)));
         assert_eq!(info.mountpoint, Path::new(r"/mnt/a b\"));
         assert_eq!(info.source, Path::new("/images/x y.bfc"));
-        assert_eq!((info.options.as_str(), info.super_options.to_str()), ("ro,nosuid", Some("ro,user_id=0")));
+        assert_eq!(
+            (info.options.as_str(), info.super_options.to_str()),
+            ("ro,nosuid", Some("ro,user_id=0"))
+        );
         assert!(info.is_ours());
         assert_eq!((info.overlay(), info.user_id()), (None, Some(0)));
         assert_eq!(MountInfo::parse(b"36 35 0:57 / /mnt"), None);
@@ -238,18 +303,42 @@ mod tests {
 
     #[test]
     fn an_overlay_tells_what_it_is_made_of() {
-        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/proc/self/fd/9/upper-8-1-1234/u\054p\134\134\040/upper,workdir=/w,xino=on";
-        let info = MountInfo::parse(line).unwrap();
-        let upper_id = Some(DirectoryId { dev: (8, 1), ino: 1234 });
-        let overlay = Overlay { lower: (0, 57), xattrs: false, upper: Some(PathBuf::from(r"/u,p\ /upper")), upper_id };
+        let line = concat!(
+            "40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,",
+            r"upperdir=/proc/self/fd/9/upper-8-1-1234/u\054p\134\134\040/upper,workdir=/w,xino=on"
+        );
+        let info = MountInfo::parse(line.as_bytes()).unwrap();
+        let upper_id = Some(DirectoryId {
+            dev: (8, 1),
+            ino: 1234,
+        });
+        let overlay = Overlay {
+            lower: (0, 57),
+            xattrs: false,
+            upper: Some(PathBuf::from(r"/u,p\ /upper")),
+            upper_id,
+        };
         assert_eq!(info.overlay(), Some(overlay));
         assert!(info.is_ours());
-        let line = br"40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,upperdir=/proc/self/fd/9/upper-8-1-1234/+upper,workdir=/w";
-        let unnamed = MountInfo::parse(line).unwrap().overlay().unwrap();
+        let line = concat!(
+            "40 35 0:60 / /c rw - overlay /i.bfc rw,lowerdir=/run/lxcri-fs/lower-0-57-12-0/mnt,",
+            "upperdir=/proc/self/fd/9/upper-8-1-1234/+upper,workdir=/w"
+        );
+        let unnamed = MountInfo::parse(line.as_bytes())
+            .unwrap()
+            .overlay()
+            .unwrap();
         assert_eq!((unnamed.upper, unnamed.upper_id), (None, upper_id));
-        let other = MountInfo::parse(br"40 35 0:60 / /c rw - overlay ov rw,lowerdir=/a/b:/c,lowerdir+=/x,upperdir=/u,workdir=/w").unwrap();
+        let line = concat!(
+            "40 35 0:60 / /c rw - overlay ov rw,",
+            "lowerdir=/a/b:/c,lowerdir+=/x,upperdir=/u,workdir=/w"
+        );
+        let other = MountInfo::parse(line.as_bytes()).unwrap();
         assert_eq!(other.overlay(), None);
-        assert_eq!(other.lowers().collect::<Vec<_>>(), ["/a/b", "/c", "/x"].map(PathBuf::from));
+        assert_eq!(
+            other.lowers().collect::<Vec<_>>(),
+            ["/a/b", "/c", "/x"].map(PathBuf::from)
+        );
     }
 
     #[test]

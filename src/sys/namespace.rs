@@ -14,10 +14,13 @@ const INIT: &str = "/proc/1/ns/mnt";
 
 /// The number of a process's mount namespace.
 pub(crate) fn of_process(pid: u32) -> Option<u64> {
-    std::fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|m| m.ino())
+    std::fs::metadata(format!("/proc/{pid}/ns/mnt"))
+        .ok()
+        .map(|m| m.ino())
 }
 
-/// A process in this mount namespace, other than these; `None` when there is none any more. `known` is one that was in it the last time.
+/// A process in this mount namespace, other than these; `None` when there is none any more. `known`
+/// is one that was in it the last time.
 pub(crate) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -> Option<u32> {
     let is_in = |pid: &u32| !but.contains(pid) && of_process(*pid) == Some(namespace);
     if let Some(pid) = known.filter(is_in) {
@@ -28,24 +31,33 @@ pub(crate) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -
     pids.find(is_in)
 }
 
-/// Whether a file holds this mount namespace in that of the first process, as `unshare --mount=FILE` makes.
+/// Whether a file holds this mount namespace in that of the first process, as `unshare
+/// --mount=FILE` makes.
 pub(crate) fn is_held(namespace: u64) -> bool {
     let root = format!("mnt:[{namespace}]");
     let mounts = mountinfo::of_process(Path::new("/proc/1")).unwrap_or_default();
-    mounts.iter().any(|mount| mount.fs_type == "nsfs" && mount.root == Path::new(&root))
+    mounts
+        .iter()
+        .any(|mount| mount.fs_type == "nsfs" && mount.root == Path::new(&root))
 }
 
-/// Moves this process into the first process's mount namespace, unless `directory` is another one there. A process keeps its namespace, and
-/// all that is mounted in it, alive: a keeper must not do that to the namespace of a container that is not the only user of its image.
+/// Moves this process into the first process's mount namespace, unless `directory` is another one
+/// there. A process keeps its namespace, and all that is mounted in it, alive: a keeper must not do
+/// that to the namespace of a container that is not the only user of its image.
 ///
 /// # Errors
 /// [`Io`] when it is not allowed, or not the same place. The process stays where it is.
 pub(crate) fn enter_init(directory: &Path) -> Result<()> {
-    let identity = || std::fs::metadata(directory).map(|m| (m.dev(), m.ino())).map_err(Io::at("looking at", directory));
+    let identity = || {
+        std::fs::metadata(directory)
+            .map(|m| (m.dev(), m.ino()))
+            .map_err(Io::at("looking at", directory))
+    };
     let open = |path: &Path| File::open(path).map_err(Io::at("opening the mount namespace", path));
     let enter = |namespace: &File, path| {
         use std::os::fd::AsFd;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount)).map_err(Io::at("entering the mount namespace", path))
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
+            .map_err(Io::at("entering the mount namespace", path))
     };
     if of_process(1) == of_process(std::process::id()) {
         return Ok(());
@@ -57,7 +69,9 @@ pub(crate) fn enter_init(directory: &Path) -> Result<()> {
         Ok(after) if after == before => Ok(()),
         other => {
             enter(&ours, own)?;
-            other.and(Err(Io::at("sharing mounts through", directory)(std::io::Error::from(std::io::ErrorKind::CrossesDevices))))
+            other.and(Err(Io::at("sharing mounts through", directory)(
+                std::io::Error::from(std::io::ErrorKind::CrossesDevices),
+            )))
         }
     }
 }

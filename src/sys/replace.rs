@@ -1,4 +1,5 @@
-//! Replacing a small file as a whole: readers find the old one or the new one, also after a power cut.
+//! Replacing a small file as a whole: readers find the old one or the new one, also after a power
+//! cut.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -14,7 +15,8 @@ use super::lock::{self, lock};
 /// What the name of a file that is not whole yet ends with.
 pub(crate) const UNFINISHED: &str = ".lxcri-fs-new";
 
-/// What a file is called until it is whole. One that is left by somebody who was killed can be told by that.
+/// What a file is called until it is whole. One that is left by somebody who was killed can be told
+/// by that.
 pub(crate) fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(temporary(path.file_name().unwrap_or_default()))
 }
@@ -45,7 +47,12 @@ impl Pending {
         let dir = dir.try_clone_to_owned()?;
         let temporary = temporary(name);
         let file = begin(&dir, &temporary)?;
-        let mut pending = Self { dir, name: name.to_owned(), temporary: Some(temporary), file };
+        let mut pending = Self {
+            dir,
+            name: name.to_owned(),
+            temporary: Some(temporary),
+            file,
+        };
         pending.file.write_all(content)?;
         pending.file.sync_all()?;
         Ok(pending)
@@ -75,20 +82,34 @@ impl Drop for Pending {
 /// Replaces the file at a path, for its user alone to read.
 ///
 /// # Errors
-/// What the system says. The old file is there then, and nothing else; or the new one, if only what the directory says could not be
-/// written to the disk.
+/// What the system says. The old file is there then, and nothing else; or the new one, if only what
+/// the directory says could not be written to the disk.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = openat(CWD, parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let dir = openat(
+        CWD,
+        parent,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     Pending::write(dir.as_fd(), name, content)?.keep()
 }
 
-/// A new file of this name, locked. What somebody left who was killed is removed, and whoever is writing one is waited for. Nothing is
-/// ever written to a file that was there.
+/// A new file of this name, locked. What somebody left who was killed is removed, and whoever is
+/// writing one is waited for. Nothing is ever written to a file that was there.
 fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
-    const NEW: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::CLOEXEC);
-    const OLD: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+    const NEW: OFlags = OFlags::WRONLY
+        .union(OFlags::CREATE)
+        .union(OFlags::EXCL)
+        .union(OFlags::CLOEXEC);
+    const OLD: OFlags = OFlags::RDONLY
+        .union(OFlags::NOFOLLOW)
+        .union(OFlags::NONBLOCK)
+        .union(OFlags::CLOEXEC);
     let mode = Mode::RUSR | Mode::WUSR;
     loop {
         match openat(dir, name, NEW, mode) {
@@ -151,7 +172,10 @@ mod tests {
             }
         });
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]

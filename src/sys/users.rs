@@ -40,25 +40,36 @@ pub enum Used {
 /// Name of a process of this program that only looks at mounts, for a moment each.
 const LOOKER: &str = "lxcri-fs-look";
 
-/// From here on this process is not counted as a user of what it looks at, by others that run the same program.
+/// From here on this process is not counted as a user of what it looks at, by others that run the
+/// same program.
 pub fn only_look() {
     let _ = std::fs::write("/proc/self/comm", LOOKER);
 }
 
 /// Whether a process only looks. Any can have the name, so its program has to be this one.
 fn only_looks(proc: &Path) -> bool {
-    let program = |proc: &Path| std::fs::metadata(proc.join("exe")).map(|program| (program.dev(), program.ino()));
+    let program = |proc: &Path| {
+        let program = std::fs::metadata(proc.join("exe")).ok()?;
+        Some((program.dev(), program.ino()))
+    };
     std::fs::read(proc.join("comm")).is_ok_and(|name| name.trim_ascii_end() == LOOKER.as_bytes())
-        && matches!((program(proc), program(Path::new("/proc/self"))), (Ok(theirs), Ok(ours)) if theirs == ours)
+        && program(proc).is_some_and(|its| program(Path::new("/proc/self")) == Some(its))
 }
 
 /// How many processes use each file system, by device, as far as this user may see them.
 pub fn count_by_device() -> HashMap<(u32, u32), usize> {
     let mut counts = HashMap::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return counts };
-    for entry in entries.flatten().filter(|e| e.file_name().as_bytes().iter().all(u8::is_ascii_digit)) {
-        let devices: HashSet<(u32, u32)> =
-            links(&entry.path()).filter_map(|(link, _)| look(&link)).map(|s| (s.stx_dev_major, s.stx_dev_minor)).collect();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return counts;
+    };
+    for entry in entries
+        .flatten()
+        .filter(|e| e.file_name().as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        let devices: HashSet<(u32, u32)> = links(&entry.path())
+            .filter_map(|(link, _)| look(&link))
+            .map(|s| (s.stx_dev_major, s.stx_dev_minor))
+            .collect();
         for device in devices {
             *counts.entry(device).or_default() += 1;
         }
@@ -66,18 +77,39 @@ pub fn count_by_device() -> HashMap<(u32, u32), usize> {
     counts
 }
 
-/// The processes that use it, as far as this user may see them; `but` are left out, and who [`only_look`]s.
+/// The processes that use it, as far as this user may see them; `but` are left out, and who
+/// [`only_look`]s.
 pub fn of(used: Used, but: &[u32]) -> Vec<User> {
     let mut users = Vec::new();
     let mut namespaces = HashSet::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return users };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return users;
+    };
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| !but.contains(p)) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+            .filter(|p| !but.contains(p))
+        else {
+            continue;
+        };
         let proc = entry.path();
-        let overlay = |namespaces| if let Used::Device(dev) = used { overlay_of(&proc, dev, namespaces) } else { None };
-        let how = use_of(&proc, used).map(str::to_owned).or_else(|| overlay(&mut namespaces));
+        let overlay = |namespaces| {
+            if let Used::Device(dev) = used {
+                overlay_of(&proc, dev, namespaces)
+            } else {
+                None
+            }
+        };
+        let how = use_of(&proc, used)
+            .map(str::to_owned)
+            .or_else(|| overlay(&mut namespaces));
         if let Some(how) = how.filter(|_| !only_looks(&proc)) {
-            let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
+            let name = std::fs::read_to_string(proc.join("comm"))
+                .unwrap_or_default()
+                .trim_end()
+                .to_owned();
             users.push(User { pid, name, how });
         }
     }
@@ -91,20 +123,34 @@ fn use_of(proc: &Path, used: Used) -> Option<&'static str> {
             Used::Mount(id) => s.stx_mnt_id == u64::from(id),
         })
     };
-    links(proc).find(|(link, _)| is_of(link)).map(|(_, how)| how)
+    links(proc)
+        .find(|(link, _)| is_of(link))
+        .map(|(_, how)| how)
 }
 
 /// The links under /proc to all that a process uses, and how it uses it.
 fn links(proc: &Path) -> impl Iterator<Item = (PathBuf, &'static str)> {
-    let single = [("cwd", "working directory"), ("root", "root directory"), ("exe", "program")].map(|(name, how)| (proc.join(name), how));
+    let single = [
+        ("cwd", "working directory"),
+        ("root", "root directory"),
+        ("exe", "program"),
+    ]
+    .map(|(name, how)| (proc.join(name), how));
     let all_of = |name: &str, how| {
-        let entries = std::fs::read_dir(proc.join(name)).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(proc.join(name))
+            .into_iter()
+            .flatten()
+            .flatten();
         entries.map(move |entry| (entry.path(), how))
     };
-    single.into_iter().chain(all_of("fd", "open file")).chain(all_of("map_files", "mapped file"))
+    single
+        .into_iter()
+        .chain(all_of("fd", "open file"))
+        .chain(all_of("map_files", "mapped file"))
 }
 
-/// Where a link in /proc leads. It is told from what the kernel has in memory: no request is made, not even to a dead mount.
+/// Where a link in /proc leads. It is told from what the kernel has in memory: no request is made,
+/// not even to a dead mount.
 fn look(link: &Path) -> Option<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     statx(CWD, link, flags, StatxFlags::MNT_ID).ok()
@@ -117,15 +163,25 @@ fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<S
         return None;
     }
     let mounts = mountinfo::of_process(proc).ok()?;
-    let ours: Vec<&PathBuf> = mounts.iter().filter(|m| m.dev == dev).map(|m| &m.mountpoint).collect();
-    let overlay = mounts.iter().find(|m| is_over(m, dev) || ours.iter().any(|path| has_lower(m, path)))?;
+    let ours: Vec<&PathBuf> = mounts
+        .iter()
+        .filter(|m| m.dev == dev)
+        .map(|m| &m.mountpoint)
+        .collect();
+    let overlay = mounts
+        .iter()
+        .find(|m| is_over(m, dev) || ours.iter().any(|path| has_lower(m, path)))?;
     Some(format!("overlay on {}", overlay.mountpoint.display()))
 }
 
-/// A process in another mount namespace where this upper directory is mounted, as far as this user may see.
+/// A process in another mount namespace where this upper directory is mounted, as far as this user
+/// may see.
 pub fn of_upper(upper: DirectoryId) -> Option<User> {
     let mut seen = HashSet::from([std::fs::metadata("/proc/self/ns/mnt").ok()?.ino()]);
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let pids = std::fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let namespace = std::fs::metadata(proc.join("ns/mnt")).map(|m| m.ino());
@@ -133,9 +189,19 @@ pub fn of_upper(upper: DirectoryId) -> Option<User> {
             continue;
         }
         let mounts = mountinfo::of_process(&proc).unwrap_or_default();
-        if let Some(mount) = mounts.iter().find(|m| m.overlay().is_some_and(|o| o.is_over(upper))) {
-            let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
-            return Some(User { pid, name, how: format!("overlay on {}", mount.mountpoint.display()) });
+        if let Some(mount) = mounts
+            .iter()
+            .find(|m| m.overlay().is_some_and(|o| o.is_over(upper)))
+        {
+            let name = std::fs::read_to_string(proc.join("comm"))
+                .unwrap_or_default()
+                .trim_end()
+                .to_owned();
+            return Some(User {
+                pid,
+                name,
+                how: format!("overlay on {}", mount.mountpoint.display()),
+            });
         }
     }
     None

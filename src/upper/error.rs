@@ -48,7 +48,11 @@ pub enum Error {
         reason: &'static str,
     },
     /// An upper that is in use.
-    #[error("{} is being written to{}", path.display(), users.first().map(|user| format!(" by {user}")).unwrap_or_default())]
+    #[error(
+        "{} is being written to{}",
+        path.display(),
+        users.first().map(|user| format!(" by {user}")).unwrap_or_default()
+    )]
     Busy {
         /// The upper's directory, or where it is mounted.
         path: PathBuf,
@@ -82,7 +86,10 @@ pub enum Error {
         clone: Option<zfs::Dataset>,
     },
     /// The dataset went back to where it belonged to something else.
-    #[error("rolled back to {snapshot}, which does not belong to what was mounted on {}", mountpoint.display())]
+    #[error(
+        "rolled back to {snapshot}, which does not belong to what was mounted on {}",
+        mountpoint.display()
+    )]
     NotRemounted {
         /// The snapshot.
         snapshot: zfs::Snapshot,
@@ -124,7 +131,12 @@ pub enum Error {
         reason: &'static str,
     },
     /// It was written with an index, there can be none here, and it cannot be completed.
-    #[error("{} was written before Linux 6.16, and {} cannot be given what overlayfs's index has for it", path.display(), name.display())]
+    #[error(
+        "{} was written before Linux 6.16, and {} cannot be given what overlayfs's index has \
+         for it",
+        path.display(),
+        name.display()
+    )]
     Index {
         /// The upper's directory.
         path: PathBuf,
@@ -132,7 +144,14 @@ pub enum Error {
         name: PathBuf,
     },
     /// It is mounted.
-    #[error("{} is in use{}", path.display(), mountpoint.as_ref().map(|m| format!(" by what is mounted on {}", m.display())).unwrap_or_default())]
+    #[error(
+        "{} is in use{}",
+        path.display(),
+        mountpoint
+            .as_ref()
+            .map(|m| format!(" by what is mounted on {}", m.display()))
+            .unwrap_or_default()
+    )]
     InUse {
         /// The upper's directory.
         path: PathBuf,
@@ -140,7 +159,11 @@ pub enum Error {
         mountpoint: Option<PathBuf>,
     },
     /// The kernel would not mount the overlay.
-    #[error("overlayfs cannot use {}{}", path.display(), if said.is_empty() { String::new() } else { format!(" ({said})") })]
+    #[error(
+        "overlayfs cannot use {}{}",
+        path.display(),
+        if said.is_empty() { String::new() } else { format!(" ({said})") }
+    )]
     Refused {
         /// The upper's directory.
         path: PathBuf,
@@ -164,7 +187,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// For `map_err`: an error while doing something to a path.
-    pub(super) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+    pub(super) fn io<E: Into<io::Error>>(
+        doing: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
 }
@@ -178,7 +204,10 @@ impl Report for Error {
             Error::Build(e) => e.exit(),
             Error::LeftUnmounted { source, .. } => source.exit(),
             Error::NoUpper { .. } => Exit::NotFound,
-            Error::InUse { .. } | Error::Mounted { .. } | Error::NewerSnapshots { .. } | Error::Busy { .. } => Exit::Busy,
+            Error::InUse { .. }
+            | Error::Mounted { .. }
+            | Error::NewerSnapshots { .. }
+            | Error::Busy { .. } => Exit::Busy,
             Error::Io(e) => e.exit(),
             _ => Exit::Failure,
         }
@@ -189,36 +218,72 @@ impl Report for Error {
             Error::Serve(e) => return e.hint(),
             Error::Fs(e) | Error::Build(build::Error::Fs(e)) => return e.hint(),
             Error::Build(build::Error::Source { hint, .. }) => return hint.clone(),
-            Error::NotAllowed => "run it as root, or in a user namespace of your own (`unshare -rm`)",
-            Error::NoUpper { .. } => "name the directory that was given to `mount --upper`, or what is mounted over it",
-            Error::Busy { .. } => "unmount it first, or keep it on ZFS, where a snapshot is taken of it",
+            Error::NotAllowed => {
+                "run it as root, or in a user namespace of your own (`unshare -rm`)"
+            }
+            Error::NoUpper { .. } => {
+                "name the directory that was given to `mount --upper`, or what is mounted over it"
+            }
+            Error::Busy { .. } => {
+                "unmount it first, or keep it on ZFS, where a snapshot is taken of it"
+            }
             Error::Zfs(e) => return e.hint(),
-            Error::Unfit { property: property @ ("xattr" | "acltype"), dataset, .. } => {
-                let value = if *property == "xattr" { "sa" } else { "posixacl" };
+            Error::Unfit {
+                property: property @ ("xattr" | "acltype"),
+                dataset,
+                ..
+            } => {
+                let value = if *property == "xattr" {
+                    "sa"
+                } else {
+                    "posixacl"
+                };
                 return Some(format!("`zfs set {property}={value} {dataset}`"));
             }
-            Error::NoSnapshots { .. } => "copy the directory while it is not mounted, or begin with `--upper zfs:DATASET` next time",
-            Error::Mounted { remount: true, .. } => "unmount it, or have --force unmount it and mount it again",
+            Error::NoSnapshots { .. } => {
+                "copy the directory while it is not mounted, or begin with `--upper zfs:DATASET` \
+                 next time"
+            }
+            Error::Mounted { remount: true, .. } => {
+                "unmount it, or have --force unmount it and mount it again"
+            }
             Error::Mounted { .. } => "unmount it",
-            Error::NewerSnapshots { clone: Some(clone), .. } => {
-                return Some(format!("{clone} was cloned from one of them: `zfs promote {clone}` takes it along"));
+            Error::NewerSnapshots {
+                clone: Some(clone), ..
+            } => {
+                return Some(format!(
+                    "{clone} was cloned from one of them: `zfs promote {clone}` takes it along"
+                ));
             }
             Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
-            Error::LeftUnmounted { .. } | Error::NotRemounted { .. } => "`lxcri-fs mount` mounts it with the image that it belongs to",
-            Error::Unfit { .. } => "this cannot be changed: have `lxcri-fs mount` make another dataset",
+            Error::LeftUnmounted { .. } | Error::NotRemounted { .. } => {
+                "`lxcri-fs mount` mounts it with the image that it belongs to"
+            }
+            Error::Unfit { .. } => {
+                "this cannot be changed: have `lxcri-fs mount` make another dataset"
+            }
             Error::Occupied { .. } => {
-                "take an empty directory, or one that is not there yet; an upper that was copied is whole with its lxcri-fs.json"
+                "take an empty directory, or one that is not there yet; an upper that was copied \
+                 is whole with its lxcri-fs.json"
             }
             Error::Index { .. } => {
-                "`lxcri-fs commit` makes an image with all that was written, and a new upper over that goes on from there"
+                "`lxcri-fs commit` makes an image with all that was written, and a new upper over \
+                 that goes on from there"
             }
-            Error::Unusable { .. } => "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS 2.2 or later",
+            Error::Unusable { .. } => {
+                "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS \
+                 2.2 or later"
+            }
             Error::Foreign { .. } => {
-                "mount it with what it belongs to, or take another directory; `lxcri-fs commit` makes an image of both"
+                "mount it with what it belongs to, or take another directory; `lxcri-fs commit` \
+                 makes an image of both"
             }
-            Error::InUse { .. } => "each mount needs an upper of its own; `lxcri-fs ps` shows who has this one",
+            Error::InUse { .. } => {
+                "each mount needs an upper of its own; `lxcri-fs ps` shows who has this one"
+            }
             Error::Refused { source, .. } if source.raw_os_error() == Some(libc::ESTALE) => {
-                "its work directory belongs to another upper: if it was copied here, remove `work` and mount again"
+                "its work directory belongs to another upper: if it was copied here, remove `work` \
+                 and mount again"
             }
             Error::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "mounting an overlay needs root, or a user namespace of one's own (`unshare -rm`)"

@@ -1,8 +1,10 @@
-//! Whether an upper directory is in use by any overlay, in whatever mount namespace, and whatever the directory was called when that was made.
+//! Whether an upper directory is in use by any overlay, in whatever mount namespace, and whatever
+//! the directory was called when that was made.
 //!
-//! Mountinfo has the name that an upper directory had when it was mounted, and of one namespace only. The kernel knows the directory itself: it takes one for one
-//! overlay at a time. So it is asked for an overlay that it cannot make, with a work directory on another file system than the upper directory: for one
-//! that is in use it says so (EBUSY), before it looks at the other.
+//! Mountinfo has the name that an upper directory had when it was mounted, and of one namespace
+//! only. The kernel knows the directory itself: it takes one for one overlay at a time. So it is
+//! asked for an overlay that it cannot make, with a work directory on another file system than the
+//! upper directory: for one that is in use it says so (EBUSY), before it looks at the other.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,7 +17,8 @@ use super::error::{Error, Result};
 use super::place::Layout;
 use crate::sys::tmpfs;
 
-/// Whether an upper at this place is in use, as far as this process may ask: who may make no overlay cannot.
+/// Whether an upper at this place is in use, as far as this process may ask: who may make no
+/// overlay cannot.
 pub fn is_known_in_use(place: &Path) -> bool {
     matches!(is_in_use(&Layout::in_place(place.to_owned())), Ok(true))
 }

@@ -1,7 +1,9 @@
-//! Completing what was written with an index, where overlayfs cannot have one: docs/SEMANTICS.md, "Linux 6.16 and later".
+//! Completing what was written with an index, where overlayfs cannot have one: docs/SEMANTICS.md,
+//! "Linux 6.16 and later".
 //!
-//! With an index, a file of several names that is copied up is in the upper under the names that were used, and overlayfs finds it through `work/index` by
-//! the others. Without one it would show the image's old content there. So the other names are made first.
+//! With an index, a file of several names that is copied up is in the upper under the names that
+//! were used, and overlayfs finds it through `work/index` by the others. Without one it would show
+//! the image's old content there. So the other names are made first.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fstat, futimens, linkat, mkdirat, openat, openat2, renameat, syncfs,
-    unlinkat,
+    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fstat, futimens, linkat, mkdirat,
+    openat, openat2, renameat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -25,32 +27,65 @@ use crate::fs::Rootfs;
 /// Name of the index in overlayfs's own directory.
 const INDEX: &str = "index";
 /// Directories are opened so, never through a symlink.
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
-/// Gives files that are copied up all names that they have. Whoever is killed here is finished by the next call.
+/// Gives files that are copied up all names that they have. Whoever is killed here is finished by
+/// the next call.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Build`] when the upper cannot be read, [`Error::Index`] when a name is where only overlayfs could make it.
-pub(super) fn complete(place: &Place, directories: &Directories, lower: &Lower, image: Rootfs) -> Result<()> {
+/// [`Error::Io`], [`Error::Build`] when the upper cannot be read, [`Error::Index`] when a name is
+/// where only overlayfs could make it.
+pub(super) fn complete(
+    place: &Place,
+    directories: &Directories,
+    lower: &Lower,
+    image: Rootfs,
+) -> Result<()> {
     let name = place.layout.place.display().to_string();
-    let dir = place.as_fd().try_clone_to_owned().map_err(Error::io("opening", &place.layout.place))?;
-    let upper = Upper { place: dir, name, image: Arc::new(image), marks: Marks::Trusted };
+    let dir = place
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(Error::io("opening", &place.layout.place))?;
+    let upper = Upper {
+        place: dir,
+        name,
+        image: Arc::new(image),
+        marks: Marks::Trusted,
+    };
     let linked = upper.linked()?;
     if linked.is_empty() {
         return Ok(());
     }
     let work = &place.layout.work;
-    let index = openat(&directories.work, INDEX, DIRECTORY, Mode::empty()).map_err(Error::io("opening", &work.join(INDEX)))?;
+    let index = openat(&directories.work, INDEX, DIRECTORY, Mode::empty())
+        .map_err(Error::io("opening", &work.join(INDEX)))?;
     for Linked { entry, paths } in &linked {
         for path in paths {
             let shown = place.layout.upper.join(OsStr::from_bytes(path));
             let (parent, name) = split(path);
-            let parent = directory(directories.upper.as_fd(), parent, lower).map_err(|error| match error {
-                // Below a directory that has moved, the image has nothing at this path.
-                Errno::NOENT => Error::Index { path: place.layout.place.clone(), name: shown.clone() },
-                error => Error::io("making the directory of", &shown)(error),
-            })?;
-            let link = || linkat(&index, OsStr::from_bytes(entry), &parent, OsStr::from_bytes(name), AtFlags::empty());
+            let parent =
+                directory(directories.upper.as_fd(), parent, lower).map_err(
+                    |error| match error {
+                        // Below a directory that has moved, the image has nothing at this path.
+                        Errno::NOENT => Error::Index {
+                            path: place.layout.place.clone(),
+                            name: shown.clone(),
+                        },
+                        error => Error::io("making the directory of", &shown)(error),
+                    },
+                )?;
+            let link = || {
+                linkat(
+                    &index,
+                    OsStr::from_bytes(entry),
+                    &parent,
+                    OsStr::from_bytes(name),
+                    AtFlags::empty(),
+                )
+            };
             match keeping_times(&parent, link) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(Error::io("linking", &shown)(error)),
@@ -60,15 +95,22 @@ pub(super) fn complete(place: &Place, directories: &Directories, lower: &Lower, 
     syncfs(&directories.upper).map_err(Error::io("syncing", &place.layout.upper))?;
     for Linked { entry, .. } in &linked {
         let path = work.join(INDEX).join(OsStr::from_bytes(entry));
-        unlinkat(&index, OsStr::from_bytes(entry), AtFlags::empty()).map_err(Error::io("removing", &path))?;
+        unlinkat(&index, OsStr::from_bytes(entry), AtFlags::empty())
+            .map_err(Error::io("removing", &path))?;
     }
-    tracing::info!(upper = %place.layout.place.display(), files = linked.len(), "files with several names were given all of them");
+    tracing::info!(
+        upper = %place.layout.place.display(),
+        files = linked.len(),
+        "files with several names were given all of them",
+    );
     Ok(())
 }
 
 /// A path's directory, and its last name.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    path.iter().rposition(|&b| b == b'/').map_or((b"", path), |at| (&path[..at], &path[at + 1..]))
+    path.iter()
+        .rposition(|&b| b == b'/')
+        .map_or((b"", path), |at| (&path[..at], &path[at + 1..]))
 }
 
 /// A directory of the upper, made like the image's where the upper has none yet.
@@ -93,9 +135,21 @@ fn directory(upper: BorrowedFd<'_>, path: &[u8], lower: &Lower) -> Result<OwnedF
 fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     let stat = fstat(dir)?;
     let changed = change()?;
-    let last_access = Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec.cast_signed() };
-    let last_modification = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
-    futimens(dir, &Timestamps { last_access, last_modification })?;
+    let last_access = Timespec {
+        tv_sec: stat.st_atime,
+        tv_nsec: stat.st_atime_nsec.cast_signed(),
+    };
+    let last_modification = Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: stat.st_mtime_nsec.cast_signed(),
+    };
+    futimens(
+        dir,
+        &Timestamps {
+            last_access,
+            last_modification,
+        },
+    )?;
     Ok(changed)
 }
 

@@ -30,6 +30,8 @@ impl Lower {
 
     /// Its root directory, with all attributes.
     pub(super) fn root(&self) -> BorrowedFd<'_> {
-        self.xattrs.as_ref().map_or_else(|| self.image.as_fd(), AsFd::as_fd)
+        self.xattrs
+            .as_ref()
+            .map_or_else(|| self.image.as_fd(), AsFd::as_fd)
     }
 }

@@ -1,7 +1,9 @@
-//! Where a container writes: upper directories over images, how they are mounted, and what can be done with what was written.
+//! Where a container writes: upper directories over images, how they are mounted, and what can be
+//! done with what was written.
 //!
-//! On disk an upper is what overlayfs makes of it, whichever [`engine`] is used: `upper/` with what was written, 0/0 character devices as whiteouts and
-//! `trusted.overlay.*` attributes, and `work/`, which is overlayfs's own. Beside them, a [`record`] of the image that it belongs to.
+//! On disk an upper is what overlayfs makes of it, whichever [`engine`] is used: `upper/` with what
+//! was written, 0/0 character devices as whiteouts and `trusted.overlay.*` attributes, and `work/`,
+//! which is overlayfs's own. Beside them, a [`record`] of the image that it belongs to.
 
 pub mod dataset;
 pub mod engine;

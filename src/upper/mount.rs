@@ -40,7 +40,8 @@ pub struct Request<'a> {
     pub flags: MountFlags,
     /// Where the keeper logs, instead of the journal.
     pub log_file: Option<&'a Path>,
-    /// Whether the keeper is to be no child of this process: runtimes wait for every child that they find to be theirs.
+    /// Whether the keeper is to be no child of this process: runtimes wait for every child that
+    /// they find to be theirs.
     pub orphan: bool,
 }
 
@@ -56,7 +57,10 @@ impl Request<'_> {
             options: self.options.clone(),
             mountpoint: OsString::new(),
             shared: None,
-            flags: MountFlags { allow_other: self.flags.allow_other, ..MountFlags::default() },
+            flags: MountFlags {
+                allow_other: self.flags.allow_other,
+                ..MountFlags::default()
+            },
             threads: self.threads,
             orphan: self.orphan,
         }
@@ -66,33 +70,62 @@ impl Request<'_> {
     fn rootfs(&self) -> Result<Rootfs> {
         let sources = self.images.iter().zip(self.files).map(|(image, file)| {
             let path = PathBuf::from(&image.path);
-            let file = file.try_clone().map_err(Error::io("opening the image", &path))?;
-            Ok(Source { path, file, secret: image.key.clone().map(|key| Secret::Key(key.0)) })
+            let file = file
+                .try_clone()
+                .map_err(Error::io("opening the image", &path))?;
+            Ok(Source {
+                path,
+                file,
+                secret: image.key.clone().map(|key| Secret::Key(key.0)),
+            })
         });
-        Ok(Rootfs::open(sources.collect::<Result<_>>()?, &self.options)?)
+        Ok(Rootfs::open(
+            sources.collect::<Result<_>>()?,
+            &self.options,
+        )?)
     }
 }
 
-/// Mounts images under an upper. `prepare` says where is written, where to mount, and what is to be returned; it runs while the images are opened and begin to
-/// be served, which takes longest. `read_only`: nothing may be written all the same.
+/// Mounts images under an upper. `prepare` says where is written, where to mount, and what is to be
+/// returned; it runs while the images are opened and begin to be served, which takes longest.
+/// `read_only`: nothing may be written all the same.
 ///
 /// # Errors
-/// [`Error`], and those of `prepare`. Nothing is mounted then; the upper's directories stay once they are made.
+/// [`Error`], and those of `prepare`. Nothing is mounted then; the upper's directories stay once
+/// they are made.
 pub fn mount_under<T, E: From<Error>>(
     request: &Request<'_>,
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T), E>,
     read_only: bool,
 ) -> Result<T, E> {
-    let paths: Vec<PathBuf> = request.images.iter().map(|image| PathBuf::from(&image.path)).collect();
+    let paths: Vec<PathBuf> = request
+        .images
+        .iter()
+        .map(|image| PathBuf::from(&image.path))
+        .collect();
     let source = paths.first().map_or(Path::new(""), |path| path);
     let attributes = Attributes::of(&paths, request.files, &request.options)?;
     std::thread::scope(|scope| {
         let hide_xattrs = attributes.is_some();
         let serve = move || acquire(request, hide_xattrs);
-        let serving = std::thread::Builder::new().spawn_scoped(scope, serve).map_err(Error::io("starting to serve", source))?;
-        let images = paths.iter().zip(request.files).map(|(path, file)| identify(path, file)).collect::<Result<_>>()?;
-        let record = Record::new(images, request.options.subdir.clone(), request.idmap.clone());
-        let xattrs = attributes.as_ref().map(Attributes::layer).transpose()?.flatten();
+        let serving = std::thread::Builder::new()
+            .spawn_scoped(scope, serve)
+            .map_err(Error::io("starting to serve", source))?;
+        let images = paths
+            .iter()
+            .zip(request.files)
+            .map(|(path, file)| identify(path, file))
+            .collect::<Result<_>>()?;
+        let record = Record::new(
+            images,
+            request.options.subdir.clone(),
+            request.idmap.clone(),
+        );
+        let xattrs = attributes
+            .as_ref()
+            .map(Attributes::layer)
+            .transpose()?
+            .flatten();
         let (upper, mountpoint, prepared) = prepare()?;
         let place = Place::open(&upper)?;
         let path = &place.layout.place;
@@ -104,9 +137,17 @@ pub fn mount_under<T, E: From<Error>>(
             }
             None => place.claim()?,
         }
-        let changed = known.as_ref().is_none_or(|known| known.overlay != record.overlay);
-        let written = if changed { Some(record.write(place.as_fd(), path)?) } else { None };
-        let mut image = serving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let changed = known
+            .as_ref()
+            .is_none_or(|known| known.overlay != record.overlay);
+        let written = if changed {
+            Some(record.write(place.as_fd(), path)?)
+        } else {
+            None
+        };
+        let mut image = serving
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if hide_xattrs && xattrs.is_none() {
             // The image has to show them itself after all.
             image = acquire(request, false)?;
@@ -135,8 +176,17 @@ pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
     if request.idmap.is_none() && !shared::is_possible() {
         // A user's own, by fusermount3.
         let (at, flags) = (mountpoint.path().as_os_str().to_owned(), request.flags);
-        let wanted = MountRequest { mountpoint: at, flags, ..request.to_keeper() };
-        return Ok(keeper::start(&wanted, None, &request.descriptors(), request.log_file)?);
+        let wanted = MountRequest {
+            mountpoint: at,
+            flags,
+            ..request.to_keeper()
+        };
+        return Ok(keeper::start(
+            &wanted,
+            None,
+            &request.descriptors(),
+            request.log_file,
+        )?);
     }
     let image = acquire(request, false)?;
     if let Some(idmap) = &request.idmap {
@@ -151,17 +201,41 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
         return Err(Error::NotAllowed);
     }
     // Where they are served for all is not said here, nor are the flags of each mount.
-    let wanted = MountRequest { options: Options { hide_xattrs, ..request.options.clone() }, ..request.to_keeper() };
-    Ok(shared::acquire(wanted, &request.descriptors(), request.log_file)?)
+    let wanted = MountRequest {
+        options: Options {
+            hide_xattrs,
+            ..request.options.clone()
+        },
+        ..request.to_keeper()
+    };
+    Ok(shared::acquire(
+        wanted,
+        &request.descriptors(),
+        request.log_file,
+    )?)
 }
 
 /// Mounts an upper over an image.
-pub(super) fn over(lower: Lower, source: &Path, place: &Place, flags: MountFlags, read_only: bool, mountpoint: &MountPoint) -> Result<()> {
+pub(super) fn over(
+    lower: Lower,
+    source: &Path,
+    place: &Place,
+    flags: MountFlags,
+    read_only: bool,
+    mountpoint: &MountPoint,
+) -> Result<()> {
     let directories = place.prepare(lower.root())?;
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
     let upper = &place.layout;
-    let merged =
-        Overlay.mount(&Parts { source, xattrs: xattrs.as_ref(), lower: &lower, upper, directories: &directories, flags, read_only })?;
+    let merged = Overlay.mount(&Parts {
+        source,
+        xattrs: xattrs.as_ref(),
+        lower: &lower,
+        upper,
+        directories: &directories,
+        flags,
+        read_only,
+    })?;
     Ok(shared::attach(merged.as_fd(), mountpoint)?)
 }

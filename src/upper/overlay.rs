@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, mkdirat, symlinkat};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
 
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
@@ -28,16 +31,24 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How much memory names take at most: a few directories and symlinks.
 const NAMES_SIZE: &str = "1m";
-/// The kernel in which overlayfs began to take options one by one; earlier ones end a value at a comma.
+/// The kernel in which overlayfs began to take options one by one; earlier ones end a value at a
+/// comma.
 const NEW_OPTIONS: (u32, u32) = (6, 5);
 /// Name of overlayfs's own directory there.
 const WORK: &str = "work";
 
 /// Overlayfs as it is told to be for an image:
 /// - `xino`: an inode number is the image's, before and after copy-up and in every mount.
-/// - `index`: a file that is copied up is so under all its names, and an upper that is in use is refused.
-/// - `redirect_dir`, `metacopy`: directories of the image can be renamed, and a change of owner or mode copies no content. `diff` and `commit` know both.
-const PRIVILEGED: [(&str, &str); 4] = [("xino", "on"), ("index", "on"), ("redirect_dir", "on"), ("metacopy", "on")];
+/// - `index`: a file that is copied up is so under all its names, and an upper that is in use is
+///   refused.
+/// - `redirect_dir`, `metacopy`: directories of the image can be renamed, and a change of owner or
+///   mode copies no content. `diff` and `commit` know both.
+const PRIVILEGED: [(&str, &str); 4] = [
+    ("xino", "on"),
+    ("index", "on"),
+    ("redirect_dir", "on"),
+    ("metacopy", "on"),
+];
 
 /// The kernel's overlayfs.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,8 +59,11 @@ impl Engine for Overlay {
         let start = Instant::now();
         loop {
             match make(parts) {
-                // What has just been unmounted ends when the last process leaves it: one that asks whether it answers, for instance.
-                Err(Error::InUse { mountpoint: None, .. }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                // What has just been unmounted ends when the last process leaves it: one that asks
+                // whether it answers, for instance.
+                Err(Error::InUse {
+                    mountpoint: None, ..
+                }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
                 made => return made,
             }
         }
@@ -60,14 +74,22 @@ impl Engine for Overlay {
 fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
     let place = &parts.upper.place;
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(place, None))?;
-    let set = |key: &str, value: &Path| fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())));
+    let set = |key: &str, value: &Path| {
+        fsconfig_set_string(fs.as_fd(), key, value).map_err(refused(place, Some(fs.as_fd())))
+    };
     set("source", parts.source)?;
     match parts.xattrs {
         // Neither name has a colon or a backslash in it.
-        Some(xattrs) => set("lowerdir", Path::new(&[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":"))))?,
+        Some(xattrs) => set(
+            "lowerdir",
+            Path::new(
+                &[xattrs.path().as_os_str(), parts.lower.path().as_os_str()].join(OsStr::new(":")),
+            ),
+        )?,
         None => set("lowerdir", parts.lower.path())?,
     }
-    let names = Names::of(parts.upper, parts.directories).map_err(Error::io("naming the directories of", place))?;
+    let names = Names::of(parts.upper, parts.directories)
+        .map_err(Error::io("naming the directories of", place))?;
     set("upperdir", &escape(&names.upper))?;
     set("workdir", &names.work)?;
     if in_user_namespace() {
@@ -80,7 +102,10 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
         }
     }
     fsconfig_create(fs.as_fd()).map_err(|error| match error {
-        Errno::BUSY => Error::InUse { path: place.clone(), mountpoint: user_of(parts.directories) },
+        Errno::BUSY => Error::InUse {
+            path: place.clone(),
+            mountpoint: user_of(parts.directories),
+        },
         error => refused(place, Some(fs.as_fd()))(error),
     })?;
     let mut attributes = MountAttrFlags::empty();
@@ -93,19 +118,23 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
     for (set, flag) in flags {
         attributes.set(flag, set);
     }
-    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(refused(place, Some(fs.as_fd())))
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(refused(place, Some(fs.as_fd())))
 }
 
 /// Overlayfs takes a backslash for the mark of a character that means itself.
 fn escape(path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
-    let escaped = bytes.iter().flat_map(|&b| if b == b'\\' { vec![b'\\', b] } else { vec![b] });
+    let escaped = bytes
+        .iter()
+        .flat_map(|&b| if b == b'\\' { vec![b'\\', b] } else { vec![b] });
     PathBuf::from(OsString::from_vec(escaped.collect()))
 }
 
-/// Names under which overlayfs finds the directories of an upper that are open. It takes no descriptors before Linux 6.13, and no names of more than 255
-/// bytes; and what it is told is what mountinfo tells of it. So a file system in memory that nobody sees has symlinks to the descriptors, in directories
-/// that say which directory the upper is, and what it was called.
+/// Names under which overlayfs finds the directories of an upper that are open. It takes no
+/// descriptors before Linux 6.13, and no names of more than 255 bytes; and what it is told is what
+/// mountinfo tells of it. So a file system in memory that nobody sees has symlinks to the
+/// descriptors, in directories that say which directory the upper is, and what it was called.
 struct Names {
     upper: PathBuf,
     work: PathBuf,
@@ -117,21 +146,37 @@ impl Names {
         let directory = tmpfs::mount(&[("mode", "0700"), ("size", NAMES_SIZE)])?;
         let top = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
         let mut within = PathBuf::from(DirectoryId::of(directories.upper.as_fd())?.name());
-        let mut upper = top.join(&within).join(layout.upper.strip_prefix("/").unwrap_or(&layout.upper));
-        let has_comma = || upper.as_os_str().as_bytes().contains(&b',') && kernel::version() < NEW_OPTIONS;
+        let mut upper = top
+            .join(&within)
+            .join(layout.upper.strip_prefix("/").unwrap_or(&layout.upper));
+        let has_comma =
+            || upper.as_os_str().as_bytes().contains(&b',') && kernel::version() < NEW_OPTIONS;
         if escape(&upper).as_os_str().len() > MAX_NAME || has_comma() {
             upper = top.join(&within).join(mountinfo::UNNAMED);
         }
         mkdirat(&directory, &within, Mode::RWXU)?;
-        let leads = upper.strip_prefix(&top).ok().and_then(Path::parent).unwrap_or(&within).to_owned();
+        let leads = upper
+            .strip_prefix(&top)
+            .ok()
+            .and_then(Path::parent)
+            .unwrap_or(&within)
+            .to_owned();
         for name in leads.components().skip(1) {
             within.push(name);
             mkdirat(&directory, &within, Mode::RWXU)?;
         }
         let descriptor = |dir: &OwnedFd| format!("/proc/self/fd/{}", dir.as_raw_fd());
-        symlinkat(descriptor(&directories.upper), &directory, upper.strip_prefix(&top).unwrap_or(&upper))?;
+        symlinkat(
+            descriptor(&directories.upper),
+            &directory,
+            upper.strip_prefix(&top).unwrap_or(&upper),
+        )?;
         symlinkat(descriptor(&directories.work), &directory, WORK)?;
-        Ok(Self { upper, work: top.join(WORK), _directory: directory })
+        Ok(Self {
+            upper,
+            work: top.join(WORK),
+            _directory: directory,
+        })
     }
 }
 
@@ -139,7 +184,10 @@ impl Names {
 fn user_of(directories: &Directories) -> Option<PathBuf> {
     let id = DirectoryId::of(directories.upper.as_fd()).ok()?;
     let mounts = mountinfo::all().ok()?;
-    mounts.into_iter().find(|m| m.overlay().is_some_and(|o| o.is_over(id))).map(|m| m.mountpoint)
+    mounts
+        .into_iter()
+        .find(|m| m.overlay().is_some_and(|o| o.is_over(id)))
+        .map(|m| m.mountpoint)
 }
 
 /// For `map_err`: why the kernel would not.
@@ -147,7 +195,11 @@ fn refused(place: &Path, fs: Option<BorrowedFd<'_>>) -> impl FnOnce(Errno) -> Er
     let path = place.to_owned();
     move |error| {
         let said = fs.map(messages).unwrap_or_default();
-        Error::Refused { path, said, source: io::Error::from(error) }
+        Error::Refused {
+            path,
+            said,
+            source: io::Error::from(error),
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
-    fsetxattr, fstat, futimens, mkdirat, mknodat, openat, renameat, unlinkat,
+    AtFlags, CWD, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, mkdirat, mknodat, openat,
+    renameat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -22,9 +23,17 @@ use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// What may be in a place where nothing was written yet: what an upper has itself, what the store keeps beside it of a container, and what file systems
-/// have in their root directories.
-const BESIDE: [&str; 7] = [UPPER, WORK, "store.json", "container.json", "unfinished", "lost+found", ".zfs"];
+/// What may be in a place where nothing was written yet: what an upper has itself, what the store
+/// keeps beside it of a container, and what file systems have in their root directories.
+const BESIDE: [&str; 7] = [
+    UPPER,
+    WORK,
+    "store.json",
+    "container.json",
+    "unfinished",
+    "lost+found",
+    ".zfs",
+];
 /// What the names begin with of what is made on the way, and left by who is killed.
 const TEMPORARY: [&str; 3] = [".upper-", ".probe-", ".tmp"];
 /// What stands before the name of a dataset.
@@ -58,7 +67,10 @@ impl Upper {
     /// [`zfs::Error::Name`].
     pub fn parse(text: &OsStr) -> Result<Self, zfs::Error> {
         match text.as_encoded_bytes().strip_prefix(DATASET) {
-            Some(name) => Ok(Self::Zfs { dataset: String::from_utf8_lossy(name).parse()?, limits: Limits::default() }),
+            Some(name) => Ok(Self::Zfs {
+                dataset: String::from_utf8_lossy(name).parse()?,
+                limits: Limits::default(),
+            }),
             None => Ok(Self::Dir(PathBuf::from(text))),
         }
     }
@@ -75,8 +87,9 @@ pub struct Layout {
     pub work: PathBuf,
 }
 
-/// An upper that is there. It is opened once, and what is in it is found from there: others may be able to change the path that leads to it. A place in
-/// memory is gone when this is dropped, unless it is mounted by then.
+/// An upper that is there. It is opened once, and what is in it is found from there: others may be
+/// able to change the path that leads to it. A place in memory is gone when this is dropped, unless
+/// it is mounted by then.
 #[derive(Debug)]
 pub struct Place {
     /// Its directories.
@@ -105,7 +118,11 @@ impl Place {
         match upper {
             Upper::Dir(path) => {
                 if let Some(parent) = path.parent() {
-                    DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(Error::io("making the directory", parent))?;
+                    DirBuilder::new()
+                        .recursive(true)
+                        .mode(0o755)
+                        .create(parent)
+                        .map_err(Error::io("making the directory", parent))?;
                 }
                 make_directory(CWD, path, path)?;
                 Self::kept(path)
@@ -114,18 +131,30 @@ impl Place {
             Upper::Ephemeral { size } => {
                 let memory = in_memory(*size)?;
                 // The descriptor of a mount is good for finding things only.
-                let dir = openat(memory.as_fd(), ".", DIRECTORY, Mode::empty()).map_err(Error::io("opening", memory.path()))?;
-                Ok(Self { layout: Layout::in_place(memory.path().to_owned()), is_kept: false, dir, _memory: Some(memory) })
+                let dir = openat(memory.as_fd(), ".", DIRECTORY, Mode::empty())
+                    .map_err(Error::io("opening", memory.path()))?;
+                Ok(Self {
+                    layout: Layout::in_place(memory.path().to_owned()),
+                    is_kept: false,
+                    dir,
+                    _memory: Some(memory),
+                })
             }
         }
     }
 
     fn kept(path: &Path) -> Result<Self> {
-        let dir = openat(CWD, path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty()).map_err(Error::io("opening", path))?;
+        let dir = openat(CWD, path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty())
+            .map_err(Error::io("opening", path))?;
         let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
         let path = std::fs::read_link(link).map_err(Error::io("finding", path))?;
         check_type(&path, dir.as_fd())?;
-        Ok(Self { layout: Layout::in_place(path), is_kept: true, dir, _memory: None })
+        Ok(Self {
+            layout: Layout::in_place(path),
+            is_kept: true,
+            dir,
+            _memory: None,
+        })
     }
 
     /// The directory itself.
@@ -133,17 +162,27 @@ impl Place {
         self.dir.as_fd()
     }
 
-    /// Refuses a directory without a record in which there is anything but what an upper has: what was written over an unknown image, or something else
-    /// altogether. A new upper is its user's alone: programs with the set-user-id bit and devices of a container are not for the host's users.
+    /// Refuses a directory without a record in which there is anything but what an upper has: what
+    /// was written over an unknown image, or something else altogether. A new upper is its user's
+    /// alone: programs with the set-user-id bit and devices of a container are not for the host's
+    /// users.
     ///
     /// # Errors
     /// [`Error::Occupied`], [`Error::Io`].
     pub fn claim(&self) -> Result<()> {
         let place = &self.layout.place;
-        let refused = |reason| Err(Error::Occupied { path: place.clone(), reason });
+        let refused = |reason| {
+            Err(Error::Occupied {
+                path: place.clone(),
+                reason,
+            })
+        };
         for name in names(&self.dir).map_err(Error::io("listing", place))? {
             let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
-            let is_temporary = TEMPORARY.iter().any(|prefix| name.starts_with(prefix.as_bytes())) || name.ends_with(UNFINISHED.as_bytes());
+            let is_temporary = TEMPORARY
+                .iter()
+                .any(|prefix| name.starts_with(prefix.as_bytes()))
+                || name.ends_with(UNFINISHED.as_bytes());
             if !is_known && !is_temporary {
                 return refused("is no upper, and not empty");
             }
@@ -152,8 +191,14 @@ impl Place {
             Err(Errno::NOENT) => {}
             other => {
                 let upper = other.map_err(Error::io("opening", &self.layout.upper))?;
-                if !names(&upper).map_err(Error::io("listing", &self.layout.upper))?.is_empty() {
-                    return refused("was written to over an image that nothing tells of: it has no record of one");
+                if !names(&upper)
+                    .map_err(Error::io("listing", &self.layout.upper))?
+                    .is_empty()
+                {
+                    return refused(
+                        "was written to over an image that nothing tells of: it has no record of \
+                         one",
+                    );
                 }
             }
         }
@@ -163,26 +208,36 @@ impl Place {
         Ok(())
     }
 
-    /// Opens the directories, and makes what is missing. A new upper directory looks like `root`, the image's root directory, since that is what the container's
-    /// will look like.
+    /// Opens the directories, and makes what is missing. A new upper directory looks like `root`,
+    /// the image's root directory, since that is what the container's will look like.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Unusable`] when the file system cannot keep what overlayfs writes.
+    /// [`Error::Io`], and [`Error::Unusable`] when the file system cannot keep what overlayfs
+    /// writes.
     pub fn prepare(&self, root: BorrowedFd<'_>) -> Result<Directories> {
         let Layout { place, upper, work } = &self.layout;
         make_directory(self.as_fd(), Path::new(WORK), work)?;
-        let open = |name, path| openat(&self.dir, name, DIRECTORY, Mode::empty()).map_err(Error::io("opening", path));
+        let open = |name, path| {
+            openat(&self.dir, name, DIRECTORY, Mode::empty()).map_err(Error::io("opening", path))
+        };
         let work = open(WORK, work)?;
         match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => {}
-            other => return Ok(Directories { upper: other.map_err(Error::io("opening", upper))?, work }),
+            other => {
+                return Ok(Directories {
+                    upper: other.map_err(Error::io("opening", upper))?,
+                    work,
+                });
+            }
         }
         let new = format!(".{UPPER}-{}", std::process::id());
         make_directory(self.as_fd(), Path::new(&new), &place.join(&new))?;
         let made = self.probe().and_then(|()| {
             let dir = open(&new, upper)?;
-            copy_attributes(root, dir.as_fd()).map_err(Error::io("giving the image's attributes to", upper))?;
-            renameat(&self.dir, &*new, &self.dir, UPPER).map_err(Error::io("making the directory", upper))?;
+            copy_attributes(root, dir.as_fd())
+                .map_err(Error::io("giving the image's attributes to", upper))?;
+            renameat(&self.dir, &*new, &self.dir, UPPER)
+                .map_err(Error::io("making the directory", upper))?;
             Ok(dir)
         });
         let upper = made.inspect_err(|_| {
@@ -195,14 +250,28 @@ impl Place {
     fn probe(&self) -> Result<()> {
         let name = format!(".probe-{}", std::process::id());
         let path = self.layout.place.join(&name);
-        let unusable = |what: &str, e: Errno| Error::Unusable { path: self.layout.place.clone(), reason: format!("{what} there: {e}") };
-        let made = mknodat(&self.dir, &*name, FileType::CharacterDevice, Mode::empty(), 0);
+        let unusable = |what: &str, e: Errno| Error::Unusable {
+            path: self.layout.place.clone(),
+            reason: format!("{what} there: {e}"),
+        };
+        let made = mknodat(
+            &self.dir,
+            &*name,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            0,
+        );
         let removed = unlinkat(&self.dir, &*name, AtFlags::empty());
         made.map_err(|e| unusable("no whiteout can be made", e))?;
         removed.map_err(Error::io("removing", &path))?;
         make_directory(self.as_fd(), Path::new(&name), &path)?;
-        let attribute = if in_user_namespace() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
-        let set = openat(&self.dir, &*name, DIRECTORY, Mode::empty()).and_then(|dir| fsetxattr(&dir, attribute, b"y", XattrFlags::empty()));
+        let attribute = if in_user_namespace() {
+            "user.overlay.opaque"
+        } else {
+            "trusted.overlay.opaque"
+        };
+        let set = openat(&self.dir, &*name, DIRECTORY, Mode::empty())
+            .and_then(|dir| fsetxattr(&dir, attribute, b"y", XattrFlags::empty()));
         unlinkat(&self.dir, &*name, AtFlags::REMOVEDIR).map_err(Error::io("removing", &path))?;
         set.map_err(|e| unusable("no extended attribute can be set", e))
     }
@@ -211,7 +280,11 @@ impl Place {
 impl Layout {
     /// The directories of an upper at `place`.
     pub fn in_place(place: PathBuf) -> Self {
-        Self { upper: place.join(UPPER), work: place.join(WORK), place }
+        Self {
+            upper: place.join(UPPER),
+            work: place.join(WORK),
+            place,
+        }
     }
 
     /// Refuses what is no upper.
@@ -223,12 +296,18 @@ impl Layout {
         if is_directory(&self.upper) && is_directory(&self.work) {
             return Ok(());
         }
-        Err(Error::NoUpper { path: self.place.clone(), reason: "is no upper: it has no directories `upper` and `work`" })
+        Err(Error::NoUpper {
+            path: self.place.clone(),
+            reason: "is no upper: it has no directories `upper` and `work`",
+        })
     }
 }
 
 /// Directories of an upper are opened so: never through a symlink.
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Makes a directory that is its user's alone, unless something is there. Messages call it `path`.
 fn make_directory(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<()> {
@@ -256,7 +335,11 @@ pub(super) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Resul
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(from, ".", flags, Mode::empty())?;
     let stat = fstat(&from)?;
-    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchown(
+        to,
+        Some(Uid::from_raw(stat.st_uid)),
+        Some(Gid::from_raw(stat.st_gid)),
+    )?;
     fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let mut names = vec![0_u8; MAX_XATTR];
     let len = match flistxattr(&from, &mut names[..]) {
@@ -268,33 +351,68 @@ pub(super) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Resul
         let len = fgetxattr(&from, name, &mut value[..])?;
         fsetxattr(to, name, &value[..len], XattrFlags::empty())?;
     }
-    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
-    futimens(to, &Timestamps { last_access: time, last_modification: time })
+    let time = Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: stat.st_mtime_nsec.cast_signed(),
+    };
+    futimens(
+        to,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    )
 }
 
 /// File systems that overlayfs cannot write to, by the magic number of statfs(2), and why.
 const UNFIT: [(FsWord, &str); 6] = [
-    (0x6573_5546, "it is on a FUSE file system, where overlayfs cannot write"),
+    (
+        0x6573_5546,
+        "it is on a FUSE file system, where overlayfs cannot write",
+    ),
     (0x6969, "it is on NFS, where overlayfs cannot write"),
-    (0x794c_7630, "it is on overlayfs, and overlayfs cannot write to itself"),
+    (
+        0x794c_7630,
+        "it is on overlayfs, and overlayfs cannot write to itself",
+    ),
     (0xff53_4d42, "it is on SMB, where overlayfs cannot write"),
     (0x0102_1997, "it is on 9p, where overlayfs cannot write"),
-    (0x4d44, "it is on FAT, which has no attributes and no owners"),
+    (
+        0x4d44,
+        "it is on FAT, which has no attributes and no owners",
+    ),
 ];
 const ZFS_MAGIC: FsWord = 0x2fc1_2fc1;
 
-/// Refuses a place where overlayfs cannot write, with the reason, which the kernel's EINVAL does not tell.
+/// Refuses a place where overlayfs cannot write, with the reason, which the kernel's EINVAL does
+/// not tell.
 fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
-    let magic = rustix::fs::fstatfs(dir).map_err(Error::io("looking at the file system of", path))?.f_type;
-    let reason = UNFIT.iter().find(|(unfit, _)| *unfit == magic).map(|(_, reason)| (*reason).to_owned());
+    let magic = rustix::fs::fstatfs(dir)
+        .map_err(Error::io("looking at the file system of", path))?
+        .f_type;
+    let reason = UNFIT
+        .iter()
+        .find(|(unfit, _)| *unfit == magic)
+        .map(|(_, reason)| (*reason).to_owned());
     let old_zfs = || {
         let version = std::fs::read_to_string("/sys/module/zfs/version").ok()?;
-        let mut numbers = version.trim().split(['.', '-']).map(|n| n.parse::<u32>().ok());
+        let mut numbers = version
+            .trim()
+            .split(['.', '-'])
+            .map(|n| n.parse::<u32>().ok());
         let (major, minor) = (numbers.next()??, numbers.next()??);
-        ((major, minor) < (2, 2)).then(|| format!("it is on ZFS {}, and overlayfs needs 2.2 or later", version.trim()))
+        ((major, minor) < (2, 2)).then(|| {
+            format!(
+                "it is on ZFS {}, and overlayfs needs 2.2 or later",
+                version.trim()
+            )
+        })
     };
     match reason.or_else(|| if magic == ZFS_MAGIC { old_zfs() } else { None }) {
-        Some(reason) => Err(Error::Unusable { path: path.to_owned(), reason }),
+        Some(reason) => Err(Error::Unusable {
+            path: path.to_owned(),
+            reason,
+        }),
         None => Ok(()),
     }
 }
@@ -304,7 +422,10 @@ const EPHEMERAL: &str = "ephemeral-";
 
 /// Whether an upper directory is one in memory.
 pub fn is_ephemeral(upper: &Path) -> bool {
-    let name = upper.parent().and_then(Path::parent).and_then(Path::file_name);
+    let name = upper
+        .parent()
+        .and_then(Path::parent)
+        .and_then(Path::file_name);
     name.is_some_and(|name| name.as_encoded_bytes().starts_with(EPHEMERAL.as_bytes()))
 }
 
@@ -313,6 +434,12 @@ fn in_memory(size: Option<u64>) -> Result<Hidden> {
     let size = size.map(|size| size.to_string());
     let size = size.as_ref().map(|size| ("size", size.as_str()));
     let options: Vec<_> = [("mode", "0700")].into_iter().chain(size).collect();
-    let mount = tmpfs::mount(&options).map_err(Error::io("mounting a tmpfs for", Path::new("an ephemeral upper")))?;
-    Ok(Hidden::named(&format!("{EPHEMERAL}{}-{}", std::process::id(), mount.as_raw_fd()), mount)?)
+    let mount = tmpfs::mount(&options).map_err(Error::io(
+        "mounting a tmpfs for",
+        Path::new("an ephemeral upper"),
+    ))?;
+    Ok(Hidden::named(
+        &format!("{EPHEMERAL}{}-{}", std::process::id(), mount.as_raw_fd()),
+        mount,
+    )?)
 }

@@ -44,7 +44,11 @@ pub struct Record {
     /// The images, lowest first.
     pub images: Vec<ImageRecord>,
     /// The directory of the image that is the root.
-    #[serde(default, with = "paths::optional_path", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "paths::optional_path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub subdir: Option<PathBuf>,
     /// Whose ids are in it, when not the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -73,15 +77,30 @@ impl Features {
     /// What overlayfs is told here, and can do.
     pub fn here() -> Self {
         if in_user_namespace() {
-            Self { marks: Marks::User, index: false, metacopy: false, redirect_dir: false, xino: true }
+            Self {
+                marks: Marks::User,
+                index: false,
+                metacopy: false,
+                redirect_dir: false,
+                xino: true,
+            }
         } else {
-            Self { marks: Marks::Trusted, index: kernel::finds_fuse_handles(), metacopy: true, redirect_dir: true, xino: true }
+            Self {
+                marks: Marks::Trusted,
+                index: kernel::finds_fuse_handles(),
+                metacopy: true,
+                redirect_dir: true,
+                xino: true,
+            }
         }
     }
 
     /// Of an upper whose record does not say, as the first ones did not.
     fn unsaid() -> Self {
-        Self { index: !in_user_namespace(), ..Self::here() }
+        Self {
+            index: !in_user_namespace(),
+            ..Self::here()
+        }
     }
 }
 
@@ -105,7 +124,13 @@ impl Pending {
 impl Record {
     /// A record of these images, for an upper that is made here.
     pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
-        Self { version: VERSION, images, subdir, idmap, overlay: Features::here() }
+        Self {
+            version: VERSION,
+            images,
+            subdir,
+            idmap,
+            overlay: Features::here(),
+        }
     }
 
     /// Reads the record of the upper in `place`; `None` when there is none.
@@ -113,7 +138,12 @@ impl Record {
     /// # Errors
     /// [`Error::Io`], [`Error::Record`].
     pub fn read(place: &Path) -> Result<Option<Self>> {
-        let dir = openat(CWD, place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let dir = openat(
+            CWD,
+            place,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         Self::read_in(dir.map_err(Error::io("opening", place))?.as_fd(), place)
     }
 
@@ -128,9 +158,14 @@ impl Record {
             Err(Errno::NOENT) => return Ok(None),
             other => File::from(other.map_err(Error::io("opening", &path))?),
         };
-        let record: Self = serde_json::from_reader(file.take(MAX)).map_err(|source| Error::Record { path: path.clone(), source })?;
+        let record: Self =
+            serde_json::from_reader(file.take(MAX)).map_err(|source| Error::Record {
+                path: path.clone(),
+                source,
+            })?;
         if record.version != VERSION {
-            let source = serde::de::Error::custom(format_args!("version {} is not known", record.version));
+            let source =
+                serde::de::Error::custom(format_args!("version {} is not known", record.version));
             return Err(Error::Record { path, source });
         }
         Ok(Some(record))
@@ -143,13 +178,16 @@ impl Record {
     pub fn write(&self, dir: BorrowedFd<'_>, place: &Path) -> Result<Pending> {
         let path = place.join(NAME);
         let failed = || Error::io("writing", &path);
-        let mut text = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(failed())?;
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .map_err(failed())?;
         text.push(b'\n');
         let file = replace::Pending::write(dir, OsStr::new(NAME), &text).map_err(failed())?;
         Ok(Pending { file, path })
     }
 
-    /// Refuses an upper in which overlayfs would not find its own marks: it was made in a user namespace, and is not to be used in one, or the other way round.
+    /// Refuses an upper in which overlayfs would not find its own marks: it was made in a user
+    /// namespace, and is not to be used in one, or the other way round.
     ///
     /// # Errors
     /// [`Error::Foreign`].
@@ -162,21 +200,43 @@ impl Record {
         if self.overlay.marks == here {
             return Ok(());
         }
-        Err(Error::Foreign { path: place.to_owned(), recorded: text(self.overlay.marks).to_owned(), wanted: text(here).to_owned() })
+        Err(Error::Foreign {
+            path: place.to_owned(),
+            recorded: text(self.overlay.marks).to_owned(),
+            wanted: text(here).to_owned(),
+        })
     }
 
-    /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows is not defined.
+    /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows
+    /// is not defined.
     ///
     /// # Errors
     /// [`Error::Foreign`].
     pub fn check(&self, wanted: &Self, place: &Path) -> Result<()> {
-        let foreign = |recorded: String, wanted: String| Err(Error::Foreign { path: place.to_owned(), recorded, wanted });
-        let digests = |record: &Self| record.images.iter().map(|i| i.digest.clone()).collect::<Vec<_>>();
+        let foreign = |recorded: String, wanted: String| {
+            Err(Error::Foreign {
+                path: place.to_owned(),
+                recorded,
+                wanted,
+            })
+        };
+        let digests = |record: &Self| {
+            record
+                .images
+                .iter()
+                .map(|i| i.digest.clone())
+                .collect::<Vec<_>>()
+        };
         if digests(self) != digests(wanted) || self.subdir != wanted.subdir {
             return foreign(self.describe_images(), wanted.describe_images());
         }
         if self.idmap != wanted.idmap {
-            let text = |map: &Option<IdMap>| map.as_ref().map_or_else(|| "the image's own ids".to_owned(), |m| format!("the ids {m}"));
+            let text = |map: &Option<IdMap>| {
+                map.as_ref().map_or_else(
+                    || "the image's own ids".to_owned(),
+                    |m| format!("the ids {m}"),
+                )
+            };
             return foreign(text(&self.idmap), text(&wanted.idmap));
         }
         Ok(())
@@ -185,25 +245,42 @@ impl Record {
     /// The layer of the images' extended attributes, once more.
     ///
     /// # Errors
-    /// [`Error::Foreign`] when the images are not where they were any more, [`Error::Io`], [`Error::Fs`].
+    /// [`Error::Foreign`] when the images are not where they were any more, [`Error::Io`],
+    /// [`Error::Fs`].
     pub(super) fn xattrs(&self) -> Result<Option<OwnedFd>> {
         let (mut paths, mut files) = (Vec::new(), Vec::new());
         for image in &self.images {
-            let file = recorded::open_image(&image.path, Error::io("opening the image", &image.path))?;
+            let file =
+                recorded::open_image(&image.path, Error::io("opening the image", &image.path))?;
             let found = identify(&image.path, &file)?;
             if found.digest != image.digest {
-                return Err(Error::Foreign { path: image.path.clone(), recorded: image.digest.clone(), wanted: found.digest });
+                return Err(Error::Foreign {
+                    path: image.path.clone(),
+                    recorded: image.digest.clone(),
+                    wanted: found.digest,
+                });
             }
             paths.push(image.path.clone());
             files.push(file);
         }
-        let options = fs::Options { subdir: self.subdir.clone(), ..fs::Options::default() };
+        let options = fs::Options {
+            subdir: self.subdir.clone(),
+            ..fs::Options::default()
+        };
         Attributes::of(&paths, &files, &options)?.map_or(Ok(None), |attributes| attributes.layer())
     }
 
     fn describe_images(&self) -> String {
-        let images: Vec<_> = self.images.iter().map(|i| format!("{} ({})", i.path.display(), i.digest)).collect();
-        let subdir = self.subdir.as_ref().map(|s| format!(", subdirectory {}", s.display())).unwrap_or_default();
+        let images: Vec<_> = self
+            .images
+            .iter()
+            .map(|i| format!("{} ({})", i.path.display(), i.digest))
+            .collect();
+        let subdir = self
+            .subdir
+            .as_ref()
+            .map(|s| format!(", subdirectory {}", s.display()))
+            .unwrap_or_default();
         images.join(" and ") + &subdir
     }
 }
@@ -213,13 +290,21 @@ impl Record {
 /// # Errors
 /// [`Error::Fs`] when it is no image.
 pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
-    let failed = |source| fs::Error::Image { image: path.to_owned(), source };
-    let source = file.try_clone().map_err(Error::io("opening the image", path))?;
+    let failed = |source| fs::Error::Image {
+        image: path.to_owned(),
+        source,
+    };
+    let source = file
+        .try_clone()
+        .map_err(Error::io("opening the image", path))?;
     let container = Container::open(Arc::new(source)).map_err(failed)?;
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let digest = match container.locator().map_err(failed)? {
         Some(locator) => format!("blake3:{}", hex(&locator.root_digest)),
         None => format!("uuid:{}", hex(&container.header().uuid)),
     };
-    Ok(ImageRecord { path: path.to_owned(), digest })
+    Ok(ImageRecord {
+        path: path.to_owned(),
+        digest,
+    })
 }

@@ -1,4 +1,5 @@
-//! Snapshots of what a container wrote, on ZFS: taking one, going back to it, and going on from it beside the first.
+//! Snapshots of what a container wrote, on ZFS: taking one, going back to it, and going on from it
+//! beside the first.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,11 +25,13 @@ impl Written {
     /// # Errors
     /// [`Error::NoSnapshots`] when it is in a directory.
     pub fn on_zfs(&self) -> Result<&Dataset> {
-        self.dataset.as_ref().ok_or_else(|| Error::NoSnapshots { path: self.layout.place.clone() })
+        self.dataset.as_ref().ok_or_else(|| Error::NoSnapshots {
+            path: self.layout.place.clone(),
+        })
     }
 
-    /// Takes a snapshot of it. Nothing needs to be stopped for that: it has what a power cut at this moment would leave, and all that was written
-    /// before.
+    /// Takes a snapshot of it. Nothing needs to be stopped for that: it has what a power cut at
+    /// this moment would leave, and all that was written before.
     ///
     /// # Errors
     /// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`].
@@ -50,11 +53,12 @@ impl Written {
         Ok(self.on_zfs()?.snapshots()?)
     }
 
-    /// Goes back to a snapshot. Where it is mounted it is unmounted for that if `remount` says so, and mounted again as it was.
+    /// Goes back to a snapshot. Where it is mounted it is unmounted for that if `remount` says so,
+    /// and mounted again as it was.
     ///
     /// # Errors
-    /// [`Error::Mounted`], [`Error::NewerSnapshots`], [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Serve`] when it cannot be unmounted. Then all is as
-    /// it was.
+    /// [`Error::Mounted`], [`Error::NewerSnapshots`], [`Error::NoSnapshots`], [`Error::Zfs`],
+    /// [`Error::Serve`] when it cannot be unmounted. Then all is as it was.
     pub fn rollback(&self, name: &str, newer: Newer, remount: bool) -> Result<()> {
         let dataset = self.on_zfs()?;
         let snapshot = dataset.at(name)?;
@@ -64,72 +68,137 @@ impl Written {
             // Its own words for what is missing.
             None => return Ok(snapshot.properties(&["creation"]).map(drop)?),
         };
-        if let Some(in_use) = younger.iter().find(|info| newer == Newer::Keep || !info.clones.is_empty()) {
-            let younger = younger.iter().map(|info| info.snapshot.name().to_owned()).collect();
-            return Err(Error::NewerSnapshots { snapshot, younger, clone: in_use.clones.first().cloned() });
+        if let Some(in_use) = younger
+            .iter()
+            .find(|info| newer == Newer::Keep || !info.clones.is_empty())
+        {
+            let younger = younger
+                .iter()
+                .map(|info| info.snapshot.name().to_owned())
+                .collect();
+            return Err(Error::NewerSnapshots {
+                snapshot,
+                younger,
+                clone: in_use.clones.first().cloned(),
+            });
         }
         let mounts = self.mounts()?;
         let other = users::of_upper(self.id()?);
         if mounts.is_empty() && other.is_none() && in_use::is_in_use(&self.layout)? {
             let place = "out of sight, or in another mount namespace".to_owned();
-            return Err(Error::Mounted { dataset: dataset.clone(), place, remount: false });
+            return Err(Error::Mounted {
+                dataset: dataset.clone(),
+                place,
+                remount: false,
+            });
         }
         if let Some(user) = other {
-            return Err(Error::Mounted { dataset: dataset.clone(), place: format!("in the mount namespace of {user}"), remount: false });
+            return Err(Error::Mounted {
+                dataset: dataset.clone(),
+                place: format!("in the mount namespace of {user}"),
+                remount: false,
+            });
         }
         match &mounts[..] {
             [] => Ok(snapshot.rollback(newer)?),
             [mount] if remount => self.rollback_mounted(mount, &snapshot, newer),
             mounts => {
-                let places: Vec<_> = mounts.iter().map(|m| m.mountpoint.display().to_string()).collect();
-                Err(Error::Mounted { dataset: dataset.clone(), place: format!("on {}", places.join(" and ")), remount: mounts.len() == 1 })
+                let places: Vec<_> = mounts
+                    .iter()
+                    .map(|m| m.mountpoint.display().to_string())
+                    .collect();
+                Err(Error::Mounted {
+                    dataset: dataset.clone(),
+                    place: format!("on {}", places.join(" and ")),
+                    remount: mounts.len() == 1,
+                })
             }
         }
     }
 
     fn rollback_mounted(&self, mount: &MountInfo, snapshot: &Snapshot, newer: Newer) -> Result<()> {
-        let Some(overlay) = mount.overlay() else { return Ok(snapshot.rollback(newer)?) };
+        let Some(overlay) = mount.overlay() else {
+            return Ok(snapshot.rollback(newer)?);
+        };
         let before = self.record()?;
         // The image stays mounted, so that nothing has to be known of its keys.
         let image = shared::another(overlay.lower)?;
-        let lower = Lower { image, xattrs: if overlay.xattrs { before.xattrs()? } else { None } };
+        let lower = Lower {
+            image,
+            xattrs: if overlay.xattrs {
+                before.xattrs()?
+            } else {
+                None
+            },
+        };
         let mountpoint = MountPoint::of(mount)?;
         unmount::unmount_at(&mountpoint, Unmount::default())?;
         let rolled_back = snapshot.rollback(newer).map_err(Error::from);
         let again = self.mount_again(mount, &mountpoint, lower, &before);
         match (rolled_back, again) {
             (rolled_back, Ok(true)) => rolled_back,
-            (Ok(()), Ok(false)) => Err(Error::NotRemounted { snapshot: snapshot.clone(), mountpoint: mount.mountpoint.clone() }),
+            (Ok(()), Ok(false)) => Err(Error::NotRemounted {
+                snapshot: snapshot.clone(),
+                mountpoint: mount.mountpoint.clone(),
+            }),
             // Whatever failed, nothing is mounted now, and that is to be known.
-            (Err(error), _) | (Ok(()), Err(error)) => {
-                Err(Error::LeftUnmounted { mountpoint: mount.mountpoint.clone(), source: Box::new(error) })
-            }
+            (Err(error), _) | (Ok(()), Err(error)) => Err(Error::LeftUnmounted {
+                mountpoint: mount.mountpoint.clone(),
+                source: Box::new(error),
+            }),
         }
     }
 
-    /// Mounts again what was unmounted for a rollback; `false` when it belongs to something else now.
-    fn mount_again(&self, mount: &MountInfo, mountpoint: &MountPoint, lower: Lower, before: &Record) -> Result<bool> {
-        let Some(record) = self.record().ok().filter(|record| record.check(before, &self.layout.place).is_ok()) else { return Ok(false) };
+    /// Mounts again what was unmounted for a rollback; `false` when it belongs to something else
+    /// now.
+    fn mount_again(
+        &self,
+        mount: &MountInfo,
+        mountpoint: &MountPoint,
+        lower: Lower,
+        before: &Record,
+    ) -> Result<bool> {
+        let Some(record) = self
+            .record()
+            .ok()
+            .filter(|record| record.check(before, &self.layout.place).is_ok())
+        else {
+            return Ok(false);
+        };
         if let Some(idmap) = &record.idmap {
             lower.map_ids(idmap)?;
         }
         let has = |flag| mount.options.split(',').any(|option| option == flag);
-        let flags = MountFlags { nosuid: has("nosuid"), nodev: has("nodev"), noexec: has("noexec"), ..MountFlags::default() };
+        let flags = MountFlags {
+            nosuid: has("nosuid"),
+            nodev: has("nodev"),
+            noexec: has("noexec"),
+            ..MountFlags::default()
+        };
         let place = Place::open(&Upper::Dir(self.layout.place.clone()))?;
         over(lower, &mount.source, &place, flags, has("ro"), mountpoint)?;
         Ok(true)
     }
 }
 
-/// Makes a dataset that begins as another upper is, or was at a snapshot, and goes on beside it: one more container of the same image. Takes a
-/// snapshot when none is named; which one it was is told.
+/// Makes a dataset that begins as another upper is, or was at a snapshot, and goes on beside it:
+/// one more container of the same image. Takes a snapshot when none is named; which one it was is
+/// told.
 ///
 /// # Errors
 /// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`]. Then nothing is left.
-pub fn clone(from: &Written, snapshot: Option<&str>, to: &Dataset, limits: Limits) -> Result<Snapshot> {
+pub fn clone(
+    from: &Written,
+    snapshot: Option<&str>,
+    to: &Dataset,
+    limits: Limits,
+) -> Result<Snapshot> {
     let (origin, is_new) = match snapshot {
         Some(name) => (from.on_zfs()?.at(name)?, false),
-        None => (from.snapshot(&format!("for-{}-{}", to.name(), now()))?, true),
+        None => (
+            from.snapshot(&format!("for-{}-{}", to.name(), now()))?,
+            true,
+        ),
     };
     let cloned = dataset::clone(&origin, to, limits);
     if cloned.is_err() && is_new {
@@ -139,5 +208,7 @@ pub fn clone(from: &Written, snapshot: Option<&str>, to: &Dataset, limits: Limit
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

@@ -1,4 +1,5 @@
-//! What was written to an upper, for those who read it: found by its directory, its dataset or its mount, and held still meanwhile.
+//! What was written to an upper, for those who read it: found by its directory, its dataset or its
+//! mount, and held still meanwhile.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,7 +30,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// The upper that is at a directory or a dataset (`zfs:` before its name), or that is mounted at a directory.
+    /// The upper that is at a directory or a dataset (`zfs:` before its name), or that is mounted
+    /// at a directory.
     ///
     /// # Errors
     /// [`Error::NoUpper`], [`Error::Zfs`], [`Error::Io`].
@@ -38,20 +40,39 @@ impl Written {
             Upper::Zfs { dataset, .. } => {
                 let layout = Layout::in_place(dataset.reach()?);
                 layout.check()?;
-                return Ok(Self { layout, dataset: Some(dataset) });
+                return Ok(Self {
+                    layout,
+                    dataset: Some(dataset),
+                });
             }
             Upper::Dir(path) => unmount::mountpoint(&path),
             Upper::Ephemeral { .. } => PathBuf::from(text),
         };
         let place = match mountinfo::at(&path)?.map(|m| (m.overlay(), m.is_ours())) {
             Some((Some(overlay), _)) => match overlay.upper {
-                Some(upper) if is_ephemeral(&upper) => return Err(Error::NoUpper { path, reason: "keeps nothing of what is written" }),
+                Some(upper) if is_ephemeral(&upper) => {
+                    return Err(Error::NoUpper {
+                        path,
+                        reason: "keeps nothing of what is written",
+                    });
+                }
                 Some(upper) => upper.parent().unwrap_or(&upper).to_owned(),
-                None => return Err(Error::NoUpper { path, reason: "has an upper whose name is too long to be told: say its directory" }),
+                None => {
+                    return Err(Error::NoUpper {
+                        path,
+                        reason: "has an upper whose name is too long to be told: say its directory",
+                    });
+                }
             },
-            Some((None, true)) => return Err(Error::NoUpper { path, reason: "is mounted read-only" }),
+            Some((None, true)) => {
+                return Err(Error::NoUpper {
+                    path,
+                    reason: "is mounted read-only",
+                });
+            }
             _ => {
-                // The directory of a container of a store is empty as long as its dataset is not mounted.
+                // The directory of a container of a store is empty as long as its dataset is not
+                // mounted.
                 if Layout::in_place(path.clone()).check().is_err() {
                     recorded::reach_directory(&path)?;
                 }
@@ -61,7 +82,10 @@ impl Written {
         let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
         let layout = Layout::in_place(place);
         layout.check()?;
-        Ok(Self { layout, dataset: zfs.and_then(|m| m.source.to_str()?.parse().ok()) })
+        Ok(Self {
+            layout,
+            dataset: zfs.and_then(|m| m.source.to_str()?.parse().ok()),
+        })
     }
 
     /// What belongs to it.
@@ -69,7 +93,10 @@ impl Written {
     /// # Errors
     /// [`Error::NoUpper`] when nothing does, [`Error::Record`], [`Error::Io`].
     pub fn record(&self) -> Result<Record> {
-        let none = || Error::NoUpper { path: self.layout.place.clone(), reason: "has no record of an image" };
+        let none = || Error::NoUpper {
+            path: self.layout.place.clone(),
+            reason: "has no record of an image",
+        };
         Record::read(&self.layout.place)?.ok_or_else(none)
     }
 
@@ -81,14 +108,16 @@ impl Written {
         source(&self.layout.place, record, image)
     }
 
-    /// Which directory its upper directory is, by which mounts of it are told whatever it is called now.
+    /// Which directory its upper directory is, by which mounts of it are told whatever it is called
+    /// now.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn id(&self) -> Result<DirectoryId> {
         let upper = &self.layout.upper;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(upper, flags, Mode::empty()).map_err(Error::io("opening", upper))?;
+        let opened =
+            rustix::fs::open(upper, flags, Mode::empty()).map_err(Error::io("opening", upper))?;
         DirectoryId::of(opened.as_fd()).map_err(Error::io("looking at", upper))
     }
 
@@ -102,8 +131,8 @@ impl Written {
         Ok(mountinfo::all()?.into_iter().filter(is_over).collect())
     }
 
-    /// Sees to it that nobody writes to it for as long as the result is held: a dataset is read from a snapshot, and a directory that is mounted made
-    /// read-only, if nobody uses it.
+    /// Sees to it that nobody writes to it for as long as the result is held: a dataset is read
+    /// from a snapshot, and a directory that is mounted made read-only, if nobody uses it.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::Zfs`], [`Error::Io`].
@@ -113,16 +142,27 @@ impl Written {
         if mounts.is_empty() && in_use::is_known_in_use(&self.layout.place) {
             return match &self.dataset {
                 Some(dataset) => Still::snapshot(dataset, &self.layout.place),
-                None => Err(Error::Busy { path: self.layout.place.clone(), users: Vec::new() }),
+                None => Err(Error::Busy {
+                    path: self.layout.place.clone(),
+                    users: Vec::new(),
+                }),
             };
         }
         if mounts.is_empty() {
-            return Ok(Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() });
+            return Ok(Still {
+                place: self.layout.place.clone(),
+                snapshot: None,
+                frozen: Vec::new(),
+            });
         }
         if let Some(dataset) = &self.dataset {
             return Still::snapshot(dataset, &self.layout.place);
         }
-        let mut still = Still { place: self.layout.place.clone(), snapshot: None, frozen: Vec::new() };
+        let mut still = Still {
+            place: self.layout.place.clone(),
+            snapshot: None,
+            frozen: Vec::new(),
+        };
         for mount in mounts {
             let path = mount.mountpoint.clone();
             let users = users::of(Used::Device(mount.dev), &[std::process::id()]);
@@ -141,7 +181,8 @@ impl Written {
     }
 }
 
-/// What the names of snapshots begin with that a reader takes, before the number of its process and when that was started.
+/// What the names of snapshots begin with that a reader takes, before the number of its process and
+/// when that was started.
 const COMMIT: &str = "lxcri-fs-reading-";
 
 /// The snapshots of a dataset that were taken to be read by processes that have been killed.
@@ -150,10 +191,19 @@ const COMMIT: &str = "lxcri-fs-reading-";
 /// [`Error::Zfs`].
 pub fn leftovers(dataset: &Dataset) -> Result<Vec<Snapshot>> {
     let is_left = |snapshot: &Snapshot| {
-        let Some((pid, start)) = snapshot.name().strip_prefix(COMMIT).and_then(|name| name.split_once('-')) else { return false };
+        let Some((pid, start)) = snapshot
+            .name()
+            .strip_prefix(COMMIT)
+            .and_then(|name| name.split_once('-'))
+        else {
+            return false;
+        };
         started(pid).is_none_or(|now| now != start)
     };
-    let free = dataset.snapshots()?.into_iter().filter(|info| info.clones.is_empty() && info.holds == 0);
+    let free = dataset
+        .snapshots()?
+        .into_iter()
+        .filter(|info| info.clones.is_empty() && info.holds == 0);
     Ok(free.map(|info| info.snapshot).filter(is_left).collect())
 }
 
@@ -161,7 +211,13 @@ pub fn leftovers(dataset: &Dataset) -> Result<Vec<Snapshot>> {
 fn started(pid: &str) -> Option<String> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
     // Its name may have anything in it; what follows does not.
-    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.to_owned())
+    Some(
+        stat.rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(19)?
+            .to_owned(),
+    )
 }
 
 /// An upper that stays as it is. When this is dropped, it does no longer.
@@ -178,10 +234,18 @@ impl Still {
         for left in leftovers(dataset)? {
             left.destroy()?;
         }
-        let snapshot = dataset.at(&format!("{COMMIT}{}-{}", std::process::id(), started("self").unwrap_or_default()))?;
+        let snapshot = dataset.at(&format!(
+            "{COMMIT}{}-{}",
+            std::process::id(),
+            started("self").unwrap_or_default()
+        ))?;
         snapshot.take()?;
         let place = place.join(".zfs/snapshot").join(snapshot.name());
-        Ok(Self { place, snapshot: Some(snapshot), frozen: Vec::new() })
+        Ok(Self {
+            place,
+            snapshot: Some(snapshot),
+            frozen: Vec::new(),
+        })
     }
 
     /// Reads it.
@@ -218,10 +282,16 @@ fn source(place: &Path, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
         }
         Some(idmap) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let mount = open_tree(CWD, place, flags).map_err(Error::io("making a bind mount of", place))?;
+            let mount =
+                open_tree(CWD, place, flags).map_err(Error::io("making a bind mount of", place))?;
             shared::map_ids(mount.as_fd(), &idmap.inverse())?;
             mount
         }
     };
-    Ok(Source { place: fd, name: place.display().to_string(), image, marks: record.overlay.marks })
+    Ok(Source {
+        place: fd,
+        name: place.display().to_string(),
+        image,
+        marks: record.overlay.marks,
+    })
 }

@@ -1,7 +1,8 @@
 //! The extended attributes of an image under an upper: a lower layer of their own, in memory.
 //!
-//! Overlayfs asks for an attribute of every file that it looks up, and the kernel keeps none for FUSE: for attributes of three files, all are asked
-//! for (docs/PERFORMANCE.md). So the inodes that have attributes are laid out in a tmpfs, files as overlayfs's metacopy has them, without
+//! Overlayfs asks for an attribute of every file that it looks up, and the kernel keeps none for
+//! FUSE: for attributes of three files, all are asked for (docs/PERFORMANCE.md). So the inodes that
+//! have attributes are laid out in a tmpfs, files as overlayfs's metacopy has them, without
 //! content, and the image below is mounted as if it had no attributes.
 
 use std::collections::HashMap;
@@ -35,43 +36,81 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// Those of an image; `None` when it has none, or they cannot be laid out: then the image itself shows them.
+    /// Those of an image; `None` when it has none, or they cannot be laid out: then the image
+    /// itself shows them.
     ///
     /// # Errors
     /// [`Error::Fs`] when the image is damaged.
-    pub(super) fn of(images: &[PathBuf], files: &[File], options: &Options) -> Result<Option<Self>> {
-        let ([image], [file]) = (images, files) else { return Ok(None) };
-        // Overlayfs takes files without content from nobody but the host's root. Where it can keep an index, hard links are worth more than time: the
-        // index is of the uppermost layer, and it must be the same in every mount.
+    pub(super) fn of(
+        images: &[PathBuf],
+        files: &[File],
+        options: &Options,
+    ) -> Result<Option<Self>> {
+        let ([image], [file]) = (images, files) else {
+            return Ok(None);
+        };
+        // Overlayfs takes files without content from nobody but the host's root. Where it can keep
+        // an index, hard links are worth more than time: the index is of the uppermost layer, and
+        // it must be the same in every mount.
         if in_user_namespace() || kernel::finds_fuse_handles() {
             return Ok(None);
         }
-        let file = file.try_clone().map_err(Error::io("opening the image", image))?;
-        let rootfs = Rootfs::open_tree(Source { path: image.clone(), file, secret: None }, options)?;
-        Ok(if rootfs.has_xattrs() && rootfs.lists_xattrs()? { Some(Self { rootfs }) } else { None })
+        let file = file
+            .try_clone()
+            .map_err(Error::io("opening the image", image))?;
+        let rootfs = Rootfs::open_tree(
+            Source {
+                path: image.clone(),
+                file,
+                secret: None,
+            },
+            options,
+        )?;
+        Ok(if rootfs.has_xattrs() && rootfs.lists_xattrs()? {
+            Some(Self { rootfs })
+        } else {
+            None
+        })
     }
 
-    /// The layer, mounted nowhere; `None` when they are too many for memory, or the host does not take them.
+    /// The layer, mounted nowhere; `None` when they are too many for memory, or the host does not
+    /// take them.
     ///
     /// # Errors
     /// [`Error::Fs`] when the image is damaged.
     pub(super) fn layer(&self) -> Result<Option<OwnedFd>> {
         let rootfs = &self.rootfs;
-        let Some(entries) = rootfs.xattr_entries()? else { return Ok(None) };
+        let Some(entries) = rootfs.xattr_entries()? else {
+            return Ok(None);
+        };
         let mut xattrs = HashMap::from([(ROOT, shown(rootfs.xattrs(ROOT)?))]);
         for entry in &entries {
             xattrs.insert(entry.ino, shown(rootfs.xattrs(entry.ino)?));
         }
-        let bytes: usize = xattrs.values().flatten().map(|x| x.name.len() + x.value.len()).sum();
+        let bytes: usize = xattrs
+            .values()
+            .flatten()
+            .map(|x| x.name.len() + x.value.len())
+            .sum();
         if bytes > MAX_BYTES {
             return Ok(None);
         }
-        match (Layout { rootfs, entries: &entries, xattrs: &xattrs }).mount() {
+        match (Layout {
+            rootfs,
+            entries: &entries,
+            xattrs: &xattrs,
+        })
+        .mount()
+        {
             Ok(mount) => Ok(Some(mount)),
             // A label that the host does not know, or a file that is too long for it.
             Err(error) => {
                 let image = rootfs.paths().next().unwrap_or(Path::new("")).display();
-                tracing::warn!(%image, %error, "attributes cannot be kept in memory; finding files takes longer");
+                tracing::warn!(
+                    %image,
+                    %error,
+                    "attributes cannot be kept in memory; finding files takes longer",
+                );
                 Ok(None)
             }
         }
@@ -106,7 +145,10 @@ impl Layout<'_> {
         let root = self.rootfs.inode(ROOT).map_err(|e| e.errno())?;
         let mut made = vec![(PathBuf::from("."), ROOT, root)];
         for entry in self.entries {
-            let path = directories.get(&entry.dir).ok_or(Errno::NOENT)?.join(OsStr::from_bytes(&entry.name));
+            let path = directories
+                .get(&entry.dir)
+                .ok_or(Errno::NOENT)?
+                .join(OsStr::from_bytes(&entry.name));
             if entry.inode.is_dir() {
                 mkdirat(top, &path, Mode::RWXU)?;
                 directories.insert(entry.ino, path.clone());
@@ -119,7 +161,8 @@ impl Layout<'_> {
             }
             made.push((path, entry.ino, entry.inode));
         }
-        // When all is made: what is made in a directory changes its time, and inherits from its access control list.
+        // When all is made: what is made in a directory changes its time, and inherits from its
+        // access control list.
         for (path, ino, inode) in &made {
             let xattrs = self.xattrs.get(ino).map_or(&[][..], |x| x);
             set_attributes(top, path.as_os_str(), inode, xattrs, true)?;
@@ -127,9 +170,13 @@ impl Layout<'_> {
         Ok(())
     }
 
-    /// Anything but a directory; a regular file has its length, and the mark that its content is below.
+    /// Anything but a directory; a regular file has its length, and the mark that its content is
+    /// below.
     fn file(&self, top: BorrowedFd<'_>, path: &Path, entry: &Entry) -> Result<(), Errno> {
-        let Some(file) = make_node(self.rootfs, top, path.as_os_str(), entry.ino, &entry.inode)? else { return Ok(()) };
+        let Some(file) = make_node(self.rootfs, top, path.as_os_str(), entry.ino, &entry.inode)?
+        else {
+            return Ok(());
+        };
         ftruncate(&file, entry.inode.size)?;
         fsetxattr(&file, METACOPY, b"", XattrFlags::CREATE)
     }

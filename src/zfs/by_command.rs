@@ -14,11 +14,22 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> Result<()> {
 
 pub(super) fn rollback(snapshot: &Snapshot, newer: Newer) -> Result<()> {
     let destroy = (newer == Newer::Destroy).then_some("-r");
-    Command::zfs("rollback", snapshot.as_str()).args(destroy).run().map(drop)
+    Command::zfs("rollback", snapshot.as_str())
+        .args(destroy)
+        .run()
+        .map(drop)
 }
 
-pub(super) fn clone(snapshot: &Snapshot, target: &Dataset, properties: &[(&str, &str)]) -> Result<()> {
-    target.mounted_by(Command::zfs("clone", target.as_str()).args(property::options(properties)?).args([snapshot.as_str()]))
+pub(super) fn clone(
+    snapshot: &Snapshot,
+    target: &Dataset,
+    properties: &[(&str, &str)],
+) -> Result<()> {
+    target.mounted_by(
+        Command::zfs("clone", target.as_str())
+            .args(property::options(properties)?)
+            .args([snapshot.as_str()]),
+    )
 }
 
 pub(super) fn destroy_snapshot(snapshot: &Snapshot) -> Result<()> {
@@ -27,5 +38,8 @@ pub(super) fn destroy_snapshot(snapshot: &Snapshot) -> Result<()> {
 
 pub(super) fn destroy_dataset(dataset: &Dataset, children: Children) -> Result<()> {
     let recursive = (children == Children::Destroy).then_some("-r");
-    Command::zfs("destroy", dataset.as_str()).args(recursive).run().map(drop)
+    Command::zfs("destroy", dataset.as_str())
+        .args(recursive)
+        .run()
+        .map(drop)
 }

@@ -1,4 +1,5 @@
-//! Snapshots and their ends by libzfs_core. What it cannot do as a whole (anything recursive, setting properties, mounting) is left to the command.
+//! Snapshots and their ends by libzfs_core. What it cannot do as a whole (anything recursive,
+//! setting properties, mounting) is left to the command.
 
 use std::io;
 
@@ -13,14 +14,19 @@ use super::snapshot::Newer;
 
 pub(super) fn snapshot(snapshot: &Snapshot) -> Result<()> {
     let name = snapshot.as_str();
-    library("snapshot", name)?.snapshot([name]).map_err(|error| {
-        let source = match error {
-            zfs_core::Error::Io { source } => source,
-            // One name was given, so there is one error.
-            zfs_core::Error::List { source } => source.iter().next().map_or_else(|| io::ErrorKind::Other.into(), |(_, error)| error),
-        };
-        failed("snapshot", name, &source)
-    })
+    library("snapshot", name)?
+        .snapshot([name])
+        .map_err(|error| {
+            let source = match error {
+                zfs_core::Error::Io { source } => source,
+                // One name was given, so there is one error.
+                zfs_core::Error::List { source } => source
+                    .iter()
+                    .next()
+                    .map_or_else(|| io::ErrorKind::Other.into(), |(_, error)| error),
+            };
+            failed("snapshot", name, &source)
+        })
 }
 
 pub(super) fn rollback(snapshot: &Snapshot, newer: Newer) -> Result<()> {
@@ -28,13 +34,26 @@ pub(super) fn rollback(snapshot: &Snapshot, newer: Newer) -> Result<()> {
         return by_command::rollback(snapshot, newer);
     }
     let name = snapshot.as_str();
-    library("roll back to", name)?.rollback_to(snapshot.dataset().as_str(), name).map_err(|source| failed("roll back to", name, &source))
+    library("roll back to", name)?
+        .rollback_to(snapshot.dataset().as_str(), name)
+        .map_err(|source| failed("roll back to", name, &source))
 }
 
-pub(super) fn clone(snapshot: &Snapshot, target: &Dataset, properties: &[(&str, &str)]) -> Result<()> {
+pub(super) fn clone(
+    snapshot: &Snapshot,
+    target: &Dataset,
+    properties: &[(&str, &str)],
+) -> Result<()> {
     let name = target.as_str();
-    library("clone", name)?.clone_dataset(name, snapshot.as_str(), &mut NvList::new()).map_err(|source| failed("clone", name, &source))?;
-    let finished = (if properties.is_empty() { Ok(()) } else { target.set(properties) }).and_then(|()| match target.mountpoint() {
+    library("clone", name)?
+        .clone_dataset(name, snapshot.as_str(), &mut NvList::new())
+        .map_err(|source| failed("clone", name, &source))?;
+    let finished = (if properties.is_empty() {
+        Ok(())
+    } else {
+        target.set(properties)
+    })
+    .and_then(|()| match target.mountpoint() {
         Err(Error::NotMounted { .. }) => target.mount(),
         _ => Ok(()),
     });
@@ -57,24 +76,47 @@ pub(super) fn destroy_dataset(dataset: &Dataset, children: Children) -> Result<(
 }
 
 fn destroy(name: &str, depends: Cause) -> Result<()> {
-    library("destroy", name)?.destroy(name).map_err(|source| match failed("destroy", name, &source) {
-        Error::Command { doing, name, cause: Cause::Exists, .. } => {
-            let what = if depends == Cause::HasClones { "clones" } else { "children or snapshots" };
-            Error::Command { doing, name, cause: depends, message: format!("it has {what}") }
+    library("destroy", name)?.destroy(name).map_err(|source| {
+        match failed("destroy", name, &source) {
+            Error::Command {
+                doing,
+                name,
+                cause: Cause::Exists,
+                ..
+            } => {
+                let what = if depends == Cause::HasClones {
+                    "clones"
+                } else {
+                    "children or snapshots"
+                };
+                Error::Command {
+                    doing,
+                    name,
+                    cause: depends,
+                    message: format!("it has {what}"),
+                }
+            }
+            other => other,
         }
-        other => other,
     })
 }
 
 fn library(doing: &'static str, name: &str) -> Result<Zfs> {
-    Zfs::new().map_err(|source| Error::Command { doing, name: name.to_owned(), cause: Cause::NotLoaded, message: source.to_string() })
+    Zfs::new().map_err(|source| Error::Command {
+        doing,
+        name: name.to_owned(),
+        cause: Cause::NotLoaded,
+        message: source.to_string(),
+    })
 }
 
 /// What an error number means.
 fn failed(doing: &'static str, name: &str, source: &io::Error) -> Error {
     let (cause, message) = match source.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => (Cause::NotFound, "it does not exist"),
-        Some(libc::EEXIST) if doing == "roll back to" => (Cause::NewerSnapshots, "more recent snapshots exist"),
+        Some(libc::EEXIST) if doing == "roll back to" => {
+            (Cause::NewerSnapshots, "more recent snapshots exist")
+        }
         Some(libc::EEXIST) => (Cause::Exists, "it exists already"),
         Some(libc::EBUSY) => (Cause::Busy, "it is busy"),
         Some(libc::ENOSPC | libc::EDQUOT) => (Cause::NoSpace, "out of space"),
@@ -82,6 +124,15 @@ fn failed(doing: &'static str, name: &str, source: &io::Error) -> Error {
         Some(libc::EXDEV) => (Cause::Other, "it would be in another pool"),
         _ => (Cause::Other, ""),
     };
-    let message = if message.is_empty() { source.to_string() } else { message.to_owned() };
-    Error::Command { doing, name: name.to_owned(), cause, message }
+    let message = if message.is_empty() {
+        source.to_string()
+    } else {
+        message.to_owned()
+    };
+    Error::Command {
+        doing,
+        name: name.to_owned(),
+        cause,
+        message,
+    }
 }

@@ -18,7 +18,8 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// `zfs SUBCOMMAND`, about the dataset or snapshot `name`, which is passed last, unless it is empty.
+    /// `zfs SUBCOMMAND`, about the dataset or snapshot `name`, which is passed last, unless it is
+    /// empty.
     pub(super) fn zfs(subcommand: &'static str, name: &str) -> Self {
         Self::new("zfs", subcommand, name)
     }
@@ -33,8 +34,17 @@ impl Command {
         path.push(":");
         path.push(SBIN);
         let mut process = Process::new(program);
-        process.arg(doing).env("LC_ALL", "C").env("PATH", path).stdin(Stdio::null());
-        Self { process, program, doing, name: name.to_owned() }
+        process
+            .arg(doing)
+            .env("LC_ALL", "C")
+            .env("PATH", path)
+            .stdin(Stdio::null());
+        Self {
+            process,
+            program,
+            doing,
+            name: name.to_owned(),
+        }
     }
 
     /// Adds arguments.
@@ -47,7 +57,11 @@ impl Command {
     pub(super) fn run(mut self) -> Result<String> {
         let output = self.output()?;
         if !output.status.success() {
-            return Err(Error::command(self.doing, &self.name, &String::from_utf8_lossy(&output.stderr)));
+            return Err(Error::command(
+                self.doing,
+                &self.name,
+                &String::from_utf8_lossy(&output.stderr),
+            ));
         }
         text(self.program, output.stdout)
     }
@@ -63,12 +77,20 @@ impl Command {
             self.process.arg(&self.name);
         }
         self.process.output().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotInstalled { command: self.program },
-            _ => Error::Run { command: self.program, source },
+            io::ErrorKind::NotFound => Error::NotInstalled {
+                command: self.program,
+            },
+            _ => Error::Run {
+                command: self.program,
+                source,
+            },
         })
     }
 }
 
 fn text(command: &'static str, output: Vec<u8>) -> Result<String> {
-    String::from_utf8(output).map_err(|e| Error::Output { command, output: String::from_utf8_lossy(e.as_bytes()).into_owned() })
+    String::from_utf8(output).map_err(|e| Error::Output {
+        command,
+        output: String::from_utf8_lossy(e.as_bytes()).into_owned(),
+    })
 }

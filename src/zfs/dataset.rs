@@ -22,7 +22,8 @@ pub struct Create<'a> {
 pub enum Children {
     /// A dataset with children or snapshots is left alone.
     Keep,
-    /// Its children and all snapshots are destroyed with it; a clone of one of them is never touched, and prevents it.
+    /// Its children and all snapshots are destroyed with it; a clone of one of them is never
+    /// touched, and prevents it.
     Destroy,
 }
 
@@ -61,7 +62,10 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], [`Error::Property`].
     pub fn set(&self, properties: &[(&str, &str)]) -> Result<()> {
-        Command::zfs("set", self.as_str()).args(property::assignments(properties)?).run().map(drop)
+        Command::zfs("set", self.as_str())
+            .args(property::assignments(properties)?)
+            .run()
+            .map(drop)
     }
 
     /// Has a property be what it is without having been set: inherited, or not there.
@@ -69,7 +73,10 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], [`Error::Property`].
     pub fn unset(&self, property: &str) -> Result<()> {
-        Command::zfs("inherit", self.as_str()).args([property::names(&[property])?]).run().map(drop)
+        Command::zfs("inherit", self.as_str())
+            .args([property::names(&[property])?])
+            .run()
+            .map(drop)
     }
 
     /// The datasets in it, of whatever type.
@@ -77,25 +84,41 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], [`Error::Output`].
     pub fn below(&self) -> Result<Vec<Dataset>> {
-        let output = Command::zfs("list", self.as_str()).args(["-H", "-r", "-o", "name", "-t", "filesystem,volume"]).run()?;
+        let output = Command::zfs("list", self.as_str())
+            .args(["-H", "-r", "-o", "name", "-t", "filesystem,volume"])
+            .run()?;
         let all: Vec<Dataset> = output.lines().map(str::parse).collect::<Result<_>>()?;
         Ok(all.into_iter().filter(|dataset| dataset != self).collect())
     }
 
-    /// It and the file systems in it, to a depth (0: only it; `None`: all), with those of the named properties that are set.
+    /// It and the file systems in it, to a depth (0: only it; `None`: all), with those of the named
+    /// properties that are set.
     ///
     /// # Errors
     /// [`Error::Command`], [`Error::Property`], [`Error::Output`].
     pub fn list(&self, depth: Option<u32>, names: &[&str]) -> Result<Vec<(Dataset, Properties)>> {
         // Something has to be asked for.
-        let asked = if names.is_empty() { "type".to_owned() } else { property::names(names)? };
-        let mut command = Command::zfs("get", self.as_str()).args(["-Hp", "-t", "filesystem", "-o", property::COLUMNS]);
+        let asked = if names.is_empty() {
+            "type".to_owned()
+        } else {
+            property::names(names)?
+        };
+        let mut command = Command::zfs("get", self.as_str()).args([
+            "-Hp",
+            "-t",
+            "filesystem",
+            "-o",
+            property::COLUMNS,
+        ]);
         command = match depth {
             Some(depth) => command.args(["-d", &depth.to_string()]),
             None => command.args(["-r"]),
         };
         let output = command.args([asked]).run()?;
-        property::parse(&output)?.into_iter().map(|(name, properties)| Ok((name.parse()?, properties))).collect()
+        property::parse(&output)?
+            .into_iter()
+            .map(|(name, properties)| Ok((name.parse()?, properties)))
+            .collect()
     }
 
     /// Makes the dataset, and mounts it where its properties say.
@@ -104,7 +127,11 @@ impl Dataset {
     /// [`Error::Command`], [`Error::Property`].
     pub fn create(&self, how: &Create<'_>) -> Result<()> {
         let parents = how.parents.then_some("-p");
-        self.mounted_by(Command::zfs("create", self.as_str()).args(parents).args(property::options(how.properties)?))
+        self.mounted_by(
+            Command::zfs("create", self.as_str())
+                .args(parents)
+                .args(property::options(how.properties)?),
+        )
     }
 
     /// Mounts it where its properties say. Nothing is wrong when it is mounted already.
@@ -131,7 +158,8 @@ impl Dataset {
 
     /// Whether it exists and is mounted in this mount namespace.
     fn is_mounted(&self) -> bool {
-        self.properties(&["mounted"]).is_ok_and(|found| found.get("mounted") == Some("yes"))
+        self.properties(&["mounted"])
+            .is_ok_and(|found| found.get("mounted") == Some("yes"))
     }
 
     /// Unmounts it. Nothing is wrong when it is not mounted.
@@ -148,18 +176,39 @@ impl Dataset {
     /// The directory that it is mounted on in this mount namespace.
     ///
     /// # Errors
-    /// [`Error::NotMounted`], [`Error::NoDirectory`] when its properties give it none; [`Error::Command`].
+    /// [`Error::NotMounted`], [`Error::NoDirectory`] when its properties give it none;
+    /// [`Error::Command`].
     pub fn mountpoint(&self) -> Result<PathBuf> {
         let found = self.properties(&["mountpoint", "mounted", "canmount"])?;
-        let none = |why, hint: String| Err(Error::NoDirectory { dataset: self.to_string(), why, hint });
+        let none = |why, hint: String| {
+            Err(Error::NoDirectory {
+                dataset: self.to_string(),
+                why,
+                hint,
+            })
+        };
         let set = format!("`zfs set mountpoint=/somewhere {self}` gives it one");
-        match (found.get("mountpoint").unwrap_or("-"), found.get("mounted"), found.get("canmount")) {
+        match (
+            found.get("mountpoint").unwrap_or("-"),
+            found.get("mounted"),
+            found.get("canmount"),
+        ) {
             ("none", ..) => none("its mountpoint is none", set),
-            ("legacy", ..) => none("its mountpoint is legacy", format!("name the directory that it is mounted on, or: {set}")),
+            ("legacy", ..) => none(
+                "its mountpoint is legacy",
+                format!("name the directory that it is mounted on, or: {set}"),
+            ),
             (path, Some("yes"), _) if path.starts_with('/') => Ok(PathBuf::from(path)),
-            (path, _, Some("off")) if path.starts_with('/') => none("canmount is off", format!("`zfs set canmount=on {self}`")),
-            (path, ..) if path.starts_with('/') => Err(Error::NotMounted { dataset: self.to_string() }),
-            _ => none("it is not a file system", "a volume cannot be used here".to_owned()),
+            (path, _, Some("off")) if path.starts_with('/') => {
+                none("canmount is off", format!("`zfs set canmount=on {self}`"))
+            }
+            (path, ..) if path.starts_with('/') => Err(Error::NotMounted {
+                dataset: self.to_string(),
+            }),
+            _ => none(
+                "it is not a file system",
+                "a volume cannot be used here".to_owned(),
+            ),
         }
     }
 
@@ -169,7 +218,12 @@ impl Dataset {
     /// [`Error::Command`], [`Error::Output`].
     pub fn space(&self) -> Result<Space> {
         let found = self.properties(&["used", "referenced", "available", "origin"])?;
-        let number = |name| found.number(name).ok_or_else(|| Error::Output { command: "zfs get", output: format!("no {name} of {self}") });
+        let number = |name| {
+            found.number(name).ok_or_else(|| Error::Output {
+                command: "zfs get",
+                output: format!("no {name} of {self}"),
+            })
+        };
         Ok(Space {
             used: number("used")?,
             referenced: number("referenced")?,
@@ -178,7 +232,8 @@ impl Dataset {
         })
     }
 
-    /// Swaps roles with the origin of this clone: the snapshot becomes this dataset's own, and the origin can be destroyed.
+    /// Swaps roles with the origin of this clone: the snapshot becomes this dataset's own, and the
+    /// origin can be destroyed.
     ///
     /// # Errors
     /// [`Error::Command`].
@@ -197,7 +252,8 @@ impl Dataset {
     /// Destroys it. A clone elsewhere is never destroyed along.
     ///
     /// # Errors
-    /// [`Error::Command`], with [`Cause::HasChildren`], [`Cause::HasClones`] or [`Cause::Busy`] where those prevent it.
+    /// [`Error::Command`], with [`Cause::HasChildren`], [`Cause::HasClones`] or [`Cause::Busy`]
+    /// where those prevent it.
     pub fn destroy(&self, children: Children) -> Result<()> {
         change::destroy_dataset(self, children)
     }
@@ -205,7 +261,10 @@ impl Dataset {
 
 /// Whether there is a dataset or snapshot of this name.
 pub(super) fn exists(name: &str, kind: &'static str) -> Result<bool> {
-    match Command::zfs("list", name).args(["-H", "-o", "name", "-t", kind]).run() {
+    match Command::zfs("list", name)
+        .args(["-H", "-o", "name", "-t", kind])
+        .run()
+    {
         Ok(_) => Ok(true),
         Err(error) if error.cause() == Some(Cause::NotFound) => Ok(false),
         Err(error) => Err(error),
@@ -214,10 +273,15 @@ pub(super) fn exists(name: &str, kind: &'static str) -> Result<bool> {
 
 /// The properties of one dataset or snapshot.
 pub(super) fn properties(name: &str, names: &[&str]) -> Result<Properties> {
-    let output = Command::zfs("get", name).args(["-Hp", "-o", property::COLUMNS, &property::names(names)?]).run()?;
+    let output = Command::zfs("get", name)
+        .args(["-Hp", "-o", property::COLUMNS, &property::names(names)?])
+        .run()?;
     let mut all = property::parse(&output)?;
     match (all.pop(), all.is_empty()) {
         (Some((found, properties)), true) if found == name => Ok(properties),
-        _ => Err(Error::Output { command: "zfs get", output }),
+        _ => Err(Error::Output {
+            command: "zfs get",
+            output,
+        }),
     }
 }

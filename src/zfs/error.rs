@@ -147,9 +147,15 @@ impl Cause {
             Cause::Busy
         } else if has("out of space") || has("quota exceeded") || has("no space left") {
             Cause::NoSpace
-        } else if has("permission denied") || has("insufficient privileges") || has("operation not permitted") {
+        } else if has("permission denied")
+            || has("insufficient privileges")
+            || has("operation not permitted")
+        {
             Cause::Permission
-        } else if has("modules are not loaded") || has("modules cannot be auto-loaded") || has("/dev/zfs") {
+        } else if has("modules are not loaded")
+            || has("modules cannot be auto-loaded")
+            || has("/dev/zfs")
+        {
             Cause::NotLoaded
         } else if has("has dependent clones") {
             Cause::HasClones
@@ -174,14 +180,28 @@ impl Error {
         }
     }
 
-    /// A failed command, from what it printed: `cannot open 'tank/x': dataset does not exist` and more lines.
+    /// A failed command, from what it printed: `cannot open 'tank/x': dataset does not exist` and
+    /// more lines.
     pub(super) fn command(doing: &'static str, name: &str, stderr: &str) -> Self {
-        let line = stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason").trim();
+        let line = stderr
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("it gave no reason")
+            .trim();
         // No name has a quote in it, so what follows the last one is not part of a name.
         let reason = line.rsplit_once("': ").map_or(line, |(_, reason)| reason);
         // The dataset's name would only be repeated.
-        let message = if line.contains(&format!("'{name}'")) { reason } else { line };
-        Error::Command { doing, name: name.to_owned(), cause: Cause::of(reason), message: message.to_owned() }
+        let message = if line.contains(&format!("'{name}'")) {
+            reason
+        } else {
+            line
+        };
+        Error::Command {
+            doing,
+            name: name.to_owned(),
+            cause: Cause::of(reason),
+            message: message.to_owned(),
+        }
     }
 }
 
@@ -194,29 +214,60 @@ impl Report for Error {
     fn exit(&self) -> Exit {
         match self {
             Error::Name { .. } => Exit::Usage,
-            Error::Command { cause: Cause::NotFound, .. } => Exit::NotFound,
-            Error::Command { cause: Cause::Busy | Cause::HasClones | Cause::HasChildren, .. } => Exit::Busy,
+            Error::Command {
+                cause: Cause::NotFound,
+                ..
+            } => Exit::NotFound,
+            Error::Command {
+                cause: Cause::Busy | Cause::HasClones | Cause::HasChildren,
+                ..
+            } => Exit::Busy,
             _ => Exit::Failure,
         }
     }
 
     fn hint(&self) -> Option<String> {
         let hint = match self {
-            Error::NotInstalled { .. } => "install the ZFS utilities (Debian: zfsutils-linux), or use a directory instead",
+            Error::NotInstalled { .. } => {
+                "install the ZFS utilities (Debian: zfsutils-linux), or use a directory instead"
+            }
             Error::NoDirectory { hint, .. } => return Some(hint.clone()),
             Error::Locked { root, .. } => return Some(format!("`zfs load-key {root}` loads it")),
-            Error::Hidden { path, .. } => return Some(format!("`umount {}` takes away what is mounted over it", path.display())),
-            Error::NotMounted { dataset } => return Some(format!("`zfs mount {dataset}` mounts it")),
-            Error::Command { cause, doing, name, .. } => match cause {
+            Error::Hidden { path, .. } => {
+                return Some(format!(
+                    "`umount {}` takes away what is mounted over it",
+                    path.display()
+                ));
+            }
+            Error::NotMounted { dataset } => {
+                return Some(format!("`zfs mount {dataset}` mounts it"));
+            }
+            Error::Command {
+                cause, doing, name, ..
+            } => match cause {
                 Cause::NotFound => "`zfs list -t all` shows what exists",
-                Cause::Busy => return Some(format!("end what uses it (`fuser -vm` on its directory), and {doing} {name} again")),
-                Cause::NoSpace => "`zfs list -o space` shows what takes the room; quotas and reservations count too",
+                Cause::Busy => {
+                    return Some(format!(
+                        "end what uses it (`fuser -vm` on its directory), and {doing} {name} again"
+                    ));
+                }
+                Cause::NoSpace => {
+                    "`zfs list -o space` shows what takes the room; quotas and reservations count \
+                     too"
+                }
                 Cause::Permission => "run it as root, or have `zfs allow` permit it",
                 Cause::NotLoaded => "load the kernel module with `modprobe zfs`",
                 Cause::HasClones => "destroy the clones first, or `zfs promote` one of them",
                 Cause::HasChildren => "destroy what is in it first",
-                Cause::Locked => return Some(format!("`zfs load-key -r {}` loads the keys of all that is in it", pool_of(name))),
-                Cause::NewerSnapshots => "go back to the youngest snapshot, or have the younger ones destroyed",
+                Cause::Locked => {
+                    return Some(format!(
+                        "`zfs load-key -r {}` loads the keys of all that is in it",
+                        pool_of(name)
+                    ));
+                }
+                Cause::NewerSnapshots => {
+                    "go back to the youngest snapshot, or have the younger ones destroyed"
+                }
                 _ => return None,
             },
             _ => return None,
@@ -233,30 +284,89 @@ mod tests {
     #[test]
     fn causes() {
         let samples = [
-            ("cannot create 'tank/a': dataset already exists", Cause::Exists),
-            ("cannot create snapshot 'tank/a': dataset already exists", Cause::Exists),
-            ("cannot create 'tank/a': parent does not exist", Cause::NotFound),
-            ("cannot create 'tank/a': no such pool 'tank'", Cause::NotFound),
-            ("cannot open 'tank/a': dataset does not exist", Cause::NotFound),
-            ("could not find any snapshots to destroy; check snapshot names.", Cause::NotFound),
-            ("cannot unmount '/tank/a': pool or dataset is busy", Cause::Busy),
-            ("cannot destroy 'tank/a': dataset is busy", Cause::Busy),
-            ("cannot unmount 'tank/a': not currently mounted", Cause::NotMounted),
-            ("cannot mount 'tank/a': filesystem already mounted", Cause::Mounted),
-            ("cannot create 'tank/a': out of space", Cause::NoSpace),
-            ("Permission denied the ZFS utilities must be run as root.", Cause::Permission),
-            ("cannot create 'tank/a': permission denied", Cause::Permission),
-            ("/dev/zfs and /proc/self/mounts are required.\nTry running 'udevadm trigger' as root.", Cause::NotLoaded),
-            ("The ZFS modules are not loaded.\nTry running '/sbin/modprobe zfs' as root to load them.", Cause::NotLoaded),
             (
-                "cannot destroy 'tank/a': snapshot has dependent clones\nuse '-R' to destroy the following datasets:\ntank/cl",
+                "cannot create 'tank/a': dataset already exists",
+                Cause::Exists,
+            ),
+            (
+                "cannot create snapshot 'tank/a': dataset already exists",
+                Cause::Exists,
+            ),
+            (
+                "cannot create 'tank/a': parent does not exist",
+                Cause::NotFound,
+            ),
+            (
+                "cannot create 'tank/a': no such pool 'tank'",
+                Cause::NotFound,
+            ),
+            (
+                "cannot open 'tank/a': dataset does not exist",
+                Cause::NotFound,
+            ),
+            (
+                "could not find any snapshots to destroy; check snapshot names.",
+                Cause::NotFound,
+            ),
+            (
+                "cannot unmount '/tank/a': pool or dataset is busy",
+                Cause::Busy,
+            ),
+            ("cannot destroy 'tank/a': dataset is busy", Cause::Busy),
+            (
+                "cannot unmount 'tank/a': not currently mounted",
+                Cause::NotMounted,
+            ),
+            (
+                "cannot mount 'tank/a': filesystem already mounted",
+                Cause::Mounted,
+            ),
+            ("cannot create 'tank/a': out of space", Cause::NoSpace),
+            (
+                "Permission denied the ZFS utilities must be run as root.",
+                Cause::Permission,
+            ),
+            (
+                "cannot create 'tank/a': permission denied",
+                Cause::Permission,
+            ),
+            (
+                "/dev/zfs and /proc/self/mounts are required.\nTry running 'udevadm trigger' as \
+                 root.",
+                Cause::NotLoaded,
+            ),
+            (
+                "The ZFS modules are not loaded.\nTry running '/sbin/modprobe zfs' as root to \
+                 load them.",
+                Cause::NotLoaded,
+            ),
+            (
+                "cannot destroy 'tank/a': snapshot has dependent clones\nuse '-R' to destroy the \
+                 following datasets:\ntank/cl",
                 Cause::HasClones,
             ),
-            ("cannot destroy 'tank/a': filesystem has children\nuse '-r' to destroy the following datasets:", Cause::HasChildren),
-            ("cannot rollback to 'tank/a': more recent snapshots or bookmarks exist\nuse '-r' to force", Cause::NewerSnapshots),
-            ("cannot create 'tank/a': encryption key not loaded", Cause::Locked),
-            ("cannot mount 'tank/a': encryption key not loaded", Cause::Locked),
-            ("cannot set property for 'tank/a': 'xattr' must be one of 'on | off | dir | sa'", Cause::Other),
+            (
+                "cannot destroy 'tank/a': filesystem has children\nuse '-r' to destroy the \
+                 following datasets:",
+                Cause::HasChildren,
+            ),
+            (
+                "cannot rollback to 'tank/a': more recent snapshots or bookmarks exist\nuse '-r' \
+                 to force",
+                Cause::NewerSnapshots,
+            ),
+            (
+                "cannot create 'tank/a': encryption key not loaded",
+                Cause::Locked,
+            ),
+            (
+                "cannot mount 'tank/a': encryption key not loaded",
+                Cause::Locked,
+            ),
+            (
+                "cannot set property for 'tank/a': 'xattr' must be one of 'on | off | dir | sa'",
+                Cause::Other,
+            ),
             ("", Cause::Other),
         ];
         for (stderr, cause) in samples {
@@ -268,10 +378,21 @@ mod tests {
 
     #[test]
     fn a_name_is_no_reason() {
-        let error = Error::command("destroy", "tank/dataset is busy", "cannot destroy 'tank/dataset is busy': dataset does not exist\n");
-        assert_eq!(error.to_string(), "zfs cannot destroy tank/dataset is busy: dataset does not exist");
+        let error = Error::command(
+            "destroy",
+            "tank/dataset is busy",
+            "cannot destroy 'tank/dataset is busy': dataset does not exist\n",
+        );
+        assert_eq!(
+            error.to_string(),
+            "zfs cannot destroy tank/dataset is busy: dataset does not exist"
+        );
         assert_eq!(error.cause(), Some(Cause::NotFound));
-        let error = Error::command("unmount", "tank/a", "cannot unmount '/x': already exists': pool or dataset is busy\n");
+        let error = Error::command(
+            "unmount",
+            "tank/a",
+            "cannot unmount '/x': already exists': pool or dataset is busy\n",
+        );
         assert_eq!(error.cause(), Some(Cause::Busy));
     }
 }

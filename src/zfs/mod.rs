@@ -1,8 +1,9 @@
 //! The commands `zfs` and `zpool` behind a small typed API.
 //!
-//! Names are checked before they are used, arguments are lists, output is what scripts are promised (`-Hp`, in the C locale), and errors tell
-//! causes apart, so that a caller can act on them. With the feature `zfs-core`, snapshots are taken, cloned, rolled back and destroyed by
-//! libzfs_core instead of the command.
+//! Names are checked before they are used, arguments are lists, output is what scripts are promised
+//! (`-Hp`, in the C locale), and errors tell causes apart, so that a caller can act on them. With
+//! the feature `zfs-core`, snapshots are taken, cloned, rolled back and destroyed by libzfs_core
+//! instead of the command.
 
 mod by_command;
 #[cfg(feature = "zfs-core")]
@@ -46,7 +47,10 @@ impl Version {
     fn parse(output: &str) -> Option<Self> {
         let mut lines = output.lines();
         let userland = lines.next()?.strip_prefix("zfs-")?.to_owned();
-        let kernel = lines.next().and_then(|line| line.strip_prefix("zfs-kmod-")).map(str::to_owned);
+        let kernel = lines
+            .next()
+            .and_then(|line| line.strip_prefix("zfs-kmod-"))
+            .map(str::to_owned);
         Some(Self { userland, kernel })
     }
 }
@@ -58,7 +62,10 @@ impl Version {
 pub fn version() -> Result<Version> {
     // It fails when it cannot ask the kernel, having said its own version.
     let output = command::Command::zfs("version", "").run_anyway()?;
-    Version::parse(&output).ok_or(Error::Output { command: "zfs version", output })
+    Version::parse(&output).ok_or(Error::Output {
+        command: "zfs version",
+        output,
+    })
 }
 
 /// The imported pools.
@@ -66,7 +73,9 @@ pub fn version() -> Result<Version> {
 /// # Errors
 /// [`Error::NotInstalled`], [`Error::Command`].
 pub fn pools() -> Result<Vec<Dataset>> {
-    let output = command::Command::zpool("list", "").args(["-Hp", "-o", "name"]).run()?;
+    let output = command::Command::zpool("list", "")
+        .args(["-Hp", "-o", "name"])
+        .run()?;
     output.lines().map(str::parse).collect()
 }
 
@@ -78,9 +87,20 @@ mod tests {
     #[test]
     fn versions() {
         let version = Version::parse("zfs-2.3.9-0+deb13u1\nzfs-kmod-2.3.9-0+deb13u1\n").unwrap();
-        assert_eq!((version.userland.as_str(), version.kernel_number()), ("2.3.9-0+deb13u1", Some((2, 3))));
-        assert_eq!(Version::parse("zfs-2.1.11-1\n").unwrap().kernel_number(), None);
-        assert_eq!(Version::parse("zfs-2.4-rc1\nzfs-kmod-2.4-rc1\n").unwrap().kernel_number(), Some((2, 4)));
+        assert_eq!(
+            (version.userland.as_str(), version.kernel_number()),
+            ("2.3.9-0+deb13u1", Some((2, 3)))
+        );
+        assert_eq!(
+            Version::parse("zfs-2.1.11-1\n").unwrap().kernel_number(),
+            None
+        );
+        assert_eq!(
+            Version::parse("zfs-2.4-rc1\nzfs-kmod-2.4-rc1\n")
+                .unwrap()
+                .kernel_number(),
+            Some((2, 4))
+        );
         assert_eq!(Version::parse(""), None);
         assert_eq!(Version::parse("usage:\n"), None);
     }

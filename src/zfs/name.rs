@@ -30,7 +30,9 @@ impl Dataset {
 
     /// The dataset that it is in; a pool is in none.
     pub fn parent(&self) -> Option<Dataset> {
-        self.0.rsplit_once('/').map(|(parent, _)| Dataset(parent.to_owned()))
+        self.0
+            .rsplit_once('/')
+            .map(|(parent, _)| Dataset(parent.to_owned()))
     }
 
     /// The last component.
@@ -64,7 +66,10 @@ impl FromStr for Dataset {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        check(name).map_err(|why| Error::Name { name: name.to_owned(), why })?;
+        check(name).map_err(|why| Error::Name {
+            name: name.to_owned(),
+            why,
+        })?;
         Ok(Self(name.to_owned()))
     }
 }
@@ -104,13 +109,23 @@ impl FromStr for Snapshot {
     type Err = Error;
 
     fn from_str(full: &str) -> Result<Self, Error> {
-        let error = |why| Error::Name { name: full.to_owned(), why };
-        let (dataset, name) = full.split_once('@').ok_or_else(|| error("a snapshot is named DATASET@NAME"))?;
-        check(dataset).and_then(|()| check_component(name)).map_err(error)?;
+        let error = |why| Error::Name {
+            name: full.to_owned(),
+            why,
+        };
+        let (dataset, name) = full
+            .split_once('@')
+            .ok_or_else(|| error("a snapshot is named DATASET@NAME"))?;
+        check(dataset)
+            .and_then(|()| check_component(name))
+            .map_err(error)?;
         if full.len() > LONGEST {
             return Err(error("it is longer than 255 bytes"));
         }
-        Ok(Self { full: full.to_owned(), at: dataset.len() })
+        Ok(Self {
+            full: full.to_owned(),
+            at: dataset.len(),
+        })
     }
 }
 
@@ -140,7 +155,10 @@ fn check_component(name: &str) -> Result<(), &'static str> {
     if name == "." || name == ".." {
         return Err("a component is `.` or `..`");
     }
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.: ".contains(c)) {
+    if !name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "-_.: ".contains(c))
+    {
         return Err("only letters, digits, blanks and `-_.:` may stand between the slashes");
     }
     Ok(())
@@ -159,14 +177,26 @@ mod tests {
         assert_eq!(web.name(), "web.1-a_b:c d");
         assert_eq!(web.pool().parent(), None);
         assert_eq!(web.pool().child("-x").unwrap().as_str(), "tank/-x");
-        assert!(web.parent().unwrap().contains(&web) && web.contains(&web) && !web.contains(&web.pool()));
-        assert!(!"tank/a".parse::<Dataset>().unwrap().contains(&"tank/ab".parse().unwrap()));
+        assert!(
+            web.parent().unwrap().contains(&web)
+                && web.contains(&web)
+                && !web.contains(&web.pool())
+        );
+        assert!(
+            !"tank/a"
+                .parse::<Dataset>()
+                .unwrap()
+                .contains(&"tank/ab".parse().unwrap())
+        );
     }
 
     #[test]
     fn snapshots() {
         let snapshot: Snapshot = "tank/a@before 1".parse().unwrap();
-        assert_eq!((snapshot.dataset().as_str(), snapshot.name()), ("tank/a", "before 1"));
+        assert_eq!(
+            (snapshot.dataset().as_str(), snapshot.name()),
+            ("tank/a", "before 1")
+        );
         assert_eq!(snapshot, snapshot.dataset().at("before 1").unwrap());
     }
 
@@ -174,14 +204,33 @@ mod tests {
     fn what_zfs_refuses_is_refused() {
         let long = format!("tank/{}", "x".repeat(251));
         let deep = vec!["t"; 51].join("/");
-        for name in
-            ["", "-x", "-rtank", "/tank", "tank/", "tank//a", "1tank", "tank/..", "tank/./a", "tank/a%b", "tank/a@b", "tank/a\nb", "tank/é"]
-        {
+        for name in [
+            "",
+            "-x",
+            "-rtank",
+            "/tank",
+            "tank/",
+            "tank//a",
+            "1tank",
+            "tank/..",
+            "tank/./a",
+            "tank/a%b",
+            "tank/a@b",
+            "tank/a\nb",
+            "tank/é",
+        ] {
             assert!(name.parse::<Dataset>().is_err(), "{name:?}");
         }
-        assert!(long.parse::<Dataset>().is_err() && long[1..].replace("ank/", "tank/")[..255].parse::<Dataset>().is_ok());
+        assert!(
+            long.parse::<Dataset>().is_err()
+                && long[1..].replace("ank/", "tank/")[..255]
+                    .parse::<Dataset>()
+                    .is_ok()
+        );
         assert!(deep.parse::<Dataset>().is_err() && deep[2..].parse::<Dataset>().is_ok());
-        for name in ["tank", "tank@", "@x", "tank@a/b", "tank@a@b", "tank@..", "-x@a"] {
+        for name in [
+            "tank", "tank@", "@x", "tank@a/b", "tank@a@b", "tank@..", "-x@a",
+        ] {
             assert!(name.parse::<Snapshot>().is_err(), "{name:?}");
         }
         assert!(format!("{}@x", &long[..254]).parse::<Snapshot>().is_err());

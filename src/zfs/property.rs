@@ -57,20 +57,29 @@ impl Properties {
 
     /// Names and properties, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Property)> {
-        self.0.iter().map(|(name, property)| (name.as_str(), property))
+        self.0
+            .iter()
+            .map(|(name, property)| (name.as_str(), property))
     }
 }
 
-/// The output of `zfs get -Hp -o name,property,value,source`: what each dataset has, in the order printed.
+/// The output of `zfs get -Hp -o name,property,value,source`: what each dataset has, in the order
+/// printed.
 ///
-/// Values may have tabs in them. One with a line end could pass for another dataset's; as every property of a dataset is printed once, that
-/// shows.
+/// Values may have tabs in them. One with a line end could pass for another dataset's; as every
+/// property of a dataset is printed once, that shows.
 pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
-    let malformed = |line: &str| Error::Output { command: "zfs get", output: line.to_owned() };
+    let malformed = |line: &str| Error::Output {
+        command: "zfs get",
+        output: line.to_owned(),
+    };
     let mut all: Vec<(String, BTreeMap<String, Option<Property>>)> = Vec::new();
     for line in output.lines() {
         let mut first = line.splitn(3, '\t');
-        let (Some(name), Some(property), Some(rest)) = (first.next(), first.next(), first.next()) else { return Err(malformed(line)) };
+        let (Some(name), Some(property), Some(rest)) = (first.next(), first.next(), first.next())
+        else {
+            return Err(malformed(line));
+        };
         let (value, source) = rest.rsplit_once('\t').ok_or_else(|| malformed(line))?;
         let source = match source {
             "-" => Source::Fact,
@@ -78,7 +87,12 @@ pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
             "local" => Source::Local,
             "received" => Source::Received,
             "temporary" => Source::Temporary,
-            other => Source::Inherited(other.strip_prefix("inherited from ").ok_or_else(|| malformed(line))?.to_owned()),
+            other => Source::Inherited(
+                other
+                    .strip_prefix("inherited from ")
+                    .ok_or_else(|| malformed(line))?
+                    .to_owned(),
+            ),
         };
         if all.last().is_none_or(|(last, _)| last != name) {
             if all.iter().any(|(other, _)| other == name) {
@@ -86,19 +100,35 @@ pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
             }
             all.push((name.to_owned(), BTreeMap::new()));
         }
-        let Some((_, properties)) = all.last_mut() else { return Err(malformed(line)) };
-        let set = (value != "-" || source != Source::Fact).then(|| Property { value: value.to_owned(), source });
+        let Some((_, properties)) = all.last_mut() else {
+            return Err(malformed(line));
+        };
+        let set = (value != "-" || source != Source::Fact).then(|| Property {
+            value: value.to_owned(),
+            source,
+        });
         if properties.insert(property.to_owned(), set).is_some() {
             return Err(malformed(line));
         }
     }
-    let set = |properties: BTreeMap<String, Option<Property>>| properties.into_iter().filter_map(|(name, p)| Some((name, p?))).collect();
-    Ok(all.into_iter().map(|(name, properties)| (name, Properties(set(properties)))).collect())
+    let set = |properties: BTreeMap<String, Option<Property>>| {
+        properties
+            .into_iter()
+            .filter_map(|(name, p)| Some((name, p?)))
+            .collect()
+    };
+    Ok(all
+        .into_iter()
+        .map(|(name, properties)| (name, Properties(set(properties))))
+        .collect())
 }
 
 /// `-o name=value` for each property.
 pub(super) fn options(properties: &[(&str, &str)]) -> Result<Vec<String>> {
-    Ok(assignments(properties)?.into_iter().flat_map(|assignment| ["-o".to_owned(), assignment]).collect())
+    Ok(assignments(properties)?
+        .into_iter()
+        .flat_map(|assignment| ["-o".to_owned(), assignment])
+        .collect())
 }
 
 /// `name=value` for each property.
@@ -106,7 +136,10 @@ pub(super) fn assignments(properties: &[(&str, &str)]) -> Result<Vec<String>> {
     properties
         .iter()
         .map(|(name, value)| {
-            let error = |why| Error::Property { name: (*name).to_owned(), why };
+            let error = |why| Error::Property {
+                name: (*name).to_owned(),
+                why,
+            };
             check_name(name)?;
             if value.chars().any(char::is_control) {
                 return Err(error("its value has control characters in it"));
@@ -127,10 +160,16 @@ pub(super) fn names(names: &[&str]) -> Result<String> {
 
 fn check_name(name: &str) -> Result<()> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.:@".contains(c);
-    if name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() < 256 && name.chars().all(fits) {
+    if name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.len() < 256
+        && name.chars().all(fits)
+    {
         return Ok(());
     }
-    Err(Error::Property { name: name.to_owned(), why: "a property's name is lower-case letters, digits and `-_.:`" })
+    Err(Error::Property {
+        name: name.to_owned(),
+        why: "a property's name is lower-case letters, digits and `-_.:`",
+    })
 }
 
 #[cfg(test)]
@@ -149,11 +188,19 @@ mod tests {
     #[test]
     fn what_zfs_prints() {
         let all = parse(OUTPUT).unwrap();
-        assert_eq!(all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["tank/a", "tank/b c"]);
+        assert_eq!(
+            all.iter()
+                .map(|(name, _)| name.as_str())
+                .collect::<Vec<_>>(),
+            ["tank/a", "tank/b c"]
+        );
         let (a, b) = (&all[0].1, &all[1].1);
         assert_eq!(a.number("used"), Some(24576));
         assert_eq!(a.get("mountpoint"), Some("/tank/a"));
-        assert_eq!(a.property("xattr").unwrap().source, Source::Inherited("tank".into()));
+        assert_eq!(
+            a.property("xattr").unwrap().source,
+            Source::Inherited("tank".into())
+        );
         assert_eq!(a.get("origin"), None);
         assert_eq!(a.get("org.lxcri-fs:ref"), Some("a b\tc"));
         assert_eq!(b.get("org.lxcri-fs:ref"), Some("-"));
@@ -163,22 +210,45 @@ mod tests {
 
     #[test]
     fn a_value_cannot_pass_for_another_datasets() {
-        let forged = "tank/a\torg.lxcri-fs:ref\tx\tlocal\ntank/b\torg.lxcri-fs:ref\tevil\tlocal\ntank/b\torg.lxcri-fs:ref\tgood\tlocal\n";
+        let forged = "tank/a\torg.lxcri-fs:ref\tx\tlocal\n\
+                      tank/b\torg.lxcri-fs:ref\tevil\tlocal\n\
+                      tank/b\torg.lxcri-fs:ref\tgood\tlocal\n";
         assert!(parse(forged).is_err());
-        let forged = "tank/a\tref:x\t1\tlocal\ntank/b\tref:x\t2\tlocal\ntank/a\tused\t1\t-\n";
+        let forged = "tank/a\torg.lxcri-fs:ref\tx\tlocal\n\
+                      tank/b\torg.lxcri-fs:ref\tevil\tlocal\n\
+                      tank/b\torg.lxcri-fs:ref\tgood\tlocal\n";
         assert!(parse(forged).is_err());
-        for broken in ["tank/a", "tank/a\tused", "tank/a\tused\t1", "tank/a\tused\t1\tsomewhere"] {
+        for broken in [
+            "tank/a",
+            "tank/a\tused",
+            "tank/a\tused\t1",
+            "tank/a\tused\t1\tsomewhere",
+        ] {
             assert!(parse(broken).is_err(), "{broken}");
         }
     }
 
     #[test]
     fn what_is_set() {
-        assert_eq!(options(&[("xattr", "sa"), ("org.lxcri-fs:ref", "a=b")]).unwrap(), ["-o", "xattr=sa", "-o", "org.lxcri-fs:ref=a=b"]);
-        for (name, value) in [("-o", "x"), ("", "x"), ("a=b", "x"), ("A", "x"), ("a,b", "x"), ("ref:x", "a\nb"), ("ref:x", "a\tb")] {
+        assert_eq!(
+            options(&[("xattr", "sa"), ("org.lxcri-fs:ref", "a=b")]).unwrap(),
+            ["-o", "xattr=sa", "-o", "org.lxcri-fs:ref=a=b"]
+        );
+        for (name, value) in [
+            ("-o", "x"),
+            ("", "x"),
+            ("a=b", "x"),
+            ("A", "x"),
+            ("a,b", "x"),
+            ("ref:x", "a\nb"),
+            ("ref:x", "a\tb"),
+        ] {
             assert!(options(&[(name, value)]).is_err(), "{name}={value:?}");
         }
-        assert_eq!(names(&["used", "org.lxcri-fs:ref"]).unwrap(), "used,org.lxcri-fs:ref");
+        assert_eq!(
+            names(&["used", "org.lxcri-fs:ref"]).unwrap(),
+            "used,org.lxcri-fs:ref"
+        );
         assert!(names(&["used,all"]).is_err());
     }
 }

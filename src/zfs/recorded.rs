@@ -1,5 +1,6 @@
-//! Images and containers of a store on ZFS that somebody knows by a path only: records of containers
-//! and uppers, hooks, users. Their datasets may not be mounted, and then nothing is at that path.
+//! Images and containers of a store on ZFS that somebody knows by a path only: records of
+//! containers and uppers, hooks, users. Their datasets may not be mounted, and then nothing is at
+//! that path.
 
 use std::fs::File;
 use std::io;
@@ -18,12 +19,19 @@ pub const CONTAINERS: &str = "containers";
 ///
 /// # Errors
 /// What `failed` makes of the system's error, and those of [`reach_directory`].
-pub fn open_image<E: From<Error>>(path: &Path, failed: impl FnOnce(io::Error) -> E) -> Result<File, E> {
+pub fn open_image<E: From<Error>>(
+    path: &Path,
+    failed: impl FnOnce(io::Error) -> E,
+) -> Result<File, E> {
     // Without O_NONBLOCK, opening a fifo would wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let open = || File::options().read(true).custom_flags(flags).open(path);
     let file = match (open(), path.parent()) {
-        (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound && reach_directory(dir)? => open(),
+        (Err(error), Some(dir))
+            if error.kind() == io::ErrorKind::NotFound && reach_directory(dir)? =>
+        {
+            open()
+        }
         (opened, _) => opened,
     };
     file.map_err(failed)
@@ -40,9 +48,15 @@ pub fn reach_directory(dir: &Path) -> Result<bool> {
     }
     // Without ZFS, nothing is missing because of it.
     let found = Dataset::of_directory(dir).unwrap_or_default();
-    let is_of_store = |dataset: &&Dataset| dataset.parent().is_some_and(|parent| [IMAGES, CONTAINERS].contains(&parent.name()));
+    let is_of_store = |dataset: &&Dataset| {
+        dataset
+            .parent()
+            .is_some_and(|parent| [IMAGES, CONTAINERS].contains(&parent.name()))
+    };
     let found: Vec<&Dataset> = found.iter().filter(is_of_store).collect();
     // Copies of a store may have kept their directories: which of them is meant is not known.
-    let [dataset] = found[..] else { return Ok(false) };
+    let [dataset] = found[..] else {
+        return Ok(false);
+    };
     dataset.reach().map(|_| true)
 }

@@ -62,13 +62,18 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Command`].
     pub fn take_recursively(&self) -> Result<()> {
-        Command::zfs("snapshot", self.as_str()).args(["-r"]).run().map(drop)
+        Command::zfs("snapshot", self.as_str())
+            .args(["-r"])
+            .run()
+            .map(drop)
     }
 
-    /// Has its dataset go back to it. What is open in the dataset is lost to its users, so unmount what stands on it first.
+    /// Has its dataset go back to it. What is open in the dataset is lost to its users, so unmount
+    /// what stands on it first.
     ///
     /// # Errors
-    /// [`Error::Command`], with [`Cause::NewerSnapshots`](super::Cause::NewerSnapshots) where those prevent it.
+    /// [`Error::Command`], with [`Cause::NewerSnapshots`](super::Cause::NewerSnapshots) where those
+    /// prevent it.
     pub fn rollback(&self, newer: Newer) -> Result<()> {
         change::rollback(self, newer)
     }
@@ -87,13 +92,17 @@ impl Snapshot {
     /// [`Error::Command`].
     pub fn rename(&self, to: &str) -> Result<()> {
         let to = self.dataset().at(to)?;
-        Command::zfs("rename", to.as_str()).args([self.as_str()]).run().map(drop)
+        Command::zfs("rename", to.as_str())
+            .args([self.as_str()])
+            .run()
+            .map(drop)
     }
 
     /// Destroys it.
     ///
     /// # Errors
-    /// [`Error::Command`], with [`Cause::HasClones`](super::Cause::HasClones) where those prevent it.
+    /// [`Error::Command`], with [`Cause::HasClones`](super::Cause::HasClones) where those prevent
+    /// it.
     pub fn destroy(&self) -> Result<()> {
         change::destroy_snapshot(self)
     }
@@ -106,19 +115,37 @@ impl Dataset {
     /// [`Error::Command`], [`Error::Output`].
     pub fn snapshots(&self) -> Result<Vec<Info>> {
         let columns = "name,creation,used,referenced,clones,userrefs";
-        let output =
-            Command::zfs("list", self.as_str()).args(["-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", columns]).run()?;
+        let output = Command::zfs("list", self.as_str())
+            .args([
+                "-Hp",
+                "-d",
+                "1",
+                "-t",
+                "snapshot",
+                "-s",
+                "createtxg",
+                "-o",
+                columns,
+            ])
+            .run()?;
         output.lines().map(parse).collect()
     }
 }
 
 /// A line of `zfs list -Hp -t snapshot`.
 fn parse(line: &str) -> Result<Info> {
-    let malformed = || Error::Output { command: "zfs list", output: line.to_owned() };
+    let malformed = || Error::Output {
+        command: "zfs list",
+        output: line.to_owned(),
+    };
     let fields: Vec<&str> = line.split('\t').collect();
-    let [name, creation, used, referenced, clones, holds] = fields[..] else { return Err(malformed()) };
+    let [name, creation, used, referenced, clones, holds] = fields[..] else {
+        return Err(malformed());
+    };
     let number = |field: &str| field.parse().map_err(|_| malformed());
-    let clones = clones.split(',').filter(|clone| !clone.is_empty() && *clone != "-");
+    let clones = clones
+        .split(',')
+        .filter(|clone| !clone.is_empty() && *clone != "-");
     Ok(Info {
         snapshot: name.parse()?,
         creation: number(creation)?,
@@ -137,14 +164,40 @@ mod tests {
     #[test]
     fn lines() {
         let info = parse("tank/a@s1\t1795257717\t0\t24576\ttank/cl,tank/c 2\t1").unwrap();
-        assert_eq!((info.snapshot.name(), info.creation, info.used, info.referenced), ("s1", 1_795_257_717, 0, 24576));
-        assert_eq!(info.clones.iter().map(Dataset::as_str).collect::<Vec<_>>(), ["tank/cl", "tank/c 2"]);
+        assert_eq!(
+            (
+                info.snapshot.name(),
+                info.creation,
+                info.used,
+                info.referenced
+            ),
+            ("s1", 1_795_257_717, 0, 24576)
+        );
+        assert_eq!(
+            info.clones.iter().map(Dataset::as_str).collect::<Vec<_>>(),
+            ["tank/cl", "tank/c 2"]
+        );
         assert_eq!(info.holds, 1);
-        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t\t0").unwrap().clones.is_empty());
-        assert!(parse("tank/a@s1\t1795257717\t0\t24576\t-\t0").unwrap().clones.is_empty());
-        for broken in
-            ["", "tank/a@s1", "tank/a@s1\tnow\t0\t0\t", "tank/a\t1\t0\t0\t", "tank/a@s1\t1\t0\t0\t\t", "tank/a@s1\t1\t0\t0\t\t0\t"]
-        {
+        assert!(
+            parse("tank/a@s1\t1795257717\t0\t24576\t\t0")
+                .unwrap()
+                .clones
+                .is_empty()
+        );
+        assert!(
+            parse("tank/a@s1\t1795257717\t0\t24576\t-\t0")
+                .unwrap()
+                .clones
+                .is_empty()
+        );
+        for broken in [
+            "",
+            "tank/a@s1",
+            "tank/a@s1\tnow\t0\t0\t",
+            "tank/a\t1\t0\t0\t",
+            "tank/a@s1\t1\t0\t0\t\t",
+            "tank/a@s1\t1\t0\t0\t\t0\t",
+        ] {
             assert!(parse(broken).is_err(), "{broken}");
         }
     }

@@ -1,4 +1,5 @@
-//! A file system with one file, a part of which ends whoever reads it: an image in it is one whose decoding ends its worker.
+//! A file system with one file, a part of which ends whoever reads it: an image in it is one whose
+//! decoding ends its worker.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::ffi::OsStr;
@@ -11,8 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, MountOption,
-    OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry,
+    ReplyOpen, Request, Session, SessionACL,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -41,12 +43,24 @@ impl Death {
         match self {
             Death::Kill => Ok(kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL)?),
             Death::Crash => {
-                // Number and arguments of the system call that it waits in, stack pointer, and where it goes on.
+                // Number and arguments of the system call that it waits in, stack pointer, and
+                // where it goes on.
                 let call = std::fs::read_to_string(format!("/proc/{pid}/syscall"))?;
-                let next =
-                    call.trim_end().rsplit(' ').next().and_then(|n| u64::from_str_radix(n.trim_start_matches("0x"), 16).ok()).unwrap();
-                let undefined: &[u8] = if cfg!(target_arch = "x86_64") { &[0x0f, 0x0b] } else { &[0; 4] };
-                File::options().write(true).open(format!("/proc/{pid}/mem"))?.write_all_at(undefined, next)
+                let next = call
+                    .trim_end()
+                    .rsplit(' ')
+                    .next()
+                    .and_then(|n| u64::from_str_radix(n.trim_start_matches("0x"), 16).ok())
+                    .unwrap();
+                let undefined: &[u8] = if cfg!(target_arch = "x86_64") {
+                    &[0x0f, 0x0b]
+                } else {
+                    &[0; 4]
+                };
+                File::options()
+                    .write(true)
+                    .open(format!("/proc/{pid}/mem"))?
+                    .write_all_at(undefined, next)
             }
         }
     }
@@ -54,18 +68,32 @@ impl Death {
 
 impl Killer {
     /// Mounts it; the file has any name that is asked for. How many it has ended.
-    pub fn mount(bytes: Vec<u8>, deadly: Range<u64>, death: Death, dir: &Path) -> (BackgroundSession, Arc<AtomicU32>) {
+    pub fn mount(
+        bytes: Vec<u8>,
+        deadly: Range<u64>,
+        death: Death,
+        dir: &Path,
+    ) -> (BackgroundSession, Arc<AtomicU32>) {
         let killed = Arc::new(AtomicU32::new(0));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::RO, MountOption::FSName("killer".to_owned())];
         config.acl = SessionACL::All;
-        let files = Self { bytes, deadly, death, killed: killed.clone() };
+        let files = Self {
+            bytes,
+            deadly,
+            death,
+            killed: killed.clone(),
+        };
         let session = Session::new(files, dir, &config).unwrap().spawn().unwrap();
         (session, killed)
     }
 
     fn attr(&self, ino: INodeNo) -> FileAttr {
-        let (kind, size) = if ino == FILE { (FileType::RegularFile, self.bytes.len() as u64) } else { (FileType::Directory, 0) };
+        let (kind, size) = if ino == FILE {
+            (FileType::RegularFile, self.bytes.len() as u64)
+        } else {
+            (FileType::Directory, 0)
+        };
         let time = SystemTime::UNIX_EPOCH;
         let (perm, nlink, blksize) = (0o755, 1, 4096);
         FileAttr {
@@ -117,8 +145,12 @@ impl Filesystem for Killer {
         if offset < self.deadly.end && self.deadly.start < end {
             // Others of the same number may come: only a worker is killed.
             let pid = i32::try_from(req.pid()).unwrap();
-            let name = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/comm")).unwrap_or_default();
-            if name.starts_with("fuser-") || name.starts_with("lxcri-fs-worker") || name.starts_with("push") {
+            let name =
+                std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/comm")).unwrap_or_default();
+            if name.starts_with("fuser-")
+                || name.starts_with("lxcri-fs-worker")
+                || name.starts_with("push")
+            {
                 self.death.of(pid).unwrap();
                 self.killed.fetch_add(1, Ordering::Relaxed);
                 return reply.error(Errno::EIO);

@@ -27,14 +27,21 @@ pub fn lxcri_fs() -> Command {
 
 /// The project's test data.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
 }
 
 /// Runs a command that has to succeed; its standard output.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, stderr(&output));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        stderr(&output)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -53,7 +60,11 @@ pub fn stats(dir: &Path) -> Value {
 #[track_caller]
 pub fn requests(dir: &Path, op: &str) -> u64 {
     let stats = stats(dir);
-    let request = stats["requests"].as_array().unwrap().iter().find(|request| request["op"] == op);
+    let request = stats["requests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|request| request["op"] == op);
     request.map_or(0, |request| request["count"].as_u64().unwrap())
 }
 
@@ -90,7 +101,8 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// What `find` finds, tried again for half a minute: a keeper that is just starting a worker on a busy machine may be slow to answer.
+/// What `find` finds, tried again for half a minute: a keeper that is just starting a worker on a
+/// busy machine may be slow to answer.
 #[track_caller]
 pub fn eventually<T>(what: &str, find: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
@@ -127,8 +139,14 @@ pub fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
     let mut inodes: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
     let mut stack = vec![PathBuf::new()];
     while let Some(path) = stack.pop() {
-        let full = if path.as_os_str().is_empty() { root.to_owned() } else { root.join(&path) };
-        let meta = full.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", full.display()));
+        let full = if path.as_os_str().is_empty() {
+            root.to_owned()
+        } else {
+            root.join(&path)
+        };
+        let meta = full
+            .symlink_metadata()
+            .unwrap_or_else(|e| panic!("{}: {e}", full.display()));
         let kind = meta.file_type();
         if kind.is_dir() {
             for entry in full.read_dir().unwrap() {
@@ -140,7 +158,9 @@ pub fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
             let mut file = std::fs::File::open(&full).unwrap();
             let mut buf = vec![0; 1 << 18];
             loop {
-                let n = file.read(&mut buf).unwrap_or_else(|e| panic!("{}: {e}", full.display()));
+                let n = file
+                    .read(&mut buf)
+                    .unwrap_or_else(|e| panic!("{}: {e}", full.display()));
                 if n == 0 {
                     break;
                 }
@@ -163,7 +183,11 @@ pub fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
             mtime: (meta.mtime(), meta.mtime_nsec()),
             size: (!kind.is_dir()).then(|| meta.size()),
             nlink: (!kind.is_dir()).then(|| meta.nlink()),
-            rdev: if kind.is_char_device() || kind.is_block_device() { meta.rdev() } else { 0 },
+            rdev: if kind.is_char_device() || kind.is_block_device() {
+                meta.rdev()
+            } else {
+                0
+            },
             content,
             linked_to: None,
             xattrs: xattrs(&full),
@@ -183,12 +207,18 @@ pub fn tree(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
 
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 64 << 10];
-    let Ok(len) = rustix::fs::llistxattr(path, &mut names[..]) else { return BTreeMap::new() };
-    let names = names[..len].split(|&b| b == 0).filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."));
+    let Ok(len) = rustix::fs::llistxattr(path, &mut names[..]) else {
+        return BTreeMap::new();
+    };
+    let names = names[..len]
+        .split(|&b| b == 0)
+        .filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."));
     names
         .map(|name| {
             let mut value = vec![0; 64 << 10];
-            let len = rustix::fs::lgetxattr(path, std::ffi::OsStr::from_bytes(name), &mut value[..]).unwrap();
+            let len =
+                rustix::fs::lgetxattr(path, std::ffi::OsStr::from_bytes(name), &mut value[..])
+                    .unwrap();
             (name.to_vec(), value[..len].to_vec())
         })
         .collect()
@@ -198,13 +228,31 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 #[track_caller]
 pub fn assert_same_tree(expected: &BTreeMap<Vec<u8>, Entry>, found: &BTreeMap<Vec<u8>, Entry>) {
     let mut differences = Vec::new();
-    for path in expected.keys().chain(found.keys().filter(|p| !expected.contains_key(*p))) {
+    for path in expected
+        .keys()
+        .chain(found.keys().filter(|p| !expected.contains_key(*p)))
+    {
         if expected.get(path) != found.get(path) {
-            differences.push(format!("{}:\n  expected {:?}\n  found    {:?}", path.escape_ascii(), expected.get(path), found.get(path)));
+            differences.push(format!(
+                "{}:\n  expected {:?}\n  found    {:?}",
+                path.escape_ascii(),
+                expected.get(path),
+                found.get(path)
+            ));
         }
     }
-    let shown = differences.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
-    assert!(differences.is_empty(), "{} of {} entries differ\n{shown}", differences.len(), expected.len());
+    let shown = differences
+        .iter()
+        .take(5)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        differences.is_empty(),
+        "{} of {} entries differ\n{shown}",
+        differences.len(),
+        expected.len()
+    );
     assert!(!expected.is_empty());
 }
 

@@ -31,8 +31,11 @@ pub fn setup<const N: usize>() -> (tempfile::TempDir, PathBuf, [PathBuf; N]) {
 /// All that `ps --json` says of an image.
 pub fn all_of(image: &Path) -> Vec<Value> {
     let rows = run(lxcri_fs().args(["ps", "--json"]));
-    let rows = rows.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
-    rows.filter(|row| row["images"][0] == image.to_str().unwrap()).collect()
+    let rows = rows
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap());
+    rows.filter(|row| row["images"][0] == image.to_str().unwrap())
+        .collect()
 }
 
 /// What `ps --json` says of an image.
@@ -49,7 +52,9 @@ pub fn row_of(image: &Path) -> Value {
 /// A process number in a row of `ps`.
 #[track_caller]
 pub fn pid(row: &Value, name: &str) -> u64 {
-    row[name].as_u64().unwrap_or_else(|| panic!("no {name} in {row}"))
+    row[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {name} in {row}"))
 }
 
 /// Whether a process is there. A zombie is dead; whoever has to reap it is not our concern.
@@ -59,7 +64,10 @@ pub fn is_alive(pid: u64) -> bool {
 
 /// Sends a signal.
 pub fn kill(signal: &str, pid: u64) {
-    let _ = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args([format!("-{signal}"), pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Waits until `done`, for a minute at most.
@@ -82,7 +90,10 @@ pub fn within_a_minute(mut done: impl FnMut() -> bool) -> bool {
 
 /// Whether something is mounted on a directory.
 pub fn is_mounted(dir: &Path) -> bool {
-    std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().any(|l| l.split(' ').nth(4) == dir.to_str())
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .any(|l| l.split(' ').nth(4) == dir.to_str())
 }
 
 /// A process that is ended with the test.
@@ -95,7 +106,8 @@ impl Drop for Process {
     }
 }
 
-/// Reads a tree in several threads until `act` is done; every content must be right every time. How often it was read.
+/// Reads a tree in several threads until `act` is done; every content must be right every time. How
+/// often it was read.
 pub fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
     let expected = tree(root);
     let stop = AtomicBool::new(false);
@@ -105,7 +117,11 @@ pub fn under_load(root: &Path, act: impl FnOnce()) -> u32 {
             while !stop.load(Ordering::Relaxed) {
                 let found = tree(root);
                 assert_eq!(found.len(), expected.len());
-                assert!(found.iter().all(|(path, entry)| entry.content == expected[path].content));
+                assert!(
+                    found
+                        .iter()
+                        .all(|(path, entry)| entry.content == expected[path].content)
+                );
                 rounds += 1;
             }
             rounds

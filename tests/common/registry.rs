@@ -1,4 +1,5 @@
-//! Registries for tests: a real one, one that does what a test tells it to, and a connection that breaks.
+//! Registries for tests: a real one, one that does what a test tells it to, and a connection that
+//! breaks.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -41,7 +42,11 @@ impl Registry {
     /// Starts one that keeps its data in `dir`.
     pub fn start(dir: &Path, setup: &Setup) -> Self {
         std::fs::create_dir_all(dir).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let mut config = json!({
             "version": "0.1",
             "log": { "level": "error" },
@@ -49,11 +54,13 @@ impl Registry {
             "http": { "addr": format!("127.0.0.1:{port}") },
         });
         if setup.tls {
-            config["http"]["tls"] = json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
+            config["http"]["tls"] =
+                json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
         }
         if setup.login {
             std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
-            config["auth"] = json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
+            config["auth"] =
+                json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
         }
         // JSON is YAML.
         std::fs::write(dir.join("config.yml"), config.to_string()).unwrap();
@@ -69,7 +76,11 @@ impl Registry {
         let started = Self { port, child };
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "{}", std::fs::read_to_string(dir.join("log")).unwrap());
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "{}",
+                std::fs::read_to_string(dir.join("log")).unwrap()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         started
@@ -92,10 +103,13 @@ pub fn certificate(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     run(Command::new("bash").current_dir(dir).args([
         "-euc",
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca 2>/dev/null
-         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout tls.key -out tls.csr -subj /CN=127.0.0.1 2>/dev/null
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out \
+         ca.crt -days 2 -subj /CN=test-ca 2>/dev/null
+         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout tls.key -out \
+         tls.csr -subj /CN=127.0.0.1 2>/dev/null
          printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n' > ext
-         openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out tls.crt 2>/dev/null",
+         openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile \
+         ext -out tls.crt 2>/dev/null",
     ]));
 }
 
@@ -124,15 +138,23 @@ impl Cutter {
             cut: Arc::default(),
             stop: Arc::default(),
         };
-        let (after, passed, cut, stop) = (this.after.clone(), this.passed.clone(), this.cut.clone(), this.stop.clone());
+        let (after, passed, cut, stop) = (
+            this.after.clone(),
+            this.passed.clone(),
+            this.cut.clone(),
+            this.stop.clone(),
+        );
         let received = this.received.clone();
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let (after, passed, cut, received) = (after.clone(), passed.clone(), cut.clone(), received.clone());
-                std::thread::spawn(move || pass(client.unwrap(), port, &after, &passed, &cut, received));
+                let (after, passed, cut, received) =
+                    (after.clone(), passed.clone(), cut.clone(), received.clone());
+                std::thread::spawn(move || {
+                    pass(client.unwrap(), port, &after, &passed, &cut, received)
+                });
             }
         });
         this
@@ -150,9 +172,17 @@ impl Drop for Cutter {
     }
 }
 
-fn pass(mut client: TcpStream, port: u16, after: &AtomicUsize, passed: &AtomicU64, cut: &AtomicUsize, received: Arc<AtomicU64>) {
+fn pass(
+    mut client: TcpStream,
+    port: u16,
+    after: &AtomicUsize,
+    passed: &AtomicU64,
+    cut: &AtomicUsize,
+    received: Arc<AtomicU64>,
+) {
     let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    let (mut from_client, mut to_server) =
+        (client.try_clone().unwrap(), server.try_clone().unwrap());
     std::thread::spawn(move || {
         let mut buf = vec![0; 16 << 10];
         while let Ok(n) = from_client.read(&mut buf) {
@@ -212,7 +242,13 @@ pub struct Response {
 
 impl Response {
     pub fn new(status: u16, body: &[u8]) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_vec(), announced: None, pause: Duration::ZERO }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.to_vec(),
+            announced: None,
+            pause: Duration::ZERO,
+        }
     }
 
     pub fn with(mut self, name: &str, value: &str) -> Self {
@@ -235,9 +271,16 @@ impl Server {
     }
 
     /// One at another address of loopback: another host.
-    pub fn at(address: &str, answer: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
+    pub fn at(
+        address: &str,
+        answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((address, 0)).unwrap();
-        let this = Self { address: listener.local_addr().unwrap(), log: Arc::default(), stop: Arc::default() };
+        let this = Self {
+            address: listener.local_addr().unwrap(),
+            log: Arc::default(),
+            stop: Arc::default(),
+        };
         let (log, stop, answer) = (this.log.clone(), this.stop.clone(), Arc::new(answer));
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -257,7 +300,12 @@ impl Server {
 
     /// `METHOD PATH` of all that was asked.
     pub fn asked(&self) -> Vec<String> {
-        self.log.lock().unwrap().iter().map(|r| format!("{} {}", r.method, r.path)).collect()
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|r| format!("{} {}", r.method, r.path))
+            .collect()
     }
 }
 
@@ -277,7 +325,9 @@ fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
             Ok(n) if n > 0 => {}
             _ => return,
         }
-        let Ok(line) = String::from_utf8(line) else { return };
+        let Ok(line) = String::from_utf8(line) else {
+            return;
+        };
         let line = line.trim_end().to_owned();
         if line.is_empty() {
             break;
@@ -285,24 +335,51 @@ fn serve(mut client: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
         lines.push(line);
     }
     let mut words = lines[0].split(' ');
-    let (Some(method), Some(path)) = (words.next(), words.next()) else { return };
-    let header = |line: &String| line.split_once(':').map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()));
+    let (Some(method), Some(path)) = (words.next(), words.next()) else {
+        return;
+    };
+    let header = |line: &String| {
+        line.split_once(':')
+            .map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()))
+    };
     let headers: BTreeMap<_, _> = lines[1..].iter().filter_map(header).collect();
-    let mut body = vec![0; headers.get("content-length").and_then(|l| l.parse().ok()).unwrap_or(0)];
+    let mut body = vec![
+        0;
+        headers
+            .get("content-length")
+            .and_then(|l| l.parse().ok())
+            .unwrap_or(0)
+    ];
     if reader.read_exact(&mut body).is_err() {
         return;
     }
-    let request = Request { method: method.to_owned(), path: path.to_owned(), headers, body };
+    let request = Request {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        headers,
+        body,
+    };
     log.lock().unwrap().push(request.clone());
-    let Response { status, headers, body, announced, pause } = answer(&request);
+    let Response {
+        status,
+        headers,
+        body,
+        announced,
+        pause,
+    } = answer(&request);
     let length = announced.unwrap_or(body.len());
-    let mut head = format!("HTTP/1.1 {status} Some\r\nContent-Length: {length}\r\nConnection: close\r\n");
+    let mut head =
+        format!("HTTP/1.1 {status} Some\r\nContent-Length: {length}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
     let _ = client.write_all(format!("{head}\r\n").as_bytes());
     if request.method != "HEAD" {
-        let pieces = if pause.is_zero() { body.chunks(usize::MAX) } else { body.chunks(1) };
+        let pieces = if pause.is_zero() {
+            body.chunks(usize::MAX)
+        } else {
+            body.chunks(1)
+        };
         for piece in pieces {
             std::thread::sleep(pause);
             if client.write_all(piece).is_err() {
@@ -321,7 +398,10 @@ pub struct Image {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     format!("sha256:{hex}")
 }
 
@@ -342,7 +422,9 @@ impl Image {
         let mut tar = Vec::new();
         let mut state = 1u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 56) as u8
         })
         .take(size)
@@ -355,7 +437,10 @@ impl Image {
         let config = json!({
             "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
         });
-        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        let config = self.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
         self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] }))
     }
 
@@ -366,18 +451,26 @@ impl Image {
 
     pub fn manifest(&mut self, media_type: &str, document: &Value) -> Value {
         let bytes = document.to_string().into_bytes();
-        self.manifests.insert(sha256(&bytes), (media_type.to_owned(), bytes.clone()));
+        self.manifests
+            .insert(sha256(&bytes), (media_type.to_owned(), bytes.clone()));
         json!({ "mediaType": media_type, "digest": sha256(&bytes), "size": bytes.len() })
     }
 
     /// Adds an image with the layers of others, the lowest first; its descriptor.
     pub fn stack(&mut self, descriptors: &[&Value]) -> Value {
-        let manifests =
-            descriptors.iter().map(|d| serde_json::from_slice::<Value>(&self.manifests[d["digest"].as_str().unwrap()].1).unwrap());
-        let layers: Vec<Value> = manifests.flat_map(|m| m["layers"].as_array().unwrap().clone()).collect();
+        let manifests = descriptors.iter().map(|d| {
+            serde_json::from_slice::<Value>(&self.manifests[d["digest"].as_str().unwrap()].1)
+                .unwrap()
+        });
+        let layers: Vec<Value> = manifests
+            .flat_map(|m| m["layers"].as_array().unwrap().clone())
+            .collect();
         let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
         let config = json!({ "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": diff_ids } });
-        let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+        let config = self.blob(
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().as_bytes(),
+        );
         self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }))
     }
 
@@ -388,7 +481,11 @@ impl Image {
 
     /// The largest blob: the layer.
     pub fn layer(&mut self) -> (String, &mut Vec<u8>) {
-        self.blobs.iter_mut().max_by_key(|(_, bytes)| bytes.len()).map(|(digest, bytes)| (digest.clone(), bytes)).unwrap()
+        self.blobs
+            .iter_mut()
+            .max_by_key(|(_, bytes)| bytes.len())
+            .map(|(digest, bytes)| (digest.clone(), bytes))
+            .unwrap()
     }
 
     /// What a registry answers, with ranges.
@@ -396,14 +493,26 @@ impl Image {
         let path = request.path.split('?').next().unwrap();
         if let Some((_, tag)) = path.split_once("/manifests/") {
             return match self.manifests.get(tag) {
-                Some((media_type, bytes)) => {
-                    Response::new(200, bytes).with("Content-Type", media_type).with("Docker-Content-Digest", &sha256(bytes))
-                }
-                None => Response::new(404, br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
+                Some((media_type, bytes)) => Response::new(200, bytes)
+                    .with("Content-Type", media_type)
+                    .with("Docker-Content-Digest", &sha256(bytes)),
+                None => Response::new(
+                    404,
+                    br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
+                ),
             };
         }
-        let Some(bytes) = path.split_once("/blobs/").and_then(|(_, digest)| self.blobs.get(digest)) else { return Response::new(404, b"") };
-        match request.header("range").strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')) {
+        let Some(bytes) = path
+            .split_once("/blobs/")
+            .and_then(|(_, digest)| self.blobs.get(digest))
+        else {
+            return Response::new(404, b"");
+        };
+        match request
+            .header("range")
+            .strip_prefix("bytes=")
+            .and_then(|r| r.strip_suffix('-'))
+        {
             Some(from) => {
                 let from: usize = from.parse().unwrap();
                 let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
@@ -425,7 +534,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let bench = Self { dir: tempfile::Builder::new().prefix("lxcri-fs-registry").tempdir_in("/var/tmp").unwrap() };
+        let bench = Self {
+            dir: tempfile::Builder::new()
+                .prefix("lxcri-fs-registry")
+                .tempdir_in("/var/tmp")
+                .unwrap(),
+        };
         std::fs::create_dir(bench.path("home")).unwrap();
         bench.configure("");
         bench
@@ -441,13 +555,19 @@ impl Bench {
 
     /// Says of these registries that they may speak plain HTTP.
     pub fn plain(&self, hosts: &[&str]) {
-        let tables: Vec<_> = hosts.iter().map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n")).collect();
+        let tables: Vec<_> = hosts
+            .iter()
+            .map(|host| format!("[registries.\"{host}\"]\ninsecure = true\n"))
+            .collect();
         self.configure(&tables.concat());
     }
 
     pub fn command(&self) -> Command {
         let mut command = lxcri_fs();
-        command.current_dir(self.dir.path()).env("HOME", self.path("home")).env("LXCRI_FS_CONFIG", self.path("config.toml"));
+        command
+            .current_dir(self.dir.path())
+            .env("HOME", self.path("home"))
+            .env("LXCRI_FS_CONFIG", self.path("config.toml"));
         command.env("LXCRI_FS_STORE", self.path("store"));
         for name in [
             "REGISTRY_AUTH_FILE",
@@ -465,7 +585,13 @@ impl Bench {
     }
 
     pub fn build(&self, reference: &str, image: &str, args: &[&str]) -> Output {
-        self.command().arg("build").arg(format!("docker://{reference}")).args(["--force", "-o", image]).args(args).output().unwrap()
+        self.command()
+            .arg("build")
+            .arg(format!("docker://{reference}"))
+            .args(["--force", "-o", image])
+            .args(args)
+            .output()
+            .unwrap()
     }
 
     #[track_caller]
@@ -494,12 +620,20 @@ impl Bench {
 
     /// What an interrupted build has left here.
     pub fn hidden(&self) -> Vec<String> {
-        let names = self.dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names = self
+            .dir
+            .path()
+            .read_dir()
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with('.')).collect()
     }
 
     pub fn sh(&self, script: &str) -> String {
-        run(Command::new("bash").args(["-euc", script]).current_dir(self.dir.path()).env("HOME", self.path("home")))
+        run(Command::new("bash")
+            .args(["-euc", script])
+            .current_dir(self.dir.path())
+            .env("HOME", self.path("home")))
     }
 
     /// An OCI layout `layout` with an image `v1` of several layers.
@@ -520,7 +654,10 @@ impl Bench {
 
     /// What `list --json` lists.
     pub fn listed(&self) -> Vec<Value> {
-        run(self.command().args(["list", "--json"])).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        run(self.command().args(["list", "--json"]))
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     pub fn pull(&self, args: &[&str]) -> Output {
@@ -530,13 +667,21 @@ impl Bench {
     /// What `pull --json` says.
     #[track_caller]
     pub fn pulled(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&run(self.command().args(["pull", "--json", "--quiet"]).args(args))).unwrap()
+        serde_json::from_str(&run(self
+            .command()
+            .args(["pull", "--json", "--quiet"])
+            .args(args)))
+        .unwrap()
     }
 
     /// The digest that `push` says.
     #[track_caller]
     pub fn pushed(&self, args: &[&str]) -> String {
-        let said: Value = serde_json::from_str(&run(self.command().args(["push", "--json", "--quiet"]).args(args))).unwrap();
+        let said: Value = serde_json::from_str(&run(self
+            .command()
+            .args(["push", "--json", "--quiet"])
+            .args(args)))
+        .unwrap();
         said["digest"].as_str().unwrap().to_owned()
     }
 

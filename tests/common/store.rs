@@ -39,26 +39,48 @@ impl Store {
     }
 
     pub fn in_directory(parent: &Path) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in(parent).unwrap();
-        Self { location: format!("dir:{}", dir.path().join("store").display()), dir, _dataset: None }
+        let dir = tempfile::Builder::new()
+            .prefix("lxcri-fs-store")
+            .tempdir_in(parent)
+            .unwrap();
+        Self {
+            location: format!("dir:{}", dir.path().join("store").display()),
+            dir,
+            _dataset: None,
+        }
     }
 
     /// A store that is somebody else's to make and remove.
     pub fn at(location: String) -> Self {
-        Self { dir: tempfile::tempdir_in("/var/tmp").unwrap(), location, _dataset: None }
+        Self {
+            dir: tempfile::tempdir_in("/var/tmp").unwrap(),
+            location,
+            _dataset: None,
+        }
     }
 
     /// `None` where there is no ZFS.
     pub fn zfs() -> Option<Self> {
         let dataset = Scratch::new()?;
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-store").tempdir_in("/var/tmp").unwrap();
-        Some(Self { location: format!("zfs:{}", dataset.child("store")), dir, _dataset: Some(dataset) })
+        let dir = tempfile::Builder::new()
+            .prefix("lxcri-fs-store")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        Some(Self {
+            location: format!("zfs:{}", dataset.child("store")),
+            dir,
+            _dataset: Some(dataset),
+        })
     }
 
     /// A command that works on it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = lxcri_fs();
-        command.args(args).current_dir(self.dir.path()).env("LXCRI_FS_STORE", &self.location).env_remove("LXCRI_FS_CONFIG");
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("LXCRI_FS_STORE", &self.location)
+            .env_remove("LXCRI_FS_CONFIG");
         command
     }
 
@@ -77,7 +99,12 @@ impl Store {
     #[track_caller]
     pub fn fails(&self, args: &[&str], code: i32) -> String {
         let output = self.output(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{args:?}: {}",
+            stderr(&output)
+        );
         stderr(&output)
     }
 
@@ -91,52 +118,83 @@ impl Store {
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join(name), content).unwrap();
         // The same again is the same image.
-        run(Command::new("touch").args(["-d", "2026-01-01"]).arg(dir.join(name)).arg(&dir));
+        run(Command::new("touch")
+            .args(["-d", "2026-01-01"])
+            .arg(dir.join(name))
+            .arg(&dir));
         dir
     }
 
     /// The images, as `list` tells them.
     #[track_caller]
     pub fn images(&self) -> Vec<Value> {
-        self.run(&["list", "--json"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.run(&["list", "--json"])
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// One of them.
     #[track_caller]
     pub fn image(&self, familiar: &str) -> Value {
         let reference = format!("docker.io/library/{familiar}:latest");
-        self.images().into_iter().find(|i| i["references"][0] == *reference).unwrap()
+        self.images()
+            .into_iter()
+            .find(|i| i["references"][0] == *reference)
+            .unwrap()
     }
 
     /// Names of images that are being written.
     pub fn work(&self) -> Vec<String> {
         let names: Vec<String> = match self.location.split_once(':').unwrap() {
             ("dir", dir) => {
-                let Ok(entries) = std::fs::read_dir(Path::new(dir).join("images")) else { return Vec::new() };
-                entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+                let Ok(entries) = std::fs::read_dir(Path::new(dir).join("images")) else {
+                    return Vec::new();
+                };
+                entries
+                    .map(|e| e.unwrap().file_name().into_string().unwrap())
+                    .collect()
             }
             (_, dataset) => {
-                let output = Command::new("zfs").args(["list", "-Hr", "-o", "name", &format!("{dataset}/images")]).output().unwrap();
-                String::from_utf8(output.stdout).unwrap().lines().map(|l| l.rsplit('/').next().unwrap().to_owned()).collect()
+                let output = Command::new("zfs")
+                    .args(["list", "-Hr", "-o", "name", &format!("{dataset}/images")])
+                    .output()
+                    .unwrap();
+                String::from_utf8(output.stdout)
+                    .unwrap()
+                    .lines()
+                    .map(|l| l.rsplit('/').next().unwrap().to_owned())
+                    .collect()
             }
         };
-        names.into_iter().filter(|name| name.starts_with("_w")).collect()
+        names
+            .into_iter()
+            .filter(|name| name.starts_with("_w"))
+            .collect()
     }
 
     /// Changes a byte of these in an image.
     pub fn damage(&self, path: &Path, bytes: &[u8]) {
         use std::os::unix::fs::FileExt;
-        let dataset = self
-            .location
-            .strip_prefix("zfs:")
-            .map(|d| format!("{d}/images/{}", path.parent().unwrap().file_name().unwrap().to_str().unwrap()));
+        let dataset = self.location.strip_prefix("zfs:").map(|d| {
+            format!(
+                "{d}/images/{}",
+                path.parent()
+                    .unwrap()
+                    .file_name()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+            )
+        });
         if let Some(dataset) = &dataset {
             run(Command::new("zfs").args(["set", "readonly=off", dataset]));
         }
         let image = std::fs::read(path).unwrap();
         let offset = image.windows(bytes.len()).position(|w| w == bytes).unwrap();
         let file = std::fs::File::options().write(true).open(path).unwrap();
-        file.write_all_at(&[image[offset] ^ 0x55], offset as u64).unwrap();
+        file.write_all_at(&[image[offset] ^ 0x55], offset as u64)
+            .unwrap();
         drop(file);
         if let Some(dataset) = &dataset {
             run(Command::new("zfs").args(["set", "readonly=on", dataset]));
@@ -146,7 +204,12 @@ impl Store {
     /// Builds an image with one file, `name`.
     #[track_caller]
     pub fn build(&self, name: &str, reference: &str) {
-        self.run(&["build", self.source(name, name.as_bytes()).to_str().unwrap(), "-t", reference]);
+        self.run(&[
+            "build",
+            self.source(name, name.as_bytes()).to_str().unwrap(),
+            "-t",
+            reference,
+        ]);
     }
 }
 
@@ -158,21 +221,41 @@ pub struct LoopDisk {
 
 impl LoopDisk {
     pub fn new(mkfs: &str, size: u64) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("lxcri-fs-disk")
+            .tempdir_in("/var/tmp")
+            .unwrap();
         let image = dir.path().join("disk");
-        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
         run(Command::new(mkfs).arg(&image));
-        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
+        let disk = Self {
+            mountpoint: dir.path().join("mnt"),
+            _dir: dir,
+        };
         std::fs::create_dir(disk.path()).unwrap();
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&image)
+            .arg(disk.path()));
         disk
     }
 
     pub fn tmpfs(size: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("lxcri-fs-disk").tempdir_in("/var/tmp").unwrap();
-        let disk = Self { mountpoint: dir.path().join("mnt"), _dir: dir };
+        let dir = tempfile::Builder::new()
+            .prefix("lxcri-fs-disk")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let disk = Self {
+            mountpoint: dir.path().join("mnt"),
+            _dir: dir,
+        };
         std::fs::create_dir(disk.path()).unwrap();
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(disk.path()));
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(disk.path()));
         disk
     }
 
@@ -183,9 +266,16 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        // Children of other tests have our descriptors for a moment, until they are programs of their own.
+        // Children of other tests have our descriptors for a moment, until they are programs of
+        // their own.
         for _ in 0..100 {
-            if Command::new("umount").arg("-q").arg(self.path()).status().unwrap().success() {
+            if Command::new("umount")
+                .arg("-q")
+                .arg(self.path())
+                .status()
+                .unwrap()
+                .success()
+            {
                 return;
             }
             std::thread::sleep(Duration::from_millis(50));

@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::run;
 
-/// The pool or dataset that tests may use, from `LXCRI_FS_TEST_POOL`. Says that the test is skipped where there is none: `tests/zfs/run` has one.
+/// The pool or dataset that tests may use, from `LXCRI_FS_TEST_POOL`. Says that the test is skipped
+/// where there is none: `tests/zfs/run` has one.
 pub fn pool() -> Option<String> {
-    let pool = std::env::var("LXCRI_FS_TEST_POOL").ok().filter(|pool| !pool.is_empty());
+    let pool = std::env::var("LXCRI_FS_TEST_POOL")
+        .ok()
+        .filter(|pool| !pool.is_empty());
     if pool.is_none() {
         let test = std::thread::current().name().unwrap_or("test").to_owned();
         eprintln!("{test} is skipped: LXCRI_FS_TEST_POOL names no ZFS pool");
@@ -23,7 +26,12 @@ impl Scratch {
     /// A new dataset in the pool; `None` where there is none.
     pub fn new() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{}/test-{}-{}", pool()?, std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "{}/test-{}-{}",
+            pool()?,
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         zfs(&["create", &name]);
         Some(Self(name))
     }
@@ -36,7 +44,10 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let output = Command::new("zfs").args(["destroy", "-R", "-f", &self.0]).output().unwrap();
+        let output = Command::new("zfs")
+            .args(["destroy", "-R", "-f", &self.0])
+            .output()
+            .unwrap();
         if !output.status.success() && !std::thread::panicking() {
             panic!("zfs destroy {}: {}", self.0, super::stderr(&output));
         }
@@ -52,7 +63,9 @@ pub fn zfs(args: &[&str]) -> String {
 /// A property of a dataset or snapshot.
 #[track_caller]
 pub fn property(dataset: &str, name: &str) -> String {
-    zfs(&["get", "-Hp", "-o", "value", name, dataset]).trim_end().to_owned()
+    zfs(&["get", "-Hp", "-o", "value", name, dataset])
+        .trim_end()
+        .to_owned()
 }
 
 /// The directory of a dataset.
@@ -72,13 +85,22 @@ impl Pool {
     pub fn new(name: &str, dir: &Path, bytes: u64, args: &[&str]) -> Self {
         let file = tempfile::NamedTempFile::new_in(dir).unwrap();
         file.as_file().set_len(bytes).unwrap();
-        run(Command::new("zpool").arg("create").args(args).arg(name).arg(file.path()));
-        Self { name: name.to_owned(), _file: file }
+        run(Command::new("zpool")
+            .arg("create")
+            .args(args)
+            .arg(name)
+            .arg(file.path()));
+        Self {
+            name: name.to_owned(),
+            _file: file,
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let _ = Command::new("zpool").args(["destroy", "-f", &self.name]).status();
+        let _ = Command::new("zpool")
+            .args(["destroy", "-f", &self.name])
+            .status();
     }
 }

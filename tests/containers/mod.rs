@@ -1,7 +1,10 @@
-//! What the tests of containers share: images of a small busybox, and fresh namespaces in which real runtimes run.
+//! What the tests of containers share: images of a small busybox, and fresh namespaces in which
+//! real runtimes run.
 //!
-//! Every script has a /run of its own, in memory, and cgroups of version 2 without controllers, which is what runtimes can do without systemd. It also
-//! has a /sys of its own, since a user namespace may mount a writable one only beside one that is writable, and a range of ids for root's containers.
+//! Every script has a /run of its own, in memory, and cgroups of version 2 without controllers,
+//! which is what runtimes can do without systemd. It also has a /sys of its own, since a user
+//! namespace may mount a writable one only beside one that is writable, and a range of ids for
+//! root's containers.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,28 +15,50 @@ use super::common::{lxcri_fs, run, stderr};
 
 /// Programs of busybox that the tests use.
 const APPLETS: [&str; 24] = [
-    "sh", "ls", "cat", "echo", "sleep", "id", "env", "pwd", "mount", "touch", "kill", "true", "false", "printf", "reboot", "wc",
-    "hostname", "grep", "stat", "mkdir", "rm", "seq", "tr", "test",
+    "sh", "ls", "cat", "echo", "sleep", "id", "env", "pwd", "mount", "touch", "kill", "true",
+    "false", "printf", "reboot", "wc", "hostname", "grep", "stat", "mkdir", "rm", "seq", "tr",
+    "test",
 ];
 
 /// A small root file system with users.
 pub fn rootfs(dir: &Path) -> PathBuf {
     let root = dir.join("root");
-    for name in ["bin", "etc", "sbin", "proc", "sys", "dev", "root", "home/app", "data"] {
+    for name in [
+        "bin", "etc", "sbin", "proc", "sys", "dev", "root", "home/app", "data",
+    ] {
         std::fs::create_dir_all(root.join(name)).unwrap();
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
-    std::fs::copy(busybox.expect("the package busybox-static"), root.join("bin/busybox")).unwrap();
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .find(|p| Path::new(p).exists());
+    std::fs::copy(
+        busybox.expect("the package busybox-static"),
+        root.join("bin/busybox"),
+    )
+    .unwrap();
     for name in APPLETS {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n").unwrap();
-    std::fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\nextra:x:2000:app\nweb:x:33:other,app\n").unwrap();
+    std::fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\n",
+    )
+    .unwrap();
+    std::fs::write(
+        root.join("etc/group"),
+        "root:x:0:\napp:x:1001:\nextra:x:2000:app\nweb:x:33:other,app\n",
+    )
+    .unwrap();
     std::fs::write(root.join("data/hello"), "from the image\n").unwrap();
     // A system: counts its starts, and ends when it is asked to.
-    let init = "#!/bin/sh\necho start >> /starts\ntrap 'exit 0' PWR TERM\nwhile :; do sleep 0.1; done\n";
+    let init =
+        "#!/bin/sh\necho start >> /starts\ntrap 'exit 0' PWR TERM\nwhile :; do sleep 0.1; done\n";
     std::fs::write(root.join("sbin/init"), init).unwrap();
-    std::fs::set_permissions(root.join("sbin/init"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(
+        root.join("sbin/init"),
+        std::fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
     root
 }
 
@@ -54,7 +79,11 @@ pub fn layout(dir: &Path, config: &[&str]) -> PathBuf {
 /// An image of it.
 pub fn image(dir: &Path, config: &[&str]) -> PathBuf {
     let (layout, image) = (layout(dir, config), dir.join("t.bfc"));
-    run(lxcri_fs().arg("build").arg(format!("oci:{}:t", layout.display())).arg("-o").arg(&image));
+    run(lxcri_fs()
+        .arg("build")
+        .arg(format!("oci:{}:t", layout.display()))
+        .arg("-o")
+        .arg(&image));
     image
 }
 
@@ -79,7 +108,8 @@ nothing_is_left() {
 }
 "#;
 
-/// Runs a script in namespaces of its own, where IMAGE is an image and PROGRAM the program under test.
+/// Runs a script in namespaces of its own, where IMAGE is an image and PROGRAM the program under
+/// test.
 pub fn inside(image: &Path, script: &str) -> Output {
     // Mounts that others have at this moment are not to be found here, nor kept by us.
     let setup = r#"grep -e ' - fuse.lxcri-fs ' -e ' - overlay ' /proc/self/mountinfo | cut -d' ' -f5 | tac | while read -r dir; do umount -l "$dir" 2>/dev/null || :; done
@@ -87,7 +117,23 @@ pub fn inside(image: &Path, script: &str) -> Output {
         for f in subuid subgid; do echo root:100000:65536 > /run/$f; touch /etc/$f; mount --bind /run/$f /etc/$f; done
         mount --make-rshared /; exec "$@""#;
     Command::new("timeout")
-        .args(["180", "unshare", "-m", "-p", "-n", "-f", "-u", "-i", "--kill-child", "--propagation", "private", "sh", "-ec", setup, "_"])
+        .args([
+            "180",
+            "unshare",
+            "-m",
+            "-p",
+            "-n",
+            "-f",
+            "-u",
+            "-i",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            setup,
+            "_",
+        ])
         .args(["bash", "-c", &format!("{PRELUDE}{script}")])
         .env("PROGRAM", env!("CARGO_BIN_EXE_lxcri-fs"))
         .env("IMAGE", image)
@@ -102,13 +148,23 @@ pub fn inside(image: &Path, script: &str) -> Output {
 pub fn pass(image: &Path, script: &str) -> String {
     let output = inside(image, script);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{}\n{stdout}\n{}", output.status, stderr(&output));
+    assert!(
+        output.status.success(),
+        "{}\n{stdout}\n{}",
+        output.status,
+        stderr(&output)
+    );
     stdout
 }
 
 /// Whether a program is there; a test that does without says so.
 pub fn has(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).stdout(Stdio::null()).status().unwrap().success();
+    let found = Command::new("sh")
+        .args(["-c", "command -v \"$0\"", program])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
+        .success();
     if !found {
         eprintln!("NOT TESTED: {program} is not installed");
     }

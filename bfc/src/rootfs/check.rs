@@ -1,4 +1,5 @@
-//! What a section's records say of each other, all of them. A reader checks what it comes by, and only what would lead it astray.
+//! What a section's records say of each other, all of them. A reader checks what it comes by, and
+//! only what would lead it astray.
 
 use std::collections::HashSet;
 
@@ -10,7 +11,8 @@ fn damaged(reason: &'static str) -> Error {
     Error::Section { offset: 0, reason }
 }
 
-/// Checks the tree: directories and their dentries, and that these name each inode as often as its link count says.
+/// Checks the tree: directories and their dentries, and that these name each inode as often as its
+/// link count says.
 ///
 /// # Errors
 /// [`Error::Section`] for the first thing that is wrong, [`Error::Read`].
@@ -20,7 +22,9 @@ pub(super) fn tree(section: &Section) -> Result<()> {
     let listed = xattr_dentries(section)?;
     let mut dentries = 0;
     for ino in ROOT..=section.inode_count() {
-        let inode = section.inode(ino)?.ok_or_else(|| damaged("an inode that is not there"))?;
+        let inode = section
+            .inode(ino)?
+            .ok_or_else(|| damaged("an inode that is not there"))?;
         if inode.is_dir() {
             dentries += directory(section, &inode, &mut names, listed.as_ref())?;
         }
@@ -29,34 +33,55 @@ pub(super) fn tree(section: &Section) -> Result<()> {
         return Err(damaged("a dentry of no directory"));
     }
     for (ino, &count) in (ROOT..).zip(&names) {
-        let inode = section.inode(ino)?.ok_or_else(|| damaged("an inode that is not there"))?;
+        let inode = section
+            .inode(ino)?
+            .ok_or_else(|| damaged("an inode that is not there"))?;
         let right = match (inode.is_dir(), ino) {
             (true, ROOT) => 0,
             (true, _) => 1,
             (false, _) => inode.nlink,
         };
         if count != right || (count == 0 && ino != ROOT) {
-            return Err(damaged("an inode that is not named as often as its link count says"));
+            return Err(damaged(
+                "an inode that is not named as often as its link count says",
+            ));
         }
     }
     Ok(())
 }
 
-/// The dentries that are listed as leading to attributes, by directory and place in it; `None` when there is no list.
+/// The dentries that are listed as leading to attributes, by directory and place in it; `None` when
+/// there is no list.
 fn xattr_dentries(section: &Section) -> Result<Option<HashSet<(u32, u64)>>> {
-    let Some(list) = section.xattr_dentries()? else { return Ok(None) };
+    let Some(list) = section.xattr_dentries()? else {
+        return Ok(None);
+    };
     let mut reached = HashSet::from([ROOT]);
     for &(dir, index) in &list {
         let inode = section.inode(dir)?.filter(|_| reached.contains(&dir));
-        let dentry = inode.map(|inode| section.dentry(&inode, index.into())).transpose()?.flatten();
-        let dentry = dentry.ok_or_else(|| damaged("a list of dentries with attributes whose directories are not in it"))?;
+        let dentry = inode
+            .map(|inode| section.dentry(&inode, index.into()))
+            .transpose()?
+            .flatten();
+        let dentry = dentry.ok_or_else(|| {
+            damaged("a list of dentries with attributes whose directories are not in it")
+        })?;
         reached.insert(dentry.ino);
     }
-    Ok(Some(list.into_iter().map(|(dir, index)| (dir, index.into())).collect()))
+    Ok(Some(
+        list.into_iter()
+            .map(|(dir, index)| (dir, index.into()))
+            .collect(),
+    ))
 }
 
 /// Checks a directory's dentries; how many it has.
-fn directory(section: &Section, dir: &Inode, names: &mut [u32], listed: Option<&HashSet<(u32, u64)>>) -> Result<u64> {
+fn directory(
+    section: &Section,
+    dir: &Inode,
+    names: &mut [u32],
+    listed: Option<&HashSet<(u32, u64)>>,
+) -> Result<u64> {
     let mut last: Option<Dentry> = None;
     let (mut index, mut subdirs) = (0, 0_u32);
     while let Some(dentry) = section.dentry(dir, index)? {
@@ -71,7 +96,9 @@ fn directory(section: &Section, dir: &Inode, names: &mut [u32], listed: Option<&
         }
         let child = section.follow(&dentry)?;
         if child.xattr != 0 && listed.is_some_and(|listed| !listed.contains(&(dir.ino, index))) {
-            return Err(damaged("an inode with attributes that is not in the list of them"));
+            return Err(damaged(
+                "an inode with attributes that is not in the list of them",
+            ));
         }
         subdirs += u32::from(child.is_dir());
         if let Some(count) = names.get_mut(child.ino as usize - 1) {
@@ -81,7 +108,9 @@ fn directory(section: &Section, dir: &Inode, names: &mut [u32], listed: Option<&
         index += 1;
     }
     if dir.nlink.checked_sub(2) != Some(subdirs) {
-        return Err(damaged("a directory whose link count is not that of its subdirectories"));
+        return Err(damaged(
+            "a directory whose link count is not that of its subdirectories",
+        ));
     }
     Ok(index)
 }

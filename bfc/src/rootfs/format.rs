@@ -43,11 +43,13 @@ pub const REGION_ALIGN: usize = 128;
 
 /// `incompat` bit: digests are whole, and the records that hold them as long as here.
 pub const INCOMPAT_DIGEST_32: u64 = 1;
-/// `incompat` bit: a dentry says which directory it is of, and a directory which dentry is its name.
+/// `incompat` bit: a dentry says which directory it is of, and a directory which dentry is its
+/// name.
 pub const INCOMPAT_ONE_NAME: u64 = 1 << 1;
 /// `incompat` bit: the file's header has the committed length.
 pub const INCOMPAT_COMMITTED: u64 = 1 << 2;
-/// Incompatible feature bits of version 1.0: an image without one of them is of before, one with another of later.
+/// Incompatible feature bits of version 1.0: an image without one of them is of before, one with
+/// another of later.
 pub const INCOMPAT_1_0: u64 = INCOMPAT_DIGEST_32 | INCOMPAT_ONE_NAME | INCOMPAT_COMMITTED;
 /// `compat` bit: every zstd frame ends in its content checksum.
 pub const COMPAT_ZSTD_CHECKSUM: u64 = 1;
@@ -63,15 +65,20 @@ pub fn hash(bytes: &[u8]) -> Hash {
     *blake3::hash(bytes).as_bytes()
 }
 
-/// The most that a piece of `len` original bytes takes when it is stored: compressed by zstd, which may make it longer, and sealed. A frame's length at
-/// most [`MAX_FRAME_LOG2`] bounds it.
+/// The most that a piece of `len` original bytes takes when it is stored: compressed by zstd, which
+/// may make it longer, and sealed. A frame's length at most [`MAX_FRAME_LOG2`] bounds it.
 pub fn max_stored(len: u64) -> u64 {
     len.saturating_add(len / 128).saturating_add(256)
 }
 
 /// Whether a file system can show this name.
 pub fn valid_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= 255 && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0)
+    !name.is_empty()
+        && name.len() <= 255
+        && name != b"."
+        && name != b".."
+        && !name.contains(&b'/')
+        && !name.contains(&0)
 }
 
 /// Where the section is, and the digest that everything in it hangs from.
@@ -86,7 +93,8 @@ pub struct Locator {
 }
 
 impl Locator {
-    /// The locator in the bytes; `None` when the magic is not there. `limit` is the end that the section may have in the file.
+    /// The locator in the bytes; `None` when the magic is not there. `limit` is the end that the
+    /// section may have in the file.
     ///
     /// # Errors
     /// [`Error::Section`] when the magic is there and the rest is not right.
@@ -98,10 +106,17 @@ impl Locator {
         if flavour.crc(&b[..56]) != u32_at(b, 56) {
             return damaged("its locator has a wrong checksum");
         }
-        let locator = Self { offset: u64_at(b, 8), size: u64_at(b, 16), root_digest: array_at(b, 24) };
+        let locator = Self {
+            offset: u64_at(b, 8),
+            size: u64_at(b, 16),
+            root_digest: array_at(b, 24),
+        };
         if !locator.offset.is_multiple_of(SECTION_ALIGN)
             || locator.size < SECTION_HEADER_LEN as u64
-            || locator.offset.checked_add(locator.size).is_none_or(|end| end > limit)
+            || locator
+                .offset
+                .checked_add(locator.size)
+                .is_none_or(|end| end > limit)
         {
             return damaged("its locator points outside the file");
         }
@@ -191,16 +206,21 @@ impl SectionHeader {
         ]
     }
 
-    /// The header in the bytes. Every region has been found to lie inside the section, and to hold whole records.
+    /// The header in the bytes. Every region has been found to lie inside the section, and to hold
+    /// whole records.
     ///
     /// # Errors
-    /// [`Error::Section`], [`Error::Outdated`] for what was made before version 1.0, and [`Error::Unsupported`] for an unknown incompatible feature.
+    /// [`Error::Section`], [`Error::Outdated`] for what was made before version 1.0, and
+    /// [`Error::Unsupported`] for an unknown incompatible feature.
     pub fn parse(b: &[u8; SECTION_HEADER_LEN]) -> Result<Self> {
         let damaged = |offset, reason| Err(Error::Section { offset, reason });
         if b[..8] != SECTION_MAGIC {
             return damaged(0, "no magic");
         }
-        let region = |i: usize| Region { offset: u64_at(b, 40 + i * 16), size: u64_at(b, 48 + i * 16) };
+        let region = |i: usize| Region {
+            offset: u64_at(b, 40 + i * 16),
+            size: u64_at(b, 48 + i * 16),
+        };
         let header = Self {
             incompat: u64_at(b, 8),
             compat: u64_at(b, 16),
@@ -227,13 +247,20 @@ impl SectionHeader {
         }
         let unknown = header.incompat & !INCOMPAT_1_0;
         if unknown != 0 {
-            return Err(Error::Unsupported(format!("incompatible features {unknown:#x} of the rootfs section")));
+            return Err(Error::Unsupported(format!(
+                "incompatible features {unknown:#x} of the rootfs section"
+            )));
         }
-        if !(MIN_LOG2..=MAX_CHUNK_LOG2).contains(&header.chunk_log2) || !(MIN_LOG2..=MAX_FRAME_LOG2).contains(&header.frame_log2) {
+        if !(MIN_LOG2..=MAX_CHUNK_LOG2).contains(&header.chunk_log2)
+            || !(MIN_LOG2..=MAX_FRAME_LOG2).contains(&header.frame_log2)
+        {
             return damaged(32, "a chunk or frame length out of range");
         }
         for (i, r) in header.regions().into_iter().enumerate() {
-            if r.offset.checked_add(r.size).is_none_or(|end| end > header.size) {
+            if r.offset
+                .checked_add(r.size)
+                .is_none_or(|end| end > header.size)
+            {
                 return damaged(40 + i as u64 * 16, "a region outside the section");
             }
         }
@@ -256,7 +283,8 @@ impl SectionHeader {
         if header.dentries.size / DENTRY_LEN as u64 > u64::from(u32::MAX) {
             return damaged(56, "too many dentries");
         }
-        if header.chunks.size / HASH_LEN as u64 != header.chunks.offset.div_ceil(1 << header.chunk_log2)
+        if header.chunks.size / HASH_LEN as u64
+            != header.chunks.offset.div_ceil(1 << header.chunk_log2)
             || header.chunks.offset + header.chunks.size != header.size
         {
             return damaged(40, "a chunk table that does not fit the section");
@@ -287,7 +315,8 @@ impl SectionHeader {
 /// An inode record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Inode {
-    /// Its number: its place among the records, plus one. Not in the record: who reads it sets this.
+    /// Its number: its place among the records, plus one. Not in the record: who reads it sets
+    /// this.
     pub ino: u32,
     /// Type and permission bits, as in `st_mode`.
     pub mode: u32,
@@ -305,7 +334,8 @@ pub struct Inode {
     pub xattr: u32,
     /// File: length in bytes. Symlink: length of the target. Directory: number of dentries.
     pub size: u64,
-    /// File: number of the content. Symlink: offset of the target in `names`. Directory: number of its first dentry. Device: major number shifted left by 32, or minor number.
+    /// File: number of the content. Symlink: offset of the target in `names`. Directory: number of
+    /// its first dentry. Device: major number shifted left by 32, or minor number.
     pub data: u64,
     /// Directory: inode number of the parent (the root's is the root).
     pub parent: u32,
@@ -381,7 +411,14 @@ pub struct Dentry {
 impl Dentry {
     /// The fields of the bytes.
     pub fn parse(b: &[u8; DENTRY_LEN]) -> Self {
-        Self { number: 0, ino: u32_at(b, 0), name: u32_at(b, 4), name_len: u16_at(b, 8), kind: b[10], dir: u32_at(b, 12) }
+        Self {
+            number: 0,
+            ino: u32_at(b, 0),
+            name: u32_at(b, 4),
+            name_len: u16_at(b, 8),
+            kind: b[10],
+            dir: u32_at(b, 12),
+        }
     }
 
     /// The bytes.
@@ -443,13 +480,15 @@ impl Content {
     /// # Errors
     /// [`Error::Unsupported`] for an unknown compression, encryption or layout.
     pub fn parse(b: &[u8; CONTENT_LEN]) -> Result<Self> {
-        let unsupported = |what| Error::Unsupported(format!("a content record with unknown {what}"));
+        let unsupported =
+            |what| Error::Unsupported(format!("a content record with unknown {what}"));
         Ok(Self {
             offset: u64_at(b, 0),
             stored: u64_at(b, 8),
             size: u64_at(b, 16),
             crc: u32_at(b, 24),
-            comp: Compression::from_raw(u32::from(b[28])).ok_or_else(|| unsupported("compression"))?,
+            comp: Compression::from_raw(u32::from(b[28]))
+                .ok_or_else(|| unsupported("compression"))?,
             enc: Encryption::from_raw(u32::from(b[29])).ok_or_else(|| unsupported("encryption"))?,
             layout: match b[30] {
                 0 => Layout::Direct,
@@ -501,7 +540,12 @@ pub struct Frame {
 impl Frame {
     /// The fields of the bytes.
     pub fn parse(b: &[u8; FRAME_LEN]) -> Self {
-        Self { offset: u64_at(b, 0), stored: u32_at(b, 8), crc: u32_at(b, 12), hash: array_at(b, 16) }
+        Self {
+            offset: u64_at(b, 0),
+            stored: u32_at(b, 8),
+            crc: u32_at(b, 12),
+            hash: array_at(b, 16),
+        }
     }
 
     /// The bytes.
@@ -543,13 +587,19 @@ impl Layer {
     pub fn parse(b: &[u8; LAYER_LEN]) -> Self {
         Self {
             diff_id: array_at(b, 0),
-            skeleton: Region { offset: u64_at(b, 32), size: u64_at(b, 40) },
+            skeleton: Region {
+                offset: u64_at(b, 32),
+                size: u64_at(b, 40),
+            },
             skeleton_size: u64_at(b, 48),
             tar_size: u64_at(b, 56),
             contents_end: u32_at(b, 64),
             frames_end: u32_at(b, 68),
             data_end: u64_at(b, 72),
-            created_by: Region { offset: u64_at(b, 80), size: u64_at(b, 88) },
+            created_by: Region {
+                offset: u64_at(b, 80),
+                size: u64_at(b, 88),
+            },
             entries: u64_at(b, 96),
         }
     }

@@ -1,7 +1,7 @@
 //! The rootfs section: all that v1 cannot say of a root file system, read in place.
 //!
-//! FORMAT.md, "The rootfs section", has the tables. [`Tree`] is a root file system in memory, [`build`] writes it as a
-//! section, [`Section`] reads one.
+//! FORMAT.md, "The rootfs section", has the tables. [`Tree`] is a root file system in memory,
+//! [`build`] writes it as a section, [`Section`] reads one.
 
 mod check;
 pub mod format;

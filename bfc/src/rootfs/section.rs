@@ -1,21 +1,24 @@
 //! Reading a rootfs section in place, chunk by chunk, each checked when it is first touched.
 //!
-//! Chunks are read with pread and kept, not mapped: a mapping of a file that is cut short under a mount kills the process with SIGBUS, and
-//! bytes checked in a mapping can change afterwards. What is kept grows with what is touched.
+//! Chunks are read with pread and kept, not mapped: a mapping of a file that is cut short under a
+//! mount kills the process with SIGBUS, and bytes checked in a mapping can change afterwards. What
+//! is kept grows with what is touched.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::format::{
-    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode, LAYER_LEN, Layer, Layout, Locator, MAX_LAYERS,
-    MAX_XATTR_DENTRIES, ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash, max_stored,
+    CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode,
+    LAYER_LEN, Layer, Layout, Locator, MAX_LAYERS, MAX_XATTR_DENTRIES, ROOT, Region,
+    SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash, max_stored,
 };
 use crate::error::{Error, Result};
 use crate::format::{HEADER_LEN, MAX_PATH, S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
-/// Longest extended attribute set that is read, bytes: what the kernel would list and return of one inode, with room to spare.
+/// Longest extended attribute set that is read, bytes: what the kernel would list and return of one
+/// inode, with room to spare.
 const MAX_XATTRS: u32 = 16 << 20;
 /// Largest section that is opened, bytes: some hundred million entries.
 const MAX_SECTION: u64 = 16 << 30;
@@ -28,7 +31,12 @@ const MAX_TARGET: u64 = 4096;
 
 enum Bytes {
     Memory(Vec<u8>),
-    File { source: Arc<dyn ReadAt>, offset: u64, table: Vec<u8>, chunks: Box<[OnceLock<Box<[u8]>>]> },
+    File {
+        source: Arc<dyn ReadAt>,
+        offset: u64,
+        table: Vec<u8>,
+        chunks: Box<[OnceLock<Box<[u8]>>]>,
+    },
 }
 
 /// A rootfs section, in a file or in memory.
@@ -39,7 +47,9 @@ pub struct Section {
 
 impl std::fmt::Debug for Section {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Section").field("header", &self.header).finish_non_exhaustive()
+        f.debug_struct("Section")
+            .field("header", &self.header)
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,7 +63,8 @@ pub struct Xattr {
 }
 
 impl Section {
-    /// Opens the section that `locator` names: its header and chunk table are read and checked, nothing else.
+    /// Opens the section that `locator` names: its header and chunk table are read and checked,
+    /// nothing else.
     ///
     /// # Errors
     /// [`Error::Section`], [`Error::Unsupported`], [`Error::Read`].
@@ -61,11 +72,17 @@ impl Section {
         let mut b = [0; SECTION_HEADER_LEN];
         read_exact_at(&*source, &mut b, locator.offset)?;
         if *blake3::hash(&b).as_bytes() != locator.root_digest {
-            return Err(Error::Section { offset: 0, reason: "its header does not have the root digest" });
+            return Err(Error::Section {
+                offset: 0,
+                reason: "its header does not have the root digest",
+            });
         }
         let header = SectionHeader::parse(&b)?;
         if header.size != locator.size {
-            return Err(Error::Section { offset: 24, reason: "its length is not the locator's" });
+            return Err(Error::Section {
+                offset: 24,
+                reason: "its length is not the locator's",
+            });
         }
         if header.size > MAX_SECTION {
             return Err(Error::TooLarge("the rootfs section (the limit is 16 GiB)"));
@@ -73,12 +90,29 @@ impl Section {
         if header.chunks.size > MAX_TABLE {
             return Err(Error::TooLarge("the chunk table (the limit is 32 MiB)"));
         }
-        let table = read_vec_at(&*source, locator.offset + header.chunks.offset, header.chunks.size)?;
+        let table = read_vec_at(
+            &*source,
+            locator.offset + header.chunks.offset,
+            header.chunks.size,
+        )?;
         if *blake3::hash(&table).as_bytes() != header.table_hash {
-            return Err(Error::Section { offset: header.chunks.offset, reason: "its chunk table is damaged" });
+            return Err(Error::Section {
+                offset: header.chunks.offset,
+                reason: "its chunk table is damaged",
+            });
         }
-        let chunks = (0..table.len() / HASH_LEN).map(|_| OnceLock::new()).collect();
-        Ok(Self { header, bytes: Bytes::File { source, offset: locator.offset, table, chunks } })
+        let chunks = (0..table.len() / HASH_LEN)
+            .map(|_| OnceLock::new())
+            .collect();
+        Ok(Self {
+            header,
+            bytes: Bytes::File {
+                source,
+                offset: locator.offset,
+                table,
+                chunks,
+            },
+        })
     }
 
     /// A section that was built in memory by [`super::build`].
@@ -87,13 +121,22 @@ impl Section {
     /// [`Error::Section`] when it is not one.
     pub fn in_memory(bytes: Vec<u8>) -> Result<Self> {
         if bytes.len() < SECTION_HEADER_LEN {
-            return Err(Error::Section { offset: 0, reason: "too short" });
+            return Err(Error::Section {
+                offset: 0,
+                reason: "too short",
+            });
         }
         let header = SectionHeader::parse(&array_at(&bytes, 0))?;
         if header.size != bytes.len() as u64 {
-            return Err(Error::Section { offset: 24, reason: "its length is wrong" });
+            return Err(Error::Section {
+                offset: 24,
+                reason: "its length is wrong",
+            });
         }
-        Ok(Self { header, bytes: Bytes::Memory(bytes) })
+        Ok(Self {
+            header,
+            bytes: Bytes::Memory(bytes),
+        })
     }
 
     /// The header.
@@ -102,9 +145,14 @@ impl Section {
     }
 
     fn chunk(&self, index: usize) -> Result<&[u8]> {
-        let Bytes::File { chunks, .. } = &self.bytes else { return Ok(&[]) };
+        let Bytes::File { chunks, .. } = &self.bytes else {
+            return Ok(&[]);
+        };
         let offset = (index as u64) << self.header.chunk_log2;
-        let slot = chunks.get(index).ok_or(Error::Section { offset, reason: "outside the section" })?;
+        let slot = chunks.get(index).ok_or(Error::Section {
+            offset,
+            reason: "outside the section",
+        })?;
         if let Some(chunk) = slot.get() {
             return Ok(chunk);
         }
@@ -114,29 +162,54 @@ impl Section {
 
     /// Reads a chunk, which is there, and checks it.
     fn read_chunk(&self, index: usize) -> Result<Box<[u8]>> {
-        let Bytes::File { source, offset, table, .. } = &self.bytes else { return Ok(Box::default()) };
+        let Bytes::File {
+            source,
+            offset,
+            table,
+            ..
+        } = &self.bytes
+        else {
+            return Ok(Box::default());
+        };
         let start = (index as u64) << self.header.chunk_log2;
         let len = (self.header.chunks.offset - start).min(1 << self.header.chunk_log2);
         #[allow(clippy::cast_possible_truncation)] // at most a chunk
         let mut chunk = vec![0; len as usize].into_boxed_slice();
         read_exact_at(&**source, &mut chunk, offset + start)?;
-        // The first chunk holds the header, which hangs from the root digest and holds the table's hash.
-        let skip = if index == 0 { SECTION_HEADER_LEN.min(chunk.len()) } else { 0 };
+        // The first chunk holds the header, which hangs from the root digest and holds the table's
+        // hash.
+        let skip = if index == 0 {
+            SECTION_HEADER_LEN.min(chunk.len())
+        } else {
+            0
+        };
         if hash(&chunk[skip..])[..] != table[index * HASH_LEN..(index + 1) * HASH_LEN] {
-            return Err(Error::Section { offset: start, reason: "a chunk does not have its digest" });
+            return Err(Error::Section {
+                offset: start,
+                reason: "a chunk does not have its digest",
+            });
         }
         Ok(chunk)
     }
 
     /// The bytes of a range of the section.
     fn bytes(&self, offset: u64, len: u64) -> Result<Cow<'_, [u8]>> {
-        let damaged = Error::Section { offset, reason: "a reference outside the section" };
-        if offset.checked_add(len).is_none_or(|end| end > self.header.chunks.offset) {
+        let damaged = Error::Section {
+            offset,
+            reason: "a reference outside the section",
+        };
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > self.header.chunks.offset)
+        {
             return Err(damaged);
         }
-        #[allow(clippy::cast_possible_truncation)] // inside the section, so inside memory or the chunk's length
+        #[allow(clippy::cast_possible_truncation)]
+        // inside the section, so inside memory or the chunk's length
         match &self.bytes {
-            Bytes::Memory(bytes) => Ok(Cow::Borrowed(&bytes[offset as usize..(offset + len) as usize])),
+            Bytes::Memory(bytes) => Ok(Cow::Borrowed(
+                &bytes[offset as usize..(offset + len) as usize],
+            )),
             Bytes::File { .. } => {
                 let log2 = self.header.chunk_log2;
                 let within = (offset & ((1 << log2) - 1)) as usize;
@@ -144,7 +217,8 @@ impl Section {
                 if within + len as usize <= first.len() {
                     return Ok(Cow::Borrowed(&first[within..within + len as usize]));
                 }
-                let mut out = Vec::with_capacity((len as usize).min(1 << 20)); // the rest as chunks turn out to be there
+                // The rest as chunks turn out to be there.
+                let mut out = Vec::with_capacity((len as usize).min(1 << 20));
                 out.extend_from_slice(&first[within..]);
                 let mut index = (offset >> log2) as usize + 1;
                 while out.len() < len as usize {
@@ -160,13 +234,19 @@ impl Section {
     /// A range of a region.
     fn range(&self, region: Region, offset: u64, len: u64) -> Result<Cow<'_, [u8]>> {
         if offset.checked_add(len).is_none_or(|end| end > region.size) {
-            return Err(Error::Section { offset: region.offset, reason: "a reference outside its region" });
+            return Err(Error::Section {
+                offset: region.offset,
+                reason: "a reference outside its region",
+            });
         }
         self.bytes(region.offset + offset, len)
     }
 
     fn record<const N: usize>(&self, region: Region, index: u64) -> Result<[u8; N]> {
-        Ok(array_at(&self.range(region, index.saturating_mul(N as u64), N as u64)?, 0))
+        Ok(array_at(
+            &self.range(region, index.saturating_mul(N as u64), N as u64)?,
+            0,
+        ))
     }
 
     /// How many inodes there are; their numbers are 1 up to this.
@@ -175,7 +255,8 @@ impl Section {
         ((self.header.inodes.size / INODE_LEN as u64) as u32)
     }
 
-    /// The inode with this number, `None` when there is none. A directory's parent has a smaller number, so who follows parents ends at the root.
+    /// The inode with this number, `None` when there is none. A directory's parent has a smaller
+    /// number, so who follows parents ends at the root.
     ///
     /// # Errors
     /// [`Error::Section`], [`Error::Read`], as for all that follow.
@@ -184,19 +265,31 @@ impl Section {
             return Ok(None);
         }
         let b: [u8; INODE_LEN] = self.record(self.header.inodes, u64::from(ino) - 1)?;
-        let inode = Inode { ino, ..Inode::parse(&b) };
-        let (is_root, offset) = (ino == ROOT, self.header.inodes.offset + (u64::from(ino) - 1) * INODE_LEN as u64);
+        let inode = Inode {
+            ino,
+            ..Inode::parse(&b)
+        };
+        let (is_root, offset) = (
+            ino == ROOT,
+            self.header.inodes.offset + (u64::from(ino) - 1) * INODE_LEN as u64,
+        );
         if is_root && (!inode.is_dir() || inode.parent != ROOT) {
-            return Err(Error::Section { offset, reason: "a root that is not the directory above all" });
+            return Err(Error::Section {
+                offset,
+                reason: "a root that is not the directory above all",
+            });
         }
         if inode.is_dir() && !is_root && !(ROOT..ino).contains(&inode.parent) {
-            return Err(Error::Section { offset, reason: "a directory that does not come behind its parent" });
+            return Err(Error::Section {
+                offset,
+                reason: "a directory that does not come behind its parent",
+            });
         }
         Ok(Some(inode))
     }
 
-    /// Number `index` of a directory's dentries, which are sorted by name; `None` behind the last. It says itself that it is this directory's: so no
-    /// two directories share one.
+    /// Number `index` of a directory's dentries, which are sorted by name; `None` behind the last.
+    /// It says itself that it is this directory's: so no two directories share one.
     pub fn dentry(&self, dir: &Inode, index: u64) -> Result<Option<Dentry>> {
         if !dir.is_dir() || index >= dir.size {
             return Ok(None);
@@ -204,33 +297,47 @@ impl Section {
         let number = dir.data.saturating_add(index);
         let b: [u8; DENTRY_LEN] = self.record(self.header.dentries, number)?;
         #[allow(clippy::cast_possible_truncation)] // there are less than 2^32
-        let dentry = Dentry { number: number as u32, ..Dentry::parse(&b) };
+        let dentry = Dentry {
+            number: number as u32,
+            ..Dentry::parse(&b)
+        };
         if dentry.dir != dir.ino {
             return Err(self.dentry_error(&dentry, "a dentry of another directory"));
         }
         Ok(Some(dentry))
     }
 
-    /// The inode that a dentry leads to. A directory has this name only, and comes behind the one that it is in: so a walk along dentries
-    /// ends, and comes to each of them once.
+    /// The inode that a dentry leads to. A directory has this name only, and comes behind the one
+    /// that it is in: so a walk along dentries ends, and comes to each of them once.
     pub fn follow(&self, dentry: &Dentry) -> Result<Inode> {
-        let Some(inode) = self.inode(dentry.ino)? else { return Err(self.dentry_error(dentry, "a dentry of no inode")) };
+        let Some(inode) = self.inode(dentry.ino)? else {
+            return Err(self.dentry_error(dentry, "a dentry of no inode"));
+        };
         if (inode.mode & S_IFMT) >> 12 != u32::from(dentry.kind) {
             return Err(self.dentry_error(dentry, "a dentry does not fit its inode"));
         }
-        if inode.is_dir() && (inode.ino == ROOT || inode.parent != dentry.dir || inode.dentry != dentry.number) {
+        if inode.is_dir()
+            && (inode.ino == ROOT || inode.parent != dentry.dir || inode.dentry != dentry.number)
+        {
             return Err(self.dentry_error(dentry, "a directory with two names"));
         }
         Ok(inode)
     }
 
     fn dentry_error(&self, dentry: &Dentry, reason: &'static str) -> Error {
-        Error::Section { offset: self.header.dentries.offset + u64::from(dentry.number) * DENTRY_LEN as u64, reason }
+        Error::Section {
+            offset: self.header.dentries.offset + u64::from(dentry.number) * DENTRY_LEN as u64,
+            reason,
+        }
     }
 
     /// A dentry's name.
     pub fn name(&self, dentry: &Dentry) -> Result<Cow<'_, [u8]>> {
-        self.range(self.header.names, u64::from(dentry.name), u64::from(dentry.name_len))
+        self.range(
+            self.header.names,
+            u64::from(dentry.name),
+            u64::from(dentry.name_len),
+        )
     }
 
     /// Looks a name up in a directory.
@@ -241,7 +348,9 @@ impl Section {
         let (mut low, mut high) = (0, dir.size);
         while low < high {
             let middle = low + (high - low) / 2;
-            let Some(dentry) = self.dentry(dir, middle)? else { return Ok(None) };
+            let Some(dentry) = self.dentry(dir, middle)? else {
+                return Ok(None);
+            };
             match self.name(&dentry)?.as_ref().cmp(name) {
                 Ordering::Equal => return Ok(Some(dentry)),
                 Ordering::Less => low = middle + 1,
@@ -257,9 +366,13 @@ impl Section {
             return Ok(None);
         }
         if inode.size > MAX_TARGET {
-            return Err(Error::Section { offset: self.header.names.offset, reason: "a symlink target that is too long" });
+            return Err(Error::Section {
+                offset: self.header.names.offset,
+                reason: "a symlink target that is too long",
+            });
         }
-        self.range(self.header.names, inode.data, inode.size).map(Some)
+        self.range(self.header.names, inode.data, inode.size)
+            .map(Some)
     }
 
     /// Whether any inode has extended attributes.
@@ -274,7 +387,10 @@ impl Section {
         }
         let region = self.header.xattrs;
         let at = u64::from(inode.xattr);
-        let damaged = || Error::Section { offset: region.offset + at, reason: "an attribute set that does not parse" };
+        let damaged = || Error::Section {
+            offset: region.offset + at,
+            reason: "an attribute set that does not parse",
+        };
         let total = u32_at(&self.range(region, at, 4)?, 0);
         if total > MAX_XATTRS {
             return Err(damaged());
@@ -290,14 +406,18 @@ impl Section {
             let (name_len, value_len) = (usize::from(u16_at(head, 0)), u32_at(head, 4) as usize);
             let (name, tail) = tail.split_at_checked(name_len).ok_or_else(damaged)?;
             let (value, tail) = tail.split_at_checked(value_len).ok_or_else(damaged)?;
-            out.push(Xattr { name: name.to_vec(), value: value.to_vec() });
+            out.push(Xattr {
+                name: name.to_vec(),
+                value: value.to_vec(),
+            });
             rest = tail;
         }
         Ok(out)
     }
 
-    /// The dentries that lead to inodes with extended attributes, each directory's before those in it: the directory's inode number, and which of its
-    /// dentries. `None` when they are not listed: there are many, or the writer did not know of the list.
+    /// The dentries that lead to inodes with extended attributes, each directory's before those in
+    /// it: the directory's inode number, and which of its dentries. `None` when they are not
+    /// listed: there are many, or the writer did not know of the list.
     pub fn xattr_dentries(&self) -> Result<Option<Vec<(u32, u32)>>> {
         if !self.has_xattrs() {
             return Ok(Some(Vec::new()));
@@ -309,10 +429,21 @@ impl Section {
             return Ok(None);
         }
         if count as usize > MAX_XATTR_DENTRIES {
-            return Err(Error::Section { offset: region.offset, reason: "a list of dentries that is too long" });
+            return Err(Error::Section {
+                offset: region.offset,
+                reason: "a list of dentries that is too long",
+            });
         }
-        let list = self.range(region, at.into(), u64::from(count) * XATTR_DENTRY_LEN as u64)?;
-        Ok(Some(list.chunks_exact(XATTR_DENTRY_LEN).map(|b| (u32_at(b, 0), u32_at(b, 4))).collect()))
+        let list = self.range(
+            region,
+            at.into(),
+            u64::from(count) * XATTR_DENTRY_LEN as u64,
+        )?;
+        Ok(Some(
+            list.chunks_exact(XATTR_DENTRY_LEN)
+                .map(|b| (u32_at(b, 0), u32_at(b, 4)))
+                .collect(),
+        ))
     }
 
     /// How many content records there are.
@@ -326,7 +457,14 @@ impl Section {
         let content = Content::parse(&b)?;
         let frame_len = 1_u64 << self.header.frame_log2;
         let damaged = |reason| {
-            Err(Error::Section { offset: self.header.contents.offset.saturating_add(index.saturating_mul(CONTENT_LEN as u64)), reason })
+            Err(Error::Section {
+                offset: self
+                    .header
+                    .contents
+                    .offset
+                    .saturating_add(index.saturating_mul(CONTENT_LEN as u64)),
+                reason,
+            })
         };
         if content.frames != 0 && content.size.div_ceil(frame_len) != u64::from(content.frames) {
             return damaged("a content with a wrong number of frames");
@@ -335,14 +473,26 @@ impl Section {
             return damaged("a content with frames that are not there");
         }
         // What is made in memory describes v1 content too, which is one piece whatever its length.
-        if let Bytes::File { offset: section, .. } = self.bytes {
-            if content.offset < HEADER_LEN as u64 || content.offset.checked_add(content.stored).is_none_or(|end| end > section) {
+        if let Bytes::File {
+            offset: section, ..
+        } = self.bytes
+        {
+            if content.offset < HEADER_LEN as u64
+                || content
+                    .offset
+                    .checked_add(content.stored)
+                    .is_none_or(|end| end > section)
+            {
                 return damaged("a content that is not before the section");
             }
             if content.layout != Layout::Direct || content.source != 0 {
                 return damaged("a content that is not in the image");
             }
-            if content.frames == 0 && (content.size > frame_len || content.stored == 0 || content.stored > max_stored(frame_len)) {
+            if content.frames == 0
+                && (content.size > frame_len
+                    || content.stored == 0
+                    || content.stored > max_stored(frame_len))
+            {
                 return damaged("a content that is one piece and longer than a frame, or empty");
             }
         }
@@ -352,9 +502,16 @@ impl Section {
     /// The path that is the associated data of an encrypted content.
     pub fn content_path(&self, content: &Content) -> Result<Cow<'_, [u8]>> {
         if content.path_len as usize > MAX_PATH {
-            return Err(Error::Section { offset: self.header.contents.offset, reason: "a content with a path that is too long" });
+            return Err(Error::Section {
+                offset: self.header.contents.offset,
+                reason: "a content with a path that is too long",
+            });
         }
-        self.range(self.header.names, u64::from(content.path), u64::from(content.path_len))
+        self.range(
+            self.header.names,
+            u64::from(content.path),
+            u64::from(content.path_len),
+        )
     }
 
     /// How many frame records there are.
@@ -364,7 +521,10 @@ impl Section {
 
     /// Frame number `index` of a content.
     pub fn frame(&self, content: &Content, index: u32) -> Result<Frame> {
-        let frame: [u8; FRAME_LEN] = self.record(self.header.frames, u64::from(content.first_frame) + u64::from(index))?;
+        let frame: [u8; FRAME_LEN] = self.record(
+            self.header.frames,
+            u64::from(content.first_frame) + u64::from(index),
+        )?;
         let frame = Frame::parse(&frame);
         if frame.stored == 0 || u64::from(frame.stored) > max_stored(1 << self.header.frame_log2) {
             return Err(Error::Section {
@@ -372,8 +532,15 @@ impl Section {
                 reason: "a frame that is stored longer than a frame, or empty",
             });
         }
-        if frame.offset.checked_add(u64::from(frame.stored)).is_none_or(|end| end > content.stored) {
-            return Err(Error::Section { offset: self.header.frames.offset, reason: "a frame outside its content" });
+        if frame
+            .offset
+            .checked_add(u64::from(frame.stored))
+            .is_none_or(|end| end > content.stored)
+        {
+            return Err(Error::Section {
+                offset: self.header.frames.offset,
+                reason: "a frame outside its content",
+            });
         }
         Ok(frame)
     }
@@ -390,17 +557,29 @@ impl Section {
         if count > MAX_LAYERS as u64 {
             return Err(Error::TooLarge("the number of layers (the limit is 4096)"));
         }
-        let end = if let Bytes::File { offset, .. } = self.bytes { offset } else { u64::MAX };
+        let end = if let Bytes::File { offset, .. } = self.bytes {
+            offset
+        } else {
+            u64::MAX
+        };
         let mut layers: Vec<Layer> = Vec::new();
-        let mut below = Layer { data_end: HEADER_LEN as u64, ..Layer::default() };
+        let mut below = Layer {
+            data_end: HEADER_LEN as u64,
+            ..Layer::default()
+        };
         for index in 0..count {
             let b: [u8; LAYER_LEN] = self.record(self.header.layers, index)?;
             let layer = Layer::parse(&b);
-            let contents = (below.contents_end..).contains(&layer.contents_end) && u64::from(layer.contents_end) <= self.content_count();
-            let frames = (below.frames_end..).contains(&layer.frames_end) && u64::from(layer.frames_end) <= self.frame_count();
+            let contents = (below.contents_end..).contains(&layer.contents_end)
+                && u64::from(layer.contents_end) <= self.content_count();
+            let frames = (below.frames_end..).contains(&layer.frames_end)
+                && u64::from(layer.frames_end) <= self.frame_count();
             if !contents || !frames || !(below.data_end..=end).contains(&layer.data_end) {
                 let offset = self.header.layers.offset + index * LAYER_LEN as u64;
-                return Err(Error::Section { offset, reason: "a layer that ends outside the image, or below the one before it" });
+                return Err(Error::Section {
+                    offset,
+                    reason: "a layer that ends outside the image, or below the one before it",
+                });
             }
             below = layer.clone();
             layers.push(layer);
@@ -411,18 +590,25 @@ impl Section {
     /// A range of the blobs: a skeleton or a document.
     pub fn blob(&self, region: Region) -> Result<Cow<'_, [u8]>> {
         if region.size > MAX_BLOB {
-            return Err(Error::TooLarge("a document or a layer's record (the limit is 512 MiB)"));
+            return Err(Error::TooLarge(
+                "a document or a layer's record (the limit is 512 MiB)",
+            ));
         }
         self.range(self.header.blobs, region.offset, region.size)
     }
 
-    /// Checks all of the section: the digest of every chunk, then what its records say of each other: every inode has as many names as its link count
-    /// says, every directory one, every dentry is some directory's, names are in order, what has attributes is listed if anything is, and frames stand one
-    /// behind the other.
+    /// Checks all of the section: the digest of every chunk, then what its records say of each
+    /// other: every inode has as many names as its link count says, every directory one, every
+    /// dentry is some directory's, names are in order, what has attributes is listed if anything
+    /// is, and frames stand one behind the other.
     pub fn verify(&self) -> Result<()> {
         if let Bytes::File { chunks, .. } = &self.bytes {
             // Not kept: the records are most of it, and follow.
-            for (index, _) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.get().is_none()) {
+            for (index, _) in chunks
+                .iter()
+                .enumerate()
+                .filter(|(_, chunk)| chunk.get().is_none())
+            {
                 self.read_chunk(index)?;
             }
         }

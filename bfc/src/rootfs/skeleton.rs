@@ -1,7 +1,8 @@
 //! Skeletons: a layer tar with every file content replaced by a reference to a content record.
 //!
-//! A skeleton and the contents make the layer tar again byte for byte, so its `diff_id` stays true; and replaying the
-//! tar headers that a skeleton holds is how layers are merged again. FORMAT.md, "Layer skeletons", has the bytes.
+//! A skeleton and the contents make the layer tar again byte for byte, so its `diff_id` stays true;
+//! and replaying the tar headers that a skeleton holds is how layers are merged again. FORMAT.md,
+//! "Layer skeletons", has the bytes.
 
 use std::io::{self, Read, Write};
 
@@ -21,7 +22,8 @@ const LEVEL: i32 = 3;
 pub enum Segment<'a> {
     /// Bytes of the tar as they are: headers, padding, the end of the archive.
     Raw(&'a [u8]),
-    /// `size` bytes of the tar are the bytes of content `id` from `offset` on. A file that is all hole is referred to with size 0.
+    /// `size` bytes of the tar are the bytes of content `id` from `offset` on. A file that is all
+    /// hole is referred to with size 0.
     Content {
         /// Number of the content record.
         id: u32,
@@ -50,7 +52,9 @@ pub struct SkeletonWriter {
 
 impl std::fmt::Debug for SkeletonWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SkeletonWriter").field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("SkeletonWriter")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -63,7 +67,11 @@ impl SkeletonWriter {
         let failed = |source| Error::Write { offset: 0, source };
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(failed)?;
         encoder.include_checksum(true).map_err(failed)?;
-        Ok(Self { encoder, raw: Vec::with_capacity(MAX_RAW), size: 0 })
+        Ok(Self {
+            encoder,
+            raw: Vec::with_capacity(MAX_RAW),
+            size: 0,
+        })
     }
 
     /// Appends bytes of the tar as they are.
@@ -112,10 +120,17 @@ impl SkeletonWriter {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.encoder.write_all(bytes).map_err(|source| Error::Write { offset: self.size, source })?;
+        self.encoder
+            .write_all(bytes)
+            .map_err(|source| Error::Write {
+                offset: self.size,
+                source,
+            })?;
         self.size += bytes.len() as u64;
         if self.encoder.get_ref().len() > MAX_COMPRESSED {
-            return Err(Error::TooLarge("the headers of one layer (the limit is 512 MiB compressed)"));
+            return Err(Error::TooLarge(
+                "the headers of one layer (the limit is 512 MiB compressed)",
+            ));
         }
         Ok(())
     }
@@ -127,7 +142,10 @@ impl SkeletonWriter {
     pub fn finish(mut self) -> Result<Skeleton> {
         self.flush_raw()?;
         let size = self.size;
-        let compressed = self.encoder.finish().map_err(|source| Error::Write { offset: size, source })?;
+        let compressed = self.encoder.finish().map_err(|source| Error::Write {
+            offset: size,
+            source,
+        })?;
         Ok(Skeleton { compressed, size })
     }
 }
@@ -142,7 +160,10 @@ pub struct SkeletonReader<R> {
 
 impl<R> std::fmt::Debug for SkeletonReader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SkeletonReader").field("left", &self.left).field("at", &self.at).finish_non_exhaustive()
+        f.debug_struct("SkeletonReader")
+            .field("left", &self.left)
+            .field("at", &self.at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,9 +173,14 @@ impl<'a> SkeletonReader<zstd::stream::read::Decoder<'static, &'a [u8]>> {
     /// # Errors
     /// [`Error::Section`] when they are not zstd's.
     pub fn new(compressed: &'a [u8], size: u64) -> Result<Self> {
-        let decoder =
-            zstd::stream::read::Decoder::with_buffer(compressed).map_err(|_| damaged(0, "a skeleton that cannot be decompressed"))?;
-        Ok(Self { decoder, left: size, at: 0, raw: Vec::new() })
+        let decoder = zstd::stream::read::Decoder::with_buffer(compressed)
+            .map_err(|_| damaged(0, "a skeleton that cannot be decompressed"))?;
+        Ok(Self {
+            decoder,
+            left: size,
+            at: 0,
+            raw: Vec::new(),
+        })
     }
 }
 
@@ -175,7 +201,10 @@ impl<R: Read> SkeletonReader<R> {
                 self.fill(&mut b)?;
                 let len = u32_at(&b, 0) as usize;
                 if len > MAX_RAW {
-                    return Err(damaged(self.at, "a skeleton with a raw segment that is too long"));
+                    return Err(damaged(
+                        self.at,
+                        "a skeleton with a raw segment that is too long",
+                    ));
                 }
                 let mut raw = std::mem::take(&mut self.raw);
                 raw.resize(len, 0);
@@ -186,7 +215,11 @@ impl<R: Read> SkeletonReader<R> {
             KIND_CONTENT => {
                 let mut b = [0; 20];
                 self.fill(&mut b)?;
-                Ok(Some(Segment::Content { id: u32_at(&b, 0), offset: u64_at(&b, 4), size: u64_at(&b, 12) }))
+                Ok(Some(Segment::Content {
+                    id: u32_at(&b, 0),
+                    offset: u64_at(&b, 4),
+                    size: u64_at(&b, 12),
+                }))
             }
             _ => Err(damaged(self.at, "a skeleton with an unknown segment")),
         }
@@ -262,13 +295,49 @@ mod tests {
         let mut writer = SkeletonWriter::new().unwrap();
         writer.raw(b"header").unwrap();
         let good = writer.finish().unwrap();
-        assert!(segments(&Skeleton { size: good.size + 1, ..good.clone() }).is_err());
-        assert!(segments(&Skeleton { size: good.size - 1, ..good.clone() }).is_err());
-        assert!(segments(&Skeleton { compressed: good.compressed[..9].to_vec(), ..good.clone() }).is_err());
-        assert!(segments(&Skeleton { compressed: b"not zstd".to_vec(), size: 8 }).is_err());
+        assert!(
+            segments(&Skeleton {
+                size: good.size + 1,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            segments(&Skeleton {
+                size: good.size - 1,
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            segments(&Skeleton {
+                compressed: good.compressed[..9].to_vec(),
+                ..good.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            segments(&Skeleton {
+                compressed: b"not zstd".to_vec(),
+                size: 8
+            })
+            .is_err()
+        );
         let odd = zstd::bulk::compress(&[9], 1).unwrap();
-        assert!(segments(&Skeleton { compressed: odd, size: 1 }).is_err());
+        assert!(
+            segments(&Skeleton {
+                compressed: odd,
+                size: 1
+            })
+            .is_err()
+        );
         let long = zstd::bulk::compress(&[0, 255, 255, 255, 255], 1).unwrap();
-        assert!(segments(&Skeleton { compressed: long, size: 1 << 40 }).is_err());
+        assert!(
+            segments(&Skeleton {
+                compressed: long,
+                size: 1 << 40
+            })
+            .is_err()
+        );
     }
 }

@@ -29,7 +29,10 @@ pub struct Attr {
 impl Attr {
     /// What a directory has that no layer describes: 0755, root's, 1970.
     pub fn implied_dir() -> Self {
-        Self { mode: S_IFDIR | 0o755, ..Self::default() }
+        Self {
+            mode: S_IFDIR | 0o755,
+            ..Self::default()
+        }
     }
 }
 
@@ -38,7 +41,8 @@ impl Attr {
 pub enum Kind {
     /// A directory: names and nodes.
     Dir(BTreeMap<Box<[u8]>, NodeId>),
-    /// A regular file: its length in bytes, and its content (number in [`Tree::contents`]; none when it is empty).
+    /// A regular file: its length in bytes, and its content (number in [`Tree::contents`]; none
+    /// when it is empty).
     File {
         /// Length, bytes.
         size: u64,
@@ -62,7 +66,8 @@ pub struct Node {
     pub kind: Kind,
 }
 
-/// A root file system in memory. Node 0 is the root. Several names may lead to one node that is not a directory: hard links.
+/// A root file system in memory. Node 0 is the root. Several names may lead to one node that is not
+/// a directory: hard links.
 #[derive(Debug, Clone)]
 pub struct Tree {
     /// The nodes; some may have no name any more.
@@ -73,7 +78,13 @@ pub struct Tree {
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { nodes: vec![Node { attr: Attr::implied_dir(), kind: Kind::Dir(BTreeMap::new()) }], contents: Vec::new() }
+        Self {
+            nodes: vec![Node {
+                attr: Attr::implied_dir(),
+                kind: Kind::Dir(BTreeMap::new()),
+            }],
+            contents: Vec::new(),
+        }
     }
 }
 
@@ -101,13 +112,15 @@ impl Tree {
 
     /// Adds a node that no name leads to yet.
     pub fn add(&mut self, node: Node) -> NodeId {
-        #[allow(clippy::cast_possible_truncation)] // building a section refuses more than 2^32 inodes
+        #[allow(clippy::cast_possible_truncation)]
+        // building a section refuses more than 2^32 inodes
         let id = self.nodes.len() as NodeId;
         self.nodes.push(node);
         id
     }
 
-    /// Gives a node a name in a directory, replacing what had it. Nothing happens when `dir` is not a directory.
+    /// Gives a node a name in a directory, replacing what had it. Nothing happens when `dir` is not
+    /// a directory.
     pub fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
         if let Kind::Dir(children) = &mut self.node_mut(dir).kind {
             children.insert(name.into(), id);
@@ -126,15 +139,19 @@ impl Tree {
         self.children(dir)?.get(name).copied()
     }
 
-    /// The directory at `path` (components separated by `/`; empty ones are passed over), with what is missing of it made as
-    /// [`Attr::implied_dir`], and anything in the way that is not a directory replaced.
+    /// The directory at `path` (components separated by `/`; empty ones are passed over), with what
+    /// is missing of it made as [`Attr::implied_dir`], and anything in the way that is not a
+    /// directory replaced.
     pub fn make_dirs(&mut self, path: &[u8]) -> NodeId {
         let mut dir = Self::ROOT;
         for name in path.split(|&b| b == b'/').filter(|n| !n.is_empty()) {
             dir = match self.child(dir, name) {
                 Some(id) if matches!(self.node(id).kind, Kind::Dir(_)) => id,
                 _ => {
-                    let id = self.add(Node { attr: Attr::implied_dir(), kind: Kind::Dir(BTreeMap::new()) });
+                    let id = self.add(Node {
+                        attr: Attr::implied_dir(),
+                        kind: Kind::Dir(BTreeMap::new()),
+                    });
                     self.link(dir, name, id);
                     id
                 }

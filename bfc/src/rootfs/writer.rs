@@ -5,14 +5,16 @@ use std::collections::hash_map::Entry;
 
 use super::Xattr;
 use super::format::{
-    COMPAT_ZSTD_CHECKSUM, Content, DENTRY_LEN, Dentry, Frame, HASH_LEN, INCOMPAT_1_0, INODE_LEN, Inode, Layer, MAX_LAYERS,
-    MAX_XATTR_DENTRIES, REGION_ALIGN, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
+    COMPAT_ZSTD_CHECKSUM, Content, DENTRY_LEN, Dentry, Frame, HASH_LEN, INCOMPAT_1_0, INODE_LEN,
+    Inode, Layer, MAX_LAYERS, MAX_XATTR_DENTRIES, REGION_ALIGN, Region, SECTION_HEADER_LEN,
+    SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use super::tree::{Kind, NodeId, Tree, kind_matches};
 use crate::error::{Error, Result};
 use crate::format::{MAX_PATH, S_IFMT};
 
-/// Binary logarithm of a chunk's length: 16 KiB is read and hashed in some 15 µs, and its digest adds 0.2 %.
+/// Binary logarithm of a chunk's length: 16 KiB is read and hashed in some 15 µs, and its digest
+/// adds 0.2 %.
 const CHUNK_LOG2: u8 = 14;
 
 /// How many paths the v1 index does not show.
@@ -50,8 +52,9 @@ pub struct Extras {
     pub paths: HashMap<u32, Vec<u8>>,
 }
 
-/// Writes `tree` as a section. Inode numbers follow from the tree alone: the root is 1, and then each directory's entries in order,
-/// directory by directory, so that what is listed together stands together.
+/// Writes `tree` as a section. Inode numbers follow from the tree alone: the root is 1, and then
+/// each directory's entries in order, directory by directory, so that what is listed together
+/// stands together.
 ///
 /// # Errors
 /// [`Error::TooLarge`] when some count or offset does not fit its field.
@@ -108,7 +111,9 @@ impl<'a> Builder<'a> {
         let mut next = 0;
         while let Some(&dir) = self.order.get(next) {
             next += 1;
-            let Some(children) = self.tree.children(dir) else { continue };
+            let Some(children) = self.tree.children(dir) else {
+                continue;
+            };
             for &child in children.values() {
                 let at = child as usize;
                 let is_dir = self.tree.children(child).is_some();
@@ -142,8 +147,10 @@ impl<'a> Builder<'a> {
                 Kind::Dir(children) => {
                     let first = self.dentries.len() / DENTRY_LEN;
                     for (name, &child) in children {
-                        let number = narrow(self.dentries.len() / DENTRY_LEN, "more than 2^32 names")?;
-                        // Of a directory, this is the only one, and the directory comes behind its parent.
+                        let number =
+                            narrow(self.dentries.len() / DENTRY_LEN, "more than 2^32 names")?;
+                        // Of a directory, this is the only one, and the directory comes behind its
+                        // parent.
                         self.dentry[child as usize] = number;
                         let dentry = Dentry {
                             number,
@@ -198,9 +205,13 @@ impl<'a> Builder<'a> {
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
         let mut set = vec![0; 8];
         for xattr in sorted {
-            set.extend_from_slice(&narrow::<u16>(xattr.name.len(), "an attribute's name")?.to_le_bytes());
+            set.extend_from_slice(
+                &narrow::<u16>(xattr.name.len(), "an attribute's name")?.to_le_bytes(),
+            );
             set.extend_from_slice(&[0; 2]);
-            set.extend_from_slice(&narrow::<u32>(xattr.value.len(), "an attribute's value")?.to_le_bytes());
+            set.extend_from_slice(
+                &narrow::<u32>(xattr.value.len(), "an attribute's value")?.to_le_bytes(),
+            );
             set.extend_from_slice(&xattr.name);
             set.extend_from_slice(&xattr.value);
         }
@@ -225,13 +236,25 @@ impl<'a> Builder<'a> {
         let mut leads = vec![false; self.tree.nodes.len()];
         // Directories come before what is in them.
         for &id in self.order.iter().rev() {
-            let mut children = self.tree.children(id).into_iter().flat_map(|children| children.values());
-            leads[id as usize] = !self.tree.node(id).attr.xattrs.is_empty() || children.any(|&child| leads[child as usize]);
+            let mut children = self
+                .tree
+                .children(id)
+                .into_iter()
+                .flat_map(|children| children.values());
+            leads[id as usize] = !self.tree.node(id).attr.xattrs.is_empty()
+                || children.any(|&child| leads[child as usize]);
         }
         let mut list = Vec::new();
         for &dir in self.order.iter().filter(|&&id| leads[id as usize]) {
-            let children = self.tree.children(dir).into_iter().flat_map(|children| children.values());
-            for (index, _) in children.enumerate().filter(|(_, child)| leads[**child as usize]) {
+            let children = self
+                .tree
+                .children(dir)
+                .into_iter()
+                .flat_map(|children| children.values());
+            for (index, _) in children
+                .enumerate()
+                .filter(|(_, child)| leads[**child as usize])
+            {
                 list.extend_from_slice(&self.ino[dir as usize].to_le_bytes());
                 list.extend_from_slice(&narrow::<u32>(index, "a directory")?.to_le_bytes());
             }
@@ -241,18 +264,22 @@ impl<'a> Builder<'a> {
             let at: u32 = narrow(self.xattrs.len(), "more than 4 GiB of attributes")?;
             self.xattrs.extend_from_slice(&list);
             self.xattrs[..4].copy_from_slice(&at.to_le_bytes());
-            self.xattrs[4..8].copy_from_slice(&narrow::<u32>(count, "a list of dentries")?.to_le_bytes());
+            self.xattrs[4..8]
+                .copy_from_slice(&narrow::<u32>(count, "a list of dentries")?.to_le_bytes());
         }
         Ok(())
     }
 
     fn finish(mut self, extras: &Extras) -> Result<Vec<u8>> {
-        let mut contents = Vec::with_capacity(self.tree.contents.len() * super::format::CONTENT_LEN);
+        let mut contents =
+            Vec::with_capacity(self.tree.contents.len() * super::format::CONTENT_LEN);
         for (index, content) in (0_u32..).zip(&self.tree.contents) {
             let mut content: Content = *content;
             if let Some(path) = extras.paths.get(&index) {
                 if path.len() > MAX_PATH {
-                    return Err(Error::TooLarge("the path of an encrypted file (the limit is 65,535 bytes)"));
+                    return Err(Error::TooLarge(
+                        "the path of an encrypted file (the limit is 65,535 bytes)",
+                    ));
                 }
                 content.path = self.name(path)?;
                 content.path_len = narrow(path.len(), "a path")?;
@@ -261,7 +288,10 @@ impl<'a> Builder<'a> {
         }
         let mut blobs = Vec::new();
         let mut blob = |bytes: &[u8]| {
-            let region = Region { offset: blobs.len() as u64, size: bytes.len() as u64 };
+            let region = Region {
+                offset: blobs.len() as u64,
+                size: bytes.len() as u64,
+            };
             blobs.extend_from_slice(bytes);
             region
         };
@@ -281,7 +311,10 @@ impl<'a> Builder<'a> {
         let mut out = vec![0; SECTION_HEADER_LEN];
         let mut region = |bytes: Vec<u8>| {
             out.resize(out.len().next_multiple_of(REGION_ALIGN), 0);
-            let region = Region { offset: out.len() as u64, size: bytes.len() as u64 };
+            let region = Region {
+                offset: out.len() as u64,
+                size: bytes.len() as u64,
+            };
             out.extend_from_slice(&bytes);
             region
         };
@@ -310,7 +343,10 @@ impl<'a> Builder<'a> {
             .enumerate()
             .flat_map(|(i, chunk)| hash(&chunk[if i == 0 { SECTION_HEADER_LEN } else { 0 }..]))
             .collect();
-        header.chunks = Region { offset: out.len() as u64, size: table.len() as u64 };
+        header.chunks = Region {
+            offset: out.len() as u64,
+            size: table.len() as u64,
+        };
         header.table_hash = *blake3::hash(&table).as_bytes();
         debug_assert_eq!(table.len() % HASH_LEN, 0);
         out.extend_from_slice(&table);

@@ -1,4 +1,5 @@
-//! Writing an image: contents in, in parallel; then the tree, as a rootfs section and as a v1 index.
+//! Writing an image: contents in, in parallel; then the tree, as a rootfs section and as a v1
+//! index.
 
 mod pipeline;
 mod v1;
@@ -22,7 +23,8 @@ use pipeline::{Pipeline, Start};
 
 /// Default frame length, binary logarithm: 64 KiB (docs/PERFORMANCE.md).
 pub const FRAME_LOG2: u8 = 16;
-/// Default zstd level: on frames as short as ours it is as fast as level 3, and 1.5 % smaller (docs/PERFORMANCE.md).
+/// Default zstd level: on frames as short as ours it is as fast as level 3, and 1.5 % smaller
+/// (docs/PERFORMANCE.md).
 pub const LEVEL: i32 = 4;
 
 /// How to write.
@@ -40,20 +42,26 @@ pub struct WriteOptions {
 
 impl Default for WriteOptions {
     fn default() -> Self {
-        Self { compression: Compression::Zstd, level: LEVEL, frame_log2: FRAME_LOG2, key: None }
+        Self {
+            compression: Compression::Zstd,
+            level: LEVEL,
+            frame_log2: FRAME_LOG2,
+            key: None,
+        }
     }
 }
 
 /// Where the contents of layers go; identical content is stored once.
 pub trait ContentSink {
-    /// Stores the `size` bytes of `input`, the file at `path` (which encrypted content is tied to). Returns the content's number,
-    /// `None` when there are no bytes.
+    /// Stores the `size` bytes of `input`, the file at `path` (which encrypted content is tied to).
+    /// Returns the content's number, `None` when there are no bytes.
     ///
     /// # Errors
     /// [`Error::Input`] when `input` fails or ends early, [`Error::Write`].
     fn add(&mut self, path: &[u8], size: u64, input: &mut dyn Read) -> Result<Option<u32>>;
 
-    /// Ends a layer: all contents so far belong to it or to those below. The counts and the offset are set in the record.
+    /// Ends a layer: all contents so far belong to it or to those below. The counts and the offset
+    /// are set in the record.
     fn end_layer(&mut self) -> Result<Layer>;
 }
 
@@ -99,7 +107,10 @@ enum NewHeader {
     /// A whole one, of a new image.
     Whole(Header),
     /// Another committed length in the one of the image that is continued.
-    Commit { bytes: Box<[u8; HEADER_LEN]>, generation: u64 },
+    Commit {
+        bytes: Box<[u8; HEADER_LEN]>,
+        generation: u64,
+    },
 }
 
 /// Writes an image into a file.
@@ -113,7 +124,9 @@ pub struct ImageWriter {
 
 impl std::fmt::Debug for ImageWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ImageWriter").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("ImageWriter")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,41 +137,93 @@ impl ImageWriter {
     /// [`Error::Write`] when no threads can be started.
     pub fn create(file: File, options: WriteOptions) -> Result<Self> {
         let file = Arc::new(file);
-        let start = Start { position: HEADER_LEN as u64, ..Start::default() };
+        let start = Start {
+            position: HEADER_LEN as u64,
+            ..Start::default()
+        };
         let header = NewHeader::Whole(new_header(&options));
         let pipeline = Pipeline::start(file.clone(), &options, Flavour::Raw, start)?;
-        Ok(Self { file, options, pipeline, header, flavour: Flavour::Raw })
+        Ok(Self {
+            file,
+            options,
+            pipeline,
+            header,
+            flavour: Flavour::Raw,
+        })
     }
 
-    /// Continues the image in `file`, open for reading and writing. Frame length and salt are the image's.
+    /// Continues the image in `file`, open for reading and writing. Frame length and salt are the
+    /// image's.
     ///
     /// # Errors
-    /// [`Error::Section`] and [`Error::Read`] when it is damaged, [`Error::WrongKey`] and [`Error::KeyNeeded`] when the key is not the image's,
-    /// [`Error::Write`].
-    pub fn resume(file: File, container: &Container, section: &Section, keep: Keep, mut options: WriteOptions) -> Result<Self> {
+    /// [`Error::Section`] and [`Error::Read`] when it is damaged, [`Error::WrongKey`] and
+    /// [`Error::KeyNeeded`] when the key is not the image's, [`Error::Write`].
+    pub fn resume(
+        file: File,
+        container: &Container,
+        section: &Section,
+        keep: Keep,
+        mut options: WriteOptions,
+    ) -> Result<Self> {
         let mut sealed = section.header().key_check;
         match (&options.key, sealed != [0; 28]) {
             (None, true) => return Err(Error::KeyNeeded),
-            (Some((key, _)), true) if aead::open(key, CHECK_AAD, &mut sealed).is_none() => return Err(Error::WrongKey),
-            (Some(_), false) => return Err(Error::Unsupported("encrypted content beside content that is not".into())),
+            (Some((key, _)), true) if aead::open(key, CHECK_AAD, &mut sealed).is_none() => {
+                return Err(Error::WrongKey);
+            }
+            (Some(_), false) => {
+                return Err(Error::Unsupported(
+                    "encrypted content beside content that is not".into(),
+                ));
+            }
             _ => {}
         }
         options.frame_log2 = section.header().frame_log2;
         let (position, contents, frames, header) = match keep {
             Keep::All => {
-                let generation = container.header().generation.checked_add(1).ok_or(Error::TooLarge("the image's generation"))?;
-                let header = NewHeader::Commit { bytes: Box::new(*container.header_bytes()), generation };
-                (container.len(), section.content_count(), section.frame_count(), header)
+                let generation = container
+                    .header()
+                    .generation
+                    .checked_add(1)
+                    .ok_or(Error::TooLarge("the image's generation"))?;
+                let header = NewHeader::Commit {
+                    bytes: Box::new(*container.header_bytes()),
+                    generation,
+                };
+                (
+                    container.len(),
+                    section.content_count(),
+                    section.frame_count(),
+                    header,
+                )
             }
-            Keep::Layers(0) => (HEADER_LEN as u64, 0, 0, NewHeader::Whole(new_header(&options))),
+            Keep::Layers(0) => (
+                HEADER_LEN as u64,
+                0,
+                0,
+                NewHeader::Whole(new_header(&options)),
+            ),
             Keep::Layers(n) => {
                 let layers = section.layers()?;
-                let layer = layers.get(n - 1).ok_or(Error::TooLarge("the number of layers to keep"))?;
-                let header = Header { salt: container.header().salt, ..new_header(&options) };
-                (layer.data_end, layer.contents_end.into(), layer.frames_end.into(), NewHeader::Whole(header))
+                let layer = layers
+                    .get(n - 1)
+                    .ok_or(Error::TooLarge("the number of layers to keep"))?;
+                let header = Header {
+                    salt: container.header().salt,
+                    ..new_header(&options)
+                };
+                (
+                    layer.data_end,
+                    layer.contents_end.into(),
+                    layer.frames_end.into(),
+                    NewHeader::Whole(header),
+                )
             }
         };
-        let mut start = Start { position, ..Start::default() };
+        let mut start = Start {
+            position,
+            ..Start::default()
+        };
         for number in 0..contents {
             start.contents.push(section.content(number)?);
         }
@@ -167,32 +232,51 @@ impl ImageWriter {
         }
         if options.key.is_some() {
             for (number, content) in (0_u32..).zip(&start.contents) {
-                start.paths.insert(number, section.content_path(content)?.into_owned());
+                start
+                    .paths
+                    .insert(number, section.content_path(content)?.into_owned());
             }
         }
         let file = Arc::new(file);
         let failed = |offset| move |source| Error::Write { offset, source };
         if let NewHeader::Whole(_) = header {
             // What it says of the image that was copied would be wrong of what follows.
-            file.write_all_at(&[0; SECTOR], 0).and_then(|()| file.sync_data()).map_err(failed(0))?;
+            file.write_all_at(&[0; SECTOR], 0)
+                .and_then(|()| file.sync_data())
+                .map_err(failed(0))?;
         }
         // What follows the image was never finished, and what is not kept goes.
         file.set_len(position).map_err(failed(position))?;
         let flavour = container.flavour();
         let pipeline = Pipeline::start(file.clone(), &options, flavour, start)?;
-        Ok(Self { file, options, pipeline, header, flavour })
+        Ok(Self {
+            file,
+            options,
+            pipeline,
+            header,
+            flavour,
+        })
     }
 
-    /// Writes section, index and footer, and waits until all of it is on the disk. `tree.contents` is filled in here.
+    /// Writes section, index and footer, and waits until all of it is on the disk. `tree.contents`
+    /// is filled in here.
     ///
     /// # Errors
     /// [`Error::Write`], [`Error::TooLarge`].
     pub fn finish(mut self, mut tree: Tree, documents: Documents) -> Result<Written> {
         let done = self.pipeline.finish()?;
         // A duplicate that was written and forgotten may reach further than what is to come.
-        self.file.set_len(done.position).map_err(|source| Error::Write { offset: done.position, source })?;
+        self.file
+            .set_len(done.position)
+            .map_err(|source| Error::Write {
+                offset: done.position,
+                source,
+            })?;
         tree.contents = done.contents;
-        let mut tail = Tail { bytes: Vec::new(), offset: done.position };
+        let mut tail = Tail {
+            bytes: Vec::new(),
+            offset: done.position,
+        };
         let index = v1::index(&tree, &done.paths, &mut tail, self.flavour)?;
         let mut extras = Extras {
             frames: done.frames,
@@ -205,12 +289,22 @@ impl ImageWriter {
             paths: done.paths,
         };
         if let Some((key, _)) = &self.options.key {
-            extras.key_check.copy_from_slice(&aead::seal(key, &pipeline::nonce()?, CHECK_AAD, &[])?);
+            extras.key_check.copy_from_slice(&aead::seal(
+                key,
+                &pipeline::nonce()?,
+                CHECK_AAD,
+                &[],
+            )?);
         }
         let section = crate::rootfs::build(&tree, &extras)?;
         tail.pad(SECTION_ALIGN);
-        let root_digest = *blake3::hash(&section[..crate::rootfs::format::SECTION_HEADER_LEN]).as_bytes();
-        let locator = Locator { offset: tail.position(), size: section.len() as u64, root_digest };
+        let root_digest =
+            *blake3::hash(&section[..crate::rootfs::format::SECTION_HEADER_LEN]).as_bytes();
+        let locator = Locator {
+            offset: tail.position(),
+            size: section.len() as u64,
+            root_digest,
+        };
         tail.bytes.extend_from_slice(&section);
         drop(section);
         {
@@ -218,7 +312,11 @@ impl ImageWriter {
             let mut blob = index.blob;
             blob.extend_from_slice(&locator.encode(self.flavour));
             debug_assert!(blob.len() > LOCATOR_LEN);
-            let footer = Footer { index_size: blob.len() as u64, index_crc: self.flavour.crc(&blob), index_offset };
+            let footer = Footer {
+                index_size: blob.len() as u64,
+                index_crc: self.flavour.crc(&blob),
+                index_offset,
+            };
             tail.bytes.extend_from_slice(&blob);
             tail.bytes.extend_from_slice(&footer.encode());
         }
@@ -233,28 +331,42 @@ impl ImageWriter {
         })
     }
 
-    /// Everything first, then the header, which says how far the image goes: until that is there, the file is what it was before. Of an image that is
-    /// continued only the header's first sector is written, which a disk writes whole or not at all.
+    /// Everything first, then the header, which says how far the image goes: until that is there,
+    /// the file is what it was before. Of an image that is continued only the header's first sector
+    /// is written, which a disk writes whole or not at all.
     fn write_tail(&self, tail: &Tail, root_digest: &[u8; 32]) -> Result<()> {
         let failed = |offset| move |source| Error::Write { offset, source };
-        self.file.write_all_at(&tail.bytes, tail.offset).map_err(failed(tail.offset))?;
+        self.file
+            .write_all_at(&tail.bytes, tail.offset)
+            .map_err(failed(tail.offset))?;
         self.file.sync_data().map_err(failed(tail.offset))?;
         let committed = tail.position();
         match &self.header {
             NewHeader::Whole(header) => {
-                // Made from what it names, so that the same input gives the same bytes; marked as version 8, variant 1 (RFC 9562).
+                // Made from what it names, so that the same input gives the same bytes; marked as
+                // version 8, variant 1 (RFC 9562).
                 let mut uuid = [0; 16];
                 uuid.copy_from_slice(&root_digest[..16]);
                 uuid[6] = uuid[6] & 0x0f | 0x80;
                 uuid[8] = uuid[8] & 0x3f | 0x80;
-                let mut bytes = Header { uuid, ..header.clone() }.encode();
+                let mut bytes = Header {
+                    uuid,
+                    ..header.clone()
+                }
+                .encode();
                 Header::commit(&mut bytes, self.flavour, committed, 1);
-                self.file.write_all_at(&bytes, 0).and_then(|()| self.file.sync_all()).map_err(failed(0))
+                self.file
+                    .write_all_at(&bytes, 0)
+                    .and_then(|()| self.file.sync_all())
+                    .map_err(failed(0))
             }
             NewHeader::Commit { bytes, generation } => {
                 let mut new = **bytes;
                 Header::commit(&mut new, self.flavour, committed, *generation);
-                let written = self.file.write_all_at(&new[..SECTOR], 0).and_then(|()| self.file.sync_all());
+                let written = self
+                    .file
+                    .write_all_at(&new[..SECTOR], 0)
+                    .and_then(|()| self.file.sync_all());
                 written.map_err(|error| {
                     // Who is told that it failed finds the image that was there.
                     let _ = self.file.write_all_at(&bytes[..SECTOR], 0);
@@ -276,10 +388,26 @@ impl ContentSink for ImageWriter {
 }
 
 fn new_header(options: &WriteOptions) -> Header {
-    let zstd = if options.compression == Compression::Zstd { FEATURE_ZSTD } else { 0 };
-    let aead = if options.key.is_some() { FEATURE_AEAD } else { 0 };
+    let zstd = if options.compression == Compression::Zstd {
+        FEATURE_ZSTD
+    } else {
+        0
+    };
+    let aead = if options.key.is_some() {
+        FEATURE_AEAD
+    } else {
+        0
+    };
     let salt = options.key.as_ref().map_or([0; 32], |(_, salt)| *salt);
-    Header { crc: 0, block_size: 4096, features: zstd | aead, uuid: [0; 16], salt, committed: 0, generation: 0 }
+    Header {
+        crc: 0,
+        block_size: 4096,
+        features: zstd | aead,
+        uuid: [0; 16],
+        salt,
+        committed: 0,
+        generation: 0,
+    }
 }
 
 /// What follows the contents, before it is written.

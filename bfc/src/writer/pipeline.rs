@@ -1,5 +1,6 @@
-//! Contents on their way into the image: read and deduplicated by the caller, compressed and sealed by workers on all cores, written
-//! by one thread in the order in which they came. So the bytes do not depend on how fast anything was.
+//! Contents on their way into the image: read and deduplicated by the caller, compressed and sealed
+//! by workers on all cores, written by one thread in the order in which they came. So the bytes do
+//! not depend on how fast anything was.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -79,7 +80,12 @@ enum Event {
     /// The next of its frames.
     Frame(Packed),
     /// It ends; it goes again when it is stored already.
-    End { size: u64, crc: u32, comp: Compression, duplicate: bool },
+    End {
+        size: u64,
+        crc: u32,
+        comp: Compression,
+        duplicate: bool,
+    },
     /// Tell how far a layer goes.
     Layer(Sender<Layer>),
     /// A worker failed.
@@ -106,13 +112,23 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn start(file: Arc<File>, options: &WriteOptions, flavour: Flavour, start: Start) -> Result<Self> {
+    pub(super) fn start(
+        file: Arc<File>,
+        options: &WriteOptions,
+        flavour: Flavour,
+        start: Start,
+    ) -> Result<Self> {
         let failed = |source| Error::Write { offset: 0, source };
         Self::start_with(file, options, flavour, start, || {
             let mut zstd = zstd::bulk::Compressor::new(options.level).map_err(failed)?;
             // For decoders that know nothing of our digests.
-            zstd.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
-            let mut packer = Packer { zstd, key: options.key.as_ref().map(|(key, _)| key.clone()), flavour };
+            zstd.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true))
+                .map_err(failed)?;
+            let mut packer = Packer {
+                zstd,
+                key: options.key.as_ref().map(|(key, _)| key.clone()),
+                flavour,
+            };
             Ok(Box::new(move |job| packer.pack(job)))
         })
     }
@@ -130,16 +146,27 @@ impl Pipeline {
         let (tickets, ticket_queue) = sync_channel(IN_FLIGHT);
         let job_queue = Arc::new(Mutex::new(job_queue));
         let failed = |source| Error::Write { offset: 0, source };
-        let next = u32::try_from(start.contents.len()).map_err(|_| Error::TooLarge("the number of contents"))?;
+        let next = u32::try_from(start.contents.len())
+            .map_err(|_| Error::TooLarge("the number of contents"))?;
         let paths = std::mem::take(&mut start.paths);
         let mut workers = Vec::new();
         for _ in 0..cores {
-            let worker = Worker { jobs: job_queue.clone(), events: events.clone(), pack: pack()? };
-            let thread = std::thread::Builder::new().name("compress".into()).spawn(move || worker.run()).map_err(failed)?;
+            let worker = Worker {
+                jobs: job_queue.clone(),
+                events: events.clone(),
+                pack: pack()?,
+            };
+            let thread = std::thread::Builder::new()
+                .name("compress".into())
+                .spawn(move || worker.run())
+                .map_err(failed)?;
             workers.push(thread);
         }
         let writer = Writer::new(file, start, options, ticket_queue);
-        let writer = std::thread::Builder::new().name("write".into()).spawn(move || writer.run(&event_queue)).map_err(failed)?;
+        let writer = std::thread::Builder::new()
+            .name("write".into())
+            .spawn(move || writer.run(&event_queue))
+            .map_err(failed)?;
         Ok(Self {
             jobs: Some(jobs),
             events: Some(events),
@@ -158,7 +185,12 @@ impl Pipeline {
         })
     }
 
-    pub(super) fn add(&mut self, path: &[u8], size: u64, input: &mut dyn Read) -> Result<Option<u32>> {
+    pub(super) fn add(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        input: &mut dyn Read,
+    ) -> Result<Option<u32>> {
         if size == 0 {
             return Ok(None);
         }
@@ -173,13 +205,18 @@ impl Pipeline {
             }
             self.known.insert(digest, self.next);
         }
-        let aad = if self.sealed { path.to_vec() } else { Vec::new() };
+        let aad = if self.sealed {
+            path.to_vec()
+        } else {
+            Vec::new()
+        };
         self.job(raw, self.zstd, false, aad, true)?;
         self.number(path).map(Some)
     }
 
     fn add_frames(&mut self, path: &[u8], size: u64, input: &mut dyn Read) -> Result<u32> {
-        let frames = u32::try_from(size.div_ceil(self.frame_len as u64)).map_err(|_| Error::TooLarge("a file of more than 2^32 frames"))?;
+        let frames = u32::try_from(size.div_ceil(self.frame_len as u64))
+            .map_err(|_| Error::TooLarge("a file of more than 2^32 frames"))?;
         self.event(Event::Begin)?;
         let mut digest = blake3::Hasher::new();
         let (mut crc, mut left, mut zstd) = (0, size, self.zstd);
@@ -191,13 +228,30 @@ impl Pipeline {
             if index == 0 && zstd {
                 zstd = self.shrinks(&raw);
             }
-            let aad = if self.sealed { frame_aad(path, index, frames) } else { Vec::new() };
+            let aad = if self.sealed {
+                frame_aad(path, index, frames)
+            } else {
+                Vec::new()
+            };
             self.job(raw, zstd, true, aad, false)?;
         }
         let digest = *digest.finalize().as_bytes();
-        let known = if self.sealed { None } else { self.known.get(&digest).copied() };
-        let comp = if zstd { Compression::Zstd } else { Compression::None };
-        self.event(Event::End { size, crc, comp, duplicate: known.is_some() })?;
+        let known = if self.sealed {
+            None
+        } else {
+            self.known.get(&digest).copied()
+        };
+        let comp = if zstd {
+            Compression::Zstd
+        } else {
+            Compression::None
+        };
+        self.event(Event::End {
+            size,
+            crc,
+            comp,
+            duplicate: known.is_some(),
+        })?;
         if let Some(known) = known {
             return Ok(known);
         }
@@ -209,22 +263,43 @@ impl Pipeline {
     fn shrinks(&mut self, frame: &[u8]) -> bool {
         let start = (frame.len() / 2).min(frame.len().saturating_sub(SAMPLE));
         let sample = &frame[start..(start + SAMPLE).min(frame.len())];
-        self.probe.compress(sample).is_ok_and(|packed| packed.len() + packed.len() / 32 < sample.len())
+        self.probe
+            .compress(sample)
+            .is_ok_and(|packed| packed.len() + packed.len() / 32 < sample.len())
     }
 
     fn number(&mut self, path: &[u8]) -> Result<u32> {
         let number = self.next;
-        self.next = number.checked_add(1).ok_or(Error::TooLarge("more than 2^32 contents"))?;
+        self.next = number
+            .checked_add(1)
+            .ok_or(Error::TooLarge("more than 2^32 contents"))?;
         if self.sealed {
             self.paths.insert(number, path.to_vec());
         }
         Ok(number)
     }
 
-    fn job(&mut self, raw: Vec<u8>, zstd: bool, always: bool, aad: Vec<u8>, small: bool) -> Result<()> {
+    fn job(
+        &mut self,
+        raw: Vec<u8>,
+        zstd: bool,
+        always: bool,
+        aad: Vec<u8>,
+        small: bool,
+    ) -> Result<()> {
         let seq = self.seq;
         let sent = self.tickets.send(()).is_ok()
-            && self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job { seq, raw, zstd, always, aad, small }).is_ok());
+            && self.jobs.as_ref().is_some_and(|jobs| {
+                jobs.send(Job {
+                    seq,
+                    raw,
+                    zstd,
+                    always,
+                    aad,
+                    small,
+                })
+                .is_ok()
+            });
         if !sent {
             return Err(self.failure());
         }
@@ -233,7 +308,11 @@ impl Pipeline {
     }
 
     fn event(&mut self, event: Event) -> Result<()> {
-        let sent = self.tickets.send(()).is_ok() && self.events.as_ref().is_some_and(|e| e.send((self.seq, event)).is_ok());
+        let sent = self.tickets.send(()).is_ok()
+            && self
+                .events
+                .as_ref()
+                .is_some_and(|e| e.send((self.seq, event)).is_ok());
         if !sent {
             return Err(self.failure());
         }
@@ -254,20 +333,30 @@ impl Pipeline {
     }
 
     fn join(&mut self) -> Result<Done> {
-        let gone = || Error::Write { offset: 0, source: io::Error::other("a thread of the writer has ended early") };
+        let gone = || Error::Write {
+            offset: 0,
+            source: io::Error::other("a thread of the writer has ended early"),
+        };
         self.jobs = None;
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| gone())?;
         }
         self.events = None;
-        self.writer.take().ok_or_else(gone)?.join().map_err(|_| gone())?
+        self.writer
+            .take()
+            .ok_or_else(gone)?
+            .join()
+            .map_err(|_| gone())?
     }
 
     /// Why the threads have gone.
     fn failure(&mut self) -> Error {
         match self.join() {
             Err(error) => error,
-            Ok(_) => Error::Write { offset: 0, source: io::ErrorKind::BrokenPipe.into() },
+            Ok(_) => Error::Write {
+                offset: 0,
+                source: io::ErrorKind::BrokenPipe.into(),
+            },
         }
     }
 }
@@ -298,7 +387,11 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         loop {
-            let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let job = self
+                .jobs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .recv();
             let Ok(job) = job else { break };
             let (seq, small) = (job.seq, job.small);
             // The writer waits for the answer to every job: a panic must not keep it back.
@@ -307,7 +400,10 @@ impl Worker {
                 Ok(Ok(packed)) if small => Event::Small(packed),
                 Ok(Ok(packed)) => Event::Frame(packed),
                 Ok(Err(error)) => Event::Failed(error),
-                Err(_) => Event::Failed(Error::Write { offset: 0, source: io::Error::other("a compressing thread has panicked") }),
+                Err(_) => Event::Failed(Error::Write {
+                    offset: 0,
+                    source: io::Error::other("a compressing thread has panicked"),
+                }),
             };
             let failed = matches!(event, Event::Failed(_));
             if self.events.send((seq, event)).is_err() || failed {
@@ -339,7 +435,13 @@ impl Packer {
             bytes = aead::seal(key, &nonce()?, &job.aad, &bytes)?;
         }
         let hash = hash(&bytes);
-        Ok(Packed { bytes, comp, size, crc, hash })
+        Ok(Packed {
+            bytes,
+            comp,
+            size,
+            crc,
+            hash,
+        })
     }
 }
 
@@ -374,8 +476,24 @@ impl Writer {
                 stored.insert((stored_hash(content, &start.frames), content.size), number);
             }
         }
-        let Start { position, contents, frames, .. } = start;
-        Self { file, buffer: Vec::new(), flushed: position, contents, frames, stored, open: None, frame_len, sealed, tickets }
+        let Start {
+            position,
+            contents,
+            frames,
+            ..
+        } = start;
+        Self {
+            file,
+            buffer: Vec::new(),
+            flushed: position,
+            contents,
+            frames,
+            stored,
+            open: None,
+            frame_len,
+            sealed,
+            tickets,
+        }
     }
 
     fn run(mut self, events: &Receiver<(u64, Event)>) -> Result<Done> {
@@ -390,7 +508,12 @@ impl Writer {
             }
         }
         self.flush()?;
-        Ok(Done { position: self.flushed, contents: self.contents, frames: self.frames, paths: Paths::new() })
+        Ok(Done {
+            position: self.flushed,
+            contents: self.contents,
+            frames: self.frames,
+            paths: Paths::new(),
+        })
     }
 
     fn position(&self) -> u64 {
@@ -401,21 +524,40 @@ impl Writer {
         match event {
             Event::Small(packed) => self.small(&packed),
             Event::Begin => {
-                self.open = Some(Open { position: self.position(), first_frame: self.frames.len() });
+                self.open = Some(Open {
+                    position: self.position(),
+                    first_frame: self.frames.len(),
+                });
                 self.write(&[0; 48])
             }
             Event::Frame(packed) => {
-                let Some(open) = &self.open else { return Ok(()) };
-                let offset = self.position() - open.position - ObjectHeader::of_file().content_offset();
-                let stored = u32::try_from(packed.bytes.len()).map_err(|_| Error::TooLarge("a frame"))?;
-                self.frames.push(Frame { offset, stored, crc: packed.crc, hash: packed.hash });
+                let Some(open) = &self.open else {
+                    return Ok(());
+                };
+                let offset =
+                    self.position() - open.position - ObjectHeader::of_file().content_offset();
+                let stored =
+                    u32::try_from(packed.bytes.len()).map_err(|_| Error::TooLarge("a frame"))?;
+                self.frames.push(Frame {
+                    offset,
+                    stored,
+                    crc: packed.crc,
+                    hash: packed.hash,
+                });
                 self.write(&packed.bytes)
             }
-            Event::End { size, crc, comp, duplicate } => self.end(size, crc, comp, duplicate),
+            Event::End {
+                size,
+                crc,
+                comp,
+                duplicate,
+            } => self.end(size, crc, comp, duplicate),
             Event::Layer(reply) => {
                 let _ = reply.send(Layer {
-                    contents_end: u32::try_from(self.contents.len()).map_err(|_| Error::TooLarge("the number of contents"))?,
-                    frames_end: u32::try_from(self.frames.len()).map_err(|_| Error::TooLarge("the number of frames"))?,
+                    contents_end: u32::try_from(self.contents.len())
+                        .map_err(|_| Error::TooLarge("the number of contents"))?,
+                    frames_end: u32::try_from(self.frames.len())
+                        .map_err(|_| Error::TooLarge("the number of frames"))?,
                     data_end: self.position(),
                     ..Layer::default()
                 });
@@ -431,7 +573,11 @@ impl Writer {
             return Ok(());
         }
         let stored = packed.bytes.len() as u64;
-        let enc = if self.sealed { Encryption::Whole } else { Encryption::None };
+        let enc = if self.sealed {
+            Encryption::Whole
+        } else {
+            Encryption::None
+        };
         let header = ObjectHeader {
             comp: packed.comp.raw(),
             enc: enc.raw(),
@@ -443,16 +589,38 @@ impl Writer {
         let offset = self.position() + header.content_offset();
         self.write(&padded(&header))?;
         self.write(&packed.bytes)?;
-        let Packed { comp, size, crc, hash, .. } = *packed;
-        self.contents.push(Content { offset, stored, size, crc, comp, enc, hash, ..Content::default() });
+        let Packed {
+            comp,
+            size,
+            crc,
+            hash,
+            ..
+        } = *packed;
+        self.contents.push(Content {
+            offset,
+            stored,
+            size,
+            crc,
+            comp,
+            enc,
+            hash,
+            ..Content::default()
+        });
         Ok(())
     }
 
     fn end(&mut self, size: u64, crc: u32, comp: Compression, duplicate: bool) -> Result<()> {
-        let Some(open) = self.open.take() else { return Ok(()) };
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
         let offset = open.position + ObjectHeader::of_file().content_offset();
-        let enc = if self.sealed { Encryption::Frames } else { Encryption::None };
-        let count = |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the number of frames"));
+        let enc = if self.sealed {
+            Encryption::Frames
+        } else {
+            Encryption::None
+        };
+        let count =
+            |n: usize| u32::try_from(n).map_err(|_| Error::TooLarge("the number of frames"));
         let content = Content {
             offset,
             stored: self.position() - offset,
@@ -464,7 +632,10 @@ impl Writer {
             frames: count(self.frames.len() - open.first_frame)?,
             ..Content::default()
         };
-        let known = self.stored.get(&(stored_hash(&content, &self.frames), size)).copied();
+        let known = self
+            .stored
+            .get(&(stored_hash(&content, &self.frames), size))
+            .copied();
         if duplicate || known.is_some() {
             self.frames.truncate(open.first_frame);
             self.truncate(open.position);
@@ -478,7 +649,14 @@ impl Writer {
             self.write(&table)?;
         }
         let stored_size = self.position() - offset;
-        let header = ObjectHeader { comp: comp.raw(), enc: enc.raw(), orig_size: size, stored_size, crc, ..ObjectHeader::of_file() };
+        let header = ObjectHeader {
+            comp: comp.raw(),
+            enc: enc.raw(),
+            orig_size: size,
+            stored_size,
+            crc,
+            ..ObjectHeader::of_file()
+        };
         self.patch(open.position, &padded(&header))?;
         self.contents.push(content);
         Ok(())
@@ -486,12 +664,18 @@ impl Writer {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= WRITE_BUFFER { self.flush() } else { Ok(()) }
+        if self.buffer.len() >= WRITE_BUFFER {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<()> {
         let offset = self.flushed;
-        self.file.write_all_at(&self.buffer, offset).map_err(|source| Error::Write { offset, source })?;
+        self.file
+            .write_all_at(&self.buffer, offset)
+            .map_err(|source| Error::Write { offset, source })?;
         self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -508,12 +692,15 @@ impl Writer {
             }
             None => {
                 self.flush()?;
-                self.file.write_all_at(bytes, at).map_err(|source| Error::Write { offset: at, source })
+                self.file
+                    .write_all_at(bytes, at)
+                    .map_err(|source| Error::Write { offset: at, source })
             }
         }
     }
 
-    /// Forgets what was written from `at` on. What has reached the file is overwritten later, or cut off at the end.
+    /// Forgets what was written from `at` on. What has reached the file is overwritten later, or
+    /// cut off at the end.
     fn truncate(&mut self, at: u64) {
         match at.checked_sub(self.flushed) {
             #[allow(clippy::cast_possible_truncation)] // inside the buffer
@@ -555,7 +742,8 @@ fn seek_table(content: &Content, frames: &[Frame], frame_len: u64) -> Vec<u8> {
     let frames = &frames[content.first_frame as usize..];
     let mut out = Vec::with_capacity(17 + 8 * frames.len());
     out.extend_from_slice(&0x184D_2A5E_u32.to_le_bytes());
-    #[allow(clippy::cast_possible_truncation)] // bounded by the number of frames in practice, and ignored by us
+    #[allow(clippy::cast_possible_truncation)]
+    // bounded by the number of frames in practice, and ignored by us
     out.extend_from_slice(&((8 * frames.len() + 9) as u32).to_le_bytes());
     let mut left = content.size;
     for frame in frames {
@@ -575,7 +763,8 @@ fn seek_table(content: &Content, frames: &[Frame], frame_len: u64) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// More pieces than may be under way, so that whoever waits for the one that panics would wait for ever.
+    /// More pieces than may be under way, so that whoever waits for the one that panics would wait
+    /// for ever.
     #[test]
     fn a_panic_in_a_compressing_thread_is_an_error() -> Result<()> {
         #[allow(clippy::panic)]
@@ -584,10 +773,18 @@ mod tests {
         }
         let file = Arc::new(tempfile::tempfile().map_err(Error::Input)?);
         let options = WriteOptions::default();
-        let mut pipeline = Pipeline::start_with(file, &options, Flavour::Raw, Start::default(), || Ok(Box::new(panics)))?;
-        let added = (0..2 * IN_FLIGHT).try_for_each(|n| pipeline.add(b"", 8, &mut &n.to_le_bytes()[..]).map(drop));
+        let mut pipeline =
+            Pipeline::start_with(file, &options, Flavour::Raw, Start::default(), || {
+                Ok(Box::new(panics))
+            })?;
+        let added = (0..2 * IN_FLIGHT)
+            .try_for_each(|n| pipeline.add(b"", 8, &mut &n.to_le_bytes()[..]).map(drop));
         let error = added.and_then(|()| pipeline.finish().map(drop)).err();
-        assert!(matches!(&error, Some(Error::Write { source, .. }) if source.to_string().contains("panicked")), "{error:?}");
+        assert!(
+            matches!(&error, Some(Error::Write { source, .. })
+                if source.to_string().contains("panicked")),
+            "{error:?}"
+        );
         Ok(())
     }
 }

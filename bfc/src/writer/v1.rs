@@ -18,15 +18,33 @@ pub(super) struct Index {
     pub(super) unsaid: u64,
 }
 
-/// Makes the index of `tree`; the objects of directories, symlinks and empty files are appended to `tail`.
-pub(super) fn index(tree: &Tree, paths: &Paths, tail: &mut Tail, flavour: Flavour) -> Result<Index> {
-    let mut writer =
-        Writer { tree, paths, tail, flavour, plain: HashMap::new(), links: HashMap::new(), out: vec![0; 8], count: 0, unsaid: 0 };
+/// Makes the index of `tree`; the objects of directories, symlinks and empty files are appended to
+/// `tail`.
+pub(super) fn index(
+    tree: &Tree,
+    paths: &Paths,
+    tail: &mut Tail,
+    flavour: Flavour,
+) -> Result<Index> {
+    let mut writer = Writer {
+        tree,
+        paths,
+        tail,
+        flavour,
+        plain: HashMap::new(),
+        links: HashMap::new(),
+        out: vec![0; 8],
+        count: 0,
+        unsaid: 0,
+    };
     writer.out[..4].copy_from_slice(&1_u32.to_le_bytes());
     writer.walk()?;
     let count = writer.count.to_le_bytes();
     writer.out[4..8].copy_from_slice(&count);
-    Ok(Index { blob: writer.out, unsaid: writer.unsaid })
+    Ok(Index {
+        blob: writer.out,
+        unsaid: writer.unsaid,
+    })
 }
 
 struct Writer<'a> {
@@ -34,7 +52,8 @@ struct Writer<'a> {
     paths: &'a Paths,
     tail: &'a mut Tail,
     flavour: Flavour,
-    /// Objects without content, by type: where they are. One serves all, for only the index refers to objects.
+    /// Objects without content, by type: where they are. One serves all, for only the index refers
+    /// to objects.
     plain: HashMap<u8, (u64, u64)>,
     /// Symlink objects, by target.
     links: HashMap<&'a [u8], (u64, u64, u32)>,
@@ -51,23 +70,37 @@ struct Step {
 }
 
 impl Writer<'_> {
-    /// Visits all names in `strcmp` order of their whole paths: a directory's own name sorts as it is, what lies below it as if the name
-    /// ended in `/`.
+    /// Visits all names in `strcmp` order of their whole paths: a directory's own name sorts as it
+    /// is, what lies below it as if the name ended in `/`.
     fn walk(&mut self) -> Result<()> {
-        let mut stack = vec![Step { path: Vec::new(), id: Tree::ROOT, below: true }];
+        let mut stack = vec![Step {
+            path: Vec::new(),
+            id: Tree::ROOT,
+            below: true,
+        }];
         while let Some(step) = stack.pop() {
             if !step.below {
                 self.entry(&step.path, step.id)?;
                 continue;
             }
-            let Some(children) = self.tree.children(step.id) else { continue };
+            let Some(children) = self.tree.children(step.id) else {
+                continue;
+            };
             let start = stack.len();
             for (name, &id) in children {
                 let path = [&step.path[..], name].concat();
                 if self.tree.children(id).is_some() {
-                    stack.push(Step { path: [&path[..], b"/"].concat(), id, below: true });
+                    stack.push(Step {
+                        path: [&path[..], b"/"].concat(),
+                        id,
+                        below: true,
+                    });
                 }
-                stack.push(Step { path, id, below: false });
+                stack.push(Step {
+                    path,
+                    id,
+                    below: false,
+                });
             }
             stack[start..].sort_unstable_by(|a, b| b.path.cmp(&a.path));
         }
@@ -94,10 +127,19 @@ impl Writer<'_> {
         match &node.kind {
             Kind::Dir(_) => (entry.obj_offset, entry.obj_size) = self.plain(2),
             Kind::File { content: None, .. } => (entry.obj_offset, entry.obj_size) = self.plain(1),
-            Kind::File { content: Some(number), size } => {
-                let content = self.tree.contents.get(*number as usize).ok_or(Error::TooLarge("a content's number"))?;
+            Kind::File {
+                content: Some(number),
+                size,
+            } => {
+                let content = self
+                    .tree
+                    .contents
+                    .get(*number as usize)
+                    .ok_or(Error::TooLarge("a content's number"))?;
                 // What is sealed opens under one path only.
-                if content.enc != Encryption::None && self.paths.get(number).is_some_and(|p| p != path) {
+                if content.enc != Encryption::None
+                    && self.paths.get(number).is_some_and(|p| p != path)
+                {
                     self.unsaid += 1;
                     return Ok(());
                 }
@@ -117,7 +159,10 @@ impl Writer<'_> {
             }
         }
         entry.encode(&mut self.out);
-        self.count = self.count.checked_add(1).ok_or(Error::TooLarge("more than 2^32 paths"))?;
+        self.count = self
+            .count
+            .checked_add(1)
+            .ok_or(Error::TooLarge("more than 2^32 paths"))?;
         Ok(())
     }
 
@@ -127,9 +172,14 @@ impl Writer<'_> {
             return known;
         }
         let at = self.tail.position();
-        let header = ObjectHeader { kind, ..ObjectHeader::default() };
+        let header = ObjectHeader {
+            kind,
+            ..ObjectHeader::default()
+        };
         self.tail.bytes.extend_from_slice(&header.encode());
-        self.tail.bytes.resize(self.tail.bytes.len() + padding(OBJECT_LEN), 0);
+        self.tail
+            .bytes
+            .resize(self.tail.bytes.len() + padding(OBJECT_LEN), 0);
         let object = (at, header.content_offset());
         self.plain.insert(kind, object);
         object
@@ -144,7 +194,13 @@ impl<'a> Writer<'a> {
         let at = self.tail.position();
         let crc = self.flavour.crc(target);
         let len = target.len() as u64;
-        let header = ObjectHeader { kind: 3, orig_size: len, stored_size: len, crc, ..ObjectHeader::default() };
+        let header = ObjectHeader {
+            kind: 3,
+            orig_size: len,
+            stored_size: len,
+            crc,
+            ..ObjectHeader::default()
+        };
         let bytes = &mut self.tail.bytes;
         bytes.extend_from_slice(&header.encode());
         bytes.resize(bytes.len() + padding(OBJECT_LEN), 0);
@@ -164,13 +220,19 @@ fn padding(len: usize) -> usize {
 /// Nanoseconds since 1970; v1 knows no earlier time, and none after 2554.
 fn mtime(attr: &Attr) -> u64 {
     let seconds = u64::try_from(attr.mtime_s).unwrap_or(0);
-    seconds.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(attr.mtime_ns.into())).unwrap_or(u64::MAX)
+    seconds
+        .checked_mul(1_000_000_000)
+        .and_then(|ns| ns.checked_add(attr.mtime_ns.into()))
+        .unwrap_or(u64::MAX)
 }
 
-/// Whether v1 has a way to say this path, and the reference tool one to extract it (FORMAT.md, "Paths").
+/// Whether v1 has a way to say this path, and the reference tool one to extract it (FORMAT.md,
+/// "Paths").
 fn sayable(path: &[u8]) -> bool {
     path.len() <= MAX_PATH
         && !path.ends_with(b".")
         && std::str::from_utf8(path).is_ok()
-        && path.split(|&b| b == b'/').all(|name| !name.ends_with(b".."))
+        && path
+            .split(|&b| b == b'/')
+            .all(|name| !name.ends_with(b".."))
 }

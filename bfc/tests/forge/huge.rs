@@ -35,7 +35,9 @@ impl ReadAt for Huge {
             return self.bytes.read_at(buf, offset - HOLE);
         }
         let limit = if offset < self.hole { self.hole } else { end };
-        let len = usize::try_from(limit - offset).unwrap_or(usize::MAX).min(buf.len());
+        let len = usize::try_from(limit - offset)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         if offset < self.hole {
             return self.bytes.read_at(&mut buf[..len], offset);
         }

@@ -1,4 +1,5 @@
-//! An OCI image layout: the layers byte for byte as they were, so that their diff_ids and the image's ID stay the same.
+//! An OCI image layout: the layers byte for byte as they were, so that their diff_ids and the
+//! image's ID stay the same.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -25,12 +26,18 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// Writes the image as an OCI layout into `dir`, which is made. An image without layers (a plain v1 one) gets one, of its tree.
-/// When something goes wrong, `dir` is not there.
+/// Writes the image as an OCI layout into `dir`, which is made. An image without layers (a plain v1
+/// one) gets one, of its tree. When something goes wrong, `dir` is not there.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when a layer does not come out with its diff_id; [`Error`] for the image and for the files.
-pub fn oci_layout(rootfs: &Rootfs, dir: &Path, compression: Compression, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+/// [`Error::Mismatch`] when a layer does not come out with its diff_id; [`Error`] for the image and
+/// for the files.
+pub fn oci_layout(
+    rootfs: &Rootfs,
+    dir: &Path,
+    compression: Compression,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
     let parent = crate::build::parent(dir);
     if dir.symlink_metadata().is_ok() {
         return Err(Error::io("making", dir)(io::ErrorKind::AlreadyExists));
@@ -40,7 +47,13 @@ pub fn oci_layout(rootfs: &Rootfs, dir: &Path, compression: Compression, progres
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(&parent)
         .map_err(Error::io("making a directory in", &parent))?;
-    Layout { rootfs, root: temp.path(), compression, progress }.write()?;
+    Layout {
+        rootfs,
+        root: temp.path(),
+        compression,
+        progress,
+    }
+    .write()?;
     // Kept from here on, under its own name.
     std::fs::rename(temp.path(), dir).map_err(Error::io("making", dir))?;
     let _ = temp.keep();
@@ -50,13 +63,16 @@ pub fn oci_layout(rootfs: &Rootfs, dir: &Path, compression: Compression, progres
 /// How many bytes of progress [`oci_layout`] will report.
 pub fn oci_layout_size(rootfs: &Rootfs) -> u64 {
     match rootfs.section().layers() {
-        Ok(layers) if !layers.is_empty() => layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.tar_size)),
+        Ok(layers) if !layers.is_empty() => layers
+            .iter()
+            .fold(0, |sum, layer| sum.saturating_add(layer.tar_size)),
         _ => rootfs.content_bytes(),
     }
 }
 
-/// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer of the manifest that the image came with is not made
-/// when `reuse` knows its blob, which it is told by digest.
+/// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer of the
+/// manifest that the image came with is not made when `reuse` knows its blob, which it is told by
+/// digest.
 ///
 /// # Errors
 /// As [`oci_layout`].
@@ -67,7 +83,13 @@ pub fn oci_image(
     reuse: &mut dyn FnMut(&Digest) -> bool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<OciImage> {
-    Layout { rootfs, root: dir, compression, progress }.image(reuse)
+    Layout {
+        rootfs,
+        root: dir,
+        compression,
+        progress,
+    }
+    .image(reuse)
 }
 
 /// An image as OCI describes it.
@@ -151,8 +173,18 @@ impl Layout<'_> {
     fn image(&self, reuse: &mut dyn FnMut(&Digest) -> bool) -> Result<OciImage> {
         let blobs = self.root.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).map_err(Error::io("making", &blobs))?;
-        let image = self.rootfs.paths().next().unwrap_or(Path::new("image")).to_owned();
-        let failed = |source| Error::Fs(fs::Error::Image { image: image.clone(), source });
+        let image = self
+            .rootfs
+            .paths()
+            .next()
+            .unwrap_or(Path::new("image"))
+            .to_owned();
+        let failed = |source| {
+            Error::Fs(fs::Error::Image {
+                image: image.clone(),
+                source,
+            })
+        };
         let section = self.rootfs.section();
         let records = section.layers().map_err(failed)?;
         let found_manifest = section.blob(section.header().manifest).map_err(failed)?;
@@ -160,44 +192,94 @@ impl Layout<'_> {
         let mut kept = kept(found.as_ref(), &records, reuse);
         // Compression is what takes the time: as many layers at once as there are cores.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut rest: Vec<_> = records.iter().enumerate().filter(|(index, _)| kept[*index].is_none()).collect();
+        let mut rest: Vec<_> = records
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| kept[*index].is_none())
+            .collect();
         while !rest.is_empty() {
             let some: Vec<_> = rest.drain(..rest.len().min(cores)).collect();
             let results: Vec<_> = std::thread::scope(|scope| {
-                let start = |&(index, record)| scope.spawn(move || self.recorded_layer(index, record));
+                let start =
+                    |&(index, record)| scope.spawn(move || self.recorded_layer(index, record));
                 let threads: Vec<_> = some.iter().map(start).collect();
-                threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+                threads
+                    .into_iter()
+                    .map(|t| {
+                        t.join()
+                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    })
+                    .collect()
             });
             for ((index, _), result) in some.into_iter().zip(results) {
                 let (blob, diff_id) = result?;
-                kept[index] = Some(Made { blob, diff_id, compression: self.compression, is_new: true });
+                kept[index] = Some(Made {
+                    blob,
+                    diff_id,
+                    compression: self.compression,
+                    is_new: true,
+                });
             }
         }
         let mut made: Vec<_> = kept.into_iter().flatten().collect();
         if records.is_empty() {
             let (blob, diff_id) = self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?;
-            made.push(Made { blob, diff_id, compression: self.compression, is_new: true });
+            made.push(Made {
+                blob,
+                diff_id,
+                compression: self.compression,
+                is_new: true,
+            });
         }
         let found_config = section.blob(section.header().config).map_err(failed)?;
-        let facts: Vec<_> = made.iter().map(|layer| LayerFact { diff_id: layer.diff_id, created_by: b"lxcri-fs export" }).collect();
+        let facts: Vec<_> = made
+            .iter()
+            .map(|layer| LayerFact {
+                diff_id: layer.diff_id,
+                created_by: b"lxcri-fs export",
+            })
+            .collect();
         let config = config(&found_config, &facts, &Platform::host())?;
         let config_digest = Digest::of(&config);
-        let is_found = found.is_some_and(|found| Digest::parse(&found.config.digest) == Some(config_digest));
+        let is_found =
+            found.is_some_and(|found| Digest::parse(&found.config.digest) == Some(config_digest));
         let manifest = if is_found && made.iter().all(|layer| !layer.is_new) {
             // It is the image that it came from, to the last byte.
             found_manifest.into_owned()
         } else {
-            self.manifest(&found_manifest, &Written { digest: config_digest, size: config.len() as u64 }, &made)
+            self.manifest(
+                &found_manifest,
+                &Written {
+                    digest: config_digest,
+                    size: config.len() as u64,
+                },
+                &made,
+            )
         };
-        let file = |layer: Made| BlobFile { path: blobs.join(layer.blob.digest.hex()), digest: layer.blob.digest, size: layer.blob.size };
-        let layers = made.into_iter().filter(|layer| layer.is_new).map(file).collect();
-        Ok(OciImage { manifest, config, layers })
+        let file = |layer: Made| BlobFile {
+            path: blobs.join(layer.blob.digest.hex()),
+            digest: layer.blob.digest,
+            size: layer.blob.size,
+        };
+        let layers = made
+            .into_iter()
+            .filter(|layer| layer.is_new)
+            .map(file)
+            .collect();
+        Ok(OciImage {
+            manifest,
+            config,
+            layers,
+        })
     }
 
-    /// The manifest: annotations as they were found, everything else of the blobs that are there now.
+    /// The manifest: annotations as they were found, everything else of the blobs that are there
+    /// now.
     fn manifest(&self, found: &[u8], config: &Written, layers: &[Made]) -> Vec<u8> {
-        let descriptor =
-            |media_type: &str, blob: &Written| json!({ "mediaType": media_type, "digest": blob.digest.to_string(), "size": blob.size });
+        let descriptor = |media_type: &str, blob: &Written| {
+            let digest = blob.digest.to_string();
+            json!({ "mediaType": media_type, "digest": digest, "size": blob.size })
+        };
         let layer = |made: &Made| match made.compression {
             Compression::None => descriptor(LAYER, &made.blob),
             Compression::Gzip => descriptor(&format!("{LAYER}+gzip"), &made.blob),
@@ -209,7 +291,9 @@ impl Layout<'_> {
             "config": descriptor(CONFIG, config),
             "layers": layers.iter().map(layer).collect::<Vec<_>>(),
         });
-        let annotations = serde_json::from_slice::<Value>(found).ok().and_then(|m| m.get("annotations").cloned());
+        let annotations = serde_json::from_slice::<Value>(found)
+            .ok()
+            .and_then(|m| m.get("annotations").cloned());
         if let Some(annotations) = annotations.filter(Value::is_object) {
             manifest["annotations"] = annotations;
         }
@@ -224,7 +308,10 @@ impl Layout<'_> {
     fn blob(&self, bytes: &[u8]) -> Result<Written> {
         let digest = Digest::of(bytes);
         self.file(&format!("blobs/sha256/{}", digest.hex()), bytes)?;
-        Ok(Written { digest, size: bytes.len() as u64 })
+        Ok(Written {
+            digest,
+            size: bytes.len() as u64,
+        })
     }
 
     /// Writes the blob of a layer of the image, whose tar must come out as it was.
@@ -232,19 +319,30 @@ impl Layout<'_> {
         let (blob, found) = self.layer(index, &mut |out| write_tar(self.rootfs, record, out))?;
         let wanted = Digest(record.diff_id);
         if found != wanted {
-            let reason = Mismatch::DiffId { found: found.to_string(), wanted: wanted.to_string() };
-            return Err(Error::Mismatch { name: format!("layer {}", index + 1), reason });
+            let reason = Mismatch::DiffId {
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            };
+            return Err(Error::Mismatch {
+                name: format!("layer {}", index + 1),
+                reason,
+            });
         }
         Ok((blob, found))
     }
 
     /// Writes a layer's blob; the blob, and the digest of its tar.
-    fn layer(&self, index: usize, make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>) -> Result<(Written, Digest)> {
+    fn layer(
+        &self,
+        index: usize,
+        make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
+    ) -> Result<(Written, Digest)> {
         let temp = self.root.join(format!("blobs/sha256/layer-{index}"));
         let writing = || Error::io("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));
-        // No time and no name in what a compressor writes first: the same layer gives the same blob.
+        // No time and no name in what a compressor writes first: the same layer gives the same
+        // blob.
         let (blob, diff_id) = match self.compression {
             Compression::None => self.tar(blob, &temp, make)?,
             Compression::Gzip => {
@@ -266,17 +364,33 @@ impl Layout<'_> {
         Ok((Written { digest, size: len }, diff_id))
     }
 
-    /// Writes a layer's tar to `out`, which goes into the file `temp`; `out` again, and the tar's digest.
-    fn tar<W: Write>(&self, out: W, temp: &Path, make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>) -> Result<(W, Digest)> {
+    /// Writes a layer's tar to `out`, which goes into the file `temp`; `out` again, and the tar's
+    /// digest.
+    fn tar<W: Write>(
+        &self,
+        out: W,
+        temp: &Path,
+        make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
+    ) -> Result<(W, Digest)> {
         let mut tar = Hashed::new(out);
-        make(&mut Counted { out: &mut tar, progress: self.progress }).map_err(|e| e.with_output(temp))?;
+        make(&mut Counted {
+            out: &mut tar,
+            progress: self.progress,
+        })
+        .map_err(|e| e.with_output(temp))?;
         Ok((tar.out, Digest(tar.hash.finalize().into())))
     }
 }
 
 /// The layers of the manifest that the image came with; those that have to be made are left out.
-fn kept(found: Option<&Found>, records: &[format::Layer], reuse: &mut dyn FnMut(&Digest) -> bool) -> Vec<Option<Made>> {
-    let Some(found) = found.filter(|found| found.layers.len() == records.len()) else { return records.iter().map(|_| None).collect() };
+fn kept(
+    found: Option<&Found>,
+    records: &[format::Layer],
+    reuse: &mut dyn FnMut(&Digest) -> bool,
+) -> Vec<Option<Made>> {
+    let Some(found) = found.filter(|found| found.layers.len() == records.len()) else {
+        return records.iter().map(|_| None).collect();
+    };
     let keep = |(layer, record): (&FoundBlob, &format::Layer)| {
         let digest = Digest::parse(&layer.digest).filter(&mut *reuse)?;
         let compression = match &*layer.media_type {
@@ -284,8 +398,16 @@ fn kept(found: Option<&Found>, records: &[format::Layer], reuse: &mut dyn FnMut(
             media_type if media_type.ends_with("zstd") => Compression::Zstd,
             _ => Compression::None,
         };
-        let blob = Written { digest, size: layer.size };
-        Some(Made { blob, diff_id: Digest(record.diff_id), compression, is_new: false })
+        let blob = Written {
+            digest,
+            size: layer.size,
+        };
+        Some(Made {
+            blob,
+            diff_id: Digest(record.diff_id),
+            compression,
+            is_new: false,
+        })
     };
     found.layers.iter().zip(records).map(keep).collect()
 }
@@ -299,7 +421,11 @@ struct Hashed<W> {
 
 impl<W> Hashed<W> {
     fn new(out: W) -> Self {
-        Self { out, hash: Sha256::new(), len: 0 }
+        Self {
+            out,
+            hash: Sha256::new(),
+            len: 0,
+        }
     }
 }
 

@@ -17,7 +17,11 @@ use crate::layer::tar::{Body, Writer};
 ///
 /// # Errors
 /// When the image is damaged, or `out` fails.
-pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<(), WriteError> {
+pub fn tree_tar(
+    rootfs: &Rootfs,
+    out: &mut dyn Write,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), WriteError> {
     let mut tar = Writer::new(out);
     // Where each file of several names was first: its directory, and its name there.
     let mut links: HashMap<u32, (u32, Vec<u8>)> = HashMap::new();
@@ -25,7 +29,9 @@ pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + 
     tar.append(&[], &attr_of(rootfs, ROOT, &root)?, Body::None)?;
     let mut walk = rootfs.walk(ROOT, Order::Depth)?;
     while let Some(step) = walk.step()? {
-        let Step::Enter(Visit { dir, ino, inode }) = step else { continue };
+        let Step::Enter(Visit { dir, ino, inode }) = step else {
+            continue;
+        };
         let path = walk.path();
         let attr = attr_of(rootfs, ino, &inode)?;
         if inode.nlink > 1 && !inode.is_dir() {
@@ -63,11 +69,17 @@ pub fn tree_tar(rootfs: &Rootfs, out: &mut dyn Write, progress: &(dyn Fn(u64) + 
 ///
 /// # Errors
 /// As [`tree_tar`], and when there is something at `path`.
-pub fn tree_tar_file(rootfs: &Rootfs, path: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
+pub fn tree_tar_file(
+    rootfs: &Rootfs,
+    path: &Path,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
     let output = Output::create(path, false)?;
     let mut out = BufWriter::with_capacity(1 << 18, output.file()?);
     tree_tar(rootfs, &mut out, progress).map_err(|e| e.with_output(path))?;
-    let file = out.into_inner().map_err(|e| Error::io("writing", path)(e.into_error()))?;
+    let file = out
+        .into_inner()
+        .map_err(|e| Error::io("writing", path)(e.into_error()))?;
     file.sync_all().map_err(Error::io("writing", path))?;
     output.publish()
 }

@@ -31,7 +31,8 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Opens an archive. A compressed one is unpacked into a temporary file first, for its parts are needed in another order.
+    /// Opens an archive. A compressed one is unpacked into a temporary file first, for its parts
+    /// are needed in another order.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
@@ -41,7 +42,10 @@ impl Archive {
         if compression != Compression::None {
             file = unpacked(&file, compression, options)?;
         }
-        let mut archive = Self { entries: HashMap::new(), file };
+        let mut archive = Self {
+            entries: HashMap::new(),
+            file,
+        };
         let range = archive.file.clone();
         each_entry(&mut SeekSkip(&range, 0), &range.path, &mut |path, found| {
             archive.entries.insert(path, found);
@@ -50,7 +54,8 @@ impl Archive {
         Ok(archive)
     }
 
-    /// What a file is that is no BFC image: an archive of an image, a tar, or nothing that is known (`None`).
+    /// What a file is that is no BFC image: an archive of an image, a tar, or nothing that is known
+    /// (`None`).
     pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
         let range = Range::whole(path)?;
         let compression = Compression::of(&range.magic::<4>()?);
@@ -64,7 +69,9 @@ impl Archive {
             Compression::None => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
             _ => {
                 let input = BufReader::with_capacity(1 << 18, range.reader());
-                let reader = compression.reader(input).map_err(Error::io("reading", path))?;
+                let reader = compression
+                    .reader(input)
+                    .map_err(Error::io("reading", path))?;
                 each_entry(&mut ReadSkip(reader), path, &mut look)
             }
         };
@@ -87,7 +94,11 @@ impl Archive {
         for _ in 0..MAX_LINKS {
             match self.entries.get(&at)? {
                 Found::File { offset, size } => {
-                    return Some(Range { offset: self.file.offset + offset, len: *size, ..self.file.clone() });
+                    return Some(Range {
+                        offset: self.file.offset + offset,
+                        len: *size,
+                        ..self.file.clone()
+                    });
                 }
                 Found::Link(target) => at.clone_from(target),
             }
@@ -96,9 +107,11 @@ impl Archive {
     }
 }
 
-/// What the name of an archive's entry says of the archive; `None` for those that stand in front of the telling ones.
+/// What the name of an archive's entry says of the archive; `None` for those that stand in front of
+/// the telling ones.
 fn telling(path: &[u8]) -> Option<Kind> {
-    // docker save's `<64 hexadecimal digits>/layer.tar` and `<64 digits>.json`, and skopeo's `<64 digits>.tar`.
+    // docker save's `<64 hexadecimal digits>/layer.tar` and `<64 digits>.json`, and skopeo's `<64
+    // digits>.tar`.
     let docker_blob = path.len() >= 64 && path[..64].iter().all(u8::is_ascii_hexdigit);
     match path {
         b"oci-layout" | b"index.json" => Some(Kind::OciArchive),
@@ -111,7 +124,9 @@ fn telling(path: &[u8]) -> Option<Kind> {
 fn unpacked(file: &Range, compression: Compression, options: &Options) -> Result<Range> {
     let writing = || Error::io("unpacking the archive into", &options.temp_dir);
     let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
-    let reader = compression.reader(BufReader::with_capacity(1 << 18, file.reader())).map_err(Error::io("reading", &file.path))?;
+    let reader = compression
+        .reader(BufReader::with_capacity(1 << 18, file.reader()))
+        .map_err(Error::io("reading", &file.path))?;
     let mut limited = reader.take(options.max_size.saturating_add(1));
     let len = io::copy(&mut limited, &mut temp).map_err(Error::io("decompressing", &file.path))?;
     if len > options.max_size {
@@ -123,7 +138,12 @@ fn unpacked(file: &Range, compression: Compression, options: &Options) -> Result
     }
     temp.flush().map_err(writing())?;
     temp.seek(SeekFrom::Start(0)).map_err(writing())?;
-    Ok(Range { file: Arc::new(temp), path: file.path.clone(), offset: 0, len })
+    Ok(Range {
+        file: Arc::new(temp),
+        path: file.path.clone(),
+        offset: 0,
+        len,
+    })
 }
 
 trait Skip {
@@ -138,7 +158,11 @@ struct SeekSkip<'a>(&'a Range, u64);
 impl Skip for SeekSkip<'_> {
     fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let at = self.1.min(self.0.len);
-        let rest = Range { offset: self.0.offset + at, len: self.0.len - at, ..self.0.clone() };
+        let rest = Range {
+            offset: self.0.offset + at,
+            len: self.0.len - at,
+            ..self.0.clone()
+        };
         let n = fill(&mut rest.reader(), buf)?;
         self.1 += n as u64;
         Ok(n)
@@ -163,8 +187,15 @@ impl<R: Read> Skip for ReadSkip<R> {
 }
 
 /// Calls `each` with the files and links of a tar, until it returns false.
-fn each_entry(input: &mut dyn Skip, path: &Path, each: &mut dyn FnMut(Vec<u8>, Found) -> bool) -> Result<()> {
-    let archive = |source| Error::Archive { path: path.to_owned(), source };
+fn each_entry(
+    input: &mut dyn Skip,
+    path: &Path,
+    each: &mut dyn FnMut(Vec<u8>, Found) -> bool,
+) -> Result<()> {
+    let archive = |source| Error::Archive {
+        path: path.to_owned(),
+        source,
+    };
     let mut parser = Parser::default();
     let mut block = [0; BLOCK];
     let mut offset = 0;
@@ -187,7 +218,9 @@ fn each_entry(input: &mut dyn Skip, path: &Path, each: &mut dyn FnMut(Vec<u8>, F
             return Ok(());
         }
         // What cannot be a name in an archive is not looked for either.
-        let Ok(name) = clean_path(&entry.path, "its path") else { continue };
+        let Ok(name) = clean_path(&entry.path, "its path") else {
+            continue;
+        };
         let found = match entry.kind {
             EntryKind::File { size, sparse: None } => Found::File { offset: data, size },
             EntryKind::Symlink(target) => Found::Link(beside(&name, &target)),

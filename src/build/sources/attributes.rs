@@ -8,7 +8,8 @@ use rustix::io::Errno;
 
 /// Largest set of attribute names, and largest value, that the kernel gives.
 const MAX: usize = 1 << 16;
-/// What overlayfs keeps for itself where the host's root mounted it; `user.overlay.*` are then attributes like any others.
+/// What overlayfs keeps for itself where the host's root mounted it; `user.overlay.*` are then
+/// attributes like any others.
 pub(crate) const TRUSTED: &[u8] = b"trusted.overlay.";
 /// What it keeps for itself in a user namespace of one's own.
 pub(crate) const USER: &[u8] = b"user.overlay.";
@@ -28,12 +29,17 @@ pub(super) struct Marks {
     pub(super) metacopy: bool,
 }
 
-/// The attributes of `name` in `dir`, sorted, and overlayfs's marks, which are those attributes that begin with one of `overlay`. There is no call for that of a symlink or a device by descriptor; the path
-/// through /proc leads to the same entry however long its own path is.
+/// The attributes of `name` in `dir`, sorted, and overlayfs's marks, which are those attributes
+/// that begin with one of `overlay`. There is no call for that of a symlink or a device by
+/// descriptor; the path through /proc leads to the same entry however long its own path is.
 ///
 /// # Errors
 /// What was being done, and what the system said.
-pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8], overlay: &[&'static [u8]]) -> Result<(Vec<Xattr>, Marks), (&'static str, Errno)> {
+pub(super) fn read(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    overlay: &[&'static [u8]],
+) -> Result<(Vec<Xattr>, Marks), (&'static str, Errno)> {
     let mut at = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     at.extend_from_slice(name);
     let mut list = vec![0_u8; 1024];
@@ -46,7 +52,10 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8], overlay: &[&'static [u8]]) 
         }
     };
     let (mut xattrs, mut marks) = (Vec::new(), Marks::default());
-    for key in list[..len].split_inclusive(|&b| b == 0).filter_map(|key| CStr::from_bytes_with_nul(key).ok()) {
+    for key in list[..len]
+        .split_inclusive(|&b| b == 0)
+        .filter_map(|key| CStr::from_bytes_with_nul(key).ok())
+    {
         let mut value = vec![0_u8; 256];
         let len = loop {
             match rustix::fs::lgetxattr(&*at, key, &mut value[..]) {
@@ -60,8 +69,14 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8], overlay: &[&'static [u8]]) 
         let Some(len) = len else { continue };
         value.truncate(len);
         let key = key.to_bytes();
-        let Some((prefix, rest)) = overlay.iter().find_map(|prefix| Some((*prefix, key.strip_prefix(*prefix)?))) else {
-            xattrs.push(Xattr { name: key.to_vec(), value });
+        let Some((prefix, rest)) = overlay
+            .iter()
+            .find_map(|prefix| Some((*prefix, key.strip_prefix(*prefix)?)))
+        else {
+            xattrs.push(Xattr {
+                name: key.to_vec(),
+                value,
+            });
             continue;
         };
         match rest {
@@ -71,7 +86,10 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &[u8], overlay: &[&'static [u8]]) 
             b"metacopy" => marks.metacopy = true,
             rest => {
                 if let Some(inner) = rest.strip_prefix(ESCAPED) {
-                    xattrs.push(Xattr { name: [prefix, inner].concat(), value });
+                    xattrs.push(Xattr {
+                        name: [prefix, inner].concat(),
+                        value,
+                    });
                 }
             }
         }

@@ -37,7 +37,10 @@ impl Compression {
     }
 
     /// A reader of the decompressed bytes.
-    pub fn reader<'a>(self, input: impl BufRead + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    pub fn reader<'a>(
+        self,
+        input: impl BufRead + Send + 'a,
+    ) -> io::Result<Box<dyn Read + Send + 'a>> {
         Ok(match self {
             Self::None => Box::new(input),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
@@ -64,19 +67,30 @@ impl Range {
     pub(super) fn whole(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("opening", path))?;
         let len = file.metadata().map_err(Error::io("opening", path))?.len();
-        Ok(Self { file: Arc::new(file), path: path.to_owned(), offset: 0, len })
+        Ok(Self {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            offset: 0,
+            len,
+        })
     }
 
     /// The first bytes, at most `N`.
     pub(super) fn magic<const N: usize>(&self) -> Result<Vec<u8>> {
         let mut magic = Vec::with_capacity(N);
-        self.reader().take(N as u64).read_to_end(&mut magic).map_err(Error::io("reading", &self.path))?;
+        self.reader()
+            .take(N as u64)
+            .read_to_end(&mut magic)
+            .map_err(Error::io("reading", &self.path))?;
         Ok(magic)
     }
 
     /// Reads it from its beginning.
     pub(super) fn reader(&self) -> RangeReader {
-        RangeReader { range: self.clone(), at: 0 }
+        RangeReader {
+            range: self.clone(),
+            at: 0,
+        }
     }
 }
 
@@ -90,7 +104,10 @@ impl Read for RangeReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.range.len - self.at).unwrap_or(usize::MAX);
         let want = left.min(buf.len());
-        let n = self.range.file.read_at(&mut buf[..want], self.range.offset + self.at)?;
+        let n = self
+            .range
+            .file
+            .read_at(&mut buf[..want], self.range.offset + self.at)?;
         self.at += n as u64;
         Ok(n)
     }
@@ -111,20 +128,41 @@ impl Blob {
     pub(super) fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<Layer> {
         let (name, size) = (self.name.clone(), self.range.len);
         let compressed = Compression::of(&self.range.magic::<4>()?) != Compression::None;
-        Ok(Layer { name, created_by, diff_id, size, compressed, tar: Box::new(self) })
+        Ok(Layer {
+            name,
+            created_by,
+            diff_id,
+            size,
+            compressed,
+            tar: Box::new(self),
+        })
     }
 }
 
 impl TarSource for Blob {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        unpack(&self.name, &self.range.path, self.range.reader(), self.digest, true, out, progress)
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        unpack(
+            &self.name,
+            &self.range.path,
+            self.range.reader(),
+            self.digest,
+            true,
+            out,
+            progress,
+        )
     }
 }
 
-/// Writes what `input` has, decompressed or as it is, and checks its digest. `path` is where it comes from, for messages.
+/// Writes what `input` has, decompressed or as it is, and checks its digest. `path` is where it
+/// comes from, for messages.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when it has another digest, whatever else is wrong with it; [`Error::Decompress`], [`Error::Io`].
+/// [`Error::Mismatch`] when it has another digest, whatever else is wrong with it;
+/// [`Error::Decompress`], [`Error::Io`].
 pub fn unpack(
     name: &str,
     path: &Path,
@@ -135,25 +173,40 @@ pub fn unpack(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let reading = || Error::io("reading", path);
-    let mut checked = Checked { inner: input, hash: digest.map(|_| Sha256::new()), progress };
+    let mut checked = Checked {
+        inner: input,
+        hash: digest.map(|_| Sha256::new()),
+        progress,
+    };
     let unpacked = {
         let mut input = BufReader::with_capacity(PIECE, &mut checked);
         let found = Compression::of(input.fill_buf().map_err(reading())?);
-        let mut tar = if decompress { found } else { Compression::None }.reader(&mut input).map_err(reading())?;
+        let mut tar = if decompress { found } else { Compression::None }
+            .reader(&mut input)
+            .map_err(reading())?;
         copy(&mut *tar, out)
     };
-    // A decompressor stops where its data ends, or where they are wrong, and whoever reads stops where the tar is wrong; the digest is of all
-    // bytes, and the better message.
+    // A decompressor stops where its data ends, or where they are wrong, and whoever reads stops
+    // where the tar is wrong; the digest is of all bytes, and the better message.
     io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
     if let (Some(hash), Some(wanted)) = (checked.hash, digest) {
         let found = Digest(hash.finalize().into());
         if found != wanted {
-            let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
-            return Err(Error::Mismatch { name: name.to_owned(), reason });
+            let reason = Mismatch::Digest {
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            };
+            return Err(Error::Mismatch {
+                name: name.to_owned(),
+                reason,
+            });
         }
     }
     match unpacked {
-        Err(Failed::Read(source)) => Err(Error::Decompress { name: name.to_owned(), source }),
+        Err(Failed::Read(source)) => Err(Error::Decompress {
+            name: name.to_owned(),
+            source,
+        }),
         Err(Failed::Write(source)) => Err(Error::io("unpacking", path)(source)),
         Ok(()) => Ok(()),
     }
@@ -200,6 +253,14 @@ pub(super) fn open_tar(path: &Path) -> Result<Image> {
     let range = Range::whole(path)?;
     let name = path.display().to_string();
     let created_by = super::created_by("tar", path);
-    let layer = Blob { name, range, digest: None }.layer(created_by, None)?;
-    Ok(Image { layers: vec![layer], ..Image::default() })
+    let layer = Blob {
+        name,
+        range,
+        digest: None,
+    }
+    .layer(created_by, None)?;
+    Ok(Image {
+        layers: vec![layer],
+        ..Image::default()
+    })
 }

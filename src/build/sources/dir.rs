@@ -1,7 +1,8 @@
-//! A directory as a layer: a root file system, an overlayfs upper directory, or a layer in OCI's form.
+//! A directory as a layer: a root file system, an overlayfs upper directory, or a layer in OCI's
+//! form.
 //!
-//! It becomes a tar in canonical form: directories first, names in byte order, overlayfs's marks as OCI's whiteouts. So the same
-//! directory always has the same diff_id.
+//! It becomes a tar in canonical form: directories first, names in byte order, overlayfs's marks as
+//! OCI's whiteouts. So the same directory always has the same diff_id.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -25,15 +26,30 @@ use crate::layer::{OPAQUE, WHITEOUT};
 /// Opens a directory.
 pub(super) fn open(path: &Path) -> Result<Image> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(Error::io("opening the directory", path))?;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(Error::io("opening the directory", path))?;
     let name = path.display().to_string();
     let created_by = super::created_by("dir", path);
     let size = size_of(path, &fd)?;
-    let tar = Box::new(DirTar { root: path.to_owned(), fd });
-    Ok(Image { layers: vec![Layer { name, created_by, diff_id: None, size, compressed: false, tar }], ..Image::default() })
+    let tar = Box::new(DirTar {
+        root: path.to_owned(),
+        fd,
+    });
+    Ok(Image {
+        layers: vec![Layer {
+            name,
+            created_by,
+            diff_id: None,
+            size,
+            compressed: false,
+            tar,
+        }],
+        ..Image::default()
+    })
 }
 
-/// How many bytes the files of a directory hold, for progress and the check of free space: what changes meanwhile does no harm.
+/// How many bytes the files of a directory hold, for progress and the check of free space: what
+/// changes meanwhile does no harm.
 fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
     let failed = |e: Errno| Error::io("listing", root)(e);
     let mut total = 0_u64;
@@ -49,7 +65,9 @@ fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
         }
         let at = dir.fd().map_err(failed)?;
         // What is gone by now, or may not be read, is the packing's to complain of.
-        let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
         match stat.st_mode & S_IFMT {
             S_IFREG => total = total.saturating_add(held(&stat)),
             S_IFDIR => {
@@ -66,7 +84,9 @@ fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
 
 /// How many bytes a file holds, holes left out.
 fn held(stat: &Stat) -> u64 {
-    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+    let blocks = u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512);
     u64::try_from(stat.st_size).unwrap_or(0).min(blocks)
 }
 
@@ -76,8 +96,17 @@ struct DirTar {
 }
 
 impl TarSource for DirTar {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
-        let mut walk = Walk { root: self.root, tar: Writer::new(out), links: HashMap::new(), progress };
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        let mut walk = Walk {
+            root: self.root,
+            tar: Writer::new(out),
+            links: HashMap::new(),
+            progress,
+        };
         walk.run(self.fd)?;
         let root = walk.root;
         walk.tar.finish().map_err(Error::io("packing", &root))?;
@@ -117,10 +146,12 @@ impl Walk<'_> {
                 continue;
             };
             let path = [&level.prefix[..], &name].concat();
-            let stat = statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.failed("reading", &path))?;
+            let stat = statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(self.failed("reading", &path))?;
             if stat.st_mode & S_IFMT == S_IFDIR {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = openat(&level.fd, &*name, flags, Mode::empty()).map_err(self.failed("opening", &path))?;
+                let fd = openat(&level.fd, &*name, flags, Mode::empty())
+                    .map_err(self.failed("opening", &path))?;
                 let inner = self.enter(fd, &path, &stat, b".")?;
                 levels.push(inner);
             } else if let Some(Level { fd, .. }) = levels.last() {
@@ -155,7 +186,10 @@ impl Walk<'_> {
 
     fn entry(&mut self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<()> {
         let kind = stat.st_mode & S_IFMT;
-        let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        let device = (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        );
         let whiteout = |walk: &mut Self| {
             let parent = &path[..path.len() - name.len()];
             walk.mark(&[parent, WHITEOUT, name].concat())
@@ -177,14 +211,16 @@ impl Walk<'_> {
         match kind {
             S_IFREG => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                let fd = openat(dir, name, flags, Mode::empty()).map_err(self.failed("opening", path))?;
+                let fd = openat(dir, name, flags, Mode::empty())
+                    .map_err(self.failed("opening", path))?;
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.append(path, &attr, Body::File(size, &mut File::from(fd)))?;
                 (self.progress)(held(stat));
                 Ok(())
             }
             S_IFLNK => {
-                let target = readlinkat(dir, name, Vec::new()).map_err(self.failed("reading the symlink", path))?;
+                let target = readlinkat(dir, name, Vec::new())
+                    .map_err(self.failed("reading the symlink", path))?;
                 self.append(path, &attr, Body::Symlink(target.as_bytes()))
             }
             S_IFCHR | S_IFBLK => self.append(path, &attr, Body::Device(device.0, device.1)),
@@ -193,24 +229,37 @@ impl Walk<'_> {
     }
 
     fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> Result<()> {
-        self.tar.append(path, attr, body).map_err(|e| Error::io("packing", &self.root.join(OsStr::from_bytes(path)))(e))
+        self.tar
+            .append(path, attr, body)
+            .map_err(|e| Error::io("packing", &self.root.join(OsStr::from_bytes(path)))(e))
     }
 
     /// Packs a whiteout or an opaque mark.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
-        let attr = Attr { mode: S_IFREG, ..Attr::default() };
+        let attr = Attr {
+            mode: S_IFREG,
+            ..Attr::default()
+        };
         self.append(path, &attr, Body::File(0, &mut std::io::empty()))
     }
 
     fn attr(&self, dir: &OwnedFd, path: &[u8], name: &[u8], stat: &Stat) -> Result<(Attr, Marks)> {
-        let (xattrs, marks) = attributes::read(dir.as_fd(), name, &[attributes::TRUSTED, attributes::USER])
-            .map_err(|(doing, e)| self.failed(doing, path)(e))?;
+        let (xattrs, marks) =
+            attributes::read(dir.as_fd(), name, &[attributes::TRUSTED, attributes::USER])
+                .map_err(|(doing, e)| self.failed(doing, path)(e))?;
         if marks.metacopy || marks.redirect.is_some() {
             return Err(Error::Source {
-                name: self.root.join(OsStr::from_bytes(path)).display().to_string(),
-                reason: "it is an overlayfs redirect or metacopy: its content is in another layer".into(),
+                name: self
+                    .root
+                    .join(OsStr::from_bytes(path))
+                    .display()
+                    .to_string(),
+                reason: "it is an overlayfs redirect or metacopy: its content is in another layer"
+                    .into(),
                 hint: Some(
-                    "`lxcri-fs commit` knows what an upper of `lxcri-fs mount` lies on; of another overlay, build from its mount".into(),
+                    "`lxcri-fs commit` knows what an upper of `lxcri-fs mount` lies on; of \
+                     another overlay, build from its mount"
+                        .into(),
                 ),
             });
         }

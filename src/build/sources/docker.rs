@@ -23,9 +23,14 @@ struct Manifest {
 pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
     let archive = Archive::open(path, options)?;
     let name = path.display().to_string();
-    let get = |member: &str| archive.get(member).ok_or_else(|| Error::document(&*name, format!("{member} is not in it")));
+    let get = |member: &str| {
+        archive
+            .get(member)
+            .ok_or_else(|| Error::document(&*name, format!("{member} is not in it")))
+    };
     let document = format!("manifest.json of {name}");
-    let manifests: Vec<Manifest> = parse(&document, &get("manifest.json")?.read_document(&document)?)?;
+    let manifests: Vec<Manifest> =
+        parse(&document, &get("manifest.json")?.read_document(&document)?)?;
     let manifest = choose(&name, &manifests, reference)?;
 
     let config_name = format!("{} of {name}", manifest.config);
@@ -35,8 +40,14 @@ pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> R
     if let Some(wanted) = Digest::parse_hex(stem.strip_suffix(".json").unwrap_or(stem)) {
         let found = Digest::of(&config_bytes);
         if found != wanted {
-            let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
-            return Err(Error::Mismatch { name: config_name, reason });
+            let reason = Mismatch::Digest {
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            };
+            return Err(Error::Mismatch {
+                name: config_name,
+                reason,
+            });
         }
     }
     let config: Config = parse(&config_name, &config_bytes)?;
@@ -44,16 +55,34 @@ pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> R
     config.warn_of_platform(&name, &options.platform);
     let mut layers = Vec::new();
     for (member, (diff_id, created_by)) in manifest.layers.iter().zip(known) {
-        layers.push(Blob { name: member.clone(), range: get(member)?, digest: None }.layer(created_by, Some(diff_id))?);
+        layers.push(
+            Blob {
+                name: member.clone(),
+                range: get(member)?,
+                digest: None,
+            }
+            .layer(created_by, Some(diff_id))?,
+        );
     }
-    Ok(Image { layers, config: config_bytes, manifest: Vec::new() })
+    Ok(Image {
+        layers,
+        config: config_bytes,
+        manifest: Vec::new(),
+    })
 }
 
-fn choose<'a>(name: &str, manifests: &'a [Manifest], reference: Option<&str>) -> Result<&'a Manifest> {
+fn choose<'a>(
+    name: &str,
+    manifests: &'a [Manifest],
+    reference: Option<&str>,
+) -> Result<&'a Manifest> {
     let tags = |m: &'a Manifest| m.repo_tags.iter().flatten().map(String::as_str);
     let has = |m: &'a Manifest, wanted: &str| {
         // Docker leaves its own registry's name out, skopeo writes it.
-        let short = |tag: &'a str| tag.strip_prefix("docker.io/library/").or(tag.strip_prefix("docker.io/"));
+        let short = |tag: &'a str| {
+            tag.strip_prefix("docker.io/library/")
+                .or(tag.strip_prefix("docker.io/"))
+        };
         tags(m).any(|tag| tag == wanted || short(tag) == Some(wanted))
     };
     let chosen = match reference {
@@ -68,7 +97,10 @@ fn choose<'a>(name: &str, manifests: &'a [Manifest], reference: Option<&str>) ->
         let known: Vec<_> = manifests.iter().flat_map(tags).collect();
         Error::Source {
             name: name.to_owned(),
-            reason: reference.map_or_else(|| format!("it has {} images", manifests.len()), |r| format!("it has no image named {r}")),
+            reason: reference.map_or_else(
+                || format!("it has {} images", manifests.len()),
+                |r| format!("it has no image named {r}"),
+            ),
             hint: Some(format!("choose one with :REFERENCE: {}", known.join(", "))),
         }
     })

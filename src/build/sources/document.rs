@@ -1,4 +1,5 @@
-//! The JSON documents of OCI and Docker images: parsed in bounded memory, and what is chosen by them.
+//! The JSON documents of OCI and Docker images: parsed in bounded memory, and what is chosen by
+//! them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +13,8 @@ use crate::build::error::{Error, Result};
 /// Largest document that is read, bytes; registries have the same limit.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// How many layers an image may have: each is read on its own, and costs memory for as long as the image is built.
+/// How many layers an image may have: each is read on its own, and costs memory for as long as the
+/// image is built.
 const MAX_LAYERS: usize = 1024;
 
 /// Parses a document.
@@ -43,7 +45,11 @@ impl Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+        Self {
+            os: "linux".into(),
+            architecture: architecture.into(),
+            variant: None,
+        }
     }
 
     /// How well an image for `other` runs here: `None` not at all, and a higher number is better.
@@ -54,7 +60,9 @@ impl Platform {
         match (self.variant.as_deref(), variant) {
             (wanted, found) if wanted == found => Some(u32::MAX),
             // arm64 is v8 when nothing is said.
-            (None, Some("v8")) | (Some("v8"), None) if self.architecture == "arm64" => Some(u32::MAX - 1),
+            (None, Some("v8")) | (Some("v8"), None) if self.architecture == "arm64" => {
+                Some(u32::MAX - 1)
+            }
             (Some(_), Some(_)) => None,
             (Some(_), None) => Some(0),
             // Of several variants, the highest.
@@ -70,13 +78,24 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<_> = text.split('/').collect();
         match parts[..] {
-            [os, architecture] if !os.is_empty() && !architecture.is_empty() => {
-                Ok(Self { os: os.into(), architecture: architecture.into(), variant: None })
+            [os, architecture] if !os.is_empty() && !architecture.is_empty() => Ok(Self {
+                os: os.into(),
+                architecture: architecture.into(),
+                variant: None,
+            }),
+            [os, architecture, variant]
+                if !os.is_empty() && !architecture.is_empty() && !variant.is_empty() =>
+            {
+                Ok(Self {
+                    os: os.into(),
+                    architecture: architecture.into(),
+                    variant: Some(variant.into()),
+                })
             }
-            [os, architecture, variant] if !os.is_empty() && !architecture.is_empty() && !variant.is_empty() => {
-                Ok(Self { os: os.into(), architecture: architecture.into(), variant: Some(variant.into()) })
-            }
-            _ => Err("a platform is OS/ARCHITECTURE[/VARIANT], such as linux/amd64 or linux/arm/v7".into()),
+            _ => Err(
+                "a platform is OS/ARCHITECTURE[/VARIANT], such as linux/amd64 or linux/arm/v7"
+                    .into(),
+            ),
         }
     }
 }
@@ -93,8 +112,18 @@ impl fmt::Display for Platform {
 
 /// Whether an image's configuration is for a platform; one that says nothing is for any.
 pub fn is_for(config: &[u8], platform: &Platform) -> bool {
-    let Ok(Config { os: Some(os), architecture: Some(architecture), variant, .. }) = serde_json::from_slice(config) else { return true };
-    platform.fit(&os, &architecture, variant.as_deref()).is_some()
+    let Ok(Config {
+        os: Some(os),
+        architecture: Some(architecture),
+        variant,
+        ..
+    }) = serde_json::from_slice(config)
+    else {
+        return true;
+    };
+    platform
+        .fit(&os, &architecture, variant.as_deref())
+        .is_some()
 }
 
 /// What building needs of an image configuration; the rest is kept as it is.
@@ -122,8 +151,13 @@ struct History {
 impl Config {
     /// Warns when the image `name` is for another platform: it was the only one there was.
     pub(super) fn warn_of_platform(&self, name: &str, wanted: &Platform) {
-        let (Some(os), Some(architecture)) = (&self.os, &self.architecture) else { return };
-        if wanted.fit(os, architecture, self.variant.as_deref()).is_none() {
+        let (Some(os), Some(architecture)) = (&self.os, &self.architecture) else {
+            return;
+        };
+        if wanted
+            .fit(os, architecture, self.variant.as_deref())
+            .is_none()
+        {
             tracing::warn!("{name} is an image for {os}/{architecture}, not for {wanted}");
         }
     }
@@ -131,16 +165,29 @@ impl Config {
     /// The diff_id and the `created_by` of each of `layers` layers.
     pub(super) fn layers(&self, name: &str, layers: usize) -> Result<Vec<(Digest, Vec<u8>)>> {
         if layers > MAX_LAYERS {
-            return Err(Error::document(name, format!("it is of an image with {layers} layers; at most {MAX_LAYERS} are read")));
+            return Err(Error::document(
+                name,
+                format!("it is of an image with {layers} layers; at most {MAX_LAYERS} are read"),
+            ));
         }
         let ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();
         if ids.len() != layers {
-            return Err(Error::document(name, format!("it has {} diff_ids for {layers} layers", ids.len())));
+            return Err(Error::document(
+                name,
+                format!("it has {} diff_ids for {layers} layers", ids.len()),
+            ));
         }
-        let mut created_by = self.history.iter().flatten().filter(|h| !h.empty_layer).map(|h| h.created_by.clone().unwrap_or_default());
+        let mut created_by = self
+            .history
+            .iter()
+            .flatten()
+            .filter(|h| !h.empty_layer)
+            .map(|h| h.created_by.clone().unwrap_or_default());
         ids.iter()
             .map(|id| {
-                let digest = Digest::parse(id).ok_or_else(|| Error::document(name, format!("diff_id {id:?} is no SHA-256 digest")))?;
+                let digest = Digest::parse(id).ok_or_else(|| {
+                    Error::document(name, format!("diff_id {id:?} is no SHA-256 digest"))
+                })?;
                 Ok((digest, created_by.next().unwrap_or_default().into_bytes()))
             })
             .collect()

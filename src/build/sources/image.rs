@@ -1,4 +1,5 @@
-//! A BFC image as a source: its layers as they were, or, of a plain v1 image, its tree as one layer.
+//! A BFC image as a source: its layers as they were, or, of a plain v1 image, its tree as one
+//! layer.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,21 +16,52 @@ use crate::fs::{self, Rootfs, Source};
 /// Opens an image.
 pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
     let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
-    let source = Source { path: path.to_owned(), file, secret: options.secret.clone() };
+    let source = Source {
+        path: path.to_owned(),
+        file,
+        secret: options.secret.clone(),
+    };
     // Who builds waits for it, and has the room that the new image needs anyway.
-    let opening = fs::Options { temp_dir: options.temp_dir.clone(), spool_bytes: u64::MAX, ..fs::Options::default() };
+    let opening = fs::Options {
+        temp_dir: options.temp_dir.clone(),
+        spool_bytes: u64::MAX,
+        ..fs::Options::default()
+    };
     let rootfs = Arc::new(Rootfs::open(vec![source], &opening)?);
-    let failed = |source| Error::Fs(fs::Error::Image { image: path.to_owned(), source });
+    let failed = |source| {
+        Error::Fs(fs::Error::Image {
+            image: path.to_owned(),
+            source,
+        })
+    };
     let section = rootfs.section();
     let records = section.layers().map_err(failed)?;
     let name = path.display().to_string();
     if records.is_empty() {
         let size = rootfs.content_bytes();
-        let layer = Layer { name, created_by: Vec::new(), diff_id: None, size, compressed: false, tar: Box::new(TreeTar(rootfs)) };
-        return Ok(Image { layers: vec![layer], ..Image::default() });
+        let layer = Layer {
+            name,
+            created_by: Vec::new(),
+            diff_id: None,
+            size,
+            compressed: false,
+            tar: Box::new(TreeTar(rootfs)),
+        };
+        return Ok(Image {
+            layers: vec![layer],
+            ..Image::default()
+        });
     }
-    let blob = |region| section.blob(region).map(std::borrow::Cow::into_owned).map_err(failed);
-    let (config, manifest) = (blob(section.header().config)?, blob(section.header().manifest)?);
+    let blob = |region| {
+        section
+            .blob(region)
+            .map(std::borrow::Cow::into_owned)
+            .map_err(failed)
+    };
+    let (config, manifest) = (
+        blob(section.header().config)?,
+        blob(section.header().manifest)?,
+    );
     let mut layers = Vec::new();
     for (index, record) in records.into_iter().enumerate() {
         layers.push(Layer {
@@ -38,16 +70,27 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
             diff_id: Some(Digest(record.diff_id)),
             size: record.tar_size,
             compressed: false,
-            tar: Box::new(LayerTar { rootfs: rootfs.clone(), record }),
+            tar: Box::new(LayerTar {
+                rootfs: rootfs.clone(),
+                record,
+            }),
         });
     }
-    Ok(Image { layers, config, manifest })
+    Ok(Image {
+        layers,
+        config,
+        manifest,
+    })
 }
 
 struct TreeTar(Arc<Rootfs>);
 
 impl TarSource for TreeTar {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         tree_tar(&self.0, out, progress).map_err(|e| e.with_output("packing".as_ref()))
     }
 }
@@ -58,9 +101,14 @@ struct LayerTar {
 }
 
 impl TarSource for LayerTar {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         let mut counted = Counted { out, progress };
-        write_tar(&self.rootfs, &self.record, &mut counted).map_err(|e| e.with_output("packing".as_ref()))
+        write_tar(&self.rootfs, &self.record, &mut counted)
+            .map_err(|e| e.with_output("packing".as_ref()))
     }
 }
 
@@ -86,7 +134,10 @@ impl WriteError {
     pub fn with_output(self, path: &Path) -> Error {
         match self {
             Self::Fs(e) => e.into(),
-            Self::Layer(source) => Error::Layer { name: path.display().to_string(), source },
+            Self::Layer(source) => Error::Layer {
+                name: path.display().to_string(),
+                source,
+            },
             Self::Output(source) => Error::io("writing", path)(source),
         }
     }

@@ -66,7 +66,11 @@ pub trait TarSource: Send {
     ///
     /// # Errors
     /// Whatever goes wrong; nothing that was written may then be used.
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()>;
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()>;
 }
 
 /// How to open sources.
@@ -82,7 +86,8 @@ pub struct Options {
     pub max_size: u64,
 }
 
-/// What the history says of a layer that had none. Where the source lies is nobody's business, and must not change the image.
+/// What the history says of a layer that had none. Where the source lies is nobody's business, and
+/// must not change the image.
 fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     format!("lxcri-fs build {kind}:{name}").into_bytes()

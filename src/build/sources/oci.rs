@@ -77,7 +77,9 @@ impl Layout {
     fn get(&self, path: &str) -> Result<Range> {
         match self {
             Self::Dir(dir) => Range::whole(&dir.join(path)),
-            Self::Archive(archive) => archive.get(path).ok_or_else(|| Error::document(self.name(), format!("{path} is not in it"))),
+            Self::Archive(archive) => archive
+                .get(path)
+                .ok_or_else(|| Error::document(self.name(), format!("{path} is not in it"))),
         }
     }
 
@@ -90,8 +92,14 @@ impl Layout {
     fn blob(&self, digest: &Digest, size: u64) -> Result<Range> {
         let range = self.get(&format!("blobs/sha256/{}", digest.hex()))?;
         if range.len != size {
-            let reason = Mismatch::Size { found: range.len, wanted: size };
-            return Err(Error::Mismatch { name: format!("blob {digest}"), reason });
+            let reason = Mismatch::Size {
+                found: range.len,
+                wanted: size,
+            };
+            return Err(Error::Mismatch {
+                name: format!("blob {digest}"),
+                reason,
+            });
         }
         Ok(range)
     }
@@ -100,7 +108,12 @@ impl Layout {
 /// The digest of a descriptor.
 pub fn digest_of(documents: &(impl Documents + ?Sized), descriptor: &Descriptor) -> Result<Digest> {
     let text = descriptor.digest().to_string();
-    Digest::parse(&text).ok_or_else(|| Error::document(documents.name(), format!("the digest {text} is none that is supported (sha256)")))
+    Digest::parse(&text).ok_or_else(|| {
+        Error::document(
+            documents.name(),
+            format!("the digest {text} is none that is supported (sha256)"),
+        )
+    })
 }
 
 impl Documents for Layout {
@@ -117,8 +130,14 @@ impl Documents for Layout {
         let bytes = range.read_document(&format!("blob {wanted} of {}", self.name()))?;
         let found = Digest::of(&bytes);
         if found != wanted {
-            let reason = Mismatch::Digest { found: found.to_string(), wanted: wanted.to_string() };
-            return Err(Error::Mismatch { name: format!("blob {wanted}"), reason });
+            let reason = Mismatch::Digest {
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            };
+            return Err(Error::Mismatch {
+                name: format!("blob {wanted}"),
+                reason,
+            });
         }
         Ok(bytes)
     }
@@ -129,10 +148,15 @@ impl Range {
     pub(super) fn read_document(&self, name: &str) -> Result<Vec<u8>> {
         use std::io::Read;
         if self.len > MAX_DOCUMENT {
-            return Err(Error::document(name, format!("it has {} bytes; at most {MAX_DOCUMENT} are read", self.len)));
+            return Err(Error::document(
+                name,
+                format!("it has {} bytes; at most {MAX_DOCUMENT} are read", self.len),
+            ));
         }
         let mut bytes = Vec::new();
-        self.reader().read_to_end(&mut bytes).map_err(Error::io("reading", &self.path))?;
+        self.reader()
+            .read_to_end(&mut bytes)
+            .map_err(Error::io("reading", &self.path))?;
         Ok(bytes)
     }
 }
@@ -143,8 +167,16 @@ pub(super) fn open_dir(path: &Path, reference: Option<&str>, options: &Options) 
 }
 
 /// Opens a layout in an archive.
-pub(super) fn open_archive(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
-    open(Layout::Archive(Archive::open(path, options)?), reference, options)
+pub(super) fn open_archive(
+    path: &Path,
+    reference: Option<&str>,
+    options: &Options,
+) -> Result<Image> {
+    open(
+        Layout::Archive(Archive::open(path, options)?),
+        reference,
+        options,
+    )
 }
 
 fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Image> {
@@ -153,21 +185,48 @@ fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Im
     let index: ImageIndex = parse("index.json", &layout.read("index.json")?)?;
     let found = choose(&layout, &index, reference, &options.platform)?;
     let mut layers = Vec::new();
-    for FoundLayer { digest, size, diff_id, created_by, .. } in found.layers {
+    for FoundLayer {
+        digest,
+        size,
+        diff_id,
+        created_by,
+        ..
+    } in found.layers
+    {
         let range = layout.blob(&digest, size)?;
-        layers.push(Blob { name: digest.to_string(), range, digest: Some(digest) }.layer(created_by, Some(diff_id))?);
+        layers.push(
+            Blob {
+                name: digest.to_string(),
+                range,
+                digest: Some(digest),
+            }
+            .layer(created_by, Some(diff_id))?,
+        );
     }
-    Ok(Image { layers, config: found.config, manifest: found.manifest })
+    Ok(Image {
+        layers,
+        config: found.config,
+        manifest: found.manifest,
+    })
 }
 
 /// The image that reference and platform choose.
 ///
 /// # Errors
-/// [`Error::Source`] when none fits, or several do; [`Error::Document`] and [`Error::Mismatch`] when a document is wrong.
-pub fn choose(documents: &dyn Documents, index: &ImageIndex, reference: Option<&str>, platform: &Platform) -> Result<Found> {
+/// [`Error::Source`] when none fits, or several do; [`Error::Document`] and [`Error::Mismatch`]
+/// when a document is wrong.
+pub fn choose(
+    documents: &dyn Documents,
+    index: &ImageIndex,
+    reference: Option<&str>,
+    platform: &Platform,
+) -> Result<Found> {
     let descriptor = choose_manifest(documents, index, reference, platform)?;
     let manifest_bytes = documents.document(&descriptor)?;
-    let manifest: ImageManifest = parse(&format!("manifest {}", descriptor.digest()), &manifest_bytes)?;
+    let manifest: ImageManifest = parse(
+        &format!("manifest {}", descriptor.digest()),
+        &manifest_bytes,
+    )?;
     let config_bytes = documents.document(manifest.config())?;
     let config_name = format!("configuration {}", manifest.config().digest());
     let config: Config = parse(&config_name, &config_bytes)?;
@@ -175,10 +234,25 @@ pub fn choose(documents: &dyn Documents, index: &ImageIndex, reference: Option<&
     config.warn_of_platform(&documents.name(), platform);
     let layer = |(descriptor, (diff_id, created_by)): (&Descriptor, (Digest, Vec<u8>))| {
         let compressed = is_compressed(&documents.name(), descriptor.media_type().as_ref())?;
-        Ok(FoundLayer { digest: digest_of(documents, descriptor)?, size: descriptor.size(), compressed, diff_id, created_by })
+        Ok(FoundLayer {
+            digest: digest_of(documents, descriptor)?,
+            size: descriptor.size(),
+            compressed,
+            diff_id,
+            created_by,
+        })
     };
-    let layers = manifest.layers().iter().zip(known).map(layer).collect::<Result<_>>()?;
-    Ok(Found { manifest: manifest_bytes, config: config_bytes, layers })
+    let layers = manifest
+        .layers()
+        .iter()
+        .zip(known)
+        .map(layer)
+        .collect::<Result<_>>()?;
+    Ok(Found {
+        manifest: manifest_bytes,
+        config: config_bytes,
+        layers,
+    })
 }
 
 /// Whether a layer of this media type is compressed.
@@ -189,16 +263,36 @@ fn is_compressed(name: &str, media_type: &str) -> Result<bool> {
         Some("+gzip" | "+zstd" | ".gzip" | ".zstd") => Ok(true),
         _ => Err(Error::Source {
             name: name.to_owned(),
-            reason: format!("a layer of it is of the type {media_type:?}, which is no layer of a file system that is known"),
-            hint: Some("layers are tars as they are, or compressed by gzip or zstd; what is encrypted has to be decrypted first".into()),
+            reason: format!(
+                "a layer of it is of the type {media_type:?}, which is no layer of a file system \
+                 that is known"
+            ),
+            hint: Some(
+                "layers are tars as they are, or compressed by gzip or zstd; what is encrypted \
+                 has to be decrypted first"
+                    .into(),
+            ),
         }),
     }
 }
 
 /// The manifest that reference and platform choose.
-fn choose_manifest(documents: &dyn Documents, index: &ImageIndex, reference: Option<&str>, platform: &Platform) -> Result<Descriptor> {
-    let named: Vec<&Descriptor> = index.manifests().iter().filter(|d| reference.is_none_or(|r| has_name(d, r))).collect();
-    let source = |reason: String, hint: Option<String>| Error::Source { name: documents.name(), reason, hint };
+fn choose_manifest(
+    documents: &dyn Documents,
+    index: &ImageIndex,
+    reference: Option<&str>,
+    platform: &Platform,
+) -> Result<Descriptor> {
+    let named: Vec<&Descriptor> = index
+        .manifests()
+        .iter()
+        .filter(|d| reference.is_none_or(|r| has_name(d, r)))
+        .collect();
+    let source = |reason: String, hint: Option<String>| Error::Source {
+        name: documents.name(),
+        reason,
+        hint,
+    };
     if named.is_empty() {
         let reason = format!("it has no image named {}", reference.unwrap_or("anything"));
         return Err(source(reason, names(index)));
@@ -208,38 +302,70 @@ fn choose_manifest(documents: &dyn Documents, index: &ImageIndex, reference: Opt
         collect(documents, descriptor, 0, &mut indexes, &mut found)?;
     }
     let fit = |d: &Descriptor| match d.platform() {
-        Some(p) => platform.fit(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref()),
+        Some(p) => platform.fit(
+            &p.os().to_string(),
+            &p.architecture().to_string(),
+            p.variant().as_deref(),
+        ),
         // Nothing is said of it: it is taken when there is no better one.
         None => Some(0),
     };
     let best = found.iter().filter_map(fit).max();
-    let mut fitting: Vec<&Descriptor> = found.iter().filter(|d| fit(d) == best && best.is_some()).collect();
+    let mut fitting: Vec<&Descriptor> = found
+        .iter()
+        .filter(|d| fit(d) == best && best.is_some())
+        .collect();
     fitting.dedup_by(|a, b| a.digest() == b.digest());
     match fitting[..] {
         [one] => Ok(one.clone()),
         [] => {
-            let platforms: Vec<_> = found.iter().filter_map(|d| d.platform().as_ref()).map(describe).collect();
+            let platforms: Vec<_> = found
+                .iter()
+                .filter_map(|d| d.platform().as_ref())
+                .map(describe)
+                .collect();
             let reason = format!("it has no image for {}", platform);
-            Err(source(reason, Some(format!("choose one with --platform: {}", platforms.join(", ")))))
+            Err(source(
+                reason,
+                Some(format!(
+                    "choose one with --platform: {}",
+                    platforms.join(", ")
+                )),
+            ))
         }
         _ => Err(source("it has several images".into(), names(index))),
     }
 }
 
 fn describe(platform: &oci_spec::image::Platform) -> String {
-    let variant = platform.variant().as_ref().map(|v| format!("/{v}")).unwrap_or_default();
+    let variant = platform
+        .variant()
+        .as_ref()
+        .map(|v| format!("/{v}"))
+        .unwrap_or_default();
     format!("{}/{}{variant}", platform.os(), platform.architecture())
 }
 
 fn has_name(descriptor: &Descriptor, reference: &str) -> bool {
-    let annotation = |key| descriptor.annotations().as_ref().and_then(|a| a.get(key)).map(String::as_str);
+    let annotation = |key| {
+        descriptor
+            .annotations()
+            .as_ref()
+            .and_then(|a| a.get(key))
+            .map(String::as_str)
+    };
     annotation(REF_NAME) == Some(reference)
         || annotation(CONTAINERD_NAME) == Some(reference)
         || descriptor.digest().to_string() == reference
 }
 
 fn names(index: &ImageIndex) -> Option<String> {
-    let names: Vec<_> = index.manifests().iter().filter_map(|d| d.annotations().as_ref()?.get(REF_NAME)).map(String::as_str).collect();
+    let names: Vec<_> = index
+        .manifests()
+        .iter()
+        .filter_map(|d| d.annotations().as_ref()?.get(REF_NAME))
+        .map(String::as_str)
+        .collect();
     (!names.is_empty()).then(|| format!("choose one with :TAG: {}", names.join(", ")))
 }
 
@@ -257,7 +383,11 @@ fn collect(
         _ => false,
     };
     if !is_index {
-        if descriptor.platform().as_ref().is_none_or(|p| p.os().to_string() != "unknown") {
+        if descriptor
+            .platform()
+            .as_ref()
+            .is_none_or(|p| p.os().to_string() != "unknown")
+        {
             // buildkit's attestations are manifests for unknown/unknown.
             found.push(descriptor.clone());
         }
@@ -265,7 +395,10 @@ fn collect(
     }
     *indexes += 1;
     if depth == MAX_DEPTH || *indexes > MAX_INDEXES || found.len() > MAX_MANIFESTS {
-        return Err(Error::document(documents.name(), "its indexes are nested too deep, or too many"));
+        return Err(Error::document(
+            documents.name(),
+            "its indexes are nested too deep, or too many",
+        ));
     }
     let name = format!("index {}", descriptor.digest());
     let index: ImageIndex = parse(&name, &documents.document(descriptor)?)?;

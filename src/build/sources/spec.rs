@@ -64,30 +64,56 @@ impl Spec {
             }
         }
         if let Some(at) = bytes.windows(3).position(|w| w == b"://") {
-            return Err(unknown(text, &format!("{}:// is not a kind of source", String::from_utf8_lossy(&bytes[..at]))));
+            return Err(unknown(
+                text,
+                &format!(
+                    "{}:// is not a kind of source",
+                    String::from_utf8_lossy(&bytes[..at])
+                ),
+            ));
         }
         let path = Path::new(text);
         if let Some(kind) = guess(path)? {
-            return Ok(Self { kind, path: path.to_owned(), reference: None });
+            return Ok(Self {
+                kind,
+                path: path.to_owned(),
+                reference: None,
+            });
         }
         // PATH:REFERENCE, of which PATH exists; both may have more colons.
-        let colons = bytes.iter().enumerate().filter(|&(_, &b)| b == b':').map(|(at, _)| at);
+        let colons = bytes
+            .iter()
+            .enumerate()
+            .filter(|&(_, &b)| b == b':')
+            .map(|(at, _)| at);
         for at in colons.filter(|_| !path.exists()) {
             let path = Path::new(OsStr::from_bytes(&bytes[..at]));
             if let Some(kind) = guess(path)?.filter(|kind| kind.has_reference()) {
                 let reference = Some(String::from_utf8_lossy(&bytes[at + 1..]).into_owned());
-                return Ok(Self { kind, path: path.to_owned(), reference });
+                return Ok(Self {
+                    kind,
+                    path: path.to_owned(),
+                    reference,
+                });
             }
         }
         if path.exists() {
-            return Err(unknown(text, "it is neither a directory, a tar, an archive of an image, nor a BFC image"));
+            return Err(unknown(
+                text,
+                "it is neither a directory, a tar, an archive of an image, nor a BFC image",
+            ));
         }
         Err(Error::io("opening", path)(std::io::ErrorKind::NotFound))
     }
 
-    /// `PATH[:REFERENCE]`. As skopeo has it, what follows the first colon is the reference; but a path that exists is one.
+    /// `PATH[:REFERENCE]`. As skopeo has it, what follows the first colon is the reference; but a
+    /// path that exists is one.
     fn with_kind(kind: Kind, rest: &[u8]) -> Self {
-        let whole = Self { kind, path: OsStr::from_bytes(rest).into(), reference: None };
+        let whole = Self {
+            kind,
+            path: OsStr::from_bytes(rest).into(),
+            reference: None,
+        };
         if !kind.has_reference() || whole.path.exists() {
             return whole;
         }
@@ -106,13 +132,21 @@ fn unknown(text: &OsStr, reason: &str) -> Error {
     Error::Source {
         name: text.to_string_lossy().into_owned(),
         reason: reason.to_owned(),
-        hint: Some("name it as dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE or bfc:FILE".into()),
+        hint: Some(
+            "name it as dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], \
+             docker-archive:FILE[:REF], tar:FILE or bfc:FILE"
+                .into(),
+        ),
     }
 }
 
 fn guess(path: &Path) -> Result<Option<Kind>> {
     if path.is_dir() {
-        return Ok(Some(if path.join("oci-layout").is_file() { Kind::Oci } else { Kind::Dir }));
+        return Ok(Some(if path.join("oci-layout").is_file() {
+            Kind::Oci
+        } else {
+            Kind::Dir
+        }));
     }
     if !path.is_file() {
         return Ok(None);

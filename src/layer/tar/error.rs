@@ -2,7 +2,14 @@
 
 /// An error in a tar: what, where, and at which entry.
 #[derive(Debug, thiserror::Error)]
-#[error("{reason} (offset {offset} of the tar{})", if path.is_empty() { String::new() } else { format!(", entry `{}`", String::from_utf8_lossy(path)) })]
+#[error(
+    "{reason} (offset {offset} of the tar{})",
+    if path.is_empty() {
+        String::new()
+    } else {
+        format!(", entry `{}`", String::from_utf8_lossy(path))
+    }
+)]
 pub struct Error {
     /// Offset of the block that was looked at.
     pub offset: u64,

@@ -16,7 +16,8 @@ const MAGIC: (usize, usize) = (257, 265);
 const DEV_MAJOR: (usize, usize) = (329, 337);
 const DEV_MINOR: (usize, usize) = (337, 345);
 const PREFIX: (usize, usize) = (345, 500);
-/// Old GNU sparse headers: four offset-and-length pairs, whether more follow, the length of the expanded file.
+/// Old GNU sparse headers: four offset-and-length pairs, whether more follow, the length of the
+/// expanded file.
 const GNU_SPARSE: usize = 386;
 const GNU_IS_EXTENDED: usize = 482;
 const GNU_REAL_SIZE: (usize, usize) = (483, 495);
@@ -45,12 +46,20 @@ impl Header<'_> {
         let stored = octal(self.field(CHECKSUM)).ok_or(Reason::Checksum)?;
         let (mut unsigned, mut signed) = (0_i64, 0_i64);
         for (i, &b) in self.0.iter().enumerate() {
-            let b = if (CHECKSUM.0..CHECKSUM.1).contains(&i) { b' ' } else { b };
+            let b = if (CHECKSUM.0..CHECKSUM.1).contains(&i) {
+                b' '
+            } else {
+                b
+            };
             unsigned += i64::from(b);
             signed += i64::from(b.cast_signed());
         }
         let fits = |sum: i64| u64::try_from(sum).is_ok_and(|sum| sum == stored);
-        if fits(unsigned) || fits(signed) { Ok(()) } else { Err(Reason::Checksum) }
+        if fits(unsigned) || fits(signed) {
+            Ok(())
+        } else {
+            Err(Reason::Checksum)
+        }
     }
 
     fn field(&self, (start, end): (usize, usize)) -> &[u8] {
@@ -72,7 +81,8 @@ impl Header<'_> {
 
     /// The name, with the prefix that ustar has for long ones.
     pub(super) fn name(&self) -> Vec<u8> {
-        // GNU's header has other things where the prefix would be; star's has times behind a shorter one.
+        // GNU's header has other things where the prefix would be; star's has times behind a
+        // shorter one.
         let ustar = self.field(MAGIC).starts_with(b"ustar\0");
         let star = &self.0[508..512] == b"tar\0";
         let prefix = match (ustar, star) {
@@ -94,7 +104,9 @@ impl Header<'_> {
     }
 
     fn number(&self, at: (usize, usize), what: &'static str) -> Result<u64, Reason> {
-        signed_number(self.field(at)).and_then(|n| u64::try_from(n).ok()).ok_or(Reason::Number(what))
+        signed_number(self.field(at))
+            .and_then(|n| u64::try_from(n).ok())
+            .ok_or(Reason::Number(what))
     }
 
     /// Permission bits.
@@ -121,13 +133,19 @@ impl Header<'_> {
 
     /// Modification time, seconds.
     pub(super) fn mtime(&self) -> Result<i64, Reason> {
-        signed_number(self.field(MTIME)).and_then(|n| i64::try_from(n).ok()).ok_or(Reason::Number("mtime"))
+        signed_number(self.field(MTIME))
+            .and_then(|n| i64::try_from(n).ok())
+            .ok_or(Reason::Number("mtime"))
     }
 
     /// Device numbers.
     pub(super) fn device(&self) -> Result<(u32, u32), Reason> {
-        let part = |at, what| u32::try_from(self.number(at, what)?).map_err(|_| Reason::Number(what));
-        Ok((part(DEV_MAJOR, "major device number")?, part(DEV_MINOR, "minor device number")?))
+        let part =
+            |at, what| u32::try_from(self.number(at, what)?).map_err(|_| Reason::Number(what));
+        Ok((
+            part(DEV_MAJOR, "major device number")?,
+            part(DEV_MINOR, "minor device number")?,
+        ))
     }
 
     /// Length of the expanded file, of an old GNU sparse header.
@@ -138,10 +156,14 @@ impl Header<'_> {
         self.number(GNU_REAL_SIZE, "expanded size")
     }
 
-    /// The pairs of an old GNU sparse header or (`extension`) of a block behind it, and whether another block follows.
+    /// The pairs of an old GNU sparse header or (`extension`) of a block behind it, and whether
+    /// another block follows.
     pub(super) fn sparse_pairs(&self, extension: bool) -> Result<(Vec<(u64, u64)>, bool), Reason> {
-        let (start, end, more) =
-            if extension { (0, EXTENSION_IS_EXTENDED, EXTENSION_IS_EXTENDED) } else { (GNU_SPARSE, GNU_IS_EXTENDED, GNU_IS_EXTENDED) };
+        let (start, end, more) = if extension {
+            (0, EXTENSION_IS_EXTENDED, EXTENSION_IS_EXTENDED)
+        } else {
+            (GNU_SPARSE, GNU_IS_EXTENDED, GNU_IS_EXTENDED)
+        };
         let mut pairs = Vec::new();
         for at in (start..end).step_by(24) {
             // A pair without a length ends the list; one with length 0 says where the file ends.
@@ -168,7 +190,8 @@ fn octal(field: &[u8]) -> Option<u64> {
     })
 }
 
-/// An octal number, or GNU's base-256 one: big-endian two's complement whose first bit is replaced by a mark.
+/// An octal number, or GNU's base-256 one: big-endian two's complement whose first bit is replaced
+/// by a mark.
 fn signed_number(field: &[u8]) -> Option<i128> {
     let (&first, rest) = field.split_first()?;
     if first & 0x80 == 0 {
@@ -192,7 +215,8 @@ pub(super) struct NewHeader<'a> {
     pub linkname: &'a [u8],
     /// Permission bits.
     pub mode: u32,
-    /// Owner; 0 when it does not fit, the true one is then in a PAX record, as for the numbers that follow.
+    /// Owner; 0 when it does not fit, the true one is then in a PAX record, as for the numbers that
+    /// follow.
     pub uid: u64,
     /// Group.
     pub gid: u64,
@@ -268,7 +292,12 @@ mod tests {
         assert_eq!(signed_number(b"6 4\0"), None);
         assert_eq!(signed_number(b"\x80\0\0\0\0\0\x01\0"), Some(256));
         assert_eq!(signed_number(&[0xff; 12]), Some(-1));
-        assert_eq!(signed_number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]), Some(-2));
+        assert_eq!(
+            signed_number(&[
+                0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe
+            ]),
+            Some(-2)
+        );
         let mut past_u64 = [0; 12];
         (past_u64[0], past_u64[1]) = (0x80, 1);
         assert!(signed_number(&past_u64).unwrap() > i128::from(u64::MAX));
@@ -291,8 +320,14 @@ mod tests {
         let header = Header(&block);
         header.check().unwrap();
         assert_eq!(header.name(), b"dev/null");
-        assert_eq!((header.mode(), header.uid(), header.gid()), (Ok(0o666), Ok(5), Ok(MAX_OCTAL_7)));
-        assert_eq!((header.mtime(), header.device()), (Ok(0o77_777_777_777), Ok((1, 0xf_ffff))));
+        assert_eq!(
+            (header.mode(), header.uid(), header.gid()),
+            (Ok(0o666), Ok(5), Ok(MAX_OCTAL_7))
+        );
+        assert_eq!(
+            (header.mtime(), header.device()),
+            (Ok(0o77_777_777_777), Ok((1, 0xf_ffff)))
+        );
         let mut other = block;
         other[0] ^= 1;
         assert_eq!(Header(&other).check(), Err(Reason::Checksum));

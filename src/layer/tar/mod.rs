@@ -1,7 +1,7 @@
 //! Layer tars: a parser that is fed block by block, and a writer of the canonical form.
 //!
-//! The parser neither reads nor keeps file contents, so the same one serves building (blocks from a stream, contents to a
-//! sink) and replay (blocks from a skeleton, contents already stored).
+//! The parser neither reads nor keeps file contents, so the same one serves building (blocks from a
+//! stream, contents to a sink) and replay (blocks from a skeleton, contents already stored).
 
 mod error;
 mod header;

@@ -19,7 +19,8 @@ const MAX_PATH: usize = 1 << 16;
 pub enum Step {
     /// Nothing yet: the next block is the parser's.
     More,
-    /// An entry is complete. [`Entry::stored`] bytes of content and their padding follow, which are not the parser's.
+    /// An entry is complete. [`Entry::stored`] bytes of content and their padding follow, which are
+    /// not the parser's.
     Entry(Box<Entry>),
     /// The end of the archive; whatever follows has no meaning.
     End,
@@ -109,13 +110,24 @@ pub struct Parser {
 
 impl std::fmt::Debug for Parser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parser").field("offset", &self.offset).field("entries", &self.entries).finish_non_exhaustive()
+        f.debug_struct("Parser")
+            .field("offset", &self.offset)
+            .field("entries", &self.entries)
+            .finish_non_exhaustive()
     }
 }
 
 impl Default for Parser {
     fn default() -> Self {
-        Self { state: State::Header, global: Pax::default(), local: None, long_name: None, long_link: None, offset: 0, entries: 0 }
+        Self {
+            state: State::Header,
+            global: Pax::default(),
+            local: None,
+            long_name: None,
+            long_link: None,
+            offset: 0,
+            entries: 0,
+        }
     }
 }
 
@@ -133,7 +145,10 @@ impl Parser {
         let step = self.step(block).map_err(|reason| self.error(reason))?;
         self.offset += BLOCK as u64;
         if let Step::Entry(entry) = &step {
-            self.offset = self.offset.saturating_add(entry.stored).saturating_add(super::padding(entry.stored) as u64);
+            self.offset = self
+                .offset
+                .saturating_add(entry.stored)
+                .saturating_add(super::padding(entry.stored) as u64);
             self.entries += 1;
         }
         Ok(step)
@@ -145,7 +160,9 @@ impl Parser {
     /// [`Reason::CutOff`] when an entry has begun.
     pub fn end_of_input(&self) -> Result<(), Error> {
         match self.state {
-            State::Header | State::Zero => self.check_dangling().map_err(|reason| self.error(reason)),
+            State::Header | State::Zero => {
+                self.check_dangling().map_err(|reason| self.error(reason))
+            }
             _ => Err(self.error(Reason::CutOff)),
         }
     }
@@ -155,40 +172,75 @@ impl Parser {
         let pax_path = self.local.as_ref().and_then(|pax| pax.path.clone());
         let path = match &self.state {
             State::OldSparse { entry, .. } | State::MapInData { entry, .. } => entry.path.clone(),
-            _ => pax_path.or_else(|| self.long_name.clone()).unwrap_or_default(),
+            _ => pax_path
+                .or_else(|| self.long_name.clone())
+                .unwrap_or_default(),
         };
-        Error { offset: self.offset, path, reason }
+        Error {
+            offset: self.offset,
+            path,
+            reason,
+        }
     }
 
     fn check_dangling(&self) -> Result<(), Reason> {
-        if self.local.is_some() || self.long_name.is_some() || self.long_link.is_some() { Err(Reason::Dangling) } else { Ok(()) }
+        if self.local.is_some() || self.long_name.is_some() || self.long_link.is_some() {
+            Err(Reason::Dangling)
+        } else {
+            Ok(())
+        }
     }
 
     fn step(&mut self, block: &Block) -> Result<Step, Reason> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Header => self.header(block),
-            State::Extension { what, size, mut data } => {
+            State::Extension {
+                what,
+                size,
+                mut data,
+            } => {
                 data.extend_from_slice(&block[..BLOCK.min(size - data.len())]);
                 self.extension(what, size, data)
             }
-            State::OldSparse { entry, size, mut regions, blocks } => {
+            State::OldSparse {
+                entry,
+                size,
+                mut regions,
+                blocks,
+            } => {
                 if blocks * BLOCK > MAX_MAP {
                     return Err(Reason::TooLong("a sparse map", MAX_MAP));
                 }
                 let (more, extended) = Header(block).sparse_pairs(true)?;
                 regions.extend(more);
                 if extended {
-                    self.state = State::OldSparse { entry, size, regions, blocks: blocks + 1 };
+                    self.state = State::OldSparse {
+                        entry,
+                        size,
+                        regions,
+                        blocks: blocks + 1,
+                    };
                     return Ok(Step::More);
                 }
                 sparse_entry(entry, size, regions)
             }
-            State::MapInData { mut entry, size, mut reader } => {
-                entry.stored = entry.stored.checked_sub(BLOCK as u64).ok_or(Reason::Sparse("a map longer than the data"))?;
+            State::MapInData {
+                mut entry,
+                size,
+                mut reader,
+            } => {
+                entry.stored = entry
+                    .stored
+                    .checked_sub(BLOCK as u64)
+                    .ok_or(Reason::Sparse("a map longer than the data"))?;
                 match reader.block(block)? {
                     Some(regions) => sparse_entry(entry, size, regions),
                     None => {
-                        self.state = State::MapInData { entry, size, reader };
+                        self.state = State::MapInData {
+                            entry,
+                            size,
+                            reader,
+                        };
                         Ok(Step::More)
                     }
                 }
@@ -227,7 +279,10 @@ impl Parser {
             return Ok(Step::More);
         }
         match what {
-            Extension::Pax => self.local.get_or_insert_with(|| self.global.clone()).read(&data)?,
+            Extension::Pax => self
+                .local
+                .get_or_insert_with(|| self.global.clone())
+                .read(&data)?,
             Extension::GlobalPax => self.global.read(&data)?,
             Extension::LongName => self.long_name = Some(until_nul(&data).to_vec()),
             Extension::LongLink => self.long_link = Some(until_nul(&data).to_vec()),
@@ -240,7 +295,10 @@ impl Parser {
         let sparse = &pax.sparse;
         let path = sparse.name.clone().or(pax.path).or(self.long_name.take());
         let path = path.unwrap_or_else(|| header.name());
-        let target = pax.linkpath.or(self.long_link.take()).unwrap_or_else(|| header.linkname().to_vec());
+        let target = pax
+            .linkpath
+            .or(self.long_link.take())
+            .unwrap_or_else(|| header.linkname().to_vec());
         (self.long_name, self.long_link) = (None, None);
         // From here on an error can name the entry.
         self.long_name = Some(path.clone());
@@ -253,25 +311,48 @@ impl Parser {
             b'\0' | b'7' => b'0',
             kind => kind,
         };
-        let link = || if target.is_empty() { Err(Reason::NoTarget) } else { Ok(target) };
+        let link = || {
+            if target.is_empty() {
+                Err(Reason::NoTarget)
+            } else {
+                Ok(target)
+            }
+        };
         let (type_bits, kind) = match kind {
-            b'0' | b'S' => (S_IFREG, EntryKind::File { size: 0, sparse: None }),
+            b'0' | b'S' => (
+                S_IFREG,
+                EntryKind::File {
+                    size: 0,
+                    sparse: None,
+                },
+            ),
             b'1' => (S_IFREG, EntryKind::HardLink(link()?)),
             b'2' => (S_IFLNK, EntryKind::Symlink(link()?)),
             b'3' | b'4' => {
                 let (major, minor) = header.device()?;
-                (if kind == b'3' { S_IFCHR } else { S_IFBLK }, EntryKind::Device(major, minor))
+                (
+                    if kind == b'3' { S_IFCHR } else { S_IFBLK },
+                    EntryKind::Device(major, minor),
+                )
             }
             b'5' => (S_IFDIR, EntryKind::Dir),
-            b'6' => (if pax.socket { S_IFSOCK } else { S_IFIFO }, EntryKind::Other),
+            b'6' => (
+                if pax.socket { S_IFSOCK } else { S_IFIFO },
+                EntryKind::Other,
+            ),
             other => return Err(Reason::EntryType(char::from(other))),
         };
         let owner = |pax: Option<u64>, plain: Result<u64, Reason>, what| {
             // The highest number means "no change" to chown, and no file can have it.
             let id = pax.map_or(plain, Ok)?;
-            u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or(Reason::Number(what))
+            u32::try_from(id)
+                .ok()
+                .filter(|&id| id != u32::MAX)
+                .ok_or(Reason::Number(what))
         };
-        let (mtime_s, mtime_ns) = pax.mtime.map_or_else(|| header.mtime().map(|s| (s, 0)), Ok)?;
+        let (mtime_s, mtime_ns) = pax
+            .mtime
+            .map_or_else(|| header.mtime().map(|s| (s, 0)), Ok)?;
         let attr = Attr {
             mode: type_bits | header.mode()?,
             uid: owner(pax.uid, header.uid(), "uid")?,
@@ -281,26 +362,51 @@ impl Parser {
             xattrs: pax.xattrs,
         };
         let is_file = matches!(kind, EntryKind::File { .. });
-        // Only files have data, whatever the size field says of others: Go's reader and GNU tar (of links) take it so.
-        let stored = if is_file { pax.size.map_or_else(|| header.size(), Ok)? } else { 0 };
-        let mut entry = Box::new(Entry { path, attr, kind, stored });
+        // Only files have data, whatever the size field says of others: Go's reader and GNU tar (of
+        // links) take it so.
+        let stored = if is_file {
+            pax.size.map_or_else(|| header.size(), Ok)?
+        } else {
+            0
+        };
+        let mut entry = Box::new(Entry {
+            path,
+            attr,
+            kind,
+            stored,
+        });
         self.long_name = None;
         if header.kind() == b'S' {
             let size = header.real_size()?;
             let (regions, extended) = header.sparse_pairs(false)?;
             if extended {
-                self.state = State::OldSparse { entry, size, regions, blocks: 1 };
+                self.state = State::OldSparse {
+                    entry,
+                    size,
+                    regions,
+                    blocks: 1,
+                };
                 return Ok(Step::More);
             }
             return sparse_entry(entry, size, regions);
         }
         if is_file && pax.sparse.map_in_data() {
-            let size = pax.sparse.size.ok_or(Reason::Sparse("the length of the expanded file is missing"))?;
-            self.state = State::MapInData { entry, size, reader: MapReader::default() };
+            let size = pax
+                .sparse
+                .size
+                .ok_or(Reason::Sparse("the length of the expanded file is missing"))?;
+            self.state = State::MapInData {
+                entry,
+                size,
+                reader: MapReader::default(),
+            };
             return Ok(Step::More);
         }
         if let (true, Some(regions)) = (is_file, pax.sparse.map) {
-            let size = pax.sparse.size.ok_or(Reason::Sparse("the length of the expanded file is missing"))?;
+            let size = pax
+                .sparse
+                .size
+                .ok_or(Reason::Sparse("the length of the expanded file is missing"))?;
             return sparse_entry(entry, size, regions);
         }
         if let EntryKind::File { size, .. } = &mut entry.kind {
@@ -310,7 +416,11 @@ impl Parser {
     }
 }
 
-fn sparse_entry(mut entry: Box<Entry>, size: u64, regions: Vec<(u64, u64)>) -> Result<Step, Reason> {
+fn sparse_entry(
+    mut entry: Box<Entry>,
+    size: u64,
+    regions: Vec<(u64, u64)>,
+) -> Result<Step, Reason> {
     let sparse = Some(SparseMap::new(regions, size, entry.stored)?);
     entry.kind = EntryKind::File { size, sparse };
     Ok(Step::Entry(entry))

@@ -32,7 +32,8 @@ pub(super) struct Pax {
     pub mtime: Option<(i64, u32)>,
     /// Extended attributes.
     pub xattrs: Vec<Xattr>,
-    /// Names of attributes that a SCHILY record gave: it is exact, libarchive's encoded copy of it is passed over.
+    /// Names of attributes that a SCHILY record gave: it is exact, libarchive's encoded copy of it
+    /// is passed over.
     schily: Vec<Vec<u8>>,
     /// `GNU.sparse.*`.
     pub sparse: PaxSparse,
@@ -62,14 +63,24 @@ impl Pax {
             b"path" => self.path = text(value, "a path")?,
             b"linkpath" => self.linkpath = text(value, "a link's target")?,
             b"size" | b"uid" | b"gid" => {
-                let n = if value.is_empty() { None } else { Some(decimal(value).ok_or_else(bad)?) };
+                let n = if value.is_empty() {
+                    None
+                } else {
+                    Some(decimal(value).ok_or_else(bad)?)
+                };
                 match key {
                     b"size" => self.size = n,
                     b"uid" => self.uid = n,
                     _ => self.gid = n,
                 }
             }
-            b"mtime" => self.mtime = if value.is_empty() { None } else { Some(time(value).ok_or_else(bad)?) },
+            b"mtime" => {
+                self.mtime = if value.is_empty() {
+                    None
+                } else {
+                    Some(time(value).ok_or_else(bad)?)
+                }
+            }
             TYPE => {
                 if value != b"socket" {
                     return Err(bad());
@@ -94,12 +105,20 @@ impl Pax {
         Ok(())
     }
 
-    fn xattr(&mut self, name: Vec<u8>, value: Vec<u8>, bad: impl Fn() -> Reason) -> Result<(), Reason> {
+    fn xattr(
+        &mut self,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        bad: impl Fn() -> Reason,
+    ) -> Result<(), Reason> {
         if name.is_empty() || name.contains(&0) {
             return Err(bad());
         }
         if name.len() > MAX_XATTR_NAME {
-            return Err(Reason::TooLong("the name of an extended attribute", MAX_XATTR_NAME));
+            return Err(Reason::TooLong(
+                "the name of an extended attribute",
+                MAX_XATTR_NAME,
+            ));
         }
         if value.len() > MAX_XATTR_VALUE {
             return Err(Reason::TooLong("an extended attribute", MAX_XATTR_VALUE));
@@ -131,7 +150,8 @@ fn text(value: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, Reason> {
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
 
-/// Seconds with a sign and a fraction; what is finer than a nanosecond is rounded down, as GNU tar does.
+/// Seconds with a sign and a fraction; what is finer than a nanosecond is rounded down, as GNU tar
+/// does.
 fn time(value: &[u8]) -> Option<(i64, u32)> {
     let (negative, value) = match value.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -158,14 +178,17 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     }
 }
 
-/// Decodes `%XX`; with `gnu`, only the two that GNU tar writes (`%3D` for the `=` that would end the key, and `%25`).
+/// Decodes `%XX`; with `gnu`, only the two that GNU tar writes (`%3D` for the `=` that would end
+/// the key, and `%25`).
 fn decode_percent(name: &[u8], gnu: bool) -> Vec<u8> {
     let hex = |b: u8| char::from(b).to_digit(16);
     let mut out = Vec::with_capacity(name.len());
     let mut at = 0;
     while at < name.len() {
         let code = match name[at..] {
-            [b'%', high, low, ..] => hex(high).zip(hex(low)).and_then(|(h, l)| u8::try_from(h * 16 + l).ok()),
+            [b'%', high, low, ..] => hex(high)
+                .zip(hex(low))
+                .and_then(|(h, l)| u8::try_from(h * 16 + l).ok()),
             _ => None,
         };
         match code {
@@ -246,7 +269,9 @@ pub(super) fn format_time(seconds: i64, ns: u32) -> String {
     if ns == 0 {
         return format!("{sign}{whole}");
     }
-    format!("{sign}{whole}.{ns:09}").trim_end_matches('0').to_owned()
+    format!("{sign}{whole}.{ns:09}")
+        .trim_end_matches('0')
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -278,7 +303,15 @@ mod tests {
 
     #[test]
     fn times_go_round() {
-        for t in [(0, 0), (5, 1), (-1, 0), (-1, 999_999_999), (-1, 1), (-7, 500_000_000), (i64::MAX, 5)] {
+        for t in [
+            (0, 0),
+            (5, 1),
+            (-1, 0),
+            (-1, 999_999_999),
+            (-1, 1),
+            (-7, 500_000_000),
+            (i64::MAX, 5),
+        ] {
             assert_eq!(time(format_time(t.0, t.1).as_bytes()), Some(t));
         }
     }
@@ -295,27 +328,51 @@ mod tests {
 
     #[test]
     fn malformed_records() {
-        for data in
-            ["", "5 a=\n x", "9999999999999999999999 a=b\n", "6 a=b\nx", "0 a=b\n", "3 a=b\n", "6 aab\n", "6a=b\n", "6 a=b ", "-6 a=b\n"]
-        {
+        for data in [
+            "",
+            "5 a=\n x",
+            "9999999999999999999999 a=b\n",
+            "6 a=b\nx",
+            "0 a=b\n",
+            "3 a=b\n",
+            "6 aab\n",
+            "6a=b\n",
+            "6 a=b ",
+            "-6 a=b\n",
+        ] {
             let mut pax = Pax::default();
             assert_eq!(pax.read(data.as_bytes()).is_ok(), data.is_empty(), "{data}");
         }
-        assert_eq!(Pax::default().read(b"9 path=\0\n").unwrap_err(), Reason::Nul("a path"));
+        assert_eq!(
+            Pax::default().read(b"9 path=\0\n").unwrap_err(),
+            Reason::Nul("a path")
+        );
     }
 
     #[test]
     fn attributes() {
         let mut out = Vec::new();
-        let odd = Xattr { name: b"user.a=b%3D".to_vec(), value: b"x\ny=\0".to_vec() };
+        let odd = Xattr {
+            name: b"user.a=b%3D".to_vec(),
+            value: b"x\ny=\0".to_vec(),
+        };
         push_xattr(&mut out, &odd);
         push_record(&mut out, b"LIBARCHIVE.xattr.user.a%3Db%253D", b"AAAA");
         push_record(&mut out, b"LIBARCHIVE.xattr.user.%e9", b"AAH/");
         push_record(&mut out, b"SCHILY.xattr.user.empty", b"");
         let mut pax = Pax::default();
         pax.read(&out).unwrap();
-        let expected =
-            [odd, Xattr { name: b"user.\xe9".to_vec(), value: vec![0, 1, 255] }, Xattr { name: b"user.empty".to_vec(), value: vec![] }];
+        let expected = [
+            odd,
+            Xattr {
+                name: b"user.\xe9".to_vec(),
+                value: vec![0, 1, 255],
+            },
+            Xattr {
+                name: b"user.empty".to_vec(),
+                value: vec![],
+            },
+        ];
         assert_eq!(pax.xattrs, expected);
     }
 }

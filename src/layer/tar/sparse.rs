@@ -22,11 +22,16 @@ impl SparseMap {
             if offset < end {
                 return Err(Reason::Sparse("its parts overlap"));
             }
-            end = offset.checked_add(len).filter(|&end| end <= size).ok_or(Reason::Sparse("a part behind the end of the file"))?;
+            end = offset
+                .checked_add(len)
+                .filter(|&end| end <= size)
+                .ok_or(Reason::Sparse("a part behind the end of the file"))?;
             total += len;
         }
         if total != stored {
-            return Err(Reason::Sparse("its parts are not as long as what is stored"));
+            return Err(Reason::Sparse(
+                "its parts are not as long as what is stored",
+            ));
         }
         regions.retain(|&(_, len)| len > 0);
         Ok(Self { regions })
@@ -78,9 +83,18 @@ impl PaxSparse {
                 self.map.get_or_insert_default().push((offset, number()?));
             }
             b"map" => {
-                let numbers = value.split(|&b| b == b',').filter(|n| !n.is_empty()).map(decimal).collect::<Option<Vec<_>>>();
+                let numbers = value
+                    .split(|&b| b == b',')
+                    .filter(|n| !n.is_empty())
+                    .map(decimal)
+                    .collect::<Option<Vec<_>>>();
                 let numbers = numbers.filter(|n| n.len() % 2 == 0).ok_or_else(bad)?;
-                self.map = Some(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
+                self.map = Some(
+                    numbers
+                        .chunks_exact(2)
+                        .map(|pair| (pair[0], pair[1]))
+                        .collect(),
+                );
             }
             _ => {}
         }
@@ -91,7 +105,8 @@ impl PaxSparse {
     }
 }
 
-/// Reads the map that form 1.0 has in front of the data: lines of a number each, the first says how many pairs follow.
+/// Reads the map that form 1.0 has in front of the data: lines of a number each, the first says how
+/// many pairs follow.
 #[derive(Debug, Default)]
 pub(super) struct MapReader {
     count: Option<u64>,
@@ -101,7 +116,8 @@ pub(super) struct MapReader {
 }
 
 impl MapReader {
-    /// Takes the next block of the data; the map once it is complete (the rest of the block is padding).
+    /// Takes the next block of the data; the map once it is complete (the rest of the block is
+    /// padding).
     pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Vec<(u64, u64)>>, Reason> {
         let bad = Reason::Sparse("a map that does not parse");
         self.read += block.len();
@@ -111,7 +127,11 @@ impl MapReader {
         for &b in block {
             match b {
                 b'0'..=b'9' => {
-                    let n = self.line.unwrap_or(0).checked_mul(10).and_then(|n| n.checked_add(u64::from(b - b'0')));
+                    let n = self
+                        .line
+                        .unwrap_or(0)
+                        .checked_mul(10)
+                        .and_then(|n| n.checked_add(u64::from(b - b'0')));
                     self.line = Some(n.ok_or_else(|| bad.clone())?);
                 }
                 b'\n' => {
@@ -120,8 +140,15 @@ impl MapReader {
                         None => self.count = Some(n),
                         Some(_) => self.numbers.push(n),
                     }
-                    if self.count.and_then(|pairs| pairs.checked_mul(2)) == Some(self.numbers.len() as u64) {
-                        return Ok(Some(self.numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()));
+                    if self.count.and_then(|pairs| pairs.checked_mul(2))
+                        == Some(self.numbers.len() as u64)
+                    {
+                        return Ok(Some(
+                            self.numbers
+                                .chunks_exact(2)
+                                .map(|pair| (pair[0], pair[1]))
+                                .collect(),
+                        ));
                     }
                 }
                 _ => return Err(bad),
@@ -144,14 +171,24 @@ pub struct Expand<'a, R> {
 
 impl<R> std::fmt::Debug for Expand<'_, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Expand").field("at", &self.at).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("Expand")
+            .field("at", &self.at)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a, R: Read> Expand<'a, R> {
     /// Expands a file of `size` bytes.
     pub fn new(inner: R, map: &'a SparseMap, size: u64) -> Self {
-        Self { inner, regions: map.regions.iter(), hole: 0, data: 0, at: 0, size }
+        Self {
+            inner,
+            regions: map.regions.iter(),
+            hole: 0,
+            data: 0,
+            at: 0,
+            size,
+        }
     }
 }
 
@@ -191,8 +228,12 @@ mod tests {
 
     #[test]
     fn maps_that_lie() {
-        let map = |regions: &[(u64, u64)], size, stored| SparseMap::new(regions.to_vec(), size, stored);
-        assert_eq!(map(&[(0, 2), (4, 2), (8, 0)], 8, 4).unwrap().regions(), [(0, 2), (4, 2)]);
+        let map =
+            |regions: &[(u64, u64)], size, stored| SparseMap::new(regions.to_vec(), size, stored);
+        assert_eq!(
+            map(&[(0, 2), (4, 2), (8, 0)], 8, 4).unwrap().regions(),
+            [(0, 2), (4, 2)]
+        );
         assert!(map(&[], 8, 0).is_ok());
         for (regions, size, stored) in [
             (vec![(4, 2), (0, 2)], 8, 4),
@@ -209,21 +250,37 @@ mod tests {
     fn expansion() {
         let map = SparseMap::new(vec![(1, 2), (3, 1), (6, 1), (9, 0)], 9, 4).unwrap();
         let mut out = Vec::new();
-        Expand::new(b"abcd".as_slice(), &map, 9).read_to_end(&mut out).unwrap();
+        Expand::new(b"abcd".as_slice(), &map, 9)
+            .read_to_end(&mut out)
+            .unwrap();
         assert_eq!(out, b"\0abc\0\0d\0\0");
-        assert!(Expand::new(b"abc".as_slice(), &map, 9).read_to_end(&mut Vec::new()).is_err());
+        assert!(
+            Expand::new(b"abc".as_slice(), &map, 9)
+                .read_to_end(&mut Vec::new())
+                .is_err()
+        );
     }
 
     #[test]
     fn maps_in_data() {
         let mut reader = MapReader::default();
         assert_eq!(reader.block(b"2\n0\n1").unwrap(), None);
-        assert_eq!(reader.block(b"0\n20\n5\n\0\0\0").unwrap(), Some(vec![(0, 10), (20, 5)]));
-        assert_eq!(MapReader::default().block(b"0\n\0\0").unwrap(), Some(vec![]));
+        assert_eq!(
+            reader.block(b"0\n20\n5\n\0\0\0").unwrap(),
+            Some(vec![(0, 10), (20, 5)])
+        );
+        assert_eq!(
+            MapReader::default().block(b"0\n\0\0").unwrap(),
+            Some(vec![])
+        );
         for bad in ["\n", "x\n", "2\n1 \n", "99999999999999999999999\n"] {
             assert!(MapReader::default().block(bad.as_bytes()).is_err(), "{bad}");
         }
         let mut endless = MapReader::default();
-        assert!((0..).find_map(|_| endless.block(&[b'1', b'\n'].repeat(256)).err()).is_some());
+        assert!(
+            (0..)
+                .find_map(|_| endless.block(&[b'1', b'\n'].repeat(256)).err())
+                .is_some()
+        );
     }
 }

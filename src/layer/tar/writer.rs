@@ -1,5 +1,5 @@
-//! The canonical form of a tar: ustar headers, and a PAX header in front of each entry that ustar cannot say.
-//! The same entries always give the same bytes.
+//! The canonical form of a tar: ustar headers, and a PAX header in front of each entry that ustar
+//! cannot say. The same entries always give the same bytes.
 
 use std::io::{self, Read, Write};
 
@@ -58,9 +58,14 @@ impl<W: Write> Writer<W> {
     /// Appends an entry. `path` is relative and ends in a slash for no entry; the root's is empty.
     ///
     /// # Errors
-    /// What `out` or the file's reader fail with; [`io::ErrorKind::UnexpectedEof`] when the file is shorter than it should be.
+    /// What `out` or the file's reader fail with; [`io::ErrorKind::UnexpectedEof`] when the file is
+    /// shorter than it should be.
     pub fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> io::Result<()> {
-        let mut name = if path.is_empty() { b".".to_vec() } else { path.to_vec() };
+        let mut name = if path.is_empty() {
+            b".".to_vec()
+        } else {
+            path.to_vec()
+        };
         let is_link = matches!(body, Body::HardLink(_));
         let kind = match attr.mode & S_IFMT {
             _ if is_link => b'1',
@@ -73,7 +78,12 @@ impl<W: Write> Writer<W> {
                 b'5'
             }
             S_IFIFO | S_IFSOCK => b'6',
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file of unknown type")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "a file of unknown type",
+                ));
+            }
         };
         let (target, size, device) = match &body {
             Body::File(size, _) => (b"".as_slice(), *size, (0, 0)),
@@ -92,9 +102,15 @@ impl<W: Write> Writer<W> {
         let uid = number(b"uid", u64::from(attr.uid), MAX_OCTAL_7);
         let gid = number(b"gid", u64::from(attr.gid), MAX_OCTAL_7);
         let size_field = number(b"size", size, MAX_OCTAL_11);
-        let mtime = u64::try_from(attr.mtime_s).ok().filter(|&s| s <= MAX_OCTAL_11);
+        let mtime = u64::try_from(attr.mtime_s)
+            .ok()
+            .filter(|&s| s <= MAX_OCTAL_11);
         if attr.mtime_ns != 0 || mtime.is_none() {
-            pax::push_record(&mut records, b"mtime", pax::format_time(attr.mtime_s, attr.mtime_ns).as_bytes());
+            pax::push_record(
+                &mut records,
+                b"mtime",
+                pax::format_time(attr.mtime_s, attr.mtime_ns).as_bytes(),
+            );
         }
         if name.len() > MAX_NAME {
             pax::push_record(&mut records, b"path", &name);
@@ -138,11 +154,26 @@ impl<W: Write> Writer<W> {
     }
 
     fn pax_header(&mut self, name: &[u8], records: &[u8]) -> io::Result<()> {
-        let base = name.strip_suffix(b"/").unwrap_or(name).rsplit(|&b| b == b'/').next().unwrap_or_default();
+        let base = name
+            .strip_suffix(b"/")
+            .unwrap_or(name)
+            .rsplit(|&b| b == b'/')
+            .next()
+            .unwrap_or_default();
         let mut pax_name = b"PaxHeaders/".to_vec();
         pax_name.extend_from_slice(&base[..base.len().min(MAX_NAME - pax_name.len())]);
         let size = records.len() as u64;
-        let header = NewHeader { kind: b'x', name: &pax_name, linkname: b"", mode: 0o644, uid: 0, gid: 0, size, mtime: 0, device: (0, 0) };
+        let header = NewHeader {
+            kind: b'x',
+            name: &pax_name,
+            linkname: b"",
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size,
+            mtime: 0,
+            device: (0, 0),
+        };
         self.out.write_all(&header.encode())?;
         self.out.write_all(records)?;
         self.pad(size)

@@ -24,14 +24,19 @@ pub struct Facts {
 pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
     let record = match Record::read(container) {
         // Its dataset may not be mounted.
-        Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => Record::read(container)?,
+        Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => {
+            Record::read(container)?
+        }
         read => read?,
     };
     match facts.hook.as_str() {
         "pre-start" | "pre-mount" => {
             let record = record.filter(|record| record.state == State::Ready);
             let record = record.ok_or_else(|| Error::Unfit {
-                what: format!("{} is not the directory of a container that was created", container.display()),
+                what: format!(
+                    "{} is not the directory of a container that was created",
+                    container.display()
+                ),
                 hint: Some("`lxcri-fs inspect` tells of the containers that there are".into()),
             })?;
             Mount::of(&record, container).mount()?;
@@ -45,7 +50,10 @@ pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
         },
         other => Err(Error::Unfit {
             what: format!("nothing can be mounted or unmounted by LXC's hook {other:?}"),
-            hint: Some("it is for lxc.hook.pre-start and lxc.hook.post-stop, with lxc.hook.version = 1".into()),
+            hint: Some(
+                "it is for lxc.hook.pre-start and lxc.hook.post-stop, with lxc.hook.version = 1"
+                    .into(),
+            ),
         }),
     }
 }

@@ -1,7 +1,8 @@
 //! What runtimes call while a container comes and goes.
 //!
-//! A hook may find an empty environment, and may run twice, or without the one before it. None of them leaves a process behind that its caller could
-//! take for its own: see [`super::mount::Mount::mount`].
+//! A hook may find an empty environment, and may run twice, or without the one before it. None of
+//! them leaves a process behind that its caller could take for its own: see
+//! [`super::mount::Mount::mount`].
 
 mod lxc;
 mod oci;

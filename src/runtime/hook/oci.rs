@@ -25,14 +25,24 @@ pub enum Moment {
     Stop,
 }
 
-/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root file system is, if not where the bundle says; `store` opens
-/// the store, where a container is that the bundle names.
+/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root
+/// file system is, if not where the bundle says; `store` opens the store, where a container is that
+/// the bundle names.
 ///
 /// # Errors
 /// [`Error`]: at [`Moment::Create`], the runtime then does not start the container.
-pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>, store: impl FnOnce() -> Result<Store>) -> Result<()> {
-    let state = files::take(state, MAX_STATE).map_err(Error::io("reading the container's state from", Path::new("standard input")))?;
-    let state: State = serde_json::from_slice(&state).map_err(Error::document("the container's state on standard input"))?;
+pub fn oci(
+    moment: Moment,
+    state: impl Read,
+    root: Option<&Path>,
+    store: impl FnOnce() -> Result<Store>,
+) -> Result<()> {
+    let state = files::take(state, MAX_STATE).map_err(Error::io(
+        "reading the container's state from",
+        Path::new("standard input"),
+    ))?;
+    let state: State = serde_json::from_slice(&state)
+        .map_err(Error::document("the container's state on standard input"))?;
     if moment == Moment::Stop
         && let Some(root) = root
     {
@@ -48,8 +58,16 @@ pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>, store: impl Fn
         Moment::Create if mount::is_served(&root)? => Ok(()),
         Moment::Create if is_early(&state, &root) => mount_now(&state, &root, store),
         Moment::Create => Err(Error::Unfit {
-            what: format!("nothing is mounted on {}, and what this hook mounted would come too late for the runtime", root.display()),
-            hint: Some("`lxcri-fs mount --all` mounts what was created; `lxcri-fs runtime` mounts what an annotation names".into()),
+            what: format!(
+                "nothing is mounted on {}, and what this hook mounted would come too late for the \
+                 runtime",
+                root.display()
+            ),
+            hint: Some(
+                "`lxcri-fs mount --all` mounts what was created; `lxcri-fs runtime` mounts what \
+                 an annotation names"
+                    .into(),
+            ),
         }),
     }
 }
@@ -58,20 +76,29 @@ pub fn oci(moment: Moment, state: impl Read, root: Option<&Path>, store: impl Fn
 fn root_of(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("config.json");
     let config: serde_json::Value =
-        serde_json::from_slice(&files::read(&path, bundle::MAX_CONFIG)?).map_err(Error::document(path.display().to_string()))?;
-    let root = config.pointer("/root/path").and_then(serde_json::Value::as_str).unwrap_or("rootfs");
+        serde_json::from_slice(&files::read(&path, bundle::MAX_CONFIG)?)
+            .map_err(Error::document(path.display().to_string()))?;
+    let root = config
+        .pointer("/root/path")
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or("rootfs");
     let root = dir.join(root);
     Ok(root.canonicalize().unwrap_or(root))
 }
 
-/// Whether what is mounted now is seen by the container: its runtime has not taken the root file system yet, and calls the hook in the container's own mount
-/// namespace. That is so where LXC's pre-mount calls OCI hooks (lxcri), and nowhere else: crun and runc have the root file system bound by now.
+/// Whether what is mounted now is seen by the container: its runtime has not taken the root file
+/// system yet, and calls the hook in the container's own mount namespace. That is so where LXC's
+/// pre-mount calls OCI hooks (lxcri), and nowhere else: crun and runc have the root file system
+/// bound by now.
 fn is_early(state: &State, root: &Path) -> bool {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let own = namespace("self");
-    let same = state.pid().is_some_and(|pid| pid > 0 && own.is_some() && namespace(&pid.to_string()) == own);
+    let same = state
+        .pid()
+        .is_some_and(|pid| pid > 0 && own.is_some() && namespace(&pid.to_string()) == own);
     let elsewhere = own != namespace("1");
-    let untouched = mountinfo::all().is_ok_and(|mounts| !mounts.iter().any(|m| m.mountpoint.starts_with(root)));
+    let untouched =
+        mountinfo::all().is_ok_and(|mounts| !mounts.iter().any(|m| m.mountpoint.starts_with(root)));
     let by_lxc = std::env::var_os("LXC_HOOK_TYPE").is_some_and(|hook| hook == "pre-mount");
     untouched && (by_lxc || same && elsewhere)
 }
@@ -80,7 +107,8 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
     let annotations = state.annotations().clone().unwrap_or_default();
     if let Some(name) = annotations.get(create::CONTAINER) {
         let (record, dir) = delete::find(&store()?, name)?;
-        // An annotation is anybody's, and its bundle is to be the one that was made for the container.
+        // An annotation is anybody's, and its bundle is to be the one that was made for the
+        // container.
         let own = record.runtime.root();
         let own = own.canonicalize().unwrap_or(own);
         if own != root {
@@ -91,7 +119,9 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
             )));
         }
         if record.state != record::State::Ready {
-            return Err(Error::unfit(format!("the container {name} is not finished, or is being deleted")));
+            return Err(Error::unfit(format!(
+                "the container {name} is not finished, or is being deleted"
+            )));
         }
         return mount::Mount::of(&record, &dir).mount().map(drop);
     }

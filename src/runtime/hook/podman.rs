@@ -1,4 +1,5 @@
-//! Podman's own hook: the configuration comes in, and goes out edited, before the runtime is called.
+//! Podman's own hook: the configuration comes in, and goes out edited, before the runtime is
+//! called.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -13,27 +14,52 @@ use crate::sys::files;
 /// Digits of podman's ids.
 const ID: usize = 64;
 
-/// Runs the hook: mounts what the annotations name, and has the runtime use and later unmount it. A configuration that names nothing goes out as it came in.
+/// Runs the hook: mounts what the annotations name, and has the runtime use and later unmount it. A
+/// configuration that names nothing goes out as it came in.
 ///
 /// # Errors
 /// [`Error`]: podman then does not start the container.
 pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> {
     let stdin = Path::new("standard input");
-    let text = files::take(input, MAX_CONFIG).map_err(Error::io("reading the container's configuration from", stdin))?;
-    let mut config: Value = serde_json::from_slice(&text).map_err(Error::document("the container's configuration on standard input"))?;
+    let text = files::take(input, MAX_CONFIG).map_err(Error::io(
+        "reading the container's configuration from",
+        stdin,
+    ))?;
+    let mut config: Value = serde_json::from_slice(&text).map_err(Error::document(
+        "the container's configuration on standard input",
+    ))?;
     let id = id(&config).unwrap_or_else(|| blake3::hash(&text).to_hex().to_string());
     let edited = inject::root(&mut config, Path::new(""), &id)?;
-    let text = if edited { serde_json::to_vec(&config).map_err(Error::document("the container's configuration"))? } else { text };
+    let text = if edited {
+        serde_json::to_vec(&config).map_err(Error::document("the container's configuration"))?
+    } else {
+        text
+    };
     output
         .write_all(&text)
         .and_then(|()| output.flush())
-        .map_err(Error::io("writing the container's configuration to", Path::new("standard output")))
+        .map_err(Error::io(
+            "writing the container's configuration to",
+            Path::new("standard output"),
+        ))
 }
 
 /// The container's id, which podman has in the paths that it makes for it, and nowhere else.
 fn id(config: &Value) -> Option<String> {
-    let mounts = config.get("mounts").and_then(Value::as_array).into_iter().flatten().filter_map(|m| m.get("source"));
-    let paths = config.pointer("/linux/cgroupsPath").into_iter().chain(mounts).filter_map(Value::as_str);
+    let mounts = config
+        .get("mounts")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|m| m.get("source"));
+    let paths = config
+        .pointer("/linux/cgroupsPath")
+        .into_iter()
+        .chain(mounts)
+        .filter_map(Value::as_str);
     let is_id = |part: &&str| part.len() == ID && part.bytes().all(|b| b.is_ascii_hexdigit());
-    paths.flat_map(|path| path.split(['/', ':', '-', '.'])).find(is_id).map(str::to_owned)
+    paths
+        .flat_map(|path| path.split(['/', ':', '-', '.']))
+        .find(is_id)
+        .map(str::to_owned)
 }

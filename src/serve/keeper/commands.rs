@@ -33,7 +33,9 @@ impl Keeper {
             };
             match answered {
                 Ok(event) => events.extend(event),
-                Err(error) => tracing::warn!("a request of a command was not answered: {}", chain(&error)),
+                Err(error) => {
+                    tracing::warn!("a request of a command was not answered: {}", chain(&error))
+                }
             }
         }
         events.into_iter().any(|event| self.tell(event))
@@ -43,14 +45,20 @@ impl Keeper {
         let (request, fds) = channel.expect(PATIENCE)?;
         match (request, self.machine.service()) {
             (KeeperRequest::Attach, Service::Failed(why)) => {
-                let failure = Failure { message: why.clone(), hint: None, exit: 1, key_needed: None };
+                let failure = Failure {
+                    message: why.clone(),
+                    hint: None,
+                    exit: 1,
+                    key_needed: None,
+                };
                 channel.send(&KeeperReply::Failed(failure), &[])?;
             }
             (KeeperRequest::Attach, _) => match self.place.clone_mount() {
                 Ok(mount) => {
                     self.place.is_wanted_by(channel.peer_pid());
                     channel.send(&KeeperReply::Attached, &[mount.as_fd()])?;
-                    // Until it is attached, the lock of the directory says that there is a user. Should it never be, this look finds out.
+                    // Until it is attached, the lock of the directory says that there is a user.
+                    // Should it never be, this look finds out.
                     return Ok(Some(Event::MountsChanged));
                 }
                 Err(error) => channel.send(&KeeperReply::Failed(failure_of(&error)), &[])?,
@@ -107,7 +115,11 @@ impl Keeper {
 
     fn status(&self) -> Status {
         let now = Instant::now();
-        let in_hand = self.worker.as_ref().map(|worker| worker.in_hand().0).unwrap_or_default();
+        let in_hand = self
+            .worker
+            .as_ref()
+            .map(|worker| worker.in_hand().0)
+            .unwrap_or_default();
         let seconds = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let wall = |since: Instant| seconds(SystemTime::now() - now.duration_since(since));
         Status {
@@ -120,7 +132,11 @@ impl Keeper {
             images: self.request.images.iter().map(|i| i.path.clone()).collect(),
             since: seconds(self.since),
             restarts: self.machine.restarts(),
-            failed: if let Service::Failed(why) = self.machine.service() { Some(why.clone()) } else { None },
+            failed: if let Service::Failed(why) = self.machine.service() {
+                Some(why.clone())
+            } else {
+                None
+            },
             not_answering_since: self.machine.not_answering_since(now, &in_hand).map(wall),
             replaceable: self.machine.is_replaceable(),
             confinement: self.worker.as_ref().and_then(Worker::confinement),

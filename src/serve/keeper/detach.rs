@@ -1,4 +1,5 @@
-//! Out of the caller's control group: it may be waited for until it is empty, or killed, when a container ends that is not the only user of the mount.
+//! Out of the caller's control group: it may be waited for until it is empty, or killed, when a
+//! container ends that is not the only user of the mount.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -21,28 +22,60 @@ pub(super) fn leave_control_group() {
 fn leave() -> std::io::Result<()> {
     let own = std::fs::read_to_string("/proc/self/cgroup")?;
     // Without version 2 there is no line for it, and nothing that we would leave.
-    let Some(group) = own.lines().find_map(|line| line.strip_prefix("0::")).filter(|group| *group != "/") else { return Ok(()) };
+    let Some(group) = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .filter(|group| *group != "/")
+    else {
+        return Ok(());
+    };
     let mounts = mountinfo::all().map_err(std::io::Error::other)?;
-    let Some(top) = mounts.iter().find(|m| m.fs_type == "cgroup2") else { return Ok(()) };
+    let Some(top) = mounts.iter().find(|m| m.fs_type == "cgroup2") else {
+        return Ok(());
+    };
     std::fs::write(top.mountpoint.join("cgroup.procs"), "0")?;
     tracing::debug!(group, "left the control group");
     Ok(())
 }
 
-/// Has systemd move these processes into a scope of their own. It is not waited for: the mount works already.
+/// Has systemd move these processes into a scope of their own. It is not waited for: the mount
+/// works already.
 pub(super) fn into_scope(pids: &[u32]) {
     if !rustix::process::geteuid().is_root() || !Path::new(SYSTEMD).exists() {
         return;
     }
     let mut call = Command::new("busctl");
-    call.args(["--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]);
-    call.args(["StartTransientUnit", "ssa(sv)a(sa(sv))", &format!("lxcri-fs-{}.scope", std::process::id()), "fail", "4"]);
-    call.args(["Description", "s", "A file system of lxcri-fs", "Slice", "s", "system.slice"]);
+    call.args([
+        "--quiet",
+        "call",
+        "org.freedesktop.systemd1",
+        "/org/freedesktop/systemd1",
+        "org.freedesktop.systemd1.Manager",
+    ]);
+    call.args([
+        "StartTransientUnit",
+        "ssa(sv)a(sa(sv))",
+        &format!("lxcri-fs-{}.scope", std::process::id()),
+        "fail",
+        "4",
+    ]);
+    call.args([
+        "Description",
+        "s",
+        "A file system of lxcri-fs",
+        "Slice",
+        "s",
+        "system.slice",
+    ]);
     // Mounts are ended after all units that use them, and this only then.
     call.args(["DefaultDependencies", "b", "false"]);
-    call.args(["PIDs", "au", &pids.len().to_string()]).args(pids.iter().map(u32::to_string)).arg("0");
+    call.args(["PIDs", "au", &pids.len().to_string()])
+        .args(pids.iter().map(u32::to_string))
+        .arg("0");
     match call.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
         Ok(mut call) => drop(std::thread::spawn(move || call.wait())),
-        Err(error) => tracing::warn!(%error, "staying in the control group of who mounted: running busctl"),
+        Err(error) => {
+            tracing::warn!(%error, "staying in the control group of who mounted: running busctl")
+        }
     }
 }

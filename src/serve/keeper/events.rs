@@ -47,8 +47,15 @@ impl Keeper {
             self.give_up_waiting();
             let now = Instant::now();
             if self.machine.next().is_some_and(|at| at <= now) {
-                let in_hand = self.worker.as_ref().map(|worker| worker.in_hand().0).unwrap_or_default();
-                if self.tell(Event::Time { waiting: self.requests_wait(), in_hand }) {
+                let in_hand = self
+                    .worker
+                    .as_ref()
+                    .map(|worker| worker.in_hand().0)
+                    .unwrap_or_default();
+                if self.tell(Event::Time {
+                    waiting: self.requests_wait(),
+                    in_hand,
+                }) {
                     return self.end();
                 }
             }
@@ -62,13 +69,24 @@ impl Keeper {
     }
 
     fn wait(&self) -> Result<Vec<Ready>> {
-        let next = self.machine.next().into_iter().chain(self.waiting.iter().map(|(_, until)| *until)).min();
+        let next = self
+            .machine
+            .next()
+            .into_iter()
+            .chain(self.waiting.iter().map(|(_, until)| *until))
+            .min();
         let timeout = next.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
         });
         let read = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let mut fds = vec![read(self.signals.as_fd()), PollFd::new(&self.mounts, PollFlags::PRI)];
+        let mut fds = vec![
+            read(self.signals.as_fd()),
+            PollFd::new(&self.mounts, PollFlags::PRI),
+        ];
         let mut events = vec![Ready::Signal, Ready::Mounts];
         let mut watch = |fd, event| {
             fds.push(read(fd));
@@ -94,7 +112,12 @@ impl Keeper {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::system("waiting for something to happen")(e)),
         }
-        Ok(events.into_iter().zip(fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(event, _)| event).collect())
+        Ok(events
+            .into_iter()
+            .zip(fds)
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(event, _)| event)
+            .collect())
     }
 
     /// Deals with what a descriptor tells. Whether that was the end.
@@ -113,7 +136,8 @@ impl Keeper {
             }
             Ready::DepartedEnded => {
                 let before = self.departed.len();
-                self.departed.retain_mut(|worker| worker.end().is_ok_and(|end| end == End::Dying));
+                self.departed
+                    .retain_mut(|worker| worker.end().is_ok_and(|end| end == End::Dying));
                 (self.departed.len()..before).any(|_| self.tell(Event::Reaped))
             }
         })
@@ -123,18 +147,27 @@ impl Keeper {
     fn requests_wait(&self) -> bool {
         let Some(fuse) = &self.fuse else { return false };
         let mut fds = [PollFd::new(fuse, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
     }
 
     fn worker_ended(&mut self) -> Result<bool> {
-        let Some(worker) = &mut self.worker else { return Ok(false) };
+        let Some(worker) = &mut self.worker else {
+            return Ok(false);
+        };
         let end = worker.end()?;
         let (in_hand, pushing) = worker.in_hand();
         if end != End::Dying {
             self.worker = None;
         }
-        Ok(self.tell(Event::Ended { end, in_hand, pushing }))
+        Ok(self.tell(Event::Ended {
+            end,
+            in_hand,
+            pushing,
+        }))
     }
 
     fn worker_said(&mut self) -> bool {
@@ -161,7 +194,8 @@ impl Keeper {
         false
     }
 
-    /// Tells the machine what has happened, and does what it says, and so on. Whether that was the end.
+    /// Tells the machine what has happened, and does what it says, and so on. Whether that was the
+    /// end.
     pub(super) fn tell(&mut self, event: Event) -> bool {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
@@ -185,7 +219,11 @@ impl Keeper {
                 }
                 Err(error) => Event::NotStarted(chain(&error)),
             }),
-            Action::Ask => self.worker.as_ref().is_some_and(Worker::ask_stats).then_some(Event::Asked),
+            Action::Ask => self
+                .worker
+                .as_ref()
+                .is_some_and(Worker::ask_stats)
+                .then_some(Event::Asked),
             Action::Replace => {
                 self.departed.extend(self.worker.take().map(|mut worker| {
                     worker.kill();
@@ -210,7 +248,10 @@ impl Keeper {
                 None
             }
             Action::Look => Some(match self.place.is_used(&self.pids()) {
-                Ok(used) => Event::Looked { used, again: self.place.look_again() },
+                Ok(used) => Event::Looked {
+                    used,
+                    again: self.place.look_again(),
+                },
                 // Descriptors or memory are short: no reason to take a mount from its users.
                 Err(error) => {
                     tracing::warn!("{}", chain(&error));

@@ -1,4 +1,5 @@
-//! What a keeper does when something happens: events in, actions out. Nothing here touches a process, a mount or the clock.
+//! What a keeper does when something happens: events in, actions out. Nothing here touches a
+//! process, a mount or the clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::restarts::{End, Restarts};
 use super::suspects::Suspects;
 
-/// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in numbers.
+/// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in
+/// numbers.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked after users that no event tells of; and after a look that failed.
 pub(super) const LONG_PAUSE: Duration = Duration::from_secs(5);
@@ -14,10 +16,12 @@ pub(super) const LONG_PAUSE: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(5);
 /// How long a worker may take to answer before it is said that it does not.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(1);
-/// How long a request may be in hand before it is said that it is not answered: its image's disk, or the network to it, may hang.
+/// How long a request may be in hand before it is said that it is not answered: its image's disk,
+/// or the network to it, may hang.
 const STUCK: Duration = Duration::from_secs(10);
-/// A worker that has not answered its keeper for so long, while requests wait, is replaced. Threads that wait for a disk do not keep the one that answers
-/// the keeper from it: only a process that is stopped, or cannot run at all, says nothing.
+/// A worker that has not answered its keeper for so long, while requests wait, is replaced. Threads
+/// that wait for a disk do not keep the one that answers the keeper from it: only a process that is
+/// stopped, or cannot run at all, says nothing.
 pub(super) const HUNG: Duration = Duration::from_secs(10);
 
 /// What has happened.
@@ -36,7 +40,8 @@ pub(super) enum Event {
         /// Whether it was decoding what nobody had asked for.
         pushing: bool,
     },
-    /// The keeper has ended its worker, to go on as another program, and could not. Whether the worker is gone already.
+    /// The keeper has ended its worker, to go on as another program, and could not. Whether the
+    /// worker is gone already.
     TakenDown {
         /// Whether it is.
         gone: bool,
@@ -74,7 +79,8 @@ pub(super) enum Event {
 /// What is to be done about it, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Start a worker on the connection; [`Event::Serving`] or [`Event::NotStarted`] tells what became of it.
+    /// Start a worker on the connection; [`Event::Serving`] or [`Event::NotStarted`] tells what
+    /// became of it.
     Start,
     /// Ask the worker anything.
     Ask,
@@ -133,7 +139,11 @@ impl Machine {
     /// For a worker that serves already, or is to be started.
     pub(super) fn new(now: Instant, serving: bool, replaceable: bool, restarts: u64) -> Self {
         Self {
-            service: if serving { Service::Serving } else { Service::Waiting(now) },
+            service: if serving {
+                Service::Serving
+            } else {
+                Service::Waiting(now)
+            },
             replaceable,
             restarts: Restarts::new(now, restarts),
             suspects: Suspects::default(),
@@ -162,7 +172,8 @@ impl Machine {
         self.replaceable
     }
 
-    /// Whether the worker may be ended for a moment: there is one, and no other that the next program could not wait for.
+    /// Whether the worker may be ended for a moment: there is one, and no other that the next
+    /// program could not wait for.
     pub(super) fn can_be_upgraded(&self) -> bool {
         self.replaceable && self.service == Service::Serving && self.departed == 0
     }
@@ -177,12 +188,22 @@ impl Machine {
         &self.suspects
     }
 
-    /// Since when the worker has not answered; `None` while it does. `in_hand`: the requests that it is answering.
+    /// Since when the worker has not answered; `None` while it does. `in_hand`: the requests that
+    /// it is answering.
     pub(super) fn not_answering_since(&self, now: Instant, in_hand: &[u64]) -> Option<Instant> {
-        let overdue = |since: Instant, limit| Some(since).filter(|since| now.duration_since(*since) >= limit);
+        let overdue =
+            |since: Instant, limit| Some(since).filter(|since| now.duration_since(*since) >= limit);
         let asked = self.asked.and_then(|since| overdue(since, UNANSWERED));
-        let stuck = in_hand.iter().filter_map(|unique| self.in_hand.get(unique)).min().and_then(|since| overdue(*since, STUCK));
-        [asked, stuck].into_iter().flatten().min().filter(|_| self.service == Service::Serving)
+        let stuck = in_hand
+            .iter()
+            .filter_map(|unique| self.in_hand.get(unique))
+            .min()
+            .and_then(|since| overdue(*since, STUCK));
+        [asked, stuck]
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| self.service == Service::Serving)
     }
 
     /// When [`Event::Time`] is due.
@@ -192,7 +213,11 @@ impl Machine {
             Service::Serving => Some(self.check),
             _ => None,
         };
-        [service, self.look].into_iter().flatten().min().filter(|_| self.service != Service::Ended)
+        [service, self.look]
+            .into_iter()
+            .flatten()
+            .min()
+            .filter(|_| self.service != Service::Ended)
     }
 
     /// What is to be done.
@@ -209,9 +234,17 @@ impl Machine {
             }
             Event::NotStarted(why) => {
                 self.restarts.started(now);
-                self.after(now, &End::NotStarted, format!("no worker could be started: {why}"))
+                self.after(
+                    now,
+                    &End::NotStarted,
+                    format!("no worker could be started: {why}"),
+                )
             }
-            Event::Ended { end, in_hand, pushing } if self.service == Service::Serving => self.ended(now, end, &in_hand, pushing),
+            Event::Ended {
+                end,
+                in_hand,
+                pushing,
+            } if self.service == Service::Serving => self.ended(now, end, &in_hand, pushing),
             Event::TakenDown { gone } => {
                 self.departed += usize::from(!gone);
                 self.service = Service::Waiting(now);
@@ -221,7 +254,11 @@ impl Machine {
             Event::Reaped => {
                 self.departed = self.departed.saturating_sub(1);
                 // What its last threads had read was not sent again when the others' was.
-                if self.service == Service::Serving { vec![Action::Resend] } else { Vec::new() }
+                if self.service == Service::Serving {
+                    vec![Action::Resend]
+                } else {
+                    Vec::new()
+                }
             }
             Event::Asked => {
                 self.asked.get_or_insert(now);
@@ -236,7 +273,9 @@ impl Machine {
             Event::MountsChanged => self.look_at(now + PAUSE),
             Event::LookNow => self.look_at(now),
             Event::LookFailed => self.look_at(now + LONG_PAUSE),
-            Event::Looked { used: true, again } => again.map_or_else(Vec::new, |pause| self.look_at(now + pause)),
+            Event::Looked { used: true, again } => {
+                again.map_or_else(Vec::new, |pause| self.look_at(now + pause))
+            }
             Event::Looked { used: false, .. } if !self.released => vec![Action::Release],
             Event::Looked { used: false, .. } => self.unused(),
             Event::Released(true) => {
@@ -249,10 +288,15 @@ impl Machine {
         }
     }
 
-    /// Nobody sees the mount in the namespaces that are looked at. It goes on in others, if it is used there, until the kernel tells the worker
-    /// that it ends; where there is none, that is not told.
+    /// Nobody sees the mount in the namespaces that are looked at. It goes on in others, if it is
+    /// used there, until the kernel tells the worker that it ends; where there is none, that is not
+    /// told.
     fn unused(&mut self) -> Vec<Action> {
-        if matches!(self.service, Service::Failed(_)) { self.end() } else { Vec::new() }
+        if matches!(self.service, Service::Failed(_)) {
+            self.end()
+        } else {
+            Vec::new()
+        }
     }
 
     fn end(&mut self) -> Vec<Action> {
@@ -279,7 +323,9 @@ impl Machine {
                 self.service = Service::Starting;
                 actions.push(Action::Start);
             }
-            Service::Serving if self.check <= now => actions.extend(self.check(now, waiting, in_hand)),
+            Service::Serving if self.check <= now => {
+                actions.extend(self.check(now, waiting, in_hand))
+            }
             _ => {}
         }
         if self.look.is_some_and(|at| at <= now) {
@@ -302,7 +348,11 @@ impl Machine {
                 let mut actions = vec![Action::Replace];
                 self.departed += 1;
                 self.suspects.ended(in_hand, &End::Dying);
-                actions.extend(self.after(now, &End::Dying, format!("the worker has not answered for {} s", HUNG.as_secs())));
+                actions.extend(self.after(
+                    now,
+                    &End::Dying,
+                    format!("the worker has not answered for {} s", HUNG.as_secs()),
+                ));
                 actions
             }
             Some(since) => {
@@ -328,7 +378,8 @@ impl Machine {
             actions.push(Action::Replace);
         }
         if pushing && end.is_crash() {
-            // It may not have been a request: the next worker does nothing else, and is told by that.
+            // It may not have been a request: the next worker does nothing else, and is told by
+            // that.
             self.suspects.do_not_push();
         } else {
             self.suspects.ended(in_hand, &end);
@@ -340,15 +391,27 @@ impl Machine {
     /// Decides what comes after a worker that is gone.
     fn after(&mut self, now: Instant, end: &End, why: String) -> Vec<Action> {
         self.heard(now);
-        let delay = if self.replaceable { self.restarts.died(now, end) } else { None };
+        let delay = if self.replaceable {
+            self.restarts.died(now, end)
+        } else {
+            None
+        };
         match delay {
             Some(delay) => {
-                tracing::warn!(delay_ms = delay.as_millis(), restarts = self.restarts.total, "{why}; starting another");
+                tracing::warn!(
+                    delay_ms = delay.as_millis(),
+                    restarts = self.restarts.total,
+                    "{why}; starting another"
+                );
                 self.service = Service::Waiting(now + delay);
                 Vec::new()
             }
             None => {
-                let why = if self.replaceable { why } else { format!("{why}; before Linux 6.9 no other can take its place") };
+                let why = if self.replaceable {
+                    why
+                } else {
+                    format!("{why}; before Linux 6.9 no other can take its place")
+                };
                 tracing::error!("{why}; giving up. What uses the mount finds it not connected");
                 self.service = Service::Failed(why.clone());
                 // Its users may be gone already.

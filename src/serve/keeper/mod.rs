@@ -1,4 +1,5 @@
-//! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an image.
+//! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an
+//! image.
 
 mod commands;
 mod detach;
@@ -44,14 +45,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// This program, also when its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
-/// Starts a keeper of its own session and waits until the file system answers. `lock` is that of the directory of a shared mount: the keeper holds it as well
-/// until it is ready, so that it is not taken for dead when this process is killed.
+/// Starts a keeper of its own session and waits until the file system answers. `lock` is that of
+/// the directory of a shared mount: the keeper holds it as well until it is ready, so that it is
+/// not taken for dead when this process is killed.
 ///
 /// # Errors
 /// [`Error::Failed`] with what the keeper or its worker says; nothing is left behind then.
-pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd<'_>], log_file: Option<&Path>) -> Result<()> {
+pub fn start(
+    request: &MountRequest,
+    lock: Option<&Locked>,
+    images: &[BorrowedFd<'_>],
+    log_file: Option<&Path>,
+) -> Result<()> {
     if images.len() > crate::fs::MAX_IMAGES {
-        return Err(Error::TooManyImages { found: images.len() });
+        return Err(Error::TooManyImages {
+            found: images.len(),
+        });
     }
     let (control, stdin) = Channel::pair("keeper")?;
     let (stderr, style) = log::open(log_file)?;
@@ -64,7 +73,11 @@ pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd
         .stderr(stderr)
         .spawn()
         .map_err(Error::system("starting the keeper"))?;
-    let fds: Vec<BorrowedFd<'_>> = lock.map(Locked::as_fd).into_iter().chain(images.iter().copied()).collect();
+    let fds: Vec<BorrowedFd<'_>> = lock
+        .map(Locked::as_fd)
+        .into_iter()
+        .chain(images.iter().copied())
+        .collect();
     control.send(&KeeperStart::Mount(request.clone()), &fds)?;
     if request.orphan {
         let _ = keeper.wait();
@@ -85,7 +98,8 @@ pub fn start(request: &MountRequest, lock: Option<&Locked>, images: &[BorrowedFd
     }
 }
 
-/// Makes this very process the keeper: it begins anew, without what it has in its environment and memory. Comes back only when that fails.
+/// Makes this very process the keeper: it begins anew, without what it has in its environment and
+/// memory. Comes back only when that fails.
 pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     let hand_over = || {
         // What is sent waits in the socket until the keeper reads it.
@@ -97,11 +111,14 @@ pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
         return error;
     }
     let mut command = Command::new(SELF);
-    let command = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", Style::Plain.name()]);
+    let command = secrets::clear_environment(&mut command)
+        .arg0("lxcri-fs")
+        .args(["keeper", "--log-style", Style::Plain.name()]);
     Error::system("starting the keeper")(command.exec())
 }
 
-/// Argument of a process that only starts the keeper, and ends: whoever waits for its own children does not find the keeper then.
+/// Argument of a process that only starts the keeper, and ends: whoever waits for its own children
+/// does not find the keeper then.
 pub const ORPHAN: &str = "--orphan";
 
 /// Starts the keeper that this process was started as, with the same descriptors.
@@ -110,8 +127,13 @@ pub const ORPHAN: &str = "--orphan";
 /// [`Error::Io`] when it cannot be started.
 pub fn start_orphan(style: Style) -> Result<()> {
     let mut keeper = Command::new(SELF);
-    secrets::clear_environment(&mut keeper).arg0("lxcri-fs").args(["keeper", "--log-style", style.name()]);
-    keeper.spawn().map(drop).map_err(Error::system("starting the keeper"))
+    secrets::clear_environment(&mut keeper)
+        .arg0("lxcri-fs")
+        .args(["keeper", "--log-style", style.name()]);
+    keeper
+        .spawn()
+        .map(drop)
+        .map_err(Error::system("starting the keeper"))
 }
 
 /// Why a keeper ended, though its file system was not unmounted.
@@ -130,12 +152,24 @@ pub struct Ended {
 pub fn main(style: Style) -> Result<(), Ended> {
     let _ = rustix::thread::set_name(c"lxcri-fs-keeper");
     secrets::forbid_dumps();
-    let background = |error| Ended { error, foreground: false };
+    let background = |error| Ended {
+        error,
+        foreground: false,
+    };
     let control = Channel::from_stdin("command").map_err(background)?;
     match control.expect(LIMIT).map_err(background)? {
-        (KeeperStart::Foreground(request), images) => foreground(request, images, style).map_err(|error| Ended { error, foreground: true }),
-        (KeeperStart::Mount(request), fds) => in_background(request, fds, style, control).map_err(background),
-        (KeeperStart::Resume(handover), fds) => Keeper::resume(handover, fds, style).and_then(|mut k| k.keep()).map_err(background),
+        (KeeperStart::Foreground(request), images) => {
+            foreground(request, images, style).map_err(|error| Ended {
+                error,
+                foreground: true,
+            })
+        }
+        (KeeperStart::Mount(request), fds) => {
+            in_background(request, fds, style, control).map_err(background)
+        }
+        (KeeperStart::Resume(handover), fds) => Keeper::resume(handover, fds, style)
+            .and_then(|mut k| k.keep())
+            .map_err(background),
     }
 }
 
@@ -145,19 +179,29 @@ fn foreground(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Resu
     keeper.keep()
 }
 
-fn in_background(request: MountRequest, mut fds: Vec<OwnedFd>, style: Style, control: Channel) -> Result<()> {
+fn in_background(
+    request: MountRequest,
+    mut fds: Vec<OwnedFd>,
+    style: Style,
+    control: Channel,
+) -> Result<()> {
     // Out of the caller's session, and away from a directory that it may want to unmount or remove.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let locked = match &request.shared {
-        Some(name) if !fds.is_empty() => Some(RunDir::named(&name.to_string_lossy())?.locked_by(fds.remove(0))),
+        Some(name) if !fds.is_empty() => {
+            Some(RunDir::named(&name.to_string_lossy())?.locked_by(fds.remove(0)))
+        }
         _ => None,
     };
     detach::leave_control_group();
     if request.shared.is_some()
         && let Err(error) = rundir::base().and_then(|base| Ok(namespace::enter_init(&base)?))
     {
-        tracing::debug!("staying in the mount namespace of who mounted: {}", chain(&error));
+        tracing::debug!(
+            "staying in the mount namespace of who mounted: {}",
+            chain(&error)
+        );
     }
     match Keeper::mount(request, fds, style) {
         Ok(mut keeper) => {
@@ -185,7 +229,12 @@ fn in_background(request: MountRequest, mut fds: Vec<OwnedFd>, style: Style, con
 fn failure_of(error: &Error) -> Failure {
     match error {
         Error::Failed(failure) => (**failure).clone(),
-        error => Failure { message: chain(error), hint: None, exit: 1, key_needed: None },
+        error => Failure {
+            message: chain(error),
+            hint: None,
+            exit: 1,
+            key_needed: None,
+        },
     }
 }
 
@@ -196,7 +245,8 @@ struct Keeper {
     images: Vec<OwnedFd>,
     style: Style,
     place: Place,
-    /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there will be no other.
+    /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there
+    /// will be no other.
     fuse: Option<OwnedFd>,
     worker: Option<Worker>,
     /// Workers that were replaced before they were quite gone.
@@ -213,7 +263,8 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Nothing is mounted before the images are open, and nothing stays mounted that does not answer.
+    /// Nothing is mounted before the images are open, and nothing stays mounted that does not
+    /// answer.
     fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
         let mut worker = Worker::start(style)?;
         worker.open(&request, &images, LIMIT)?;
@@ -221,19 +272,41 @@ impl Keeper {
         let mountpoint = at.path();
         let fuse = mount::mount(Path::new(source_of(&request)), &at, request.flags)?;
         let undo = || {
-            let _ = mount::unmount(&at, Unmount { lazy: true, force: true });
+            let _ = mount::unmount(
+                &at,
+                Unmount {
+                    lazy: true,
+                    force: true,
+                },
+            );
         };
         let resends = worker.serve_first(&fuse, LIMIT).inspect_err(|_| undo())?;
         // The kernel limits it while it shakes hands, so it is raised afterwards.
         let settled = at.mounted().and_then(|mounted| {
-            let mounted = mounted.filter(mountinfo::MountInfo::is_ours).ok_or(Error::Gone { peer: "worker" })?;
+            let mounted = mounted
+                .filter(mountinfo::MountInfo::is_ours)
+                .ok_or(Error::Gone { peer: "worker" })?;
             mount::raise_read_ahead(mounted.dev);
             Place::settle(&request, mounted)
         });
         let (place, control) = settled.inspect_err(|_| undo())?;
-        tracing::info!(image = %source_of(&request).display(), mountpoint = %mountpoint.display(), "mounted");
+        tracing::info!(
+            image = %source_of(&request).display(),
+            mountpoint = %mountpoint.display(),
+            "mounted",
+        );
         let machine = Machine::new(Instant::now(), true, resends, 0);
-        Self::assemble(machine, request, images, style, place, fuse, Some(worker), control).inspect_err(|_| undo())
+        Self::assemble(
+            machine,
+            request,
+            images,
+            style,
+            place,
+            fuse,
+            Some(worker),
+            control,
+        )
+        .inspect_err(|_| undo())
     }
 
     #[allow(clippy::too_many_arguments)] // all that it is made of
@@ -264,7 +337,12 @@ impl Keeper {
             since: SystemTime::now(),
             upgrades: 0,
         };
-        for key in keeper.request.images.iter().filter_map(|image| image.key.as_ref()) {
+        for key in keeper
+            .request
+            .images
+            .iter()
+            .filter_map(|image| image.key.as_ref())
+        {
             secrets::lock(&key.0);
         }
         Ok(keeper)
@@ -272,13 +350,18 @@ impl Keeper {
 
     /// The processes of this mount.
     fn pids(&self) -> Vec<u32> {
-        std::iter::once(std::process::id()).chain(self.worker.iter().chain(&self.departed).map(Worker::pid)).collect()
+        std::iter::once(std::process::id())
+            .chain(self.worker.iter().chain(&self.departed).map(Worker::pid))
+            .collect()
     }
 }
 
 /// What is shown as the source of the mount: the uppermost image.
 fn source_of(request: &MountRequest) -> &OsStr {
-    request.images.last().map_or(OsStr::new("lxcri-fs"), |image| &image.path)
+    request
+        .images
+        .last()
+        .map_or(OsStr::new("lxcri-fs"), |image| &image.path)
 }
 
 /// Signals that ask to end are read from a descriptor.
@@ -287,6 +370,8 @@ fn block_signals() -> Result<SignalFd> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         set.add(signal);
     }
-    set.thread_block().map_err(Error::system("blocking signals"))?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(Error::system("watching for signals"))
+    set.thread_block()
+        .map_err(Error::system("blocking signals"))?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(Error::system("watching for signals"))
 }

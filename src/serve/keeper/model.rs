@@ -1,4 +1,5 @@
-//! The machine against a simple world: whatever happens in whatever order, what a keeper promises holds.
+//! The machine against a simple world: whatever happens in whatever order, what a keeper promises
+//! holds.
 
 #![allow(clippy::expect_used, clippy::panic)]
 use std::os::unix::process::ExitStatusExt;
@@ -145,12 +146,18 @@ impl World {
                 None
             }
             Action::GiveUp(_) => {
-                assert!(self.worker.is_none() && self.connected, "given up while it is served, or twice");
+                assert!(
+                    self.worker.is_none() && self.connected,
+                    "given up while it is served, or twice"
+                );
                 self.connected = false;
                 self.gave_up += 1;
                 None
             }
-            Action::Look => Some(Event::Looked { used: self.used, again: Some(LONG_PAUSE) }),
+            Action::Look => Some(Event::Looked {
+                used: self.used,
+                again: Some(LONG_PAUSE),
+            }),
             Action::Release => {
                 assert!(!self.used, "released while it is used");
                 let done = !self.locked;
@@ -158,7 +165,10 @@ impl World {
                 Some(Event::Released(done))
             }
             Action::End => {
-                assert!(self.unmounted || (!self.connected && !self.used && self.released), "the end of a mount that is used");
+                assert!(
+                    self.unmounted || (!self.connected && !self.used && self.released),
+                    "the end of a mount that is used"
+                );
                 self.ended = true;
                 None
             }
@@ -169,12 +179,19 @@ impl World {
     fn check(&self) {
         match self.machine.service() {
             Service::Serving => assert!(self.worker.is_some()),
-            Service::Waiting(_) | Service::Starting | Service::Failed(_) => assert!(self.worker.is_none()),
+            Service::Waiting(_) | Service::Starting | Service::Failed(_) => {
+                assert!(self.worker.is_none())
+            }
             Service::Ended => assert!(self.ended),
         }
-        assert_eq!(matches!(self.machine.service(), Service::Failed(_)), !self.connected && !self.ended);
+        assert_eq!(
+            matches!(self.machine.service(), Service::Failed(_)),
+            !self.connected && !self.ended
+        );
         // Something will happen as long as nobody serves and somebody may.
-        assert!(self.ended || self.machine.next().is_some() || !self.connected || self.worker.is_some());
+        assert!(
+            self.ended || self.machine.next().is_some() || !self.connected || self.worker.is_some()
+        );
     }
 
     /// Time passes; the worker, unless it is stopped, answers what comes.
@@ -185,7 +202,10 @@ impl World {
             match self.machine.next().filter(|at| *at <= until && !self.ended) {
                 Some(at) => {
                     self.now = self.now.max(at);
-                    self.tell(Event::Time { waiting: self.waiting, in_hand: self.in_hand() });
+                    self.tell(Event::Time {
+                        waiting: self.waiting,
+                        in_hand: self.in_hand(),
+                    });
                 }
                 None => {
                     self.now = until;
@@ -198,7 +218,11 @@ impl World {
 
     /// What a worker that was stopped has not answered.
     fn in_hand(&self) -> Vec<u64> {
-        if self.waiting && self.worker.is_some_and(|w| w.stopped) { vec![2] } else { Vec::new() }
+        if self.waiting && self.worker.is_some_and(|w| w.stopped) {
+            vec![2]
+        } else {
+            Vec::new()
+        }
     }
 
     fn silent_since(&self) -> Option<Instant> {
@@ -221,7 +245,11 @@ impl World {
                 self.worker = None;
                 self.deaths += 1;
             }
-            self.tell(Event::Ended { end, in_hand: vec![2, 4], pushing: false });
+            self.tell(Event::Ended {
+                end,
+                in_hand: vec![2, 4],
+                pushing: false,
+            });
         }
     }
 
@@ -274,14 +302,19 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn a_keeper_keeps_its_promises(replaceable: bool, happenings in prop::collection::vec(happening(), 0..60)) {
+    fn a_keeper_keeps_its_promises(
+        replaceable: bool,
+        happenings in prop::collection::vec(happening(), 0..60),
+    ) {
         let mut world = World::new(replaceable);
         for happening in &happenings {
             world.happen(happening);
-            // Ten crashes or starts in vain come before it gives up, unless no other worker can take over.
+            // Ten crashes or starts in vain come before it gives up, unless no other worker can
+            // take over.
             prop_assert!(world.gave_up == 0 || world.deaths > 10 || !replaceable);
         }
-        // Let alone, with workers that live, requests are answered: a worker that hangs is replaced.
+        // Let alone, with workers that live, requests are answered: a worker that hangs is
+        // replaced.
         world.can_start = true;
         if !world.ended && world.connected && replaceable {
             world.waiting = true;
@@ -290,7 +323,8 @@ proptest! {
             let since = world.silent_since();
             prop_assert!(!world.connected || since.is_none(), "{since:?}");
         }
-        // Unmounted, it ends: told by the kernel, or by the mounts when there is nobody whom the kernel could tell.
+        // Unmounted, it ends: told by the kernel, or by the mounts when there is nobody whom the
+        // kernel could tell.
         (world.locked, world.used) = (false, false);
         world.tell(Event::MountsChanged);
         world.worker.iter_mut().for_each(|w| w.stopped = false);
@@ -331,7 +365,9 @@ fn where_no_other_worker_can_take_over_a_stopped_one_stays_and_a_dead_one_is_giv
     assert_eq!(world.silent_since(), None);
     assert!(!world.machine.can_be_upgraded());
     world.happen(&Happening::Kill);
-    let Service::Failed(why) = world.machine.service() else { panic!("{:?}", world.machine) };
+    let Service::Failed(why) = world.machine.service() else {
+        panic!("{:?}", world.machine)
+    };
     assert!(why.contains("6.9"), "{why}");
 }
 
@@ -341,7 +377,10 @@ fn a_request_that_a_disk_does_not_answer_is_told_of_and_nothing_is_replaced() {
     let stuck = |world: &mut World, seconds: u64| {
         for _ in 0..seconds {
             world.now += Duration::from_secs(1);
-            world.tell(Event::Time { waiting: true, in_hand: vec![2] });
+            world.tell(Event::Time {
+                waiting: true,
+                in_hand: vec![2],
+            });
             world.answer();
         }
     };

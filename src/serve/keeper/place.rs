@@ -40,7 +40,8 @@ pub(in super::super) struct Place {
     released: bool,
     /// Numbers of other mount namespaces where it may be seen, each with a process that is in it.
     elsewhere: BTreeMap<u64, u32>,
-    /// The mount namespace of this process, when it is not the first one's: nobody may be left in it who sees anything.
+    /// The mount namespace of this process, when it is not the first one's: nobody may be left in
+    /// it who sees anything.
     own: Option<OwnNamespace>,
 }
 
@@ -54,12 +55,34 @@ struct OwnNamespace {
 
 impl Place {
     /// The place of a mount that was just made, and the socket of its keeper.
-    pub(super) fn settle(request: &MountRequest, mounted: MountInfo) -> Result<(Self, Option<Listener>)> {
-        let MountInfo { dev, source, mountpoint, .. } = mounted;
+    pub(super) fn settle(
+        request: &MountRequest,
+        mounted: MountInfo,
+    ) -> Result<(Self, Option<Listener>)> {
+        let MountInfo {
+            dev,
+            source,
+            mountpoint,
+            ..
+        } = mounted;
         let number = namespace::of_process(std::process::id());
-        let own = number.filter(|number| namespace::of_process(1) != Some(*number)).map(|number| OwnNamespace { number, witness: None });
+        let own = number
+            .filter(|number| namespace::of_process(1) != Some(*number))
+            .map(|number| OwnNamespace {
+                number,
+                witness: None,
+            });
         let shared = request.shared.is_some();
-        let mut place = Self { dev, source, mountpoint, shared, dir: None, released: false, elsewhere: BTreeMap::new(), own };
+        let mut place = Self {
+            dev,
+            source,
+            mountpoint,
+            shared,
+            dir: None,
+            released: false,
+            elsewhere: BTreeMap::new(),
+            own,
+        };
         if let Some(name) = &request.shared {
             // Who asked for the mount holds the lock.
             let dir = RunDir::named(&name.to_string_lossy())?;
@@ -87,14 +110,16 @@ impl Place {
     /// A mount of a shared file system, attached nowhere.
     pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, &self.mountpoint, flags).map_err(Error::io("making a bind mount of", &self.mountpoint))
+        open_tree(CWD, &self.mountpoint, flags)
+            .map_err(Error::io("making a bind mount of", &self.mountpoint))
     }
 
     /// A process is about to attach the mount in its namespace.
     pub(super) fn is_wanted_by(&mut self, pid: Option<u32>) {
         let namespace = pid.and_then(namespace::of_process);
         let own = namespace::of_process(std::process::id());
-        self.elsewhere.extend(namespace.filter(|_| namespace != own).zip(pid));
+        self.elsewhere
+            .extend(namespace.filter(|_| namespace != own).zip(pid));
     }
 
     /// The mount is what a process in the foreground is there for, whoever sees it.
@@ -110,35 +135,53 @@ impl Place {
 
     /// Whether nobody but these processes is left in the keeper's mount namespace.
     fn is_alone(&mut self, processes: &[u32]) -> bool {
-        let Some(own) = &mut self.own else { return false };
+        let Some(own) = &mut self.own else {
+            return false;
+        };
         own.witness = namespace::some_process_in(own.number, own.witness, processes);
         own.witness.is_none() && !namespace::is_held(own.number)
     }
 
-    /// Whether users see the file system anywhere: mounted, or as the lower directory of an overlay. `processes` are the keeper's own.
+    /// Whether users see the file system anywhere: mounted, or as the lower directory of an
+    /// overlay. `processes` are the keeper's own.
     pub(super) fn is_used(&mut self, processes: &[u32]) -> Result<bool> {
-        let seen = |mounts: Vec<MountInfo>| mounts.iter().any(|m| self.is_seen(m) || self.is_lower_of(m));
+        let seen = |mounts: Vec<MountInfo>| {
+            mounts
+                .iter()
+                .any(|m| self.is_seen(m) || self.is_lower_of(m))
+        };
         if seen(mountinfo::all()?) && !self.is_alone(processes) {
             return Ok(true);
         }
         let mut elsewhere = std::mem::take(&mut self.elsewhere);
         elsewhere.retain(|namespace, witness| {
-            let Some(process) = namespace::some_process_in(*namespace, Some(*witness), processes) else { return false };
+            let Some(process) = namespace::some_process_in(*namespace, Some(*witness), processes)
+            else {
+                return false;
+            };
             *witness = process;
             let mounts = mountinfo::of_process(Path::new(&format!("/proc/{process}")));
-            mounts.is_ok_and(|mounts| mounts.iter().any(|m| self.is_seen(m) || self.is_lower_of(m)))
+            mounts.is_ok_and(|mounts| {
+                mounts
+                    .iter()
+                    .any(|m| self.is_seen(m) || self.is_lower_of(m))
+            })
         });
         self.elsewhere = elsewhere;
         Ok(!self.elsewhere.is_empty())
     }
 
     fn is_lower_of(&self, mount: &MountInfo) -> bool {
-        self.shared && (users::is_over(mount, self.dev) || users::has_lower(mount, &self.mountpoint))
+        self.shared
+            && (users::is_over(mount, self.dev) || users::has_lower(mount, &self.mountpoint))
     }
 
     /// The device alone would not do: once the file system is gone, another may have it.
     fn is_seen(&self, mount: &MountInfo) -> bool {
-        mount.dev == self.dev && mount.is_ours() && mount.source == self.source && !(self.shared && mount.mountpoint == self.mountpoint)
+        mount.dev == self.dev
+            && mount.is_ours()
+            && mount.source == self.source
+            && !(self.shared && mount.mountpoint == self.mountpoint)
     }
 
     /// Unmounts what users see, unless one of them (but `own`) uses it.
@@ -146,7 +189,10 @@ impl Place {
         let users = || users::of(Used::Device(self.dev), own);
         let found = users();
         if !found.is_empty() {
-            return Err(Error::Busy { path: self.mountpoint.clone(), users: found });
+            return Err(Error::Busy {
+                path: self.mountpoint.clone(),
+                users: found,
+            });
         }
         for mount in mountinfo::all()?.iter().rev().filter(|m| self.is_seen(m)) {
             unmount_unless_used(&MountPoint::of(mount)?, Unmount::default(), users)?;
@@ -154,8 +200,9 @@ impl Place {
         Ok(())
     }
 
-    /// Makes way for another keeper of the same image, unless somebody is just coming: takes the hidden mount away, and keeps listening under
-    /// another name. Whether it was done, or had been before.
+    /// Makes way for another keeper of the same image, unless somebody is just coming: takes the
+    /// hidden mount away, and keeps listening under another name. Whether it was done, or had been
+    /// before.
     pub(super) fn release(&mut self, processes: &[u32]) -> Result<bool> {
         if self.released {
             return Ok(true);
@@ -174,30 +221,50 @@ impl Place {
         Ok(true)
     }
 
-    /// Unmounts what only this process sees in its mount namespace, which it keeps alive, and nowhere else.
+    /// Unmounts what only this process sees in its mount namespace, which it keeps alive, and
+    /// nowhere else.
     fn take_away(&self) -> Result<()> {
         for mount in mountinfo::all()?.iter().rev().filter(|m| self.is_seen(m)) {
             let at = MountPoint::of(mount)?;
             // Others may see it where it came to from here.
-            let _ = mount_change(link(at.directory()?.as_fd()), MountPropagationFlags::PRIVATE);
-            mount::unmount(&at, Unmount { lazy: true, force: false })?;
+            let _ = mount_change(
+                link(at.directory()?.as_fd()),
+                MountPropagationFlags::PRIVATE,
+            );
+            mount::unmount(
+                &at,
+                Unmount {
+                    lazy: true,
+                    force: false,
+                },
+            )?;
         }
         Ok(())
     }
 
-    /// Has the kernel answer all requests with an error, as nobody else will any more, and makes way for another keeper. What users see stays.
+    /// Has the kernel answer all requests with an error, as nobody else will any more, and makes
+    /// way for another keeper. What users see stays.
     pub(super) fn disconnect(&mut self, processes: &[u32]) -> Result<()> {
         if self.shared {
-            let _ = self.unmount(Unmount { lazy: false, force: true });
+            let _ = self.unmount(Unmount {
+                lazy: false,
+                force: true,
+            });
         }
         self.release(processes).map(drop)
     }
 
-    /// Takes everything away, also from users: the file system does not answer, or nobody knows of it. `locked` is its directory.
+    /// Takes everything away, also from users: the file system does not answer, or nobody knows of
+    /// it. `locked` is its directory.
     pub(super) fn abandon(&mut self, locked: Option<Locked>) {
         // Somebody may have mounted something over it meanwhile.
-        if mountinfo::at(&self.mountpoint).is_ok_and(|mounted| mounted.is_some_and(|m| m.dev == self.dev)) {
-            let _ = self.unmount(Unmount { lazy: true, force: true });
+        if mountinfo::at(&self.mountpoint)
+            .is_ok_and(|mounted| mounted.is_some_and(|m| m.dev == self.dev))
+        {
+            let _ = self.unmount(Unmount {
+                lazy: true,
+                force: true,
+            });
         }
         match locked {
             Some(locked) => {

@@ -15,7 +15,9 @@ use super::super::confine::Confinement;
 use super::super::error::{Error, Result};
 use super::super::in_hand::Page;
 use super::super::log::Style;
-use super::super::protocol::{MountRequest, Precautions, TemporaryFile, WorkerReply, WorkerRequest};
+use super::super::protocol::{
+    MountRequest, Precautions, TemporaryFile, WorkerReply, WorkerRequest,
+};
 use super::super::secrets;
 use super::super::stats::Stats;
 use super::SELF;
@@ -24,7 +26,10 @@ use crate::error::chain;
 use crate::fs::{Spool, TempDir};
 
 /// How long a process that is going takes to be gone, unless it waits for something.
-const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const DYING: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 /// `PIDFD_THREAD`, since Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
@@ -49,8 +54,8 @@ pub(super) struct Worker {
     spool_end: Option<OwnedFd>,
     /// Of the process: readable when all its threads are gone.
     pidfd: OwnedFd,
-    /// Of a thread that only waits, and so ends at once with the process. Another thread may stay until a page is unlocked by the answer to a
-    /// read, and that comes from the next worker.
+    /// Of a thread that only waits, and so ends at once with the process. Another thread may stay
+    /// until a page is unlocked by the answer to a read, and that comes from the next worker.
     sentinel: Option<OwnedFd>,
     /// How it is confined.
     confinement: Option<Confinement>,
@@ -70,7 +75,9 @@ impl Worker {
             .spawn()
             .map_err(Error::system("starting the worker"))?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-        let pidfd = pid.ok_or(Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let pidfd = pid
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
         let pidfd = pidfd.map_err(Error::system("watching the worker"))?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
         Ok(Self {
@@ -87,30 +94,66 @@ impl Worker {
     }
 
     /// Has the worker open the images.
-    pub(super) fn open(&mut self, request: &MountRequest, images: &[OwnedFd], limit: Duration) -> Result<()> {
+    pub(super) fn open(
+        &mut self,
+        request: &MountRequest,
+        images: &[OwnedFd],
+        limit: Duration,
+    ) -> Result<()> {
         let spool = self.spool_end.take();
-        let open = WorkerRequest::Open { images: request.images.clone(), options: request.options.clone(), threads: request.threads };
+        let open = WorkerRequest::Open {
+            images: request.images.clone(),
+            options: request.options.clone(),
+            threads: request.threads,
+        };
         let files: Vec<BorrowedFd<'_>> = spool.iter().chain(images).map(AsFd::as_fd).collect();
         self.ask(&open, &files, limit).map(drop)
     }
 
-    /// Has the worker answer the requests of a new connection. Whether the kernel says that it can send requests again.
+    /// Has the worker answer the requests of a new connection. Whether the kernel says that it can
+    /// send requests again.
     pub(super) fn serve_first(&mut self, fuse: &OwnedFd, limit: Duration) -> Result<bool> {
-        let precautions = Precautions { refused: Vec::new(), suspects: Vec::new(), push: true };
-        Ok(self.serve(fuse, false, precautions, limit)?.unwrap_or_default())
+        let precautions = Precautions {
+            refused: Vec::new(),
+            suspects: Vec::new(),
+            push: true,
+        };
+        Ok(self
+            .serve(fuse, false, precautions, limit)?
+            .unwrap_or_default())
     }
 
     /// Has the worker answer the requests of a connection that another has served.
-    pub(super) fn serve_again(&mut self, fuse: &OwnedFd, precautions: Precautions, limit: Duration) -> Result<()> {
+    pub(super) fn serve_again(
+        &mut self,
+        fuse: &OwnedFd,
+        precautions: Precautions,
+        limit: Duration,
+    ) -> Result<()> {
         self.serve(fuse, true, precautions, limit).map(drop)
     }
 
-    fn serve(&mut self, fuse: &OwnedFd, resume: bool, precautions: Precautions, limit: Duration) -> Result<Option<bool>> {
-        let request = WorkerRequest::Serve { resume, precautions };
-        let WorkerReply::Serving { sentinel, resends, confinement } = self.ask(&request, &[fuse.as_fd(), self.page.as_fd()], limit)? else {
+    fn serve(
+        &mut self,
+        fuse: &OwnedFd,
+        resume: bool,
+        precautions: Precautions,
+        limit: Duration,
+    ) -> Result<Option<bool>> {
+        let request = WorkerRequest::Serve {
+            resume,
+            precautions,
+        };
+        let WorkerReply::Serving {
+            sentinel,
+            resends,
+            confinement,
+        } = self.ask(&request, &[fuse.as_fd(), self.page.as_fd()], limit)?
+        else {
             return Err(Error::Gone { peer: "worker" });
         };
-        // Kernels that cannot watch a thread cannot have requests answered by another worker either.
+        // Kernels that cannot watch a thread cannot have requests answered by another worker
+        // either.
         self.sentinel = Pid::from_raw(sentinel).and_then(|thread| pidfd_open(thread, THREAD).ok());
         self.confinement = Some(confinement);
         Ok(resends)
@@ -122,7 +165,12 @@ impl Worker {
     }
 
     /// Sends a request, and waits for its answer.
-    fn ask(&self, request: &WorkerRequest, fds: &[BorrowedFd<'_>], limit: Duration) -> Result<WorkerReply> {
+    fn ask(
+        &self,
+        request: &WorkerRequest,
+        fds: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<WorkerReply> {
         self.control.send(request, fds)?;
         match self.control.expect(limit)?.0 {
             WorkerReply::Failed(failure) => Err(Error::Failed(Box::new(failure))),
@@ -130,7 +178,8 @@ impl Worker {
         }
     }
 
-    /// Asks what the worker has done; [`Worker::receive`] gets the answer. Whether it could be asked.
+    /// Asks what the worker has done; [`Worker::receive`] gets the answer. Whether it could be
+    /// asked.
     pub(super) fn ask_stats(&self) -> bool {
         self.control.send(&WorkerRequest::Stats, &[]).is_ok()
     }
@@ -151,7 +200,8 @@ impl Worker {
         Some(self.control.as_fd()).filter(|_| self.talks)
     }
 
-    /// The requests that it has in hand, or had when it ended; and whether it was decoding what nobody had asked for.
+    /// The requests that it has in hand, or had when it ended; and whether it was decoding what
+    /// nobody had asked for.
     pub(super) fn in_hand(&self) -> (Vec<u64>, bool) {
         self.page.read()
     }
@@ -160,10 +210,15 @@ impl Worker {
     pub(super) fn lend_file(&mut self, directory: &Path) {
         let Some(spool) = &self.spool else { return };
         let lent = spool.receive::<TemporaryFile>().and_then(|request| {
-            let Some((TemporaryFile { size }, _)) = request else { return Err(Error::Gone { peer: "worker" }) };
+            let Some((TemporaryFile { size }, _)) = request else {
+                return Err(Error::Gone { peer: "worker" });
+            };
             match TempDir(directory.to_owned()).file(size) {
                 Ok(file) => spool.send(&0, &[file.as_fd()]),
-                Err(error) => spool.send(&error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()), &[]),
+                Err(error) => spool.send(
+                    &error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
+                    &[],
+                ),
             }
         });
         if let Err(error) = lent {
@@ -200,7 +255,11 @@ impl Worker {
     pub(super) fn end(&mut self) -> Result<End> {
         let failed = || Error::system("waiting for the worker");
         let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));
-        Ok(self.process.try_wait().map_err(failed())?.map_or(End::Dying, End::Status))
+        Ok(self
+            .process
+            .try_wait()
+            .map_err(failed())?
+            .map_or(End::Dying, End::Status))
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 const HEALTHY: Duration = Duration::from_secs(2);
 /// Deaths in a row, each soon after the start, after which no other worker is started.
 const MAX_CRASHES: u32 = 10;
-/// The same for workers that were killed: by the out-of-memory killer, or by somebody, which says little about the next.
+/// The same for workers that were killed: by the out-of-memory killer, or by somebody, which says
+/// little about the next.
 const MAX_KILLS: u32 = 200;
 /// Longest wait before the next start.
 const MAX_DELAY: Duration = Duration::from_secs(2);
@@ -49,7 +50,12 @@ pub(super) struct Restarts {
 impl Restarts {
     /// `total`: how often one was started again before.
     pub(super) fn new(now: Instant, total: u64) -> Self {
-        Self { total, started: now, crashes: 0, kills: 0 }
+        Self {
+            total,
+            started: now,
+            crashes: 0,
+            kills: 0,
+        }
     }
 
     /// A worker was started.
@@ -58,18 +64,24 @@ impl Restarts {
         self.started = now;
     }
 
-    /// The worker died, or could not be started. How long to wait before the next; `None` to give up.
+    /// The worker died, or could not be started. How long to wait before the next; `None` to give
+    /// up.
     pub(super) fn died(&mut self, now: Instant, end: &End) -> Option<Duration> {
         if now.duration_since(self.started) >= HEALTHY {
             (self.crashes, self.kills) = (0, 0);
         }
         if !end.is_crash() {
             self.kills += 1;
-            return (self.kills <= MAX_KILLS).then(|| Duration::from_millis(2 * u64::from(self.kills - 1)).min(MAX_DELAY));
+            return (self.kills <= MAX_KILLS)
+                .then(|| Duration::from_millis(2 * u64::from(self.kills - 1)).min(MAX_DELAY));
         }
         self.crashes += 1;
         // The first time at once, then 10, 20, 40 milliseconds...
-        let delay = if self.crashes == 1 { 0 } else { 10 << (self.crashes - 2) };
+        let delay = if self.crashes == 1 {
+            0
+        } else {
+            10 << (self.crashes - 2)
+        };
         (self.crashes <= MAX_CRASHES).then(|| Duration::from_millis(delay).min(MAX_DELAY))
     }
 }
@@ -96,7 +108,10 @@ mod tests {
             restarts.started(now + waited);
         }
         assert_eq!(deaths, MAX_CRASHES);
-        assert!(waited > Duration::from_secs(2) && waited < Duration::from_secs(20), "{waited:?}");
+        assert!(
+            waited > Duration::from_secs(2) && waited < Duration::from_secs(20),
+            "{waited:?}"
+        );
     }
 
     #[test]

@@ -10,12 +10,14 @@ use super::Place;
 /// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperStart {
-    /// To mount. The images' descriptors come along, after that of the locked directory under /run when the mount is shared.
+    /// To mount. The images' descriptors come along, after that of the locked directory under /run
+    /// when the mount is shared.
     Mount(MountRequest),
-    /// To mount, and to stay what its caller started, in the caller's session. The images' descriptors come along.
+    /// To mount, and to stay what its caller started, in the caller's session. The images'
+    /// descriptors come along.
     Foreground(MountRequest),
-    /// To go on where another version of the program stopped. The descriptors of the connection and of the control socket, if there is one, come
-    /// along before those of the images.
+    /// To go on where another version of the program stopped. The descriptors of the connection and
+    /// of the control socket, if there is one, come along before those of the images.
     Resume(Handover),
 }
 

@@ -1,4 +1,5 @@
-//! Which requests were in hand when workers ended: one that has ended several is answered with an error, and the others go on.
+//! Which requests were in hand when workers ended: one that has ended several is answered with an
+//! error, and the others go on.
 
 use std::collections::VecDeque;
 
@@ -7,8 +8,9 @@ use super::restarts::End;
 
 /// A request that was in hand at so many crashes is answered EIO.
 const MAX_CRASHES: u32 = 2;
-/// The same for workers that were killed: by the out-of-memory killer, for which a request may be to blame, or by somebody, for which none is. Suspects are
-/// handled one at a time, so one that is not to blame would have to meet so many kills in a row.
+/// The same for workers that were killed: by the out-of-memory killer, for which a request may be
+/// to blame, or by somebody, for which none is. Suspects are handled one at a time, so one that is
+/// not to blame would have to meet so many kills in a row.
 const MAX_KILLS: u32 = 8;
 /// How many requests are remembered: the oldest have been answered long ago.
 const MAX_SUSPECTS: usize = 1024;
@@ -38,8 +40,16 @@ impl Suspects {
     /// A worker ended while these requests were in hand.
     pub(super) fn ended(&mut self, in_hand: &[u64], end: &End) {
         for &unique in in_hand {
-            let known = self.requests.iter().position(|s| s.unique == unique).and_then(|at| self.requests.remove(at));
-            let mut suspect = known.unwrap_or(Suspect { unique, crashes: 0, kills: 0 });
+            let known = self
+                .requests
+                .iter()
+                .position(|s| s.unique == unique)
+                .and_then(|at| self.requests.remove(at));
+            let mut suspect = known.unwrap_or(Suspect {
+                unique,
+                crashes: 0,
+                kills: 0,
+            });
             if end.is_crash() {
                 suspect.crashes += 1
             } else {
@@ -59,9 +69,14 @@ impl Suspects {
 
     /// What the next worker has to take care of.
     pub(super) fn precautions(&self) -> Precautions {
-        let (refused, suspects): (Vec<Suspect>, Vec<Suspect>) = self.requests.iter().partition(|s| s.is_refused());
+        let (refused, suspects): (Vec<Suspect>, Vec<Suspect>) =
+            self.requests.iter().partition(|s| s.is_refused());
         let uniques = |requests: Vec<Suspect>| requests.into_iter().map(|s| s.unique).collect();
-        Precautions { refused: uniques(refused), suspects: uniques(suspects), push: !self.no_push }
+        Precautions {
+            refused: uniques(refused),
+            suspects: uniques(suspects),
+            push: !self.no_push,
+        }
     }
 }
 
@@ -77,9 +92,21 @@ mod tests {
         let crashed = End::Status(ExitStatus::from_raw(6));
         let mut suspects = Suspects::default();
         suspects.ended(&[2, 4, 6], &crashed);
-        assert_eq!((suspects.precautions().refused, suspects.precautions().suspects), (vec![], vec![2, 4, 6]));
+        assert_eq!(
+            (
+                suspects.precautions().refused,
+                suspects.precautions().suspects
+            ),
+            (vec![], vec![2, 4, 6])
+        );
         suspects.ended(&[4, 8], &crashed);
-        assert_eq!((suspects.precautions().refused, suspects.precautions().suspects), (vec![4], vec![2, 6, 8]));
+        assert_eq!(
+            (
+                suspects.precautions().refused,
+                suspects.precautions().suspects
+            ),
+            (vec![4], vec![2, 6, 8])
+        );
     }
 
     #[test]

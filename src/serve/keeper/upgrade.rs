@@ -1,4 +1,5 @@
-//! A keeper goes on as another version of the program, in the same process and with the same descriptors.
+//! A keeper goes on as another version of the program, in the same process and with the same
+//! descriptors.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -31,24 +32,38 @@ impl Keeper {
         // What is sent waits in the socket, descriptors too, until the new program reads it.
         let (ours, stdin) = Channel::to_pass("keeper")?;
         let control = self.control.iter().map(AsFd::as_fd);
-        let fds: Vec<BorrowedFd<'_>> =
-            self.fuse.iter().map(AsFd::as_fd).chain(control).chain(self.images.iter().map(AsFd::as_fd)).collect();
+        let fds: Vec<BorrowedFd<'_>> = self
+            .fuse
+            .iter()
+            .map(AsFd::as_fd)
+            .chain(control)
+            .chain(self.images.iter().map(AsFd::as_fd))
+            .collect();
         ours.send(&KeeperStart::Resume(handover), &fds)?;
         self.end_worker()?;
         rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))?;
         tracing::info!("going on as another version");
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        let error = secrets::clear_environment(&mut command).arg0("lxcri-fs").args(["keeper", "--log-style", self.style.name()]).exec();
+        let error = secrets::clear_environment(&mut command)
+            .arg0("lxcri-fs")
+            .args(["keeper", "--log-style", self.style.name()])
+            .exec();
         Err(Error::system("starting the new version")(error))
     }
 
-    /// Ends the worker, and all of it: another program could not wait for the rest. Requests wait for the next.
+    /// Ends the worker, and all of it: another program could not wait for the rest. Requests wait
+    /// for the next.
     fn end_worker(&mut self) -> Result<()> {
-        let busy = Error::Timeout { peer: "worker", seconds: ENDING.as_secs() };
+        let busy = Error::Timeout {
+            peer: "worker",
+            seconds: ENDING.as_secs(),
+        };
         if !self.machine.can_be_upgraded() {
             return Err(busy);
         }
-        let Some(mut worker) = self.worker.take() else { return Err(busy) };
+        let Some(mut worker) = self.worker.take() else {
+            return Err(busy);
+        };
         let deadline = Instant::now() + ENDING;
         worker.kill();
         let gone = loop {
@@ -66,13 +81,38 @@ impl Keeper {
     }
 
     /// The keeper that another version was.
-    pub(super) fn resume(handover: Handover, fds: Vec<OwnedFd>, style: super::Style) -> Result<Self> {
-        let Handover { request, place, control, since, restarts, upgrades, replaceable } = handover;
+    pub(super) fn resume(
+        handover: Handover,
+        fds: Vec<OwnedFd>,
+        style: super::Style,
+    ) -> Result<Self> {
+        let Handover {
+            request,
+            place,
+            control,
+            since,
+            restarts,
+            upgrades,
+            replaceable,
+        } = handover;
         let mut fds = fds.into_iter();
         let fuse = fds.next().ok_or(Error::Gone { peer: "keeper" })?;
-        let control = if control { fds.next().map(Into::into) } else { None };
+        let control = if control {
+            fds.next().map(Into::into)
+        } else {
+            None
+        };
         let machine = Machine::new(Instant::now(), false, replaceable, restarts);
-        let mut keeper = Self::assemble(machine, request, fds.collect(), style, place, fuse, None, control)?;
+        let mut keeper = Self::assemble(
+            machine,
+            request,
+            fds.collect(),
+            style,
+            place,
+            fuse,
+            None,
+            control,
+        )?;
         (keeper.since, keeper.upgrades) = (since, upgrades);
         Ok(keeper)
     }

@@ -42,22 +42,52 @@ pub(super) fn own<'a>(properties: &'a Properties, name: &str) -> Option<&'a str>
 }
 
 pub(super) fn references(value: &str) -> Vec<Reference> {
-    value.split(' ').filter_map(|text| text.parse().ok()).collect()
+    value
+        .split(' ')
+        .filter_map(|text| text.parse().ok())
+        .collect()
 }
 
 pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
-    let join = |texts: Vec<String>, by: &str| if texts.is_empty() { NONE.to_owned() } else { texts.join(by) };
+    let join = |texts: Vec<String>, by: &str| {
+        if texts.is_empty() {
+            NONE.to_owned()
+        } else {
+            texts.join(by)
+        }
+    };
     let layers = join(facts.layers.iter().map(|d| d.hex()).collect(), ",");
     vec![
-        (REFERENCES, join(facts.refs.iter().map(|r| r.as_str().to_owned()).collect(), " ")),
+        (
+            REFERENCES,
+            join(
+                facts.refs.iter().map(|r| r.as_str().to_owned()).collect(),
+                " ",
+            ),
+        ),
         (ROOT_DIGEST, facts.root_digest.clone()),
-        (MANIFEST_DIGEST, facts.manifest_digest.map_or_else(|| NONE.to_owned(), |d| d.to_string())),
+        (
+            MANIFEST_DIGEST,
+            facts
+                .manifest_digest
+                .map_or_else(|| NONE.to_owned(), |d| d.to_string()),
+        ),
         (CREATED, facts.created.to_string()),
-        (LAYERS, if layers.len() > MAX_VALUE { NONE.to_owned() } else { layers }),
+        (
+            LAYERS,
+            if layers.len() > MAX_VALUE {
+                NONE.to_owned()
+            } else {
+                layers
+            },
+        ),
         (COMPRESSION, facts.compression.clone()),
         (ENCRYPTION, facts.encryption.clone()),
         (SIZE, facts.size.to_string()),
-        (CHECKED, facts.checked.clone().unwrap_or_else(|| NONE.to_owned())),
+        (
+            CHECKED,
+            facts.checked.clone().unwrap_or_else(|| NONE.to_owned()),
+        ),
     ]
 }
 
@@ -67,14 +97,25 @@ pub(super) fn parse(properties: &Properties) -> Option<Facts> {
     let layers = own(properties, LAYERS)?;
     Some(Facts {
         refs: references(own(properties, REFERENCES)?),
-        root_digest: own(properties, ROOT_DIGEST).filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))?.to_owned(),
-        manifest_digest: if manifest == NONE { None } else { Some(crate::build::Digest::parse(manifest)?) },
+        root_digest: own(properties, ROOT_DIGEST)
+            .filter(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))?
+            .to_owned(),
+        manifest_digest: if manifest == NONE {
+            None
+        } else {
+            Some(crate::build::Digest::parse(manifest)?)
+        },
         created: own(properties, CREATED)?.parse().ok()?,
-        layers: layers.split(',').map(crate::build::Digest::parse_hex).collect::<Option<_>>()?,
+        layers: layers
+            .split(',')
+            .map(crate::build::Digest::parse_hex)
+            .collect::<Option<_>>()?,
         compression: own(properties, COMPRESSION)?.to_owned(),
         encryption: own(properties, ENCRYPTION)?.to_owned(),
         size: own(properties, SIZE)?.parse().ok()?,
         parent: None,
-        checked: own(properties, CHECKED).filter(|stamp| *stamp != NONE).map(str::to_owned),
+        checked: own(properties, CHECKED)
+            .filter(|stamp| *stamp != NONE)
+            .map(str::to_owned),
     })
 }

@@ -1,4 +1,5 @@
-//! A store on ZFS: a dataset for each image and each container, with what is known of it as user properties, so that it goes where the dataset goes.
+//! A store on ZFS: a dataset for each image and each container, with what is known of it as user
+//! properties, so that it goes where the dataset goes.
 //!
 //! ```text
 //! PARENT/images/NAME          mounted, with NAME.bfc in it; org.lxcri-fs:* say the rest
@@ -26,13 +27,21 @@ use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
 /// Where locks are. They concern this host's processes only, and are none of the pool's business.
 const LOCKS: &str = "/run/lxcri-fs-locks";
-/// Of the dataset that has the images, and inherited by them. Images are compressed already, and read in pieces of up to 64 KiB; nothing in there is to be run.
-const IMAGE_PROPERTIES: [(&str, &str); 6] =
-    [("compression", "off"), ("recordsize", "64K"), ("atime", "off"), ("exec", "off"), ("setuid", "off"), ("devices", "off")];
+/// Of the dataset that has the images, and inherited by them. Images are compressed already, and
+/// read in pieces of up to 64 KiB; nothing in there is to be run.
+const IMAGE_PROPERTIES: [(&str, &str); 6] = [
+    ("compression", "off"),
+    ("recordsize", "64K"),
+    ("atime", "off"),
+    ("exec", "off"),
+    ("setuid", "off"),
+    ("devices", "off"),
+];
 /// What snapshots of complete images are called, before the first digits of the root digest.
 const SNAPSHOT: &str = "lxcri-fs-";
 const CONTAINER_IMAGES: &str = "org.lxcri-fs:image";
-/// Of a container that is being made or removed: set before anything else is done, and cleared when all is.
+/// Of a container that is being made or removed: set before anything else is done, and cleared when
+/// all is.
 const UNFINISHED: &str = "org.lxcri-fs:unfinished";
 /// What stands before the name of a dataset where it is told from a directory.
 const PREFIX: &str = "zfs:";
@@ -51,7 +60,11 @@ impl ZfsStore {
     /// # Errors
     /// [`Error::Zfs`] when the names of its datasets would be too long.
     pub(super) fn new(parent: Dataset) -> Result<Self> {
-        Ok(Self { images: parent.child(IMAGES)?, containers: parent.child(CONTAINERS)?, parent })
+        Ok(Self {
+            images: parent.child(IMAGES)?,
+            containers: parent.child(CONTAINERS)?,
+            parent,
+        })
     }
 
     fn image(&self, name: &Name) -> Result<Dataset> {
@@ -74,20 +87,47 @@ impl ZfsStore {
             None => {
                 let found = facts_of(&path, name)?;
                 let refs = own(properties, REFERENCES).map(references);
-                Facts { refs: refs.unwrap_or(found.refs), ..found }
+                Facts {
+                    refs: refs.unwrap_or(found.refs),
+                    ..found
+                }
             }
         };
-        let origin = properties.get("origin").and_then(|o| o.parse::<Snapshot>().ok()).map(|o| o.dataset());
-        let parent = origin.filter(|o| o.parent().as_ref() == Some(&self.images)).and_then(|o| Name::new(o.name()).ok());
-        Ok(Image { name: name.clone(), path, facts, parent })
+        let origin = properties
+            .get("origin")
+            .and_then(|o| o.parse::<Snapshot>().ok())
+            .map(|o| o.dataset());
+        let parent = origin
+            .filter(|o| o.parent().as_ref() == Some(&self.images))
+            .and_then(|o| Name::new(o.name()).ok());
+        Ok(Image {
+            name: name.clone(),
+            path,
+            facts,
+            parent,
+        })
     }
 
     /// Makes sure that a dataset of the store is there.
-    fn prepare(&self, dataset: &Dataset, properties: &[(&str, &str)], mode: u32) -> Result<PathBuf> {
+    fn prepare(
+        &self,
+        dataset: &Dataset,
+        properties: &[(&str, &str)],
+        mode: u32,
+    ) -> Result<PathBuf> {
         if !dataset.exists()? {
-            let made = dataset.create(&Create { properties, parents: true });
+            let made = dataset.create(&Create {
+                properties,
+                parents: true,
+            });
             // Nothing is wrong when somebody was quicker.
-            made.or_else(|e| if e.cause() == Some(Cause::Exists) { Ok(()) } else { Err(e) })?;
+            made.or_else(|e| {
+                if e.cause() == Some(Cause::Exists) {
+                    Ok(())
+                } else {
+                    Err(e)
+                }
+            })?;
             let dir = dataset.reach()?;
             std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode))
                 .map_err(Error::io("setting the mode of", &dir))?;
@@ -108,7 +148,9 @@ impl ZfsStore {
     /// The children of one of the store's datasets, with properties.
     fn children(&self, dataset: &Dataset, asked: &[&str]) -> Result<Vec<(Dataset, Properties)>> {
         match dataset.list(Some(1), asked) {
-            Err(e) if e.cause() == Some(Cause::NotFound) && self.parent.pool().exists()? => Ok(Vec::new()),
+            Err(e) if e.cause() == Some(Cause::NotFound) && self.parent.pool().exists()? => {
+                Ok(Vec::new())
+            }
             other => Ok(other?.into_iter().filter(|(d, _)| d != dataset).collect()),
         }
     }
@@ -117,7 +159,9 @@ impl ZfsStore {
 impl Backend for ZfsStore {
     fn locks(&self) -> PathBuf {
         let name = self.parent.as_str().replace('/', "__");
-        match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && !rustix::process::geteuid().is_root()) {
+        match std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|dir| !dir.is_empty() && !rustix::process::geteuid().is_root())
+        {
             Some(dir) => Path::new(&dir).join("lxcri-fs-locks").join(name),
             None => Path::new(LOCKS).join(name),
         }
@@ -149,7 +193,10 @@ impl Backend for ZfsStore {
         let dataset = self.image(work)?;
         let Some(base) = base else {
             dataset.create(&Create::default())?;
-            return Ok(Begun { dir: private(&dataset)?, is_clone: false });
+            return Ok(Begun {
+                dir: private(&dataset)?,
+                is_clone: false,
+            });
         };
         let snapshot = self.snapshot(&base.name, &base.facts.root_digest)?;
         if !snapshot.exists()? {
@@ -161,19 +208,29 @@ impl Backend for ZfsStore {
         let file = image_file(&dir, &base.name)?;
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .map_err(Error::io("setting the mode of", &file))?;
-        std::fs::rename(&file, dir.join(format!("{work}.bfc"))).map_err(Error::io("renaming", &file))?;
-        Ok(Begun { dir, is_clone: true })
+        std::fs::rename(&file, dir.join(format!("{work}.bfc")))
+            .map_err(Error::io("renaming", &file))?;
+        Ok(Begun {
+            dir,
+            is_clone: true,
+        })
     }
 
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
         let (dataset, dir) = (self.image(work)?, self.image(work)?.reach()?);
         let file = image_file(&dir, work)?;
         keep_as_it_is(&file)?;
-        std::fs::rename(&file, dir.join(format!("{name}.bfc"))).map_err(Error::io("renaming", &file))?;
-        File::open(&dir).and_then(|d| d.sync_all()).map_err(Error::io("syncing", &dir))?;
+        std::fs::rename(&file, dir.join(format!("{name}.bfc")))
+            .map_err(Error::io("renaming", &file))?;
+        File::open(&dir)
+            .and_then(|d| d.sync_all())
+            .map_err(Error::io("syncing", &dir))?;
         self.snapshot(work, &facts.root_digest)?.take()?;
         let properties = properties_of(facts);
-        let mut all: Vec<(&str, &str)> = properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let mut all: Vec<(&str, &str)> = properties
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         all.push(("readonly", "on"));
         dataset.set(&all)?;
         Ok(dataset.rename(&self.image(name)?)?)
@@ -187,11 +244,16 @@ impl Backend for ZfsStore {
         dataset.set(&[("readonly", "on")])?;
         replaced?;
         // Clones are to begin from this state; those of the state before keep what they have.
-        for info in dataset.snapshots()?.into_iter().filter(|info| info.snapshot.name().starts_with(SNAPSHOT)) {
+        for info in dataset
+            .snapshots()?
+            .into_iter()
+            .filter(|info| info.snapshot.name().starts_with(SNAPSHOT))
+        {
             if info.clones.is_empty() && info.holds == 0 {
                 info.snapshot.destroy()?;
             } else {
-                info.snapshot.rename(&format!("{SNAPSHOT}before-{}", info.creation))?;
+                info.snapshot
+                    .rename(&format!("{SNAPSHOT}before-{}", info.creation))?;
             }
         }
         Ok(())
@@ -199,7 +261,10 @@ impl Backend for ZfsStore {
 
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
         let properties = properties_of(facts);
-        let all: Vec<(&str, &str)> = properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let all: Vec<(&str, &str)> = properties
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         Ok(self.image(name)?.set(&all)?)
     }
 
@@ -212,36 +277,63 @@ impl Backend for ZfsStore {
     }
 
     fn free(&self) -> Result<u64> {
-        let there = [&self.images, &self.parent].into_iter().find(|d| d.exists().is_ok_and(|e| e));
+        let there = [&self.images, &self.parent]
+            .into_iter()
+            .find(|d| d.exists().is_ok_and(|e| e));
         Ok(there.unwrap_or(&self.parent.pool()).space()?.available)
     }
 
     fn dependents(&self, name: &Name) -> Result<Vec<String>> {
         let dataset = self.image(name)?;
         let snapshots = dataset.snapshots()?;
-        let clones = snapshots.iter().flat_map(|info| &info.clones).filter(|clone| clone.parent().as_ref() != Some(&self.images));
+        let clones = snapshots
+            .iter()
+            .flat_map(|info| &info.clones)
+            .filter(|clone| clone.parent().as_ref() != Some(&self.images));
         let mut all: Vec<String> = clones.map(|clone| format!("clone {clone}")).collect();
         all.extend(remove::in_the_way(&dataset, &snapshots)?);
         Ok(all)
     }
 
     fn remove(&self, name: &Name, held: Option<File>) -> Result<u64> {
-        // An open file keeps a dataset mounted: whoever opens it from now on prevents that it is unmounted, and is told of.
+        // An open file keeps a dataset mounted: whoever opens it from now on prevents that it is
+        // unmounted, and is told of.
         drop(held);
         remove::destroy(&self.image(name)?)
     }
 
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
         let mut containers = Vec::new();
-        for (dataset, properties) in self.children(&self.containers, &[CONTAINER_IMAGES, UNFINISHED, "mountpoint"])? {
-            let Ok(name) = Name::new(dataset.name()) else { continue };
-            let path = properties.get("mountpoint").filter(|p| p.starts_with('/')).map(PathBuf::from).unwrap_or_default();
-            let images = own(&properties, CONTAINER_IMAGES).unwrap_or_default().split(' ').filter_map(|used| {
-                let (name, root_digest) = used.rsplit_once('=')?;
-                Some(ImageUse { name: name.to_owned(), root_digest: root_digest.to_owned() })
-            });
+        for (dataset, properties) in self.children(
+            &self.containers,
+            &[CONTAINER_IMAGES, UNFINISHED, "mountpoint"],
+        )? {
+            let Ok(name) = Name::new(dataset.name()) else {
+                continue;
+            };
+            let path = properties
+                .get("mountpoint")
+                .filter(|p| p.starts_with('/'))
+                .map(PathBuf::from)
+                .unwrap_or_default();
+            let images = own(&properties, CONTAINER_IMAGES)
+                .unwrap_or_default()
+                .split(' ')
+                .filter_map(|used| {
+                    let (name, root_digest) = used.rsplit_once('=')?;
+                    Some(ImageUse {
+                        name: name.to_owned(),
+                        root_digest: root_digest.to_owned(),
+                    })
+                });
             let unfinished = own(&properties, UNFINISHED).is_some();
-            containers.push(Container { name, path, dataset: Some(dataset.clone()), images: images.collect(), unfinished });
+            containers.push(Container {
+                name,
+                path,
+                dataset: Some(dataset.clone()),
+                images: images.collect(),
+                unfinished,
+            });
         }
         Ok((containers, Vec::new()))
     }
@@ -253,16 +345,38 @@ impl Backend for ZfsStore {
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container> {
         self.prepare(&self.containers, &[("atime", "off")], 0o711)?;
         let dataset = self.container(name)?;
-        let used: Vec<String> = images.iter().map(|i| format!("{}={}", i.name, i.root_digest)).collect();
-        let used = if used.is_empty() { NONE.to_owned() } else { used.join(" ") };
+        let used: Vec<String> = images
+            .iter()
+            .map(|i| format!("{}={}", i.name, i.root_digest))
+            .collect();
+        let used = if used.is_empty() {
+            NONE.to_owned()
+        } else {
+            used.join(" ")
+        };
         let mut properties = CONTAINER_PROPERTIES.to_vec();
         properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
-        dataset.create(&Create { properties: &properties, parents: false }).map_err(|e| match e.cause() {
-            Some(Cause::Exists) => Error::Exists { kind: "container", name: name.to_string(), store: format!("zfs:{}", self.parent) },
-            _ => e.into(),
-        })?;
+        dataset
+            .create(&Create {
+                properties: &properties,
+                parents: false,
+            })
+            .map_err(|e| match e.cause() {
+                Some(Cause::Exists) => Error::Exists {
+                    kind: "container",
+                    name: name.to_string(),
+                    store: format!("zfs:{}", self.parent),
+                },
+                _ => e.into(),
+            })?;
         let path = private(&dataset).inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
-        Ok(Container { name: name.clone(), path, dataset: Some(dataset), images: images.to_vec(), unfinished: true })
+        Ok(Container {
+            name: name.clone(),
+            path,
+            dataset: Some(dataset),
+            images: images.to_vec(),
+            unfinished: true,
+        })
     }
 
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
@@ -289,28 +403,43 @@ impl Backend for ZfsStore {
     }
 }
 
-/// What a dataset takes. What a clone has from its origin is its origin's, and what clones have from it is theirs as well.
+/// What a dataset takes. What a clone has from its origin is its origin's, and what clones have
+/// from it is theirs as well.
 fn usage(dataset: &Dataset) -> Result<Usage> {
     let space = dataset.space()?;
     let bytes = space.referenced.max(space.used);
-    let has_clones = dataset.snapshots()?.iter().any(|info| !info.clones.is_empty());
-    let own = if has_clones { space.used.saturating_sub(space.referenced) } else { space.used };
-    Ok(Usage { bytes, shared: bytes.saturating_sub(own) })
+    let has_clones = dataset
+        .snapshots()?
+        .iter()
+        .any(|info| !info.clones.is_empty());
+    let own = if has_clones {
+        space.used.saturating_sub(space.referenced)
+    } else {
+        space.used
+    };
+    Ok(Usage {
+        bytes,
+        shared: bytes.saturating_sub(own),
+    })
 }
 
 /// Replaces a file by a copy of one of another dataset.
 fn replace_file(old: &Path, new: &Path) -> Result<()> {
     let copy = old.with_extension("bfc.new");
     std::fs::copy(new, &copy).map_err(Error::io("copying an image to", &copy))?;
-    let synced = File::open(&copy).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &copy));
-    let replaced =
-        synced.and_then(|()| keep_as_it_is(&copy)).and_then(|()| std::fs::rename(&copy, old).map_err(Error::io("replacing", old)));
+    let synced = File::open(&copy)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("syncing", &copy));
+    let replaced = synced
+        .and_then(|()| keep_as_it_is(&copy))
+        .and_then(|()| std::fs::rename(&copy, old).map_err(Error::io("replacing", old)));
     replaced.inspect_err(|_| drop(std::fs::remove_file(&copy)))
 }
 
 /// The directory of a new dataset, which nobody else may look into.
 fn private(dataset: &Dataset) -> Result<PathBuf> {
     let dir = dataset.reach()?;
-    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(Error::io("setting the mode of", &dir))?;
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .map_err(Error::io("setting the mode of", &dir))?;
     Ok(dir)
 }

@@ -1,23 +1,47 @@
-//! Overlayfs's names for files of the image: the file handles that its index is made of (struct `ovl_fb`, fs/overlayfs/overlayfs.h).
+//! Overlayfs's names for files of the image: the file handles that its index is made of (struct
+//! `ovl_fb`, fs/overlayfs/overlayfs.h).
 
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
 const BIG_ENDIAN: u8 = 1;
-/// Length of what precedes the file system's own part: version, magic number, length, flags, type, UUID.
+/// Length of what precedes the file system's own part: version, magic number, length, flags, type,
+/// UUID.
 const HEADER_LEN: usize = 5 + 16;
-/// FILEID_INO64_GEN: FUSE's handle, the inode number in two halves, the higher first, and a generation (fs/fuse/inode.c).
+/// FILEID_INO64_GEN: FUSE's handle, the inode number in two halves, the higher first, and a
+/// generation (fs/fuse/inode.c).
 const FUSE: u8 = 0x81;
 
 /// The inode number that an index entry's name stands for; `None` when it is no file of ours.
 pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
-    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let bytes: Option<Vec<u8>> = name.chunks(2).map(|c| if let [a, b] = c { Some(digit(*a)? << 4 | digit(*b)?) } else { None }).collect();
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
+    let bytes: Option<Vec<u8>> = name
+        .chunks(2)
+        .map(|c| {
+            if let [a, b] = c {
+                Some(digit(*a)? << 4 | digit(*b)?)
+            } else {
+                None
+            }
+        })
+        .collect();
     let bytes = bytes?;
-    let [VERSION, MAGIC, len, flags, FUSE, ..] = bytes[..] else { return None };
+    let [VERSION, MAGIC, len, flags, FUSE, ..] = bytes[..] else {
+        return None;
+    };
     if usize::from(len) != bytes.len() || (flags & BIG_ENDIAN != 0) != cfg!(target_endian = "big") {
         return None;
     }
-    let word = |at: usize| bytes.get(HEADER_LEN + 4 * at..HEADER_LEN + 4 * at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let word = |at: usize| {
+        bytes
+            .get(HEADER_LEN + 4 * at..HEADER_LEN + 4 * at + 4)?
+            .try_into()
+            .ok()
+            .map(u32::from_ne_bytes)
+    };
     let (high, low, _generation) = (word(0)?, word(1)?, word(2)?);
     (high == 0).then_some(low)
 }

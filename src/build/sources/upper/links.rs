@@ -23,17 +23,26 @@ pub(super) struct Names {
 impl Names {
     /// Looks through the whole image.
     pub(super) fn find(image: &Rootfs, wanted: &HashSet<u32>) -> Result<Self> {
-        let mut names = Self { dirs: HashMap::new(), files: HashMap::new() };
+        let mut names = Self {
+            dirs: HashMap::new(),
+            files: HashMap::new(),
+        };
         if wanted.is_empty() {
             return Ok(names);
         }
         let mut walk = image.walk(ROOT, Order::Depth)?;
         while let Some(step) = walk.step()? {
-            let Step::Enter(Visit { dir, ino, inode }) = step else { continue };
+            let Step::Enter(Visit { dir, ino, inode }) = step else {
+                continue;
+            };
             if inode.is_dir() {
                 names.dirs.insert(ino, (dir, walk.name().to_vec()));
             } else if wanted.contains(&ino) {
-                names.files.entry(ino).or_default().push((dir, walk.name().to_vec()));
+                names
+                    .files
+                    .entry(ino)
+                    .or_default()
+                    .push((dir, walk.name().to_vec()));
             }
         }
         Ok(names)
@@ -42,7 +51,9 @@ impl Names {
     /// The paths of a file that the upper leaves as they are, sorted.
     pub(super) fn untouched(&self, ino: u32, merged: &HashMap<u32, Merged>) -> Vec<Vec<u8>> {
         let names = self.files.get(&ino).into_iter().flatten();
-        let mut paths: Vec<_> = names.filter_map(|(dir, name)| self.path(*dir, name, merged)).collect();
+        let mut paths: Vec<_> = names
+            .filter_map(|(dir, name)| self.path(*dir, name, merged))
+            .collect();
         paths.sort();
         paths
     }
@@ -61,7 +72,9 @@ impl Names {
                 }
                 settled = true;
             }
-            let Some((parent, name)) = self.dirs.get(&dir) else { break };
+            let Some((parent, name)) = self.dirs.get(&dir) else {
+                break;
+            };
             path.push(name);
             dir = *parent;
         }

@@ -1,8 +1,10 @@
 //! What an overlayfs upper directory changes in the image below it: as a list, and as a layer.
 //!
-//! As overlayfs itself does, a directory of the upper may show the entries of one that is elsewhere in the image (`redirect`), a file may have
-//! its content there (`metacopy`), and a file with several names in the image is copied up under all of them at once (`index`). A layer can say none of that, so
-//! such directories are packed with all that they show, and such files with their content and names.
+//! As overlayfs itself does, a directory of the upper may show the entries of one that is elsewhere
+//! in the image (`redirect`), a file may have its content there (`metacopy`), and a file with
+//! several names in the image is copied up under all of them at once (`index`). A layer can say
+//! none of that, so such directories are packed with all that they show, and such files with their
+//! content and names.
 
 mod handle;
 mod links;
@@ -47,7 +49,10 @@ pub struct Upper {
 
 impl std::fmt::Debug for Upper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upper").field("name", &self.name).field("marks", &self.marks).finish_non_exhaustive()
+        f.debug_struct("Upper")
+            .field("name", &self.name)
+            .field("marks", &self.marks)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,7 +69,8 @@ pub struct Linked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Marks {
-    /// `trusted.overlay.*`: the host's root's. `user.overlay.*` are attributes like any others, which every user may set.
+    /// `trusted.overlay.*`: the host's root's. `user.overlay.*` are attributes like any others,
+    /// which every user may set.
     Trusted,
     /// `user.overlay.*`: in a user namespace of one's own.
     User,
@@ -81,7 +87,8 @@ impl Marks {
 }
 
 impl Upper {
-    /// The paths that differ from the image, sorted, without a leading slash. The root is not among them.
+    /// The paths that differ from the image, sorted, without a leading slash. The root is not among
+    /// them.
     ///
     /// # Errors
     /// When the upper cannot be read, does not fit the image, or the image is damaged.
@@ -89,7 +96,8 @@ impl Upper {
         Plan::read(self)?.changes(&self.image)
     }
 
-    /// The files with several names that are copied up and do not have all of them in the upper: overlayfs finds them through its index.
+    /// The files with several names that are copied up and do not have all of them in the upper:
+    /// overlayfs finds them through its index.
     ///
     /// # Errors
     /// As [`Upper::changes`].
@@ -106,13 +114,24 @@ impl Upper {
         let name = self.name.clone();
         let size = plan.size;
         let tar = Box::new(tar::UpperTar { upper: self, plan });
-        let layer = Layer { name, created_by: created_by.as_bytes().to_vec(), diff_id: None, size, compressed: false, tar };
-        Ok(Image { layers: vec![layer], ..Image::default() })
+        let layer = Layer {
+            name,
+            created_by: created_by.as_bytes().to_vec(),
+            diff_id: None,
+            size,
+            compressed: false,
+            tar,
+        };
+        Ok(Image {
+            layers: vec![layer],
+            ..Image::default()
+        })
     }
 
     /// A directory below the place.
     fn directory(&self, path: &str) -> Result<OwnedFd> {
-        open_dir(&self.place, path.as_bytes()).map_err(|e| self.failed("opening", path.as_bytes())(e))
+        open_dir(&self.place, path.as_bytes())
+            .map_err(|e| self.failed("opening", path.as_bytes())(e))
     }
 
     /// For `map_err`: an error while doing something to a path below the place.
@@ -125,15 +144,28 @@ impl Upper {
     /// An upper that is not what it should be.
     fn unfit(&self, path: &[u8], reason: &str) -> Error {
         let path = String::from_utf8_lossy(path);
-        Error::Source { name: format!("{}: {path}", self.name), reason: reason.into(), hint: Some("is it of another image?".into()) }
+        Error::Source {
+            name: format!("{}: {path}", self.name),
+            reason: reason.into(),
+            hint: Some("is it of another image?".into()),
+        }
     }
 }
 
 fn open_dir(at: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    openat(at, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    openat(
+        at,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// `name` in the directory `path`.
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+    if path.is_empty() {
+        name.to_vec()
+    } else {
+        [path, b"/", name].concat()
+    }
 }

@@ -102,7 +102,14 @@ impl Plan {
     pub(super) fn changes(self, image: &Rootfs) -> Result<Vec<(Kind, Vec<u8>)>> {
         let mut changes = BTreeMap::new();
         let (mut hidden, mut dirs) = (Vec::new(), HashSet::new());
-        for Item { path, was, is_dir, what, .. } in self.items {
+        for Item {
+            path,
+            was,
+            is_dir,
+            what,
+            ..
+        } in self.items
+        {
             if is_dir {
                 dirs.insert(path.clone());
             }
@@ -127,7 +134,10 @@ impl Plan {
                 }
             }
         }
-        Ok(changes.into_iter().map(|(path, kind)| (kind, path)).collect())
+        Ok(changes
+            .into_iter()
+            .map(|(path, kind)| (kind, path))
+            .collect())
     }
 }
 
@@ -142,17 +152,36 @@ pub(super) fn linked(upper: &Upper) -> Result<Vec<Linked>> {
     let names = Names::find(&upper.image, &walk.index.keys().copied().collect())?;
     let linked = walk.index.iter().map(|(ino, indexed)| {
         // Those of directories that have moved are planned already.
-        let moved = walk.plan.items.iter().filter(|item| matches!(&item.what, What::Index(entry, _) if *entry == indexed.name));
+        let moved =
+            walk.plan.items.iter().filter(
+                |item| matches!(&item.what, What::Index(entry, _) if *entry == indexed.name),
+            );
         let moved = moved.map(|item| item.path.clone());
-        Linked { entry: indexed.name.clone(), paths: names.untouched(*ino, &walk.merged).into_iter().chain(moved).collect() }
+        Linked {
+            entry: indexed.name.clone(),
+            paths: names
+                .untouched(*ino, &walk.merged)
+                .into_iter()
+                .chain(moved)
+                .collect(),
+        }
     });
     Ok(linked.collect())
 }
 
 impl<'a> Walk<'a> {
     fn new(upper: &'a Upper) -> Self {
-        let plan = Plan { items: Vec::new(), size: 0 };
-        Self { upper, image: &upper.image, index: BTreeMap::new(), merged: HashMap::new(), plan }
+        let plan = Plan {
+            items: Vec::new(),
+            size: 0,
+        };
+        Self {
+            upper,
+            image: &upper.image,
+            index: BTreeMap::new(),
+            merged: HashMap::new(),
+            plan,
+        }
     }
 }
 
@@ -165,9 +194,12 @@ impl Walk<'_> {
             other => other.map_err(self.upper.failed("opening", b"work/index"))?,
         };
         for name in self.list(&index, b"work/index")? {
-            let Some(ino) = handle::inode_of_index(&name) else { continue };
+            let Some(ino) = handle::inode_of_index(&name) else {
+                continue;
+            };
             let path = join(b"work/index", &name);
-            let stat = statat(&index, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.upper.failed("reading", &path))?;
+            let stat = statat(&index, &*name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(self.upper.failed("reading", &path))?;
             let known = match self.image.inode(ino) {
                 Ok(inode) => inode,
                 Err(fs::Error::NotFound) => continue,
@@ -181,7 +213,15 @@ impl Walk<'_> {
                 .map_err(|(doing, e)| self.upper.failed(doing, &path)(e))?;
             let content = marks.metacopy.then_some(ino);
             let file = FileId::Upper(stat.st_dev, stat.st_ino);
-            self.index.insert(ino, Indexed { name, file, content, size: length(&stat) });
+            self.index.insert(
+                ino,
+                Indexed {
+                    name,
+                    file,
+                    content,
+                    size: length(&stat),
+                },
+            );
         }
         Ok(())
     }
@@ -197,42 +237,74 @@ impl Walk<'_> {
             let path = join(&level.path, &name);
             let within = join(b"upper", &path);
             let failed = |doing| self.upper.failed(doing, &within);
-            let stat = statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("reading"))?;
+            let stat =
+                statat(&level.fd, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("reading"))?;
             let there = match level.image {
                 Some(dir) => self.image.lookup(dir, &name)?,
                 None => None,
             };
             let is_device = stat.st_mode & S_IFMT == S_IFCHR && stat.st_rdev == 0;
             let marks = if is_device {
-                Marks { whiteout: true, ..Marks::default() }
+                Marks {
+                    whiteout: true,
+                    ..Marks::default()
+                }
             } else {
-                attributes::read(level.fd.as_fd(), &name, &[self.upper.marks.prefix()]).map_err(|(doing, e)| failed(doing)(e))?.1
+                attributes::read(level.fd.as_fd(), &name, &[self.upper.marks.prefix()])
+                    .map_err(|(doing, e)| failed(doing)(e))?
+                    .1
             };
             if marks.whiteout {
                 if there.is_some() && !level.hidden {
-                    self.plan.items.push(Item { path, was: true, is_dir: false, what: What::Whiteout, file: None });
+                    self.plan.items.push(Item {
+                        path,
+                        was: true,
+                        is_dir: false,
+                        what: What::Whiteout,
+                        file: None,
+                    });
                 }
                 continue;
             }
             if stat.st_mode & S_IFMT == S_IFDIR {
-                let lower = if marks.opaque { None } else { self.lower(level.lower, &name, marks.redirect.as_deref())? };
+                let lower = if marks.opaque {
+                    None
+                } else {
+                    self.lower(level.lower, &name, marks.redirect.as_deref())?
+                };
                 let fd = open_dir(&level.fd, &name).map_err(failed("opening"))?;
                 let hidden = level.hidden;
-                let inner =
-                    self.enter(fd, path, lower.filter(|&(_, is_dir)| is_dir).map(|(ino, _)| ino), there.map(|(ino, _)| ino), hidden)?;
+                let inner = self.enter(
+                    fd,
+                    path,
+                    lower.filter(|&(_, is_dir)| is_dir).map(|(ino, _)| ino),
+                    there.map(|(ino, _)| ino),
+                    hidden,
+                )?;
                 levels.push(inner);
                 continue;
             }
             let content = if marks.metacopy && stat.st_mode & S_IFMT == S_IFREG {
-                let found = self.lower(level.lower, &name, marks.redirect.as_deref())?.filter(|&(_, is_dir)| !is_dir);
-                let (ino, _) = found.ok_or_else(|| self.upper.unfit(&path, "its content should be in the image, and is not"))?;
+                let found = self
+                    .lower(level.lower, &name, marks.redirect.as_deref())?
+                    .filter(|&(_, is_dir)| !is_dir);
+                let (ino, _) = found.ok_or_else(|| {
+                    self.upper
+                        .unfit(&path, "its content should be in the image, and is not")
+                })?;
                 Some(ino)
             } else {
                 None
             };
             self.plan.size = self.plan.size.saturating_add(length(&stat));
             let file = (stat.st_nlink > 1).then_some(FileId::Upper(stat.st_dev, stat.st_ino));
-            self.plan.items.push(Item { path, was: there.is_some(), is_dir: false, what: What::Upper(content), file });
+            self.plan.items.push(Item {
+                path,
+                was: there.is_some(),
+                is_dir: false,
+                what: What::Upper(content),
+                file,
+            });
         }
         Ok(())
     }
@@ -247,7 +319,12 @@ impl Walk<'_> {
     }
 
     /// What of the image is seen through an entry of the upper, and whether it is a directory.
-    fn lower(&self, dir: Option<u32>, name: &[u8], redirect: Option<&[u8]>) -> Result<Option<(u32, bool)>> {
+    fn lower(
+        &self,
+        dir: Option<u32>,
+        name: &[u8],
+        redirect: Option<&[u8]>,
+    ) -> Result<Option<(u32, bool)>> {
         let found = match (redirect, dir) {
             (Some(path), _) if path.starts_with(b"/") => self.at(path)?,
             (redirect, Some(dir)) => self.image.lookup(dir, redirect.unwrap_or(name))?,
@@ -256,17 +333,37 @@ impl Walk<'_> {
         Ok(found.map(|(ino, inode)| (ino, inode.is_dir())))
     }
 
-    /// Plans a directory's own entry, and lists it. `there` is what the image has at its path, `lower` the directory that is seen in it.
-    fn enter(&mut self, fd: OwnedFd, path: Vec<u8>, lower: Option<u32>, there: Option<u32>, hidden: bool) -> Result<Level> {
+    /// Plans a directory's own entry, and lists it. `there` is what the image has at its path,
+    /// `lower` the directory that is seen in it.
+    fn enter(
+        &mut self,
+        fd: OwnedFd,
+        path: Vec<u8>,
+        lower: Option<u32>,
+        there: Option<u32>,
+        hidden: bool,
+    ) -> Result<Level> {
         let image = match there {
             Some(ino) if self.image.inode(ino)?.is_dir() => Some(ino),
             _ => None,
         };
         let mut names = self.list(&fd, &join(b"upper", &path))?;
-        self.plan.items.push(Item { path: path.clone(), was: there.is_some(), is_dir: true, what: What::Upper(None), file: None });
+        self.plan.items.push(Item {
+            path: path.clone(),
+            was: there.is_some(),
+            is_dir: true,
+            what: What::Upper(None),
+            file: None,
+        });
         let inherited = if hidden { None } else { image };
         if let Some(ino) = inherited.filter(|_| lower != inherited) {
-            self.plan.items.push(Item { path: path.clone(), was: true, is_dir: true, what: What::Opaque(ino), file: None });
+            self.plan.items.push(Item {
+                path: path.clone(),
+                was: true,
+                is_dir: true,
+                what: What::Opaque(ino),
+                file: None,
+            });
         }
         if let Some(dir) = lower {
             let set: HashSet<_> = names.iter().cloned().collect();
@@ -277,14 +374,28 @@ impl Walk<'_> {
             self.merged.insert(dir, Merged { names: set, moved });
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Level { fd, path, lower, image, hidden: hidden || lower != inherited, names })
+        Ok(Level {
+            fd,
+            path,
+            lower,
+            image,
+            hidden: hidden || lower != inherited,
+            names,
+        })
     }
 
     /// Plans what a directory shows of one of the image's that was elsewhere.
     fn take_along(&mut self, dir: u32, path: &[u8], but: &HashSet<Vec<u8>>) -> Result<()> {
         let mut walk = self.image.walk(dir, Order::Depth)?;
         while let Some(step) = walk.step()? {
-            let Step::Enter(Visit { dir: parent, ino, inode }) = step else { continue };
+            let Step::Enter(Visit {
+                dir: parent,
+                ino,
+                inode,
+            }) = step
+            else {
+                continue;
+            };
             if parent == dir && but.contains(walk.name()) {
                 if inode.is_dir() {
                     walk.skip();
@@ -293,23 +404,45 @@ impl Walk<'_> {
             }
             let path = join(path, walk.path());
             let (what, file, size) = match self.index.get(&ino) {
-                Some(Indexed { name, file, content, size }) => (What::Index(name.clone(), *content), Some(*file), *size),
+                Some(Indexed {
+                    name,
+                    file,
+                    content,
+                    size,
+                }) => (What::Index(name.clone(), *content), Some(*file), *size),
                 None => {
                     let several = inode.nlink > 1 && !inode.is_dir();
-                    (What::Image(ino), several.then_some(FileId::Image(ino)), if inode.is_dir() { 0 } else { inode.size })
+                    (
+                        What::Image(ino),
+                        several.then_some(FileId::Image(ino)),
+                        if inode.is_dir() { 0 } else { inode.size },
+                    )
                 }
             };
             self.plan.size = self.plan.size.saturating_add(size);
             let was = self.at(&path)?.is_some();
-            self.plan.items.push(Item { path, was, is_dir: inode.is_dir(), what, file });
+            self.plan.items.push(Item {
+                path,
+                was,
+                is_dir: inode.is_dir(),
+                what,
+                file,
+            });
         }
         Ok(())
     }
 
-    /// Makes hard links of all names of a file but the first, and adds the names that the upper does not mention.
+    /// Makes hard links of all names of a file but the first, and adds the names that the upper
+    /// does not mention.
     fn link(&mut self) -> Result<()> {
         let mut wanted: HashSet<u32> = self.index.keys().copied().collect();
-        wanted.extend(self.plan.items.iter().filter_map(|i| if let Some(FileId::Image(ino)) = i.file { Some(ino) } else { None }));
+        wanted.extend(self.plan.items.iter().filter_map(|i| {
+            if let Some(FileId::Image(ino)) = i.file {
+                Some(ino)
+            } else {
+                None
+            }
+        }));
         let names = Names::find(self.image, &wanted)?;
         let mut first: HashMap<FileId, Vec<u8>> = HashMap::new();
         for item in &mut self.plan.items {
@@ -335,7 +468,13 @@ impl Walk<'_> {
                         What::Index(indexed.name.clone(), indexed.content)
                     }
                 };
-                self.plan.items.push(Item { path, was: true, is_dir: false, what, file: None });
+                self.plan.items.push(Item {
+                    path,
+                    was: true,
+                    is_dir: false,
+                    what,
+                    file: None,
+                });
             }
         }
         Ok(())
@@ -344,7 +483,11 @@ impl Walk<'_> {
     fn list(&self, dir: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let mut names = Vec::new();
         for entry in Dir::read_from(dir).map_err(self.upper.failed("listing", path))? {
-            let name = entry.map_err(self.upper.failed("listing", path))?.file_name().to_bytes().to_vec();
+            let name = entry
+                .map_err(self.upper.failed("listing", path))?
+                .file_name()
+                .to_bytes()
+                .to_vec();
             if name != b"." && name != b".." {
                 names.push(name);
             }
@@ -355,5 +498,9 @@ impl Walk<'_> {
 
 /// The length of a regular file; 0 of anything else.
 fn length(stat: &Stat) -> u64 {
-    if stat.st_mode & S_IFMT == S_IFREG { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 }
+    if stat.st_mode & S_IFMT == S_IFREG {
+        u64::try_from(stat.st_size).unwrap_or(0)
+    } else {
+        0
+    }
 }

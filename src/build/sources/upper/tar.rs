@@ -25,17 +25,38 @@ pub(super) struct UpperTar {
 }
 
 impl TarSource for UpperTar {
-    fn write_to(self: Box<Self>, out: &mut dyn Write, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
         let Self { upper, plan } = *self;
-        let index = if plan.items.iter().any(|i| matches!(i.what, What::Index(..))) { Some(upper.directory("work/index")?) } else { None };
+        let index = if plan.items.iter().any(|i| matches!(i.what, What::Index(..))) {
+            Some(upper.directory("work/index")?)
+        } else {
+            None
+        };
         let root = upper.directory("upper")?;
-        let mut pack = Pack { upper: &upper, tar: Writer::new(out), root: Rc::new(root), dirs: Vec::new(), progress };
+        let mut pack = Pack {
+            upper: &upper,
+            tar: Writer::new(out),
+            root: Rc::new(root),
+            dirs: Vec::new(),
+            progress,
+        };
         for item in &plan.items {
             let path = &item.path;
             match &item.what {
                 What::Whiteout => pack.mark(&beside(path, WHITEOUT))?,
                 What::Opaque(_) => pack.mark(&join(path, OPAQUE))?,
-                What::HardLink(target) => pack.append(path, &Attr { mode: S_IFREG, ..Attr::default() }, Body::HardLink(target))?,
+                What::HardLink(target) => pack.append(
+                    path,
+                    &Attr {
+                        mode: S_IFREG,
+                        ..Attr::default()
+                    },
+                    Body::HardLink(target),
+                )?,
                 What::Image(ino) => pack.of_image(path, *ino)?,
                 What::Upper(content) => {
                     let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
@@ -50,7 +71,9 @@ impl TarSource for UpperTar {
                 }
             }
         }
-        pack.tar.finish().map_err(Error::io("packing", std::path::Path::new(&upper.name)))?;
+        pack.tar
+            .finish()
+            .map_err(Error::io("packing", std::path::Path::new(&upper.name)))?;
         Ok(())
     }
 }
@@ -66,31 +89,50 @@ struct Pack<'a> {
 }
 
 impl Pack<'_> {
-    /// The directory of the upper that has `path` in it. Paths come parents first, so what leads there is mostly open.
+    /// The directory of the upper that has `path` in it. Paths come parents first, so what leads
+    /// there is mostly open.
     fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>> {
-        let parent = path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |at| &path[..at]);
-        let leads = |dir: &[u8]| parent.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"));
+        let parent = path
+            .iter()
+            .rposition(|&b| b == b'/')
+            .map_or(&b""[..], |at| &path[..at]);
+        let leads = |dir: &[u8]| {
+            parent
+                .strip_prefix(dir)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
         while self.dirs.last().is_some_and(|(dir, _)| !leads(dir)) {
             self.dirs.pop();
         }
         loop {
-            let (dir, fd) = self.dirs.last().map_or((&b""[..], &self.root), |(dir, fd)| (dir, fd));
+            let (dir, fd) = self
+                .dirs
+                .last()
+                .map_or((&b""[..], &self.root), |(dir, fd)| (dir, fd));
             if dir == parent {
                 return Ok(fd.clone());
             }
             let rest = &parent[dir.len() + usize::from(!dir.is_empty())..];
             let name = rest.split(|&b| b == b'/').next().unwrap_or_default();
             let inner = join(dir, name);
-            let opened = open_dir(fd, name).map_err(self.upper.failed("opening", &join(b"upper", &inner)))?;
+            let opened = open_dir(fd, name)
+                .map_err(self.upper.failed("opening", &join(b"upper", &inner)))?;
             self.dirs.push((inner, Rc::new(opened)));
         }
     }
 
-    fn of_upper(&mut self, path: &[u8], dir: &OwnedFd, name: &[u8], content: Option<u32>) -> Result<()> {
+    fn of_upper(
+        &mut self,
+        path: &[u8],
+        dir: &OwnedFd,
+        name: &[u8],
+        content: Option<u32>,
+    ) -> Result<()> {
         let upper = self.upper;
         let failed = |doing| upper.failed(doing, path);
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("reading"))?;
-        let (xattrs, _) = attributes::read(dir.as_fd(), name, &[upper.marks.prefix()]).map_err(|(doing, e)| failed(doing)(e))?;
+        let (xattrs, _) = attributes::read(dir.as_fd(), name, &[upper.marks.prefix()])
+            .map_err(|(doing, e)| failed(doing)(e))?;
         let attr = Attr {
             mode: stat.st_mode,
             uid: stat.st_uid,
@@ -105,8 +147,10 @@ impl Pack<'_> {
                 match content {
                     Some(ino) => self.content(path, &attr, size, ino)?,
                     None => {
-                        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-                        let file = openat(dir, name, flags, Mode::empty()).map_err(failed("opening"))?;
+                        let flags =
+                            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                        let file =
+                            openat(dir, name, flags, Mode::empty()).map_err(failed("opening"))?;
                         self.append(path, &attr, Body::File(size, &mut File::from(file)))?;
                     }
                 }
@@ -114,10 +158,18 @@ impl Pack<'_> {
                 Ok(())
             }
             S_IFLNK => {
-                let target = readlinkat(dir, name, Vec::new()).map_err(failed("reading the symlink"))?;
+                let target =
+                    readlinkat(dir, name, Vec::new()).map_err(failed("reading the symlink"))?;
                 self.append(path, &attr, Body::Symlink(target.as_bytes()))
             }
-            S_IFCHR | S_IFBLK => self.append(path, &attr, Body::Device(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))),
+            S_IFCHR | S_IFBLK => self.append(
+                path,
+                &attr,
+                Body::Device(
+                    rustix::fs::major(stat.st_rdev),
+                    rustix::fs::minor(stat.st_rdev),
+                ),
+            ),
             _ => self.append(path, &attr, Body::None),
         }
     }
@@ -144,24 +196,35 @@ impl Pack<'_> {
         }
     }
 
-    /// Packs a file with the content of a file of the image, of which no more than `size` is wanted, and zeros for what is missing.
+    /// Packs a file with the content of a file of the image, of which no more than `size` is
+    /// wanted, and zeros for what is missing.
     fn content(&mut self, path: &[u8], attr: &Attr, size: u64, ino: u32) -> Result<()> {
         let mut content = Content::new(&self.upper.image, ino);
         let written = self.tar.append(path, attr, Body::File(size, &mut content));
-        content.checked::<WriteError>(written).map_err(|e| e.with_output(self.upper.name.as_ref()))
+        content
+            .checked::<WriteError>(written)
+            .map_err(|e| e.with_output(self.upper.name.as_ref()))
     }
 
     fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> Result<()> {
         self.tar.append(path, attr, body).map_err(|e| {
             use std::os::unix::ffi::OsStrExt;
-            let path = std::path::Path::new(&self.upper.name).join(std::ffi::OsStr::from_bytes(path));
+            let path =
+                std::path::Path::new(&self.upper.name).join(std::ffi::OsStr::from_bytes(path));
             Error::io("packing", &path)(e)
         })
     }
 
     /// Packs a whiteout or an opaque mark.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
-        self.append(path, &Attr { mode: S_IFREG, ..Attr::default() }, Body::File(0, &mut std::io::empty()))
+        self.append(
+            path,
+            &Attr {
+                mode: S_IFREG,
+                ..Attr::default()
+            },
+            Body::File(0, &mut std::io::empty()),
+        )
     }
 }
 
