@@ -72,7 +72,9 @@ fn create_start_kill_delete_and_exit_codes() {
         rc=0; lxcri_fs commit c -o c.bfc 2>err || rc=$?; [ $rc = 6 ] && [ ! -e c.bfc ] || fail "$rc $(cat err)"
         $RUNTIME exec c sh -c 'echo written > /there && test -e /up' || fail "$(ls -R /run/store)"
         $RUNTIME kill c KILL; for i in $(seq 100); do $RUNTIME state c | grep -q stopped && break; sleep 0.1; done
-        $RUNTIME delete c; lxcri_fs delete c
+        $RUNTIME delete c
+        lxcri_fs diff c | grep -qx 'A /up' || fail "$(lxcri_fs diff c)"
+        lxcri_fs delete c
         lxcri_fs create d --image $IMAGE --bundle /run/d -- sh -c 'exit 7'
         rc=0; $RUNTIME run -b d d || rc=$?; [ $rc = 7 ] || fail "exit code $rc"
         lxcri_fs delete d; nothing_is_left"#,

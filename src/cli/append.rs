@@ -3,17 +3,15 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use bfc::writer::WriteOptions;
 use clap::Args;
 
 use super::build::{WriteArgs, print};
 use super::error::Error;
-use super::in_place;
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::build::{self, AppendOptions, Platform, sources};
-use crate::image::{Events, Layered, Sources, total};
+use crate::image::{InPlace, Layered, Sources};
 use crate::store::Reference;
 
 /// Put layers on top of an image: in place, or as a new image in the store
@@ -52,48 +50,34 @@ pub(super) struct AppendArgs {
 pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let secret = args.secret.load()?;
-    let held = args
-        .tag
-        .as_ref()
-        .map(|_| args.store.open_image(&args.image))
-        .transpose()?;
-    if args.tag.is_none() {
-        in_place::check(&args.store, &args.image, None, args.force)?;
-    }
     let sources = sources::Options {
         platform: Platform::host(),
         secret: secret.clone(),
         temp_dir: build::parent(&args.image),
         max_size: args.write.max_size,
     };
-    let opened = Sources::open(
-        &args.layers,
-        &sources,
-        &args.store.registries(&args.layers)?,
-    )?;
+    let registries = args.store.registries(&args.layers)?;
+    let write = args.write.options();
     let events = Work::new("Appending");
-    let write = WriteOptions {
-        level: args.write.level,
-        ..WriteOptions::default()
-    };
-    if let (Some(reference), Some((path, _file))) = (&args.tag, held) {
+    if let Some(reference) = &args.tag {
+        // Open for as long as it is read.
+        let (path, _held) = args.store.open_image(&args.image)?;
         let layered = Layered {
             images: vec![path],
-            layers: opened,
+            layers: Sources::open(&args.layers, &sources, &registries)?,
             sources,
             write,
         };
         let built = layered.to_store(&args.store.open()?, reference, &events)?;
         return print(reference.familiar(), &built, args.json);
     }
-    events.begins(total(&opened.images));
+    let image = InPlace::check(&args.store.open()?, &args.image, None, args.force)?;
+    let layers = Sources::open(&args.layers, &sources, &registries)?;
     let options = AppendOptions {
         write,
         secret,
         sources,
     };
-    let built =
-        opened.build(|images| build::append(&args.image, images, &options, &|n| events.done(n)));
-    events.ends();
-    print(&args.image.display().to_string(), &built?, args.json)
+    let built = image.append(layers, &options, &events)?;
+    print(&args.image.display().to_string(), &built, args.json)
 }

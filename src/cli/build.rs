@@ -82,8 +82,18 @@ pub(super) struct WriteArgs {
     #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
     /// Refuse layers that are larger when unpacked, all together, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE)]
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE, value_parser = super::size::parse)]
     pub max_size: u64,
+}
+
+impl WriteArgs {
+    /// How contents are written.
+    pub(super) fn options(&self) -> WriteOptions {
+        WriteOptions {
+            level: self.level,
+            ..WriteOptions::default()
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -139,9 +149,8 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         max_size: args.write.max_size,
         write: WriteOptions {
             compression,
-            level: args.write.level,
             key,
-            ..WriteOptions::default()
+            ..args.write.options()
         },
         base: held.as_ref().map(|(path, _)| path.clone()),
         force: args.force,

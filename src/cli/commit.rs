@@ -2,22 +2,17 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use bfc::writer::WriteOptions;
 use clap::Args;
 
 use super::build::{WriteArgs, print};
-use super::error::{Error, Exit};
-use super::in_place;
-use super::open::open_images;
+use super::error::Error;
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use super::upper_name::find;
-use crate::build::{self, AppendOptions, Platform, Spec, sources};
-use crate::image::{Events, Layered, Sources, total};
-use crate::store::{Reference, protect};
+use crate::image::Commit;
+use crate::store::Reference;
 
 /// Make an image of an image and what was written over it: a new layer
 ///
@@ -66,118 +61,24 @@ pub(super) struct CommitArgs {
 
 pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
-    let written = find(&args.upper, &args.store)?;
-    let record = written.record()?;
-    if record.subdir.is_some() {
-        return Err(Error::Other {
-            message: "what was written over a subdirectory of an image cannot be a layer of it"
-                .to_owned(),
-            hint: Some(
-                "`lxcri-fs build dir:WHERE-IT-IS-MOUNTED` makes an image of all that is seen"
-                    .to_owned(),
-            ),
-            exit: Exit::Failure,
-        });
-    }
-    let image = Arc::new(open_images(&record, &args.images, &args.secret)?);
-    let paths: Vec<PathBuf> = image.paths().map(PathBuf::from).collect();
-    // A plain v1 image has no layers to continue from.
-    let base = paths
-        .first()
-        .filter(|_| {
-            image
-                .section()
-                .layers()
-                .is_ok_and(|layers| !layers.is_empty())
-        })
-        .cloned();
-    let secret = args.secret.load()?;
-    let output = args
-        .output
-        .as_ref()
-        .or(paths.first())
-        .cloned()
-        .unwrap_or_default();
-    let sources = sources::Options {
-        platform: Platform::host(),
-        secret: secret.clone(),
-        temp_dir: build::parent(&output),
+    let commit = Commit {
+        written: find(&args.upper, &args.store)?,
+        images: args.images.clone(),
+        secret: args.secret.load()?,
+        message: args.message.clone(),
+        write: args.write.options(),
         max_size: args.write.max_size,
     };
-    if let Some(output) = &args.output {
-        protect::refuse_to_write_in(&build::parent(output), output)?;
-    }
-    if let (true, [path]) = (args.in_place, &paths[..]) {
-        in_place::check(&args.store, path, Some(&written.layout.upper), args.force)?;
-    }
-    let write = WriteOptions {
-        level: args.write.level,
-        ..WriteOptions::default()
-    };
-    let still = written.hold()?;
-    let layer = still.source(&record, image)?.into_image(&args.message)?;
     let events = Work::new("Committing");
-    if let Some(reference) = &args.tag {
-        let store = args.store.open()?;
-        let layers = Sources::from(vec![layer]);
-        let built = Layered {
-            images: paths,
-            layers,
-            sources,
-            write,
-        }
-        .to_store(&store, reference, &events)?;
-        return print(reference.familiar(), &built, args.json);
-    }
-    let built = match &args.output {
-        None => {
-            let [path] = &paths[..] else {
-                return Err(Error::Other {
-                    message: "the upper lies on several images".to_owned(),
-                    hint: Some("make a new image of them with -o".to_owned()),
-                    exit: Exit::Usage,
-                });
-            };
-            events.begins(total(std::slice::from_ref(&layer)));
-            let options = AppendOptions {
-                write,
-                secret,
-                sources,
-            };
-            let built = build::append(path, vec![layer], &options, &|n| events.done(n));
-            events.ends();
-            built
-        }
-        Some(output) => {
-            let mut images = Vec::new();
-            for path in &paths {
-                images.push(sources::open(
-                    &Spec {
-                        kind: sources::Kind::Bfc,
-                        path: path.clone(),
-                        reference: None,
-                    },
-                    &sources,
-                )?);
-            }
-            images.push(layer);
-            events.begins(
-                images
-                    .last()
-                    .map_or(0, |layer| total(std::slice::from_ref(layer))),
-            );
-            let options = build::Options {
-                output: output.clone(),
-                force: args.force,
-                sources,
-                write,
-                base,
-                is_clone: false,
-            };
-            let built = build::build(images, &options, &|n| events.done(n));
-            events.ends();
-            built
-        }
+    let (name, built) = if let Some(reference) = &args.tag {
+        let built = commit.to_store(&args.store.open()?, reference, &events)?;
+        (reference.familiar().to_owned(), built)
+    } else if let Some(output) = &args.output {
+        let built = commit.to_file(output, args.force, &events)?;
+        (output.display().to_string(), built)
+    } else {
+        let (path, built) = commit.in_place(&args.store.open()?, args.force, &events)?;
+        (path.display().to_string(), built)
     };
-    print(&output.display().to_string(), &built?, args.json)
+    print(&name, &built, args.json)
 }

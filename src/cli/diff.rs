@@ -9,28 +9,32 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::open::open_images;
 use super::output::{json, many_lines, printable};
 use super::secret::SecretArgs;
+use super::store::StoreArgs;
+use super::upper_name::find;
 use crate::build::sources::upper::Kind;
-use crate::upper::written::Written;
+use crate::image::open_lower;
 
 /// Tell what differs from the image: A added, C changed, D deleted
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs diff /mnt
+  lxcri-fs diff web1
   lxcri-fs diff /srv/web1 --json
   lxcri-fs diff zfs:tank/web1")]
 pub(super) struct DiffArgs {
-    /// Where it is mounted, or the upper: its directory, or its dataset after `zfs:`
-    #[arg(value_name = "DIR|UPPER")]
+    /// The container, where it is mounted, or the upper: its directory, or its dataset after `zfs:`
+    #[arg(value_name = "UPPER")]
     upper: OsString,
     /// The image, when it is not where it was; of several, the lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    store: StoreArgs,
     /// One JSON object per path
     #[arg(long)]
     json: bool,
@@ -45,9 +49,9 @@ struct Row {
 
 pub(super) fn run(args: &DiffArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
-    let written = Written::find(&args.upper)?;
+    let written = find(&args.upper, &args.store)?;
     let record = written.record()?;
-    let image = open_images(&record, &args.images, &args.secret)?;
+    let image = open_lower(&record, &args.images, args.secret.load()?.as_ref())?;
     let changes = written.source(&record, Arc::new(image))?.changes()?;
     let mut out = many_lines();
     for (kind, path) in changes {

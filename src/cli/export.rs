@@ -7,11 +7,12 @@ use clap::Args;
 
 use super::error::Error;
 use super::open::ImageArgs;
-use super::progress::Progress;
+use super::progress::Work;
 use crate::build::export;
 use crate::build::parent;
 use crate::build::sources::Compression;
 use crate::fs::{Options, Rootfs};
+use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
 /// Export an image as a tar of its tree, or as an OCI image
@@ -57,8 +58,8 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
     } else {
         rootfs.content_bytes()
     };
-    let progress = Progress::bytes("Exporting", total);
-    let add = |n| progress.add(n);
+    let progress = Work::begun("Exporting", total);
+    let add = |n| progress.done(n);
     let compression = if args.uncompressed {
         Compression::None
     } else {
@@ -79,7 +80,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
             tar: None,
         } => Ok(()),
     };
-    progress.finish();
+    progress.ends();
     written
 }
 

@@ -8,9 +8,10 @@ use rustix::thread::CapabilitySet;
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
 use super::output::{note, size};
-use super::progress::Progress;
+use super::progress::Work;
 use crate::error::chain;
 use crate::fs::{ExtractOptions, Options, extract, open_target};
+use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
 /// Extract an image, or some of its paths, into a directory
@@ -65,7 +66,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     } else {
         0
     };
-    let progress = Progress::bytes("Extracting", total);
+    let progress = Work::begun("Extracting", total);
     let owner = rustix::process::geteuid().is_root() && !args.no_same_owner;
     let done = extract(
         &rootfs,
@@ -75,9 +76,9 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
             force: args.force,
             owner,
         },
-        &|n| progress.add(n),
+        &|n| progress.done(n),
     );
-    progress.finish();
+    progress.ends();
     for failure in &done.failures {
         note(format_args!("lxcri-fs: {}", chain(failure)));
     }

@@ -17,7 +17,6 @@ mod export;
 mod extract;
 mod gc;
 mod hook;
-mod in_place;
 mod info;
 mod inspect;
 mod limits;

@@ -10,9 +10,7 @@ use super::error::Error;
 use super::secret::{SecretArgs, prompt, terminal};
 use super::store::StoreArgs;
 use crate::fs::{self, Options, Rootfs, Source};
-use crate::image::open_file;
 use crate::serve::confine::{Kept, confine_command};
-use crate::upper::record::{self, Record};
 
 /// The image a command looks into.
 #[derive(Debug, Args)]
@@ -136,39 +134,4 @@ impl Opened {
             other => Ok(other?),
         }
     }
-}
-
-/// Opens the images that an upper lies on: those that are named, or where its record says they
-/// were.
-///
-/// # Errors
-/// As [`ImageArgs::open`], and when they are not the ones that the upper was made on.
-pub(super) fn open_images(
-    record: &Record,
-    named: &[PathBuf],
-    secret: &SecretArgs,
-) -> Result<Rootfs, Error> {
-    let paths: Vec<PathBuf> = if named.is_empty() {
-        record.images.iter().map(|i| i.path.clone()).collect()
-    } else {
-        named.to_vec()
-    };
-    let secret = secret.load()?;
-    let (mut sources, mut found) = (Vec::new(), Vec::new());
-    for path in paths {
-        let file = open_file(&path)?;
-        found.push(record::identify(&path, &file)?);
-        sources.push(Source {
-            path,
-            file,
-            secret: secret.clone(),
-        });
-    }
-    let found = Record::new(found, record.subdir.clone(), record.idmap.clone());
-    record.check(&found, "the upper".as_ref())?;
-    let options = Options {
-        subdir: record.subdir.clone(),
-        ..Options::default()
-    };
-    Ok(Rootfs::open(sources, &options)?)
 }

@@ -2,19 +2,19 @@
 //! elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{is_terminal, note, size};
-use crate::image::Events;
+use crate::image::{Events, Step};
 use crate::store::Reference;
 
-/// Progress of work of which it is told how much there is when it begins.
+/// Progress of work of which it is told how much there is when a step of it begins.
 pub(super) struct Work {
     what: &'static str,
-    progress: OnceLock<Progress>,
+    step: RwLock<Option<Progress>>,
 }
 
 impl Work {
@@ -22,7 +22,15 @@ impl Work {
     pub(super) fn new(what: &'static str) -> Self {
         Self {
             what,
-            progress: OnceLock::new(),
+            step: RwLock::new(None),
+        }
+    }
+
+    /// Work on so many bytes, in a single step.
+    pub(super) fn begun(what: &'static str, bytes: u64) -> Self {
+        Self {
+            what,
+            step: RwLock::new(Some(Progress::bytes(what, bytes))),
         }
     }
 }
@@ -32,19 +40,30 @@ impl Events for Work {
         Waiting.waiting(name);
     }
 
-    fn begins(&self, bytes: u64) {
-        self.progress
-            .get_or_init(|| Progress::bytes(self.what, bytes));
+    fn begins(&self, step: Step, bytes: u64) {
+        let what = match step {
+            Step::MakeLayers => "Making layers",
+            Step::Digest => "Reading",
+            _ => self.what,
+        };
+        let progress = Progress::bytes(what, bytes);
+        *self.step.write().unwrap_or_else(PoisonError::into_inner) = Some(progress);
     }
 
     fn done(&self, bytes: u64) {
-        if let Some(progress) = self.progress.get() {
+        let step = self.step.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(progress) = &*step {
             progress.add(bytes);
         }
     }
 
     fn ends(&self) {
-        if let Some(progress) = self.progress.get() {
+        let step = self
+            .step
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(progress) = step {
             progress.finish();
         }
     }
@@ -65,7 +84,7 @@ impl Events for Waiting {
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Progress of one piece of work, counted in bytes.
-pub(super) struct Progress {
+struct Progress {
     what: &'static str,
     total: u64,
     done: AtomicU64,
@@ -75,7 +94,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Work on `total` bytes, such as "Verifying".
-    pub(super) fn bytes(what: &'static str, total: u64) -> Self {
+    fn bytes(what: &'static str, total: u64) -> Self {
         let bar = is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what);
             let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -94,7 +113,7 @@ impl Progress {
     }
 
     /// `n` bytes more are done.
-    pub(super) fn add(&self, n: u64) {
+    fn add(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -115,7 +134,7 @@ impl Progress {
     }
 
     /// The work has ended.
-    pub(super) fn finish(&self) {
+    fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use super::open::{ImageArgs, Opened, confine};
-use super::output::{hex, json, printable, say, size};
-use super::progress::Progress;
+use super::output::{json, printable, say, size};
+use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::error::Report as _;
 use crate::error::chain;
-use crate::fs::{Options, Rootfs, verify};
+use crate::fs::{Options, Rootfs};
+use crate::image::{Events as _, verify};
 use crate::serve::confine::Kept;
 
 /// Check everything in images: structures, checksums, tags, every file's content
@@ -84,7 +85,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
         .filter_map(|s| s.opened.as_ref().ok())
         .map(Rootfs::content_bytes)
         .sum();
-    let progress = Progress::bytes("Verifying", total);
+    let progress = Work::begun("Verifying", total);
     let (count, mut damaged, mut unopened) = (subjects.len(), Vec::new(), Vec::new());
     for Subject {
         name,
@@ -120,7 +121,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
             }
         }
     }
-    progress.finish();
+    progress.ends();
     if damaged.is_empty() {
         // Such as one that needs a password.
         return unopened.pop().map_or(Ok(()), Err);
@@ -180,32 +181,26 @@ fn check(
     name: &str,
     rootfs: &Rootfs,
     root_digest: Option<String>,
-    progress: &Progress,
+    events: &Work,
 ) -> Result<bool, Error> {
-    let verified = verify(rootfs, &|n| progress.add(n));
-    let mut damage: Vec<_> = verified
-        .damage
-        .iter()
+    let verified = verify(rootfs, root_digest.as_deref(), events);
+    let found = &verified.found;
+    let damage = found.damage.iter();
+    let mut damage: Vec<_> = damage
         .map(|d| (printable(&d.path), chain(&d.error)))
         .collect();
-    let locator = rootfs
-        .containers()
-        .next()
-        .and_then(|container| container.locator().ok().flatten());
-    let found = locator.map(|locator| hex(&locator.root_digest));
-    if let Some(known) = root_digest.filter(|known| found.as_ref() != Some(known)) {
+    if let Some(known) = &verified.other_than {
         damage.push((
             String::new(),
             format!("it is another image than the store knows, with root digest {known}"),
         ));
     }
-    let (entries, contents, bytes) = (verified.entries, verified.contents, verified.bytes);
     let report = Report {
         image: name,
-        sound: damage.is_empty(),
-        entries,
-        contents,
-        bytes,
+        sound: verified.is_sound(),
+        entries: found.entries,
+        contents: found.contents,
+        bytes: found.bytes,
         damage,
     };
     print(args, &report)?;

@@ -7,7 +7,7 @@ use bfc::format::Compression;
 use bfc::writer::WriteOptions;
 
 use super::error::Result;
-use super::events::Events;
+use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Built, Platform, sources};
 use crate::registry::Registries;
@@ -201,7 +201,7 @@ impl Build {
 }
 
 fn run(opened: Sources, options: &build::Options, events: &dyn Events) -> Result<Built> {
-    events.begins(total(&opened.images));
+    events.begins(Step::Write, total(&opened.images));
     let built = opened.build(|images| build::build(images, options, &|n| events.done(n)));
     events.ends();
     built

@@ -1,6 +1,6 @@
 //! What can go wrong with what is done to images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Exit, Io, Report};
 use crate::{build, fs, registry, serve, store, upper, zfs};
@@ -38,6 +38,25 @@ pub enum Error {
         /// Why.
         source: Option<bfc::Error>,
     },
+    /// Another layer would make another image of it, which uppers would not fit.
+    #[error(
+        "{} would be another image, and what is written over it as it is would not fit it any \
+         more: {}",
+        image.display(),
+        uppers.join(", ")
+    )]
+    WouldNotFit {
+        /// The image.
+        image: PathBuf,
+        /// The uppers.
+        uppers: Vec<String>,
+    },
+    /// Of several images, none is the one to append to.
+    #[error("the upper lies on several images")]
+    Several,
+    /// A layer is of a whole root file system.
+    #[error("what was written over a subdirectory of an image cannot be a layer of it")]
+    Subdirectory,
     /// What the system refused to do to a path.
     #[error(transparent)]
     Io(#[from] Io),
@@ -65,7 +84,10 @@ impl Error {
             Error::Store(e) => e,
             Error::Zfs(e) => e,
             Error::Io(e) => e,
-            Error::Secret { .. } => return None,
+            Error::Secret { .. }
+            | Error::WouldNotFit { .. }
+            | Error::Several
+            | Error::Subdirectory => return None,
         })
     }
 }
@@ -81,13 +103,26 @@ impl From<registry::Error> for Error {
 
 impl Report for Error {
     fn exit(&self) -> Exit {
-        self.inner().map_or(Exit::Key, Report::exit)
+        match self {
+            Error::Secret { .. } => Exit::Key,
+            Error::WouldNotFit { .. } => Exit::Busy,
+            Error::Several => Exit::Usage,
+            other => other.inner().map_or(Exit::Failure, Report::exit),
+        }
     }
 
     fn hint(&self) -> Option<String> {
-        match self.inner() {
-            Some(inner) => inner.hint(),
-            None => Some("a password is one line of text, a key file 32 raw bytes".to_owned()),
-        }
+        let hint = match self {
+            Error::Secret { .. } => "a password is one line of text, a key file 32 raw bytes",
+            Error::WouldNotFit { .. } => {
+                "-o or -t make a new image; --force changes this one all the same"
+            }
+            Error::Several => "make a new image of them with -o",
+            Error::Subdirectory => {
+                "`lxcri-fs build dir:WHERE-IT-IS-MOUNTED` makes an image of all that is seen"
+            }
+            other => return other.inner().and_then(Report::hint),
+        };
+        Some(hint.to_owned())
     }
 }

@@ -1,14 +1,14 @@
-//! Layers on top of images, as a new image of a store.
+//! Layers on top of images, as a new image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bfc::writer::WriteOptions;
 
 use super::error::Result;
-use super::events::Events;
+use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Base, Built, Spec, sources};
-use crate::store::{Reference, Store};
+use crate::store::{Reference, Store, protect};
 
 /// Layers on top of images.
 #[derive(Debug)]
@@ -17,13 +17,32 @@ pub struct Layered {
     pub images: Vec<PathBuf>,
     /// What is put on top, the lowest first.
     pub layers: Sources,
-    /// How images are opened; temporary files are the store's.
+    /// How images are opened; temporary files of what goes into a store are the store's.
     pub sources: sources::Options,
     /// How contents are written.
     pub write: WriteOptions,
 }
 
 impl Layered {
+    /// Makes a file of it, which shares the first image's blocks where the file system can.
+    /// `force`: a file that is there already is replaced.
+    ///
+    /// # Errors
+    /// Those of [`Error`](super::Error); there is no file then, or the one that was there before.
+    pub fn to_file(self, output: &Path, force: bool, events: &dyn Events) -> Result<Built> {
+        protect::refuse_to_write_in(&build::parent(output), output)?;
+        let base = self.base();
+        let options = build::Options {
+            output: output.to_owned(),
+            force,
+            sources: self.sources.clone(),
+            write: self.write.clone(),
+            base,
+            is_clone: false,
+        };
+        self.build(&options, events)
+    }
+
     /// Puts it into the store under a name; an image that has the name keeps its layers, and loses
     /// the name.
     ///
@@ -31,54 +50,57 @@ impl Layered {
     /// Those of [`Error`](super::Error); the store is then as it was.
     pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
-        let sources = sources::Options {
-            temp_dir: store.temp_dir()?,
-            ..self.sources
+        let base = self.base();
+        let images = store.images()?.into_iter();
+        let stored = images
+            .filter(|image| Some(&image.path) == base.as_ref())
+            .find_map(|image| match store.is_sound(&image) {
+                Ok(sound) => sound.then_some(Ok(image)),
+                Err(error) => Some(Err(error)),
+            })
+            .transpose()?;
+        let new = store.begin_image(stored.as_ref())?;
+        let options = build::Options {
+            output: new.path(),
+            force: false,
+            sources: sources::Options {
+                temp_dir: store.temp_dir()?,
+                ..self.sources.clone()
+            },
+            write: self.write.clone(),
+            base: new.base().map(PathBuf::from).or(base),
+            is_clone: new.is_clone(),
         };
-        // A plain v1 image has no layers to continue from.
-        let has_layers = |path: &PathBuf| {
+        let built = self.build(&options, events)?;
+        new.publish(name, None, false)?;
+        Ok(built)
+    }
+
+    /// The lowest image, unless it is a plain v1 image: that has no layers to continue from.
+    fn base(&self) -> Option<PathBuf> {
+        let has_layers = |path: &&PathBuf| {
             std::fs::File::open(path)
                 .is_ok_and(|file| Base::open(path, file).is_ok_and(|base| !base.layers.is_empty()))
         };
-        let base = self.images.first().cloned().filter(has_layers);
-        let stored = store
-            .images()?
-            .into_iter()
-            .find(|image| Some(&image.path) == base.as_ref());
-        let stored = match stored {
-            Some(image) if store.is_sound(&image)? => Some(image),
-            _ => None,
-        };
-        let new = store.begin_image(stored.as_ref())?;
-        let base = new.base().map(PathBuf::from).or(base);
+        self.images.first().filter(has_layers).cloned()
+    }
+
+    fn build(self, options: &build::Options, events: &dyn Events) -> Result<Built> {
         let mut images = Vec::new();
         for path in self.images {
-            images.push(sources::open(
-                &Spec {
-                    kind: sources::Kind::Bfc,
-                    path,
-                    reference: None,
-                },
-                &sources,
-            )?);
+            let spec = Spec {
+                kind: sources::Kind::Bfc,
+                path,
+                reference: None,
+            };
+            images.push(sources::open(&spec, &options.sources)?);
         }
-        events.begins(total(&self.layers.images));
-        let (output, is_clone) = (new.path(), new.is_clone());
-        let options = build::Options {
-            output,
-            force: false,
-            sources,
-            write: self.write,
-            base,
-            is_clone,
-        };
+        events.begins(Step::Write, total(&self.layers.images));
         let built = self.layers.build(|layers| {
             images.extend(layers);
-            build::build(images, &options, &|n| events.done(n))
+            build::build(images, options, &|n| events.done(n))
         });
         events.ends();
-        let built = built?;
-        new.publish(name, None, false)?;
-        Ok(built)
+        built
     }
 }

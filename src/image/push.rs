@@ -1,0 +1,161 @@
+//! Pushing: an image to a registry, as layers or as the file that it is.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::{Error, Result};
+use super::events::{Events, Step};
+use crate::build::Digest;
+use crate::build::export::{self, MANIFEST, OciImage};
+use crate::build::sources::Compression;
+use crate::fs::{self, Rootfs};
+use crate::registry::artifact::Artifact;
+use crate::registry::push::{self, Content, Target, Upload};
+use crate::registry::{Reference, Registries, pull};
+use crate::store::Image;
+
+/// Where an image is pushed, and how.
+#[derive(Debug)]
+pub struct Push<'a> {
+    /// What the registry is to call it.
+    pub reference: &'a Reference,
+    /// How registries are reached.
+    pub registries: &'a Registries,
+}
+
+/// How layers are sent.
+#[derive(Debug)]
+pub struct Layers {
+    /// The repository of the same registry that the image came from, whose layers need not be sent.
+    pub came_from: Option<String>,
+    /// How all layers are compressed; without it, those that the registry has as they came are not
+    /// made again, and the others are compressed by gzip.
+    pub compression: Option<Compression>,
+    /// Below which directory they are made.
+    pub temp_dir: PathBuf,
+}
+
+impl Push<'_> {
+    /// Pushes an OCI image, whose layers are those that the image was built of. Layers that the
+    /// registry has are neither made nor sent again. The digest of its manifest.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn layers(&self, rootfs: &Rootfs, layers: Layers, events: &dyn Events) -> Result<Digest> {
+        let Layers {
+            came_from,
+            compression,
+            temp_dir,
+        } = layers;
+        let target = Target::new(self.reference, came_from, self.registries)?;
+        let dir = tempfile::Builder::new()
+            .prefix(".lxcri-fs-push.")
+            .tempdir_in(&temp_dir)
+            .map_err(Error::io("making a directory in", &temp_dir))?;
+        let image = make(rootfs, &target, compression, dir.path(), events)?;
+        let layers = image.layers.into_iter().map(|blob| Upload {
+            digest: blob.digest,
+            size: blob.size,
+            content: Content::File(blob.path),
+        });
+        let config = Upload {
+            digest: Digest::of(&image.config),
+            size: image.config.len() as u64,
+            content: Content::Owned(image.config),
+        };
+        let uploads: Vec<_> = layers.chain([config]).collect();
+        send(&target, &uploads, image.manifest, events)
+    }
+
+    /// Pushes the file itself, as an artifact. The digest of its manifest.
+    ///
+    /// # Errors
+    /// Those of [`Error`].
+    pub fn file(&self, path: &Path, file: File, events: &dyn Events) -> Result<Digest> {
+        let failed = |source| fs::Error::Image {
+            image: path.to_owned(),
+            source,
+        };
+        let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
+        let locator = container.locator().map_err(failed)?;
+        let target = Target::new(self.reference, None, self.registries)?;
+        // What stands behind the image was never finished, and is nobody's to have.
+        events.begins(Step::Digest, container.len());
+        let upload = push::file(path, container.len(), &|n| events.done(n));
+        events.ends();
+        let upload = upload?;
+        let artifact = Artifact {
+            digest: upload.digest,
+            size: upload.size,
+            root_digest: locator.map(|l| format!("blake3:{}", blake3_hex(l.root_digest))),
+        };
+        let title = path.file_name().unwrap_or_default().to_string_lossy();
+        let uploads = [upload, push::empty_config()];
+        send(&target, &uploads, artifact.manifest(&title), events)
+    }
+
+    /// The other repository of the same registry that an image of the store was pulled from.
+    pub fn came_from(&self, image: &Image) -> Option<String> {
+        let names = image.facts.refs.iter();
+        names
+            .filter_map(|name| pull::parse(name.as_str()).ok())
+            .filter(|name| name.registry() == self.reference.registry())
+            .map(|name| name.repository().to_owned())
+            .find(|other| other != self.reference.repository())
+    }
+}
+
+fn blake3_hex(digest: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(digest).to_hex().to_string()
+}
+
+/// Makes the layers that the registry does not have.
+fn make(
+    rootfs: &Rootfs,
+    target: &Target,
+    compression: Option<Compression>,
+    dir: &Path,
+    events: &dyn Events,
+) -> Result<OciImage> {
+    let mut failed = None;
+    let mut reuse = |digest: &Digest| {
+        if compression.is_some() || failed.is_some() {
+            return false;
+        }
+        target.has(digest).unwrap_or_else(|error| {
+            failed = Some(error);
+            false
+        })
+    };
+    events.begins(Step::MakeLayers, export::oci_layout_size(rootfs));
+    let compression = compression.unwrap_or(Compression::Gzip);
+    let done = |n| events.done(n);
+    let image = export::oci_image(rootfs, dir, compression, &mut reuse, &done);
+    events.ends();
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(image?),
+    }
+}
+
+fn send(
+    target: &Target,
+    uploads: &[Upload],
+    manifest: Vec<u8>,
+    events: &dyn Events,
+) -> Result<Digest> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Kind {
+        media_type: Option<String>,
+    }
+    // One that is as it came may be Docker's.
+    let kind = serde_json::from_slice::<Kind>(&manifest).ok();
+    let media_type = kind.and_then(|kind| kind.media_type);
+    let media_type = media_type.as_deref().unwrap_or(MANIFEST);
+    events.begins(Step::Send, uploads.iter().map(|upload| upload.size).sum());
+    let digest = target.push(uploads, manifest, media_type, &|n| events.done(n));
+    events.ends();
+    Ok(digest?)
+}

@@ -1,0 +1,35 @@
+//! Checking images: all that they say of themselves, and what a store knows of them.
+
+use super::events::Events;
+use crate::fs::{self, Rootfs};
+
+/// What was checked.
+#[derive(Debug)]
+pub struct Verified {
+    /// What was found in the image.
+    pub found: fs::Verified,
+    /// The root digest that a store knows, when the image is another one.
+    pub other_than: Option<String>,
+}
+
+impl Verified {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.found.damage.is_empty() && self.other_than.is_none()
+    }
+}
+
+/// Checks every structure and every content of an image, on all cores. `known` is the root digest
+/// that a store has for it, in hexadecimal. The image should have been opened with
+/// [`check_hash`](fs::Options::check_hash).
+pub fn verify(rootfs: &Rootfs, known: Option<&str>, events: &dyn Events) -> Verified {
+    let found = fs::verify(rootfs, &|n| events.done(n));
+    let container = rootfs.containers().next();
+    let locator = container.and_then(|container| container.locator().ok().flatten());
+    let digest = locator.map(|l| blake3::Hash::from_bytes(l.root_digest).to_hex());
+    let other_than = known.filter(|known| digest.as_deref() != Some(known));
+    Verified {
+        found,
+        other_than: other_than.map(str::to_owned),
+    }
+}
