@@ -26,19 +26,39 @@ fn make_tree(root: &Path) {
         root,
         r#"
         mkdir -p etc usr/bin empty-dir sticky many; chmod 1777 sticky; chmod 0700 empty-dir
-        echo root:x:0:0 > etc/passwd; echo data > usr/bin/tool; chmod 4755 usr/bin/tool; echo g > usr/bin/sgid; chmod 2755 usr/bin/sgid
+        echo root:x:0:0 > etc/passwd
+        echo data > usr/bin/tool
+        chmod 4755 usr/bin/tool
+        echo g > usr/bin/sgid
+        chmod 2755 usr/bin/sgid
         cp /bin/true usr/bin/cap; setcap cap_net_raw+ep usr/bin/cap
-        setfacl -m u:1234:r etc/passwd; setfattr -n user.note -v 'a value' etc/passwd; setfattr -n user.bin -v 0x00ff10 etc
+        setfacl -m u:1234:r etc/passwd
+        setfattr -n user.note -v 'a value' etc/passwd
+        setfattr -n user.bin -v 0x00ff10 etc
         mknod null c 1 3; mknod disk b 300 70000; mkfifo fifo
-        ln etc/passwd hard; ln etc/passwd usr/hard2; ln -s etc/passwd sym; ln fifo fifo-link; ln -s /nowhere dangling; ln -P sym sym-link
+        ln etc/passwd hard
+        ln etc/passwd usr/hard2
+        ln -s etc/passwd sym
+        ln fifo fifo-link
+        ln -s /nowhere dangling
+        ln -P sym sym-link
         ln -s "$(head -c 4000 /dev/zero | tr '\0' x)" long-symlink
-        echo n > "$(head -c 255 /dev/zero | tr '\0' n)"; echo b > $'latin-\xe9\xff.txt'; echo t > $'tab\t and\nline'
+        echo n > "$(head -c 255 /dev/zero | tr '\0' n)"
+        echo b > $'latin-\xe9\xff.txt'
+        echo t > $'tab\t and\nline'
         for i in $(seq 200); do echo $i > many/f$i; done; cp many/f7 many/same-as-f7
         truncate -s 3M sparse; printf data | dd of=sparse bs=1 seek=1500000 conv=notrunc status=none
         seq 200000 > large; head -c 300000 /dev/urandom > noise; touch empty
         chown 4294967294:4294967294 etc/passwd; chown -h 1000:1001 sym; chown 65534:65534 usr
-        (mkdir -p deep; cd deep; for i in $(seq 12); do n=$(head -c 230 /dev/zero | tr '\0' d)$i; mkdir $n; cd $n; done; echo leaf > leaf)
-        touch -d '1965-03-04 05:06:07.123456789' many/f1; touch -d '2026-01-02 03:04:05.000000001' many/f2; touch -h -d '1999-01-01' dangling
+        (
+            mkdir -p deep
+            cd deep
+            for i in $(seq 12); do n=$(head -c 230 /dev/zero | tr '\0' d)$i; mkdir $n; cd $n; done
+            echo leaf > leaf
+        )
+        touch -d '1965-03-04 05:06:07.123456789' many/f1
+        touch -d '2026-01-02 03:04:05.000000001' many/f2
+        touch -h -d '1999-01-01' dangling
         touch -d '2001-01-01 00:00:00.5' etc many . "#,
     );
 }
@@ -188,14 +208,41 @@ fn umoci_layout(dir: &Path) -> PathBuf {
     sh(
         dir,
         r#"
-        umoci init --layout layout; umoci new --image layout:latest; umoci unpack --image layout:latest bundle
-        cd bundle/rootfs; mkdir -p etc usr srv/old srv/dir; echo a > etc/a; echo b > srv/old/b; echo f > srv/becomes-dir; echo x > srv/dir/x
-        ln etc/a usr/a-link; ln -s ../etc/a usr/sym; setfattr -n user.x -v y etc/a; mknod srv/dev c 1 5; seq 100000 > srv/large; chown 1000:1000 srv/large
-        cd ../..; umoci repack --image layout:latest bundle; rm -rf bundle; umoci unpack --image layout:latest bundle
-        cd bundle/rootfs; rm -rf srv/old srv/becomes-dir; mkdir srv/becomes-dir; echo in > srv/becomes-dir/in; rm -rf srv/dir; echo now > srv/dir; chmod 600 etc/a
-        cd ../..; umoci repack --image layout:latest bundle; rm -rf bundle; umoci unpack --image layout:latest bundle
+        umoci init --layout layout
+        umoci new --image layout:latest
+        umoci unpack --image layout:latest bundle
+        cd bundle/rootfs
+        mkdir -p etc usr srv/old srv/dir
+        echo a > etc/a
+        echo b > srv/old/b
+        echo f > srv/becomes-dir
+        echo x > srv/dir/x
+        ln etc/a usr/a-link
+        ln -s ../etc/a usr/sym
+        setfattr -n user.x -v y etc/a
+        mknod srv/dev c 1 5
+        seq 100000 > srv/large
+        chown 1000:1000 srv/large
+        cd ../..
+        umoci repack --image layout:latest bundle
+        rm -rf bundle
+        umoci unpack --image layout:latest bundle
+        cd bundle/rootfs
+        rm -rf srv/old srv/becomes-dir
+        mkdir srv/becomes-dir
+        echo in > srv/becomes-dir/in
+        rm -rf srv/dir
+        echo now > srv/dir
+        chmod 600 etc/a
+        cd ../..
+        umoci repack --image layout:latest bundle
+        rm -rf bundle
+        umoci unpack --image layout:latest bundle
         cd bundle/rootfs; echo new > etc/new; ln srv/large srv/large-link
-        cd ../..; umoci repack --image layout:latest bundle; umoci config --image layout:latest --config.cmd /bin/sh; rm -rf bundle
+        cd ../..
+        umoci repack --image layout:latest bundle
+        umoci config --image layout:latest --config.cmd /bin/sh
+        rm -rf bundle
         umoci unpack --image layout:latest bundle"#,
     );
     layout
@@ -574,7 +621,9 @@ fn of_an_index_the_image_of_the_platform_is_built() {
         umoci init --layout layout
         for arch in amd64 arm64 riscv64; do
             umoci new --image layout:$arch; umoci config --image layout:$arch --architecture $arch
-            umoci unpack --image layout:$arch $arch; echo $arch > $arch/rootfs/arch; umoci repack --image layout:$arch $arch
+            umoci unpack --image layout:$arch $arch
+            echo $arch > $arch/rootfs/arch
+            umoci repack --image layout:$arch $arch
         done"#,
     );
     let layout = dir.path().join("layout");
@@ -601,8 +650,12 @@ fn of_an_index_the_image_of_the_platform_is_built() {
     );
     let digest = digest.trim();
     std::fs::write(layout.join("blobs/sha256").join(digest), &nested).unwrap();
-    let descriptor = serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": nested.len(),
-        "annotations": {"org.opencontainers.image.ref.name": "latest"}});
+    let descriptor = serde_json::json!({
+        "mediaType": kind,
+        "digest": format!("sha256:{digest}"),
+        "size": nested.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "latest"},
+    });
     let top = serde_json::json!({"schemaVersion": 2, "manifests": [descriptor]});
     std::fs::write(layout.join("index.json"), serde_json::to_vec(&top).unwrap()).unwrap();
     let image = dir.path().join("image.bfc");

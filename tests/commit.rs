@@ -30,9 +30,19 @@ fn image(dir: &Path) -> PathBuf {
         mkdir -p one/a/b/c one/d/e one/f two/d/e
         for p in x a/x a/y a/b/x a/b/c/x d/x d/e/x f/x f/y; do echo $p > one/$p; done
         ln one/a/b/x one/d/linked; ln one/a/b/x one/f/linked; ln one/x one/a/linked
-        head -c 200000 /dev/urandom > one/f/large; ln -s ../x one/a/sym; mknod one/d/null c 1 3; mkfifo one/f/fifo; ln one/f/fifo one/f/fifo2
-        setfattr -n user.k -v v one/a one/a/x; chown 1000:1001 one/d/x; chmod 4755 one/a/y; cp /bin/true one/f/cap; setcap cap_net_raw+ep one/f/cap
-        echo two > two/d/e/two; ln two/d/e/two two/d/two; touch -d '2001-02-03 04:05:06.789' one/a/b two/d/e",
+        head -c 200000 /dev/urandom > one/f/large
+        ln -s ../x one/a/sym
+        mknod one/d/null c 1 3
+        mkfifo one/f/fifo
+        ln one/f/fifo one/f/fifo2
+        setfattr -n user.k -v v one/a one/a/x
+        chown 1000:1001 one/d/x
+        chmod 4755 one/a/y
+        cp /bin/true one/f/cap
+        setcap cap_net_raw+ep one/f/cap
+        echo two > two/d/e/two
+        ln two/d/e/two two/d/two
+        touch -d '2001-02-03 04:05:06.789' one/a/b two/d/e",
     );
     let image = dir.join("image.bfc");
     run(lxcri_fs()
@@ -55,7 +65,10 @@ fn path() -> impl Strategy<Value = String> {
         prop::sample::select(&NAMES[..]),
     );
     prop_oneof![
-        3 => file.prop_map(|(dir, name)| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }),
+        3 => file.prop_map(|(dir, name)| match dir {
+            "" => name.to_owned(),
+            dir => format!("{dir}/{name}"),
+        }),
         1 => prop::sample::select(&DIRS[1..]).prop_map(str::to_owned),
     ]
 }
@@ -338,7 +351,12 @@ fn check_commit(fixture: &Fixture, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_committed_image_looks_as_the_mount_did(ops in prop::collection::vec(op(), 1..40)) {
@@ -418,15 +436,39 @@ fn what_only_overlayfs_can_say_is_committed() {
 fn what_users_of_a_container_set_is_no_mark() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"
-        chmod 755 .; mkdir -p root/etc root/home/dir merged; echo SECRET > root/etc/shadow; chmod 600 root/etc/shadow; echo 1 > root/home/dir/kept; chown -R 1000:1000 root/home
+        chmod 755 .
+        mkdir -p root/etc root/home/dir merged
+        echo SECRET > root/etc/shadow
+        chmod 600 root/etc/shadow
+        echo 1 > root/home/dir/kept
+        chown -R 1000:1000 root/home
         "$PROGRAM" build root -o image.bfc; "$PROGRAM" mount image.bfc merged --upper up
         cd merged/home; setpriv --reuid=1000 --regid=1000 --clear-groups sh -ec '
-            truncate -s 7 steal; setfattr -n user.overlay.metacopy steal; setfattr -n user.overlay.redirect -v /etc/shadow steal
-            touch dir/new gone; setfattr -n user.overlay.opaque -v y dir; setfattr -n user.overlay.whiteout gone; mkdir more; setfattr -n user.overlay.redirect -v /etc more
+            truncate -s 7 steal
+            setfattr -n user.overlay.metacopy steal
+            setfattr -n user.overlay.redirect -v /etc/shadow steal
+            touch dir/new gone
+            setfattr -n user.overlay.opaque -v y dir
+            setfattr -n user.overlay.whiteout gone
+            mkdir more
+            setfattr -n user.overlay.redirect -v /etc more
             setfattr -n user.overlay.overlay.opaque -v y more'
-        cd ../..; look() { find home -printf '%P %y %u %s\n' | sort | grep -v ' d '; cat home/steal | tr -d '\0'; find home | sort | xargs getfattr -d -m user --absolute-names 2>/dev/null || :; }
-        (cd merged; look) > before; "$PROGRAM" diff up > diff; "$PROGRAM" umount merged; "$PROGRAM" commit up -o new.bfc >/dev/null
-        "$PROGRAM" mount new.bfc merged; (cd merged; look) > after; "$PROGRAM" umount merged; diff before after; ! grep SECRET after; cat diff"#;
+        cd ../..
+        look() {
+            find home -printf '%P %y %u %s\n' | sort | grep -v ' d '
+            cat home/steal | tr -d '\0'
+            find home | sort | xargs getfattr -d -m user --absolute-names 2>/dev/null || :
+        }
+        (cd merged; look) > before
+        "$PROGRAM" diff up > diff
+        "$PROGRAM" umount merged
+        "$PROGRAM" commit up -o new.bfc >/dev/null
+        "$PROGRAM" mount new.bfc merged
+        (cd merged; look) > after
+        "$PROGRAM" umount merged
+        diff before after
+        ! grep SECRET after
+        cat diff"#;
     let script = script.replace("$PROGRAM", env!("CARGO_BIN_EXE_lxcri-fs"));
     let found = sh(dir.path(), &script);
     let expected =

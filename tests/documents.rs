@@ -311,11 +311,17 @@ fn the_readmes_first_steps_work_when_they_are_pasted_in_this_order() {
     let script = r#"
         ip link set lo up; mkdir registry bin; mount -t tmpfs tmpfs /mnt; mount -t tmpfs tmpfs /srv
         ln -s "$PROGRAM" bin/lxcri-fs; export PATH=/run/bin:$PATH LXCRI_FS_CONFIG=/run/config.toml
-        printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: /run/registry}}\nhttp: {addr: 127.0.0.1:5000}\n' > registry.yml
+        printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
+            'http: {addr: 127.0.0.1:5000}' > registry.yml
         docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
-        for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break; sleep 0.1; done
-        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$IMAGE:t" docker://127.0.0.1:5000/library/debian:13
-        printf '[registries."127.0.0.1:5000"]\ninsecure = true\n[registries."docker.io"]\nmirrors = ["127.0.0.1:5000"]\n' > config.toml
+        for i in $(seq 100); do
+            (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break
+            sleep 0.1
+        done
+        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$IMAGE:t" \
+            docker://127.0.0.1:5000/library/debian:13
+        printf '%s\n' '[registries."127.0.0.1:5000"]' 'insecure = true' '[registries."docker.io"]' \
+            'mirrors = ["127.0.0.1:5000"]' > config.toml
         cd /; "#;
     let printed = pass(
         &layout(temp.path(), &[]),

@@ -1,15 +1,20 @@
 #!/bin/bash
-# Runs both commands of the README, demo.sh and tests/run.sh, on fresh machines: bare Debian trees that get Rust and a clone of this
-# repository, and nothing else. Each is a container with mounts, processes and a host name of its own, and with the network of this host. As root.
+# Runs both commands of the README, demo.sh and tests/run.sh, on fresh machines: bare Debian trees
+# that get Rust and a clone of this repository, and nothing else. Each is a container with mounts,
+# processes and a host name of its own, and with the network of this host. As root.
 #
 #   tests/fresh.sh [RELEASE...]      bookworm and trixie when left out
 #
-# Settings: LXCRI_FS_FRESH_TESTS   test files (`upper runtime_lxc`): runs demo.sh and these tests instead of all
-#           LXCRI_FS_FRESH_HOST    when set, the tree gets this host's apt configuration and its certificates, which some proxies need
-#           LXCRI_FS_FRESH_DIR     makes the trees here and keeps them; one that is there is used again (a new one in /var/tmp, and removed)
-#           LXCRI_FS_…, CARGO_PROFILE_…, http_proxy, https_proxy, no_proxy   are those of the commands as well
+# Settings: LXCRI_FS_FRESH_TESTS   test files (`upper runtime_lxc`): runs demo.sh and these tests
+#                                  instead of all
+#           LXCRI_FS_FRESH_HOST    when set, the tree gets this host's apt configuration and its
+#                                  certificates, which some proxies need
+#           LXCRI_FS_FRESH_DIR     makes the trees here and keeps them; one that is there is used
+#                                  again (a new one in /var/tmp, and removed)
+# LXCRI_FS_…, CARGO_PROFILE_…, http_proxy, https_proxy and no_proxy are passed to the commands.
 #
-# Needs mmdebstrap, git and a Rust of rustup's. The packages are those of the mirror that this host's apt uses; crates that this host has are not fetched again.
+# Needs mmdebstrap, git and a Rust of rustup's. The packages are those of the mirror that this
+# host's apt uses; crates that this host has are not fetched again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 megabytes=20000; . tests/needs
@@ -17,10 +22,16 @@ megabytes=20000; . tests/needs
 
 rust=$(rustc --print sysroot)
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
-case $rust in /usr | /usr/local) echo "fresh.sh: this Rust is part of the system: rustup's can be shown alone" >&2; exit 1 ;; esac
+case $rust in
+    /usr | /usr/local)
+        echo "fresh.sh: this Rust is part of the system: rustup's can be shown alone" >&2
+        exit 1
+        ;;
+esac
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' | sed -n "s/^$release main //p" | head -n 1)
+mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' \
+    'Created-By: Packages' | sed -n "s/^$release main //p" | head -n 1)
 
 dir=${LXCRI_FS_FRESH_DIR:-}
 if [ -z "$dir" ]; then
@@ -29,16 +40,20 @@ if [ -z "$dir" ]; then
 fi
 
 make_tree() { # RELEASE TREE
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io "$1" "$2" ${mirror:+"$mirror"}
+    mmdebstrap --quiet --variant=minbase --include=ca-certificates \
+        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io "$1" "$2" \
+        ${mirror:+"$mirror"}
     cp -L /etc/resolv.conf "$2/etc/resolv.conf"
     if [ -n "${LXCRI_FS_FRESH_HOST:-}" ]; then
-        apt-config dump | grep -E '^Acquire::(https?|Check-|Retries)' >"$2/etc/apt/apt.conf.d/00host" || :
+        apt-config dump |
+            grep -E '^Acquire::(https?|Check-|Retries)' >"$2/etc/apt/apt.conf.d/00host" || :
         cp -r /usr/local/share/ca-certificates "$2/usr/local/share/"
         chroot "$2" update-ca-certificates >/dev/null
     fi
     mkdir -p "$2/opt/rust" "$2/root/.cargo/registry"
     # A copy: two hosts must not write to one cache.
-    [ ! -d "$cargo_home/registry/cache" ] || cp -r "$cargo_home"/registry/{cache,index} "$2/root/.cargo/registry/"
+    [ ! -d "$cargo_home/registry/cache" ] ||
+        cp -r "$cargo_home"/registry/{cache,index} "$2/root/.cargo/registry/"
 }
 
 # What a host has when it has booted.
@@ -47,12 +62,14 @@ boot='
     mount --bind . . ; cd "$PWD"
     mount -t proc proc proc; mount -t sysfs sysfs sys; mount -t cgroup2 cgroup2 sys/fs/cgroup
     mount -t devtmpfs dev dev; mkdir -p dev/pts dev/shm; [ -e dev/fd ] || ln -s /proc/self/fd dev/fd
-    mount -t devpts -o newinstance,mode=620,ptmxmode=666 devpts dev/pts; mount -t tmpfs -o mode=1777 tmpfs dev/shm
+    mount -t devpts -o newinstance,mode=620,ptmxmode=666 devpts dev/pts
+    mount -t tmpfs -o mode=1777 tmpfs dev/shm
     mount -t tmpfs -o mode=755 tmpfs run; mkdir -m 1777 run/lock
     mount --bind -o ro "$1" opt/rust; shift
     mkdir -p host; pivot_root . host; cd /; umount -l host; rmdir host
     mount --make-rshared /; hostname fresh
-    exec env -i HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 TERM="${TERM:-dumb}" \
+    exec env -i HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 \
+        TERM="${TERM:-dumb}" \
         PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"'
 
 mapfile -t settings < <(env | grep -E '^(LXCRI_FS_|CARGO_PROFILE_|https?_proxy=|no_proxy=)' || :)
@@ -62,11 +79,13 @@ on_a_fresh_machine() { # RELEASE
     printf '\n=== %s\n' "$1"
     [ -d "$tree" ] || make_tree "$1" "$tree"
     if [ -d "$tree/root/lxcri-fs" ]; then
-        git -C "$tree/root/lxcri-fs" fetch -q && git -C "$tree/root/lxcri-fs" reset -q --hard FETCH_HEAD
+        git -C "$tree/root/lxcri-fs" fetch -q &&
+            git -C "$tree/root/lxcri-fs" reset -q --hard FETCH_HEAD
     else
         git clone -q --no-hardlinks . "$tree/root/lxcri-fs"
     fi
-    unshare --mount --pid --ipc --uts --fork --kill-child --propagation private bash -euc "$boot" _ "$tree" "$rust" "${settings[@]}" \
+    unshare --mount --pid --ipc --uts --fork --kill-child --propagation private bash -euc "$boot" \
+        _ "$tree" "$rust" "${settings[@]}" \
         bash -euc "cd ~/lxcri-fs; ./demo.sh; ./tests/run.sh ${LXCRI_FS_FRESH_TESTS:-}"
 }
 

@@ -177,7 +177,11 @@ fn in_user_namespace(script: &str, image: &Path, dir: &Path) -> Command {
 #[test]
 fn user_namespaces_and_the_host_can_read_the_same_image_at_once_and_one_after_the_other() {
     let (temp, image, [a, b]) = setup();
-    let script = r#""$0" mount "$1" "$2"; cat "$2/tree/text.txt"; touch "$2.ready"; while [ ! -e "$2.done" ]; do sleep 0.05; done"#;
+    let script = r#"
+        "$0" mount "$1" "$2"
+        cat "$2/tree/text.txt"
+        touch "$2.ready"
+        while [ ! -e "$2.done" ]; do sleep 0.05; done"#;
     let first = Process(
         in_user_namespace(script, &image, &a)
             .stdout(Stdio::null())

@@ -1,13 +1,17 @@
 #!/bin/bash
-# Kills commands at random moments, over one store, and looks at what they leave: for root, by hand. Some seconds for ten kills.
+# Kills commands at random moments, over one store, and looks at what they leave: for root, by hand.
+# Some seconds for ten kills.
 #
 #   tests/kills.sh [N]      so many kills (1000)
 #
-# Each command is killed with its whole process group (SIGKILL) at a moment of the time that it takes, and then the same is done again, which has to
-# succeed at once. Every 25 kills `doctor` and `verify --all` have to find everything sound, and every image has to show its tree, byte for byte. In the
-# end nothing may be left: no mount, process, lock, temporary file or unfinished thing.
+# Each command is killed with its whole process group (SIGKILL) at a moment of the time that it
+# takes, and then the same is done again, which has to succeed at once. Every 25 kills `doctor` and
+# `verify --all` have to find everything sound, and every image has to show its tree, byte for byte.
+# In the end nothing may be left: no mount, process, lock, temporary file or unfinished thing.
 #
-# Settings: LXCRI_FS (the program; built when not set), LXCRI_FS_KILLS_SEED (a number; the same moments, as far as the machine takes the same time)
+# Settings: LXCRI_FS              the program; built when not set
+#           LXCRI_FS_KILLS_SEED   a number; the same moments, as far as the machine takes the same
+#                                 time
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${LXCRI_FS:-}" ]; then
@@ -17,7 +21,10 @@ fi
 if [ -z "${LXCRI_FS_KILLS_INSIDE:-}" ]; then
     # Mounts, processes and /run of its own: what is left there is ours.
     export LXCRI_FS LXCRI_FS_KILLS_INSIDE=1
-    exec unshare -m -p -f --kill-child --propagation private --mount-proc bash -c 'mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock; exec "$@"' _ "$PWD/tests/kills.sh" "$@"
+    exec unshare -m -p -f --kill-child --propagation private --mount-proc bash -c '
+        mount -t tmpfs -o mode=755 tmpfs /run
+        mkdir -p /run/lock
+        exec "$@"' _ "$PWD/tests/kills.sh" "$@"
 fi
 wanted=${1:-1000} program=$(realpath "$LXCRI_FS")
 RANDOM=${LXCRI_FS_KILLS_SEED:-$$$(date +%N | sed s/^0*//)} && RANDOM=$((RANDOM % 32768))
@@ -55,7 +62,8 @@ killed() {
     wait $pid 2>/dev/null || status=$?
     [ $status != 137 ] || { kills=$((kills + 1)); counted[$op]=$((${counted[$op]:-0} + 1)); }
 }
-# STATUS COMMAND...: the same once more, which may also end with STATUS when the first was quick enough
+# STATUS COMMAND...: the same once more, which may also end with STATUS when the first was quick
+# enough
 again() {
     local begin=${EPOCHREALTIME/./} status=0 fine=$1
     shift
@@ -80,10 +88,19 @@ shows() { # IMAGE TREE...: it is one of these
 }
 
 mkdir "$temp"/{mnt,look,a,b,layer,new}
-mkdir "$temp"/a/{bin,etc,deep}; cp /bin/true "$temp/a/bin/"; seq 20000 >"$temp/a/etc/numbers"; head -c 3000000 /dev/urandom >"$temp/a/noise"; ln -s ../etc "$temp/a/deep/etc"
+mkdir "$temp"/a/{bin,etc,deep}
+cp /bin/true "$temp/a/bin/"
+seq 20000 >"$temp/a/etc/numbers"
+head -c 3000000 /dev/urandom >"$temp/a/noise"
+ln -s ../etc "$temp/a/deep/etc"
 for i in $(seq 300); do echo "$i" >"$temp/a/deep/$i"; done
-mkdir "$temp/a/bin/sh.d"; cp -a "$temp/a/." "$temp/b/"; head -c 2000000 /dev/urandom >"$temp/b/noise"; rm "$temp/b/etc/numbers"
-head -c 1000000 /dev/urandom >"$temp/layer/more"; mkdir "$temp/layer/etc"; echo new >"$temp/layer/etc/new"
+mkdir "$temp/a/bin/sh.d"
+cp -a "$temp/a/." "$temp/b/"
+head -c 2000000 /dev/urandom >"$temp/b/noise"
+rm "$temp/b/etc/numbers"
+head -c 1000000 /dev/urandom >"$temp/layer/more"
+mkdir "$temp/layer/etc"
+echo new >"$temp/layer/etc/new"
 cp -a "$temp/a/." "$temp/new/"; cp -a "$temp/layer/." "$temp/new/"
 must build "$temp/a" -t a
 must build "$temp/a" -t x
@@ -120,7 +137,8 @@ op_create() {
     fi
     # What was begun in the store may stay until `gc` (docs/STORE.md); in the end it is looked for.
     local left
-    left=$(find "$temp/bundle" "$temp/store/containers" -mindepth 1 -not -path '*/_w*' 2>/dev/null || :)
+    left=$(find "$temp/bundle" "$temp/store/containers" -mindepth 1 -not -path '*/_w*' \
+        2>/dev/null || :)
     [ ! -e "$temp/bundle" ] && [ -z "$left" ] || problem "left: $temp/bundle $left"
 }
 op_commit() {

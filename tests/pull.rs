@@ -374,8 +374,13 @@ fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
     let file = lie.blob("application/vnd.lxcri-fs.bfc.v1", &image);
     let config = lie.blob("application/vnd.oci.empty.v1+json", b"{}");
     let annotations = json!({ "org.lxcri-fs.root-digest": format!("blake3:{}", "0".repeat(64)) });
-    let manifest =
-        lie.manifest(server::MANIFEST, &json!({ "schemaVersion": 2, "config": config, "layers": [file], "annotations": annotations }));
+    let manifest = json!({
+        "schemaVersion": 2,
+        "config": config,
+        "layers": [file],
+        "annotations": annotations,
+    });
+    let manifest = lie.manifest(server::MANIFEST, &manifest);
     lie.tag("latest", &manifest);
     let server = lie.serve();
     bench.plain(&[&server.host()]);

@@ -301,9 +301,11 @@ fn a_registry_that_lies_is_refused() {
     refused("missing field `rootfs`", &|image| {
         let config = image.blob("application/vnd.oci.image.config.v1+json", b"{}");
         let layer = image.layer().0;
-        let layers = [
-            json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": 1 }),
-        ];
+        let layers = [json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": layer,
+            "size": 1,
+        })];
         let manifest = image.manifest(
             server::MANIFEST,
             &json!({ "schemaVersion": 2, "config": config, "layers": layers }),

@@ -3,7 +3,8 @@
 #
 #   tests/run.sh [NAME...]      only the tests of tests/NAME.rs, when there are names
 #
-# Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and tests/zfs/run.
+# Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and
+# tests/zfs/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 megabytes=12000; . tests/needs
@@ -14,10 +15,13 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "Tools"
 # command:package
-wanted="cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo setfattr:attr setfacl:acl setcap:libcap2-bin
-        zstd:zstd strace:strace pkg-config:pkg-config qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk
-        objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng docker-registry:docker-registry openssl:openssl crun:crun runc:runc
-        lxc-start:lxc newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2"
+wanted="
+    cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo
+    setfattr:attr setfacl:acl setcap:libcap2-bin zstd:zstd strace:strace pkg-config:pkg-config
+    qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
+    sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng
+    docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
+    newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -47,6 +51,13 @@ fi
 
 step "Format, lints, documentation, licences"
 cargo fmt --all --check
+# Of documents, only tables, code and links may be wider.
+wide=$({
+    export LC_ALL=C.UTF-8
+    grep -rnE '^.{101}' --include='*.rs' --include='*.sh' --include='*.md' --exclude-dir=target .
+    grep -nE '^.{101}' tests/needs tests/zfs/*
+} | grep -vE '\.md:[0-9]+:(\||    |.*(\]\(|://))' || :)
+[ -z "$wide" ] || { printf 'Wider than 100 columns:\n%s\n' "$wide" >&2; exit 1; }
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo fetch --locked --quiet
@@ -61,8 +72,8 @@ for target in fuzz/fuzz_targets/*.rs; do
         layer) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
-    RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-30}" -timeout=10 -rss_limit_mb=1024 \
-        -max_len=65536 -verbosity=0 -print_final_stats=1
+    RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-30}" \
+        -timeout=10 -rss_limit_mb=1024 -max_len=65536 -verbosity=0 -print_final_stats=1
 done
 
 step "Tests"

@@ -178,10 +178,17 @@ fn what_was_asked_for_is_in_place_of_what_the_image_says() {
     .unwrap();
     let text = pass(
         &image,
-        r#"create() { lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null; cat b/config.json; lxcri_fs delete c; }
+        r#"
+        create() {
+            lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null
+            cat b/config.json
+            lxcri_fs delete c
+        }
         create -- a 'b c'
-        create --entrypoint /bin/cat --env A=1 --user 7:8 --workdir /w --hostname h --read-only --tty --allow-new-privileges -- x
-        create --entrypoint '' --idmap 0:100000:65536 --seccomp "$(dirname $IMAGE)/seccomp.json" -- id"#,
+        create --entrypoint /bin/cat --env A=1 --user 7:8 --workdir /w --hostname h --read-only \
+            --tty --allow-new-privileges -- x
+        create --entrypoint '' --idmap 0:100000:65536 --seccomp "$(dirname $IMAGE)/seccomp.json" \
+            -- id"#,
     );
     let configs: Vec<Value> = serde_json::Deserializer::from_str(&text)
         .into_iter()
@@ -497,9 +504,20 @@ fn what_fails_is_undone() {
     pass(
         &image,
         r#"
-        head -c 100 $IMAGE > cut.bfc; cp $IMAGE bad.bfc; printf XXXX | dd of=bad.bfc bs=1 seek=400 conv=notrunc status=none
+        head -c 100 $IMAGE > cut.bfc
+        cp $IMAGE bad.bfc
+        printf XXXX | dd of=bad.bfc bs=1 seek=400 conv=notrunc status=none
         mkdir -p full; touch full/x
-        refused() { code=$1; shift; set +e; lxcri_fs "$@" 2>err; rc=$?; set -e; [ $rc = $code ] || fail "$* ended with $rc: $(cat err)"; nothing_is_left; }
+        refused() {
+            code=$1
+            shift
+            set +e
+            lxcri_fs "$@" 2>err
+            rc=$?
+            set -e
+            [ $rc = $code ] || fail "$* ended with $rc: $(cat err)"
+            nothing_is_left
+        }
         refused 3 create c --image ./cut.bfc --bundle /run/b
         refused 3 create c --image ./bad.bfc --bundle /run/b --verify full
         refused 5 create c --image ./none.bfc --bundle /run/b
@@ -513,7 +531,9 @@ fn what_fails_is_undone() {
         [ -z "$(ls lxc)" ] || fail "$(ls lxc)"
         # What is there twice.
         lxcri_fs create c --image $IMAGE --bundle /run/b
-        ! lxcri_fs create c --image $IMAGE --bundle /run/b2 2>err && grep -q already err && [ ! -e b2 ]
+        ! lxcri_fs create c --image $IMAGE --bundle /run/b2 2>err &&
+            grep -q already err &&
+            [ ! -e b2 ]
         ! lxcri_fs delete other 2>err && grep -q 'no container other' err
         lxcri_fs delete c; [ ! -e b ]; nothing_is_left"#,
     );
@@ -530,10 +550,18 @@ fn a_killed_create_is_cleaned_by_the_next_call() {
         killed=0
         for delay in 0.001 0.003 0.006 0.01 0.015 0.02 0.03 0.04 0.05 0.07 0.09 0.12; do
             "$PROGRAM" create c --image $IMAGE --bundle /run/b >/dev/null & pid=$!
-            sleep $delay; kill -9 $pid 2>/dev/null && killed=$((killed + 1)); wait $pid 2>/dev/null || :
-            if lxcri_fs inspect c 2>/dev/null | grep -q 'State  *ready'; then lxcri_fs delete c; continue; fi
+            sleep $delay
+            kill -9 $pid 2>/dev/null && killed=$((killed + 1))
+            wait $pid 2>/dev/null || :
+            if lxcri_fs inspect c 2>/dev/null | grep -q 'State  *ready'; then
+                lxcri_fs delete c
+                continue
+            fi
             # What the killed one had started may be mounting yet.
-            for i in 1 2 3 4 5; do lxcri_fs create c --image $IMAGE --bundle /run/b && break; sleep 0.3; done
+            for i in 1 2 3 4 5; do
+                lxcri_fs create c --image $IMAGE --bundle /run/b && break
+                sleep 0.3
+            done
             lxcri_fs inspect c | grep -q 'State  *ready' || fail "after $delay s"
             lxcri_fs delete c
         done >/dev/null
@@ -560,10 +588,13 @@ fn what_was_kept_is_gone_on_with() {
         # A create that fails, and one that is killed, take nothing of it away.
         ! lxcri_fs create c --image $IMAGE --bundle /run/b --user nobody 2>/dev/null
         ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none 2>/dev/null
-        sed -i 's/"kept"/"creating"/' store/containers/c/container.json; touch store/containers/c/unfinished
+        sed -i 's/"kept"/"creating"/' store/containers/c/container.json
+        touch store/containers/c/unfinished
         lxcri_fs create c --image $IMAGE --bundle /run/other; grep -q mine other/rootfs/file
         lxcri_fs delete c; nothing_is_left
-        ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none --upper /run/made 2>/dev/null; [ ! -e made ]; nothing_is_left
+        ! lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/none --upper /run/made 2>/dev/null
+        [ ! -e made ]
+        nothing_is_left
         # Elsewhere stays, and is said.
         lxcri_fs create c --image $IMAGE --bundle /run/b --upper /run/up; echo mine > b/rootfs/file
         lxcri_fs delete c 2>err; grep -q /run/up err; grep -q mine up/upper/file; nothing_is_left"#,
@@ -577,7 +608,10 @@ fn mount_all_puts_back_what_the_records_say() {
     pass(
         &image,
         r#"
-        for c in a b; do lxcri_fs create $c --image $IMAGE --bundle /run/$c; echo $c > $c/rootfs/name; done
+        for c in a b; do
+            lxcri_fs create $c --image $IMAGE --bundle /run/$c
+            echo $c > $c/rootfs/name
+        done
         cp $IMAGE gone.bfc; lxcri_fs create c --image ./gone.bfc --bundle /run/c
         for c in a b c; do lxcri_fs umount $c/rootfs; done; rm gone.bfc
         lxcri_fs inspect a --json | grep -q '"mounted":false'
@@ -600,14 +634,22 @@ fn an_image_that_is_not_there_is_pulled() {
         &image,
         r#"
         ip link set lo up; mkdir registry
-        printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: /run/registry}}\nhttp: {addr: 127.0.0.1:5000}\n' > registry.yml
+        printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
+            'http: {addr: 127.0.0.1:5000}' > registry.yml
         docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
-        for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break; sleep 0.1; done
-        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$(dirname $IMAGE)/oci:t" docker://127.0.0.1:5000/app:1
-        printf '[registries."127.0.0.1:5000"]\ninsecure = true\n' > config.toml; export LXCRI_FS_CONFIG=/run/config.toml
-        ! lxcri_fs create a --image 127.0.0.1:5000/app:1 --bundle /run/a --pull never 2>err; grep -q 'no image' err
+        for i in $(seq 100); do
+            (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break
+            sleep 0.1
+        done
+        skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$(dirname $IMAGE)/oci:t" \
+            docker://127.0.0.1:5000/app:1
+        printf '[registries."127.0.0.1:5000"]\ninsecure = true\n' > config.toml
+        export LXCRI_FS_CONFIG=/run/config.toml
+        ! lxcri_fs create a --image 127.0.0.1:5000/app:1 --bundle /run/a --pull never 2>err
+        grep -q 'no image' err
         lxcri_fs create a --image 127.0.0.1:5000/app:1 --bundle /run/a
-        lxcri_fs create b --image 127.0.0.1:5000/app:1 --bundle /run/b --pull always | grep -q 'up to date'
+        lxcri_fs create b --image 127.0.0.1:5000/app:1 --bundle /run/b --pull always |
+            grep -q 'up to date'
         ! lxcri_fs create c --image 127.0.0.1:5000/none:1 --bundle /run/c 2>err; [ ! -e c ]
         # The registry is not asked for what is there.
         kill $registry; lxcri_fs create d --image 127.0.0.1:5000/app:1 --bundle /run/d

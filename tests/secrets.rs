@@ -160,16 +160,26 @@ fn the_same_user_cannot_look_into_keeper_and_worker() {
         cd "$1"
         mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse
         chown nobody mnt0 .
-        as() { setpriv --reuid=nobody --regid=nogroup --clear-groups env -i PATH="$PATH" TMPDIR=/tmp "$@"; }
+        as() {
+            setpriv --reuid=nobody --regid=nogroup --clear-groups \
+                env -i PATH="$PATH" TMPDIR=/tmp "$@"
+        }
         as ./lxcri-fs mount --log-file log image.bfc mnt0
         # On a busy machine neither may have answered yet.
-        both() { for i in $(seq 100); do
-            pids=$(echo $(as ./lxcri-fs ps --json | grep -oE '"(keeper|worker)":[0-9]+' | sort | cut -d: -f2))
-            [ "$(echo $pids | wc -w)" != 2 ] || return 0
-            sleep 0.1
-        done; return 1; }
+        both() {
+            for i in $(seq 100); do
+                processes=$(as ./lxcri-fs ps --json | grep -oE '"(keeper|worker)":[0-9]+' | sort)
+                pids=$(echo $(echo "$processes" | cut -d: -f2))
+                [ "$(echo $pids | wc -w)" != 2 ] || return 0
+                sleep 0.1
+            done
+            return 1
+        }
         both
-        for pid in $pids; do stat -c '%U' /proc/$pid/mem; ! as cat /proc/$pid/environ; done > owners 2> refused
+        for pid in $pids; do
+            stat -c '%U' /proc/$pid/mem
+            ! as cat /proc/$pid/environ
+        done > owners 2> refused
         as ./lxcri-fs upgrade
         both
         kill -9 ${pids##* }

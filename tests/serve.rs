@@ -316,7 +316,10 @@ fn a_user_who_is_not_root_mounts_and_unmounts() {
         cd "$1"
         mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse
         chown nobody mnt0 .
-        as() { setpriv --reuid=nobody --regid=nogroup --clear-groups env -i PATH="$PATH" TMPDIR=/tmp "$@"; }
+        as() {
+            setpriv --reuid=nobody --regid=nogroup --clear-groups \
+                env -i PATH="$PATH" TMPDIR=/tmp "$@"
+        }
         as ./lxcri-fs mount --log-file log image.bfc mnt0
         as cat mnt0/tree/text.txt > text
         findmnt -no VFS-OPTIONS mnt0 > options
@@ -624,7 +627,10 @@ fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
     let namespace = |pid: u64| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     // A namespace in which the image is mounted, and which lives on without the command that
     // mounted it.
-    let script = r#""$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" && while [ ! -e "$3/done" ]; do sleep 0.05; done; "$0" umount "$2""#;
+    let script = r#"
+        "$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" &&
+            while [ ! -e "$3/done" ]; do sleep 0.05; done
+        "$0" umount "$2""#;
     let elsewhere = |temp: &Path, dir: &Path| {
         let mut command = Command::new("unshare");
         command

@@ -49,7 +49,10 @@ impl Layout {
             &std::fs::read(dir.path().join("layer.tar")).unwrap(),
         );
         let config = json!({
-            "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
             "history": [{ "created_by": what }, { "created_by": "nothing", "empty_layer": true }],
         });
         let config = self.blob(
@@ -323,7 +326,11 @@ fn documents_are_not_believed() {
         bench.refused(&["oci:layout"], code, text);
     };
     let config = |layout: &Layout, diff_ids: Value| {
-        let config = json!({ "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+        let config = json!({
+            "os": "linux",
+            "architecture": "amd64",
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
         layout.blob(
             "application/vnd.oci.image.config.v1+json",
             config.to_string().as_bytes(),

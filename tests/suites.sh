@@ -1,12 +1,17 @@
 #!/bin/bash
-# Suites that others wrote, on an image of three layers with an upper: pjdfstest, fsx, and stress-ng's file stressors. For root.
+# Suites that others wrote, on an image of three layers with an upper: pjdfstest, fsx, and
+# stress-ng's file stressors. For root.
 #
-#   tests/suites.sh [DIR]      uppers go into DIR, on any file system; an ext4 of its own when left out
+#   tests/suites.sh [DIR]      uppers go into DIR, on any file system; an ext4 of its own when left
+#                              out
 #
-# The same runs on the kernel's overlayfs over ext4, mounted with the same options: only what fails there too may fail. Each suite has a mount of its
-# own, which has to end cleanly, with the image and what is read of it as before.
+# The same runs on the kernel's overlayfs over ext4, mounted with the same options: only what fails
+# there too may fail. Each suite has a mount of its own, which has to end cleanly, with the image
+# and what is read of it as before.
 #
-# Settings: LXCRI_FS (the program; built when not set), LXCRI_FS_FSX_SECONDS (60), LXCRI_FS_STRESS_SECONDS (2) for each stressor.
+# Settings: LXCRI_FS                  the program; built when not set
+#           LXCRI_FS_FSX_SECONDS      how long fsx runs (60)
+#           LXCRI_FS_STRESS_SECONDS   how long each stressor runs (2)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,14 +25,16 @@ fsx_seconds=${LXCRI_FS_FSX_SECONDS:-60} stress_seconds=${LXCRI_FS_STRESS_SECONDS
 problems=0
 problem() { printf 'PROBLEM: %s\n' "$*" >&2; problems=$((problems + 1)); }
 
-# --- Where -------------------------------------------------------------------------------------------------------------------------
+# --- Where ----------------------------------------------------------------------------------------
 
 temp=$(mktemp -d)
 uppers=
 end() {
     local dir
     for dir in ours read-only; do
-        if mountpoint -q "$temp/$dir"; then "$lxcri_fs" umount "$temp/$dir" || umount -l "$temp/$dir"; fi
+        if mountpoint -q "$temp/$dir"; then
+            "$lxcri_fs" umount "$temp/$dir" || umount -l "$temp/$dir"
+        fi
     done
     if mountpoint -q "$temp/plain"; then umount "$temp/plain" || umount -l "$temp/plain"; fi
     if [ -n "$uppers" ]; then rm -rf --one-file-system "$uppers"; fi
@@ -46,7 +53,7 @@ uppers=$(mktemp -d "${1:-$temp/ext4}/suites.XXXXXX")
 image=$temp/image.bfc lower=$temp/ext4/lower
 echo "Uppers on $(stat -f -c %T "$uppers"), Linux $(uname -r)"
 
-# --- The image, and the same tree on ext4 ----------------------------------------------------------------------------------------
+# --- The image, and the same tree on ext4 ---------------------------------------------------------
 
 (
     cd "$temp/layers"
@@ -66,7 +73,8 @@ echo "Uppers on $(stat -f -c %T "$uppers"), Linux $(uname -r)"
         tar -C "$layer" --xattrs -cf "$layer.tar" .
     done
 )
-"$lxcri_fs" build "tar:$temp/layers/1.tar" --layer "tar:$temp/layers/2.tar" --layer "tar:$temp/layers/3.tar" -o "$image" >/dev/null
+"$lxcri_fs" build "tar:$temp/layers/1.tar" --layer "tar:$temp/layers/2.tar" \
+    --layer "tar:$temp/layers/3.tar" -o "$image" >/dev/null
 mkdir "$lower"
 for layer in 1 2 3; do tar -C "$lower" --xattrs -xf "$temp/layers/$layer.tar"; done
 rm -r "$lower/tests/fsx/gone" "$lower/tests/fsx/.wh.gone"
@@ -74,11 +82,16 @@ digest=$(sha256sum <"$image")
 
 mount_ours() { "$lxcri_fs" mount -o suid,dev --upper "$uppers/ours" "$image" "$temp/ours"; }
 # The options of overlayfs that our mount has. Which they are depends on the kernel.
-options() { grep -F " $temp/ours " /proc/self/mountinfo | grep -oE '\b(xino|index|redirect_dir|metacopy)=[a-z]+' | paste -sd,; }
+options() {
+    grep -F " $temp/ours " /proc/self/mountinfo |
+        grep -oE '\b(xino|index|redirect_dir|metacopy)=[a-z]+' |
+        paste -sd,
+}
 mount_plain() {
     mkdir -p "$uppers"/plain/{upper,work}
     chmod 755 "$uppers/plain/upper"
-    mount -t overlay overlay "$temp/plain" -o "$(options),lowerdir=$lower,upperdir=$uppers/plain/upper,workdir=$uppers/plain/work"
+    mount -t overlay overlay "$temp/plain" \
+        -o "$(options),lowerdir=$lower,upperdir=$uppers/plain/upper,workdir=$uppers/plain/work"
 }
 umount_plain() { umount "$temp/plain" && rm -rf --one-file-system "$uppers/plain"; }
 
@@ -93,7 +106,8 @@ suite() {
     diff -r "$temp/read-only" "$lower" || problem "$1: the image reads differently"
     "$lxcri_fs" umount "$temp/read-only" || problem "$1: the image could not be unmounted"
     "$lxcri_fs" umount "$temp/ours" || problem "$1: could not be unmounted"
-    # The kernel forgets hundreds of thousands of inodes before it lets go, for which a busy machine takes its time.
+    # The kernel forgets hundreds of thousands of inodes before it lets go, for which a busy machine
+    # takes its time.
     for _ in $(seq 60); do
         "$lxcri_fs" ps --json | grep -qF "$image" || break
         sleep 1
@@ -104,15 +118,17 @@ suite() {
     echo "$((SECONDS - start)) s"
 }
 
-# --- Suites ----------------------------------------------------------------------------------------------------------------------
+# --- Suites ---------------------------------------------------------------------------------------
 
 pjdfstest_on() { # MOUNT
     local log=$temp/pjdfstest.$1
-    # A test that fails may leave a file open for writing, and the mount cannot be made read-only then: those that do this are run alone.
+    # A test that fails may leave a file open for writing, and the mount cannot be made read-only
+    # then: those that do this are run alone.
     run_pjdfstest "$1" true erofs >"$log" 2>&1 || true
     run_pjdfstest "$1" false 2>&1 | grep -v '::erofs_' >>"$log" || true
     sed -n "s/^Summary/$1/p" "$log"
-    [ "$(grep -c '^Summary' "$log")" = 2 ] || { tail "$log"; problem "pjdfstest did not end on $1"; }
+    [ "$(grep -c '^Summary' "$log")" = 2 ] ||
+        { tail "$log"; problem "pjdfstest did not end on $1"; }
 }
 
 run_pjdfstest() { # MOUNT REMOUNT [PATTERN]
@@ -128,7 +144,8 @@ run_pjdfstest() { # MOUNT REMOUNT [PATTERN]
 		[dummy_auth]
 		entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 	END
-    NO_COLOR=1 timeout --kill-after=10 120 pjdfstest -c "$temp/pjdfstest.toml" -s "$temp/ext4" -p "$temp/$1/tests/pjdfstest" "${@:3}"
+    NO_COLOR=1 timeout --kill-after=10 120 pjdfstest -c "$temp/pjdfstest.toml" -s "$temp/ext4" \
+        -p "$temp/$1/tests/pjdfstest" "${@:3}"
 }
 
 outcomes() { sed -n "s/^\([a-z_:0-9]*\) *$2\$/\1/p" "$temp/pjdfstest.$1" | sort; }
@@ -139,10 +156,15 @@ pjdfstest() {
     pjdfstest_on plain
     umount_plain
     for outcome in FAILED skipped; do
-        echo "$outcome on both: $(comm -12 <(outcomes ours $outcome) <(outcomes plain $outcome) | paste -sd ' ')"
-        echo "$outcome on plain overlayfs only: $(comm -13 <(outcomes ours $outcome) <(outcomes plain $outcome) | paste -sd ' ')"
+        both=$(comm -12 <(outcomes ours $outcome) <(outcomes plain $outcome) | paste -sd ' ')
+        fewer=$(comm -13 <(outcomes ours $outcome) <(outcomes plain $outcome) | paste -sd ' ')
+        echo "$outcome on both: $both"
+        echo "$outcome on plain overlayfs only: $fewer"
         more=$(comm -23 <(outcomes ours $outcome) <(outcomes plain $outcome) | paste -sd ' ')
-        [ -z "$more" ] || { grep -A5 -E "^(${more// /|}) " "$temp/pjdfstest.ours" || true; problem "pjdfstest: $outcome on ours only: $more"; }
+        if [ -n "$more" ]; then
+            grep -A5 -E "^(${more// /|}) " "$temp/pjdfstest.ours" || true
+            problem "pjdfstest: $outcome on ours only: $more"
+        fi
     done
 }
 
@@ -151,14 +173,16 @@ fsx_on() {
     local seed=0 log=$temp/fsx.$1.log
     while [ $SECONDS -lt "$fsx_end" ]; do
         seed=$((seed + 1))
-        timeout --kill-after=10 60 fsx -q -S $seed -N 1000 -f "$temp/fsx.$2.toml" -P "$temp" "$temp/ours/tests/fsx/$1" >"$log" 2>&1 ||
+        timeout --kill-after=10 60 fsx -q -S $seed -N 1000 -f "$temp/fsx.$2.toml" -P "$temp" \
+            "$temp/ours/tests/fsx/$1" >"$log" 2>&1 ||
             { tail -n 20 "$log"; echo "fsx fails on $1 with seed $seed"; return 1; }
     done
     echo "$1 ($2): $((seed * 1000)) operations"
 }
 
 fsx() {
-    # What changes the size, and what does not: a file that keeps its size is copied up with its content.
+    # What changes the size, and what does not: a file that keeps its size is copied up with its
+    # content.
     local same="read = 10
         write = 10
         mapread = 10
@@ -170,8 +194,10 @@ fsx() {
         sendfile = 1
         posix_fadvise = 1
         copy_file_range = 1"
-    printf 'blockmode = true\n[weights]\nclose_open = 0\ntruncate = 0\nposix_fallocate = 0\n%s\n' "$same" >"$temp/fsx.content.toml"
-    printf '[weights]\nclose_open = 1\ntruncate = 3\nposix_fallocate = 1\n%s\n' "$same" >"$temp/fsx.size.toml"
+    printf 'blockmode = true\n[weights]\nclose_open = 0\ntruncate = 0\nposix_fallocate = 0\n%s\n' \
+        "$same" >"$temp/fsx.content.toml"
+    printf '[weights]\nclose_open = 1\ntruncate = 3\nposix_fallocate = 1\n%s\n' "$same" \
+        >"$temp/fsx.size.toml"
     local jobs=() job fsx_end=$((SECONDS + fsx_seconds)) files="$temp/ours/tests/fsx"
     chmod 640 "$files/text" # Only the metadata is copied up, until it is written to.
     fsx_on random content & jobs+=($!)
@@ -180,16 +206,23 @@ fsx() {
     fsx_on hidden size & jobs+=($!)
     fsx_on new size & jobs+=($!)
     for job in "${jobs[@]}"; do wait "$job" || problem "fsx failed"; done
-    [[ $(options) != *index=on* ]] || cmp "$files/link-1" "$files/link-2" || problem "fsx: a file has two contents under its two names"
+    [[ $(options) != *index=on* ]] ||
+        cmp "$files/link-1" "$files/link-2" ||
+        problem "fsx: a file has two contents under its two names"
     [ ! -e "$files/gone" ] || problem "fsx: a hidden directory is seen"
 }
 
-stressors="access chdir chmod chown copy-file dentry dir dirdeep dirmany dnotify dup fallocate fanotify fcntl fiemap file-ioctl filename flock fpunch fsize fstat
-    getdent handle hdd inode-flags inotify io iomix lease link locka lockf lockofd mknod mmap msync open readahead rename seek sendfile symlink sync-file touch utime xattr"
+stressors="
+    access chdir chmod chown copy-file dentry dir dirdeep dirmany dnotify dup fallocate fanotify
+    fcntl fiemap file-ioctl filename flock fpunch fsize fstat getdent handle hdd inode-flags inotify
+    io iomix lease link locka lockf lockofd mknod mmap msync open readahead rename seek sendfile
+    symlink sync-file touch utime xattr"
 
 stress_on() { # MOUNT STRESSOR
-    timeout --kill-after=10 60 stress-ng --temp-path "$temp/$1/tests/stress" --seed 1 --verify --timeout "$stress_seconds" "--$2" 1 \
-        --dirdeep-inodes 2000 --fallocate-bytes 64M --hdd-bytes 64M --iomix-bytes 64M --mmap-bytes 32M --mmap-file --readahead-bytes 64M \
+    timeout --kill-after=10 60 stress-ng --temp-path "$temp/$1/tests/stress" --seed 1 --verify \
+        --timeout "$stress_seconds" "--$2" 1 \
+        --dirdeep-inodes 2000 --fallocate-bytes 64M --hdd-bytes 64M --iomix-bytes 64M \
+        --mmap-bytes 32M --mmap-file --readahead-bytes 64M \
         >"$temp/stress.$1" 2>&1
 }
 

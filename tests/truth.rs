@@ -354,7 +354,12 @@ fn root_sees_the_mounts_of_other_users_and_a_squatter_stops_none_of_theirs() {
         cd "$1"
         mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse
         mkdir -m 1777 tmp; chown nobody m .
-        as() { user=$1; shift; setpriv --reuid="$user" --regid=nogroup --clear-groups env -i PATH="$PATH" TMPDIR="$PWD/tmp" "$@"; }
+        as() {
+            user=$1
+            shift
+            setpriv --reuid="$user" --regid=nogroup --clear-groups \
+                env -i PATH="$PATH" TMPDIR="$PWD/tmp" "$@"
+        }
         as games mkdir -m 755 tmp/lxcri-fs-65534
         as nobody ./lxcri-fs mount image.bfc m
         as nobody ./lxcri-fs ps --json > ps

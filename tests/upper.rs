@@ -55,9 +55,20 @@ impl Fixture {
         // Other users look at what is mounted here.
         sh(
             dir.path(),
-            r"chmod 755 .; mkdir -p root/bin root/dir root/home; echo text > root/file; ln root/file root/dir/link; chmod 2750 root/dir; chown 5:6 root/dir
-            cp /bin/true root/bin/cap; setcap cap_net_raw+ep root/bin/cap; cp /usr/bin/id root/bin/suid; chmod 4755 root/bin/suid
-            head -c 3000000 /dev/urandom > root/large; chown 1000:1000 root/home; touch -d '2001-02-03 04:05:06.5' root
+            r"
+            chmod 755 .
+            mkdir -p root/bin root/dir root/home
+            echo text > root/file
+            ln root/file root/dir/link
+            chmod 2750 root/dir
+            chown 5:6 root/dir
+            cp /bin/true root/bin/cap
+            setcap cap_net_raw+ep root/bin/cap
+            cp /usr/bin/id root/bin/suid
+            chmod 4755 root/bin/suid
+            head -c 3000000 /dev/urandom > root/large
+            chown 1000:1000 root/home
+            touch -d '2001-02-03 04:05:06.5' root
             setfattr -n user.root -v yes root",
         );
         let image = dir.path().join("image.bfc");
@@ -492,7 +503,11 @@ fn an_upper_says_how_it_was_written() {
         stderr(&output)
     );
     // One of before says nothing, and is the host's root's.
-    let before = r#"import json; r = json.load(open("lxcri-fs.json")); del r["overlay"]; json.dump(r, open("lxcri-fs.json", "w"))"#;
+    let before = r#"
+import json
+record = json.load(open("lxcri-fs.json"))
+del record["overlay"]
+json.dump(record, open("lxcri-fs.json", "w"))"#;
     run(Command::new("python3")
         .args(["-c", before])
         .current_dir(fixture.path("upper")));
@@ -543,7 +558,10 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
     // file.
     sh(
         dir.path(),
-        r#""$0" mount image.bfc merged; for f in a/1 a/meta a/gone m/x; do stat -c %i merged/$f > ino-${f#*/}; done; "$0" umount merged"#
+        r#"
+        "$0" mount image.bfc merged
+        for f in a/1 a/meta a/gone m/x; do stat -c %i merged/$f > ino-${f#*/}; done
+        "$0" umount merged"#
             .replace("$0", env!("CARGO_BIN_EXE_lxcri-fs"))
             .as_str(),
     );
@@ -554,10 +572,19 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
             "echo new >> a/1; chown 5 a/meta; echo more >> a/gone",
         );
     }
-    let entry = r#"entry() { printf 'work/index/00fb210081%032d00000000%s00000000' 0 "$(python3 -c 'import sys; print(int(sys.argv[1]).to_bytes(4, "little").hex())' "$(cat ../ino-$1)")"; }"#;
+    let entry = r#"
+        entry() {
+            printf 'work/index/00fb210081%032d00000000%s00000000' 0 "$(python3 -c '
+import sys
+print(int(sys.argv[1]).to_bytes(4, "little").hex())' "$(cat ../ino-$1)")"
+        }"#;
     let fabricate = format!(
         r#"{entry}
-        mkdir -p work/index; ln upper/a/1 "$(entry 1)"; ln upper/a/meta "$(entry meta)"; mv upper/a/gone "$(entry gone)"; mknod upper/a/gone c 0 0
+        mkdir -p work/index
+        ln upper/a/1 "$(entry 1)"
+        ln upper/a/meta "$(entry meta)"
+        mv upper/a/gone "$(entry gone)"
+        mknod upper/a/gone c 0 0
         sed -i 's/"index": false/"index": true/' lxcri-fs.json"#
     );
     sh(&dir.path().join("up"), &fabricate);
@@ -599,7 +626,9 @@ fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
     }
     let fabricate = format!(
         r#"{entry}
-        mkdir -p work/index; ln upper/moved/x "$(entry x)"; sed -i 's/"index": false/"index": true/' lxcri-fs.json"#
+        mkdir -p work/index
+        ln upper/moved/x "$(entry x)"
+        sed -i 's/"index": false/"index": true/' lxcri-fs.json"#
     );
     sh(&dir.path().join("up"), &fabricate);
     let output = lxcri_fs()

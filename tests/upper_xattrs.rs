@@ -44,13 +44,37 @@ impl Fixture {
 }
 
 /// Of every type one, with all kinds of attributes; and much without any.
-const FEW: &str = r"mkdir -p a/b/c plain/deep other; for i in $(seq 300); do echo $i > plain/$i; done; echo deep > plain/deep/file
-    echo text > a/file; setfattr -n user.one -v 1 a/file; setfattr -n trusted.two -v 2 a/file; chmod 6751 a/file
-    cp /bin/true a/b/cap; chown 7:8 a/b/cap; setcap cap_net_raw+ep a/b/cap; ln a/b/cap other/cap; ln a/b/cap a/b/c/again
-    head -c 300000 /dev/urandom > a/b/large; truncate -s 5M a/b/large; setfattr -n user.large -v yes a/b/large; : > a/empty; setfattr -n user.e a/empty
-    ln -s nowhere a/b/link; setfattr -h -n trusted.link -v x a/b/link; mkfifo a/fifo; setfattr -h -n trusted.fifo -v x a/fifo
-    mknod a/device c 1 3; setfattr -h -n trusted.device -v x a/device; setfacl -m u:5:rw,g:6:r a/b/c; setfacl -d -m u:9:rwx a/b
-    setfattr -n user.dir -v d plain/deep; chown 3:4 plain/deep; touch -d '2001-02-03 04:05:06.5' a/b plain; setfattr -n user.root -v r .; chmod 750 .";
+const FEW: &str = r"
+    mkdir -p a/b/c plain/deep other
+    for i in $(seq 300); do echo $i > plain/$i; done
+    echo deep > plain/deep/file
+    echo text > a/file
+    setfattr -n user.one -v 1 a/file
+    setfattr -n trusted.two -v 2 a/file
+    chmod 6751 a/file
+    cp /bin/true a/b/cap
+    chown 7:8 a/b/cap
+    setcap cap_net_raw+ep a/b/cap
+    ln a/b/cap other/cap
+    ln a/b/cap a/b/c/again
+    head -c 300000 /dev/urandom > a/b/large
+    truncate -s 5M a/b/large
+    setfattr -n user.large -v yes a/b/large
+    : > a/empty
+    setfattr -n user.e a/empty
+    ln -s nowhere a/b/link
+    setfattr -h -n trusted.link -v x a/b/link
+    mkfifo a/fifo
+    setfattr -h -n trusted.fifo -v x a/fifo
+    mknod a/device c 1 3
+    setfattr -h -n trusted.device -v x a/device
+    setfacl -m u:5:rw,g:6:r a/b/c
+    setfacl -d -m u:9:rwx a/b
+    setfattr -n user.dir -v d plain/deep
+    chown 3:4 plain/deep
+    touch -d '2001-02-03 04:05:06.5' a/b plain
+    setfattr -n user.root -v r .
+    chmod 750 .";
 
 /// How often the image was asked for attributes.
 fn asked(dir: &Path) -> u64 {
@@ -195,11 +219,20 @@ fn an_image_has_nothing_to_tell_overlayfs() {
     let script = r#"
 import io, tarfile
 with tarfile.open("x.tar", "w", format=tarfile.PAX_FORMAT) as t:
-    for name, pax in [("meta", {"SCHILY.xattr.trusted.overlay.metacopy": "", "SCHILY.xattr.trusted.overlay.redirect": "/other", "SCHILY.xattr.user.note": "kept"}),
-                      ("other", {}), ("dir/below", {})]:
-        i = tarfile.TarInfo(name); i.size = 7; i.pax_headers = pax
+    meta = {
+        "SCHILY.xattr.trusted.overlay.metacopy": "",
+        "SCHILY.xattr.trusted.overlay.redirect": "/other",
+        "SCHILY.xattr.user.note": "kept",
+    }
+    for name, pax in [("meta", meta), ("other", {}), ("dir/below", {})]:
+        i = tarfile.TarInfo(name)
+        i.size = 7
+        i.pax_headers = pax
         t.addfile(i, io.BytesIO(b"content"))
-    d = tarfile.TarInfo("dir"); d.type = tarfile.DIRTYPE; d.mode = 0o755; d.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y"}
+    d = tarfile.TarInfo("dir")
+    d.type = tarfile.DIRTYPE
+    d.mode = 0o755
+    d.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y"}
     t.addfile(d)
 "#;
     std::fs::write(dir.path().join("make.py"), script).unwrap();

@@ -290,7 +290,10 @@ const OVERTAKEN: &str = r#"#!/bin/sh
 PATH=${PATH#*:}
 zfs "$@" || exit
 case $1 in
-    create | clone | rename | mount) echo "cannot mount 'it': mountpoint or dataset is busy" >&2; exit 1 ;;
+    create | clone | rename | mount)
+        echo "cannot mount 'it': mountpoint or dataset is busy" >&2
+        exit 1
+        ;;
 esac
 "#;
 

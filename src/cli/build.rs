@@ -82,7 +82,12 @@ pub(super) struct WriteArgs {
     #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
     /// Refuse layers that are larger when unpacked, all together, bytes
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_SIZE, value_parser = super::size::parse)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = MAX_SIZE,
+        value_parser = super::size::parse
+    )]
     pub max_size: u64,
 }
 

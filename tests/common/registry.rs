@@ -50,7 +50,10 @@ impl Registry {
         let mut config = json!({
             "version": "0.1",
             "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": dir.join("data") }, "delete": { "enabled": true } },
+            "storage": {
+                "filesystem": { "rootdirectory": dir.join("data") },
+                "delete": { "enabled": true },
+            },
             "http": { "addr": format!("127.0.0.1:{port}") },
         });
         if setup.tls {
@@ -435,13 +438,22 @@ impl Image {
         tar.resize(tar.len() + 1024, 0);
         let layer = self.blob("application/vnd.oci.image.layer.v1.tar", &tar);
         let config = json!({
-            "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
         });
         let config = self.blob(
             "application/vnd.oci.image.config.v1+json",
             config.to_string().as_bytes(),
         );
-        self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer] }))
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config,
+            "layers": [layer],
+        });
+        self.manifest(MANIFEST, &manifest)
     }
 
     pub fn blob(&mut self, media_type: &str, bytes: &[u8]) -> Value {
@@ -466,12 +478,23 @@ impl Image {
             .flat_map(|m| m["layers"].as_array().unwrap().clone())
             .collect();
         let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
-        let config = json!({ "os": "linux", "architecture": "amd64", "config": {}, "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+        let config = json!({
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
         let config = self.blob(
             "application/vnd.oci.image.config.v1+json",
             config.to_string().as_bytes(),
         );
-        self.manifest(MANIFEST, &json!({ "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers }))
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config,
+            "layers": layers,
+        });
+        self.manifest(MANIFEST, &manifest)
     }
 
     pub fn tag(&mut self, tag: &str, descriptor: &Value) {
@@ -638,18 +661,37 @@ impl Bench {
 
     /// An OCI layout `layout` with an image `v1` of several layers.
     pub fn layout(&self) {
-        self.sh(
-            r#"umoci init --layout layout; umoci new --image layout:v1; umoci unpack --image layout:v1 made
-               (cd made/rootfs; mkdir -p etc bin gone; echo root:x:0:0 > etc/passwd; cp /bin/true bin/tool; chmod 4755 bin/tool; echo x > gone/file
-                ln etc/passwd hard; ln -s etc/passwd sym; setfattr -n user.note -v value etc/passwd; mknod null c 1 3
-                head -c 3000000 /dev/urandom > noise)
-               umoci repack --refresh-bundle --image layout:v1 made
-               (cd made/rootfs; rm -r gone; seq 300000 > numbers; chown 1000:1001 numbers; echo changed > bin/tool)
-               umoci repack --refresh-bundle --image layout:v1 made
-               head -c 1000000 /dev/urandom > made/rootfs/more; umoci repack --image layout:v1 made
-               umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux; umoci gc --layout layout
-               printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#,
-        );
+        self.sh(r#"
+            umoci init --layout layout
+            umoci new --image layout:v1
+            umoci unpack --image layout:v1 made
+            (
+                cd made/rootfs
+                mkdir -p etc bin gone
+                echo root:x:0:0 > etc/passwd
+                cp /bin/true bin/tool
+                chmod 4755 bin/tool
+                echo x > gone/file
+                ln etc/passwd hard
+                ln -s etc/passwd sym
+                setfattr -n user.note -v value etc/passwd
+                mknod null c 1 3
+                head -c 3000000 /dev/urandom > noise
+            )
+            umoci repack --refresh-bundle --image layout:v1 made
+            (
+                cd made/rootfs
+                rm -r gone
+                seq 300000 > numbers
+                chown 1000:1001 numbers
+                echo changed > bin/tool
+            )
+            umoci repack --refresh-bundle --image layout:v1 made
+            head -c 1000000 /dev/urandom > made/rootfs/more
+            umoci repack --image layout:v1 made
+            umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux
+            umoci gc --layout layout
+            printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#);
     }
 
     /// What `list --json` lists.

@@ -19,7 +19,11 @@ macro_rules! on_both {
             $(#[test] fn $name() { super::$name(&super::Store::directory()); })*
         }
         mod zfs_ {
-            $(#[test] fn $name() { if let Some(store) = super::Store::zfs() { super::$name(&store); } })*
+            $(#[test] fn $name() {
+                if let Some(store) = super::Store::zfs() {
+                    super::$name(&store);
+                }
+            })*
         }
     };
 }

@@ -92,14 +92,17 @@ const PRELUDE: &str = r#"
 set -eu
 export LXCRI_FS_STORE=dir:/run/store LC_ALL=C
 cd /run
-ln -s "$PROGRAM" /run/lxcri-fs-crun; ln -s "$PROGRAM" /run/lxcri-fs-runc; ln -s "$PROGRAM" /run/lxcri-fs-runtime
+ln -s "$PROGRAM" /run/lxcri-fs-crun
+ln -s "$PROGRAM" /run/lxcri-fs-runc
+ln -s "$PROGRAM" /run/lxcri-fs-runtime
 lxcri_fs() { "$PROGRAM" "$@"; }
 fail() { echo "$*" >&2; exit 1; }
 # What is left of all containers, if anything.
 left() {
     grep -e fuse.lxcri-fs -e '\.bfc' /proc/self/mountinfo || :
     grep -l lxcri-fs /proc/[0-9]*/comm 2>/dev/null || :
-    ls -A /run/lxcri-fs /run/lxcri-fs-rootfs /run/store/containers 2>/dev/null | grep -v -e ':$' -e '^$' -e '^attaching$' || :
+    ls -A /run/lxcri-fs /run/lxcri-fs-rootfs /run/store/containers 2>/dev/null |
+        grep -v -e ':$' -e '^$' -e '^attaching$' || :
 }
 # A keeper has some moments to end.
 nothing_is_left() {
@@ -112,10 +115,20 @@ nothing_is_left() {
 /// test.
 pub fn inside(image: &Path, script: &str) -> Output {
     // Mounts that others have at this moment are not to be found here, nor kept by us.
-    let setup = r#"grep -e ' - fuse.lxcri-fs ' -e ' - overlay ' /proc/self/mountinfo | cut -d' ' -f5 | tac | while read -r dir; do umount -l "$dir" 2>/dev/null || :; done
-        mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -t tmpfs tmpfs /run
-        for f in subuid subgid; do echo root:100000:65536 > /run/$f; touch /etc/$f; mount --bind /run/$f /etc/$f; done
-        mount --make-rshared /; exec "$@""#;
+    let setup = r#"
+        grep -e ' - fuse.lxcri-fs ' -e ' - overlay ' /proc/self/mountinfo | cut -d' ' -f5 | tac |
+            while read -r dir; do umount -l "$dir" 2>/dev/null || :; done
+        mount -t proc proc /proc
+        mount -t sysfs sysfs /sys
+        mount -t cgroup2 cgroup2 /sys/fs/cgroup
+        mount -t tmpfs tmpfs /run
+        for f in subuid subgid; do
+            echo root:100000:65536 > /run/$f
+            touch /etc/$f
+            mount --bind /run/$f /etc/$f
+        done
+        mount --make-rshared /
+        exec "$@""#;
     Command::new("timeout")
         .args([
             "180",
