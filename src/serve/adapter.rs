@@ -1,17 +1,17 @@
 //! The FUSE adapter: requests in, answers of [`Rootfs`] out. Nothing is remembered between two
 //! requests, so that any worker can answer any request.
 
+mod answer;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
-use bfc::rootfs::format::Inode;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
@@ -20,12 +20,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{BLOCK, file_attr, file_type, negative};
+use super::attr::{BLOCK, file_type, may_have_lists};
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::error::chain;
-use crate::fs::{self, Order, ROOT, Rootfs, Step};
+use crate::fs::{ROOT, Rootfs};
 use crate::sys::idmap::in_user_namespace;
 
 /// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to
@@ -36,14 +35,6 @@ const GENERATION: Generation = Generation(0);
 /// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are
 /// decoded at the same time (docs/PERFORMANCE.md).
 const MAX_READ: u32 = 128 << 10;
-/// How many different errors are logged before they are only answered.
-const MAX_LOGGED: usize = 4096;
-/// For how many of them the path is searched, which walks the tree.
-const MAX_SEARCHES: usize = 64;
-/// How many steps a search takes at most: the request waits for it.
-const MAX_SEARCHED: u32 = 1 << 20;
-/// Where an inode of unknown type stands among the errors that were logged: no read begins there.
-const TYPE: u64 = u64::MAX;
 /// Entries `.` and `..` come before those of the image.
 const DOTS: u64 = 2;
 
@@ -72,9 +63,6 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What the names of access control lists begin with.
-const ACL: &[u8] = b"system.posix_acl_";
-
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
     rootfs: Arc<Rootfs>,
@@ -87,28 +75,6 @@ pub(super) struct Adapter {
     /// nothing to tell it by.
     marks: &'static [u8],
 }
-
-/// Why a request is not answered with what was asked for.
-enum Refusal {
-    /// The file system's own error; logged when it is about damage.
-    Fs(fs::Error),
-    /// An expected answer.
-    Errno(Errno),
-}
-
-impl From<fs::Error> for Refusal {
-    fn from(error: fs::Error) -> Self {
-        Refusal::Fs(error)
-    }
-}
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        Refusal::Errno(errno)
-    }
-}
-
-type Answer<T> = Result<T, Refusal>;
 
 /// What the names of attributes begin with that overlayfs keeps for itself where this process
 /// mounts. Who is confined cannot find that out.
@@ -139,124 +105,6 @@ impl Adapter {
             resends,
             marks,
         }
-    }
-
-    /// Runs `f`. A panic is a bug, but one that costs its request an EIO and nobody else anything.
-    fn answer<T>(
-        &self,
-        op: Op,
-        req: &Request,
-        ino: INodeNo,
-        offset: u64,
-        f: impl FnOnce(u32) -> Answer<T>,
-    ) -> Result<T, Errno> {
-        let Ok(number) = u32::try_from(ino.0) else {
-            return Err(Errno::ESTALE);
-        };
-        let began = Instant::now();
-        let Ok(_in_hand) = self.in_hand.begin(req.unique().0) else {
-            tracing::error!(
-                op = op.name(),
-                ino = number,
-                offset,
-                "a request has ended several workers; answered with an I/O error"
-            );
-            self.metrics.answered(op, ino.0, offset, began, true);
-            return Err(Errno::EIO);
-        };
-        let result = match catch_unwind(AssertUnwindSafe(|| f(number))) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(Refusal::Errno(errno))) => Err(errno),
-            Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
-            Err(_) => {
-                if self.log_number(number, offset).is_some() {
-                    tracing::error!(
-                        op = op.name(),
-                        ino = number,
-                        offset,
-                        "a request made the worker panic; answered with an I/O error"
-                    );
-                }
-                Err(Errno::EIO)
-            }
-        };
-        self.metrics
-            .answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
-        result
-    }
-
-    /// The errno of an error; damage is logged, once for each place.
-    fn refuse(&self, ino: u32, offset: u64, error: &fs::Error) -> Errno {
-        let errno = error.errno();
-        if errno == rustix::io::Errno::IO {
-            self.metrics.damaged();
-            if let Some(number) = self.log_number(ino, offset) {
-                let path = if number <= MAX_SEARCHES {
-                    self.path(ino)
-                } else {
-                    None
-                };
-                let path = path.unwrap_or_else(|| PathBuf::from("?"));
-                tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
-            }
-        }
-        Errno::from_i32(errno.raw_os_error())
-    }
-
-    /// Which of the logged errors this is, counted from 1; `None` when it was logged before, or too
-    /// many were: an image must not fill the log.
-    fn log_number(&self, ino: u32, offset: u64) -> Option<usize> {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        (logged.len() < MAX_LOGGED && logged.insert((ino, offset))).then(|| logged.len())
-    }
-
-    /// A path of an inode, for messages. A directory knows its own; a file does not know where it
-    /// is linked, and is looked for by a walk.
-    fn path(&self, wanted: u32) -> Option<PathBuf> {
-        let absolute = |path: &[u8]| Path::new("/").join(OsStr::from_bytes(path));
-        if let Ok(path) = self.rootfs.directory_path(wanted) {
-            return Some(absolute(&path));
-        }
-        let mut walk = self.rootfs.walk(ROOT, Order::Depth).ok()?;
-        for _ in 0..MAX_SEARCHED {
-            match walk.step() {
-                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => {
-                    return Some(absolute(walk.path()));
-                }
-                Ok(None) => break,
-                // In what cannot be read, the inode is not found.
-                Ok(Some(_)) | Err(_) => {}
-            }
-        }
-        None
-    }
-
-    fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
-        file_attr(ino, inode).ok_or_else(|| {
-            self.metrics.damaged();
-            if self.log_number(ino, TYPE).is_some() {
-                tracing::error!(ino, mode = inode.mode, "an inode of no known type");
-            }
-            Errno::EIO.into()
-        })
-    }
-
-    fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
-        let (ino, inode) = match name {
-            // Asked for by NFS and by overlayfs when they come back with a file handle. What they
-            // found has the name `/` in the kernel until it is found by its own, and is asked for
-            // under that when it is looked at again.
-            b"." | b"/" => (parent, self.rootfs.inode(parent)?),
-            b".." => {
-                let ino = self.rootfs.parent(parent)?;
-                (ino, self.rootfs.inode(ino)?)
-            }
-            _ => match self.rootfs.lookup(parent, name)? {
-                Some(found) => found,
-                None => return Ok(negative()),
-            },
-        };
-        self.attr(ino, &inode)
     }
 }
 
@@ -736,23 +584,6 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
-}
-
-/// Whether an inode may have an access control list that the kernel is to go by. Of an image that
-/// does not list the inodes with attributes, because they are many, it is not known.
-fn may_have_lists(rootfs: &Rootfs) -> bool {
-    if !rootfs.has_xattrs() {
-        return false;
-    }
-    let Ok(Some(entries)) = rootfs.xattr_entries() else {
-        return true;
-    };
-    let has = |ino| {
-        rootfs
-            .xattr_names(ino)
-            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
-    };
-    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 
 /// `size` is the room that the caller has; 0 asks how much it needs.
