@@ -1,32 +1,32 @@
-//! How errors are made and told, in every module alike.
+//! How all modules make and report errors.
 //!
-//! - A module has one enum for what can go wrong in it, in its `error.rs`. A variant says what was
-//!   being done, and to which path, offset or name; its source says why it failed. Nothing is said
-//!   twice: [`chain`] puts both into one line.
-//! - What the operating system refuses is [`Io`], whatever module asked for it.
+//! - Each module has one error enum, in its `error.rs`. A variant states what the program was
+//!   doing, and to which path, offset or name; its source states why that failed. Neither repeats
+//!   the other: [`chain`] joins them in one line.
+//! - A failed system call is an [`Io`], in every module.
 //! - What a command does about an error stands beside the enum: its implementation of [`Report`]
-//!   names the exit code, and the hint for whoever reads the message. The command line only prints
-//!   them.
-//! - Callers of a mounted file system are told an errno, in one place: [`crate::fs::Error::errno`].
+//!   gives the exit code, and a hint for the user. The command line only prints them.
+//! - Programs that use a mounted file system get an errno. Only [`crate::fs::Error::errno`] chooses
+//!   it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// What the operating system refused to do.
+/// A failed system call.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing}{}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
 pub struct Io {
-    /// What was being done, such as "opening".
+    /// What the program was doing, such as "opening".
     pub doing: &'static str,
-    /// To which path; `None` when it was done to none.
+    /// To which path, if any.
     pub path: Option<PathBuf>,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
 impl Io {
-    /// For `map_err`: an error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub fn at<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Self {
             doing,
@@ -35,7 +35,7 @@ impl Io {
         }
     }
 
-    /// For `map_err`: an error while doing something that concerns no path.
+    /// Makes a closure for `map_err` that adds what was being done, if no path is involved.
     pub fn doing<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self {
             doing,
@@ -44,7 +44,7 @@ impl Io {
         }
     }
 
-    /// What the system said, in a word.
+    /// The kind of the system's error.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
@@ -65,7 +65,7 @@ impl Report for Io {
             .as_ref()
             .filter(|_| self.kind() == io::ErrorKind::NotConnected)?;
         Some(format!(
-            "nobody serves what is mounted there; `lxcri-fs umount {}` takes it away",
+            "no process serves the mount there any more; `lxcri-fs umount {}` removes it",
             path.display()
         ))
     }
@@ -74,7 +74,7 @@ impl Report for Io {
 /// Exit codes of commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Anything that has no code of its own.
+    /// Every failure without a code of its own.
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
@@ -89,7 +89,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The exit code of another process of ours.
+    /// Converts the exit code of another process of this program.
     pub(crate) fn from_code(code: u8) -> Self {
         let all = [
             Exit::Usage,
@@ -117,13 +117,13 @@ pub trait Report: std::error::Error {
         Exit::Failure
     }
 
-    /// What to try.
+    /// What the user can try.
     fn hint(&self) -> Option<String> {
         None
     }
 }
 
-/// An error and its causes, in one line.
+/// An error and its causes in one line, separated by colons.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

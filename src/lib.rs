@@ -1,7 +1,7 @@
-//! Container root file systems out of single-file BFC images: nothing is unpacked, a root file
-//! system is available as soon as its image file is, and every byte is checked when it is read.
+//! Container root file systems from single-file BFC images: nothing is unpacked, a root file system
+//! is available as soon as its image file is, and every byte is checked when it is read.
 //!
-//! Build an image of a directory, and read a file of it without mounting it:
+//! Build an image from a directory, and read a file from it without mounting it:
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! Mount an image ([`image::Mount`]) and pull one into a store ([`image::Pull`]); `examples/` has a
+//! [`image::Mount`] mounts an image, and [`image::Pull`] pulls one into a store; `examples/` has a
 //! program for each.
 //!
 //! | module | what it is for |
@@ -36,15 +36,15 @@
 //! | [`store`] | where images and containers are: a directory, or ZFS |
 //! | [`error`] | how errors are told |
 //!
-//! The others are what these are made of. They depend on each other downwards only: [`cli`] parses
-//! arguments and prints; [`registry`] speaks the OCI distribution protocol; [`upper`] puts what a
-//! container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with the
+//! The other modules implement these. Dependencies go downwards only: [`cli`] parses arguments and
+//! prints; [`registry`] speaks the OCI distribution protocol; [`upper`] manages uppers, which take
+//! what a container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with the
 //! processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`zfs`] is
-//! the `zfs` command behind types; [`sys`] is the operating system; [`text`] shows people what
-//! strangers had a hand in. The format is the crate `bfc`.
+//! the `zfs` command behind types; [`sys`] is the operating system; [`text`] makes untrusted text
+//! safe to print. The crate `bfc` is the image format.
 //!
-//! Nothing is printed but through `cli::output`, so that nothing drives a terminal: clippy.toml and
-//! the lints below see to that.
+//! Only `cli::output` prints, so that no untrusted text can control a terminal; clippy.toml and the
+//! lints below enforce that.
 
 #![warn(unreachable_pub)]
 #![deny(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
@@ -65,9 +65,9 @@ pub mod text;
 pub mod upper;
 pub mod zfs;
 
-/// Runs one of this library's own processes, the keeper or the worker of a mount, if this process
-/// was started as one; `None` if not. A mount starts the running program again as these, so a
-/// program that mounts calls this before anything else, and ends with the code.
+/// Runs the keeper or the worker of a mount, if this process was started as one, and returns the
+/// exit code; `None` if it was not. Mounting starts the running program again as these processes,
+/// so a program that mounts must call this first, and exit with the code.
 pub fn run_as_daemon() -> Option<u8> {
     use error::Report;
     let args: Vec<_> = std::env::args_os().collect();

@@ -1,17 +1,17 @@
-//! References: what people call images, `nginx:1.27` or `registry.example.org/team/app@sha256:…`
+//! References, the names of images: `nginx:1.27` or `registry.example.org/team/app@sha256:…`
 //! (grammar: distribution/reference).
 //!
-//! The parser of oci-spec compiles a regular expression of 8 MiB for it, which takes longer than a
-//! mount. Here it is only the measure, in the tests.
+//! oci-spec's parser compiles a regular expression of 8 MiB, which takes longer than a mount. The
+//! tests compare this parser with it.
 
 use oci_spec::distribution::Reference;
 
-/// As skopeo and podman write references.
+/// The prefix with which skopeo and podman write references.
 pub const PREFIX: &str = "docker://";
 const HUB: &str = "docker.io";
 /// Another name of [`HUB`].
 const HUB_INDEX: &str = "index.docker.io";
-/// Whose repositories on Docker Hub need not be said.
+/// The namespace on Docker Hub that may be left out.
 const LIBRARY: &str = "library";
 const LATEST: &str = "latest";
 /// Longest name of a repository, bytes.
@@ -21,7 +21,7 @@ const MAX_TAG: usize = 128;
 /// Algorithms and how many hexadecimal digits their digests have.
 const ALGORITHMS: [(&str, usize); 3] = [("sha256", 64), ("sha384", 96), ("sha512", 128)];
 
-/// Understands `[docker://]NAME[:TAG][@DIGEST]`; `nginx` is `docker.io/library/nginx:latest`.
+/// Parses `[docker://]NAME[:TAG][@DIGEST]`; `nginx` is `docker.io/library/nginx:latest`.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -45,19 +45,19 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
         path.to_owned()
     };
     if !is_host(host) {
-        return Err("it begins with what is no host");
+        return Err("it begins with an invalid host name");
     }
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err("repositories have lower-case names");
+        return Err("names of repositories must be in lower case");
     }
     if repository.len() > MAX_NAME || !path.split('/').all(is_component) {
-        return Err("it has no name that a repository can have");
+        return Err("it has an invalid repository name");
     }
     if tag.is_some_and(|tag| !is_tag(tag)) {
-        return Err("it has no tag behind the colon");
+        return Err("there is no valid tag after the colon");
     }
     if digest.is_some_and(|digest| !is_digest(digest)) {
-        return Err("it has no digest behind the @");
+        return Err("there is no valid digest after the @");
     }
     let (host, tag, digest) = (
         host.to_owned(),
@@ -73,7 +73,7 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
     })
 }
 
-/// Labels with dots between them, and maybe a port.
+/// Labels separated by dots, and optionally a port.
 fn is_host(text: &str) -> bool {
     let (labels, port) = text.split_once(':').unwrap_or((text, "0"));
     let is_label = |label: &str| {
@@ -87,7 +87,7 @@ fn is_host(text: &str) -> bool {
     labels.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Lower-case letters and digits, with a dot, one or two underscores, or hyphens between them.
+/// Lower-case letters and digits, separated by a dot, one or two underscores, or hyphens.
 fn is_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.starts_with(is_word)

@@ -1,28 +1,28 @@
-//! Text for people that strangers had a hand in: names of files, images and registries, what a
-//! process said. None of it drives a terminal.
+//! Makes untrusted text safe to print: names of files, images and registries, and messages of other
+//! programs. The result cannot control a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character does something else than be seen: control characters, which drive terminals;
-/// Unicode's bidi controls, which show text in another order than it has; its default-ignorable
-/// code points, which are not seen at all; and what ends a line.
+/// Whether a character is not plainly visible: control characters, which control terminals;
+/// Unicode's bidi controls, which reorder text; its default-ignorable code points, which are
+/// invisible; and line ends.
 pub fn is_unseen(c: char) -> bool {
     matches!(c,
-        // Cc, and what ends a line or paragraph.
+        // Cc, and the ends of lines and paragraphs.
         '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}' | '\u{2029}'
         // Bidi_Control, of which the others are below.
         | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
-        // Default_Ignorable_Code_Point, and the marks of interlinear annotations, which are not
-        // seen either.
+        // Default_Ignorable_Code_Point, and the marks of interlinear annotations, which are
+        // invisible too.
         | '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
         | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200d}' | '\u{2060}'..='\u{206f}'
         | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// A message, or a line of one, with all that [`is_unseen`] as Rust writes it: `\n`, `\u{1b}`.
-/// Doing it twice is the same as once.
+/// Escapes every [`is_unseen`] character of a message as Rust does: `\n`, `\u{1b}`. Escaping twice
+/// gives the same as escaping once.
 pub fn neutral(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unseen) {
         return text.into();
@@ -32,8 +32,8 @@ pub fn neutral(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// A name or path as text, from which its bytes can be had again: as [`neutral`], and a backslash
-/// is doubled, what is not UTF-8 is `\xNN`.
+/// Converts a name or path to text from which the bytes can be recovered: like [`neutral`], with
+/// backslashes doubled, and `\xNN` for bytes that are not UTF-8.
 pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -435,7 +435,7 @@ fn as_many_images_are_mounted_as_can_be_passed() {
     let refused = mount(MAX_IMAGES + 1);
     assert!(!refused.status.success());
     assert!(
-        stderr(&refused).contains("at most 250 images, and not of 251"),
+        stderr(&refused).contains("at most 250 images, not 251"),
         "{}",
         stderr(&refused)
     );

@@ -400,7 +400,10 @@ fn ends() {
     for cut in [1, 511, 513, 1000, 1023] {
         refused(&whole[..cut], "cut off");
     }
-    refused(&tar(vec![pax(b'x', &[("path", b"a")])]), "without an entry");
+    refused(
+        &tar(vec![pax(b'x', &[("path", b"a")])]),
+        "not followed by an entry",
+    );
     refused(&[&[0; 512][..], &whole].concat(), "single block of zeros");
     refused(&[&whole[..], &vec![1; 2 << 20]].concat(), "follow the end");
     refused(&[7; 512], "checksum");
@@ -445,7 +448,7 @@ fn what_cannot_be_right_is_refused() {
         &tar(vec![pax(b'x', &[("uid", b"4294967295")]), file()]),
         "uid",
     );
-    refused(&tar(vec![member(b"l", b'2', b"")]), "without a target");
+    refused(&tar(vec![member(b"l", b'2', b"")]), "has no target");
     refused(
         &tar(vec![pax(b'x', &[("mtime", b"soon")]), file()]),
         "mtime",
@@ -493,7 +496,7 @@ fn what_cannot_be_right_is_refused() {
     );
     refused(
         &sparse(&[("GNU.sparse.major", b"2"), ("GNU.sparse.minor", b"0")]),
-        "unknown form",
+        "its format is unknown",
     );
     refused(
         &sparse(&[

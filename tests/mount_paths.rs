@@ -117,7 +117,7 @@ fn a_symlink_of_another_user_is_not_followed_by_mount_nor_by_umount() {
             stderr(&output)
         );
         assert!(
-            stderr(&output).contains("another user can put there")
+            stderr(&output).contains("another user could have created")
                 && stderr(&output).contains("hint:"),
             "{}",
             stderr(&output)

@@ -291,7 +291,7 @@ fn a_registry_that_lies_is_refused() {
     refused_as(&format!("@{digest}"), "its digest is", &|image| {
         image.manifests.get_mut(&digest).unwrap().1.push(b' ')
     });
-    refused("is an index and a manifest at once", &|image| {
+    refused("is both an index and a manifest", &|image| {
         let both = image.manifest(
             server::MANIFEST,
             &json!({ "schemaVersion": 2, "manifests": [], "layers": [] }),
@@ -342,11 +342,7 @@ fn a_registry_that_lies_is_refused() {
         }
     });
     bench.plain(&[&strange.host()]);
-    bench.refused(
-        &format!("{}/app", strange.host()),
-        1,
-        "a token that is none",
-    );
+    bench.refused(&format!("{}/app", strange.host()), 1, "an invalid token");
 }
 
 #[test]
@@ -501,7 +497,7 @@ fn tokens_go_to_their_registry_only() {
     write(json!({ "identitytoken": "a refresh token" }));
     assert_eq!(bench.what(&format!("{host}/team/app"), &[]), "secret");
     write(json!({ "auth": STANDARD.encode("somebody:else") }));
-    bench.refused(&format!("{host}/team/app"), 4, "refuses");
+    bench.refused(&format!("{host}/team/app"), 4, "denies access");
 
     let log = storage.log.lock().unwrap();
     assert!(
@@ -539,7 +535,7 @@ fn credentials_go_to_no_plain_token_server_of_another_host() {
             json!({ "auths": { &host: entry } }).to_string(),
         )
         .unwrap();
-        bench.refused(&format!("{host}/app"), 1, "no credentials are sent there");
+        bench.refused(&format!("{host}/app"), 1, "no credentials are sent to it");
     }
     assert!(tokens.log.lock().unwrap().is_empty());
     let log = server.log.lock().unwrap();
@@ -700,7 +696,7 @@ fn a_length_that_no_file_can_have_is_refused() {
     image.tag("latest", &manifest);
     let server = image.serve();
     bench.plain(&[&server.host()]);
-    bench.refused(&format!("{}/app", server.host()), 3, "are fetched");
+    bench.refused(&format!("{}/app", server.host()), 3, "are allowed");
 }
 
 #[test]

@@ -261,7 +261,11 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
         );
     };
     refused("user", &["--config.user", "nobody"], "no user \"nobody\"");
-    refused("signal", &["--config.stopsignal", "SIGNONE"], "no signal");
+    refused(
+        "signal",
+        &["--config.stopsignal", "SIGNONE"],
+        "is not a signal",
+    );
     refused("platform", &["--architecture", "s390x"], "linux/s390x");
     let dir = temp.path().join("label");
     std::fs::create_dir(&dir).unwrap();
@@ -285,7 +289,7 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
         "lxcri_fs create c --image $IMAGE --bundle /run/b --annotation org.lxcri-fs.image",
     );
     assert!(
-        stderr(&output).contains("cannot be an annotation"),
+        stderr(&output).contains("is a reserved annotation"),
         "{}",
         stderr(&output)
     );

@@ -269,7 +269,7 @@ fn what_a_source_is_is_guessed() {
         1,
         "ftp:// is not a kind of source",
     );
-    bench.refused(&["docker://Example/image"], 2, "is no reference");
+    bench.refused(&["docker://Example/image"], 2, "is not a reference");
     bench.refused(
         &["docker-archive:docker.tar:other:1"],
         1,
@@ -342,10 +342,12 @@ fn documents_are_not_believed() {
     refused(3, "the image's configuration says sha256:0000", &|l| {
         vec![l.manifest(&config(l, json!([zeros])), &[layer(l)])]
     });
-    refused(3, "0 diff_ids for 1 layers", &|l| {
-        vec![l.manifest(&config(l, json!([])), &[layer(l)])]
-    });
-    refused(3, "is no SHA-256 digest", &|l| {
+    refused(
+        3,
+        "diff_ids (0) differs from the number of layers (1)",
+        &|l| vec![l.manifest(&config(l, json!([])), &[layer(l)])],
+    );
+    refused(3, "is not a SHA-256 digest", &|l| {
         vec![l.manifest(&config(l, json!(["sha256:../../etc/passwd"])), &[layer(l)])]
     });
     refused(3, "", &|l| {

@@ -581,7 +581,7 @@ fn doctor_tells_what_is_broken(store: &Store) {
     store.build("two", "two");
     let (sound, bad, text) = findings(store);
     assert!(
-        sound && bad.is_empty() && text.contains("2 images, 0 containers"),
+        sound && bad.is_empty() && text.contains("images: 2, containers: 0"),
         "{text}"
     );
     for about in ["kernel", "overlay", "zfs", "limits", "mounts", "store"] {
@@ -605,10 +605,10 @@ fn what_is_there_is_not_built_again(store: &Store) {
     let path = store.image("first")["path"].as_str().unwrap().to_owned();
     let source = format!("bfc:{path}");
     let built = |args: &[&str]| store.run(&[&["build", &source, "-t", "second"], args].concat());
-    assert!(!built(&[]).contains("there already"));
-    assert!(built(&[]).contains("there already"));
-    assert!(!built(&["--force"]).contains("there already"));
-    assert!(!built(&["--compression", "none"]).contains("there already"));
+    assert!(!built(&[]).contains("already in the store"));
+    assert!(built(&[]).contains("already in the store"));
+    assert!(!built(&["--force"]).contains("already in the store"));
+    assert!(!built(&["--compression", "none"]).contains("already in the store"));
     // Of several at a time, one does the work.
     let children: Vec<_> = (0..4)
         .map(|_| {
@@ -626,7 +626,7 @@ fn what_is_there_is_not_built_again(store: &Store) {
     assert_eq!(
         texts
             .iter()
-            .filter(|t| !t.contains("there already"))
+            .filter(|t| !t.contains("already in the store"))
             .count(),
         1,
         "{texts:?}"

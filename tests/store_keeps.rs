@@ -68,8 +68,8 @@ fn an_image_of_a_store_is_not_written_to_by_whatever_name(store: &Store) {
             let said = stderr(&output);
             assert!(
                 output.status.code() == Some(6)
-                    && said.contains("is not changed")
-                    && said.contains("-t NEW"),
+                    && said.contains("must not change")
+                    && said.contains("-t NAME"),
                 "{name:?}: {said}"
             );
         }
@@ -80,7 +80,7 @@ fn an_image_of_a_store_is_not_written_to_by_whatever_name(store: &Store) {
     ] {
         let said = store.fails(&args, 6);
         assert!(
-            said.contains("is not changed") && said.contains("-t NEW"),
+            said.contains("must not change") && said.contains("-t NAME"),
             "{said}"
         );
     }
@@ -172,7 +172,7 @@ fn what_is_there_already_is_looked_at(store: &Store) {
     assert!(
         store
             .run(&["build", &oci, "-t", "app"])
-            .contains("there already")
+            .contains("already in the store")
     );
     change(store, &path_of(store, "app"));
     assert_eq!(store.run(&["ls", "app"]), "other\n");
@@ -180,7 +180,7 @@ fn what_is_there_already_is_looked_at(store: &Store) {
     assert!(
         !store
             .run(&["build", &oci, "-t", "app"])
-            .contains("there already")
+            .contains("already in the store")
     );
     assert_eq!(store.run(&["ls", "app"]), "file\n");
     store.run(&["verify", "app"]);

@@ -172,7 +172,11 @@ fn a_container_whose_root_nobody_serves_is_named_and_mounted_again_with_what_it_
         (&inspected["mounted"], &inspected["answer"]),
         (&Value::Bool(true), &Value::from("dead"))
     );
-    assert!(fixture.run(&["inspect", "c1"]).contains("nobody serves it"));
+    assert!(
+        fixture
+            .run(&["inspect", "c1"])
+            .contains("no process serves it")
+    );
 
     // Not while a process stands on it.
     let mut user = Command::new("sleep")

@@ -296,7 +296,7 @@ fn an_upper_where_overlayfs_cannot_write_is_refused_with_the_reason() {
     let _overlay = fixture.mount(&["--ephemeral"], "overlay");
     let output = fixture.try_mount(&["--upper", &fixture.upper("overlay/home")], "merged");
     assert!(
-        stderr(&output).contains("overlayfs cannot write to itself"),
+        stderr(&output).contains("it is on overlayfs, where overlayfs cannot write"),
         "{}",
         stderr(&output)
     );
@@ -363,7 +363,7 @@ fn an_upper_is_told_by_what_it_is_not_by_its_path() {
             .output()
             .unwrap();
         assert!(
-            stderr(&diff).contains("too long to be told"),
+            stderr(&diff).contains("too long for mountinfo"),
             "{}",
             stderr(&diff)
         );
@@ -421,7 +421,7 @@ fn what_is_no_upper_does_not_become_one() {
          made/work; chmod 755 made",
     );
     for name in ["home", "."] {
-        refused(name, "is no upper, and not empty");
+        refused(name, "is not an upper, and not empty");
     }
     assert_eq!(
         sh(fixture.dir.path(), "find home | sort"),

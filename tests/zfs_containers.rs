@@ -207,7 +207,7 @@ fn zfs_a_locked_store_says_so_and_loses_nothing() {
             && said.contains("cannot be reached")
             && said.contains(&hint)
             && !said.contains("remove its")
-            && !said.contains("gone"),
+            && !said.contains("was removed"),
         "{said}"
     );
     zfs(&["load-key", &dataset]);

@@ -1,8 +1,8 @@
-//! What can be wrong with an image, and with reading it.
+//! Errors of images, and of reading and writing them.
 
 use std::io;
 
-/// An error of this crate. Each says what was being done, and to which offset or path of the image.
+/// An error of this crate. Each names the operation, and the offset or the part of the image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,7 +13,7 @@ pub enum Error {
         offset: u64,
         /// How many bytes were wanted.
         len: u64,
-        /// What the source said.
+        /// The source's error.
         source: io::Error,
     },
     /// The bytes could not be written.
@@ -21,33 +21,33 @@ pub enum Error {
     Write {
         /// Where the write began.
         offset: u64,
-        /// What the sink said.
+        /// The output's error.
         source: io::Error,
     },
-    /// What an image is made from could not be read.
-    #[error("reading what is to be written")]
+    /// Input of a new image could not be read.
+    #[error("reading input for the image")]
     Input(#[source] io::Error),
-    /// The file does not start as a BFC file does.
+    /// The file does not begin like a BFC file.
     #[error("not a BFC image: {0}")]
     NotBfc(&'static str),
-    /// The header's checksum fits neither flavour.
+    /// The header's checksum is wrong in both flavours.
     #[error("the header is damaged: its checksum is wrong")]
     HeaderCrc,
-    /// There is no footer where the image ends.
+    /// There is no valid footer at the end of the image.
     #[error(
-        "no valid footer at the end of the image, which is {end} bytes long: it is cut off, \
-         damaged or was never finished"
+        "no valid footer at the end of the image, which is {end} bytes long: it was cut off, \
+         damaged or never finished"
     )]
     NoFooter {
         /// Where it should end.
         end: u64,
     },
     /// The file ends before the image does.
-    #[error("the image is cut off: it is {committed} bytes long, and the file has {found}")]
+    #[error("the image is cut off: it is {committed} bytes long, but the file has {found}")]
     CutOff {
-        /// How long the header says that the image is.
+        /// Length of the image according to its header.
         committed: u64,
-        /// How long the file is.
+        /// Length of the file.
         found: u64,
     },
     /// The footer names an index outside the file.
@@ -82,16 +82,16 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
-    /// The rootfs section is of before version 1.0, which nothing reads any more.
+    /// The rootfs section is older than version 1.0, and can no longer be read.
     #[error(
         "the image was made before version 1.0 of the rootfs section, which this version does not \
          read: build it again"
     )]
     Outdated,
-    /// The image uses something that this version does not know.
+    /// The image uses a feature that this version does not support.
     #[error("the image needs {0}, which this version does not support")]
     Unsupported(String),
-    /// Content is damaged: a checksum, a tag or a length does not fit.
+    /// Content is damaged: a checksum, an authentication tag or a length is wrong.
     #[error("content at offset {offset} is damaged: {reason}")]
     Content {
         /// Offset of the content in the image.
@@ -100,23 +100,23 @@ pub enum Error {
         reason: &'static str,
     },
     /// Content is encrypted and no key was given.
-    #[error("the image is encrypted and no password or key was given")]
+    #[error("the image is encrypted, and no password or key was given")]
     KeyNeeded,
-    /// The key does not open the image.
+    /// The key does not decrypt the image.
     #[error("the password or key is wrong")]
     WrongKey,
-    /// The key file is not a key.
+    /// The key file has a wrong length.
     #[error("a key file holds exactly 32 bytes, not {0}")]
     KeyFile(u64),
-    /// The image is another one than was asked for.
+    /// The image is not the requested one.
     #[error("the image's root digest is {found}, not {wanted}")]
     Digest {
         /// Hexadecimal digest that the image has.
         found: String,
-        /// Hexadecimal digest that was asked for.
+        /// Hexadecimal digest that was requested.
         wanted: String,
     },
-    /// Something exceeds what the format, or this crate, can hold.
+    /// Something exceeds a limit of the format or of this crate.
     #[error("too large: {0}")]
     TooLarge(&'static str),
 }

@@ -43,7 +43,7 @@ pub fn append(
         TryLockError::WouldBlock => Error::Source {
             name: path.display().to_string(),
             reason: "another process is appending to it".into(),
-            hint: Some("try again when that is done".into()),
+            hint: Some("try again when it has finished".into()),
         },
         TryLockError::Error(e) => Error::io("locking the image", path)(e),
     })?;

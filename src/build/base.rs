@@ -49,9 +49,10 @@ impl Base {
         let Some(locator) = container.locator().map_err(failed)? else {
             return Err(Error::Source {
                 name: path.display().to_string(),
-                reason: "it is a plain v1 image, without layers to continue from".into(),
+                reason: "it is a plain v1 image, which has no layers to append to".into(),
                 hint: Some(
-                    "`lxcri-fs build bfc:IMAGE -o NEW.bfc` makes one with a layer of it".into(),
+                    "`lxcri-fs build bfc:IMAGE -o NEW.bfc` turns it into an image with one layer"
+                        .into(),
                 ),
             });
         };

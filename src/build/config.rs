@@ -51,7 +51,10 @@ pub(super) fn config(
         return Ok(found.to_vec());
     }
     if !diff_ids.starts_with(&known) {
-        return Err(Error::document(name, "its diff_ids are not the layers'"));
+        return Err(Error::document(
+            name,
+            "its diff_ids differ from those of the layers",
+        ));
     }
     let mut history = document
         .get("history")

@@ -1,4 +1,4 @@
-//! What can go wrong in building.
+//! Errors of building and exporting.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::layer::{self, merge, tar};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
     /// A layer is wrong.
@@ -22,7 +22,7 @@ pub enum Error {
         /// What is wrong.
         source: layer::Error,
     },
-    /// A layer's change cannot be made.
+    /// A layer cannot be applied.
     #[error("merging layer {name}")]
     Merge {
         /// The layer, as its source names it.
@@ -35,7 +35,7 @@ pub enum Error {
     Decompress {
         /// The blob or layer.
         name: String,
-        /// What the decompressor said.
+        /// The decompressor's error.
         source: io::Error,
     },
     /// A blob is not what its descriptor says.
@@ -46,7 +46,7 @@ pub enum Error {
         /// What differs.
         reason: Mismatch,
     },
-    /// A document of the source does not parse, or is not there.
+    /// A document of the source does not parse, or is missing.
     #[error("{document}: {reason}")]
     Document {
         /// Which one.
@@ -76,7 +76,7 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
-    /// An archive around an image is no tar.
+    /// The archive of an image is not a valid tar.
     #[error("archive {}", path.display())]
     Archive {
         /// The archive.
@@ -84,7 +84,7 @@ pub enum Error {
         /// What is wrong with it.
         source: tar::Error,
     },
-    /// An image that is a source, or is exported.
+    /// The image that is a source or is exported cannot be read.
     #[error(transparent)]
     Fs(#[from] fs::Error),
     /// Writing the image.
@@ -101,7 +101,7 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// Another length.
-    #[error("it has {found} bytes, its descriptor says {wanted}")]
+    #[error("it has {found} bytes, but its descriptor says {wanted}")]
     Size {
         /// Length that was found.
         found: u64,
@@ -109,7 +109,7 @@ pub enum Mismatch {
         wanted: u64,
     },
     /// Another digest.
-    #[error("its digest is {found}, its descriptor says {wanted}")]
+    #[error("its digest is {found}, but its descriptor says {wanted}")]
     Digest {
         /// Digest that was found.
         found: String,
@@ -117,7 +117,7 @@ pub enum Mismatch {
         wanted: String,
     },
     /// Another diff_id.
-    #[error("unpacked, its digest is {found}, the image's configuration says {wanted}")]
+    #[error("its digest when unpacked is {found}, but the image's configuration says {wanted}")]
     DiffId {
         /// Digest that was found.
         found: String,
@@ -132,7 +132,7 @@ impl Error {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    /// What could not be fetched, and why not.
+    /// An error for something that could not be fetched.
     pub fn remote(name: impl Into<String>, why: impl Report + Send + Sync + 'static) -> Self {
         let (exit, hint) = (why.exit(), why.hint());
         Error::Remote {
@@ -143,7 +143,7 @@ impl Error {
         }
     }
 
-    /// A document that is wrong.
+    /// An error for a wrong document.
     pub fn document(document: impl Into<String>, reason: impl ToString) -> Self {
         Error::Document {
             document: document.into(),

@@ -141,7 +141,7 @@ fn start(diff_ids: &[Option<Digest>], output: &Output, options: &Options) -> Res
             std::fs::File::open(path).map_err(Error::io("opening the image", path))?,
         )?;
         let common = base.common(diff_ids);
-        tracing::debug!(base = %path.display(), common, "layers taken over");
+        tracing::debug!(base = %path.display(), common, "reusing layers");
         if common > 0 {
             let write = WriteOptions {
                 key: base.key(options.sources.secret.as_ref())?,
@@ -291,7 +291,7 @@ fn read_layer(
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (read, made) {
-            // The tar ended because its maker failed, or is wrong because the blob is another one.
+            // The tar ended because its source failed, or is wrong because the blob does not match.
             (_, Err(e)) if ended || matches!(e, Error::Mismatch { .. }) => Err(e),
             (Err(source), _) => Err(Error::Layer {
                 name: name.to_owned(),
@@ -303,7 +303,7 @@ fn read_layer(
     })
 }
 
-/// Refuses to begin what cannot end well.
+/// Fails early if there is not enough space.
 fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<()> {
     // An image is about as large as its compressed layers. What is not compressed yet shrinks, by
     // how much is not known: a fifth is what it needs at least.
@@ -320,7 +320,7 @@ fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<(
     if free < needed {
         return Err(Error::Source {
             name: options.output.display().to_string(),
-            reason: format!("the image needs {needed} bytes or more, and {free} are free"),
+            reason: format!("the image needs at least {needed} bytes, but only {free} are free"),
             hint: None,
         });
     }

@@ -14,11 +14,11 @@ use crate::build::{self, AppendOptions, Platform, sources};
 use crate::image::{InPlace, Layered, Sources};
 use crate::store::Reference;
 
-/// Put layers on top of an image: in place, or as a new image in the store
+/// Add layers on top of an image, in place or as a new image in the store
 ///
-/// LAYER is a directory (in overlayfs or OCI form), a tar, or anything that `build` takes. When it
-/// is interrupted, the image is what it was. Mounts of the image go on showing what it was. An
-/// image of a store is not changed: -t makes another one of it.
+/// LAYER is a directory (with whiteouts in overlayfs or OCI form), a tar, or any SOURCE of `build`.
+/// An interrupted append leaves the image unchanged. Existing mounts keep showing the image as it
+/// was. Images in a store never change: use -t to make a new image from one.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,13 +27,15 @@ Examples:
 pub(super) struct AppendArgs {
     /// The image: a file, or with -t also the name or digest of an image in the store
     image: PathBuf,
-    /// What to put on top, lowest first
+    /// The layers to add, lowest first
     #[arg(required = true, value_name = "LAYER")]
     layers: Vec<OsString>,
-    /// Put the result into the store under this name, and leave the image as it is
+    /// Put the result into the store under this name, and leave IMAGE unchanged (default: append to
+    /// the file IMAGE itself)
     #[arg(short, long, value_name = "NAME")]
     tag: Option<Reference>,
-    /// Append although there are uppers that only fit the image as it is now
+    /// Append even if uppers exist that fit only the image as it is now; they can no longer be
+    /// mounted
     #[arg(short, long, conflicts_with = "tag")]
     force: bool,
     #[command(flatten)]

@@ -17,38 +17,41 @@ use crate::build::{self, MAX_SIZE, Platform};
 use crate::image::{self, Build, Made};
 use crate::store::{self, Reference};
 
-/// Build an image of a directory, an OCI image, an archive, or of an image in a registry
+/// Build an image from a directory, an OCI image, an archive, or an image in a registry
 ///
 /// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF],
-/// docker://REFERENCE, tar:FILE or bfc:FILE; what it is is guessed when the prefix is left out. All
-/// digests are checked, and nothing is left behind when something is wrong.
+/// docker://REFERENCE, tar:FILE or bfc:FILE. Without a prefix, lxcri-fs guesses the kind from the
+/// file or directory. It checks all digests; a failed build leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs build oci:nginx:1.27 -t nginx:1.27
   lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
 pub(super) struct BuildArgs {
-    /// What to build the image of
+    /// What to build the image from
     source: OsString,
     #[command(flatten)]
     target: Target,
-    /// Put the layers of another source on top; may be given several times
+    /// Add the layers of another source on top; can be given several times, lowest first
     #[arg(long = "layer", value_name = "SOURCE")]
     layers: Vec<OsString>,
-    /// Take the layers that this image has too from it, instead of reading them again: shared where
-    /// the file system can
+    /// Reuse the layers that this image has in common with SOURCE instead of reading them again;
+    /// they share disk space if the file system supports it
     #[arg(long, value_name = "IMAGE")]
     from: Option<PathBuf>,
-    /// Do not look in the store for an image with the same first layers to begin from
+    /// Read all layers from SOURCE, even if an image in the store begins with the same layers
+    /// (default: start from that image)
     #[arg(long, conflicts_with = "from")]
     no_share: bool,
-    /// Replace the image file if it exists; read all anew and replace what is in the store already
+    /// With -o, replace the file if it exists; with -t, read everything again and replace the same
+    /// image in the store
     #[arg(short, long)]
     force: bool,
-    /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
+    /// The platform to choose if SOURCE has images for several: OS/ARCHITECTURE[/VARIANT] (default:
+    /// this machine's)
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// How contents are compressed
+    /// How to compress file contents
     #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
     compression: CompressionArg,
     #[command(flatten)]
@@ -62,15 +65,15 @@ pub(super) struct BuildArgs {
     json: bool,
 }
 
-/// Where the image goes; to one of them at least.
+/// Where the image goes: exactly one of these.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Target {
     /// Write the image into this file
     #[arg(short, long, value_name = "IMAGE")]
     output: Option<PathBuf>,
-    /// Put the image into the store under this name; an image that has the name keeps its layers,
-    /// and loses the name
+    /// Put the image into the store under this name; another image that has the name loses it, but
+    /// stays in the store until `gc` removes it
     #[arg(short, long, value_name = "NAME")]
     tag: Option<Reference>,
 }
@@ -78,10 +81,11 @@ struct Target {
 /// What `build` and `append` have in common.
 #[derive(Debug, Args)]
 pub(super) struct WriteArgs {
-    /// zstd level, 1 to 22
+    /// zstd compression level, from 1 (fastest) to 22 (smallest)
     #[arg(long, default_value_t = LEVEL, value_parser = clap::value_parser!(i32).range(1..=22))]
     pub level: i32,
-    /// Refuse layers that are larger when unpacked, all together, bytes
+    /// Fail if all layers together are larger than this when unpacked: bytes, or with a unit such
+    /// as 10G
     #[arg(
         long,
         value_name = "BYTES",
@@ -126,11 +130,10 @@ struct LayerReport {
     entries: u64,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
-    // A descriptor for each level of a directory.
+    // Reading a directory takes one descriptor for each of its levels.
     super::limits::raise_open_files();
-    // Open for as long as it is read.
+    // Keeps the image open for as long as the build reads it.
     let held = args
         .from
         .as_ref()
@@ -192,12 +195,12 @@ fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Re
             "known": true,
         }));
     }
-    say(format_args!("{reference}: there already"))?;
+    say(format_args!("{reference}: already in the store"))?;
     say(format_args!("root digest {root_digest}"))?;
     Ok(())
 }
 
-/// Tells what was built.
+/// Prints what was built.
 pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(), Error> {
     if as_json {
         let layer = |l: &build::BuiltLayer| LayerReport {

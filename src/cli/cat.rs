@@ -10,13 +10,13 @@ use super::open::ImageArgs;
 use crate::fs::Options;
 use crate::serve::confine::Kept;
 
-/// Print a file of an image
+/// Print a file from an image
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs cat debian.bfc etc/os-release")]
 pub(super) struct CatArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// The file
+    /// The path of the file in the image
     path: PathBuf,
 }
 
@@ -30,7 +30,8 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
     };
     let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
     let mut out = super::output::bytes();
-    // Read, not streamed: a content that only checks as a whole must not be printed before it did.
+    // Reads in pieces instead of streaming: content that can only be checked as a whole must not be
+    // printed before the check.
     let (mut offset, mut buf) = (0, Vec::new());
     loop {
         buf.clear();

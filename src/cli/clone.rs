@@ -12,8 +12,8 @@ use super::upper_name::{UpperName, find};
 use crate::upper::dataset::Limits;
 use crate::upper::{Upper, snapshots};
 
-/// Make a second upper of what a container has written: both go on from there, and share what they
-/// have in common (ZFS)
+/// Clone what a container has written into a new dataset; the two share the blocks they have in
+/// common (ZFS)
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,32 +21,31 @@ Examples:
   lxcri-fs clone web1@before-upgrade zfs:tank/web2 --quota 10G
   lxcri-fs mount nginx.bfc /mnt/web2 --upper zfs:tank/web2")]
 pub(super) struct CloneArgs {
-    /// The container, the dataset after `zfs:`, or where it is mounted; and a snapshot's name, or
-    /// one is taken now
+    /// The container, the dataset as `zfs:DATASET`, or where it is mounted; and the name of the
+    /// snapshot to clone (default: take a new snapshot)
     #[arg(
         value_name = "UPPER[@NAME]",
         value_parser = OsStringValueParser::new().map(UpperName::parse)
     )]
     from: UpperName,
-    /// The new dataset, after `zfs:`, in the same pool
+    /// The new dataset, in the same pool
     #[arg(value_name = "zfs:NEW")]
     to: OsString,
-    /// How much the new dataset may hold, such as 10G
+    /// The most that the new dataset may hold, such as 10G (default: no limit)
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     quota: Option<u64>,
-    /// How much room is set aside for the new dataset, such as 1G
+    /// Space to reserve for the new dataset, such as 1G (default: none)
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     reservation: Option<u64>,
     #[command(flatten)]
     store: StoreArgs,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &CloneArgs) -> Result<(), Error> {
     let Upper::Zfs { dataset: to, .. } = Upper::parse(&args.to)? else {
         return Err(Error::Other {
-            message: format!("{} is no dataset", args.to.display()),
-            hint: Some("name one that does not exist yet: zfs:POOL/NEW".to_owned()),
+            message: format!("{} is not a dataset", args.to.display()),
+            hint: Some("name a dataset that does not exist yet: zfs:POOL/NEW".to_owned()),
             exit: Exit::Usage,
         });
     };

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::build::{WriteArgs, print};
 use super::error::Error;
@@ -14,38 +14,41 @@ use super::upper_name::find;
 use crate::image::Commit;
 use crate::store::Reference;
 
-/// Make an image of an image and what was written over it: a new layer
+/// Make a new image from an image and an upper, which becomes a new layer
 ///
-/// What is written must not change meanwhile: on ZFS a snapshot is read, a directory must not be in
-/// use.
+/// The upper must not change meanwhile. On ZFS, `commit` reads a snapshot, so the container can
+/// keep running; an upper in a directory must be unmounted first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc
   lxcri-fs commit web1 -t nginx:patched
   lxcri-fs commit zfs:tank/web1 --in-place")]
+#[command(group = ArgGroup::new("target").required(true))]
 pub(super) struct CommitArgs {
-    /// The container, where it is mounted, or the upper: its directory, or its dataset after `zfs:`
+    /// The container, where it is mounted, or its upper: a directory or `zfs:DATASET`
     #[arg(value_name = "UPPER")]
     upper: OsString,
-    /// The image, when it is not where it was; of several, the lowest first
+    /// The image below the upper, if it has moved since it was mounted; if there are several, the
+    /// lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// Where the new image goes; it shares the image's blocks where the file system can
-    #[arg(short, long, value_name = "NEW", required_unless_present_any = ["in_place", "tag"])]
+    /// Write the new image to this file; it shares blocks with the old image if the file system
+    /// supports it
+    #[arg(short, long, value_name = "NEW", group = "target")]
     output: Option<PathBuf>,
-    /// Put the new image into the store under this name; an image that has the name loses it
-    #[arg(short, long, value_name = "NAME", conflicts_with = "output")]
+    /// Put the new image into the store under this name; another image that has the name loses it
+    #[arg(short, long, value_name = "NAME", group = "target")]
     tag: Option<Reference>,
-    /// Append the layer to the image itself, if it is none of a store. The upper has served its
-    /// time then: another one, empty, shows the same
-    #[arg(long, conflicts_with_all = ["output", "tag"])]
+    /// Append the layer to the image file itself, which must not be in a store. The upper then no
+    /// longer fits the image: continue with a new, empty one, which shows the same files
+    #[arg(long, group = "target")]
     in_place: bool,
-    /// Replace the new image if it exists; with --in-place, also when other uppers do not fit the
-    /// image any more then
+    /// With -o, replace the file if it exists; with --in-place, append even if other uppers exist
+    /// that fit only the image as it is now
     #[arg(short, long, conflicts_with = "tag")]
     force: bool,
-    /// What the layer's history says
+    /// Comment for the new layer in the image's history
     #[arg(short, long, value_name = "TEXT", default_value = "lxcri-fs commit")]
     message: String,
     #[command(flatten)]

@@ -21,7 +21,7 @@ pub(super) struct ConfigArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Show every value, and where it comes from
+    /// Show every setting, its value, and where the value comes from
     #[command(after_help = "Example: LXCRI_FS_STORE=zfs:tank lxcri-fs config show")]
     Show(ShowArgs),
 }
@@ -30,7 +30,7 @@ enum ConfigCommand {
 struct ShowArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object: for every key its value, and where it comes from
+    /// Print one JSON object: for every setting, its value and where it comes from
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,6 @@ struct Row {
     from: String,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &ConfigArgs) -> Result<(), Error> {
     let ConfigCommand::Show(args) = &args.command;
     let rows = rows(&args.store.config()?);

@@ -26,33 +26,34 @@ use crate::runtime::record::{ImageRecord, Place};
 use crate::store::{self, Image, Reference, Store};
 use crate::sys::idmap::IdMap;
 
-/// Where LXC has its containers, unless it is configured otherwise.
+/// LXC's default directory for containers.
 const LXC_PATH: &str = "/var/lib/lxc";
 
-/// When an image is pulled.
+/// When to pull the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum When {
-    /// When the store does not have it
+    /// Pull it if it is not in the store
     Missing,
-    /// Whenever the registry has another one by that name
+    /// Pull it if the registry has a different image under this name
     Always,
     /// Never
     Never,
 }
 
-/// What of an image is checked.
+/// How much of the image to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Verify {
-    /// Structures, digests of what describes it, platform and layers; content when it is read
+    /// Check structures, digests of the metadata, the platform and the layers now; contents are
+    /// checked whenever they are read
     Fast,
-    /// Everything, by reading all of it
+    /// Read and check everything now
     Full,
 }
 
-/// Make a container of an image, ready to be started by LXC or an OCI runtime
+/// Create a container from an image, ready to start with LXC or an OCI runtime
 ///
-/// Nothing is unpacked. When something fails, nothing is left; when it is killed, the next create
-/// or delete of this name takes away what was left.
+/// Nothing is unpacked. A failed `create` leaves nothing behind. If it is killed, the next `create`
+/// or `delete` of the same name removes the remains.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -67,17 +68,18 @@ pub(super) struct CreateArgs {
     /// The image: a file, or the name or digest of an image in the store
     #[arg(long, value_name = "IMAGE")]
     image: PathBuf,
-    /// For LXC: a container that lxc-start starts
+    /// Create a container for LXC, which lxc-start can start
     #[arg(long, group = "target")]
     lxc: bool,
-    /// For crun, runc and others: an OCI bundle in DIR
+    /// Create an OCI bundle in DIR, for crun, runc and others; DIR must be empty or not exist
     #[arg(long, value_name = "DIR", group = "target")]
     bundle: Option<PathBuf>,
-    /// Write to this directory or `zfs:DATASET` instead of the container's own in the store. It is
-    /// not deleted with the container
+    /// Keep what the container writes in this directory or `zfs:DATASET`, which `delete` does not
+    /// remove (default: in the store, removed with the container)
     #[arg(long, value_name = "UPPER", conflicts_with = "ephemeral")]
     upper: Option<String>,
-    /// Write to memory, BYTES at most (default: half of it), and keep nothing
+    /// Keep what the container writes in memory, at most BYTES such as 512M (default: half of the
+    /// memory), and discard it when the container stops
     #[arg(
         long,
         value_name = "BYTES",
@@ -86,62 +88,65 @@ pub(super) struct CreateArgs {
         value_parser = size::parse
     )]
     ephemeral: Option<Option<u64>>,
-    /// Give it a user namespace with these of the host's ids: INSIDE:OUTSIDE:COUNT[,...]
+    /// Run the container in a user namespace with this map of ids: INSIDE:OUTSIDE:COUNT[,...].
+    /// INSIDE is the container's first id, OUTSIDE the host's (default: no user namespace)
     #[arg(long, value_name = "MAP")]
     idmap: Option<IdMap>,
-    /// Its host name (default: NAME)
+    /// The container's host name (default: its name)
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// When to pull an image that is named, from its registry
+    /// When to pull the image from its registry, if IMAGE is a name
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: When,
-    /// What of the image to check first
+    /// How much of the image to check before creating the container
     #[arg(long, value_name = "HOW", default_value = "fast")]
     verify: Verify,
-    /// Run PROGRAM in place of the image's entrypoint; with '' there is none
+    /// Run PROGRAM instead of the image's entrypoint; '' means no entrypoint
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
-    /// Set a variable, also in place of the image's
+    /// Set an environment variable, which overrides the image's; can be given several times
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<String>,
-    /// Run as another user: `USER[:GROUP]`, names of the image or numbers
+    /// Run as this user: USER[:GROUP], as names that the image knows or as numbers (default: the
+    /// image's user)
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// Run in another directory, which is made when it is missing
+    /// Run in this directory, which is created if it is missing (default: the image's)
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
-    /// Have the container see its root file system read-only
+    /// Make the root file system read-only in the container
     #[arg(long)]
     read_only: bool,
-    /// Give its process a terminal
+    /// Allocate a terminal for the container's process
     #[arg(short, long, conflicts_with = "lxc")]
     tty: bool,
-    /// Filter system calls by this profile, as the OCI runtime specification has it
+    /// Filter system calls with this profile: JSON as in `linux.seccomp` of the OCI runtime
+    /// specification (default: no filter)
     #[arg(long, value_name = "FILE", conflicts_with = "lxc")]
     seccomp: Option<PathBuf>,
-    /// Give the bundle an annotation, or one with the value of the image's label NAME. Labels
-    /// become none by themselves but `org.opencontainers.image.*`
+    /// Add an annotation to the bundle; without VALUE, it gets the value of the image's label NAME.
+    /// Of the image's labels, only `org.opencontainers.image.*` become annotations by themselves
     #[arg(long, value_name = "NAME[=VALUE]", conflicts_with = "lxc")]
     annotation: Vec<String>,
-    /// Have set-user-id programs work: sudo, su, ping
+    /// Let set-user-id programs such as sudo, su and ping gain privileges (default: they cannot)
     #[arg(long, conflicts_with = "lxc")]
     allow_new_privileges: bool,
-    /// Where LXC has its containers (default: as lxc-config says)
+    /// LXC's directory for containers (default: what `lxc-config lxc.lxcpath` prints)
     #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     lxc_path: Option<PathBuf>,
-    /// Have LXC read this configuration as well: network, limits. Without one there is no network
+    /// Make LXC read this configuration file too, for instance for network and limits (default:
+    /// none, and so no network); can be given several times
     #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
     include: Vec<PathBuf>,
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// What to run in place of the image's own arguments
+    /// Command and arguments to run instead of the image's
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     let (store, stored, path) = resolve(args)?;
     let file = match &stored {
@@ -168,12 +173,14 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         if let Some(first) = damage.first() {
             return Err(Error::Other {
                 message: format!(
-                    "{} is damaged in {} places, first {}",
+                    "{} is damaged (damaged places: {}), first in {}",
                     path.display(),
                     damage.len(),
                     chain(&first.error)
                 ),
-                hint: Some("`lxcri-fs verify` lists them; fetch or build the image again".into()),
+                hint: Some(
+                    "`lxcri-fs verify` lists them all; pull or build the image again".into(),
+                ),
                 exit: Exit::Damaged,
             });
         }
@@ -208,7 +215,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// The image in the store, pulled if need be, or the file that it is.
+/// Finds the image: a file, or an image in the store, which is pulled first if necessary.
 fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> {
     let mut found = args.store.in_store(&args.image);
     let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
@@ -229,7 +236,7 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> 
 /// Pulls the image into the store.
 fn pull_it(args: &CreateArgs) -> Result<(), Error> {
     let wrong = || Error::Other {
-        message: format!("{:?} is no reference", args.image),
+        message: format!("{:?} is not a reference", args.image),
         hint: None,
         exit: Exit::Usage,
     };
@@ -245,7 +252,7 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
 }
 
-/// How the image is found again, and read, by those who have nobody to ask.
+/// What later mounts, which can ask nobody, need to find the image and to read it.
 fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
     let file = |file: &Option<PathBuf>| file.as_deref().map(absolute).transpose();
     let (password_file, key_file) = (
@@ -256,10 +263,13 @@ fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
         || args.secret.password_file.as_deref() == Some(Path::new("-"))
     {
         return Err(Error::Other {
-            message: "the password of a container's image has to be in a file: it is needed again \
-                      at every start"
-                .into(),
-            hint: Some("--key-file or --password-file with a file that only root can read".into()),
+            message:
+                "the password of a container's image must be in a file: it is needed again at \
+                      every start"
+                    .into(),
+            hint: Some(
+                "give --key-file or --password-file with a file that only root can read".into(),
+            ),
             exit: Exit::Usage,
         });
     }
@@ -293,7 +303,7 @@ fn target(args: &CreateArgs) -> Result<Target, Error> {
     })
 }
 
-/// Where LXC says that its containers are.
+/// LXC's directory for containers, as `lxc-config` prints it.
 fn lxc_path() -> PathBuf {
     let said = Command::new("lxc-config")
         .arg("lxc.lxcpath")
@@ -307,7 +317,7 @@ fn lxc_path() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(LXC_PATH))
 }
 
-/// An upper's directory is found from anywhere, a dataset is anyway.
+/// Makes the path of an upper's directory absolute; a dataset stays as it is.
 fn elsewhere(text: &str) -> Result<String, Error> {
     if text.starts_with("zfs:") {
         return Ok(text.to_owned());
@@ -316,7 +326,7 @@ fn elsewhere(text: &str) -> Result<String, Error> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Absolute, and without symlinks as far as it is there.
+/// Makes a path absolute, and resolves symlinks in the part of it that exists.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
     if let Ok(found) = absolute.canonicalize() {

@@ -9,13 +9,13 @@ use super::output::{json, say, size};
 use super::store::StoreArgs;
 use crate::store::Usage;
 
-/// Tell what the store takes, and what `gc` would free
+/// Show how much space the store takes, and how much `gc` could free
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs df")]
 pub(super) struct DfArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -24,18 +24,17 @@ pub(super) struct DfArgs {
 struct Report {
     store: String,
     images: usize,
-    /// What they would take if nothing were shared.
+    /// What the images would take if they shared nothing.
     image_bytes: u64,
-    /// How much of that belongs to several.
+    /// How much of that is shared by several images.
     shared_bytes: u64,
     containers: usize,
     container_bytes: u64,
-    /// What may be removed, whatever its age.
+    /// What `gc` may remove, whatever its age.
     garbage_bytes: u64,
     free_bytes: u64,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &DfArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let (images, containers) = (store.images()?, store.containers()?);

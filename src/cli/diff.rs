@@ -16,7 +16,7 @@ use super::upper_name::find;
 use crate::build::sources::upper::Kind;
 use crate::image::open_lower;
 
-/// Tell what differs from the image: A added, C changed, D deleted
+/// List what differs from the image: A added, C changed, D deleted
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -25,17 +25,18 @@ Examples:
   lxcri-fs diff /srv/web1 --json
   lxcri-fs diff zfs:tank/web1")]
 pub(super) struct DiffArgs {
-    /// The container, where it is mounted, or the upper: its directory, or its dataset after `zfs:`
+    /// The container, where it is mounted, or its upper: a directory or `zfs:DATASET`
     #[arg(value_name = "UPPER")]
     upper: OsString,
-    /// The image, when it is not where it was; of several, the lowest first
+    /// The image below the upper, if it has moved since it was mounted; if there are several, the
+    /// lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object per path
+    /// Print one JSON object for each path
     #[arg(long)]
     json: bool,
 }
@@ -43,7 +44,7 @@ pub(super) struct DiffArgs {
 #[derive(Serialize)]
 struct Row {
     kind: char,
-    /// From the root of the container; `\xNN` for bytes that are not UTF-8.
+    /// The path from the container's root, with `\xNN` for bytes that are not UTF-8.
     path: String,
 }
 

@@ -17,21 +17,21 @@ use crate::store::doctor::{Finding, Level};
 use crate::sys::kernel;
 use crate::zfs;
 
-/// Tell what this host can do, and whether the store and the mounts are sound
+/// Check what this host supports, and whether the store and the mounts are sound
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit code 1 when something is broken.
+The exit code is 1 if something is broken.
 
 Example: lxcri-fs doctor --json | jq 'select(.level == \"bad\")'")]
 pub(super) struct DoctorArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object per line: about, level (good, note or bad), found, so
+    /// Print one JSON object for each finding, with the fields about, level (good, note or bad),
+    /// found (the fact), and so (what it means)
     #[arg(long)]
     json: bool,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
     let mut findings = fuse();
     findings.extend(confinement());
@@ -60,7 +60,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
     match findings.iter().filter(|f| f.level == Level::Bad).count() {
         0 => Ok(()),
         1 => Err(Error::Other {
-            message: "one thing is broken".into(),
+            message: "1 thing is broken".into(),
             hint: None,
             exit: Exit::Failure,
         }),
@@ -90,28 +90,22 @@ fn fuse() -> Vec<Finding> {
             about,
             Level::Bad,
             format!("/dev/fuse: {e}"),
-            "nothing can be mounted; try `modprobe fuse`",
+            "nothing can be mounted: try `modprobe fuse`",
         )),
     }
     let (major, minor) = kernel::version();
-    // What came with which version: linux/fuse.h tells it by the protocol's versions, 7.40 and
-    // 7.41.
+    // linux/fuse.h lists these features under the protocol's versions 7.40 and 7.41.
     let features = [
         (
             (6, 9),
-            "mounts survive the death of the process that serves them",
-            "a mount, and what runs on it, ends with the process that serves it; `upgrade` is \
-             refused",
-        ),
-        (
-            (6, 9),
-            "files of an upper can be passed through (FUSE passthrough)",
-            "files cannot be passed through",
+            "mounts survive a crash of the process that serves them",
+            "mounts do not survive a crash of the process that serves them, and `upgrade` cannot \
+             work",
         ),
         (
             (6, 12),
-            "mounts can be shifted to a container's ids (idmapped mounts)",
-            "unprivileged containers need images with shifted ids",
+            "idmapped mounts work: unprivileged containers can use any image",
+            "idmapped mounts do not work: unprivileged containers need images with shifted ids",
         ),
     ];
     for (since, can, cannot) in features {
@@ -123,27 +117,30 @@ fn fuse() -> Vec<Finding> {
         findings.push(Finding::new(
             about,
             level,
-            format!("Linux {major}.{minor}, {}.{} is asked", since.0, since.1),
+            format!(
+                "Linux {major}.{minor} ({}.{} or later needed)",
+                since.0, since.1
+            ),
             so,
         ));
     }
     findings
 }
 
-/// What keeps the process that parses images from doing anything else: tried, not looked up.
+/// What confines the process that parses images: found by trying it, not by looking it up.
 fn confinement() -> Vec<Finding> {
     let about = "worker";
     let Some(missing) = confine::probe().map(|confinement| confinement.missing()) else {
         return vec![Finding::new(
             about,
             Level::Note,
-            "its confinement cannot be tried",
-            "threads or memory are short",
+            "its confinement could not be tried",
+            "the host is short of threads or memory",
         )];
     };
     if missing.is_empty() {
         let so =
-            "the process that parses images can open no file, reach no network, start no program";
+            "the process that parses images cannot open files, reach the network or start programs";
         return vec![Finding::new(
             about,
             Level::Good,
@@ -168,20 +165,23 @@ fn overlay() -> Vec<Finding> {
             about,
             Level::Note,
             "overlayfs is not loaded",
-            "`mount --upper` loads it, or fails; try `modprobe overlay`",
+            "`mount --upper` tries to load it; if that fails, try `modprobe overlay`",
         )];
     }
     let mut findings = vec![Finding::new(
         about,
         Level::Good,
-        "overlayfs is there",
-        "`mount --upper` works; with user.* attributes (userxattr) in user namespaces too",
+        "overlayfs is available",
+        "`mount --upper` works, also in user namespaces (with the option userxattr)",
     )];
-    // What `mount --upper` asks for.
+    // The options that `mount --upper` sets.
     let features = [
-        ("metacopy", "changing an owner or mode copies no content up"),
+        (
+            "metacopy",
+            "changing a file's owner or mode does not copy its content to the upper",
+        ),
         ("redirect_dir", "directories of the image can be renamed"),
-        ("xino_auto", "inode numbers are the image's"),
+        ("xino_auto", "files have the image's inode numbers"),
     ];
     for (name, so) in features {
         if Path::new("/sys/module/overlay/parameters")
@@ -197,11 +197,11 @@ fn overlay() -> Vec<Finding> {
         }
     }
     if !kernel::finds_fuse_handles() {
-        let so = "hard links of the image part when one of them is written to";
+        let so = "writing to a file of the image breaks its hard links";
         findings.push(Finding::new(
             about,
             Level::Note,
-            "this kernel does not find FUSE files by handle",
+            "this kernel cannot find FUSE files by handle",
             so,
         ));
     }
@@ -217,24 +217,27 @@ fn zfs() -> Vec<Finding> {
                 about,
                 Level::Good,
                 "ZFS is not installed",
-                "the store and uppers are directories",
+                "the store and uppers must be directories",
             )];
         }
     };
     let Some(number) = version.kernel_number() else {
-        let so = "try `modprobe zfs`; until then the store and uppers are directories";
+        let so = "try `modprobe zfs`; until then, the store and uppers must be directories";
         return vec![Finding::new(
             about,
             Level::Note,
-            format!("OpenZFS {}, whose module is not loaded", version.userland),
+            format!(
+                "OpenZFS {} is installed, but its module is not loaded",
+                version.userland
+            ),
             so,
         )];
     };
     let (level, so) = match number {
-        number if number >= (2, 2) => (Level::Good, "images, containers and uppers can be on ZFS"),
+        number if number >= (2, 2) => (Level::Good, "the store and uppers can be on ZFS"),
         _ => (
             Level::Note,
-            "images can be on ZFS; uppers cannot: overlayfs needs 2.2 or later",
+            "images can be on ZFS, but uppers cannot: overlayfs needs OpenZFS 2.2 or later",
         ),
     };
     let mut findings = vec![Finding::new(
@@ -254,7 +257,7 @@ fn zfs() -> Vec<Finding> {
             about,
             Level::Good,
             found,
-            "a store is made in one by `store = \"zfs:POOL\"`",
+            "`store = \"zfs:POOL\"` in the configuration puts the store into a pool",
         ));
     }
     findings
@@ -270,7 +273,7 @@ fn limits() -> Vec<Finding> {
     let so = if enough {
         "deep directories can be built and extracted"
     } else {
-        "directories that are deeper cannot be built or extracted: raise the limit (ulimit -Hn)"
+        "deeper directories cannot be built or extracted: raise the limit (ulimit -Hn)"
     };
     vec![Finding::new(
         "limits",
@@ -297,12 +300,12 @@ fn mounts() -> Result<Vec<Finding>, Error> {
         .iter()
         .filter(|(state, ..)| matches!(state, State::Serving | State::Restarting))
         .count();
-    let found = format!("{served} of {} images that are mounted", all.len());
+    let found = format!("{served} of {} mounted images", all.len());
     let mut findings = vec![Finding::new(
         "mounts",
         Level::Good,
         found,
-        "they are served",
+        "are being served",
     )];
     for (state, seen, keeper) in &all {
         let Some(so) = explain(state) else { continue };
@@ -337,7 +340,7 @@ fn store(args: &StoreArgs) -> Result<Vec<Finding>, Error> {
                 "store",
                 Level::Bad,
                 format!("{}: {}", store.location(), chain(&error)),
-                "it cannot be used",
+                "the store cannot be used",
             )]);
         }
     };
@@ -351,7 +354,7 @@ fn store(args: &StoreArgs) -> Result<Vec<Finding>, Error> {
             "store",
             level,
             format!("{} free", size(free)),
-            "`lxcri-fs gc` makes room where there is something to remove",
+            "`lxcri-fs gc --dry-run` lists what could be removed",
         ));
     }
     Ok(findings)

@@ -1,4 +1,4 @@
-//! How commands fail: the cause, a hint, and an exit code.
+//! How commands fail: with a cause, a hint, and an exit code.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +7,9 @@ use crate::error::{Io, Report};
 use crate::{build, fs, image, registry, runtime, serve, store, upper, zfs};
 
 /// Shown by `--help`.
-pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an image is \
-                                     damaged, 4 a password or key is missing or wrong, 5 \
-                                     something named does not exist, 6 busy.";
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 an image \
+                                     is damaged, 4 a password, key or login is missing or wrong, 5 \
+                                     something named does not exist, 6 something is in use.";
 
 /// A failed command.
 #[derive(Debug, thiserror::Error)]
@@ -21,16 +21,16 @@ pub enum Error {
     /// Building or exporting.
     #[error(transparent)]
     Build(#[from] build::Error),
-    /// What is done to images.
+    /// Pulling, building or changing images.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// Mounting, unmounting, or what concerns mounts.
+    /// Mounting, serving or unmounting.
     #[error(transparent)]
     Serve(#[from] serve::Error),
-    /// What a container writes.
+    /// Uppers.
     #[error(transparent)]
     Upper(#[from] upper::Error),
-    /// What concerns datasets and snapshots.
+    /// Datasets and snapshots.
     #[error(transparent)]
     Zfs(#[from] zfs::Error),
     /// The store.
@@ -39,10 +39,10 @@ pub enum Error {
     /// Containers.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
-    /// A path of an image.
+    /// An error at a path in an image.
     #[error("{}: {source}", path.display())]
     InImage {
         /// The path.
@@ -72,12 +72,12 @@ impl From<registry::Error> for Error {
 }
 
 impl Error {
-    /// For `map_err`: an I/O error while doing something to a path.
+    /// Makes a closure for `map_err` that wraps an I/O error: `doing` what, to which `path`.
     pub fn io<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    /// The error of another module, if it is one.
+    /// The error of another module, if this wraps one.
     fn inner(&self) -> Option<&dyn Report> {
         Some(match self {
             Error::Fs(e) | Error::InImage { source: e, .. } => e,

@@ -15,7 +15,7 @@ use crate::fs::{Options, Rootfs};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
-/// Export an image as a tar of its tree, or as an OCI image
+/// Export an image as an OCI image layout, or its merged tree as a tar
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +26,7 @@ pub(super) struct ExportArgs {
     image: ImageArgs,
     #[command(flatten)]
     target: Target,
-    /// Do not compress the layers of an OCI image
+    /// Do not compress the layers of the OCI image (default: gzip)
     #[arg(long, requires = "oci")]
     uncompressed: bool,
 }
@@ -34,11 +34,11 @@ pub(super) struct ExportArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Target {
-    /// Write an OCI image layout into DIR, which does not exist: its layers as they were when the
-    /// image was built
+    /// Write an OCI image layout to DIR, which must not exist; its layers are those that the image
+    /// was built from
     #[arg(long, value_name = "DIR")]
     oci: Option<PathBuf>,
-    /// Write the merged tree as a tar (- is standard output)
+    /// Write the merged tree as a tar to FILE (- is standard output)
     #[arg(long, value_name = "FILE")]
     tar: Option<PathBuf>,
 }
@@ -50,7 +50,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
         .as_deref()
         .or(args.target.tar.as_deref())
         .filter(|path| *path != Path::new("-"));
-    // What is made has its temporary name beside the one that it gets.
+    // The output is written under a temporary name in the same directory.
     let kept = target.map_or_else(Kept::default, |path| Kept::default().below(&parent(path)));
     let rootfs = args.image.open_confined(&Options::default(), kept)?;
     let total = if args.target.oci.is_some() {

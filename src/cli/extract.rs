@@ -14,10 +14,10 @@ use crate::fs::{ExtractOptions, Options, extract, open_target};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
-/// Extract an image, or some of its paths, into a directory
+/// Extract an image, or some of its paths, to a directory
 ///
-/// Modes, times, links and (as root) owners and devices are restored. Nothing is written outside
-/// DIR, whatever the image holds, and nothing that exists is replaced without --force.
+/// `extract` restores modes, times, links and, as root, owners and devices. It writes nothing
+/// outside DIR, whatever the image holds, and replaces nothing without --force.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,19 +26,19 @@ Examples:
 pub(super) struct ExtractArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// Where to; made if it does not exist
+    /// Where to extract to; created if it does not exist
     dir: PathBuf,
-    /// What to extract, with all below it; everything when left out
+    /// Paths in the image to extract, with everything below them (default: everything)
     paths: Vec<PathBuf>,
-    /// Replace what exists
+    /// Replace files that exist
     #[arg(long, short)]
     force: bool,
-    /// Do not restore owners (the default for users other than root)
+    /// Do not restore owners (default for users other than root)
     #[arg(long)]
     no_same_owner: bool,
 }
 
-/// What it takes to make files with owners, devices, and attributes of any name.
+/// The capabilities that restoring owners, devices and all extended attributes takes.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -50,11 +50,11 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 
 pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     let opened = args.image.file()?;
-    // A descriptor for each level of the tree.
+    // Extracting takes one descriptor for each level of the tree.
     super::limits::raise_open_files();
     let dir =
         open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
-    // As the caller could reach it; what is beneath is reached by this descriptor alone.
+    // The directory as the caller reaches it; everything below is reached through this descriptor.
     let kept = Kept {
         directories: dir.try_clone().map(Into::into).into_iter().collect(),
         attributes: true,

@@ -10,24 +10,23 @@ use super::store::StoreArgs;
 use crate::error::chain;
 use crate::store::{Garbage, Outcome, Step};
 
-/// Remove what the store does not need: images without a name, and what interrupted work left
-/// behind
+/// Remove what the store no longer needs: images without a name, and remains of interrupted work
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs gc --dry-run
   lxcri-fs gc --grace 0s")]
 pub(super) struct GcArgs {
-    /// Only tell what would be removed
+    /// Only list what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Keep images without a name that are younger, such as 30m or 24h (default: 24h, or what the
-    /// configuration says)
+    /// Keep what was made less than DURATION ago, such as 30m or 24h (default: gc.grace of the
+    /// configuration, or else 24h)
     #[arg(long, value_name = "DURATION")]
     grace: Option<SignedDuration>,
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object per thing
+    /// Print one JSON object for each thing removed or kept
     #[arg(long)]
     json: bool,
 }
@@ -36,16 +35,15 @@ pub(super) struct GcArgs {
 struct Row {
     kind: &'static str,
     name: String,
-    /// What it takes alone; with what others share, until they go too.
+    /// What it takes, bytes; space that several share is freed with the last of them.
     bytes: u64,
-    /// Bytes; absent when it was not removed.
+    /// Bytes freed; absent if it was not removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     freed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     let config = args.store.config()?;
     let store = args.store.open()?;

@@ -9,9 +9,9 @@ use super::store::StoreArgs;
 use crate::runtime::hook::{LxcFacts, Moment, lxc, oci, podman_precreate};
 use crate::store::{Config, Store};
 
-/// What runtimes call while a container comes and goes
+/// Mount and unmount for container runtimes, which call this as a hook
 #[derive(Debug, Args)]
-#[command(after_help = "docs/RUNTIMES.md says which hook goes where.")]
+#[command(after_help = "docs/RUNTIMES.md shows how to configure each hook.")]
 pub(super) struct HookArgs {
     #[command(subcommand)]
     hook: Hook,
@@ -19,30 +19,31 @@ pub(super) struct HookArgs {
 
 #[derive(Debug, Subcommand)]
 enum Hook {
-    /// For lxc.hook.pre-start, which mounts, and lxc.hook.post-stop, which unmounts
+    /// Hook for LXC: lxc.hook.pre-start mounts, lxc.hook.post-stop unmounts
     Lxc {
-        /// The container's directory in the store (default: that of the container that LXC_NAME
-        /// names)
+        /// The container's directory in the store (default: the directory of the container named by
+        /// LXC_NAME)
         #[arg(value_name = "DIR")]
         container: Option<PathBuf>,
         #[command(flatten)]
         store: StoreArgs,
-        /// What LXC adds with lxc.hook.version = 0: name, section, hook
+        /// The arguments that LXC adds with lxc.hook.version = 0: name, section, hook
         #[arg(hide = true)]
         rest: Vec<String>,
     },
-    /// For the hooks of an OCI runtime's config.json
+    /// Hook for the config.json of an OCI runtime, which passes the container's state on standard
+    /// input
     Oci {
-        /// Which hook it is
+        /// The hook as which config.json calls this command
         hook: OciHook,
-        /// Where the root file system is, if not where the bundle says
+        /// Directory of the root file system (default: root.path of the bundle's config.json)
         #[arg(long, value_name = "DIR")]
         root: Option<PathBuf>,
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// For podman's precreate hooks: config.json in, config.json out, with what the annotations
-    /// name mounted
+    /// Hook for podman's precreate: reads config.json on standard input, mounts what its
+    /// annotations name, and writes the changed config.json to standard output
     PodmanPrecreate,
 }
 
@@ -54,7 +55,6 @@ enum OciHook {
     Poststop,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &HookArgs) -> Result<(), Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match &args.hook {

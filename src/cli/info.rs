@@ -15,9 +15,9 @@ use crate::fs::{self, Options, tree_of_index};
 use crate::serve::confine::Kept;
 use crate::store::graph;
 
-/// Tell what an image is: format, size, compression, layers
+/// Show an image's format, size, compression and layers
 ///
-/// Needs no password: names and attributes are not encrypted.
+/// This needs no password: names and attributes are not encrypted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs info debian.bfc")]
 pub(super) struct InfoArgs {
@@ -25,7 +25,7 @@ pub(super) struct InfoArgs {
     image: PathBuf,
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -47,13 +47,14 @@ struct Info {
     encrypted: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     frame_bytes: Option<u64>,
-    /// Paths that tools that know v1 alone do not see.
+    /// How many paths are invisible to tools that know only v1.
     unsaid: u64,
-    /// Offset where a valid image ends, when something torn follows.
+    /// Offset at which the valid image ends, if the remains of an interrupted write follow it.
     #[serde(skip_serializing_if = "Option::is_none")]
     torn_after: Option<u64>,
     layers: Vec<Layer>,
-    /// Of an image of the store: its name, that of the image it was cloned from, and so on.
+    /// For an image in the store: its name, the name of the image that it was cloned from, and so
+    /// on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     chain: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +86,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     }
 }
 
-/// Which images it was cloned from.
+/// The images that it was cloned from, nearest first.
 fn chain(args: &InfoArgs) -> Result<Vec<String>, Error> {
     let Some((store, image)) = args.store.in_store(&args.image)? else {
         return Ok(Vec::new());

@@ -14,14 +14,14 @@ use crate::runtime::record::{Place, Record, Runtime, State};
 use crate::serve::answer::{self, Answer};
 use crate::serve::mountpoint::mounted_at;
 
-/// Tell of a container: its image, where it writes, whether it is mounted and running
+/// Show a container: its image, where it writes, and whether it is mounted and running
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs inspect web1 --json | jq -r .image.path")]
 pub(super) struct InspectArgs {
-    /// The container
+    /// The container's name
     #[arg(value_name = "NAME")]
     name: String,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -37,13 +37,12 @@ struct Inspected<'a> {
     root: String,
     configuration: String,
     mounted: bool,
-    /// What it answered, if it is mounted: serving, dead, silent, or unknown.
+    /// Whether its mount answers: serving, dead, silent, or unknown; absent if it is not mounted.
     answer: Option<Answer>,
     /// How many processes use its root file system.
     processes: usize,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
     let (record, directory) = find(&args.store.open()?, &args.name)?;
     let (root, config) = (record.runtime.root(), record.runtime.config());
@@ -116,7 +115,7 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     let mounted = match inspected.answer {
         Some(Answer::Serving | Answer::Unknown) => "mounted",
         Some(Answer::Dead) => {
-            "mounted, but nobody serves it any more (`lxcri-fs mount --all` mounts it again)"
+            "mounted, but no process serves it any more (`lxcri-fs mount --all` mounts it again)"
         }
         Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` tells more)",
         None => "not mounted",

@@ -1,9 +1,9 @@
-//! Limits of the process.
+//! Limits of this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard one. Failing is harmless: work that needs more
-/// says so itself.
+/// Raises the soft limit of open files to the hard limit. A failure is ignored: work that needs
+/// more descriptors reports it.
 pub(super) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(

@@ -13,10 +13,10 @@ use crate::error::Report;
 use crate::error::chain;
 use crate::store::{self, Image, Name, Usage};
 
-/// List the images of the store
+/// List the images in the store
 ///
-/// SIZE is what an image takes, OWN how much of that others do not share: what is freed when it is
-/// removed.
+/// SIZE is the space that an image takes. OWN is the part of it that no other image shares, which
+/// removing the image frees.
 #[derive(Debug, Args)]
 #[command(
     visible_alias = "images",
@@ -28,7 +28,7 @@ Examples:
 pub(super) struct ListArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object per image
+    /// Print one JSON object for each image
     #[arg(long)]
     json: bool,
 }
@@ -45,9 +45,9 @@ struct Row<'a> {
     layers: Vec<String>,
     compression: &'a str,
     encryption: &'a str,
-    /// Length of the file.
+    /// Length of the file, bytes.
     size: u64,
-    /// What it takes on the disk.
+    /// Space that it takes on disk, bytes.
     bytes: u64,
     own_bytes: u64,
     shared_bytes: u64,
@@ -55,7 +55,6 @@ struct Row<'a> {
     parent: Option<&'a str>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let scan = store.scan()?;
@@ -70,7 +69,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
         .map_err(Error::Output)?;
     }
     for image in &images {
-        // It may have been removed meanwhile.
+        // Another process may have removed it meanwhile.
         let Ok(usage) = store.usage_of(image) else {
             continue;
         };
@@ -80,7 +79,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
             print(&mut out, image, usage).map_err(Error::Output)?;
         }
     }
-    // Where no image is, none is hidden; `doctor` tells of it.
+    // A broken directory that holds no image hides none; `doctor` reports it.
     let is_hidden = |error: &store::Error| match error {
         store::Error::Io(e) => e.kind() != std::io::ErrorKind::NotFound,
         _ => true,
@@ -93,11 +92,11 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
         .map(|(name, error)| unlisted(&name, &error))
         .collect();
     let all = images.len() + hidden.len();
-    // One alone is told by itself, several with their number.
+    // One failure is reported by itself, several with their number.
     all_or(hidden, all.min(2), "images cannot be shown")
 }
 
-/// An image that is there, and that nothing can be told of.
+/// The error for an image that is in the store and cannot be read.
 fn unlisted(name: &Name, error: &store::Error) -> Error {
     let hint = match error {
         store::Error::Zfs(error) if error.is_out_of_reach() => error.hint(),

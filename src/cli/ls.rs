@@ -15,7 +15,7 @@ use super::output::{json, lines, printable, time};
 use crate::fs::{self, Options, Order, Rootfs, Step};
 use crate::serve::confine::Kept;
 
-/// List the files of an image
+/// List the files in an image
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,16 +24,16 @@ Examples:
 pub(super) struct LsArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// The directory or file to list
+    /// The directory or file in the image to list
     #[arg(default_value = "/")]
     path: PathBuf,
-    /// Mode, links, owner, group, size and time as well
+    /// Show mode, links, owner, group, size in bytes, and time as well
     #[arg(short)]
     long: bool,
-    /// Descend into directories
+    /// List subdirectories recursively
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// One JSON object per entry
+    /// Print one JSON object for each entry
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,7 @@ pub(super) struct LsArgs {
 /// An entry as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Entry {
-    /// Path below what was listed; `\xNN` for bytes that are not UTF-8.
+    /// Path below the listed directory, with `\xNN` for bytes that are not UTF-8.
     path: String,
     #[serde(rename = "type")]
     kind: &'static str,
@@ -51,7 +51,7 @@ struct Entry {
     gid: u32,
     nlink: u32,
     size: u64,
-    /// Seconds since 1970 and nanoseconds.
+    /// Seconds since 1970, and nanoseconds.
     mtime: (i64, u32),
     inode: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,7 +157,7 @@ fn kind(mode: u32) -> (&'static str, char) {
     }
 }
 
-/// The nine letters of ls(1).
+/// The nine permission letters of ls(1).
 fn permissions(mode: u32) -> String {
     let special = [(0o4000, 's', 'S'), (0o2000, 's', 'S'), (0o1000, 't', 'T')];
     let mut out = String::with_capacity(9);

@@ -1,5 +1,5 @@
-//! The command line: one file per command, each turning arguments into calls below and results into
-//! text or `--json`.
+//! The command line. Each command has one file, which turns arguments into calls of the library and
+//! results into text or JSON.
 
 mod append;
 mod build;
@@ -58,7 +58,7 @@ use crate::serve::daemon;
 use crate::text::neutral;
 pub use secret::SecretArgs;
 
-/// Mounts BFC images as container root file systems.
+/// Mount BFC images as container root file systems
 #[derive(Debug, Parser)]
 #[command(name = "lxcri-fs", version, after_help = error::EXIT_CODES, propagate_version = true)]
 struct Cli {
@@ -105,8 +105,8 @@ enum Command {
     Runtime(runtime::RuntimeArgs),
 }
 
-/// Runs the command line `args`, the program's name first, and returns the exit code (see
-/// `--help`).
+/// Runs the command line `args`, which begins with the program's name, and returns the exit code
+/// (listed by `--help`).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let is_command = |arg: &OsStr| arg.to_str().is_some_and(Command::has_subcommand);
@@ -120,8 +120,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             if error.use_stderr() {
-                // It repeats what was given, such as the names that a pattern of the shell found,
-                // and is of several lines itself.
+                // The message has several lines and repeats arguments, such as file names that the
+                // shell found: those are neutralised before clap formats it.
                 let neutral = args
                     .iter()
                     .map(|arg| neutral(&arg.to_string_lossy()).into_owned());
@@ -136,7 +136,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 );
                 return Exit::Usage.into();
             }
-            // The help. A reader that closed the pipe early is no reason to complain.
+            // The help. A reader may close the pipe early, which is no error.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }

@@ -23,7 +23,7 @@ use crate::sys::mount_attr::MountFlags;
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Upper};
 
-/// Mount images as a file system: read-only, or under an upper that takes what is written
+/// Mount images, read-only or with an upper that keeps what is written
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -34,17 +34,18 @@ Examples:
   lxcri-fs mount --subdir rootfs -o suid,dev image.bfc /mnt
   mount -t fuse.lxcri-fs nginx.bfc /mnt -o subdir=rootfs")]
 pub(super) struct MountArgs {
-    /// The images, the lowest first: files, or names or digests of images in the store; and where
-    /// to mount
-    // In one list, since options may stand between them.
+    /// One or more images, the lowest first (files, or names or digests of images in the store),
+    /// then the directory to mount them on
+    // One list, because options may stand between images and directory.
     #[arg(value_names = ["IMAGE", "DIR"], required_unless_present = "all", num_args = 1..)]
     paths: Vec<PathBuf>,
-    /// Mount what the containers in the store need, as after a reboot; those of LXC mount when they
-    /// start
+    /// Mount the root file systems of all containers in the store, as is needed after a reboot;
+    /// containers of LXC are left out, since they mount theirs when they start
     #[arg(long, conflicts_with = "paths")]
     pub all: bool,
-    /// Write to this directory or `zfs:DATASET`, which keeps what is written: made when it is
-    /// missing, and on a file system that overlayfs can write to
+    /// Make the mount writable, and keep what is written in this directory or `zfs:DATASET`. It is
+    /// created if it is missing, and must be on a file system that overlayfs can use (default:
+    /// read-only)
     #[arg(
         long,
         alias = "persist",
@@ -52,14 +53,16 @@ pub(super) struct MountArgs {
         conflicts_with = "foreground"
     )]
     pub upper: Option<OsString>,
-    /// How much the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 for no limit. Stays
-    /// set
+    /// The most that the dataset of `--upper zfs:DATASET` may hold, such as 10G; 0 removes the
+    /// limit (default: unchanged)
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
     pub quota: Option<u64>,
-    /// How much room is set aside for the dataset of `--upper zfs:DATASET`, such as 1G. Stays set
+    /// Space to reserve for the dataset of `--upper zfs:DATASET`, such as 1G; 0 reserves none
+    /// (default: unchanged)
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
     pub reservation: Option<u64>,
-    /// Write to memory, BYTES at most (default: half of it), and keep nothing
+    /// Make the mount writable, keep what is written in memory, at most BYTES (default: half of the
+    /// memory), and discard it on unmount
     #[arg(
         long,
         value_name = "BYTES",
@@ -68,44 +71,48 @@ pub(super) struct MountArgs {
         conflicts_with_all = ["upper", "foreground"]
     )]
     pub ephemeral: Option<Option<u64>>,
-    /// Show the host's ids of a container's user namespace: INSIDE:OUTSIDE:COUNT[,...], for users
-    /// or groups alone after `uid:` or `gid:`
+    /// Shift owners for a user namespace: INSIDE:OUTSIDE:COUNT[,...] shows the image's ids from
+    /// INSIDE on as the host's from OUTSIDE on. A prefix `uid:` or `gid:` maps users or groups only
+    /// (default: owners as in the image)
     #[arg(long, value_name = "MAP", conflicts_with = "foreground")]
     pub idmap: Option<IdMap>,
-    /// Mount read-only, as is done anyway without an upper
+    /// Mount read-only even with an upper
     #[arg(long)]
     pub read_only: bool,
-    /// Show this directory of the image as the root
+    /// Use this directory of the image as the root of the mount (default: /)
     #[arg(long, value_name = "PATH")]
     pub subdir: Option<PathBuf>,
-    /// Refuse an image that has another root digest, and check all that is read against it
+    /// Refuse an image with another root digest (hexadecimal, as `info` prints it), and check every
+    /// byte that is read against it
     #[arg(long, value_name = "DIGEST")]
     pub digest: Option<String>,
     #[command(flatten)]
     pub secret: SecretArgs,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Serve from this process, and log to standard error
+    /// Do not go into the background; log to standard error
     #[arg(long)]
     pub foreground: bool,
-    /// Log to FILE instead of the journal or syslog
+    /// Append the log to FILE (default: the journal, or else syslog)
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// Mount options, as in fstab: ro, suid, dev (set-user-id programs and devices do nothing
-    /// without), noexec, allow_other, upper=, quota=, reservation=, ephemeral, idmap=, subdir=,
-    /// digest=, password-file=, key-file=, cache-size=
+    /// Mount options as in fstab, separated by commas: ro; suid and dev (without them, set-user-id
+    /// bits and devices have no effect); noexec; allow_other; and, with the meaning of the options
+    /// above, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=,
+    /// key-file=, cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
-    /// Bound of the cache of decoded content that cannot be read in pieces, bytes
+    /// Size of the cache for decoded content that cannot be read in pieces, in bytes (default:
+    /// 33554432)
     #[arg(long, value_name = "BYTES")]
     pub cache_size: Option<u64>,
-    /// How many threads serve requests
+    /// How many threads serve requests (default: one for each processor, at least 4 and at most 16)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 }
 
 impl MountArgs {
-    /// Sets the arguments that the options stand for.
+    /// Applies the options of `-o` as if they were arguments.
     fn apply(&mut self, options: &MountOptions) -> Result<(), Error> {
         for (name, value) in options.values() {
             let path = || Some(PathBuf::from(value));
@@ -149,7 +156,6 @@ impl MountArgs {
     }
 }
 
-/// Runs the command.
 pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     if args.all {
         return mount_containers(&args.store);
@@ -158,8 +164,8 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     args.apply(&options)?;
     let mut secret = args.secret.load()?;
     let missing = || Error::Other {
-        message: "where to mount is missing".to_owned(),
-        hint: Some("lxcri-fs mount IMAGE... DIR".to_owned()),
+        message: "the directory to mount on is missing".to_owned(),
+        hint: Some("usage: lxcri-fs mount IMAGE... DIR".to_owned()),
         exit: Exit::Usage,
     };
     let dir = args
@@ -174,7 +180,7 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
         .iter()
         .map(|image| args.store.open_image(image))
         .collect::<Result<Vec<_>, _>>()?;
-    // In the foreground, this process becomes the keeper, and can ask for nothing any more.
+    // In the foreground, this process becomes the keeper, which cannot ask for a password.
     let asks_first = args.foreground && secret.is_none();
     if let Some((image, _)) = images
         .iter()
@@ -234,16 +240,16 @@ fn wanted(
     (mount.flags, mount.read_only) = (flags, args.read_only);
     if args.foreground && (mount.upper.is_some() || mount.idmap.is_some()) {
         return Err(Error::Other {
-            message: "--foreground serves images only, without an upper or mapped ids".to_owned(),
-            hint: Some("mount without it, and let --log-file tell what happens".to_owned()),
+            message: "--foreground mounts images read-only, without an upper or mapped ids"
+                .to_owned(),
+            hint: Some("mount without --foreground; --log-file FILE shows what happens".to_owned()),
             exit: Exit::Usage,
         });
     }
     Ok(mount)
 }
 
-/// Mounts what records of containers say. One that cannot be mounted does not keep the others from
-/// it.
+/// Mounts the containers of the store. A failure does not keep the others from being mounted.
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
@@ -258,15 +264,15 @@ fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     if failures.is_empty() {
         return Ok(());
     }
-    let message = format!("{} containers could not be mounted", failures.len());
+    let message = format!("could not mount {} of the containers", failures.len());
     Err(Error::Other {
         message,
-        hint: Some("`lxcri-fs inspect NAME` tells more".to_owned()),
+        hint: Some("`lxcri-fs inspect NAME` shows a container's image and upper".to_owned()),
         exit: Exit::Failure,
     })
 }
 
-/// The upper with the room that the arguments give it.
+/// The upper, with the quota and the reservation of the arguments.
 fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
     let (quota, reservation) = (args.quota, args.reservation);
     match upper {
@@ -276,8 +282,8 @@ fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
         }),
         other if quota.is_none() && reservation.is_none() => Ok(other),
         _ => Err(Error::Other {
-            message: "only a dataset can have a quota or a reservation".to_owned(),
-            hint: Some("name one: --upper zfs:POOL/DATASET".to_owned()),
+            message: "only an upper on ZFS can have a quota or a reservation".to_owned(),
+            hint: Some("use --upper zfs:POOL/DATASET".to_owned()),
             exit: Exit::Usage,
         }),
     }

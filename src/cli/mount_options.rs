@@ -1,4 +1,4 @@
-//! What follows `-o`, on our command line and in fstab.
+//! Mount options: the list after `-o`, on the command line and in fstab.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -6,7 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use super::error::{Error, Exit};
 use crate::sys::mount_attr::MountFlags;
 
-/// Options that mean nothing to us: mount(8)'s own, and what is so anyway.
+/// Options that change nothing: those for mount(8) itself, and those that describe what lxcri-fs
+/// does anyway.
 const IGNORED: [&str; 23] = [
     "rw",
     "defaults",
@@ -92,7 +93,7 @@ impl MountOptions {
     }
 }
 
-/// The options of a list; a backslash keeps a comma from ending one.
+/// Splits a list of options at its commas; a backslash before a comma keeps it in the option.
 fn split(list: &OsStr) -> Vec<Vec<u8>> {
     let mut options = vec![Vec::new()];
     let mut bytes = list.as_bytes().iter();
@@ -108,7 +109,7 @@ fn split(list: &OsStr) -> Vec<Vec<u8>> {
     options
 }
 
-/// The value of an option that is text.
+/// The value of an option, as text.
 pub(super) fn option_text(name: &str, value: &OsStr) -> Result<String, Error> {
     value
         .to_str()
@@ -116,18 +117,18 @@ pub(super) fn option_text(name: &str, value: &OsStr) -> Result<String, Error> {
         .ok_or_else(|| bad_option(name, value))
 }
 
-/// The error for a value that an option cannot have.
+/// The error for an invalid value of an option.
 pub(super) fn bad_option(name: &str, value: &OsStr) -> Error {
     Error::Other {
-        message: format!("mount option {name} cannot be {value:?}"),
+        message: format!("{value:?} is not a valid value of mount option {name}"),
         hint: None,
         exit: Exit::Usage,
     }
 }
 
-/// The command line that stands for ours, when this program was started in mount(8)'s way: as
-/// `mount.fuse.lxcri-fs`, or by `mount.fuse` as `lxcri-fs IMAGE DIR -o OPTIONS`. `None` when it was
-/// not.
+/// Translates the command line of mount(8) to that of `lxcri-fs mount`. mount(8) starts this
+/// program as `mount.fuse.lxcri-fs`, or through `mount.fuse` as `lxcri-fs IMAGE DIR -o OPTIONS`.
+/// `None` if mount(8) did not start it.
 pub(super) fn helper_arguments(
     args: &[OsString],
     is_command: impl Fn(&OsStr) -> bool,
@@ -146,7 +147,7 @@ pub(super) fn helper_arguments(
     let mut rest = rest.iter();
     while let Some(arg) = rest.next() {
         match arg.as_bytes() {
-            // The type, and the namespace that mount(8) has entered already.
+            // The file system type, and the namespace, which mount(8) has entered already.
             b"-t" | b"-N" => drop(rest.next()),
             b"-o" => {
                 ours.push("-o".into());

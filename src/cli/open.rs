@@ -1,4 +1,4 @@
-//! Opening an image for a command that looks into it.
+//! Opens images for commands that read them.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use super::store::StoreArgs;
 use crate::fs::{self, Options, Rootfs, Source};
 use crate::serve::confine::{Kept, confine_command};
 
-/// The image a command looks into.
+/// The image that a command reads.
 #[derive(Debug, Args)]
 pub(super) struct ImageArgs {
     /// The image: a file, or the name or digest of an image in the store
@@ -25,7 +25,7 @@ pub(super) struct ImageArgs {
 }
 
 impl ImageArgs {
-    /// Opens the image. A password is asked for when it is needed and none was given.
+    /// Opens the image. Asks for a password if the image needs one and none was given.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -33,8 +33,8 @@ impl ImageArgs {
         self.file()?.read(options)
     }
 
-    /// Opens the image for a command that does nothing more than look into it: this process is
-    /// confined before it reads the first byte, and keeps what `kept` says.
+    /// Opens the image for a command that only reads it. This process gives up its rights before it
+    /// reads the first byte, except those of `kept`.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -42,7 +42,7 @@ impl ImageArgs {
         self.file()?.read_confined(options, kept)
     }
 
-    /// Opens the image's file, and what else is needed to read it.
+    /// Opens the image's file, and finds what else is needed to read it.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -59,16 +59,15 @@ impl ImageArgs {
     }
 }
 
-/// Takes from this process what reading images does not need.
+/// Gives up the rights of this process that reading images does not need.
 pub(super) fn confine(mut kept: Kept, options: &Options) {
-    // A content that does not fit into memory goes to a file, in what may be another user's
-    // directory.
+    // Content that does not fit into memory goes to a file, perhaps in another user's directory.
     kept.capabilities |= CapabilitySet::DAC_OVERRIDE;
-    // Nothing to say of what is missing: `doctor` tells what this host lacks.
+    // What this host cannot confine is not reported here: `doctor` does that.
     confine_command(&kept.below(&options.temp_dir));
 }
 
-/// The file of an image, of which nothing was read yet.
+/// The file of an image, opened and not yet read.
 pub(super) struct Opened {
     path: PathBuf,
     file: File,
@@ -77,7 +76,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// As [`Opened::read`], by this process confined.
+    /// As [`Opened::read`], after this process has given up its rights except those of `kept`.
     ///
     /// # Errors
     /// When it is none, or is damaged.
@@ -86,7 +85,7 @@ impl Opened {
         self.read(options)
     }
 
-    /// Reads what is needed of the image.
+    /// Reads the structures of the image.
     ///
     /// # Errors
     /// When it is none, or is damaged.

@@ -11,20 +11,19 @@ use crate::error::{Report, chain};
 pub(super) use crate::text::printable;
 use crate::text::{is_unseen, neutral};
 
-/// Standard output, for bytes that are what was asked for: a file's content, a tar, a document for
-/// another program.
+/// Standard output for raw bytes: a file's content, a tar, a document for another program.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
 pub(super) fn bytes() -> io::StdoutLock<'static> {
     io::stdout().lock()
 }
 
-/// Standard output, for text of which strangers made parts. Each `writeln!` is one line, whatever
-/// is in it.
+/// Standard output for text that may contain untrusted parts. Each `writeln!` prints one line,
+/// whatever the parts contain.
 pub(super) fn lines() -> Lines<io::StdoutLock<'static>> {
     Lines(bytes())
 }
 
-/// Like [`lines`], written in large pieces: [`Write::flush`] has to be called in the end.
+/// Like [`lines`], but buffered: the caller must call [`Write::flush`] at the end.
 pub(super) fn many_lines() -> Lines<io::BufWriter<io::StdoutLock<'static>>> {
     Lines(io::BufWriter::new(bytes()))
 }
@@ -37,12 +36,12 @@ pub(super) fn say(line: fmt::Arguments<'_>) -> Result<(), Error> {
     writeln!(lines(), "{line}").map_err(Error::Output)
 }
 
-/// Prints a line on standard error; that this is closed is no failure of what is told.
+/// Prints a line on standard error. If standard error is closed, the line is lost without an error.
 pub(super) fn note(line: fmt::Arguments<'_>) {
     notes(&[&line.to_string()]);
 }
 
-/// Prints lines on standard error in one piece: LXC logs every piece on its own.
+/// Prints lines on standard error with one write: LXC logs every write separately.
 pub(super) fn notes(lines: &[&str]) {
     let text: String = lines
         .iter()
@@ -52,7 +51,7 @@ pub(super) fn notes(lines: &[&str]) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Prints an error's cause and hint, and gives the exit code. A closed pipe is silent.
+/// Prints an error's cause and hint, and returns the exit code. A closed pipe is not reported.
 pub(super) fn report(error: &Error) -> ExitCode {
     if matches!(error, Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Failure.into();
@@ -70,17 +69,17 @@ pub(super) fn report(error: &Error) -> ExitCode {
     error.exit().into()
 }
 
-/// Whether people see what is printed on standard error.
+/// Whether standard error is a terminal.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
 pub(super) fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes text with what is not seen in it made visible; see [`text`](crate::text).
+/// Writes text and makes invisible characters visible; see [`text`](crate::text).
 pub(super) struct Lines<W>(W);
 
 impl<W: Write> Write for Lines<W> {
-    /// A piece of text that has its lines already.
+    /// Writes text that is already divided into lines.
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         for line in text.split_inclusive(|&b| b == b'\n') {
             let (line, end) = line
@@ -93,7 +92,7 @@ impl<W: Write> Write for Lines<W> {
         Ok(text.len())
     }
 
-    /// One line, or a part of it.
+    /// Writes one line, or a part of it.
     fn write_fmt(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
         let line = line.to_string();
         let (line, end) = line
@@ -108,7 +107,7 @@ impl<W: Write> Write for Lines<W> {
     }
 }
 
-/// Prints a value as JSON, one line. Its strings are what they are; what is not seen is written
+/// Prints a value as one line of JSON. Strings keep their values; invisible characters are written
 /// `\uXXXX`.
 ///
 /// # Errors
@@ -122,11 +121,11 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Error> {
     writeln!(out).map_err(Error::Output)
 }
 
-/// JSON in one line.
+/// Formats JSON in one line, with invisible characters as `\uXXXX`.
 struct Visible;
 
 impl serde_json::ser::Formatter for Visible {
-    /// Gets what has nothing in it that JSON escapes by itself.
+    /// Writes a part of a string in which JSON itself escapes nothing.
     fn write_string_fragment<W: ?Sized + Write>(
         &mut self,
         out: &mut W,
@@ -151,10 +150,10 @@ impl serde_json::ser::Formatter for Visible {
     }
 }
 
-/// Days, hours and minutes of a time in UTC: `2026-11-21 03:06`.
+/// Formats a time, in seconds since 1970, as date, hours and minutes in UTC: `2026-11-21 03:06`.
 pub(super) fn time(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.
+    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day comes last.
     let shifted = i128::from(days) + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era =
@@ -175,7 +174,7 @@ pub(super) fn time(seconds: i64) -> String {
     )
 }
 
-/// Bytes for people: `1.2 GiB`.
+/// Formats a number of bytes for people: `1.2 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     #[allow(clippy::cast_precision_loss)] // for people

@@ -1,5 +1,5 @@
-//! Progress of long work: a bar with bytes, rate and time left on a terminal, plain lines
-//! elsewhere.
+//! Progress of long work: on a terminal a bar with bytes, rate and time left, elsewhere plain
+//! lines.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -69,18 +69,18 @@ impl Events for Work {
     }
 }
 
-/// Tells nothing but who is waited for.
+/// Reports only that it waits for another process.
 pub(super) struct Waiting;
 
 impl Events for Waiting {
     fn waiting(&self, name: &Reference) {
         note(format_args!(
-            "lxcri-fs: waiting for another process that makes {name}"
+            "lxcri-fs: waiting for another process, which is making {name}"
         ));
     }
 }
 
-/// How often a line is printed where there is no terminal.
+/// How often to print a line if there is no terminal.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Progress of one piece of work, counted in bytes.
@@ -112,7 +112,7 @@ impl Progress {
         }
     }
 
-    /// `n` bytes more are done.
+    /// Counts `n` more bytes as done.
     fn add(&self, n: u64) {
         let done = self.done.fetch_add(n, Ordering::Relaxed) + n;
         if let Some(bar) = &self.bar {

@@ -17,19 +17,19 @@ use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
 use crate::sys::users;
 use crate::upper::place::is_ephemeral;
 
-/// List mounts, the processes that keep and serve them, and how many use them; each is asked
-/// whether it answers
+/// List mounts, the processes that keep and serve them, and how many processes use them; ask each
+/// mount whether it answers
 #[derive(Debug, Args)]
 #[command(after_help = "\
-States: serving; restarting (its worker is being replaced); failed, dead (nobody serves it
-any more); hung (it does not answer);
-unkept (no keeper would replace its worker); other-user.
+States: serving; restarting (its worker is being replaced); failed or dead (no process serves
+it); hung (it does not answer); unkept (no keeper would replace its worker);
+other-user (another user mounted it).
 
 Examples:
   lxcri-fs ps
   lxcri-fs ps --json | jq -r .mountpoints[]")]
 pub(super) struct PsArgs {
-    /// One JSON object per image
+    /// Print one JSON object for each mounted image
     #[arg(long)]
     json: bool,
 }
@@ -37,10 +37,10 @@ pub(super) struct PsArgs {
 /// A mounted image as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Where it is seen, by itself or under an upper; `\xNN` for bytes that are not UTF-8, here and
-    /// in all paths.
+    /// Where the image is mounted, read-only or with an upper. Here and in all paths, `\xNN` stands
+    /// for bytes that are not UTF-8.
     mountpoints: Vec<String>,
-    /// The mounts that can be written to.
+    /// The writable mounts.
     uppers: Vec<UpperRow>,
     images: Vec<String>,
     /// serving, restarting, failed, hung, dead, unkept, or other-user.
@@ -52,16 +52,16 @@ struct Row {
     uptime_seconds: Option<u64>,
     /// How many processes use it.
     users: usize,
-    /// Why nobody serves it any more.
+    /// Why no process serves it any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
-    /// Since when its worker does not answer, if that is known; seconds since 1970.
+    /// Since when its worker has not answered, in seconds since 1970; absent if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_answering_since: Option<u64>,
-    /// By which means its worker is confined.
+    /// What confines its worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     confinement: Option<Confinement>,
-    /// What the state means, and the way out.
+    /// What the state means, and what to do about it.
     #[serde(skip)]
     explained: Option<String>,
 }
@@ -69,11 +69,10 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct UpperRow {
     mountpoint: String,
-    /// The upper directory; none when what is written goes with the mount.
+    /// The upper's directory; absent if writes are discarded on unmount.
     upper: Option<String>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &PsArgs) -> Result<(), Error> {
     let users = users::count_by_device();
     let Overview {
@@ -122,7 +121,9 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
              {image:<32} {mounted}"
         )?;
         for UpperRow { mountpoint, upper } in &row.uppers {
-            let upper = upper.as_deref().unwrap_or("nothing that is kept");
+            let upper = upper
+                .as_deref()
+                .unwrap_or("memory, and discarded on unmount");
             writeln!(out, "{:>8}{mountpoint} is written to {upper}", "")?;
         }
         if let Some(explained) = &row.explained {
@@ -171,7 +172,7 @@ fn unkept_row(
     )
 }
 
-/// What is known of every mount.
+/// Everything that is known about every mount.
 fn stateful(
     images: Vec<String>,
     seen: &[Seen],
@@ -214,27 +215,31 @@ fn name(state: &State) -> &'static str {
     }
 }
 
-/// What a state that is not as it should be means for who uses the mount, and the way out.
+/// What an abnormal state means for users of the mount, and what to do about it.
 pub(super) fn explain(state: &State) -> Option<String> {
     Some(match state {
         State::Serving | State::Restarting => return None,
-        State::Failed(why) => format!("{why}; users get errors: unmount it, and mount it again"),
+        State::Failed(why) => format!("{why}; users get errors: unmount it, then mount it again"),
         State::Silent(since) => {
             let since = since
                 .map(|at| format!(" since {}", time(i64::try_from(at).unwrap_or(i64::MAX))))
                 .unwrap_or_default();
             format!(
-                "not answering{since}: users wait until its disk or its worker goes on, or for \
-                 `lxcri-fs umount --force`"
+                "not answering{since}: users wait until its disk or worker responds; `lxcri-fs \
+                 umount --force` ends the wait with errors"
             )
         }
-        State::Dead => "nobody serves it any more, users get errors: `lxcri-fs umount`, then \
-                        mount it again; `lxcri-fs mount --all` does both for containers"
+        State::Dead => "no process serves it any more, and users get errors: unmount it with \
+                        `lxcri-fs umount`, then mount it again; `lxcri-fs mount --all` does both \
+                        for containers"
             .to_owned(),
-        State::Unkept => "no keeper of this user has it: it ends with the process that serves it; \
-                          unmount it when it is idle, and mount it again"
+        State::Unkept => "no keeper of this user watches it, so it ends with the process that \
+                          serves it: unmount it when it is idle, and mount it again"
             .to_owned(),
-        State::Of(uid) => format!("mounted by user {uid}, whose own `lxcri-fs ps` tells more"),
+        State::Of(uid) => format!(
+            "mounted by user {uid}: only that user's `lxcri-fs ps` can show \
+                                   more"
+        ),
     })
 }
 

@@ -20,30 +20,31 @@ use crate::store::Reference;
 
 /// Pull an image from a registry into the store
 ///
-/// REFERENCE is NAME[:TAG][@DIGEST]; nginx is docker.io/library/nginx:latest. What the store has
-/// already is not fetched again: the whole image when it is up to date, layers when another image
-/// has them. An interrupted pull leaves no image, and goes on when it is repeated.
+/// REFERENCE is NAME[:TAG][@DIGEST]; `nginx` stands for `docker.io/library/nginx:latest`. `pull`
+/// does not fetch what the store has already: an image that is up to date, or layers that another
+/// image has too. An interrupted pull leaves no image; repeat the command to continue it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs pull nginx:1.27
   lxcri-fs pull registry.example.org:5000/team/app --platform linux/arm64 -o app.bfc")]
 pub(super) struct PullArgs {
-    /// What to pull
+    /// The image to pull
     reference: String,
-    /// Its name in the store, if it is not to be the reference
+    /// Name for the image in the store (default: REFERENCE)
     #[arg(short, long, value_name = "NAME", conflicts_with = "output")]
     tag: Option<Reference>,
-    /// Write the image into this file, not into the store
+    /// Write the image to this file instead of the store
     #[arg(short, long, value_name = "IMAGE")]
     output: Option<PathBuf>,
-    /// Replace the file if it exists; fetch all anew and replace what is in the store already
+    /// Fetch everything again, and replace the image in the store or the file of -o
     #[arg(short, long)]
     force: bool,
-    /// Which image of an index: OS/ARCHITECTURE[/VARIANT] (default: this machine's)
+    /// The platform to choose if REFERENCE has images for several: OS/ARCHITECTURE[/VARIANT]
+    /// (default: this machine's)
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// Fetch all layers, also those that another image of the store has
+    /// Fetch all layers, even those that another image in the store has (default: share them)
     #[arg(long)]
     no_share: bool,
     #[command(flatten)]
@@ -61,7 +62,7 @@ pub(super) struct PullArgs {
 #[derive(Serialize)]
 struct Report<'a> {
     image: &'a str,
-    /// Whether anything was to do.
+    /// Whether the store had the image already.
     up_to_date: bool,
     manifest_digest: String,
     root_digest: String,
@@ -70,7 +71,6 @@ struct Report<'a> {
     fetched_bytes: u64,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let reference = pull::parse(&args.reference)?;
@@ -124,7 +124,7 @@ fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(
     tell(name, pulled, fetched)
 }
 
-/// Says what was pulled; `fetched` bytes came from the registry.
+/// Prints what was pulled; `fetched` bytes came from the registry.
 pub(super) fn tell(name: &str, pulled: &Pulled, fetched: u64) -> Result<(), Error> {
     let Pulled {
         facts, up_to_date, ..

@@ -16,9 +16,9 @@ use crate::registry::pull;
 
 /// Push an image to a registry
 ///
-/// As an OCI image, whose layers are those that it was built of: any program that pulls images can
-/// pull it. Layers that the registry has are not made or sent again. With --artifact the image file
-/// itself is pushed, which `lxcri-fs pull` takes back byte for byte.
+/// The image is pushed as an OCI image with the layers that it was built from, so that any program
+/// can pull it. Layers that the registry has already are not sent again. With --artifact, the image
+/// file itself is pushed; only `lxcri-fs pull` can use it, and gets the same bytes back.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,15 +27,17 @@ Examples:
 pub(super) struct PushArgs {
     #[command(flatten)]
     image: ImageArgs,
-    /// Where to push it: HOST[:PORT]/NAME[:TAG]
+    /// Where to push the image: HOST[:PORT]/NAME[:TAG]
     reference: String,
-    /// How layers are compressed that the registry does not have as they were (default: gzip)
+    /// Compress all layers in this way (default: reuse layers that the registry has in the form in
+    /// which the image was pulled, and compress the others with gzip)
     #[arg(long, value_enum, conflicts_with = "artifact")]
     compression: Option<CompressionArg>,
-    /// Push the image file itself, as an artifact
+    /// Push the image file itself as an OCI artifact
     #[arg(long)]
     artifact: bool,
-    /// Below which directory layers are made (default: TMPDIR, or /var/tmp)
+    /// Directory for temporary files, which may grow as large as the layers (default: TMPDIR, or
+    /// else /var/tmp)
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
     /// Show no progress

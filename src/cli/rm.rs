@@ -10,19 +10,18 @@ use crate::store::Removed;
 
 /// Remove images from the store
 ///
-/// Of an image that has several names, only the name is removed; a digest stands for the image with
-/// all its names. What is mounted, or belongs to a container, is not removed.
+/// If an image has several names, `rm NAME` removes only that name; `rm DIGEST` removes the image
+/// with all its names. Images that are mounted or that a container needs are not removed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs rm nginx:1.26 nginx:1.25")]
 pub(super) struct RmArgs {
-    /// The images: names or digests
+    /// Names or digests of images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
     #[command(flatten)]
     store: StoreArgs,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let mut failures = Vec::new();
@@ -38,7 +37,8 @@ pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
     all_or(failures, args.images.len(), "images were not removed")
 }
 
-/// The failures of a command that went on: all but the last are reported here.
+/// Combines the failures of a command that continued after each. Prints all but the last, which it
+/// returns.
 pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
     let Some(last) = failures.pop() else {
         return Ok(());

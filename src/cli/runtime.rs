@@ -8,19 +8,20 @@ use clap::Args;
 use super::error::Error;
 use crate::runtime::wrapper;
 
-/// What the names of this program begin with under which it is an OCI runtime: `lxcri-fs-runtime`,
-/// `lxcri-fs-crun`, `lxcri-fs-runc`.
+/// Beginnings of program names under which this program acts as an OCI runtime, and the real
+/// runtime that each stands for.
 const NAMES: [(&str, Option<&str>); 3] = [
     ("lxcri-fs-runtime", None),
     ("lxcri-fs-crun", Some("crun")),
     ("lxcri-fs-runc", Some("runc")),
 ];
 
-/// Be an OCI runtime: mount what a container's annotations name, and go on as crun or runc
+/// Act as an OCI runtime: mount the image that a container's annotations name, then run crun or
+/// runc
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Linked as lxcri-fs-runtime, lxcri-fs-crun or lxcri-fs-runc, this program is that runtime,
-whatever its arguments.
+Under the names lxcri-fs-runtime, lxcri-fs-crun and lxcri-fs-runc, for instance of a symlink,
+this program is that runtime, and passes all its arguments on.
 
 Examples:
   lxcri-fs runtime --runtime runc -- run -b /srv/web1 web1
@@ -28,10 +29,10 @@ Examples:
   podman --runtime /usr/local/bin/lxcri-fs-crun run --rootfs /var/empty \\
     --annotation org.lxcri-fs.image=/srv/nginx.bfc")]
 pub(super) struct RuntimeArgs {
-    /// The real runtime: a name, or a path (default: crun, or else runc)
+    /// The real runtime, as a name or a path (default: crun, or else runc)
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<OsString>,
-    /// Its arguments
+    /// Arguments for the real runtime
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -45,8 +46,8 @@ pub(super) fn run(args: &RuntimeArgs) -> Result<(), Error> {
     match wrapper::run(args.runtime.as_deref(), &args.args)? {}
 }
 
-/// The command line that stands for ours, when this program was started as a runtime. `None` when
-/// it was not.
+/// Translates the command line of a runtime to that of `lxcri-fs runtime`. `None` if this program
+/// was not started under the name of a runtime.
 pub(super) fn wrapper_arguments(args: &[OsString]) -> Option<Vec<OsString>> {
     let (program, rest) = args.split_first()?;
     let name = program.as_bytes().rsplit(|&b| b == b'/').next()?;

@@ -1,5 +1,5 @@
-//! Passwords and keys: from files, descriptors, the environment or a prompt, never from the command
-//! line.
+//! Passwords and keys, which come from files, descriptors, the environment or a prompt, but never
+//! from the command line.
 
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
@@ -20,19 +20,20 @@ const TERMINAL: &str = "/dev/tty";
 /// Where the password or key of an encrypted image comes from.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SecretArgs {
-    /// Read the password from FILE (its first line; - is standard input)
+    /// Read the password from the first line of FILE; - is standard input (default:
+    /// LXCRI_FS_PASSWORD, if it is set)
     #[arg(long, value_name = "FILE", group = "secret")]
     pub password_file: Option<PathBuf>,
-    /// Read the password from this inherited file descriptor (its first line)
+    /// Read the password from the first line of this inherited file descriptor
     #[arg(long, value_name = "N", group = "secret")]
     pub password_fd: Option<u32>,
-    /// Read the key from FILE: exactly 32 bytes
+    /// Read the key from FILE, which holds exactly 32 bytes, instead of using a password
     #[arg(long, value_name = "FILE", group = "secret")]
     pub key_file: Option<PathBuf>,
 }
 
 impl SecretArgs {
-    /// What the arguments or `LXCRI_FS_PASSWORD` give; `None` when they give nothing.
+    /// The secret that the arguments or else `LXCRI_FS_PASSWORD` give; `None` if there is none.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Image`].
@@ -58,7 +59,7 @@ impl SecretArgs {
     }
 }
 
-/// Where a password can be asked for; `None` where nobody is.
+/// The terminal to ask for a password on; `None` if there is none.
 pub(super) fn terminal() -> Option<File> {
     if super::output::is_terminal() {
         File::options().read(true).write(true).open(TERMINAL).ok()
@@ -93,7 +94,7 @@ pub(super) fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> 
     Ok(Secret::Password(line))
 }
 
-/// Terminal echo off while this lives.
+/// Keeps the terminal's echo off while it exists.
 struct NoEcho<'fd>(BorrowedFd<'fd>, rustix::termios::Termios);
 
 impl<'fd> NoEcho<'fd> {

@@ -1,10 +1,10 @@
-//! Sizes as people write them.
+//! Sizes on the command line.
 
-/// Bytes: `512`, or with a unit of 1024: `64K`, `10M`, `20G`, `1T`, also as `10GiB`.
+/// Parses a number of bytes, such as `512`, or with a unit (powers of 1024) `64K`, `10M`, `10GiB`.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let error = || format!("`{text}` is no size such as 512, 64K, 10M or 20G");
+    let error = || format!("`{text}` is not a size such as 512, 64K, 10M or 20G");
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" | "B" => 0,
         "K" | "KB" | "KIB" => 10,

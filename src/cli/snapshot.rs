@@ -7,7 +7,7 @@ use super::error::Error;
 use super::store::StoreArgs;
 use super::upper_name::{UpperName, find};
 
-/// Take a snapshot of what a container has written, running or not (ZFS)
+/// Take a snapshot of what a container has written, while it runs or not (ZFS)
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -15,20 +15,19 @@ Examples:
   lxcri-fs snapshot zfs:tank/web1@before-upgrade
   lxcri-fs snapshot --delete web1@before-upgrade")]
 pub(super) struct SnapshotArgs {
-    /// The container, the dataset after `zfs:`, or where it is mounted; and the snapshot's name
+    /// The container, the dataset as `zfs:DATASET`, or where it is mounted; and the snapshot's name
     #[arg(
         value_name = "UPPER@NAME",
         value_parser = OsStringValueParser::new().map(UpperName::parse)
     )]
     name: UpperName,
-    /// Delete the snapshot
+    /// Delete the snapshot instead of taking it
     #[arg(short, long)]
     delete: bool,
     #[command(flatten)]
     store: StoreArgs,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &SnapshotArgs) -> Result<(), Error> {
     let name = args.name.snapshot()?;
     let written = find(&args.name.upper, &args.store)?;

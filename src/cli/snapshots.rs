@@ -11,17 +11,17 @@ use super::output::{json, lines, size, time};
 use super::store::StoreArgs;
 use super::upper_name::find;
 
-/// List the snapshots of what a container has written, the oldest first (ZFS)
+/// List the snapshots of what a container has written, oldest first (ZFS)
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs snapshots web1
   lxcri-fs snapshots zfs:tank/web1 --json")]
 pub(super) struct SnapshotsArgs {
-    /// The container, the dataset after `zfs:`, or where it is mounted
+    /// The container, the dataset as `zfs:DATASET`, or where it is mounted
     #[arg(value_name = "UPPER")]
     upper: OsString,
-    /// One JSON object per snapshot
+    /// Print one JSON object for each snapshot
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -32,19 +32,18 @@ pub(super) struct SnapshotsArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// With its dataset.
+    /// Full name: `DATASET@NAME`.
     snapshot: String,
-    /// Seconds of the epoch.
+    /// Seconds since 1970.
     created: u64,
-    /// What deleting it would free, bytes.
+    /// Bytes that deleting it would free.
     used: u64,
-    /// What it shows, bytes.
+    /// Bytes that it references, shared or not.
     referenced: u64,
     /// Datasets that were cloned from it.
     clones: Vec<String>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     let snapshots = find(&args.upper, &args.store)?.snapshots()?;
     let rows: Vec<Row> = snapshots

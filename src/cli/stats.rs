@@ -14,27 +14,27 @@ use crate::serve::overview::{self, Mounted};
 use crate::serve::stats::{OpStats, Stats};
 use crate::serve::unmount;
 
-/// Show what mounts have been asked for, how long it took, and what was found damaged
+/// Show how many requests mounts have served, how long they took, and what damage was found
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Counts begin when a worker starts.
+Counters start at zero when a worker starts.
 
 Examples:
   lxcri-fs stats /mnt
   lxcri-fs stats --prometheus > /var/lib/node_exporter/lxcri-fs.prom")]
 pub(super) struct StatsArgs {
-    /// Where it is mounted; all mounts of this user if left out
+    /// Where the image is mounted (default: all mounts of this user)
     #[arg(value_name = "DIR")]
     mountpoint: Option<PathBuf>,
-    /// One JSON object per image; times are in nanoseconds
+    /// Print one JSON object for each mounted image; times are in nanoseconds
     #[arg(long, conflicts_with = "prometheus")]
     json: bool,
-    /// In Prometheus's text format
+    /// Print the Prometheus text format
     #[arg(long)]
     prometheus: bool,
 }
 
-/// What is known of an image's mounts.
+/// What is known about the mounts of an image.
 #[derive(Debug, Serialize)]
 struct Row {
     image: String,
@@ -44,7 +44,6 @@ struct Row {
     stats: Stats,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
     let mut mounts = overview::all()?;
     if let Some(path) = &args.mountpoint {
@@ -52,7 +51,7 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
         mounts.retain(|m| m.seen.iter().any(|s| s.mountpoint == mountpoint));
         if mounts.is_empty() {
             let message = format!(
-                "{} has nothing mounted on it that lxcri-fs knows",
+                "nothing that lxcri-fs mounted is mounted on {}",
                 path.display()
             );
             return Err(Error::Other {
@@ -64,11 +63,11 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
     }
     let mut rows = Vec::new();
     for mounted in mounts {
-        // None while a worker is being replaced, or when it has failed: nothing was counted then.
+        // None while a worker is being replaced or after it has failed: there are no counters then.
         match mounted.dir.stats()? {
             Some(stats) => rows.push(row(&mounted, stats)),
             None => note(format_args!(
-                "lxcri-fs: the worker of {} tells nothing; `lxcri-fs ps` tells more",
+                "lxcri-fs: the worker of {} does not answer; `lxcri-fs ps` shows its state",
                 images(&mounted)
             )),
         }
@@ -152,7 +151,7 @@ fn table(row: &Row) -> String {
     out
 }
 
-/// Microseconds, milliseconds or seconds, three digits.
+/// Formats a time as microseconds, milliseconds or seconds with three digits.
 fn time(nanoseconds: u64) -> String {
     #[allow(clippy::cast_precision_loss)] // for people
     let microseconds = nanoseconds as f64 / 1000.0;
@@ -277,7 +276,7 @@ fn seconds(nanoseconds: u64) -> f64 {
     value
 }
 
-/// An image may be mounted twice, with different options.
+/// Labels that tell mounts apart: an image may be mounted twice with different options.
 fn labels(row: &Row) -> String {
     let mountpoint = row.mountpoints.first().map_or("", String::as_str);
     format!(

@@ -1,4 +1,4 @@
-//! Which store a command works on, and what its arguments mean there.
+//! The store that a command works on, and how its arguments name images there.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,20 +14,20 @@ use crate::store::{Config, Image, Location, Store};
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct StoreArgs {
-    /// The store: dir:PATH or zfs:POOL[/PARENT] (default: LXCRI_FS_STORE, or what the configuration
-    /// says)
+    /// The store: dir:PATH or zfs:POOL[/PARENT] (default: LXCRI_FS_STORE, or else the store of the
+    /// configuration)
     #[arg(long, value_name = "STORE", global = true)]
     pub store: Option<Location>,
 }
 
 impl StoreArgs {
-    /// The configuration.
+    /// Reads the configuration.
     pub(super) fn config(&self) -> Result<Config, Error> {
         Ok(Config::load(self.store.as_ref())?)
     }
 
-    /// How the registries are reached that these sources name; the configuration is not read for
-    /// others.
+    /// The settings of registries, if any of these sources is in a registry; reads the
+    /// configuration only then.
     pub(super) fn registries<'a>(
         &self,
         sources: impl IntoIterator<Item = &'a OsString>,
@@ -45,8 +45,8 @@ impl StoreArgs {
         Ok(Store::open(&self.config()?)?)
     }
 
-    /// Opens an image that is named by its path or as an image in the store, and tells its path.
-    /// What is a file is a file; what begins with `/` or `.` is meant to be one.
+    /// Opens an image that is named by its path or by its name in the store, and returns its path.
+    /// A file that exists comes first; an argument that begins with `/` or `.` can only be a file.
     pub(super) fn open_image(&self, image: &Path) -> Result<(PathBuf, File), Error> {
         match self.in_store(image)? {
             Some((store, image)) => {
@@ -57,7 +57,7 @@ impl StoreArgs {
         }
     }
 
-    /// The image that an argument names in the store; `None` when it names a file.
+    /// The image in the store that an argument names; `None` if it names a file.
     pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, Image)>, Error> {
         let text = image.to_str().filter(|text| !text.starts_with(['/', '.']));
         let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else {

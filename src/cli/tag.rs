@@ -6,13 +6,13 @@ use super::error::Error;
 use super::store::StoreArgs;
 use crate::store::Reference;
 
-/// Give an image of the store more names
+/// Give an image in the store more names
 ///
-/// An image that had such a name loses it.
+/// If another image has one of these names, it loses it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs tag nginx:1.27 registry.example.org/web:stable")]
 pub(super) struct TagArgs {
-    /// The image: a name or digest
+    /// Name or digest of the image
     image: String,
     /// The new names
     #[arg(required = true, value_name = "NAME")]
@@ -21,7 +21,6 @@ pub(super) struct TagArgs {
     store: StoreArgs,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &TagArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let image = store.image(&args.image)?;

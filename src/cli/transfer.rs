@@ -1,5 +1,4 @@
-//! Progress of what goes to and comes from registries: a bar for each layer on a terminal, a line
-//! for each elsewhere.
+//! Progress of pulls: on a terminal a bar for each layer, elsewhere a line for each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +24,7 @@ struct Blob {
 }
 
 impl Transfer {
-    /// Progress that is shown, unless it is to be quiet.
+    /// Makes a progress display, which shows nothing if `quiet` is set.
     pub(super) fn new(quiet: bool) -> Self {
         let bars = (!quiet && is_terminal()).then(MultiProgress::new);
         Self {
@@ -44,7 +43,7 @@ impl Transfer {
     /// The work has ended.
     pub(super) fn finish(&self) {
         if let Some(bars) = &self.bars {
-            // A terminal that is gone needs no clearing.
+            // If the terminal is gone, nothing needs clearing.
             let _ = bars.clear();
         }
     }
@@ -105,7 +104,7 @@ impl Observer for Transfer {
             Some(bar) => bar.finish(),
             None if self.quiet => {}
             None if blob.resumed > 0 => note(format_args!(
-                "{}: {}, {} of them from before",
+                "{}: {}, of which {} were fetched before",
                 blob.name,
                 size(blob.size),
                 size(blob.resumed)

@@ -9,30 +9,29 @@ use super::output::note;
 use crate::serve::mount::Unmount;
 use crate::serve::unmount::{self, Unmounted};
 
-/// Unmount what `lxcri-fs mount` mounted
+/// Unmount what `lxcri-fs mount` has mounted
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nothing is wrong when nothing is mounted there.
+If nothing is mounted on DIR, `umount` succeeds.
 
 Examples:
   lxcri-fs umount /mnt
   lxcri-fs umount --lazy /mnt")]
 pub(super) struct UmountArgs {
-    /// Where it is mounted
+    /// The directory that the image is mounted on
     #[arg(value_name = "DIR")]
     pub mountpoint: PathBuf,
-    /// Take it out of sight now, and end it when its last user is done
+    /// Detach the mount now; it ends when nothing uses it any more
     #[arg(short, long)]
     pub lazy: bool,
-    /// Fail the requests under way and end it, whoever uses it
+    /// End the mount even if it is in use; pending requests fail
     #[arg(short, long)]
     pub force: bool,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
     let mountpoint = unmount::mountpoint(&args.mountpoint);
-    // What is out of sight ends by and by.
+    // A detached mount ends with its last user.
     let how = Unmount {
         lazy: args.lazy || args.force,
         force: args.force,
@@ -44,7 +43,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
             args.mountpoint.display()
         )),
         Unmounted::StillUsed => note(format_args!(
-            "lxcri-fs: {} is out of sight, and ends with its last user",
+            "lxcri-fs: {} is detached; the mount ends when nothing uses it any more",
             args.mountpoint.display()
         )),
     }

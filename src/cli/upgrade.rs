@@ -7,19 +7,18 @@ use super::output::note;
 use crate::error::chain;
 use crate::serve::{overview, upgrade};
 
-/// Have this user's live mounts go on as this version of the program, without unmounting them
+/// Move this user's mounts to this version of the program without unmounting them
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Run it after another version was installed, for instance from a package's postinst script.
+Run it after installing another version, for instance from a package's postinst script.
 
 Example: lxcri-fs upgrade && lxcri-fs ps")]
 pub(super) struct UpgradeArgs {}
 
-/// Runs the command.
 pub(super) fn run(_args: &UpgradeArgs) -> Result<(), Error> {
     let mut failed = None;
     for mounted in overview::all()? {
-        // One that stays as it is keeps nobody else from going on.
+        // A mount that cannot be upgraded does not keep the others from it.
         if let Err(error) = upgrade::upgrade(&mounted)
             && let Some(before) = failed.replace(error)
         {

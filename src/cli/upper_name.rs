@@ -1,4 +1,4 @@
-//! How commands name what a container wrote, and its snapshots.
+//! How commands name uppers and their snapshots.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,14 +11,14 @@ use crate::upper::written::Written;
 /// `UPPER@SNAPSHOT`, or `UPPER` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct UpperName {
-    /// What stands before the `@`.
+    /// The part before the `@`.
     pub(super) upper: OsString,
-    /// What stands after it. No snapshot has a slash in its name.
+    /// The part after the `@`. Names of snapshots have no slash.
     pub(super) snapshot: Option<String>,
 }
 
 impl UpperName {
-    /// For clap.
+    /// Splits an argument; a parser for clap.
     pub(super) fn parse(text: OsString) -> Self {
         let bytes = text.as_bytes();
         let name = bytes
@@ -40,18 +40,18 @@ impl UpperName {
         }
     }
 
-    /// The snapshot, where one has to be named.
+    /// The name of the snapshot, for commands that need one.
     pub(super) fn snapshot(&self) -> Result<&str, Error> {
         self.snapshot.as_deref().ok_or_else(|| Error::Other {
-            message: format!("{} names no snapshot", self.upper.display()),
-            hint: Some("a name is given after an @, as in `web1@before`".to_owned()),
+            message: format!("{} does not name a snapshot", self.upper.display()),
+            hint: Some("write the snapshot's name after an @, as in `web1@before`".to_owned()),
             exit: Exit::Usage,
         })
     }
 }
 
-/// What a container wrote: the container of the store, if `upper` can be one's name, or else what
-/// the dataset (after `zfs:`), the directory or the mount point has.
+/// Finds the upper that `upper` names: that of a container in the store, if it can be a container's
+/// name, or else the upper in a dataset (`zfs:DATASET`), in a directory, or of a mount point.
 pub(super) fn find(upper: &OsStr, store: &StoreArgs) -> Result<Written, Error> {
     let is_path = upper.as_bytes().contains(&b'/')
         || upper.as_bytes().starts_with(b"zfs:")

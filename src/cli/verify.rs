@@ -17,28 +17,29 @@ use crate::fs::{Options, Rootfs};
 use crate::image::{Events as _, verify};
 use crate::serve::confine::Kept;
 
-/// Check everything in images: structures, checksums, tags, every file's content
+/// Check everything in images: structures, checksums, authentication tags, and the content of every
+/// file
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs verify debian.bfc && echo sound
   lxcri-fs verify --all")]
 pub(super) struct VerifyArgs {
-    /// The images: files, or names or digests of images in the store
+    /// Files, or names or digests of images in the store
     #[arg(
         value_name = "IMAGE",
         required_unless_present = "all",
         conflicts_with = "all"
     )]
     images: Vec<PathBuf>,
-    /// All images of the store
+    /// Check all images in the store
     #[arg(long)]
     all: bool,
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
     store: StoreArgs,
-    /// One JSON object per image
+    /// Print one JSON object for each image
     #[arg(long)]
     json: bool,
 }
@@ -50,7 +51,7 @@ struct Report<'a> {
     entries: u64,
     contents: u64,
     bytes: u64,
-    /// Path in the image (empty for the image as a whole), and what is wrong.
+    /// Path in the image (empty for the image as a whole), and what is wrong there.
     damage: Vec<(String, String)>,
 }
 
@@ -58,11 +59,10 @@ struct Report<'a> {
 struct Subject<T> {
     name: String,
     opened: Result<T, Error>,
-    /// The root digest that the store knows.
+    /// The root digest that the store has recorded.
     root_digest: Option<String>,
 }
 
-/// Runs the command.
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
     let options = Options {
         check_hash: true,
@@ -123,7 +123,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
     }
     progress.ends();
     if damaged.is_empty() {
-        // Such as one that needs a password.
+        // For instance an image that needs a password.
         return unopened.pop().map_or(Ok(()), Err);
     }
     let names = damaged.join(", ");
@@ -132,7 +132,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
     } else {
         format!("{} of {count} images are damaged: {names}", damaged.len())
     };
-    let hint = Some("what is not listed can still be read; fetch or build the image again".into());
+    let hint =
+        Some("files that are not listed can still be read; pull or build the image again".into());
     Err(Error::Other {
         message,
         hint,
@@ -175,7 +176,7 @@ fn subjects(args: &VerifyArgs) -> Result<Vec<Subject<Opened>>, Error> {
     Ok(images.chain(broken).collect())
 }
 
-/// Checks an image, and says whether it is sound.
+/// Checks an image, prints the result, and returns whether the image is sound.
 fn check(
     args: &VerifyArgs,
     name: &str,
@@ -192,7 +193,7 @@ fn check(
     if let Some(known) = &verified.other_than {
         damage.push((
             String::new(),
-            format!("it is another image than the store knows, with root digest {known}"),
+            format!("it is not the image that the store recorded, whose root digest is {known}"),
         ));
     }
     let report = Report {

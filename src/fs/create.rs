@@ -21,7 +21,7 @@ use super::Rootfs;
 /// file is empty, and returned open for writing.
 ///
 /// # Errors
-/// What the system says; EEXIST when the name is there.
+/// The system's error; EEXIST when the name is there.
 pub fn make_node(
     rootfs: &Rootfs,
     parent: BorrowedFd<'_>,
@@ -63,7 +63,7 @@ pub fn make_node(
 /// only root can set must be set.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn set_attributes(
     parent: BorrowedFd<'_>,
     name: &OsStr,

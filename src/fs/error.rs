@@ -1,4 +1,4 @@
-//! What can go wrong in the file system, and the one mapping to errno.
+//! Errors of the file system, and their mapping to errno.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ pub enum Error {
         /// Why.
         source: super::StackError,
     },
-    /// No such inode, or no such name.
+    /// There is no such inode or name.
     #[error("no such file or directory")]
     NotFound,
     /// The operation does not fit the type of the inode.
@@ -34,15 +34,15 @@ pub enum Error {
     Kind {
         /// Inode number.
         ino: u32,
-        /// What it is not.
+        /// What the inode is not, such as "not a directory".
         reason: &'static str,
-        /// The errno that says so.
+        /// The errno for the caller.
         errno: Errno,
     },
     /// `--subdir` names nothing in the image.
     #[error("{} is not a directory of the image", path.display())]
     Subdir {
-        /// The path as given.
+        /// The path as it was given.
         path: PathBuf,
     },
     /// Content that does not fit the cache could not be decoded into a temporary file.
@@ -50,22 +50,21 @@ pub enum Error {
     Temporary {
         /// How long the content is, bytes.
         size: u64,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Content that does not fit the cache is longer than what its temporary files may take
-    /// together.
+    /// Content that does not fit the cache is longer than the limit for temporary files.
     #[error(
-        "{size} bytes in one piece, of which none can be read before all are decoded; temporary \
-         files may take {limit} bytes"
+        "the content is one piece of {size} bytes, which must be decoded as a whole, and temporary \
+         files may take {limit} bytes only"
     )]
     SpoolFull {
         /// How long the content is, bytes.
         size: u64,
-        /// What all files may take, bytes.
+        /// The limit for all temporary files together, bytes.
         limit: u64,
     },
-    /// Decoding failed before, for another reader that asked for the same content at the same time.
+    /// Decoding failed for another reader, which asked for the same content at the same time.
     #[error("{0}")]
     Shared(std::sync::Arc<Error>),
 }
@@ -74,12 +73,12 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Whether it is the image's fault.
+    /// Whether the cause is a damaged image.
     pub fn is_damage(&self) -> bool {
         self.exit() == Exit::Damaged
     }
 
-    /// The errno for a caller of the file system. Damage is EIO, whatever its kind.
+    /// The errno for programs that use the mount. Every kind of damage is EIO.
     pub fn errno(&self) -> Errno {
         match self {
             Error::NotFound => Errno::NOENT,
@@ -136,17 +135,17 @@ impl Report for bfc::Error {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::KeyNeeded => "give --password-file, --key-file, or LXCRI_FS_PASSWORD",
-            Self::WrongKey => "check the password; a key file holds the 32 raw bytes",
+            Self::WrongKey => "check the password or the key file, which holds 32 raw bytes",
             Self::NoFooter { .. } | Self::CutOff { .. } => {
-                "the image was cut off while it was copied or written: fetch or build it again"
+                "copying or writing the image was interrupted: copy, pull or build it again"
             }
             Self::HeaderCrc | Self::IndexCrc | Self::Index { .. } | Self::Section { .. } => {
-                "`lxcri-fs verify` tells what can still be read; fetch or build the image again"
+                "copy, pull or build the image again"
             }
             Self::NotBfc(_) => {
-                "`lxcri-fs build` makes an image of a directory, an archive or an OCI image"
+                "`lxcri-fs build` makes an image from a directory, an archive or an OCI image"
             }
-            Self::Unsupported(_) => "a newer version of lxcri-fs may know it",
+            Self::Unsupported(_) => "a newer version of lxcri-fs may support it",
             _ => return None,
         };
         Some(hint.to_owned())

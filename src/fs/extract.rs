@@ -291,7 +291,7 @@ impl Extractor<'_> {
     }
 
     /// Fills a directory, which is the innermost level, with everything below it. A failure of one
-    /// entry is kept, and the rest goes on.
+    /// entry is kept, and the rest continues.
     fn fill(&mut self, dir: u32) -> Result<(), Failure> {
         let mut walk = self
             .rootfs

@@ -77,8 +77,8 @@ impl Image {
         if let Some(end) = container.torn() {
             tracing::warn!(
                 image = %path.display(),
-                "the file goes on behind the image, which ends at offset {end}: \
-                 what follows was never finished and is not used",
+                "the image ends at offset {end}; what follows in the file is left from an \
+                 interrupted write, and is ignored",
             );
         }
         let key = secret

@@ -39,7 +39,7 @@ pub fn tree_of_index(
     // an implied directory.
     for entry in index.entries() {
         let Some(names) = components(entry.path) else {
-            left_out.warn(entry.path, "no file system can show this path");
+            left_out.warn(entry.path, "no file system can hold this path");
             continue;
         };
         if tree.nodes.len() > MAX_NODES {
@@ -65,7 +65,7 @@ pub fn tree_of_index(
             .child(dir, name)
             .is_some_and(|id| tree.children(id).is_some_and(|c| !c.is_empty()))
         {
-            left_out.warn(entry.path, "it is a directory as well, with entries");
+            left_out.warn(entry.path, "it is also a directory with entries");
             continue;
         }
         let identity = (
@@ -144,7 +144,7 @@ impl LeftOut {
 
     fn finish(&self) {
         if self.0 > MAX_WARNED {
-            tracing::warn!("left out: {} entries of the index in all", self.0);
+            tracing::warn!("left out {} entries of the index altogether", self.0);
         }
     }
 }
@@ -157,7 +157,7 @@ fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u
         reason,
     };
     if content.size == 0 || content.size > MAX_TARGET {
-        return Err(damaged("a symlink target of an impossible length"));
+        return Err(damaged("a symlink target has an impossible length"));
     }
     let decoder = bfc::content::Decoder {
         source: &**container.source(),
@@ -170,17 +170,17 @@ fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u
     let mut out = vec![0; usize::try_from(content.size).unwrap_or(0)];
     if resolved.comp == Compression::None && resolved.enc == Encryption::None {
         if resolved.stored < content.size {
-            return Err(damaged("a symlink target that ends outside its object"));
+            return Err(damaged("a symlink target ends outside its object"));
         }
         read_exact_at(decoder.source, &mut out, resolved.offset)?;
         if decoder.flavour.crc(&out) != content.crc {
-            return Err(damaged("a symlink target with a wrong checksum"));
+            return Err(damaged("a symlink target has a wrong checksum"));
         }
     } else {
         decoder.whole(&resolved, path, &mut out)?;
     }
     if out.contains(&0) {
-        return Err(damaged("a symlink target with a NUL"));
+        return Err(damaged("a symlink target has a NUL byte"));
     }
     Ok(out)
 }

@@ -151,7 +151,7 @@ fn count_links(rootfs: &Rootfs, names: &[u32], verified: &mut Verified) {
         if inode.nlink != expected {
             let source = bfc::Error::Section {
                 offset: ino.into(),
-                reason: "an inode has another link count than names",
+                reason: "the link count of an inode differs from the number of its names",
             };
             verified.damaged(&[], rootfs.image_error(source));
         }

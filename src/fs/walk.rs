@@ -63,7 +63,7 @@ impl<'a> Shown<'a> {
         };
         let name = self.section.name(&dentry)?;
         if !valid_name(&name) {
-            return Err(damaged(dentry.name.into(), "a name that is none"));
+            return Err(damaged(dentry.name.into(), "an invalid name"));
         }
         Ok(Some((dentry, name)))
     }
@@ -182,7 +182,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next step; `None` at the end. After an error the rest of the directory where it was
-    /// found is left out, and the walk can go on.
+    /// found is left out, and the walk can continue.
     ///
     /// # Errors
     /// [`super::Error::Image`] for what is damaged.

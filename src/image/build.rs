@@ -1,4 +1,4 @@
-//! Building: sources into a file, or into a store.
+//! Builds images from sources, into a file or a store.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,41 +13,41 @@ use crate::build::{self, Built, Platform, sources};
 use crate::registry::Registries;
 use crate::store::{Image, Reference, Store, protect};
 
-/// What is built, and how.
+/// A request to build an image.
 #[derive(Debug)]
 pub struct Build {
-    /// What it is built of, the lowest first, as [`Spec`](crate::build::Spec) reads it; `docker://`
-    /// is fetched.
+    /// The sources, the lowest first, as [`Spec`](crate::build::Spec) parses them; `docker://`
+    /// sources are fetched.
     pub sources: Vec<OsString>,
-    /// How registries are reached.
+    /// Settings of registries.
     pub registries: Registries,
-    /// Which image of an index.
+    /// The image to choose from an index.
     pub platform: Platform,
-    /// What opens sources that are encrypted.
+    /// The password or key of encrypted sources.
     pub secret: Option<bfc::Secret>,
-    /// Longest layers that are taken, unpacked and all together, bytes.
+    /// Limit of all layers together when unpacked, bytes.
     pub max_size: u64,
-    /// How contents are written.
+    /// How to write contents.
     pub write: WriteOptions,
-    /// An image whose first layers are taken over where they are the ones to build.
+    /// An image whose first layers are reused if the sources have the same.
     pub base: Option<PathBuf>,
-    /// Whether a file is replaced; in a store, whether all is read anew, and what is there already
-    /// replaced.
+    /// For a file, whether to replace it; for a store, whether to read everything again and replace
+    /// the same image.
     pub force: bool,
 }
 
-/// An image of a store that was built, or found.
+/// The result of a build into a store.
 #[derive(Debug)]
 pub enum Made {
     /// It was built.
     Built(Built),
-    /// It was there already, of the same layers and configuration.
+    /// The store had an image with the same layers and configuration already.
     Known(Box<Image>),
 }
 
 impl Build {
-    /// An image of one source as it is, for this machine's platform: a directory, an OCI layout, an
-    /// archive.
+    /// A build from one source, such as a directory, an OCI layout or an archive, for this
+    /// machine's platform.
     pub fn of(source: &Path) -> Self {
         Self {
             sources: vec![source.as_os_str().to_owned()],
@@ -64,7 +64,7 @@ impl Build {
     /// Builds a file.
     ///
     /// # Errors
-    /// Those of [`Error`](super::Error); there is no file then, or the one that was there before.
+    /// [`Error`](super::Error). A file that existed before is unchanged then.
     pub fn to_file(&self, output: &Path, events: &dyn Events) -> Result<Built> {
         let dir = build::parent(output);
         protect::refuse_to_write_in(&dir, output)?;
@@ -81,11 +81,11 @@ impl Build {
         )
     }
 
-    /// Builds into a store under a name; an image that has the name keeps its layers, and loses the
-    /// name. `share`: layers that another image of the store has are taken over.
+    /// Builds into a store under a name; another image that has the name loses it. With `share`,
+    /// layers of other images in the store are reused.
     ///
     /// # Errors
-    /// Those of [`Error`](super::Error); the store is then as it was.
+    /// [`Error`](super::Error). The store is unchanged then.
     pub fn to_store(
         &self,
         store: &Store,
@@ -106,12 +106,12 @@ impl Build {
                 .images()?
                 .into_iter()
                 .find(|image| image.path == *base),
-            // All is to be read anew.
+            // Everything is read again.
             None if !share || self.force => None,
             None => self.best_base(store, &opened.images)?,
         };
         let new = store.begin_image(stored.as_ref())?;
-        // One that is not in the store can be copied.
+        // A base outside the store can be copied.
         let base = new.base().or(self.base.as_deref()).map(Path::to_owned);
         let built = run(
             opened,
@@ -146,7 +146,7 @@ impl Build {
         }
     }
 
-    /// The image of this name, if it has the same layers, made the same way, and the same
+    /// The image of this name, if it has the same layers, written in the same way, and the same
     /// configuration.
     fn same_image(
         &self,
@@ -183,7 +183,7 @@ impl Build {
             .flat_map(|image| &image.layers)
             .map(|layer| layer.diff_id)
             .collect();
-        // What is encrypted has a salt of its own, and another password perhaps.
+        // An encrypted image has its own salt, and perhaps another password.
         if self.write.key.is_some() {
             Ok(None)
         } else {

@@ -39,7 +39,7 @@ impl Commit {
     /// Makes a new image in a file; `force`: one that is there already is replaced.
     ///
     /// # Errors
-    /// Those of [`Error`]; there is no file then, or the one that was there before.
+    /// [`Error`]; a file that existed before is unchanged then.
     pub fn to_file(&self, output: &Path, force: bool, events: &dyn Events) -> Result<Built> {
         let below = self.below()?;
         let sources = self.sources(build::parent(output));
@@ -52,7 +52,7 @@ impl Commit {
     /// Makes a new image of a store, under a name.
     ///
     /// # Errors
-    /// Those of [`Error`]; the store is then as it was.
+    /// [`Error`]; the store is unchanged then.
     pub fn to_store(&self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let below = self.below()?;
         let sources = self.sources(store.temp_dir()?);
@@ -66,7 +66,7 @@ impl Commit {
     /// The image's path, and what was appended.
     ///
     /// # Errors
-    /// Those of [`Error`], [`Error::Several`]; the image is unchanged then.
+    /// [`Error`], [`Error::Several`]; the image is unchanged then.
     pub fn in_place(
         &self,
         store: &Store,
@@ -138,8 +138,7 @@ struct Below {
     paths: Vec<PathBuf>,
 }
 
-/// Opens the images that an upper lies on: those that are named, or where its record says they
-/// were.
+/// Opens the images below an upper: those that are named, or else those that its record names.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Fs`], and [`Error::Upper`] when they are not the ones that the upper was

@@ -1,11 +1,11 @@
-//! What can go wrong with what is done to images.
+//! Errors of the operations on images.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Exit, Io, Report};
 use crate::{build, fs, registry, serve, store, upper, zfs};
 
-/// An error of what is done to images.
+/// An error of an operation on images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,8 +40,7 @@ pub enum Error {
     },
     /// Another layer would make another image of it, which uppers would not fit.
     #[error(
-        "{} would be another image, and what is written over it as it is would not fit it any \
-         more: {}",
+        "{} would become another image, which uppers written over it would no longer fit: {}",
         image.display(),
         uppers.join(", ")
     )]
@@ -52,12 +51,12 @@ pub enum Error {
         uppers: Vec<String>,
     },
     /// Of several images, none is the one to append to.
-    #[error("the upper lies on several images")]
+    #[error("the upper was written over several images, so there is no single image to append to")]
     Several,
     /// A layer is of a whole root file system.
-    #[error("what was written over a subdirectory of an image cannot be a layer of it")]
+    #[error("what was written over a subdirectory of an image cannot become a layer of that image")]
     Subdirectory,
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
 }
@@ -113,13 +112,14 @@ impl Report for Error {
 
     fn hint(&self) -> Option<String> {
         let hint = match self {
-            Error::Secret { .. } => "a password is one line of text, a key file 32 raw bytes",
+            Error::Secret { .. } => "a password is one line of text; a key file holds 32 raw bytes",
             Error::WouldNotFit { .. } => {
-                "-o or -t make a new image; --force changes this one all the same"
+                "make a new image with -o or -t, or change this one anyway with --force"
             }
-            Error::Several => "make a new image of them with -o",
+            Error::Several => "make a new image with -o or -t",
             Error::Subdirectory => {
-                "`lxcri-fs build dir:WHERE-IT-IS-MOUNTED` makes an image of all that is seen"
+                "`lxcri-fs build dir:DIR -o FILE`, with the directory it is mounted on, makes an \
+                 image of everything the mount shows"
             }
             other => return other.inner().and_then(Report::hint),
         };

@@ -1,4 +1,4 @@
-//! What is told while long work goes on.
+//! Events of long work.
 
 use crate::store::Reference;
 
@@ -16,9 +16,9 @@ pub enum Step {
     Send,
 }
 
-/// Is told how work goes on. All methods may be called by any thread.
+/// Receives the progress of work. Any thread may call the methods.
 pub trait Events: Send + Sync {
-    /// Another process makes an image of this name, and is waited for.
+    /// Waiting for another process that is making an image of this name.
     fn waiting(&self, _name: &Reference) {}
 
     /// A step begins, which is so many bytes of work.
@@ -31,5 +31,5 @@ pub trait Events: Send + Sync {
     fn ends(&self) {}
 }
 
-/// Is told, and does nothing.
+/// Ignores all events.
 impl Events for () {}

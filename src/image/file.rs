@@ -7,10 +7,10 @@ use super::error::{Error, Result};
 use crate::fs::{Options, Rootfs, Source};
 use crate::zfs::recorded;
 
-/// Opens an image file. The dataset of an image of a store is mounted for that.
+/// Opens an image file. If it is in a store on ZFS, its dataset is mounted first.
 ///
 /// # Errors
-/// [`Error::Io`], also for what is not a regular file or a block device; [`Error::Zfs`].
+/// [`Error::Io`], also if it is neither a regular file nor a block device; [`Error::Zfs`].
 pub fn open_file(path: &Path) -> Result<File> {
     use std::os::unix::fs::FileTypeExt;
     let file = recorded::open_image(path, Error::io("opening the image", path))?;
@@ -29,10 +29,10 @@ pub fn open_file(path: &Path) -> Result<File> {
     Err(Error::io("opening the image", path)(source))
 }
 
-/// Opens an image to read what is in it, without mounting it.
+/// Opens an image to read files from it without mounting it.
 ///
 /// # Errors
-/// [`Error::Io`], and [`Error::Fs`] when it is damaged, or encrypted and `secret` does not open it.
+/// [`Error::Io`], and [`Error::Fs`] if it is damaged, or encrypted with another secret.
 pub fn open(path: &Path, secret: Option<bfc::Secret>) -> Result<Rootfs> {
     let source = Source {
         path: path.to_owned(),

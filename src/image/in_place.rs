@@ -39,10 +39,10 @@ impl InPlace {
         Err(Error::WouldNotFit { image, uppers })
     }
 
-    /// Appends layers, the lowest first. Mounts of the image go on showing what it was.
+    /// Appends layers, the lowest first. Mounts of the image keep showing what it was.
     ///
     /// # Errors
-    /// Those of [`Error`]; the image is unchanged then.
+    /// [`Error`]; the image is unchanged then.
     pub fn append(
         &self,
         layers: Sources,

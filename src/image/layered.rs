@@ -10,12 +10,12 @@ use super::sources::{Sources, total};
 use crate::build::{self, Base, Built, Spec, sources};
 use crate::store::{Reference, Store, protect};
 
-/// Layers on top of images.
+/// A request to add layers on top of images.
 #[derive(Debug)]
 pub struct Layered {
     /// The images below, the lowest first.
     pub images: Vec<PathBuf>,
-    /// What is put on top, the lowest first.
+    /// The layers to add, the lowest first.
     pub layers: Sources,
     /// How images are opened; temporary files of what goes into a store are the store's.
     pub sources: sources::Options,
@@ -28,7 +28,7 @@ impl Layered {
     /// `force`: a file that is there already is replaced.
     ///
     /// # Errors
-    /// Those of [`Error`](super::Error); there is no file then, or the one that was there before.
+    /// [`Error`](super::Error); a file that existed before is unchanged then.
     pub fn to_file(self, output: &Path, force: bool, events: &dyn Events) -> Result<Built> {
         protect::refuse_to_write_in(&build::parent(output), output)?;
         let base = self.base();
@@ -43,11 +43,10 @@ impl Layered {
         self.build(&options, events)
     }
 
-    /// Puts it into the store under a name; an image that has the name keeps its layers, and loses
-    /// the name.
+    /// Puts the new image into the store under a name; another image that has the name loses it.
     ///
     /// # Errors
-    /// Those of [`Error`](super::Error); the store is then as it was.
+    /// [`Error`](super::Error). The store is unchanged then.
     pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
         let base = self.base();

@@ -1,4 +1,4 @@
-//! Mounting: images, and what is written over them.
+//! Mounts images, with or without an upper.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,13 +27,11 @@ use crate::upper::{self, Upper};
 /// use lxcri_fs::image::Mount;
 /// use lxcri_fs::serve::unmount::unmount;
 ///
-/// // A program that mounts is started again as the processes that serve.
-/// if let Some(code) = lxcri_fs::run_as_daemon() {
-///     std::process::exit(code.into());
-/// }
-/// Mount::of(Path::new("debian.bfc"))?.at(Path::new("/mnt"))?;
-/// println!("{}", std::fs::read_to_string("/mnt/etc/debian_version")?);
-/// unmount(Path::new("/mnt"), Default::default())?;
+/// // Mounting starts this program again, as the processes that serve the mount. if let Some(code)
+/// = lxcri_fs::run_as_daemon() { std::process::exit(code.into()); }
+/// Mount::of(Path::new("debian.bfc"))?.at(Path::new("/mnt"))?; println!("{}",
+/// std::fs::read_to_string("/mnt/etc/debian_version")?); unmount(Path::new("/mnt"),
+/// Default::default())?;
 /// # Ok(())
 /// # }
 /// ```
@@ -41,29 +39,29 @@ use crate::upper::{self, Upper};
 pub struct Mount {
     /// The images with their paths, lowest first, open for reading.
     pub images: Vec<(PathBuf, File)>,
-    /// What opens those that are encrypted.
+    /// The password or key of encrypted images.
     pub secret: Option<Secret>,
     /// How to open them.
     pub options: Options,
-    /// How many threads serve them, if nobody serves them yet.
+    /// How many threads serve them, if they are not served yet.
     pub threads: usize,
-    /// Where is written; the mount is read-only without one.
+    /// The upper; without one, the mount is read-only.
     pub upper: Option<Upper>,
-    /// Whether nothing may be written all the same.
+    /// Whether the mount is read-only even with an upper.
     pub read_only: bool,
-    /// Whose ids are seen; the images' own when there is none.
+    /// The map of ids; `None` for the ids in the images.
     pub idmap: Option<IdMap>,
     /// Flags of the mount.
     pub flags: MountFlags,
-    /// Where the keeper logs, instead of the journal.
+    /// A file for the keeper's log, instead of the journal.
     pub log_file: Option<PathBuf>,
-    /// Whether the keeper is to be no child of this process: runtimes wait for every child that
-    /// they find to be theirs.
+    /// Whether the keeper must not be a child of this process: runtimes wait for all their
+    /// children.
     pub orphan: bool,
 }
 
 impl Mount {
-    /// One image, read-only, `nosuid` and `nodev`.
+    /// A request to mount one image, read-only, `nosuid` and `nodev`.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
@@ -71,7 +69,7 @@ impl Mount {
         Ok(Self::of_files(vec![(image.to_owned(), open_file(image)?)]))
     }
 
-    /// Images that are open, lowest first, read-only, `nosuid` and `nodev`.
+    /// A request to mount open images, lowest first, read-only, `nosuid` and `nodev`.
     pub fn of_files(images: Vec<(PathBuf, File)>) -> Self {
         Self {
             images,
@@ -87,7 +85,7 @@ impl Mount {
         }
     }
 
-    /// Mounts them on a directory. What serves them stays when this process ends.
+    /// Mounts them on a directory. The processes that serve them stay when this process ends.
     ///
     /// # Errors
     /// [`Error`]; nothing is mounted then.
@@ -97,7 +95,7 @@ impl Mount {
         self.on(&mountpoint)
     }
 
-    /// As [`Mount::at`], on a mount point that is open, and was found free.
+    /// Like [`Mount::at`], on a mount point that is open and free.
     ///
     /// # Errors
     /// [`Error`]; nothing is mounted then.
@@ -127,7 +125,7 @@ impl Mount {
         }
     }
 
-    /// Makes this very process the one that keeps the mount. Comes back only when that fails.
+    /// Turns this process into the keeper of the mount. Returns only on failure.
     pub fn become_keeper(&self, mountpoint: &MountPoint) -> Error {
         let images = match self.served() {
             Ok(images) => images,
@@ -147,7 +145,7 @@ impl Mount {
         keeper::become_one(&request, &descriptors).into()
     }
 
-    /// The images as they are served, with their keys.
+    /// The images to serve, with their keys.
     fn served(&self) -> Result<Vec<Image>> {
         let image = |(path, file): &(PathBuf, File)| {
             let path = std::path::absolute(path).map_err(Error::io("finding", path))?;

@@ -1,4 +1,4 @@
-//! Pulling: an image of a registry into a file, or into a store.
+//! Pulls images from registries into a file or a store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::build::{self, Base, Digest, Platform, sources};
 use crate::registry::{self, Observer, Registries, pull};
 use crate::store::{self, Facts, Image, Store, protect};
 
-/// What is pulled, and how.
+/// A request to pull an image.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,19 +27,19 @@ use crate::store::{self, Facts, Image, Store, protect};
 /// # }
 /// ```
 pub struct Pull<'a> {
-    /// What the registry calls it.
+    /// The image's reference.
     pub reference: &'a registry::Reference,
-    /// Which image of an index.
+    /// The image to choose from an index.
     pub platform: Platform,
-    /// How registries are reached.
+    /// Settings of registries.
     pub registries: Registries,
-    /// How contents are written.
+    /// How to write contents.
     pub write: WriteOptions,
-    /// Longest layers that are taken, unpacked and all together, bytes.
+    /// Limit of all layers together when unpacked, bytes.
     pub max_size: u64,
-    /// Whether what is there already is fetched anew, and replaced.
+    /// Whether to fetch everything again, and replace an existing image.
     pub force: bool,
-    /// Is told what comes from the registry.
+    /// Receives the progress of downloads.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -56,17 +56,16 @@ impl std::fmt::Debug for Pull<'_> {
 /// An image that was pulled.
 #[derive(Debug)]
 pub struct Pulled {
-    /// What it is.
+    /// Its facts.
     pub facts: Facts,
     /// Digest of its manifest.
     pub manifest_digest: Digest,
-    /// Whether it was there already, and nothing was to do.
+    /// Whether the store had it already, and nothing was fetched.
     pub up_to_date: bool,
 }
 
 impl<'a> Pull<'a> {
-    /// What a reference leads to, for this machine's platform; what is there already is not fetched
-    /// again.
+    /// A pull for this machine's platform, which fetches nothing that the store has.
     pub fn of(reference: &'a registry::Reference) -> Self {
         Self {
             reference,
@@ -82,7 +81,7 @@ impl<'a> Pull<'a> {
     /// Pulls into a file.
     ///
     /// # Errors
-    /// Those of [`Error`]; there is no file then, or the one that was there before.
+    /// [`Error`]. A file that existed before is unchanged then.
     pub fn to_file(&self, path: &Path) -> Result<Pulled> {
         let dir = build::parent(path);
         protect::refuse_to_write_in(&dir, path)?;
@@ -98,11 +97,11 @@ impl<'a> Pull<'a> {
         })
     }
 
-    /// Pulls into a store under a name, unless that is up to date. `share`: layers that another
-    /// image of the store has are taken over.
+    /// Pulls into a store under a name, unless the image is up to date. With `share`, layers of
+    /// other images in the store are reused.
     ///
     /// # Errors
-    /// Those of [`Error`]; the store is then as it was, and the next try goes on from what was
+    /// [`Error`]. The store is unchanged then, and the next attempt continues with what was
     /// fetched.
     pub fn to_store(
         &self,
@@ -162,8 +161,8 @@ impl<'a> Pull<'a> {
         }
     }
 
-    /// Fetches what was found into a file, beginning from `base` if there is one; `is_clone` when
-    /// the file is a clone of that.
+    /// Fetches the image into a file, starting from `base` if there is one; `is_clone` means that
+    /// the file is already a clone of it.
     fn fetch(
         &self,
         found: pull::Found,
@@ -201,7 +200,7 @@ impl<'a> Pull<'a> {
         }
     }
 
-    /// The image of this name, if it is what the reference leads to now: one request tells.
+    /// The image of this name, if the reference still leads to it, which takes one request.
     fn up_to_date(
         &self,
         store: &Store,
@@ -220,7 +219,7 @@ impl<'a> Pull<'a> {
         if !store.has_its_digest(&image)? {
             return Ok(None);
         }
-        // An index has images for other platforms, under the same digest.
+        // Images for all platforms of an index have its digest.
         let base = Base::open(&image.path, store.open_image(&image)?)?;
         if !sources::is_for(&base.config, &self.platform) {
             return Ok(None);

@@ -41,7 +41,7 @@ impl Push<'_> {
     /// registry has are neither made nor sent again. The digest of its manifest.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn layers(&self, rootfs: &Rootfs, layers: Layers, events: &dyn Events) -> Result<Digest> {
         let Layers {
             came_from,
@@ -71,7 +71,7 @@ impl Push<'_> {
     /// Pushes the file itself, as an artifact. The digest of its manifest.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn file(&self, path: &Path, file: File, events: &dyn Events) -> Result<Digest> {
         let failed = |source| fs::Error::Image {
             image: path.to_owned(),
@@ -80,7 +80,7 @@ impl Push<'_> {
         let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
         let locator = container.locator().map_err(failed)?;
         let target = Target::new(self.reference, None, self.registries)?;
-        // What stands behind the image was never finished, and is nobody's to have.
+        // Bytes after the end of the image are remains of an interrupted write, and are not pushed.
         events.begins(Step::Digest, container.len());
         let upload = push::file(path, container.len(), &|n| events.done(n));
         events.ends();
@@ -150,7 +150,7 @@ fn send(
     struct Kind {
         media_type: Option<String>,
     }
-    // One that is as it came may be Docker's.
+    // A manifest that is kept as it was pulled may be in Docker's format.
     let kind = serde_json::from_slice::<Kind>(&manifest).ok();
     let media_type = kind.and_then(|kind| kind.media_type);
     let media_type = media_type.as_deref().unwrap_or(MANIFEST);

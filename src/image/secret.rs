@@ -17,7 +17,7 @@ pub const PASSWORD_VARIABLE: &str = "LXCRI_FS_PASSWORD";
 /// Longest password, bytes.
 pub const MAX_PASSWORD: u64 = 64 << 10;
 
-/// The key in a file: exactly 32 bytes.
+/// Reads a key from a file of exactly 32 bytes.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Secret`].
@@ -34,7 +34,7 @@ pub fn key_file(path: &Path) -> Result<Secret> {
     Ok(Secret::Key(Key::from_slice(&bytes).map_err(wrong)?))
 }
 
-/// The password in the first line of a file.
+/// Reads a password from the first line of a file.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Secret`].
@@ -45,7 +45,7 @@ pub fn password_file(path: &Path) -> Result<Secret> {
     )
 }
 
-/// The password in the first line of what is read; `path` is where that is.
+/// Reads a password from the first line of `input`; errors name it `path`.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Secret`].
@@ -58,7 +58,7 @@ pub fn password(input: impl Read, path: &Path) -> Result<Secret> {
     strip_line_end(&mut line);
     if line.is_empty() {
         return Err(Error::Secret {
-            what: format!("no password in {}", path.display()),
+            what: format!("there is no password in {}", path.display()),
             source: None,
         });
     }
@@ -72,7 +72,7 @@ pub fn from_environment() -> Option<Secret> {
         .map(|value| Secret::Password(Zeroizing::new(value.into_vec())))
 }
 
-/// Takes the end of a line away.
+/// Removes the end of a line.
 pub fn strip_line_end(line: &mut Vec<u8>) {
     if line.last() == Some(&b'\n') {
         line.pop();
@@ -82,14 +82,14 @@ pub fn strip_line_end(line: &mut Vec<u8>) {
     }
 }
 
-/// Whether an image says that something in it is encrypted with a password.
+/// Whether an image has content that is encrypted with a password.
 pub fn is_encrypted(file: &File) -> bool {
     let mut bytes = [0; HEADER_LEN];
     file.read_exact_at(&mut bytes, 0).is_ok() && Header::parse(&bytes).salt != [0; 32]
 }
 
-/// The key that a secret is for an image. Password and salt stay here; the daemon gets the key
-/// alone. An image that says that nothing in it is encrypted gets none.
+/// The key of an image, derived from a secret. Password and salt stay in this process; the keeper
+/// gets only the key. An image without encrypted content has none.
 ///
 /// # Errors
 /// [`Error::Fs`].
@@ -99,7 +99,7 @@ pub fn image_key(path: &Path, file: &File, secret: Option<&Secret>) -> Result<Op
     };
     let mut bytes = [0; HEADER_LEN];
     if file.read_exact_at(&mut bytes, 0).is_err() {
-        // Too short to be an image: the daemon says so.
+        // Too short to be an image, which the keeper will report.
         return Ok(None);
     }
     let header = Header::parse(&bytes);

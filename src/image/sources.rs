@@ -1,5 +1,4 @@
-//! Sources of images, wherever they are: files by [`sources::open`], registries by
-//! [`pull::source`].
+//! Sources of images: files ([`sources::open`]) and registries ([`pull::source`]).
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use crate::build::{self, Built, Image, Spec, sources};
 use crate::reference;
 use crate::registry::{self, Blobs, Registries, pull};
 
-/// Images that were opened, and what is fetched for them.
+/// Opened images, and the downloads for them.
 #[derive(Debug, Default)]
 pub struct Sources {
     /// The images, lowest first.
@@ -18,7 +17,7 @@ pub struct Sources {
 }
 
 impl From<Vec<Image>> for Sources {
-    /// Images that nothing has to be fetched for.
+    /// Images that need no downloads.
     fn from(images: Vec<Image>) -> Self {
         Self {
             images,
@@ -31,7 +30,7 @@ impl Sources {
     /// Opens sources, the lowest first.
     ///
     /// # Errors
-    /// Those of [`Error`](super::Error).
+    /// [`Error`](super::Error).
     pub fn open(
         texts: &[OsString],
         options: &sources::Options,
@@ -59,7 +58,7 @@ impl Sources {
         Ok(opened)
     }
 
-    /// Gives the images to `build`, and removes what was fetched, unless it is worth keeping.
+    /// Passes the images to `build`, then removes what was fetched, unless it is worth keeping.
     ///
     /// # Errors
     /// Those of `build`.
@@ -72,7 +71,7 @@ impl Sources {
     }
 }
 
-/// How long the layers of images are, unpacked: what there is to do, bytes.
+/// Total length of the unpacked layers of images, bytes.
 pub fn total(images: &[Image]) -> u64 {
     images
         .iter()

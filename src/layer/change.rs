@@ -38,7 +38,7 @@ pub enum Reason {
     #[error("has a NUL byte in {0}")]
     Nul(&'static str),
     /// Too long.
-    #[error("has {0} longer than {1} bytes")]
+    #[error("has {0} that is longer than {1} bytes")]
     TooLong(&'static str, usize),
     /// A whiteout of nothing, or of a name that would be another directory.
     #[error("is a whiteout without a name")]

@@ -63,13 +63,13 @@ pub enum Reason {
     #[error("is a hard link to `{}`, which is a directory", String::from_utf8_lossy(.0))]
     DirTarget(Vec<u8>),
     /// More than 40 symlinks on the way.
-    #[error("has too many symlinks on its way")]
+    #[error("leads through too many symlinks")]
     Symlinks,
     /// More inodes than a tree may have.
-    #[error("is one too many: a tree may have {MAX_NODES} inodes")]
+    #[error("exceeds the limit of {MAX_NODES} inodes in a tree")]
     TooMany,
     /// The root would become something that is no directory.
-    #[error("is the root, and not a directory")]
+    #[error("is the root, but not a directory")]
     Root,
 }
 

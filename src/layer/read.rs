@@ -37,7 +37,7 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] bfc::Error),
     /// More than the caller allows.
-    #[error("the layers are larger than {0} bytes when unpacked (--max-size)")]
+    #[error("the layers are larger than {0} bytes when unpacked (--max-size allows more)")]
     MaxSize(u64),
     /// More names and attributes than memory should hold.
     #[error(
@@ -46,7 +46,7 @@ pub enum Error {
     )]
     Metadata(u64),
     /// Something other than zeros behind the archive's end.
-    #[error("more than {MAX_TRAILER} bytes of something follow the end of the archive")]
+    #[error("more than {MAX_TRAILER} bytes follow the end of the archive")]
     Trailer,
     /// A skeleton and its tar headers contradict each other.
     #[error("the layer's skeleton is damaged: {0}")]

@@ -66,7 +66,7 @@ impl Replay {
                 open.stored = open.stored.saturating_add(size);
                 Ok(())
             }
-            _ => Err(Error::Skeleton("a content where none belongs")),
+            _ => Err(Error::Skeleton("there is content where none is expected")),
         }
     }
 

@@ -22,7 +22,7 @@ const CLIENT_ID: &str = "lxcri-fs";
 fn value(url: &Url, scheme: &str, secret: &str) -> Result<HeaderValue> {
     let text = Zeroizing::new(format!("{scheme} {secret}"));
     let mut value =
-        HeaderValue::from_str(&text).map_err(|_| Error::protocol(url, "a token that is none"))?;
+        HeaderValue::from_str(&text).map_err(|_| Error::protocol(url, "an invalid token"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -58,7 +58,7 @@ pub(super) async fn bearer(
     }
     let body = Zeroizing::new(document(response, MAX_ANSWER).await?);
     let answer: Answer = serde_json::from_slice(&body)
-        .map_err(|e| Error::protocol(realm, format!("its answer is no token: {e}")))?;
+        .map_err(|e| Error::protocol(realm, format!("its response is not a token: {e}")))?;
     let token = answer
         .token
         .or(answer.access_token)
@@ -66,7 +66,7 @@ pub(super) async fn bearer(
     value(
         realm,
         "Bearer",
-        &token.ok_or_else(|| Error::protocol(realm, "its answer has no token"))?,
+        &token.ok_or_else(|| Error::protocol(realm, "its response has no token"))?,
     )
 }
 

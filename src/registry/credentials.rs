@@ -217,7 +217,7 @@ fn ask(name: &str, server: &str) -> Result<Option<Credential>> {
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
     {
-        return Err(wrong(&program, "that is no helper's name"));
+        return Err(wrong(&program, "not a valid name of a credential helper"));
     }
     let failed = |e: std::io::Error| wrong(&program, e);
     let mut child = Command::new(&program)

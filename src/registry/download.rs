@@ -39,7 +39,7 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// Who wants to know how fetching goes on. It is told from another thread.
+/// Receives the progress of downloads, from another thread.
 pub trait Observer: Send + Sync {
     /// These are the blobs that there are.
     fn begins(&self, _blobs: &[Wanted]) {}
@@ -212,7 +212,7 @@ fn distinct(asked: &[Wanted]) -> Result<(Vec<Wanted>, Vec<usize>)> {
             |reason| Err(build::Error::document(format!("blob {}", one.digest), reason).into());
         if one.size > MAX_BLOB {
             return wrong(format!(
-                "it is to have {} bytes; at most {MAX_BLOB} are fetched",
+                "its descriptor says {} bytes; at most {MAX_BLOB} are allowed",
                 one.size
             ));
         }
@@ -222,7 +222,7 @@ fn distinct(asked: &[Wanted]) -> Result<(Vec<Wanted>, Vec<usize>)> {
         });
         if wanted[blob].size != one.size {
             return wrong(format!(
-                "it is to have {} bytes, and {} as well",
+                "its descriptors disagree: {} and {} bytes",
                 wanted[blob].size, one.size
             ));
         }
@@ -349,7 +349,7 @@ impl Work {
             if !range.starts_with(&format!("bytes {have}-")) {
                 return Err(Broken::Other(Error::protocol(
                     &url,
-                    format!("asked for bytes from {have} on, it sends {range:?}"),
+                    format!("it sends {range:?} instead of the bytes from {have} on"),
                 )));
             }
             have

@@ -191,7 +191,8 @@ impl Endpoint {
                     return Err(Error::protocol(
                         base,
                         format!(
-                            "its token server {realm} is not https; no credentials are sent there"
+                            "its token server {realm} does not use https, so no credentials are \
+                             sent to it"
                         ),
                     ));
                 }
@@ -259,7 +260,7 @@ fn redirects(insecure: bool) -> redirect::Policy {
         if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("redirected too often")
         } else if from_https && attempt.url().scheme() != "https" && !insecure {
-            attempt.error("redirected from https to something else")
+            attempt.error("redirected away from https")
         } else {
             attempt.follow()
         }

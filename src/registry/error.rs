@@ -1,4 +1,4 @@
-//! What can go wrong with registries.
+//! Errors of registries.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,62 +9,62 @@ use reqwest::{StatusCode, Url};
 use crate::build;
 use crate::error::{Exit, Io, Report};
 
-/// Longest message of a registry that is passed on, characters.
+/// Longest part of a registry's message that is shown, in characters.
 const MAX_MESSAGE: usize = 300;
 
 /// An error of pulling or pushing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Not the name of an image.
-    #[error("{text:?} is no reference: {reason}")]
+    /// An invalid reference.
+    #[error("{text:?} is not a reference: {reason}")]
     Reference {
         /// As it was given.
         text: String,
         /// What is wrong.
         reason: String,
     },
-    /// A request got no answer.
-    #[error("asking {url}")]
+    /// A request got no response.
+    #[error("requesting {url}")]
     Transport {
-        /// What was asked, without its query.
+        /// The URL without its query.
         url: String,
-        /// Why there was none.
+        /// Why there was no response.
         source: reqwest::Error,
     },
-    /// The registry answers, and so slowly that nobody can wait for it.
-    #[error("{url} sends less than a kibibyte a second")]
+    /// The registry sends its response too slowly.
+    #[error("{url} sends less than 1 KiB per second")]
     Slow {
-        /// What was asked, without its query.
+        /// The URL without its query.
         url: String,
     },
     /// The registry refused.
     #[error("{url}: {status}{}", colon(message))]
     Status {
-        /// What was asked, without its query.
+        /// The URL without its query.
         url: String,
         /// HTTP status.
         status: StatusCode,
-        /// What the registry said.
+        /// The registry's message.
         message: String,
     },
-    /// The registry wants to know who asks, or does not let them.
-    #[error("{registry} refuses: {reason}")]
+    /// The registry requires a login, or denies access.
+    #[error("{registry} denies access: {reason}")]
     Denied {
         /// The registry.
         registry: String,
-        /// What it said.
+        /// The registry's message.
         reason: String,
     },
-    /// The registry breaks the protocol.
+    /// The registry's response violates the protocol.
     #[error("{url}: {reason}")]
     Protocol {
-        /// What was asked, without its query.
+        /// The URL without its query.
         url: String,
         /// What is wrong.
         reason: String,
     },
-    /// A file with credentials, or a helper that has them.
+    /// A file with credentials, or a credential helper, cannot be used.
     #[error("credentials of {from}: {reason}")]
     Credentials {
         /// File or helper.
@@ -80,7 +80,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// The HTTP client cannot be made.
+    /// The HTTP client could not be created.
     #[error("preparing connections to {registry}")]
     Client {
         /// The registry.
@@ -88,11 +88,11 @@ pub enum Error {
         /// Why.
         source: reqwest::Error,
     },
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
-    /// The work was given up.
-    #[error("given up")]
+    /// The work was cancelled.
+    #[error("cancelled")]
     Cancelled,
     /// What was fetched is wrong, or the image cannot be read.
     #[error(transparent)]
@@ -108,12 +108,12 @@ fn colon(message: &str) -> String {
 }
 
 impl Error {
-    /// For `map_err`: an I/O error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    /// A request that got no answer.
+    /// An error for a request without a response.
     pub(super) fn transport(url: &Url, error: reqwest::Error) -> Self {
         Error::Transport {
             url: shown(url),
@@ -121,7 +121,7 @@ impl Error {
         }
     }
 
-    /// An answer that breaks the protocol.
+    /// An error for a response that violates the protocol.
     pub(super) fn protocol(url: &Url, reason: impl Into<String>) -> Self {
         Error::Protocol {
             url: shown(url),
@@ -129,7 +129,7 @@ impl Error {
         }
     }
 
-    /// The error of this module that a build failed with, if it did.
+    /// The error of this module that made a build fail, if any.
     pub fn of_build(error: &build::Error) -> Option<&Self> {
         match error {
             build::Error::Remote { source, .. } => source.downcast_ref(),
@@ -137,7 +137,7 @@ impl Error {
         }
     }
 
-    /// Whether the same work may succeed later: what was fetched so far is then worth keeping.
+    /// Whether a retry may succeed later, so that what was fetched is worth keeping.
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Transport { .. } | Error::Slow { .. } | Error::Cancelled => true,
@@ -163,28 +163,29 @@ impl Report for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Denied { registry, .. } => Some(format!(
-                "log in with `podman login {registry}` or `docker login {registry}`; and is the \
-                 name right?"
+                "check the image's name, and log in with `podman login {registry}` or `docker \
+                 login {registry}`"
             )),
             Error::Transport { source, .. } if is_certificate(source) => Some(
-                "put its CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or say `insecure = \
-                 true` of it in the configuration"
+                "put the registry's CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or set \
+                 `insecure = true` for it in the configuration"
                     .into(),
             ),
             Error::Transport { source, .. } if source.is_connect() => Some(
-                "is its name right, and is a proxy needed? of one that speaks plain HTTP say \
-                 `insecure = true` in the configuration"
+                "check the registry's name, and whether a proxy is needed; for a registry that \
+                 speaks plain HTTP, set `insecure = true` in the configuration"
                     .into(),
             ),
             Error::Slow { .. } => Some(
-                "what was fetched is kept for some days: the same command goes on from there"
+                "repeat the command: it continues with what was fetched, which is kept for some \
+                 days"
                     .into(),
             ),
             Error::Client { .. } => Some(
                 "install the package ca-certificates, or put the registry's CA into certs.d".into(),
             ),
             Error::Reference { .. } => Some(
-                "such as nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into(),
+                "write nginx, nginx:1.27, or registry.example.org:5000/team/app@sha256:…".into(),
             ),
             Error::Io(error) => error.hint(),
             Error::Build(error) => error.hint(),
@@ -202,7 +203,7 @@ fn is_certificate(error: &reqwest::Error) -> bool {
         ) {
             return true;
         }
-        // The source of an I/O error is not what is in it, but what is behind that.
+        // The `source` of an I/O error skips the error that it wraps, which `get_ref` returns.
         let inner = error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref);
@@ -213,7 +214,7 @@ fn is_certificate(error: &reqwest::Error) -> bool {
     false
 }
 
-/// A URL without what may be secret in it.
+/// A URL without parts that may be secret.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
@@ -223,7 +224,7 @@ pub(super) fn shown(url: &Url) -> String {
     url.into()
 }
 
-/// What a stranger said, short and unable to drive a terminal.
+/// Untrusted text, shortened and without control characters.
 pub(super) fn harmless(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

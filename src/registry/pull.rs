@@ -27,7 +27,7 @@ pub struct Options {
     pub registries: Registries,
     /// Below which directory blobs are kept while they are fetched.
     pub temp_dir: PathBuf,
-    /// Who wants to know how fetching goes on.
+    /// Receives the progress of downloads.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -44,8 +44,8 @@ impl std::fmt::Debug for Options {
 /// An image in a registry.
 #[derive(Debug)]
 pub struct Source {
-    /// Its layers, to be built: they are fetched when the first of them is read that is not there
-    /// already.
+    /// Its layers, to be built: they are fetched when the first of them is read that the base does
+    /// not have already.
     pub image: Image,
     /// What the reference leads to: the digest of a manifest, or of an index.
     pub digest: Digest,
@@ -69,7 +69,7 @@ pub struct RemoteFile {
 pub enum Found {
     /// An image of the OCI or of Docker.
     Image(Source),
-    /// An image file of ours.
+    /// An image file of lxcri-fs.
     File(RemoteFile),
 }
 
@@ -180,8 +180,8 @@ pub fn source(reference: &Reference, options: &Options) -> Result<Source> {
         Found::Image(source) => Ok(source),
         Found::File(_) => Err(Error::Build(build::Error::Source {
             name: reference.whole(),
-            reason: "it is an image file, not layers to build of".into(),
-            hint: Some("`lxcri-fs pull` takes it as it is".into()),
+            reason: "it is an image file, and has no layers to build from".into(),
+            hint: Some("`lxcri-fs pull` fetches it as it is".into()),
         })),
     }
 }
@@ -278,13 +278,13 @@ impl Remote<'_> {
         } = serde_json::from_slice(&self.top.bytes).map_err(|e| failed(&e))?;
         // What is both means one thing to one reader and another to the next, with one digest.
         if manifests.is_some() && layers.is_some() {
-            return Err(failed(&"it is an index and a manifest at once"));
+            return Err(failed(&"it is both an index and a manifest"));
         }
         if media_type.is_some_and(|said| {
             said != self.top.media_type && is_manifest(&MediaType::from(&*self.top.media_type))
         }) {
             return Err(failed(&format!(
-                "the registry says that it is {}, and it does not",
+                "the registry says that it is {}, but the document itself does not",
                 self.top.media_type
             )));
         }

@@ -77,8 +77,7 @@ impl Target {
         registries: &Registries,
     ) -> Result<Self> {
         if reference.digest().is_some() {
-            let reason =
-                "a digest is what comes of pushing; give a tag, or nothing for `latest`".into();
+            let reason = "pushing makes the digest: give a tag, or nothing for `latest`".into();
             return Err(Error::Reference {
                 text: reference.whole(),
                 reason,
@@ -115,8 +114,8 @@ impl Target {
         })
     }
 
-    /// Sends what is not there yet, then the manifest, under the tag; its digest. `progress` is
-    /// told how many bytes of the uploads were dealt with.
+    /// Sends the blobs that the registry lacks, then the manifest under the tag. Returns the
+    /// manifest's digest. `progress` is told how many bytes of the uploads were dealt with.
     ///
     /// # Errors
     /// [`Error`]; the tag then leads to what it led to before.
@@ -233,7 +232,7 @@ impl Target {
     }
 }
 
-/// Where an upload goes on.
+/// Where an upload continues.
 fn location(response: &Response) -> Result<Url> {
     let base = response.url();
     let text = response
@@ -243,9 +242,18 @@ fn location(response: &Response) -> Result<Url> {
     let url = text
         .and_then(|text| base.join(text).ok())
         .filter(|url| matches!(url.scheme(), "http" | "https"));
-    let url = url.ok_or_else(|| Error::protocol(base, "it does not say where to upload to"))?;
+    let url = url.ok_or_else(|| {
+        Error::protocol(
+            base,
+            "its response has no valid URL for the \
+                                                       upload",
+        )
+    })?;
     if base.scheme() == "https" && url.scheme() != "https" {
-        return Err(Error::protocol(base, "it leads from https to http"));
+        return Err(Error::protocol(
+            base,
+            "it redirects the upload from https to http",
+        ));
     }
     Ok(url)
 }

@@ -66,7 +66,7 @@ pub(super) fn runtime() -> Result<Runtime> {
         .enable_all()
         .build();
     runtime.map_err(Error::io(
-        "making a runtime in",
+        "starting the async runtime in",
         std::path::Path::new("/proc/self"),
     ))
 }
@@ -221,7 +221,10 @@ impl Sources {
                 .and_then(|v| v.to_str().ok())
                 .and_then(Digest::parse);
             said.ok_or_else(|| {
-                Error::protocol(response.url(), "it does not say the digest of a manifest")
+                Error::protocol(
+                    response.url(),
+                    "its response lacks the digest of the manifest",
+                )
             })
         })
         .await

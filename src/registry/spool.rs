@@ -38,7 +38,7 @@ impl SpoolDir {
         if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
             return Err(making()(io::Error::new(
                 io::ErrorKind::AlreadyExists,
-                "somebody else has made it",
+                "another user created it",
             )));
         }
         let dir = Self { path };
@@ -195,7 +195,7 @@ impl Spool {
         }
     }
 
-    /// Reads it from its beginning to its end, waiting for what is not there yet.
+    /// Reads it from beginning to end, waiting for bytes that have not arrived yet.
     pub(super) fn reader(self: &Arc<Self>) -> SpoolReader {
         SpoolReader {
             spool: self.clone(),

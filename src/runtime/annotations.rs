@@ -1,11 +1,11 @@
-//! What a container's annotations ask for.
+//! Root file systems that a container's annotations request.
 //!
-//! Whoever may set annotations chooses what the container has as its root file system. An image
-//! must not, and its annotations cannot be told from others': podman makes annotations of those of
-//! an image's manifest, umoci of its labels. But images come with a root file system. So
-//! annotations count where the container has none of its own, and elsewhere as far as the
-//! configuration says. What they name for writing, and keys, are each one name in a directory of
-//! root's alone, and an upper or a key that is there says itself which image may have it.
+//! Annotations choose the root file system of a container. An image must not choose it, but its
+//! annotations look like any others: podman copies annotations from an image's manifest, umoci from
+//! its labels. An image always comes with a root file system, though. Annotations therefore count
+//! if the container has no root file system of its own, and otherwise only as far as the
+//! configuration allows. An annotation names an upper or a key by one name in a directory that only
+//! root can reach, and each upper and key names the images that may use it.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -27,26 +27,24 @@ use crate::zfs::recorded;
 
 /// The image: an absolute path, or a name in the store.
 pub const IMAGE: &str = "org.lxcri-fs.image";
-/// Where is written: `ephemeral` (the default), `none`, or a name in [`UPPERS`].
+/// The upper: `ephemeral` (the default), `none`, or a name in [`UPPERS`].
 pub const UPPER: &str = "org.lxcri-fs.upper";
-/// Whose ids are seen, as `mount --idmap` takes it.
+/// The map of ids, as `mount --idmap` takes it.
 pub const IDMAP: &str = "org.lxcri-fs.idmap";
 /// Name of the key of an encrypted image in [`KEYS`].
 pub const KEY_FILE: &str = "org.lxcri-fs.key-file";
-/// Where annotations may have something written.
+/// Directory of the uppers that annotations may name.
 pub const UPPERS: &str = "/var/lib/lxcri-fs/uppers";
-/// Where annotations may have keys read.
+/// Directory of the keys that annotations may name.
 pub const KEYS: &str = "/etc/lxcri-fs/keys";
-/// What stands after the name of a key in the name of the list of the images that may be opened
-/// with it.
+/// Suffix of the file beside a key that lists the images that may be opened with it.
 const KEY_IMAGES: &str = ".images";
 /// Longest such list, bytes.
 const MAX_KEY_IMAGES: u64 = 1 << 20;
-/// A root file system that is none: whoever asks a runtime for it has no image whose annotations
-/// these could be.
+/// The root file system of containers that have none: no image can have set their annotations.
 const NO_ROOT: &str = "/var/empty";
 
-/// A root file system that annotations ask for.
+/// A root file system that annotations request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     image: ImageRecord,
@@ -55,12 +53,12 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What annotations ask for; `None` when they name no image. `own_root` is the root file system
-    /// that the container has without us.
+    /// The root file system that annotations request; `None` if they name no image. `own_root` is
+    /// the container's own root file system.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when they cannot be followed, or may be an image's own; [`Error::Store`]
-    /// when the store has no such image.
+    /// [`Error::Unfit`] if they are invalid, or may come from an image; [`Error::Store`] if the
+    /// store has no such image.
     pub fn of<'a>(get: impl Fn(&str) -> Option<&'a str>, own_root: &Path) -> Result<Option<Self>> {
         let Some(image) = get(IMAGE) else {
             return Ok(None);
@@ -113,20 +111,20 @@ impl Wanted {
         }))
     }
 
-    /// Has nothing written.
+    /// Makes it read-only.
     pub fn read_only(&mut self) {
         self.upper = None;
     }
 
-    /// Which of the host's ids are seen.
+    /// The map of ids.
     pub fn idmap(&self) -> Option<&IdMap> {
         self.idmap.as_ref()
     }
 
-    /// Mounts it, unless something of ours is mounted there; whether it was not.
+    /// Mounts it, unless lxcri-fs has mounted something there already. Returns whether it mounted.
     ///
     /// # Errors
-    /// As [`Mount::mount`], and [`Error::Unfit`] when the upper is not what may be named.
+    /// As [`Mount::mount`], and [`Error::Unfit`] if the upper must not be used.
     pub fn mount(&self, root: &Path) -> Result<bool> {
         let Self {
             image,
@@ -146,8 +144,8 @@ impl Wanted {
     }
 }
 
-/// Refuses an annotation that may be an image's own: the container has a root file system already,
-/// and that may be of an image.
+/// Refuses an annotation that may come from an image: the container has a root file system of its
+/// own, which may be an image's.
 fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
     let is_there = std::fs::symlink_metadata(own_root)
         .err()
@@ -170,7 +168,7 @@ fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
     })
 }
 
-/// What an annotation names in `top`: one name, which may stand after `top` itself.
+/// The entry of `top` that an annotation names: one name, optionally after `top` itself.
 fn named(top: &str, annotation: &str, text: &str) -> Result<PathBuf> {
     let name = text
         .strip_prefix(top)
@@ -181,7 +179,9 @@ fn named(top: &str, annotation: &str, text: &str) -> Result<PathBuf> {
     }
     Err(Error::Unfit {
         what: format!("annotation {annotation} is {text:?}"),
-        hint: Some(format!("it may be one name of what is in {top}")),
+        hint: Some(format!(
+            "it must be the name of an entry of {top}, without a slash"
+        )),
     })
 }
 
@@ -189,14 +189,13 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\0']) && !name.starts_with('.')
 }
 
-/// Sees to it that the directory of an upper is there, in a directory where nobody but root can put
-/// anything.
+/// Makes sure that the directory of an upper exists, in a directory that only root can write to.
 fn make_upper(place: &Path) -> Result<()> {
     let (Some(top), Some(name)) = (place.parent(), place.file_name()) else {
         return Ok(());
     };
     if let Some(parent) = top.parent().filter(|parent| !parent.exists()) {
-        // As the store has it, which is there by default.
+        // With the mode of the store, which by default is the parent.
         DirBuilder::new()
             .recursive(true)
             .mode(0o711)
@@ -218,7 +217,7 @@ fn make_upper(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The key that an annotation names, for an image that it is meant for.
+/// The key that an annotation names, if the image is in the key's list.
 fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
     let file = named(&top.to_string_lossy(), KEY_FILE, name)?;
     let dir = own_directory(top, "opening")?;
@@ -250,10 +249,10 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
     {
         return Ok(file);
     }
-    Err(unknown(&format!("is not for the image {image}")))
+    Err(unknown(&format!("must not be used for the image {image}")))
 }
 
-/// A directory that is root's, and that nobody else can write to.
+/// Opens a directory that belongs to root, and that nobody else can write to.
 fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir =
@@ -263,9 +262,9 @@ fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
         .map_err(Error::io(doing, path))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(Error::Unfit {
-            what: format!("{} is not its user's alone", path.display()),
+            what: format!("{} is not accessible to its user alone", path.display()),
             hint: Some(format!(
-                "`chown root:root {0} && chmod 700 {0}`, when you know what is in it",
+                "check what is in it, then `chown root:root {0} && chmod 700 {0}`",
                 path.display()
             )),
         });
@@ -273,7 +272,7 @@ fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-/// Opens what is in a directory, not through a symlink.
+/// Opens an entry of a directory without following a symlink.
 fn beneath(dir: &OwnedFd, name: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     openat2(

@@ -1,4 +1,4 @@
-//! An OCI bundle's config.json, as the OCI runtime specification has it.
+//! An OCI bundle's config.json, as the OCI runtime specification defines it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,7 @@ use super::error::{Error, Result};
 use super::process::Process;
 use crate::sys::idmap::IdMap;
 
-/// The version that is claimed: nothing is written that is newer, and runtimes refuse versions that
-/// they do not know.
+/// The version to write: nothing newer is used, and runtimes refuse unknown versions.
 const VERSION: &str = "1.0.2";
 /// Longest config.json or seccomp profile that is read, bytes.
 pub const MAX_CONFIG: u64 = 16 << 20;
@@ -26,7 +25,7 @@ pub const MAX_CONFIG: u64 = 16 << 20;
 /// The group of terminals.
 const TTY: u32 = 5;
 
-/// What a process may do in its container unless told otherwise; as podman has it.
+/// Default capabilities, the same as podman's.
 const CAPABILITIES: [Capability; 11] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -41,44 +40,44 @@ const CAPABILITIES: [Capability; 11] = [
     Capability::SysChroot,
 ];
 
-/// How the container is to be, apart from its process.
+/// Settings of a container other than its process.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Where the root file system is mounted, absolute.
     pub root: PathBuf,
     /// Whether the container may write to it.
     pub read_only: bool,
-    /// Whether it is given a terminal.
+    /// Whether it gets a terminal.
     pub terminal: bool,
     /// Host name.
     pub hostname: String,
-    /// Which ids of the container are which of the host's, with a user namespace; none without.
+    /// The map of ids of its user namespace; `None` for no user namespace.
     pub idmap: Option<IdMap>,
     /// Seccomp filter.
     pub seccomp: Option<LinuxSeccomp>,
-    /// Whether set-user-id programs give what they promise.
+    /// Whether set-user-id programs gain privileges.
     pub new_privileges: bool,
     /// Annotations besides the image's.
     pub annotations: HashMap<String, String>,
-    /// Command lines, program first, that the runtime calls when the container is being created.
+    /// Command lines, program first, that the runtime runs while it creates the container.
     pub create_hooks: Vec<Vec<String>>,
 }
 
 /// The configuration of a container that runs `process`.
 ///
 /// # Errors
-/// [`Error::Unfit`] when the specification has no way to say it.
+/// [`Error::Unfit`] if the specification cannot express it.
 pub fn spec(process: &Process, settings: &Settings) -> Result<Spec> {
     build(process, settings)
-        .map_err(|e| Error::unfit(format!("the container's configuration cannot be: {e}")))
+        .map_err(|e| Error::unfit(format!("the container's configuration is invalid: {e}")))
 }
 
-/// As the text of config.json. The same configuration is the same text.
+/// The text of config.json. The same configuration gives the same text.
 ///
 /// # Errors
 /// [`Error::Document`].
 pub fn to_json(spec: &Spec) -> Result<String> {
-    // A value is ordered, the specification's own types are not.
+    // The keys of a `Value` are ordered, the maps of oci-spec's types are not.
     let value = serde_json::to_value(spec);
     let text = value
         .map(ordered)
@@ -110,7 +109,7 @@ fn build(process: &Process, settings: &Settings) -> Result<Spec, OciSpecError> {
         user = user.additional_gids(process.user.groups.clone());
     }
     let all: Capabilities = CAPABILITIES.into_iter().collect();
-    // The kernel takes them from anyone else when he starts a program.
+    // The kernel takes them from any other user at execve(2).
     let effective = if process.user.uid == 0 {
         all.clone()
     } else {
@@ -161,7 +160,7 @@ fn build(process: &Process, settings: &Settings) -> Result<Spec, OciSpecError> {
             .iter()
             .filter_map(|line| hook(line))
             .collect::<Result<Vec<_>, _>>()?;
-        // Older runtimes know nothing but this one, and newer ones all do.
+        // Older runtimes know only this hook, and newer ones still support it.
         #[allow(deprecated)]
         let hooks = HooksBuilder::default().prestart(hooks).build()?;
         spec = spec.hooks(hooks);
@@ -172,7 +171,8 @@ fn build(process: &Process, settings: &Settings) -> Result<Spec, OciSpecError> {
 /// How long a hook may take, seconds.
 pub const HOOK_TIMEOUT: i64 = 60;
 
-/// A hook that runs a command line; the specification wants the program's name among its arguments.
+/// A hook that runs a command line. The specification requires the program's name as first
+/// argument.
 pub fn hook(line: &[String]) -> Option<Result<Hook, OciSpecError>> {
     let program = Path::new(line.first()?);
     Some(
@@ -197,8 +197,8 @@ fn mounts(process: &Process, settings: &Settings) -> Result<Vec<Mount>, OciSpecE
         // The container has no such group.
         options.retain(|o| o != "gid=5");
     }
-    // What may be written to has the volumes already, with what the image put there; what may not
-    // needs a place for them.
+    // A writable root file system has the volumes already, with the image's files; a read-only one
+    // needs a mount for each.
     for volume in process.volumes.iter().filter(|_| settings.read_only) {
         let options = ["rw", "nosuid", "nodev", "noexec", "relatime"]
             .map(str::to_owned)

@@ -1,5 +1,5 @@
-//! Making a container, as one transaction: what fails is undone, and what was cut off is undone by
-//! the next `create` or `delete` of that name.
+//! Creates a container as one transaction: a failed `create` is undone, and a killed one is undone
+//! by the next `create` or `delete` of that name.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,15 +24,15 @@ use crate::sys::files;
 use crate::sys::idmap::IdMap;
 use crate::sys::replace::replace;
 
-/// Annotation of bundles that `create` wrote: the container's name. The store, and nothing else,
-/// says what the container is.
+/// Annotation of bundles that `create` wrote: the container's name. Only the store says what the
+/// container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
-/// Has crun show what a hook complains of, which others do anyway.
+/// Makes crun show the messages of hooks, which other runtimes do anyway.
 const CRUN_STDERR: (&str, &str) = ("run.oci.hooks.stderr", "/dev/stderr");
 /// Programs that start a whole system.
 const INIT: [&str; 3] = ["init", "systemd", "openrc-init"];
 
-/// What is to be made.
+/// A request to create a container.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The container's name.
@@ -41,50 +41,50 @@ pub struct Request<'a> {
     pub rootfs: &'a Rootfs,
     /// Its file, open for reading.
     pub file: &'a File,
-    /// Its key, when it is encrypted.
+    /// The image's key, if it is encrypted.
     pub key: Option<ImageKey>,
     /// How to find the image again.
     pub image: ImageRecord,
-    /// The image, when it is one of the store's: it is not removed before the container is.
+    /// The image in the store, if it is there: it cannot be removed before the container.
     pub stored: Option<&'a store::Image>,
     /// Where it writes.
     pub upper: Place,
-    /// Whose ids it sees.
+    /// The map of ids of its user namespace, if it has one.
     pub idmap: Option<IdMap>,
-    /// What is to run instead of what the image says.
+    /// What to run instead of the image's command.
     pub overrides: Overrides,
-    /// Host name; the container's name when there is none.
+    /// Host name; `None` for the container's name.
     pub hostname: Option<String>,
-    /// Whether its root file system is read-only to it.
+    /// Whether its root file system is read-only in the container.
     pub read_only: bool,
-    /// For which runtime.
+    /// The runtime that it is for.
     pub target: Target,
 }
 
-/// For which runtime a container is.
+/// The runtime that a container is for.
 #[derive(Debug)]
 pub enum Target {
     /// LXC.
     Lxc {
-        /// Where LXC's containers are.
+        /// LXC's directory for containers.
         path: PathBuf,
         /// Configurations to include last.
         includes: Vec<PathBuf>,
     },
     /// An OCI runtime.
     Bundle {
-        /// The bundle, absolute. It may be there, empty.
+        /// The bundle's directory, absolute. It may exist if it is empty.
         dir: PathBuf,
-        /// Whether it is given a terminal.
+        /// Whether it gets a terminal.
         terminal: bool,
         /// Seccomp filter.
         seccomp: Option<LinuxSeccomp>,
-        /// Whether set-user-id programs give what they promise.
+        /// Whether set-user-id programs gain privileges.
         new_privileges: bool,
     },
 }
 
-/// What was made.
+/// A container that was created.
 #[derive(Debug)]
 pub struct Created {
     /// The record.
@@ -93,10 +93,10 @@ pub struct Created {
     pub dir: PathBuf,
 }
 
-/// Makes a container.
+/// Creates a container.
 ///
 /// # Errors
-/// [`Error`]; nothing is left behind then but an upper elsewhere that was there before.
+/// [`Error`]. Nothing is left behind then, except an upper outside the store that existed before.
 pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let image = Image::open(request.rootfs)?;
     let process = Process::of(&image, &request.overrides)?;
@@ -129,7 +129,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     record.found_upper |= kept.is_some();
     check_target(&record.runtime)?;
     let all = steps::create(kept.is_some());
-    // Until it is mounted, while the image begins to be served; and then.
+    // The steps before the mount, which run while the server starts, and those after it.
     let (before, after) = all.split_at(
         all.iter()
             .position(|&step| step == Step::Mount)
@@ -153,7 +153,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
                 Step::MakeDirectories => make_directories(&record)?,
                 Step::WriteConfiguration => {
                     let config = configuration(store, &request, &image, &process, &record, &dir)?;
-                    // Variables of the environment are in it.
+                    // It contains environment variables, which may be secret.
                     let path = record.runtime.config();
                     replace(&path, config.as_bytes()).map_err(Error::io("writing", &path))?;
                 }
@@ -186,12 +186,9 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         ) => Ok(Created { record, dir }),
         (Ok(dir), _) => Ok(Created { record, dir }),
         (Err(error), Some(mut begun)) => {
-            // It is marked since the first step, also when it was another's before.
+            // It has been marked since the first step, even if it existed before.
             if let Err(undoing) = begun.undo() {
-                tracing::warn!(
-                    "undoing a create that failed: {}",
-                    crate::error::chain(&undoing)
-                );
+                tracing::warn!("undoing a failed create: {}", crate::error::chain(&undoing));
             }
             Err(error)
         }
@@ -212,10 +209,10 @@ fn make_directories(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Undoes what a `create` or `delete` of this name left that was cut off. The container, when what
-/// it wrote was kept.
+/// Undoes the remains of an interrupted `create` or `delete` of this name. Returns the container if
+/// its upper was kept.
 fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
-    // Each time, there is less.
+    // This ends, because each round removes something.
     loop {
         let Some(mut existing) = Existing::find(store, name)? else {
             return Ok(None);
@@ -237,18 +234,18 @@ fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
     }
 }
 
-/// What is there, and was not left by a `create` or `delete` of ours.
+/// The error for something in the container's place that no `create` or `delete` of ours left
+/// there.
 pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
     let (why, hint) = if recorded {
         (
-            "is not finished, and not marked as such",
-            format!("if nobody is at work on it, `lxcri-fs delete {name}` takes it away"),
+            "is incomplete, but not marked as such",
+            format!("if no process is working on it, `lxcri-fs delete {name}` removes it"),
         )
     } else {
         (
             "has no record of a container",
-            "whoever has put it there knows what to do with it; another name can be used"
-                .to_owned(),
+            "lxcri-fs did not create it: choose another name".to_owned(),
         )
     };
     Error::Unfit {
@@ -257,7 +254,7 @@ pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
     }
 }
 
-/// Refuses to write where something is already.
+/// Refuses a directory that is not empty.
 fn check_target(runtime: &Runtime) -> Result<()> {
     let dir = runtime.dir();
     let used = match std::fs::read_dir(dir) {
@@ -268,15 +265,14 @@ fn check_target(runtime: &Runtime) -> Result<()> {
         return Err(Error::Unfit {
             what: format!("{} is not empty", dir.display()),
             hint: Some(
-                "`create` makes the directory of a container, and wants it empty or not there"
-                    .into(),
+                "name an empty directory, or one that does not exist: `create` creates it".into(),
             ),
         });
     }
     Ok(())
 }
 
-/// Whether an image is a whole system: it has an init, and nothing else is to run.
+/// Whether an image is a system: it has an init, and no other command.
 fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
     let config = image.config.config().as_ref();
     let says = config.is_some_and(|c| {
@@ -375,11 +371,11 @@ fn configuration(
     }
 }
 
-/// A path that has to be text.
+/// A path as text, which configurations require.
 fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
         Error::unfit(format!(
-            "{} is not UTF-8, which a configuration has to be",
+            "{} is not UTF-8, so no configuration can name it",
             path.display()
         ))
     })

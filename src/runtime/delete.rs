@@ -1,4 +1,4 @@
-//! Taking a container away.
+//! Removing a container.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,11 @@ use crate::sys::users::{self, Used, User};
 use crate::upper;
 
 /// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in
-/// the store. Where it wrote elsewhere is returned: that stays.
+/// the store. Returns its upper outside the store, if any, which stays.
 ///
 /// # Errors
-/// [`serve::Error::Busy`] when it runs, and others of [`Error`]. Whoever is killed here is finished
-/// by the next call.
+/// [`serve::Error::Busy`] if it is running, and others of [`Error`]. If this process is killed, the
+/// next call completes the work.
 pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     let _lock = store.lock_container(name, || {
         tracing::info!("waiting for another create or delete of {name}")
@@ -40,7 +40,7 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         store.refuse_to_remove(&existing.container)?;
     }
     if let Some(record) = &mut existing.record {
-        // From here on, the next call goes on.
+        // From here on, the next call can continue.
         record.found_upper = keep;
     }
     existing.take(&steps)?;
@@ -53,8 +53,7 @@ fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
     if !users.is_empty() {
         return Err(serve::Error::Busy { path: root, users }.into());
     }
-    // Its mount may have been taken out of sight: a container that runs has it in a mount namespace
-    // of its own.
+    // Its mount may have been detached: a running container has it in its own mount namespace.
     let is_hidden =
         matches!(record.upper, Place::Store) && mountpoint::mounted_at(&root)?.is_none();
     if is_hidden && upper::in_use::is_known_in_use(dir) {
@@ -67,7 +66,7 @@ fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The processes that use a container's root file system, in whatever mount namespace.
+/// The processes that use a container's root file system, in any mount namespace.
 ///
 /// # Errors
 /// [`Error::Serve`].
@@ -79,10 +78,10 @@ pub fn users(record: &Record) -> Result<Vec<User>> {
     Ok(users::of(Used::Device(mounted.dev), &[std::process::id()]))
 }
 
-/// A container by its name, with its record and directory.
+/// Finds a container by its name, with its record and directory.
 ///
 /// # Errors
-/// [`store::Error::NotFound`], also for a container that was never finished.
+/// [`store::Error::NotFound`], also for an unfinished container.
 pub fn find(store: &Store, name: &str) -> Result<(Record, PathBuf)> {
     let container = store.container(name)?;
     match Record::read(&container.path)? {

@@ -1,4 +1,4 @@
-//! What can go wrong between an image and its container.
+//! Errors of containers and hooks.
 
 use std::io;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
     /// A JSON document cannot be used.
@@ -36,7 +36,7 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The image, or its configuration, cannot become a container as it was asked for.
+    /// The image cannot become the container that was requested.
     #[error("{what}")]
     Unfit {
         /// What does not fit.
@@ -50,7 +50,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err`: an I/O error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub(crate) fn io<E: Into<io::Error>>(
         doing: &'static str,
         path: &Path,
@@ -58,7 +58,7 @@ impl Error {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    /// For `map_err`: a document that is not what it should be.
+    /// Makes a closure for `map_err` that adds which document is wrong.
     pub(crate) fn document(name: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
         move |source| Error::Document {
             name: name.into(),

@@ -1,5 +1,4 @@
-//! What an image says of itself: its OCI configuration and manifest, checked as far as a container
-//! needs it.
+//! An image's OCI configuration and manifest, checked as far as a container needs it.
 
 use bfc::format::{S_IFMT, S_IFREG};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
@@ -12,11 +11,10 @@ use crate::fs::Rootfs;
 
 /// Longest passwd or group that is read, bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
-/// How much of a configuration's environment, arguments and labels is taken, bytes: what execve(2)
-/// takes at most.
+/// Longest environment, arguments and labels of a configuration, bytes: the limit of execve(2).
 const MAX_WORDS: usize = 2 << 20;
 
-/// An image, as its container sees it.
+/// An image as its container sees it.
 #[derive(Debug)]
 pub struct Image<'a> {
     rootfs: &'a Rootfs,
@@ -62,7 +60,7 @@ impl<'a> Image<'a> {
             );
             if said != found {
                 return Err(Error::unfit(format!(
-                    "the image's manifest names the configuration {said}, the image has {found}"
+                    "the image's manifest names the configuration {said}, but the image has {found}"
                 )));
             }
             let (said, found) = (
@@ -71,7 +69,7 @@ impl<'a> Image<'a> {
             );
             if said != found {
                 return Err(Error::unfit(format!(
-                    "the image's manifest has {said} layers, the image {found}"
+                    "the image's manifest names {said} layers, but the image has {found}"
                 )));
             }
         }
@@ -105,7 +103,7 @@ impl<'a> Image<'a> {
             self.config.architecture().to_string(),
         );
         let host = Platform::host();
-        // An image without a configuration says nothing.
+        // An image without a configuration has nothing to check.
         if self.has_no_config()
             || host
                 .fit(&os, &architecture, self.config.variant().as_deref())
@@ -114,9 +112,9 @@ impl<'a> Image<'a> {
             return Ok(());
         }
         Err(Error::Unfit {
-            what: format!("the image is made for {os}/{architecture}, and this host is {host}"),
+            what: format!("the image is for {os}/{architecture}, but this host is {host}"),
             hint: Some(
-                "`lxcri-fs build --platform` chooses another of a source that has several".into(),
+                "`pull` and `build` choose an image for another platform with --platform".into(),
             ),
         })
     }
@@ -125,7 +123,7 @@ impl<'a> Image<'a> {
         self.config.rootfs().diff_ids().is_empty() && self.config.config().is_none()
     }
 
-    /// The configuration's diff_ids are the layers', in order.
+    /// Checks that the configuration's diff_ids are those of the layers, in order.
     fn check_layers(&self) -> Result<()> {
         if self.has_no_config() {
             return Ok(());
@@ -158,7 +156,7 @@ impl<'a> Image<'a> {
             return Ok(());
         }
         Err(Error::unfit(
-            "the layers that the image's configuration names are not the image's",
+            "the image's configuration names other layers than the image has",
         ))
     }
 
@@ -178,7 +176,7 @@ impl<'a> Image<'a> {
         let total: usize = words.chain(labels).map(String::len).sum();
         if total > MAX_WORDS {
             Err(Error::unfit(
-                "the image's configuration is longer than any process could be given",
+                "the image's configuration is longer than any process could receive",
             ))
         } else {
             Ok(())
@@ -196,8 +194,8 @@ impl<'a> Image<'a> {
         user::resolve(text, &read(b"/etc/passwd")?, &read(b"/etc/group")?)
     }
 
-    /// A path from the image's root as a process in it would find it: without symlinks and `..`, as
-    /// far as the image has it.
+    /// Resolves a path as a process in the image would: without symlinks and `..`, as far as the
+    /// image has it.
     ///
     /// # Errors
     /// [`Error::Fs`], and [`Error::Unfit`] when it is not UTF-8.
@@ -205,7 +203,7 @@ impl<'a> Image<'a> {
         let found = rootpath::place(self.rootfs, path.as_bytes())?;
         String::from_utf8(found).map_err(|_| {
             Error::unfit(format!(
-                "the image's path {path:?} leads to one that is not UTF-8"
+                "the image's path {path:?} leads to a path that is not UTF-8"
             ))
         })
     }

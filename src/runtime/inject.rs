@@ -1,4 +1,4 @@
-//! Putting a root file system of ours into a container's configuration.
+//! Adds a root file system to a container's configuration.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use super::annotations::Wanted;
 use super::error::{Error, Result};
 use super::{bundle, mount, roots};
 
-/// Mounts what the annotations of a configuration in the directory `bundle` name, for the container
-/// with this id, and has the configuration use it, and unmount it when the container has ended.
-/// Whether there was anything to do.
+/// Mounts the root file system that the annotations of a configuration in the directory `bundle`
+/// name, for the container with this id, and changes the configuration to use it, and to unmount it
+/// when the container has ended. Returns whether the annotations name one.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
@@ -52,7 +52,7 @@ pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> 
     Ok(true)
 }
 
-/// The group that the container's root has on the host, when the container has a user namespace.
+/// The group that the container's root has on the host, if the container has a user namespace.
 fn group_of_root(config: &Value) -> Option<Gid> {
     let mappings = config
         .pointer("/linux/gidMappings")
@@ -71,11 +71,8 @@ fn group_of_root(config: &Value) -> Option<Gid> {
 fn add(config: &mut Value, root: &str) -> Result<()> {
     let program = super::command_line(&["hook", "oci", "poststop", "--root", root])?;
     let hook = json!({ "path": program[0], "args": program, "timeout": bundle::HOOK_TIMEOUT });
-    let malformed = || {
-        Error::unfit(
-            "the container's configuration is not one that the OCI runtime specification has",
-        )
-    };
+    let malformed =
+        || Error::unfit("the container's configuration violates the OCI runtime specification");
     let object = config.as_object_mut().ok_or_else(malformed)?;
     object
         .entry("root")
@@ -93,7 +90,7 @@ fn add(config: &mut Value, root: &str) -> Result<()> {
         .or_insert_with(|| json!([]))
         .as_array_mut()
         .ok_or_else(malformed)?;
-    // A bundle may be run again, by another id.
+    // A bundle may run again under another id.
     let is_ours = |hook: &Value| {
         hook.get("path") == Some(&json!(program[0]))
             && hook.pointer("/args/3") == Some(&json!("poststop"))

@@ -1,5 +1,4 @@
-//! A container that is there, whole or not, and the [`steps`](super::steps) that take it away
-//! again.
+//! An existing container, complete or not, and the [`steps`](super::steps) that remove it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,24 +15,24 @@ use crate::store::{self, Container, Store};
 use crate::sys::files::open_directory_beneath;
 use crate::sys::replace::unfinished;
 
-/// How deep directories are looked for that runtimes have made as mount points.
+/// Deepest directories that runtimes have created as mount points, below the root.
 const MAX_DEPTH: u32 = 64;
 
-/// A container in the store, and what is written down of it.
+/// A container in the store, and its record.
 pub(super) struct Existing<'a> {
     store: &'a Store,
     pub(super) container: Container,
     pub(super) record: Option<Record>,
-    /// Whether what the record says is outside the store is this container's own.
+    /// Whether things outside the store that the record names belong to this container.
     own: bool,
 }
 
 impl<'a> Existing<'a> {
-    /// Looks for a container; its dataset is mounted for that.
+    /// Finds a container, and mounts its dataset for that.
     ///
     /// # Errors
-    /// [`Error::Store`] when its dataset cannot be mounted: then nothing is known of it; and those
-    /// of [`Record::read`].
+    /// [`Error::Store`] if its dataset cannot be mounted, so that nothing is known about it; and
+    /// those of [`Record::read`].
     pub(super) fn find(store: &'a Store, name: &str) -> Result<Option<Self>> {
         let container = match store.container(name) {
             Err(store::Error::NotFound { .. }) => return Ok(None),
@@ -51,7 +50,7 @@ impl<'a> Existing<'a> {
         }))
     }
 
-    /// One that was just made.
+    /// A container that was just created.
     pub(super) fn new(store: &'a Store, container: Container, record: Record) -> Self {
         Self {
             store,
@@ -61,7 +60,7 @@ impl<'a> Existing<'a> {
         }
     }
 
-    /// What there is of it.
+    /// The parts of it that exist.
     pub(super) fn found(&self) -> Found {
         Found {
             marked: self.container.unfinished,
@@ -72,7 +71,7 @@ impl<'a> Existing<'a> {
         }
     }
 
-    /// Takes away what was made of it, as far as that came.
+    /// Removes the parts of it that exist.
     ///
     /// # Errors
     /// [`Error`].
@@ -86,7 +85,7 @@ impl<'a> Existing<'a> {
     /// Takes steps, one after the other. What is not there is none of them.
     ///
     /// # Errors
-    /// [`Error`]; whoever comes next goes on from there.
+    /// [`Error`]; the next call continues from there.
     pub(super) fn take(&mut self, steps: &[Step]) -> Result<()> {
         steps.iter().try_for_each(|&step| self.step(step))
     }
@@ -107,7 +106,7 @@ impl<'a> Existing<'a> {
             (Step::Unmount, Some(record)) => mount::unmount_ended(&record.runtime.root()),
             (Step::RemoveConfiguration, Some(record)) => remove_configuration(record),
             (Step::RemoveUpper, Some(record)) => remove_upper(record),
-            // Nothing is written down, so nothing was made.
+            // There is no record, so nothing outside the store was created.
             (
                 Step::Record(_) | Step::Unmount | Step::RemoveConfiguration | Step::RemoveUpper,
                 None,
@@ -124,7 +123,7 @@ impl<'a> Existing<'a> {
     }
 }
 
-/// What a record says, as far as steps go by it.
+/// The part of a record that decides which steps to take.
 fn recorded(record: &Record, own: bool) -> Recorded {
     let elsewhere = matches!(record.upper, Place::Elsewhere(_));
     Recorded {
@@ -152,7 +151,7 @@ fn remove_upper(record: &Record) -> Result<()> {
     }
 }
 
-/// Removes the runtime's directory, unless somebody has put something there.
+/// Removes the runtime's directory, unless it holds foreign files.
 fn remove_configuration(record: &Record) -> Result<()> {
     let (config, root, dir) = (
         record.runtime.config(),
@@ -168,7 +167,7 @@ fn remove_configuration(record: &Record) -> Result<()> {
             _ => {}
         }
     }
-    // Runtimes make mount points there when they are started without a mount.
+    // A runtime that starts without a mount creates mount points there.
     remove_empty_directories(&root)?;
     let dir = Some(dir).filter(|_| !record.found_dir);
     for path in [Some(&*root), dir].into_iter().flatten() {
@@ -180,8 +179,8 @@ fn remove_configuration(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Removes directories below `dir` that have no files in them, and nothing mounted on them. Its
-/// owner may put symlinks there meanwhile, which lead nowhere.
+/// Removes directories below `dir` that contain no files and are no mount points. Symlinks that its
+/// owner creates meanwhile are not followed.
 fn remove_empty_directories(dir: &Path) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat(CWD, dir, flags, Mode::empty()) {
@@ -191,7 +190,7 @@ fn remove_empty_directories(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Deepest first. What is not empty, or a mount point, stays.
+/// Removes the deepest first. Directories that are not empty, and mount points, stay.
 fn remove_empty_below(dir: &OwnedFd, depth: u32) {
     let Ok(entries) = Dir::read_from(dir) else {
         return;

@@ -8,16 +8,16 @@ use super::error::{Error, Result};
 use super::process::Process;
 use crate::sys::idmap::IdMap;
 
-/// What LXC itself has for all containers, and for those with a user namespace.
+/// LXC's own configuration for all containers.
 pub const COMMON: &str = "/usr/share/lxc/config/common.conf";
-/// See [`COMMON`].
+/// LXC's own configuration for containers with a user namespace.
 pub const USER_NAMESPACE: &str = "/usr/share/lxc/config/userns.conf";
-/// The signal that asks an application to stop, when its image does not say.
+/// The signal that asks an application to stop, if its image names none.
 const SIGTERM: u32 = 15;
-/// Longest command that is handed over, bytes: what one argument of execve(2) may be.
+/// Longest command, bytes: the limit for one argument of execve(2).
 const MAX_COMMAND: usize = 128 << 10;
 
-/// How the container is to be, apart from its process.
+/// Settings of a container other than its process.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Where the root file system is mounted, absolute.
@@ -26,23 +26,22 @@ pub struct Settings {
     pub read_only: bool,
     /// Host name.
     pub hostname: String,
-    /// Which ids of the container are which of the host's, with a user namespace; none without.
+    /// The map of ids of its user namespace; `None` for no user namespace.
     pub idmap: Option<IdMap>,
-    /// Configurations that are read first.
+    /// Configurations that LXC reads first.
     pub defaults: Vec<PathBuf>,
-    /// Configurations that are read last; with none, the container has no network.
+    /// Configurations that LXC reads last; without any, the container has no network.
     pub includes: Vec<PathBuf>,
     /// The command line of the hook that mounts and unmounts, program first.
     pub hook: Vec<String>,
 }
 
-/// What is started.
+/// What LXC starts.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// The image's own init, with the whole system that it starts.
+    /// The image's own init, which starts a whole system.
     System,
-    /// One program: the process that runs, its program's path in the image, and whether the image
-    /// has a /bin/sh.
+    /// One program.
     Application {
         /// The process.
         process: &'a Process,
@@ -56,7 +55,7 @@ pub enum Start<'a> {
 /// The text of the configuration.
 ///
 /// # Errors
-/// [`Error::Unfit`] when LXC's format has no way to say it.
+/// [`Error::Unfit`] if LXC's format cannot express it.
 pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Result<String> {
     let mut config = Config(String::from(
         "# Written by lxcri-fs create. What is to be different goes into a file of its own: \
@@ -126,7 +125,7 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
 fn application(config: &mut Config, process: &Process, program: &str, shell: bool) -> Result<()> {
     let (user, mut script) = (&process.user, String::new());
     for (name, value) in &process.env {
-        // LXC cuts blanks off, and a line ends a value.
+        // LXC strips blanks, and a line end ends a value.
         let plain = value.trim() == value
             && !value.contains(char::is_control)
             && name.bytes().all(|b| b.is_ascii_graphic());
@@ -137,7 +136,7 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
             }
             false => {
                 return Err(Error::unfit(format!(
-                    "the variable {name:?} cannot be told to a container of LXC"
+                    "LXC cannot pass the variable {name:?} to a container"
                 )));
             }
         }
@@ -160,7 +159,7 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
                    ends, and the image has no /bin/sh that could"
                 .into(),
             hint: Some(
-                "`create --bundle` makes a container for crun or runc, which take any".into(),
+                "`create --bundle` makes a container for crun or runc, which can pass any".into(),
             ),
         });
     };
@@ -192,11 +191,11 @@ fn application(config: &mut Config, process: &Process, program: &str, shell: boo
 struct Config(String);
 
 impl Config {
-    /// Adds a line. Nothing in a value can begin another.
+    /// Adds a line. Nothing in a value can begin another line.
     fn line(&mut self, key: &str, value: &str) -> Result<()> {
         if value.contains(char::is_control) || value.trim() != value || value.is_empty() {
             return Err(Error::unfit(format!(
-                "{value:?} cannot be the value of {key}"
+                "{value:?} is not a valid value of {key}"
             )));
         }
         let _ = writeln!(self.0, "{key} = {value}");
@@ -206,7 +205,7 @@ impl Config {
     fn path(&mut self, key: &str, prefix: &str, path: &Path) -> Result<()> {
         let text = path.to_str().ok_or_else(|| {
             Error::unfit(format!(
-                "{key} cannot be a path that is not UTF-8: {}",
+                "{key} must be UTF-8, but this path is not: {}",
                 path.display()
             ))
         })?;
@@ -214,8 +213,8 @@ impl Config {
     }
 }
 
-/// Whether LXC 5, which splits at blanks, and LXC 6, which takes quotes, both take a word for what
-/// it is.
+/// Whether LXC 5, which splits at blanks, and LXC 6, which understands quotes, both leave a word
+/// unchanged.
 fn is_plain(word: &str) -> bool {
     !word.is_empty()
         && word
@@ -228,8 +227,8 @@ fn is_shell_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// A command that has /bin/sh run a script, without any blank or quote at which LXC would split:
-/// printf makes the script again.
+/// A command that makes /bin/sh run a script, without blanks or quotes, at which LXC would split:
+/// printf decodes the script.
 fn in_shell(script: &str) -> String {
     let mut command = String::from("/bin/sh -c eval${IFS}\"$(printf${IFS}%b${IFS}'");
     for &byte in script.as_bytes() {
@@ -243,7 +242,7 @@ fn in_shell(script: &str) -> String {
     command
 }
 
-/// A word for /bin/sh, which stands for itself whatever is in it.
+/// Quotes a word for /bin/sh.
 fn single_quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
@@ -256,7 +255,7 @@ fn shell_word(word: &str) -> String {
     }
 }
 
-/// A word of fstab: blanks and backslashes as octal digits.
+/// Escapes a word for fstab: blanks and backslashes become octal digits.
 fn fstab_word(word: &str) -> String {
     let mut out = String::new();
     for &byte in Path::new(word).as_os_str().as_bytes() {

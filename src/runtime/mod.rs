@@ -1,9 +1,9 @@
-//! Containers: what an image says of its process, as runtimes want it told, and the hooks and the
+//! Containers: an image's configuration in the form that runtimes take, and the hooks and the
 //! wrapper that runtimes call.
 //!
-//! [`image`] reads an image's own configuration, [`process`] makes of it and of what was asked for
-//! what is to run; [`bundle`] and [`lxc`] write that down for the two kinds of runtimes. [`create`]
-//! and [`delete`] make and take away whole containers, with a [`record`] of each.
+//! [`image`] reads an image's own configuration, and [`process`] combines it with the options of
+//! `create`; [`bundle`] and [`lxc`] write the result for the two kinds of runtimes. [`create`] and
+//! [`delete`] create and remove containers, with a [`record`] of each.
 
 pub mod annotations;
 pub mod bundle;
@@ -27,11 +27,10 @@ pub mod wrapper;
 
 pub use error::{Error, Result};
 
-/// What the names of our annotations begin with.
+/// Prefix of the names of lxcri-fs's annotations.
 pub const ANNOTATION: &str = "org.lxcri-fs.";
 
-/// A command line of this program, for a runtime that calls it later: its absolute path, and
-/// arguments.
+/// A command line that a runtime can call later: the absolute path of this program, and arguments.
 fn command_line(args: &[&str]) -> Result<Vec<String>> {
     let path = std::env::current_exe()
         .map_err(Error::io("finding", std::path::Path::new("this program")))?;

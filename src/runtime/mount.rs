@@ -1,4 +1,4 @@
-//! Mounting what a container's root file system is.
+//! Mounts the root file systems of containers.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -25,8 +25,8 @@ use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
 use crate::upper::{self, Upper};
 
-/// How often a file system that is busy right after its container's end is tried again, and how
-/// soon.
+/// How often, and how soon, to retry unmounting a file system that is busy right after its
+/// container's end.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,25 +35,25 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Mount {
     /// The image.
     pub image: ImageRecord,
-    /// `--upper`, or `--ephemeral` with its size; nothing can be written without one.
+    /// The upper; `None` for a read-only mount.
     pub upper: Option<Writable>,
-    /// Whose ids are seen.
+    /// The map of ids, if any.
     pub idmap: Option<IdMap>,
     /// Where.
     pub root: PathBuf,
 }
 
-/// Where is written.
+/// Where a container writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Writable {
-    /// As `--upper` takes it.
+    /// An upper, as `--upper` takes it.
     Upper(OsString),
-    /// In memory, and how much, bytes.
+    /// Memory, and its limit in bytes.
     Ephemeral(Option<u64>),
 }
 
 impl Writable {
-    /// Where a record says that is written, for the container of this directory.
+    /// The place that a record names, for the container in this directory.
     pub fn of(record: &Record, container: &Path) -> Self {
         match &record.upper {
             Place::Store => Self::Upper(container.into()),
@@ -62,7 +62,7 @@ impl Writable {
         }
     }
 
-    /// The upper that this is.
+    /// Converts it to an upper.
     ///
     /// # Errors
     /// [`Error::Upper`] when it names no dataset.
@@ -75,7 +75,7 @@ impl Writable {
 }
 
 impl Mount {
-    /// What a record says is to be mounted, for the container of this directory.
+    /// The mount that a record describes, for the container in this directory.
     pub fn of(record: &Record, container: &Path) -> Self {
         let upper = Some(Writable::of(record, container));
         Self {
@@ -86,11 +86,10 @@ impl Mount {
         }
     }
 
-    /// Mounts it, unless it is mounted already and served; whether it was not. What is dead is
-    /// taken away first.
+    /// Mounts it, unless it is mounted and served already. Returns whether it mounted. Removes a
+    /// dead mount first.
     ///
-    /// The keeper is no child of this process: runtimes wait for every child that they find to be
-    /// theirs.
+    /// The keeper does not become a child of this process: runtimes wait for all their children.
     ///
     /// # Errors
     /// [`Error`], and those of [`is_served`]; nothing is mounted then.
@@ -100,7 +99,7 @@ impl Mount {
         }
         match self.mount_now() {
             Ok(()) => Ok(true),
-            // Somebody was quicker.
+            // Another process was quicker.
             Err(_) if is_served(&self.root)? => Ok(false),
             Err(error) => Err(error),
         }
@@ -123,13 +122,13 @@ impl Mount {
     }
 }
 
-/// Only the container reaches what is mounted for it.
+/// The flags for a mount that only the container can reach.
 fn container_flags() -> MountFlags {
     MountFlags::of_container(rustix::process::geteuid().is_root())
 }
 
-/// Mounts a container's root file system in this process, whose child the keeper becomes. `prepare`
-/// runs while the image begins to be served.
+/// Mounts a container's root file system; the keeper becomes a child of this process. `prepare`
+/// runs while the server starts.
 ///
 /// # Errors
 /// [`Error::Upper`], and those of `prepare`; nothing is mounted then.
@@ -155,8 +154,8 @@ pub fn mount<T>(
     upper::mount_under(&request, prepare, false)
 }
 
-/// Mounts the root file systems of all containers that are ready, but those that a hook mounts when
-/// they start. Which could not be, and why.
+/// Mounts the root file systems of all ready containers, except those that a hook mounts when they
+/// start. Returns those that could not be mounted, and why.
 ///
 /// # Errors
 /// [`Error::Store`] when the containers cannot be listed.
@@ -187,10 +186,10 @@ pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
     Ok(failures)
 }
 
-/// Whether one of our file systems is mounted at a path.
+/// Whether a file system of lxcri-fs is mounted at a path.
 ///
 /// # Errors
-/// [`serve::Error::Foreign`] when it is another's.
+/// [`serve::Error::Foreign`] if another file system is mounted there.
 pub fn is_mounted(root: &Path) -> Result<bool> {
     match mountpoint::mounted_at(root)? {
         None => Ok(false),
@@ -203,8 +202,8 @@ pub fn is_mounted(root: &Path) -> Result<bool> {
     }
 }
 
-/// Whether one of our file systems is mounted at a path, and served. One that nobody serves any
-/// more is taken away, unless it is in use.
+/// Whether a file system of lxcri-fs is mounted at a path, and served. Unmounts a dead one, unless
+/// it is in use.
 ///
 /// # Errors
 /// [`serve::Error::Foreign`], [`serve::Error::Silent`] when it does not answer,
@@ -224,7 +223,7 @@ pub fn is_served(root: &Path) -> Result<bool> {
             }
             _ => return Ok(true),
         }
-        // A container that runs on it has it in a mount namespace of its own.
+        // A container that runs on it has it in its own mount namespace.
         let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
         if !users.is_empty() {
             return Err(serve::Error::Busy {
@@ -234,7 +233,7 @@ pub fn is_served(root: &Path) -> Result<bool> {
             .into());
         }
         tracing::warn!(
-            "{} is mounted and nobody serves it: unmounting it",
+            "no process serves the mount on {}: unmounting it",
             root.display()
         );
         unmount(root, Unmount::default())?;
@@ -242,8 +241,8 @@ pub fn is_served(root: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Unmounts a root file system that nobody is meant to use any more; nothing is wrong when it is
-/// not mounted. What is still used is taken out of sight.
+/// Unmounts a root file system that should not be in use any more, and detaches it if it still is.
+/// Succeeds if nothing is mounted.
 ///
 /// # Errors
 /// [`Error::Serve`].
@@ -264,7 +263,7 @@ pub fn unmount_ended(root: &Path) -> Result<()> {
     .map(drop)?)
 }
 
-/// Unmounts a root file system, unless it is in use; whether anything was mounted.
+/// Unmounts a root file system, unless it is in use. Returns whether anything was mounted.
 ///
 /// # Errors
 /// [`serve::Error::Busy`] and others of [`Error::Serve`].
@@ -272,8 +271,8 @@ pub fn unmount_idle(root: &Path) -> Result<bool> {
     Ok(unmount(root, Unmount::default())? != Unmounted::Nothing)
 }
 
-/// Makes the directory at `path` in a mounted root file system, and those above it, as the
-/// container's root would: what is a symlink leads nowhere outside.
+/// Creates the directory at `path` in a mounted root file system, and those above it, as the
+/// container's root would: symlinks are resolved inside the root file system.
 ///
 /// # Errors
 /// [`Error::Io`], also when something else is there.
@@ -316,7 +315,7 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
                     )
                     .map_err(failed)?;
                 }
-                // The umask is the caller's, and no affair of the container.
+                // The caller's umask must not affect the container.
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let made =
                     rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(failed)?;
@@ -329,7 +328,7 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
     Ok(())
 }
 
-/// Which ids on the host the container's root has.
+/// The ids that the container's root has on the host.
 pub(super) fn root_of(map: &IdMap) -> Option<(Uid, Gid)> {
     let zero = |mut ranges: Box<dyn Iterator<Item = (u32, u32, u32)> + '_>| {
         ranges

@@ -1,4 +1,4 @@
-//! What is to run in a container: what its image says, and what was asked for instead.
+//! What a container runs: its image's configuration, and the options that override it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,22 +7,22 @@ use super::image::Image;
 use super::signal;
 use super::user::User;
 
-/// What runtimes search when an image does not say.
+/// The PATH that runtimes use if an image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Where a container has file systems of the kernel.
+/// Mount points of the kernel's file systems in a container.
 const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
-/// What the image specification calls the annotations that an image's fields become.
+/// Prefix of the annotations into which the image specification converts an image's fields.
 const ANNOTATIONS: &str = "org.opencontainers.image.";
 
-/// What was asked for in place of what the image says.
+/// Options that override an image's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// Program that is run in place of the image's entrypoint; the image's arguments go with that.
-    /// Empty for none.
+    /// Program to run instead of the image's entrypoint, which also drops the image's arguments.
+    /// Empty for no entrypoint.
     pub entrypoint: Option<String>,
-    /// Arguments in place of the image's own; none are no replacement.
+    /// Arguments instead of the image's own; if it is empty, the image's own are kept.
     pub command: Vec<String>,
-    /// `NAME=VALUE`, added or in place of the image's.
+    /// `NAME=VALUE`, added to the image's variables or replacing one.
     pub env: Vec<String>,
     /// User, as [`super::user::resolve`] takes it.
     pub user: Option<String>,
@@ -32,23 +32,23 @@ pub struct Overrides {
     pub annotations: Vec<String>,
 }
 
-/// What is to run.
+/// The process that a container runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Program and arguments; never empty.
     pub args: Vec<String>,
-    /// Environment, in the order in which it was said, without duplicates.
+    /// Environment, in its original order, without duplicates.
     pub env: Vec<(String, String)>,
     /// Working directory, absolute.
     pub cwd: String,
     /// Who runs it.
     pub user: User,
-    /// Number of the signal that asks it to stop, when the image says one.
+    /// Number of the signal that asks it to stop, if the image names one.
     pub stop_signal: Option<u32>,
     /// Directories that the image declares as volumes: paths from the image's root without
     /// symlinks, as far as the image has them.
     pub volumes: Vec<String>,
-    /// What else the image says, as the image specification has it converted.
+    /// Other fields of the image, converted as the image specification defines.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -56,7 +56,8 @@ impl Process {
     /// Resolves an image's configuration.
     ///
     /// # Errors
-    /// [`Error::Unfit`] when it cannot be: an unknown user, a word with a null byte.
+    /// [`Error::Unfit`] if that is impossible, for instance for an unknown user or a word with a
+    /// null byte.
     pub fn of(image: &Image<'_>, overrides: &Overrides) -> Result<Self> {
         let config = image.config.config().clone().unwrap_or_default();
         let (entrypoint, command) = match (&overrides.entrypoint, &overrides.command) {
@@ -79,7 +80,7 @@ impl Process {
         let mut args: Vec<String> = entrypoint;
         args.extend(command);
         if args.first().is_none_or(String::is_empty) {
-            // As other tools have it for an image that says nothing.
+            // Other tools do the same for an image without a command.
             args = vec!["sh".to_owned()];
         }
         let user = image.user(
@@ -121,8 +122,7 @@ impl Process {
         Ok(process)
     }
 
-    /// Refuses volumes for which nothing may be mounted: what is there is the kernel's, or the
-    /// whole root file system.
+    /// Refuses volumes over the kernel's file systems or over the whole root file system.
     ///
     /// # Errors
     /// [`Error::Unfit`].
@@ -141,16 +141,20 @@ impl Process {
         {
             Some(volume) => Err(Error::Unfit {
                 what: format!(
-                    "the image declares the volume {volume}, which would hide what the kernel or \
-                     the image has there"
+                    "the image declares the volume {volume}, which would hide files of the kernel \
+                     or of the image"
                 ),
-                hint: Some("without --read-only nothing is mounted for volumes".into()),
+                hint: Some(
+                    "create the container without --read-only: then nothing is mounted for \
+                            volumes"
+                        .into(),
+                ),
             }),
             None => Ok(()),
         }
     }
 
-    /// No C program could be told a null byte.
+    /// Refuses null bytes, which no C string can hold.
     fn check(&self) -> Result<()> {
         let env = self.env.iter().flat_map(|(name, value)| [name, value]);
         let annotations = self
@@ -212,7 +216,7 @@ impl Process {
     }
 }
 
-/// A path from the root, whatever the image wrote.
+/// Makes a path absolute, whatever the image wrote.
 fn absolute(path: &str) -> String {
     let names: Vec<&str> = path
         .split('/')
@@ -221,7 +225,7 @@ fn absolute(path: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
-/// Variables, later ones in the place of earlier; what is no assignment is left out.
+/// Variables; later ones replace earlier ones, and words without `=` are left out.
 fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(String, String)> {
     let mut env = vec![
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
@@ -236,16 +240,15 @@ fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(
             None => env.push((name.to_owned(), value.to_owned())),
         }
     }
-    // Who has no entry in passwd gets one from the runtime.
+    // A user without an entry in passwd gets a home from the runtime.
     if !home.is_empty() && !env.iter().any(|(name, _)| name == "HOME") {
         env.push(("HOME".to_owned(), home.to_owned()));
     }
     env
 }
 
-/// The fields that the image specification has become annotations, and labels of the names that it
-/// has for that; a label of the same name counts. Other labels only when they are asked for:
-/// runtimes do things because of annotations.
+/// The annotations: fields and labels that the image specification converts (a label wins over a
+/// field), and other labels only on request, because runtimes act on annotations.
 fn annotations(
     image: &Image<'_>,
     config: &oci_spec::image::Config,
@@ -295,9 +298,7 @@ fn annotations(
             }
         };
         if name.is_empty() || name.starts_with(super::ANNOTATION) {
-            return Err(Error::unfit(format!(
-                "{name:?} cannot be an annotation of yours"
-            )));
+            return Err(Error::unfit(format!("{name:?} is a reserved annotation")));
         }
         annotations.insert(name.to_owned(), value);
     }

@@ -1,6 +1,5 @@
-//! What is written down of a container: `container.json` in its directory. It is there before
-//! anything else of the container is, so that whoever finds it knows what may have to be taken
-//! away.
+//! The record of a container: `container.json` in its directory. It is written before anything else
+//! of the container is created, so that it shows what may have to be removed.
 
 use std::path::{Path, PathBuf};
 
@@ -20,17 +19,17 @@ const MAX_RECORD: u64 = 1 << 20;
 /// Version of the fields.
 const VERSION: u32 = 1;
 
-/// How far a container is.
+/// State of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// `create` is at work, or was when it was killed.
+    /// `create` is running, or was killed.
     Creating,
     /// It can be started.
     Ready,
-    /// `delete` is at work, or was when it was killed.
+    /// `delete` is running, or was killed.
     Deleting,
-    /// Only what it wrote is left, for another `create` of this name.
+    /// Only what it wrote remains, for another `create` of this name.
     Kept,
 }
 
@@ -40,19 +39,19 @@ pub struct ImageRecord {
     /// The file, absolute.
     #[serde(with = "paths::path")]
     pub path: PathBuf,
-    /// As it was asked for.
+    /// The image as `create` was given it.
     pub name: String,
     /// `blake3:` and the root digest; none of a plain v1 image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_digest: Option<String>,
-    /// File with the password that it is encrypted with.
+    /// File with the image's password.
     #[serde(
         default,
         with = "paths::optional_path",
         skip_serializing_if = "Option::is_none"
     )]
     pub password_file: Option<PathBuf>,
-    /// File with the key that it is encrypted with.
+    /// File with the image's key.
     #[serde(
         default,
         with = "paths::optional_path",
@@ -65,18 +64,18 @@ pub struct ImageRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
-    /// In its own directory.
+    /// The container's own directory in the store.
     Store,
-    /// Elsewhere, as `--upper` names it. It is not removed with the container.
+    /// A place outside the store, as `--upper` names it. It is not removed with the container.
     Elsewhere(String),
-    /// In memory: gone when it is unmounted.
+    /// Memory: lost when it is unmounted.
     Ephemeral {
-        /// How much at most, bytes.
+        /// The limit in bytes.
         size: Option<u64>,
     },
 }
 
-/// Which runtime the container is for, and what was made for it.
+/// The runtime that the container is for, and its directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Runtime {
@@ -85,7 +84,7 @@ pub enum Runtime {
         /// The directory.
         #[serde(with = "paths::path")]
         dir: PathBuf,
-        /// Whether it is a whole system, not an application.
+        /// Whether it is a system, not an application.
         system: bool,
     },
     /// An OCI runtime: the bundle with `config.json` and `rootfs`.
@@ -125,7 +124,7 @@ pub struct Record {
     version: u32,
     /// Its name.
     pub name: String,
-    /// How far it is.
+    /// Its state.
     pub state: State,
     /// When it was created, seconds since 1970.
     pub created: u64,
@@ -133,25 +132,25 @@ pub struct Record {
     pub image: ImageRecord,
     /// Where it writes.
     pub upper: Place,
-    /// Whose ids it sees; the image's own when there is none.
+    /// The map of ids; `None` for the ids in the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMap>,
     /// Its runtime.
     pub runtime: Runtime,
-    /// Whether the runtime's directory was there before.
+    /// Whether the runtime's directory existed before.
     pub found_dir: bool,
-    /// Whether what it writes to was there before.
+    /// Whether the place that it writes to existed before.
     pub found_upper: bool,
-    /// Working directory of its process, made when the image has none.
+    /// Working directory of its process, which is created if the image does not have it.
     pub cwd: String,
-    /// What told it from all other containers of the host when it was made: `zfs:` and its dataset,
-    /// or `dir:` and its directory.
+    /// What identified it on the host when it was created: `zfs:` and its dataset, or `dir:` and
+    /// its directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
 
 impl Record {
-    /// A record of a container that is about to be made.
+    /// A record for a new container.
     pub fn new(
         name: &str,
         image: ImageRecord,
@@ -164,7 +163,7 @@ impl Record {
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
         let found_dir = runtime.dir().exists();
-        // Of a dataset, nothing is known here.
+        // Whether a dataset exists is not known here.
         let found_upper = match &upper {
             Place::Elsewhere(place) => !place.starts_with('/') || Path::new(place).exists(),
             _ => false,
@@ -187,9 +186,9 @@ impl Record {
         }
     }
 
-    /// Whether this is the record of this container. It is that of another when the store is a
-    /// copy, and the original still there: what is outside the store is the original's. A store
-    /// that was moved, or is on another host now, goes on with what it finds.
+    /// Whether this is the record of this container. If the store is a copy and the original still
+    /// exists, the record is the original's, and so is everything outside the store. A store that
+    /// was moved, also to another host, keeps its containers.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -200,11 +199,11 @@ impl Record {
         Ok(*recorded == store.place(container)? || !store::is_there(recorded)?)
     }
 
-    /// For a container whose record is another's.
+    /// The error for a container with another container's record.
     pub fn of_another(&self) -> Error {
         Error::Unfit {
             what: format!(
-                "it is a copy of {}, which has its configuration and its root directory",
+                "it is a copy of {}, which keeps the configuration and the root directory",
                 self.place.as_deref().unwrap_or("another")
             ),
             hint: Some(format!(
@@ -229,7 +228,7 @@ impl Record {
             serde_json::from_slice(&bytes).map_err(Error::document(path.display().to_string()))?;
         if record.version > VERSION {
             return Err(Error::unfit(format!(
-                "{} is of a later version of this program",
+                "{} was written by a newer version of this program",
                 path.display()
             )));
         }

@@ -1,5 +1,5 @@
-//! Paths of an image as a process inside it would resolve them: symlinks are followed, and the
-//! image's root is where they end.
+//! Resolves paths in an image as a process inside it would: symlinks are followed, and cannot leave
+//! the image's root.
 
 use bfc::format::{S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::format::Inode;
@@ -11,14 +11,14 @@ const MAX_LINKS: usize = 40;
 /// How long a path may become, bytes.
 const MAX_PATH: usize = 4096;
 
-/// The inode at a path, `None` when there is nothing or nothing that could be reached.
+/// The inode at a path; `None` if nothing is there, or the path cannot be resolved.
 pub(super) fn resolve(rootfs: &Rootfs, path: &[u8]) -> Result<Option<(u32, Inode)>> {
     let walked = walk(rootfs, path)?.filter(|walked| !walked.lacks);
     Ok(walked.and_then(|walked| walked.found.last().map(|f| (f.ino, f.inode))))
 }
 
-/// The path from the root to what is at a path, without symlinks and `..`; names that are not there
-/// are as they are said. What could not be reached is as it is said altogether, but for `..`.
+/// The path from the root without symlinks and `..`. Names that do not exist stay as they are. A
+/// path that cannot be resolved stays as it is, except for `..`.
 pub(super) fn place(rootfs: &Rootfs, path: &[u8]) -> Result<Vec<u8>> {
     let names: Vec<Vec<u8>> = match walk(rootfs, path)? {
         Some(Walked { found, missing, .. }) => found
@@ -38,7 +38,7 @@ pub(super) fn place(rootfs: &Rootfs, path: &[u8]) -> Result<Vec<u8>> {
     Ok([b"/", &names.join(&b'/')[..]].concat())
 }
 
-/// Takes a name that no symlink stands for.
+/// Adds a name that is not a symlink.
 fn step(names: &mut Vec<Vec<u8>>, name: Vec<u8>) {
     if name == b".." {
         drop(names.pop())
@@ -47,24 +47,25 @@ fn step(names: &mut Vec<Vec<u8>>, name: Vec<u8>) {
     }
 }
 
-/// Something on the way.
+/// An inode on the path.
 struct Found {
     name: Vec<u8>,
     ino: u32,
     inode: Inode,
 }
 
-/// A path that was followed as far as there is something.
+/// A path that was followed as far as it exists.
 struct Walked {
-    /// The root, and what leads from there to the last that is there.
+    /// The root, and the inodes from there to the last that exists.
     found: Vec<Found>,
-    /// What follows and is not there.
+    /// The names after that, which do not exist.
     missing: Vec<Vec<u8>>,
-    /// Whether anything on the way was not there, also when `..` led back from it.
+    /// Whether any name on the path did not exist, even if `..` led back from it.
     lacks: bool,
 }
 
-/// Follows a path; `None` when it leads through what is no directory, or too many symlinks.
+/// Follows a path; `None` if it leads through something other than a directory, or through too many
+/// symlinks.
 fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
     let mut left: Vec<Vec<u8>> = components(path);
     let mut walked = Walked {
@@ -116,7 +117,7 @@ fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
     Ok(Some(walked))
 }
 
-/// The components of a path, the first one last.
+/// The components of a path in reverse order.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     path.rsplit(|&b| b == b'/')
         .filter(|n| !n.is_empty() && *n != b".")
@@ -144,7 +145,7 @@ pub(super) fn read(rootfs: &Rootfs, path: &[u8], limit: u64) -> Result<Option<Ve
         .filter(|_| inode.size <= limit);
     let size = size.ok_or(Error::Kind {
         ino,
-        reason: "longer than such a file may be",
+        reason: "longer than allowed",
         errno: rustix::io::Errno::FBIG,
     })?;
     let mut content = Vec::new();

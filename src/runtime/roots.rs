@@ -1,5 +1,5 @@
-//! Directories of ours where root file systems are mounted that annotations ask for: one for each
-//! container, named by its id, and `rootfs` in it.
+//! Directories for the root file systems that annotations request: one for each container, named by
+//! its id, with `rootfs` in it.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -13,27 +13,27 @@ use crate::serve::{self, mountpoint};
 use crate::sys::files;
 use crate::sys::users::{self, Used};
 
-/// Where they are. A user namespace's root has to come through, so it is not with what only we may
-/// see.
+/// Where they are. The root of a user namespace must be able to traverse it, so it is not in the
+/// keepers' private directory.
 const ROOTS: &str = "/run/lxcri-fs-rootfs";
 /// Name of the mount point in a container's directory.
 const ROOT: &str = "rootfs";
-/// Longest id that is a name of its own, bytes.
+/// Longest id that is used as a name unchanged, bytes.
 const MAX_ID: usize = 128;
 
-/// The mount point of the container with this id, empty and with nothing mounted on it, which
-/// nobody else reaches but the group of the container's root on the host. What a container of this
-/// id that never started has left is taken away.
+/// Makes the mount point of the container with this id, which only its user can reach, and
+/// optionally the group of the container's root on the host. Removes what a container of this id
+/// that never started has left.
 ///
 /// # Errors
-/// [`serve::Error::Busy`] when a container has it, [`Error::Io`].
+/// [`serve::Error::Busy`] if a container uses it, [`Error::Io`].
 pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     let top = Path::new(ROOTS);
     files::make_directory(top, 0o711, None)?;
     let metadata = std::fs::symlink_metadata(top).map_err(Error::io("looking at", top))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(Error::io(
-            "using the directory (it must be its user's own)",
+            "using the directory, which must belong to its user,",
             top,
         )(rustix::io::Errno::PERM));
     }
@@ -44,7 +44,7 @@ pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The mount point that a container with this id has, if it has one.
+/// The mount point for the container with this id.
 pub(super) fn of(id: &str) -> PathBuf {
     let plain = !id.is_empty()
         && id.len() <= MAX_ID
@@ -60,10 +60,10 @@ pub(super) fn of(id: &str) -> PathBuf {
     Path::new(ROOTS).join(name).join(ROOT)
 }
 
-/// Unmounts what nobody uses.
+/// Unmounts a root file system that is not in use.
 ///
 /// # Errors
-/// [`serve::Error::Busy`] with who uses it.
+/// [`serve::Error::Busy`] with its users.
 pub(super) fn release(root: &Path) -> Result<()> {
     if !is_mounted(root)? {
         return Ok(());
@@ -83,7 +83,7 @@ pub(super) fn release(root: &Path) -> Result<()> {
     }
 }
 
-/// Removes the directories that [`make`] made; others are left alone.
+/// Removes the directories that [`make`] made, and no others.
 ///
 /// # Errors
 /// [`Error::Io`].

@@ -40,7 +40,7 @@ pub fn number(text: &str) -> Result<u32> {
     };
     parsed
         .filter(|n| (1..=RTMAX).contains(n))
-        .ok_or_else(|| Error::unfit(format!("{text:?} is no signal")))
+        .ok_or_else(|| Error::unfit(format!("{text:?} is not a signal")))
 }
 
 #[cfg(test)]

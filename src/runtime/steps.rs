@@ -1,15 +1,16 @@
-//! What making and removing a container comes to, step by step, and what is to be done with what
-//! somebody left who was killed after any of them. Nothing here touches anything: [`super::create`]
-//! and [`super::delete`] look what there is, and take the steps.
+//! The steps that create and remove a container, and the steps that clean up after a process was
+//! killed between any two of them. This module only plans: [`super::create`] and [`super::delete`]
+//! find out what exists, and take the steps.
 //!
-//! Two things tell how far a container is. Its mark in the store says that somebody is at work, or
-//! was: it is set before anything else is done, and cleared last. Its record, written before
-//! anything is made outside the store, says what may have been made there. So what is not marked is
-//! never taken for left behind, whatever its record says or however little of it can be read.
+//! Two things show the state of a container. Its mark in the store means that a process is working
+//! on it, or was: it is set first, and cleared last. Its record, which is written before anything
+//! outside the store is created, shows what may exist there. A container without the mark is
+//! therefore never taken for a leftover, whatever its record says, and even if the record cannot be
+//! read.
 
 use super::record::State;
 
-/// What there is of a container.
+/// What exists of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Whether it is marked as unfinished.
@@ -18,65 +19,65 @@ pub struct Found {
     pub record: Option<Recorded>,
 }
 
-/// What a record says, as far as it matters here.
+/// The part of a record that matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
-    /// How far it is.
+    /// Its state.
     pub state: State,
     /// Whether it is this container's own. A copy of a container, in another store, has the record
-    /// of the original, and what is made outside the store is the original's.
+    /// of the original, to which everything outside the store belongs.
     pub own: bool,
-    /// Whether what it writes is in the container's own directory, and was there before: kept by a
-    /// `delete --keep`, or to be kept by one.
+    /// Whether it writes to the container's own directory, and `delete --keep` has kept that or is
+    /// keeping it.
     pub keeps: bool,
-    /// Whether it writes to a directory elsewhere that was not there before.
+    /// Whether it writes to a directory outside the store that `create` created.
     pub new_upper: bool,
 }
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Make the container in the store, marked.
+    /// Create the container in the store, marked.
     MakeContainer,
     /// Mark it as unfinished.
     Mark,
-    /// Write down how far it is.
+    /// Write the record with this state.
     Record(State),
-    /// Make the directories outside the store.
+    /// Create the directories outside the store.
     MakeDirectories,
     /// Write the runtime's configuration.
     WriteConfiguration,
-    /// Mount its root file system, which makes its upper.
+    /// Mount its root file system, which creates its upper.
     Mount,
-    /// Make its working directory.
+    /// Create its working directory.
     MakeWorkingDirectory,
     /// Unmount its root file system.
     Unmount,
     /// Remove the runtime's configuration, and the directories.
     RemoveConfiguration,
-    /// Remove the upper that was made elsewhere.
+    /// Remove the upper that was created outside the store.
     RemoveUpper,
-    /// Take the mark away.
+    /// Clear the mark.
     Unmark,
     /// Remove the container from the store.
     RemoveContainer,
 }
 
-/// What a `create` finds under the name that it is given.
+/// What `create` finds under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Left {
     /// A container.
     Ready,
-    /// What a container wrote that was deleted: `create` goes on with it.
+    /// What a deleted container wrote: `create` continues with it.
     Kept,
-    /// Something that was not made by `create`, or is not as it left it.
+    /// Something that `create` did not create, or that has changed since.
     Strange,
-    /// What somebody left who was killed: these steps, and then look again.
+    /// Remains of a killed process: take these steps, then look again.
     Undo(Vec<Step>),
 }
 
 impl Found {
-    /// What that is for a `create`.
+    /// What `create` should do with it.
     pub fn left(&self) -> Left {
         match (self.marked, self.record) {
             (false, None) => Left::Strange,
@@ -121,7 +122,8 @@ impl Found {
         }
     }
 
-    /// How it is deleted, for good or but for what it wrote; `None` when it is none of ours.
+    /// The steps that delete it, with `keep` except for what it wrote; `None` if lxcri-fs did not
+    /// create it.
     pub fn delete(&self, keep: bool) -> Option<Vec<Step>> {
         match (self.marked, self.record) {
             (false, None) => None,
@@ -129,7 +131,7 @@ impl Found {
             (_, Some(record)) => {
                 let new_upper = record.new_upper && record.state == State::Creating;
                 let mut steps = vec![Step::Mark, Step::Record(State::Deleting)];
-                // An upper that nobody has used is not what anybody wrote.
+                // An upper that was never used holds nothing to keep.
                 steps.extend(undo(&Recorded {
                     keeps: keep,
                     new_upper,
@@ -141,7 +143,7 @@ impl Found {
     }
 }
 
-/// How a container is made; `kept`: in what another one wrote.
+/// The steps that create a container; with `kept`, in what another one wrote.
 pub fn create(kept: bool) -> Vec<Step> {
     vec![
         if kept {
@@ -159,8 +161,8 @@ pub fn create(kept: bool) -> Vec<Step> {
     ]
 }
 
-/// Takes away what is outside the store, as far as it was made, and then what is in it, unless that
-/// is kept.
+/// The steps that remove what was created outside the store, and then what is in it, unless that is
+/// kept.
 pub fn undo(record: &Recorded) -> Vec<Step> {
     let mut steps = Vec::new();
     if record.own {

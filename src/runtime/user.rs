@@ -1,8 +1,8 @@
-//! The user that an image names, found in the image's own passwd and group.
+//! Resolves the user that an image names in the image's own passwd and group.
 
 use super::error::{Error, Result};
 
-/// Numbers above are not taken for users or groups: 2³¹ − 1, as runtimes have it.
+/// Largest number of a user or group, as in runtimes: 2³¹ − 1.
 const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
 /// Who a process runs as.
@@ -12,9 +12,9 @@ pub struct User {
     pub uid: u32,
     /// Group number.
     pub gid: u32,
-    /// Further groups that the user is a member of; none when a group was named.
+    /// Further groups of the user; none if a group was named.
     pub groups: Vec<u32>,
-    /// Home directory; empty when nothing says one.
+    /// Home directory; empty if it is unknown.
     pub home: String,
 }
 
@@ -22,7 +22,7 @@ pub struct User {
 /// A number needs no entry; a name does.
 ///
 /// # Errors
-/// [`Error::Unfit`] for a name that is not there, and for a number out of range.
+/// [`Error::Unfit`] for a name that does not exist, and for a number out of range.
 pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
     let (name, group_name) = text.split_once(':').unwrap_or((text, ""));
     let number = number(name)?;
@@ -65,7 +65,7 @@ pub fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
     Ok(user)
 }
 
-/// The number that a text of digits is.
+/// Parses a number; `None` if the text is not one.
 fn number(text: &str) -> Result<Option<u32>> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(None);
@@ -73,13 +73,13 @@ fn number(text: &str) -> Result<Option<u32>> {
     let number = text.parse().ok().filter(|n| *n <= MAX_ID);
     number
         .map(Some)
-        .ok_or_else(|| Error::unfit(format!("{text} is no number that a user or group can have")))
+        .ok_or_else(|| Error::unfit(format!("{text} is not a valid number of a user or group")))
 }
 
 fn missing(what: &str, name: &str, file: &str) -> Error {
     Error::Unfit {
         what: format!("the image has no {what} {name:?} in its {file}"),
-        hint: Some("`--user UID[:GID]` takes numbers, which need no entry there".into()),
+        hint: Some("give numbers, which need no entry there: `--user UID[:GID]`".into()),
     }
 }
 

@@ -1,5 +1,4 @@
-//! Ourselves in the place of an OCI runtime: mounts what annotations name, and becomes the real
-//! runtime.
+//! The wrapper of an OCI runtime: mounts what annotations name, then becomes the real runtime.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -15,9 +14,9 @@ use super::{bundle, inject, roots};
 use crate::sys::files;
 use crate::sys::replace::replace;
 
-/// Runtimes that are looked for, the first one found is taken.
+/// The runtimes to look for, in this order.
 const KNOWN: [&str; 2] = ["crun", "runc"];
-/// Options before the command that have their value in the next argument.
+/// Options before the command that take the next argument as their value.
 const WITH_VALUE: [&str; 6] = [
     "--cgroup-manager",
     "--criu",
@@ -27,7 +26,7 @@ const WITH_VALUE: [&str; 6] = [
     "--rootless",
 ];
 
-/// Does what the real runtime is to find done, and becomes it: returns only when that fails.
+/// Prepares the mount for the real runtime, and becomes it. Returns only on failure.
 ///
 /// # Errors
 /// [`Error`].
@@ -39,14 +38,18 @@ pub fn run(runtime: Option<&OsStr>, args: &[OsString]) -> Result<Infallible> {
             .find_map(|name| find(OsStr::new(name)).ok())
             .ok_or_else(|| Error::Unfit {
                 what: "neither crun nor runc is installed".into(),
-                hint: Some("`lxcri-fs runtime --runtime PATH` names another runtime".into()),
+                hint: Some(
+                    "install one of them, or name another runtime: `lxcri-fs runtime \
+                            --runtime PATH`"
+                        .into(),
+                ),
             }),
     };
     let program = program?;
     let call = Call::parse(args);
     match call.command {
         Some(b"create" | b"run") => prepare(&call)?,
-        // Of a container that never came so far that its poststop hook would be called.
+        // For a container that failed before the runtime would call its poststop hook.
         Some(b"delete") => {
             if let Some(root) = call
                 .id
@@ -64,7 +67,7 @@ pub fn run(runtime: Option<&OsStr>, args: &[OsString]) -> Result<Infallible> {
     Err(Error::io("running", &program)(error))
 }
 
-/// The path of a runtime. Not our own, by whatever name: we would call ourselves for ever.
+/// The path of a runtime. Skips this program under all its names, which would call itself for ever.
 fn find(name: &OsStr) -> Result<PathBuf> {
     let own = std::fs::canonicalize("/proc/self/exe").ok();
     let named = Path::new(name);
@@ -84,13 +87,13 @@ fn find(name: &OsStr) -> Result<PathBuf> {
         .ok_or_else(|| Error::io("finding the runtime", named)(rustix::io::Errno::NOENT))
 }
 
-/// A runtime's command line, as far as we need it.
+/// The parts of a runtime's command line that matter here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Call<'a> {
     command: Option<&'a [u8]>,
     id: Option<String>,
     bundle: PathBuf,
-    /// Configuration that is not the bundle's.
+    /// A configuration other than the bundle's.
     config: Option<PathBuf>,
 }
 
@@ -127,7 +130,7 @@ impl<'a> Call<'a> {
                 },
             }
         }
-        // Every command that we look at ends with the id.
+        // Every command that matters here ends with the id.
         call.id = last
             .filter(|arg| !arg.starts_with(b"-"))
             .map(|arg| String::from_utf8_lossy(arg).into_owned());
@@ -137,7 +140,7 @@ impl<'a> Call<'a> {
 
 /// Mounts for a container that is about to be created.
 fn prepare(call: &Call<'_>) -> Result<()> {
-    // Without an id, or a configuration, the runtime knows best what to say.
+    // If the id or the configuration is missing, the runtime itself reports it.
     let Some(id) = &call.id else { return Ok(()) };
     let path = call.config.as_ref().map_or_else(
         || call.bundle.join("config.json"),

@@ -1,17 +1,17 @@
-//! The FUSE adapter: requests in, answers of [`Rootfs`] out. Nothing is remembered between two
+//! The FUSE adapter, which answers requests from a [`Rootfs`]. It keeps no state between two
 //! requests, so that any worker can answer any request.
-
-mod answer;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
+use bfc::rootfs::format::Inode;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
@@ -20,27 +20,35 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{BLOCK, file_type, may_have_lists};
+use super::attr::{BLOCK, file_attr, file_type, negative};
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::fs::{ROOT, Rootfs};
+use crate::error::chain;
+use crate::fs::{self, Order, ROOT, Rootfs, Step};
 use crate::sys::idmap::in_user_namespace;
 
-/// Nothing ever changes, so the kernel may remember for ever. (A century: the kernel adds this to
-/// its clock.)
+/// Nothing ever changes, so the kernel may cache it for ever. (A century, because the kernel adds
+/// this to its clock.)
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86400);
-/// Inode numbers are never used again for something else.
+/// Inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
 /// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are
 /// decoded at the same time (docs/PERFORMANCE.md).
 const MAX_READ: u32 = 128 << 10;
+/// How many different errors to log; further ones are only answered.
+const MAX_LOGGED: usize = 4096;
+/// For how many of them to search the path, which takes a walk of the tree.
+const MAX_SEARCHES: usize = 64;
+/// Most steps of a search, because the request waits for it.
+const MAX_SEARCHED: u32 = 1 << 20;
+/// Stands for the offset when an inode of unknown type is logged; no read begins there.
+const TYPE: u64 = u64::MAX;
 /// Entries `.` and `..` come before those of the image.
 const DOTS: u64 = 2;
 
-/// Features that are asked for when the kernel has them. Open and opendir are not answered at all
-/// (`NO_OPEN`, `NO_OPENDIR`): the kernel then keeps pages and directory entries from one open to
-/// the next by itself.
+/// Features to enable if the kernel has them. Open and opendir fail with ENOSYS (`NO_OPEN`,
+/// `NO_OPENDIR`): the kernel then keeps pages and directory entries from one open to the next.
 const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -52,16 +60,19 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
-/// The version of the protocol with which the kernel began to take what it finds by file handle for
-/// out of date (Linux 6.16; `epoch` in fs/fuse/dir.c). Overlayfs must not find files of ours that
-/// way then, or reading them fails with ESTALE: a file that is copied up has another inode number
-/// when it is looked up again, and is copied up under one of its names only.
+/// The protocol version since which the kernel treats files found by handle as out of date (Linux
+/// 6.16; `epoch` in fs/fuse/dir.c). Overlayfs must then not find files of lxcri-fs by handle, or
+/// reading them fails with ESTALE. Without handles, a copied-up file gets another inode number when
+/// it is looked up again, and is copied up under only one of its names.
 const STALE_HANDLES: (u32, u32) = (7, 44);
 
 thread_local! {
-    /// The bytes of a read, from one to the next.
+    /// The buffer of this thread's reads.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Prefix of the names of access control lists.
+const ACL: &[u8] = b"system.posix_acl_";
 
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
@@ -71,13 +82,34 @@ pub(super) struct Adapter {
     logged: Mutex<HashSet<(u32, u64)>>,
     in_hand: Arc<InHand>,
     resends: Arc<OnceLock<bool>>,
-    /// What the names begin with of attributes that overlayfs keeps for itself, and an image has
-    /// nothing to tell it by.
+    /// Prefix of the attributes that overlayfs uses itself, which an image must not set.
     marks: &'static [u8],
 }
 
-/// What the names of attributes begin with that overlayfs keeps for itself where this process
-/// mounts. Who is confined cannot find that out.
+/// Why a request fails.
+enum Refusal {
+    /// An error of the file system; damage is logged.
+    Fs(fs::Error),
+    /// An expected answer.
+    Errno(Errno),
+}
+
+impl From<fs::Error> for Refusal {
+    fn from(error: fs::Error) -> Self {
+        Refusal::Fs(error)
+    }
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Refusal::Errno(errno)
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+/// Prefix of the attributes that overlayfs uses itself on mounts of this process. A confined
+/// process cannot find this out.
 pub(super) fn marks() -> &'static [u8] {
     if in_user_namespace() {
         b"user.overlay."
@@ -87,7 +119,7 @@ pub(super) fn marks() -> &'static [u8] {
 }
 
 impl Adapter {
-    /// `resends` will tell whether the kernel can send requests again.
+    /// `resends` receives whether the kernel can send requests again.
     pub(super) fn new(
         rootfs: Arc<Rootfs>,
         surplus: Surplus,
@@ -105,6 +137,124 @@ impl Adapter {
             resends,
             marks,
         }
+    }
+
+    /// Runs `f`. A panic is a bug, but it only makes this request fail with EIO.
+    fn answer<T>(
+        &self,
+        op: Op,
+        req: &Request,
+        ino: INodeNo,
+        offset: u64,
+        f: impl FnOnce(u32) -> Answer<T>,
+    ) -> Result<T, Errno> {
+        let Ok(number) = u32::try_from(ino.0) else {
+            return Err(Errno::ESTALE);
+        };
+        let began = Instant::now();
+        let Ok(_in_hand) = self.in_hand.begin(req.unique().0) else {
+            tracing::error!(
+                op = op.name(),
+                ino = number,
+                offset,
+                "a request crashed several workers; answered it with an I/O error"
+            );
+            self.metrics.answered(op, ino.0, offset, began, true);
+            return Err(Errno::EIO);
+        };
+        let result = match catch_unwind(AssertUnwindSafe(|| f(number))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Refusal::Errno(errno))) => Err(errno),
+            Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
+            Err(_) => {
+                if self.log_number(number, offset).is_some() {
+                    tracing::error!(
+                        op = op.name(),
+                        ino = number,
+                        offset,
+                        "a request made the worker panic; answered it with an I/O error"
+                    );
+                }
+                Err(Errno::EIO)
+            }
+        };
+        self.metrics
+            .answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
+        result
+    }
+
+    /// The errno of an error. Logs damage, once for each place.
+    fn refuse(&self, ino: u32, offset: u64, error: &fs::Error) -> Errno {
+        let errno = error.errno();
+        if errno == rustix::io::Errno::IO {
+            self.metrics.damaged();
+            if let Some(number) = self.log_number(ino, offset) {
+                let path = if number <= MAX_SEARCHES {
+                    self.path(ino)
+                } else {
+                    None
+                };
+                let path = path.unwrap_or_else(|| PathBuf::from("?"));
+                tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
+            }
+        }
+        Errno::from_i32(errno.raw_os_error())
+    }
+
+    /// The number of this error in the log, from 1; `None` if it was logged before, or if too many
+    /// were: an image must not fill the log.
+    fn log_number(&self, ino: u32, offset: u64) -> Option<usize> {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        (logged.len() < MAX_LOGGED && logged.insert((ino, offset))).then(|| logged.len())
+    }
+
+    /// A path of an inode, for messages. The section records the parent of a directory, but not the
+    /// names of a file, which a walk searches.
+    fn path(&self, wanted: u32) -> Option<PathBuf> {
+        let absolute = |path: &[u8]| Path::new("/").join(OsStr::from_bytes(path));
+        if let Ok(path) = self.rootfs.directory_path(wanted) {
+            return Some(absolute(&path));
+        }
+        let mut walk = self.rootfs.walk(ROOT, Order::Depth).ok()?;
+        for _ in 0..MAX_SEARCHED {
+            match walk.step() {
+                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => {
+                    return Some(absolute(walk.path()));
+                }
+                Ok(None) => break,
+                // The search passes over what cannot be read.
+                Ok(Some(_)) | Err(_) => {}
+            }
+        }
+        None
+    }
+
+    fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
+        file_attr(ino, inode).ok_or_else(|| {
+            self.metrics.damaged();
+            if self.log_number(ino, TYPE).is_some() {
+                tracing::error!(ino, mode = inode.mode, "an inode of unknown type");
+            }
+            Errno::EIO.into()
+        })
+    }
+
+    fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
+        let (ino, inode) = match name {
+            // NFS and overlayfs ask for these when they return with a file handle. The kernel calls
+            // what they find `/` until it is looked up by its own name, and revalidates it under
+            // that name.
+            b"." | b"/" => (parent, self.rootfs.inode(parent)?),
+            b".." => {
+                let ino = self.rootfs.parent(parent)?;
+                (ino, self.rootfs.inode(ino)?)
+            }
+            _ => match self.rootfs.lookup(parent, name)? {
+                Some(found) => found,
+                None => return Ok(negative()),
+            },
+        };
+        self.attr(ino, &inode)
     }
 }
 
@@ -127,18 +277,18 @@ impl Filesystem for Adapter {
         } else {
             InitFlags::FUSE_EXPORT_SUPPORT
         };
-        // The kernel then asks for the list of each inode that somebody else than its owner uses:
-        // once, but for the root, which it has made before it knows of lists.
+        // The kernel then requests the list of each inode that somebody other than its owner uses:
+        // once, except for the root, which it set up before it knew about lists.
         let lists = may_have_lists(&self.rootfs).then_some(InitFlags::FUSE_POSIX_ACL);
         for flag in WANTED.into_iter().chain([handles]).chain(lists) {
             if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel does not have this feature");
+                tracing::debug!(?flag, "the kernel does not support this feature");
             }
         }
         let _ = self
             .resends
             .set(config.capabilities().contains(InitFlags::FUSE_HAS_RESEND));
-        // The number of pages of a read follows from this.
+        // This determines the number of pages of a read.
         let _ = config.set_max_write(MAX_READ);
         let _ = config.set_max_background(64);
         Ok(())
@@ -316,11 +466,12 @@ impl Filesystem for Adapter {
             let result = self
                 .rootfs
                 .readdir(ino, from, &mut |next, ino, kind, name| {
-                    // An unknown type is found out when the entry is looked up.
+                    // An unknown type is reported when the entry is looked up.
                     let kind = file_type(kind).unwrap_or(FileType::RegularFile);
                     add(&mut reply, next + DOTS, ino, kind, name)
                 });
-            // What was found before the damage is served; the next call begins at it, and fails.
+            // Entries before the damage are returned; the next call begins at the damage, and
+            // fails.
             if added { Ok(()) } else { Ok(result?) }
         });
         reply!(reply, result, _unit => reply.ok());
@@ -377,8 +528,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        // The kernel never asks again after ENOSYS, which overlayfs does for every look-up
-        // otherwise.
+        // After ENOSYS, the kernel never asks again; otherwise overlayfs asks at every lookup.
         if !self.rootfs.has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -419,8 +569,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    // What follows would write. The mount is read-only, so the kernel refuses first, unless the
-    // mount was made by hand.
+    // The following requests would write. The kernel refuses them itself, because the mount is
+    // read-only, unless it was made by hand.
 
     fn setattr(
         &self,
@@ -586,7 +736,24 @@ impl Filesystem for Adapter {
     }
 }
 
-/// `size` is the room that the caller has; 0 asks how much it needs.
+/// Whether an inode may have an access control list that the kernel must enforce. An image with
+/// many inodes with attributes does not list them; then it is unknown.
+fn may_have_lists(rootfs: &Rootfs) -> bool {
+    if !rootfs.has_xattrs() {
+        return false;
+    }
+    let Ok(Some(entries)) = rootfs.xattr_entries() else {
+        return true;
+    };
+    let has = |ino| {
+        rootfs
+            .xattr_names(ino)
+            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
+    };
+    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
+}
+
+/// `size` is the length of the caller's buffer; 0 requests the length that it needs.
 fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
     match u32::try_from(value.len()) {
         Ok(len) if size == 0 => reply.size(len),

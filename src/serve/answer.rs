@@ -1,8 +1,8 @@
-//! Whether what is mounted answers.
+//! Finds out whether mounts answer.
 //!
-//! mountinfo tells what is mounted, and not whether anybody serves it. Who asks a file system whose
-//! worker hangs may hang with it, beyond being killed. So a process of its own asks, and nobody
-//! waits for its end.
+//! mountinfo shows what is mounted, but not whether it is served. A process that asks a file system
+//! whose worker hangs may hang too, and cannot be killed then. A separate process therefore asks,
+//! and nothing waits for its end.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -21,31 +21,31 @@ use super::mountpoint::MountPoint;
 use crate::sys::mountinfo::{self, MountInfo};
 use crate::sys::users;
 
-/// This program, also when its file has been replaced or removed.
+/// This program, even if its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
-/// The hidden command that [`main`] is.
+/// The hidden command that runs [`main`].
 pub const COMMAND: &str = "ask-mounts";
-/// How long mounts may take to answer, all at a time.
+/// How long all mounts together may take to answer.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
 /// What a mount answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// Something.
+    /// It answers.
     Serving,
-    /// That nobody serves it any more.
+    /// No process serves it any more.
     Dead,
-    /// Nothing, for as long as was waited.
+    /// It did not answer in time.
     Silent,
-    /// It could not be asked: it is another user's, or covered by another mount.
+    /// It could not be asked, because it belongs to another user or another mount covers it.
     Unknown,
 }
 
-/// Asks these mounts, by their numbers.
+/// Asks the mounts with these numbers.
 ///
 /// # Errors
-/// [`Error::Io`] when nobody can be sent to ask.
+/// [`Error::Io`] if the process that asks cannot be started.
 pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
     if mounts.is_empty() {
         return Ok(HashMap::new());
@@ -60,8 +60,7 @@ pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
         .spawn()
         .map_err(Error::system("starting a process that asks mounts"))?;
     let said = listen(&mut asker);
-    // It may be beyond that. Then it ends when it is answered, or when this process has and the
-    // mount is forced to.
+    // If it cannot be killed, it ends when the mount answers or is unmounted by force.
     let _ = asker.kill();
     let mut answers: HashMap<u32, Answer> = mounts.iter().map(|id| (*id, Answer::Silent)).collect();
     for line in said?.lines() {
@@ -74,7 +73,7 @@ pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
     Ok(answers)
 }
 
-/// What an asker says until it ends, or until nobody waits any longer.
+/// Reads the output of an asking process until it ends, or until the time is up.
 fn listen(asker: &mut Child) -> Result<String> {
     let failed = "listening to a process that asks mounts";
     let Some(mut pipe) = asker.stdout.take() else {
@@ -109,16 +108,16 @@ fn listen(asker: &mut Child) -> Result<String> {
 
 fn meaning(errno: i32) -> Answer {
     match Errno::from_raw_os_error(errno) {
-        // What the kernel says for a connection that is closed, or was forced to.
+        // The errors of the kernel for a connection that was closed or aborted.
         Errno::NOTCONN | Errno::CONNABORTED => Answer::Dead,
         Errno::ACCESS | Errno::PERM | Errno::SRCH => Answer::Unknown,
-        // It is there, or it is not, or the image is damaged: somebody looked.
+        // Found, not found, or damaged: a worker answered.
         _ => Answer::Serving,
     }
 }
 
-/// The life of a process that asks mounts: says the number of each with that of the error that it
-/// answered, as soon as it did.
+/// The main function of the process that asks mounts: prints the number of each mount with the
+/// number of its error, as soon as it answers.
 ///
 /// # Errors
 /// [`Error::Io`] when the mounts cannot be read.
@@ -144,9 +143,10 @@ pub fn main(ids: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// Looks for a name that nothing has, which no cache knows: an overlay asks what is below it, too.
+/// Looks up a name that does not exist, which no cache knows; an overlay passes it on to its lower
+/// mount.
 fn look(mount: &MountInfo) -> Errno {
-    // Covered by another mount, it is seen by nobody.
+    // Another mount covers it.
     let Ok(root) = MountPoint::of(mount).and_then(|at| at.directory()) else {
         return Errno::SRCH;
     };

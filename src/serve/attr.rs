@@ -1,4 +1,4 @@
-//! Inodes as the kernel wants them.
+//! Converts inodes to the kernel's form.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,14 +6,12 @@ use bfc::format::{S_IFMT, S_IFREG};
 use bfc::rootfs::format::Inode;
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::fs::{ROOT, Rootfs};
-
-/// Block size that stat(2) is told.
+/// Block size for stat(2).
 pub(super) const BLOCK: u32 = 4096;
-/// Size that a directory is said to have, as on ext4.
+/// Size of a directory for stat(2), as on ext4.
 const DIRECTORY_SIZE: u64 = 4096;
 
-/// The file type of bits 12..16 of a mode; `None` when they are none.
+/// The file type in bits 12..16 of a mode; `None` if it is invalid.
 pub(super) fn file_type(kind: u8) -> Option<FileType> {
     Some(match kind {
         0o01 => FileType::NamedPipe,
@@ -62,7 +60,7 @@ pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
         crtime: time,
         kind,
         perm,
-        // 0 would tell the kernel that the inode was deleted.
+        // 0 would mean that the inode was deleted.
         nlink: inode.nlink.max(1),
         uid: inode.uid,
         gid: inode.gid,
@@ -72,7 +70,7 @@ pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
     })
 }
 
-/// What a name that does not exist is answered with: inode 0 is "no such file, and remember it".
+/// The answer for a name that does not exist: inode 0 makes the kernel cache that.
 pub(super) fn negative() -> FileAttr {
     FileAttr {
         ino: INodeNo(0),
@@ -109,26 +107,6 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
 /// The 32-bit device number of the FUSE protocol: 12 bits of major number, 20 of minor.
 fn encode_dev(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
-/// What the names of access control lists begin with.
-const ACL: &[u8] = b"system.posix_acl_";
-
-/// Whether an inode may have an access control list that the kernel is to go by. Of an image that
-/// does not list the inodes with attributes, because they are many, it is not known.
-pub(super) fn may_have_lists(rootfs: &Rootfs) -> bool {
-    if !rootfs.has_xattrs() {
-        return false;
-    }
-    let Ok(Some(entries)) = rootfs.xattr_entries() else {
-        return true;
-    };
-    let has = |ino| {
-        rootfs
-            .xattr_names(ino)
-            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
-    };
-    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 
 #[cfg(test)]

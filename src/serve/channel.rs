@@ -1,5 +1,4 @@
-//! Messages between two of our processes: JSON with file descriptors, over a socket that keeps
-//! messages apart.
+//! Messages between processes of lxcri-fs: JSON and file descriptors over a SOCK_SEQPACKET socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,8 +22,8 @@ use super::error::{Error, Result};
 
 /// Longest message, bytes; below what a socket buffers (`net.core.wmem_default`).
 const MAX_MESSAGE: usize = 192 << 10;
-/// Most descriptors in a message: the kernel's limit. So many images can be mounted at once as
-/// leave room for some others.
+/// Most descriptors in a message: the kernel's limit. It limits the number of images in a mount,
+/// which needs some other descriptors too.
 pub(super) const MAX_FDS: usize = 253;
 const _: () = assert!(MAX_FDS >= crate::fs::MAX_IMAGES + 3);
 
@@ -32,19 +31,18 @@ const _: () = assert!(MAX_FDS >= crate::fs::MAX_IMAGES + 3);
 #[derive(Debug)]
 pub(super) struct Channel {
     socket: OwnedFd,
-    /// Who is at the other end, for messages.
+    /// Name of the process at the other end, for error messages.
     peer: &'static str,
 }
 
 impl Channel {
-    /// A channel to a process that is about to be started, and that process's standard input, which
-    /// is its end.
+    /// A channel to a process that is about to start, and the other end, for its standard input.
     pub(super) fn pair(peer: &'static str) -> Result<(Self, Stdio)> {
         let (ours, theirs) = Self::to_pass(peer)?;
         Ok((ours, theirs.into()))
     }
 
-    /// A channel to a process that is given the other end.
+    /// A channel, and the other end to pass to a process.
     pub(super) fn to_pass(peer: &'static str) -> Result<(Self, OwnedFd)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -56,7 +54,7 @@ impl Channel {
         Ok((Self { socket: ours, peer }, theirs))
     }
 
-    /// The end that this process was given.
+    /// The end that was passed to this process.
     pub(super) fn from_passed(socket: OwnedFd, peer: &'static str) -> Self {
         Self { socket, peer }
     }
@@ -71,7 +69,7 @@ impl Channel {
         Ok(Self { socket, peer })
     }
 
-    /// A channel to the process that listens at `path`; `None` when there is none.
+    /// Connects to the process that listens at `path`; `None` if there is none.
     pub(super) fn connect(path: &Path, peer: &'static str) -> Result<Option<Self>> {
         let failed = Error::io("connecting to", path);
         let address = match SocketAddrUnix::new(path) {
@@ -195,12 +193,12 @@ impl Channel {
     }
 }
 
-/// Where others may begin a conversation.
+/// A socket that accepts connections.
 #[derive(Debug)]
 pub(super) struct Listener(OwnedFd);
 
 impl Listener {
-    /// Listens at `path`, which must not be there yet.
+    /// Listens at `path`, which must not exist yet.
     pub(super) fn bind(path: &Path) -> Result<Self> {
         let failed = || Error::io("listening at", path);
         let address = SocketAddrUnix::new(path).map_err(failed())?;
@@ -212,7 +210,7 @@ impl Listener {
         Ok(Self(socket))
     }
 
-    /// The next one who wants to talk; `None` when nobody waits.
+    /// Accepts the next connection; `None` if there is none.
     pub(super) fn accept(&self) -> Result<Option<Channel>> {
         match accept_with(&self.0, SocketFlags::CLOEXEC) {
             Ok(socket) => Ok(Some(Channel {

@@ -1,8 +1,8 @@
-//! Taking from who reads bytes that strangers made what it does not need: from the worker, and from
-//! commands that look into an image.
+//! Takes all unneeded rights from processes that parse untrusted bytes: from the worker, and from
+//! commands that read an image.
 //!
-//! What stays is memory, threads, time, and the descriptors that it has or is given. Where a kernel
-//! lacks one of the means, the others do.
+//! The process keeps memory, threads, time, and the descriptors that it has or receives. If the
+//! kernel lacks one means of confinement, the others still apply.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -20,13 +20,13 @@ use seccompiler::{
 };
 use serde::{Deserialize, Serialize};
 
-/// How much more the worker is to the out-of-memory killer's taste than its keeper.
+/// How much the worker's oom_score_adj exceeds its keeper's.
 const OOM_DISTANCE: i32 = 100;
 const OOM_PATH: &str = "/proc/self/oom_score_adj";
-/// Highest number of a capability that any kernel has had so far, and room.
+/// More than the highest number of a capability in any kernel so far.
 const CAPABILITIES: u32 = 64;
 
-/// System calls that are allowed whatever their arguments are.
+/// System calls that are allowed with any arguments.
 const CALLS: [libc::c_long; 54] = [
     // Descriptors.
     libc::SYS_read,
@@ -47,7 +47,7 @@ const CALLS: [libc::c_long; 54] = [
     libc::SYS_dup3,
     libc::SYS_close,
     libc::SYS_ppoll,
-    // The keeper, and the handshake that is played on a socket pair.
+    // Messages to the keeper, and the handshake on a socket pair.
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_recvfrom,
@@ -80,7 +80,7 @@ const CALLS: [libc::c_long; 54] = [
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // Time and chance.
+    // Time and random numbers.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
@@ -90,45 +90,44 @@ const CALLS: [libc::c_long; 54] = [
     libc::SYS_getcpu,
 ];
 
-/// How far landlock keeps a process from files, the network and other processes.
+/// How far landlock restricts access to files, the network and other processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Landlock {
-    /// Not at all: the kernel does not have it, or it is not enabled (`lsm=` of the kernel's
-    /// command line).
+    /// Not at all: the kernel lacks it, or it is not enabled (`lsm=` on the kernel's command line).
     None,
-    /// From all that this kernel's version of it knows.
+    /// As far as this kernel's version supports.
     Partial,
-    /// From all that is asked for.
+    /// Fully.
     Full,
 }
 
-/// By which means a worker is confined.
+/// How a worker is confined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// It has no capabilities, and no program that it could run would.
+    /// It has no capabilities, and cannot gain any by running a program.
     pub no_capabilities: bool,
-    /// A set-user-id program that it could run would give it nothing.
+    /// Set-user-id programs would give it no privileges.
     pub no_new_privs: bool,
-    /// It can open, make and connect to nothing.
+    /// It cannot open, create or connect to anything.
     pub landlock: Landlock,
     /// It can make only the system calls that serving needs.
     pub seccomp: bool,
 }
 
 impl Confinement {
-    /// What is missing, and what follows from that; empty when nothing is.
+    /// What is missing, each with its consequence; empty if nothing is.
     pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         let landlock = match self.landlock {
             Landlock::None => Some((
-                "there is no landlock",
-                "only the filter of system calls keeps a worker from files, the network and other \
-                 processes; is landlock in the kernel's `lsm=`?",
+                "landlock is not available",
+                "only the seccomp filter keeps a worker from files, the network and other \
+                 processes; add landlock to the kernel's `lsm=` parameter",
             )),
             Landlock::Partial => Some((
-                "landlock is older than Linux 6.12's",
-                "only the filter of system calls keeps a worker from some of the network and of \
-                 other processes",
+                "landlock is older than that of Linux 6.12",
+                "only the seccomp filter keeps a worker from parts of the network and of other \
+                 processes",
             )),
             Landlock::Full => None,
         };
@@ -136,17 +135,17 @@ impl Confinement {
             (
                 self.no_capabilities,
                 "capabilities cannot be dropped",
-                "what goes wrong in a worker may use its user's",
+                "a compromised worker could use the capabilities of its user",
             ),
             (
                 self.no_new_privs,
                 "no_new_privs cannot be set",
-                "only the filter of system calls keeps a worker from set-user-id programs",
+                "only the seccomp filter keeps a worker from set-user-id programs",
             ),
             (
                 self.seccomp,
-                "there are no seccomp filters",
-                "a worker can make any system call that its user may make without capabilities",
+                "seccomp filters are not available",
+                "a worker can make every system call that its user may make without capabilities",
             ),
         ];
         let others = others
@@ -157,7 +156,7 @@ impl Confinement {
     }
 }
 
-/// System calls of a command beside them: on files, where landlock lets it.
+/// Additional system calls of a command: on files, where landlock allows it.
 const FILE_CALLS: &[libc::c_long] = &[
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -182,8 +181,8 @@ const FILE_CALLS: &[libc::c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_copy_file_range,
 ];
-/// System calls of a command that gives files owners, modes, times and attributes. Landlock does
-/// not know them: it could give them to any file.
+/// Additional system calls of a command that sets owners, modes, times and attributes. Landlock
+/// does not cover these: they work on any file.
 const ATTRIBUTE_CALLS: &[libc::c_long] = &[
     libc::SYS_mknodat,
     libc::SYS_symlinkat,
@@ -192,7 +191,7 @@ const ATTRIBUTE_CALLS: &[libc::c_long] = &[
     libc::SYS_lsetxattr,
     libc::SYS_utimensat,
 ];
-/// Those that the C library still makes where there are older ones for the same.
+/// Older system calls that the C library still makes on this architecture.
 #[cfg(target_arch = "x86_64")]
 const OLD_FILE_CALLS: &[libc::c_long] = &[
     libc::SYS_open,
@@ -223,25 +222,25 @@ enum Error {
     Seccomp(#[from] seccompiler::Error),
 }
 
-/// Confines this thread and all that it starts. Descriptors that are open stay open.
+/// Confines this thread and all threads that it starts. Open descriptors stay open.
 pub fn confine() -> Confinement {
     prefer_for_oom();
     let confinement = restrict_thread(None);
     for (what, so) in confinement.missing() {
-        tracing::warn!("the worker is less confined than it could be: {what}: {so}");
+        tracing::warn!("the worker is not fully confined: {what}: {so}");
     }
     confinement
 }
 
-/// What a command keeps that looks into an image.
+/// The rights that a command keeps while it reads an image.
 #[derive(Debug)]
 pub struct Kept {
-    /// Directories below which it opens, makes and removes files.
+    /// Directories below which it can open, create and remove files.
     pub directories: Vec<OwnedFd>,
-    /// Whether it gives files owners, modes, times and attributes, which landlock cannot keep to
+    /// Whether it can set owners, modes, times and attributes, which landlock cannot restrict to
     /// the directories.
     pub attributes: bool,
-    /// Which capabilities, of those that it has.
+    /// The capabilities that it keeps, if it has them.
     pub capabilities: CapabilitySet,
 }
 
@@ -256,7 +255,7 @@ impl Default for Kept {
 }
 
 impl Kept {
-    /// Below this directory, too. One that cannot be opened cannot be used later either.
+    /// Adds a directory. If it cannot be opened now, it could not be used later either.
     pub fn below(mut self, directory: &Path) -> Self {
         self.directories.extend(rustix::fs::open(
             directory,
@@ -267,14 +266,14 @@ impl Kept {
     }
 }
 
-/// Confines a command, in this thread and all that it starts, before it reads the first byte of an
-/// image. Descriptors that are open stay open; of files others can be opened below the directories
-/// that it keeps.
+/// Confines a command, in this thread and all threads that it starts, before it reads the first
+/// byte of an image. Open descriptors stay open; other files can be opened only below the
+/// directories that it keeps.
 pub fn confine_command(kept: &Kept) -> Confinement {
     restrict_thread(Some(kept))
 }
 
-/// How a worker would be confined on this host: a thread of this process tries it, and ends.
+/// How a worker would be confined on this host: a thread of this process tries, and ends.
 pub fn probe() -> Option<Confinement> {
     std::thread::Builder::new()
         .spawn(|| restrict_thread(None))
@@ -283,7 +282,8 @@ pub fn probe() -> Option<Confinement> {
         .ok()
 }
 
-/// All that holds for a thread and what it starts: a worker, or a command that keeps something.
+/// Restricts a thread and all threads that it starts: those of a worker, or with `kept` those of a
+/// command.
 fn restrict_thread(kept: Option<&Kept>) -> Confinement {
     let told = |result: Result<(), Error>| {
         result
@@ -299,20 +299,19 @@ fn restrict_thread(kept: Option<&Kept>) -> Confinement {
             tracing::debug!("{}", crate::error::chain(&error));
             Landlock::None
         }),
-        // The last: it takes away what the others need.
+        // The last step: it forbids system calls that the others need.
         seccomp: told(filter_system_calls(kept)),
     }
 }
 
-/// The keeper can replace the worker, so it is the worker that should be killed when memory is
-/// short.
+/// Makes the out-of-memory killer prefer the worker to its keeper, which can replace it.
 fn prefer_for_oom() {
     let inherited = std::fs::read_to_string(OOM_PATH)
         .ok()
         .and_then(|text| text.trim().parse::<i32>().ok())
         .unwrap_or_default();
     if let Err(error) = std::fs::write(OOM_PATH, (inherited + OOM_DISTANCE).min(1000).to_string()) {
-        tracing::debug!(%error, "oom_score_adj stays as it is");
+        tracing::debug!(%error, "oom_score_adj unchanged");
     }
 }
 
@@ -320,7 +319,7 @@ fn drop_capabilities(kept: CapabilitySet) -> Result<(), Error> {
     for number in (0..CAPABILITIES)
         .filter(|&number| !kept.contains(CapabilitySet::from_bits_retain(1 << number)))
     {
-        // Fails for those that the kernel does not have, and for a user who has none of them.
+        // Fails for capabilities that the kernel does not have, and for a user who has none.
         let _ = rustix::thread::remove_capability_from_bounding_set(
             CapabilitySet::from_bits_retain(1 << number),
         );
@@ -340,8 +339,8 @@ fn no_new_privileges() -> Result<(), Error> {
     rustix::thread::set_no_new_privs(true).map_err(Error::NoNewPrivs)
 }
 
-/// Nothing can be opened, made, removed, or connected to, but for files below the directories that
-/// are kept.
+/// Forbids opening, creating, removing and connecting to anything, except for files below the
+/// directories that are kept.
 fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
     let abi = ABI::V6;
     let status = Ruleset::default()
@@ -360,7 +359,7 @@ fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
                 }),
         )?
         .restrict_self()?;
-    // What a kernel does not have is left out without an error.
+    // Restrictions that the kernel lacks are left out without an error.
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Landlock::Full,
         RulesetStatus::PartiallyEnforced => Landlock::Partial,
@@ -368,7 +367,7 @@ fn restrict_files(kept: Option<&Kept>) -> Result<Landlock, Error> {
     })
 }
 
-/// Everything else is answered with "no such system call".
+/// All other system calls fail with ENOSYS.
 fn filter_system_calls(kept: Option<&Kept>) -> Result<(), Error> {
     let (files, attributes) = (kept.is_some(), kept.is_some_and(|kept| kept.attributes));
     let calls = CALLS
@@ -401,8 +400,8 @@ fn filter_system_calls(kept: Option<&Kept>) -> Result<(), Error> {
         rules.insert(call, vec![SeccompRule::new(vec![condition])?]);
     }
     if files {
-        // Of a terminal: its size, and no echo while a password is typed. It could be made to take
-        // what is written for what is typed.
+        // Terminals: size, and turning off echo for passwords. Other requests could inject input
+        // into a terminal.
         let rules_of = |request: &libc::Ioctl| {
             SeccompRule::new(vec![argument(1, SeccompCmpOp::Eq, *request)?])
         };

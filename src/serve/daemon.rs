@@ -1,5 +1,5 @@
-//! What our own processes are started with: a command line apart from that of all commands, which
-//! takes longer to be made.
+//! The command line of the keeper, the worker and other internal processes. It is separate from
+//! that of the commands, which takes longer to build.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,14 +14,14 @@ use crate::serve::{answer, keeper, log, worker};
 use crate::sys::idmap::NAMESPACE_COMMAND;
 use crate::sys::{descriptors, idmap};
 
-/// The command line of a process of ours.
+/// The command line of an internal process.
 #[derive(Debug, Parser)]
 struct Line {
     #[command(subcommand)]
     daemon: Daemon,
 }
 
-/// What a process of ours is.
+/// The kinds of internal processes.
 #[derive(Debug, Subcommand)]
 enum Daemon {
     Keeper(KeeperArgs),
@@ -35,24 +35,24 @@ enum Daemon {
     },
 }
 
-/// How a keeper is started.
+/// Arguments of a keeper.
 #[derive(Debug, Args)]
 struct KeeperArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// Start one, and end
+    /// Start a keeper, and end
     #[arg(long)]
     orphan: bool,
 }
 
-/// How the process logs.
+/// Arguments for logging.
 #[derive(Debug, Args)]
 struct DaemonArgs {
     #[arg(long, value_enum, default_value = "plain")]
     log_style: log::Style,
 }
 
-/// Runs what the command line names, if it is one of our own processes.
+/// Runs the internal process that the command line names, if it names one.
 pub(crate) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
     let name = args.get(1).and_then(|name| name.to_str())?;
     if !Daemon::has_subcommand(name) {
@@ -66,14 +66,14 @@ pub(crate) fn run(args: &[OsString]) -> Option<Result<(), Error>> {
     })
 }
 
-/// Lets go of what the process was started with and does not know of.
+/// Closes inherited descriptors.
 #[allow(unsafe_code)]
 fn let_go() {
     // SAFETY: this is the first thing that the process does after it has read its arguments.
     unsafe { descriptors::close_all() };
 }
 
-/// Is a keeper. Its errors go to the log, and to the command that waits for it.
+/// Runs a keeper. Its errors go to the log, and to the command that waits for it.
 fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     let_go();
     let style = args.daemon.log_style;
@@ -83,7 +83,7 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     }
     let ended = keeper::main(style);
     match ended {
-        // The command that was to serve by itself prints its error as any other does.
+        // A command with --foreground prints its error like any other.
         Err(keeper::Ended {
             error,
             foreground: true,
@@ -99,19 +99,19 @@ fn keeper(args: &KeeperArgs) -> Result<(), Error> {
     }
 }
 
-/// Is a worker.
+/// Runs a worker.
 fn worker(args: &DaemonArgs) -> Result<(), Error> {
     let_go();
     log::init(args.log_style);
     worker::main(describe).inspect_err(|error| tracing::error!("{}", chain(error)))
 }
 
-/// Is a process in a user namespace of its own.
+/// Runs a process in a user namespace of its own.
 fn user_namespace() -> Result<(), Error> {
     idmap::namespace_main().map_err(Error::io("making", Path::new("a user namespace")))
 }
 
-/// What the command that mounts will say.
+/// Describes an error for the command that mounts.
 fn describe(error: &fs::Error) -> Failure {
     let key_needed = match error {
         fs::Error::Image {

@@ -1,4 +1,4 @@
-//! What can go wrong between a command and a mounted file system.
+//! Errors of mounting, serving and unmounting.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,21 +13,21 @@ use crate::sys::users::User;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// More images than one mount can be made of.
+    /// Too many images for one mount.
     #[error(
-        "a mount is made of at most {} images, and not of {found}",
+        "a mount can have at most {} images, not {found}",
         crate::fs::MAX_IMAGES
     )]
     TooManyImages {
         /// How many there are.
         found: usize,
     },
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
-    /// A path leads through a symlink that another user may have put there.
+    /// A path leads through a symlink that another user may have created.
     #[error(
-        "{} leads through a symlink, {}, that another user can put there",
+        "{} leads through {}, a symlink that another user could have created",
         path.display(),
         name.display()
     )]
@@ -47,8 +47,8 @@ pub enum Error {
         /// What it printed.
         message: String,
     },
-    /// The other process sent something else than was expected, or too much.
-    #[error("the {peer} process sent a message that cannot be understood")]
+    /// The other process sent an unexpected or too long message.
+    #[error("the {peer} process sent an invalid message")]
     Protocol {
         /// Which process.
         peer: &'static str,
@@ -56,17 +56,17 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The other process ended before it answered.
-    #[error("the {peer} process ended before the file system was ready (its log tells more)")]
+    #[error("the {peer} process ended before the file system was ready (see its log)")]
     Gone {
         /// Which process.
         peer: &'static str,
     },
     /// The other process did not answer in time.
-    #[error("the {peer} process gave no answer for {seconds} s")]
+    #[error("the {peer} process has not answered for {seconds} s")]
     Timeout {
         /// Which process.
         peer: &'static str,
-        /// How long was waited.
+        /// How long the caller waited.
         seconds: u64,
     },
     /// The worker could not open the image, or the keeper could not mount it.
@@ -77,10 +77,10 @@ pub enum Error {
     Busy {
         /// The mount point.
         path: PathBuf,
-        /// By whom; empty when that could not be found out.
+        /// The processes that use it; empty if unknown.
         users: Vec<User>,
     },
-    /// Something else than our file system is mounted there.
+    /// A file system of another kind is mounted there.
     #[error("{} has a {fs_type} file system mounted on it, not one of lxcri-fs", path.display())]
     Foreign {
         /// The mount point.
@@ -88,9 +88,9 @@ pub enum Error {
         /// Its type.
         fs_type: String,
     },
-    /// A keeper cannot go on as this version of the program.
+    /// A keeper cannot be upgraded to this version of the program.
     #[error(
-        "the keeper of {} (version {version}) cannot go on as this version of the program",
+        "the keeper of {} (version {version}) cannot be upgraded to this version of the program",
         image.display()
     )]
     Upgrade {
@@ -99,7 +99,7 @@ pub enum Error {
         /// Its version.
         version: String,
     },
-    /// No other worker can take over what the first one serves.
+    /// The kernel does not let another worker take over a mount.
     #[error("Linux before 6.9 does not let another process take over a mount")]
     NoResend,
     /// What is mounted there does not answer.
@@ -108,7 +108,7 @@ pub enum Error {
         /// The mount point.
         path: PathBuf,
     },
-    /// Our file system is mounted there already.
+    /// A file system of lxcri-fs is mounted there already.
     #[error("{} has {} mounted on it already", path.display(), image.display())]
     Mounted {
         /// The mount point.
@@ -122,7 +122,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err`: an error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub(crate) fn io<E: Into<io::Error>>(
         doing: &'static str,
         path: &Path,
@@ -130,13 +130,13 @@ impl Error {
         move |source| Io::at(doing, path)(source).into()
     }
 
-    /// For `map_err`: an error while doing something.
+    /// Makes a closure for `map_err` that adds what was being done.
     pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Io::doing(doing)(source).into()
     }
 }
 
-/// As many users as are of use in a message.
+/// Lists users for a message: the first eight, and how many more there are.
 fn list(users: &[User]) -> String {
     const SHOWN: usize = 8;
     if users.is_empty() {
@@ -155,7 +155,7 @@ fn list(users: &[User]) -> String {
     text
 }
 
-/// Why another process failed, as far as the command needs to know it.
+/// Why another process failed, as it tells the command that started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The error with its causes.
@@ -181,38 +181,38 @@ impl Report for Error {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Failed(failure) => return failure.hint.clone(),
-            Error::Busy { .. } => "end what uses it, or take it out of sight now with --lazy",
+            Error::Busy { .. } => {
+                "end the processes that use it, or detach the mount with `umount \
+                                   --lazy`"
+            }
             Error::Mounted { .. } => "`lxcri-fs umount` unmounts it",
             Error::NoResend => {
-                "leave the mount with the program that it has, or unmount the image when nobody \
-                 uses it, and mount it again"
+                "the mount continues with the old version; to upgrade it, unmount it when it is \
+                 idle, and mount it again"
             }
-            Error::Upgrade { .. } => "unmount the image when nobody uses it, and mount it again",
+            Error::Upgrade { .. } => "unmount it when it is idle, and mount it again",
             Error::Silent { path } => {
                 return Some(format!(
-                    "it goes on when its disk or its worker does; `lxcri-fs umount --force {}` \
-                     takes it away",
+                    "it continues when its disk or worker responds; `lxcri-fs umount --force {}` \
+                     ends it",
                     path.display()
                 ));
             }
             Error::Foreign { .. } => "umount(8) unmounts it",
             Error::Untrusted { .. } => {
-                "name the directory that is meant, without symlinks (`readlink -f` shows where \
-                 they lead)"
+                "name the directory without symlinks (`readlink -f` shows where they lead)"
             }
             Error::Io(Io {
                 doing: "opening",
                 path: Some(path),
                 ..
-            }) if path == Path::new("/dev/fuse") => {
-                "is the fuse module loaded? try `modprobe fuse`"
-            }
+            }) if path == Path::new("/dev/fuse") => "load the fuse module with `modprobe fuse`",
             Error::Io(Io {
                 doing: "running", ..
             }) => "install the package fuse3",
             Error::Io(e) => return e.hint(),
             Error::Gone { .. } | Error::Timeout { .. } => {
-                "run it again with --foreground to see what it says"
+                "run the command again with --foreground to see the log"
             }
             _ => return None,
         };

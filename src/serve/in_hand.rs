@@ -1,5 +1,5 @@
-//! Which requests a worker has in hand, in a page that its keeper can read when the worker is gone:
-//! noting one costs two stores.
+//! Records which requests a worker has in hand, in a page that its keeper can read after the worker
+//! has ended. Recording one takes two stores.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -15,12 +15,12 @@ use super::error::{Error, Result};
 use super::protocol::Precautions;
 use crate::sys::memory::SharedWords;
 
-/// How many threads are told apart: more than a worker may have.
+/// Number of slots: more than a worker may have threads.
 const SLOTS: usize = 512;
 const LEN: usize = SharedWords::<SLOTS>::LEN;
-/// The slot of the thread that decodes what nobody asked for.
+/// The slot of the thread that decodes ahead of requests.
 const PUSHER: usize = SLOTS - 1;
-/// The kernel sets this bit in the number of a request that it sends again (`FUSE_UNIQUE_RESEND`).
+/// The kernel sets this bit in the number of a repeated request (`FUSE_UNIQUE_RESEND`).
 const RESENT: u64 = 1 << 63;
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
 pub(super) struct Page(File);
 
 impl Page {
-    /// A page that a worker can write to. It cannot make it shorter.
+    /// Makes a page that a worker can write to, but not shorten.
     pub(super) fn new() -> Result<Self> {
         let make = || -> io::Result<File> {
             let file = rustix::fs::memfd_create(
@@ -56,10 +56,10 @@ impl Page {
         self.0.as_fd()
     }
 
-    /// The requests that are in hand, and whether what nobody asked for is being decoded.
+    /// The requests in hand, and whether the worker is decoding ahead of requests.
     pub(super) fn read(&self) -> (Vec<u64>, bool) {
         let mut bytes = [0; LEN];
-        // It is in memory; and if it cannot be read, then nothing is known against any request.
+        // It is in memory. If it cannot be read, no request is a suspect.
         if self.0.read_exact_at(&mut bytes, 0).is_err() {
             return (Vec::new(), false);
         }
@@ -81,11 +81,11 @@ pub(super) struct InHand {
     next: AtomicUsize,
     refused: HashSet<u64>,
     suspects: HashSet<u64>,
-    /// Held while a suspect is handled: if the worker ends, it is known which one it was.
+    /// Held while a suspect is handled, so that the end of the worker identifies it.
     one_at_a_time: Mutex<()>,
 }
 
-/// A request that ended other workers.
+/// A request that has ended other workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refused;
 
@@ -107,7 +107,7 @@ impl InHand {
         })
     }
 
-    /// Notes that this thread begins to handle a request, until what is returned is dropped.
+    /// Records that this thread is handling a request, until the result is dropped.
     pub(super) fn begin(&self, unique: u64) -> std::result::Result<Begun<'_>, Refused> {
         let number = unique & !RESENT;
         let mut alone = None;
@@ -133,13 +133,13 @@ impl InHand {
         Ok(Begun::note(slot, number, alone))
     }
 
-    /// The same for what nobody asked for.
+    /// The same for decoding ahead of requests.
     pub(super) fn begin_push(&self) -> Begun<'_> {
         Begun::note(self.slots.all().get(PUSHER), 1, None)
     }
 }
 
-/// Something is in hand.
+/// Something is in hand while this exists.
 pub(super) struct Begun<'a> {
     slot: Option<&'a AtomicU64>,
     _alone: Option<MutexGuard<'a, ()>>,
@@ -149,7 +149,7 @@ impl<'a> Begun<'a> {
     fn note(slot: Option<&'a AtomicU64>, number: u64, alone: Option<MutexGuard<'a, ()>>) -> Self {
         if let Some(slot) = slot {
             slot.store(number, Ordering::Relaxed);
-            // Before anything that may end the process.
+            // The store must precede anything that may end the process.
             compiler_fence(Ordering::SeqCst);
         }
         Self {

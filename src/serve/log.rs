@@ -1,5 +1,5 @@
-//! Where keeper and worker log: to their standard error, which the command makes a file, the
-//! journal, or syslog.
+//! Logging of keeper and worker: to standard error, which the command connects to a file, the
+//! journal or syslog.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,29 +18,29 @@ use tracing_subscriber::prelude::*;
 use super::error::{Error, Result};
 use crate::text::neutral;
 
-/// Environment variable that says what is logged: a level (`error`, `warn`, `info`, `debug`,
+/// Environment variable that selects what to log: a level (`error`, `warn`, `info`, `debug`,
 /// `trace`), or several of `module=level`.
 pub const FILTER_VARIABLE: &str = "LXCRI_FS_LOG";
-/// It complains of answers that are refused because the kernel has sent the request to the next
-/// worker.
+/// This module of fuser logs replies that the kernel refuses because it has sent the request to the
+/// next worker.
 const UNWANTED: &str = "fuser::reply";
 const JOURNAL: &str = "/run/systemd/journal/stdout";
 const SYSLOG: &str = "/dev/log";
 const NAME: &str = "lxcri-fs";
 
-/// How a line looks.
+/// Format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Style {
-    /// Time, level, message: for files and terminals.
+    /// Time, level and message, for files and terminals.
     Plain,
-    /// Priority, message: for the journal, which adds the rest.
+    /// Priority and message, for the journal, which adds the rest.
     Journal,
-    /// Priority with facility, name, message: for syslog.
+    /// Priority with facility, name and message, for syslog.
     Syslog,
 }
 
 impl Style {
-    /// The name that the command line knows it by.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Style::Plain => "plain",
@@ -50,7 +50,7 @@ impl Style {
     }
 }
 
-/// A daemon's standard error: the file if one is given, else the journal, else syslog, else
+/// Opens a daemon's standard error: the file if one is given, or else the journal, syslog, or
 /// nothing.
 ///
 /// # Errors
@@ -74,8 +74,8 @@ pub fn open(file: Option<&Path>) -> Result<(Stdio, Style)> {
     }
 }
 
-/// A stream to the journal: identifier, unit, priority, and whether lines have a priority of their
-/// own, forwarding left to the journal.
+/// Opens a stream to the journal. The header gives identifier, unit and priority, says that lines
+/// have their own priority, and leaves forwarding to the journal.
 fn journal() -> io::Result<UnixStream> {
     let mut socket = UnixStream::connect(JOURNAL)?;
     write!(socket, "{NAME}\n\n6\n1\n0\n0\n0\n")?;
@@ -100,7 +100,7 @@ pub fn init(style: Style) {
         Style::Plain => lines.boxed(),
         Style::Journal | Style::Syslog => lines.without_time().with_level(false).boxed(),
     };
-    // A second initialisation is none.
+    // A second initialisation has no effect.
     let _ = tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init();
@@ -132,8 +132,8 @@ impl<'a> MakeWriter<'a> for Stderr {
     }
 }
 
-/// What comes before the line. A line is one piece and stays one line, or syslog would take it for
-/// two; nothing in it drives the terminal of who reads the log.
+/// Collects a line. It is written at once and stays one line, or syslog would split it; nothing in
+/// it can control a terminal.
 struct Line(String);
 
 impl Write for Line {

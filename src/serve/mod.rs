@@ -1,7 +1,7 @@
-//! Serving a file system over FUSE: the adapter, the mount, and the processes that keep it.
+//! Serves file systems over FUSE: the adapter, the mounts, and the processes that keep them.
 //!
 //! `mount` starts a [`keeper`], which mounts and starts a [`worker`], which serves. The keeper
-//! parses nothing that comes out of an image, the worker has no privileges that it could lose.
+//! parses nothing from an image; the worker has no privileges.
 
 mod adapter;
 pub mod answer;

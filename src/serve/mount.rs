@@ -1,4 +1,4 @@
-//! Mounting and unmounting: mount(2) where we may, `fusermount3` where we may not.
+//! Mounts and unmounts with mount(2) if this process may, and with `fusermount3` otherwise.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -24,7 +24,8 @@ use crate::sys::mountinfo::FS_TYPE;
 
 const DEV_FUSE: &str = "/dev/fuse";
 const FUSERMOUNT: &str = "fusermount3";
-/// Read-ahead of the mount. The kernel's 128 KiB would decode one request at a time.
+/// Read-ahead of mounts. With the kernel's default of 128 KiB, requests would be decoded one at a
+/// time.
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// Mounts a FUSE file system; returns the descriptor that its requests come from.
@@ -34,7 +35,7 @@ const READ_AHEAD_KIB: u32 = 1024;
 pub(super) fn mount(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> Result<OwnedFd> {
     if rustix::process::geteuid().is_root() {
         match mount_directly(source, mountpoint, flags) {
-            // Root of a container, without the capability.
+            // Root in a container may lack the capability.
             Err(Error::Io(Io {
                 doing: "mounting on",
                 source: e,
@@ -43,7 +44,7 @@ pub(super) fn mount(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -
             other => return other,
         }
     }
-    // It looks by itself whether the directory is its user's.
+    // The helper checks itself whether the directory belongs to the user.
     mount_with_helper(source, mountpoint.path(), flags)
 }
 
@@ -81,8 +82,8 @@ fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> 
     Ok(fuse.into())
 }
 
-/// `fusermount3` is set-user-id root. It hands the descriptor back over a socket, here its standard
-/// input.
+/// `fusermount3` is set-user-id root. It passes the descriptor back over a socket, here its
+/// standard input.
 fn mount_with_helper(source: &Path, mountpoint: &Path, flags: MountFlags) -> Result<OwnedFd> {
     let mut options = OsString::from("ro,default_permissions,subtype=lxcri-fs,fsname=");
     options.push(escape(source.as_os_str()));
@@ -136,7 +137,7 @@ fn receive_descriptor(socket: &OwnedFd) -> Option<OwnedFd> {
     })
 }
 
-/// In an option, commas and backslashes follow a backslash.
+/// Escapes a value of an option: a backslash goes before commas and backslashes.
 fn escape(value: &OsStr) -> OsString {
     let mut bytes = Vec::with_capacity(value.len());
     for &b in value.as_bytes() {
@@ -164,16 +165,16 @@ fn helper_error(verb: &'static str, path: &Path, stderr: &[u8]) -> Error {
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unmount {
-    /// Take it out of sight now, and end it when its last user is done.
+    /// Detach it now; it ends with its last user.
     pub lazy: bool,
-    /// Fail the requests under way.
+    /// Make pending requests fail.
     pub force: bool,
 }
 
 /// Unmounts the uppermost mount of `mountpoint`.
 ///
 /// # Errors
-/// [`Error::Busy`] without users when it is in use, [`Error::Io`], [`Error::Fusermount`].
+/// [`Error::Busy`] without users if it is in use, [`Error::Io`], [`Error::Fusermount`].
 pub fn unmount(at: &MountPoint, how: Unmount) -> Result<()> {
     let mountpoint = at.path();
     let mut flags = UnmountFlags::NOFOLLOW;
@@ -216,12 +217,12 @@ fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
     Err(helper_error("unmount", mountpoint, &output.stderr))
 }
 
-/// Raises the read-ahead of a mounted device. Nothing fails without it, so a refusal is only
+/// Raises the read-ahead of a mounted device. Everything works without it, so a refusal is only
 /// logged.
 pub(super) fn raise_read_ahead((major, minor): (u32, u32)) {
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
-        tracing::debug!(path, %error, "the read-ahead stays as it is");
+        tracing::debug!(path, %error, "read-ahead unchanged");
     }
 }
 

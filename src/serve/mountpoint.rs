@@ -1,8 +1,8 @@
-//! Where something is mounted, or is to be: a name in a directory that is opened once.
+//! Mount points: a name in a directory that is opened once.
 //!
-//! Whoever owns a directory above may put something else at a path at any time, a symlink to /etc
-//! for instance. So a path is followed once, here, and through no symlink that another user could
-//! have put there; from then on the directory's descriptor is used.
+//! The owner of a directory on the path may replace the rest of the path at any time, for instance
+//! by a symlink to /etc. A path is therefore followed only once, here, and not through symlinks
+//! that another user could have created; after that, only the directory's descriptor is used.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,11 +18,11 @@ use super::error::{Error, Result};
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::mountinfo::{self, MountInfo};
 
-/// A directory that is only to be found: nothing is asked of its file system, which may be dead.
+/// Opens a directory without a request to its file system, which may be dead.
 const FIND: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// How many symlinks a path may lead through, as in the kernel.
 const MAX_LINKS: u32 = 40;
-/// Whom a user namespace shows who has no id in it, such as the host's root.
+/// The id that a user namespace shows for users without an id in it, such as the host's root.
 const OVERFLOW_UID: u32 = 65534;
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o002;
@@ -39,11 +39,11 @@ impl MountPoint {
     /// The directory at a path.
     ///
     /// # Errors
-    /// [`Error::Io`] when there is none, or it is the root; [`Error::Untrusted`].
+    /// [`Error::Io`] if there is none, or it is the root; [`Error::Untrusted`].
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |e| Error::io("finding the directory", path)(e);
         let dir = directory(path)?;
-        // As the kernel has it in mountinfo.
+        // The same path as in mountinfo.
         let found = std::fs::read_link(link(dir.as_fd()))
             .map_err(Error::io("finding the directory", path))?;
         let (Some(parent), Some(name)) = (found.parent(), found.file_name()) else {
@@ -58,10 +58,10 @@ impl MountPoint {
         })
     }
 
-    /// Where a mount of this namespace is.
+    /// The mount point of a mount in this namespace.
     ///
     /// # Errors
-    /// [`Error::Io`], also when something else is seen there by now.
+    /// [`Error::Io`], also if something else is mounted there now.
     pub fn of(mount: &MountInfo) -> Result<Self> {
         let at = Self::open(&mount.mountpoint)?;
         match at.mounted()? {
@@ -77,8 +77,8 @@ impl MountPoint {
         &self.path
     }
 
-    /// The directory that is seen there, to be found and no more: the root directory of what is
-    /// mounted, if anything is.
+    /// A descriptor (O_PATH) of the directory that is visible there: the root directory of the
+    /// mount, if there is one.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -94,12 +94,13 @@ impl MountPoint {
         .map_err(failed)
     }
 
-    /// What is mounted there: the uppermost mount, the one that is seen. It is asked nothing.
+    /// The mount there; if there are several, the uppermost, which is visible. No request goes to
+    /// it.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn mounted(&self) -> Result<Option<MountInfo>> {
-        // A number is given to another mount once it is free, so the descriptor is held.
+        // The number of a mount can be reused, so the descriptor keeps it alive.
         let dir = self.directory()?;
         let id = self.id_of(dir.as_fd())?;
         if id == self.id_of(self.parent.as_fd())? {
@@ -108,7 +109,7 @@ impl MountPoint {
         Ok(mountinfo::all()?.into_iter().find(|m| m.id == id))
     }
 
-    /// Refuses it when one of our file systems is mounted there.
+    /// Fails if a file system of lxcri-fs is mounted there.
     ///
     /// # Errors
     /// [`Error::Mounted`], [`Error::Io`].
@@ -122,8 +123,8 @@ impl MountPoint {
         }
     }
 
-    /// The number of the mount that a directory is in. It is not asked of the file system, as by
-    /// statx(2).
+    /// The number of the mount that a directory is in, without a request to its file system as
+    /// statx(2) would make.
     fn id_of(&self, dir: BorrowedFd<'_>) -> Result<u32> {
         let path = format!("/proc/self/fdinfo/{}", dir.as_raw_fd());
         let text =
@@ -134,7 +135,7 @@ impl MountPoint {
         id.ok_or_else(|| Error::io("finding the mount of", &self.path)(Errno::NOTSUP))
     }
 
-    /// Attaches a mount that is attached nowhere.
+    /// Attaches a detached mount.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -149,14 +150,14 @@ impl MountPoint {
         .map_err(Error::io("mounting on", &self.path))
     }
 
-    /// A path that leads there as long as this is held, whatever is at its path. It ends in a name,
-    /// so that no descriptor keeps the mount in use; the name may have become a symlink's.
+    /// A path that leads there while this exists, even if its path has changed. It ends in a name,
+    /// so that no descriptor keeps the mount in use; the name may have become a symlink.
     pub(super) fn through_parent(&self) -> PathBuf {
         link(self.parent.as_fd()).join(&self.name)
     }
 }
 
-/// What is mounted at a path, if the path is there; see [`MountPoint::mounted`].
+/// The mount at a path, if the path exists; see [`MountPoint::mounted`].
 ///
 /// # Errors
 /// As [`MountPoint::open`].
@@ -167,12 +168,12 @@ pub fn mounted_at(path: &Path) -> Result<Option<MountInfo>> {
     }
 }
 
-/// The name of a descriptor: it leads to what was opened, wherever that is by now.
+/// The path of a descriptor in /proc, which leads to the opened file even if it was moved.
 pub(super) fn link(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Opens a directory to find what is in it.
+/// Opens a directory to look up names in it.
 fn directory(path: &Path) -> Result<OwnedFd> {
     match openat2(CWD, path, FIND, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
         Err(Errno::LOOP) => follow(path),
@@ -180,7 +181,7 @@ fn directory(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Follows a path name by name, and those symlinks that nobody else could have put there.
+/// Follows a path name by name, through symlinks that no other user could have created.
 fn follow(path: &Path) -> Result<OwnedFd> {
     let failed = |e| Error::io("finding the directory", path)(e);
     let top = |path: &Path| {
@@ -234,7 +235,7 @@ fn follow(path: &Path) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-/// The names of a path, the first one last.
+/// The names of a path in reverse order.
 fn names(path: &Path) -> Vec<OsString> {
     let named = path
         .components()
@@ -243,8 +244,7 @@ fn names(path: &Path) -> Vec<OsString> {
     named.map(|c| OsStr::to_owned(c.as_os_str())).collect()
 }
 
-/// Whether a symlink, and that it is in this directory, is the host's root's doing or the caller's
-/// own.
+/// Whether only the host's root or the caller could have created a symlink in this directory.
 fn is_trusted(dir: &Stat, symlink: &Stat) -> bool {
     let own = rustix::process::geteuid().as_raw();
     let is_trusted = |uid| uid == 0 || uid == own || uid == OVERFLOW_UID && in_user_namespace();

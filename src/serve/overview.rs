@@ -1,4 +1,4 @@
-//! What is mounted on this host, and by which keepers.
+//! The mounts on this host, and their keepers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use crate::sys::mountinfo::{self, MountInfo};
 /// A keeper with its mounts.
 #[derive(Debug, Clone)]
 pub struct Mounted {
-    /// Where commands find the keeper.
+    /// The keeper's directory.
     pub dir: RunDir,
-    /// How it is doing.
+    /// The keeper's status.
     pub status: Status,
-    /// Where its file system is seen in this mount namespace, by itself or in an overlay.
+    /// Where its file system is visible in this mount namespace, by itself or in an overlay.
     pub seen: Vec<Seen>,
 }
 
-/// A file system of ours that none of this user's keepers has.
+/// A file system of lxcri-fs without a keeper of this user.
 #[derive(Debug, Clone)]
 pub struct Unkept {
     /// Its device, major and minor number.
     pub dev: (u32, u32),
-    /// What mountinfo says is mounted.
+    /// The source of the mount in mountinfo.
     pub image: PathBuf,
-    /// The user who mounted it, if it was another.
+    /// The user who mounted it, if it is another user.
     pub owner: Option<u32>,
-    /// Where it is seen in this mount namespace, by itself or in an overlay.
+    /// Where it is visible in this mount namespace, by itself or in an overlay.
     pub seen: Vec<Seen>,
 }
 
@@ -60,8 +60,8 @@ impl Seen {
     }
 }
 
-/// The device of the file system of ours that a mount shows, by itself or in an overlay; `None`
-/// when it shows none.
+/// The device of the file system of lxcri-fs that a mount shows, by itself or in an overlay; `None`
+/// if it shows none.
 fn shown(mount: &MountInfo) -> Option<(u32, u32)> {
     mount
         .overlay()
@@ -69,27 +69,27 @@ fn shown(mount: &MountInfo) -> Option<(u32, u32)> {
         .or_else(|| mount.is_ours().then_some(mount.dev))
 }
 
-/// How a file system of ours is doing.
+/// State of a file system of lxcri-fs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// It answers.
     Serving,
-    /// It has no worker just now, and will have one.
+    /// It has no worker at the moment, and will get one.
     Restarting,
-    /// Its keeper has given up: why.
+    /// Its keeper has given up, for this reason.
     Failed(String),
-    /// Its worker does not answer, since when (seconds since 1970) if that is known.
+    /// Its worker does not answer, since this time (seconds since 1970) if it is known.
     Silent(Option<u64>),
-    /// Nobody serves it any more.
+    /// No process serves it any more.
     Dead,
-    /// It is served, and nobody would replace who serves it.
+    /// It is served, but no keeper would replace the process that serves it.
     Unkept,
-    /// It is this user's, who can tell more.
+    /// It belongs to this user, who can find out more.
     Of(u32),
 }
 
 impl State {
-    /// What `mounted` is like, which was asked.
+    /// The state of a mount with a keeper, from the answers.
     pub fn of(mounted: &Mounted, answers: &HashMap<u32, Answer>) -> Self {
         let status = &mounted.status;
         let said = |answer| {
@@ -113,7 +113,7 @@ impl State {
         }
     }
 
-    /// What a mount without a keeper is like, which was asked.
+    /// The state of a mount without a keeper, from the answers.
     pub fn of_unkept(mounted: &Unkept, answers: &HashMap<u32, Answer>) -> Self {
         let said = |answer| {
             mounted
@@ -130,30 +130,30 @@ impl State {
     }
 }
 
-/// All mounts of ours that this namespace shows, for users other than root those of their own, and
-/// all keepers of this user.
+/// All mounts of lxcri-fs in this namespace (for users other than root, only their own), and all
+/// keepers of this user.
 #[derive(Debug, Clone)]
 pub struct Overview {
-    /// Those with a keeper.
+    /// Mounts with a keeper.
     pub kept: Vec<Mounted>,
-    /// Those without.
+    /// Mounts without a keeper.
     pub unkept: Vec<Unkept>,
     /// What each mount answered, by its number.
     pub answers: HashMap<u32, Answer>,
 }
 
-/// Looks at all mounts, and asks each whether it answers.
+/// Finds all mounts, and asks each whether it answers.
 ///
 /// # Errors
-/// As [`all`], and when mounts cannot be asked.
+/// As [`all`], and if mounts cannot be asked.
 pub fn ask() -> Result<Overview> {
-    // In this order: whatever is mounted by now has a keeper by then.
+    // In this order, so that everything that is mounted now has a keeper when keepers are listed.
     let mounts = mountinfo::all()?;
     let mut kept = kept(&mounts)?;
     let (base, own) = (rundir::base()?, rustix::process::geteuid().as_raw());
     let mut unkept: Vec<Unkept> = Vec::new();
-    // Where this is a container, its own root is its host's to keep, as is what a user namespace
-    // has of the one above.
+    // In a container, the host's keeper keeps the root file system, as it keeps the mounts that a
+    // user namespace inherited.
     let nested = in_user_namespace();
     for mount in mounts
         .iter()
@@ -166,7 +166,7 @@ pub fn ask() -> Result<Overview> {
         match unkept.iter_mut().find(|u| u.dev == dev) {
             Some(known) => known.seen.push(Seen::of(mount)),
             None => {
-                // Overlays are root's.
+                // Overlays belong to root.
                 let owner = Some(mount.user_id().unwrap_or(0)).filter(|uid| *uid != own);
                 if owner.is_some() && (own != 0 || nested) {
                     continue;
@@ -186,7 +186,7 @@ pub fn ask() -> Result<Overview> {
         .chain(unkept.iter().flat_map(|u| &u.seen));
     let ids: Vec<u32> = seen.map(|s| s.id).collect();
     let answers = answer::ask(&ids)?;
-    // What was unmounted meanwhile may have said that nobody serves it.
+    // A mount that was unmounted meanwhile may have looked dead.
     let left = mountinfo::all()?;
     let is_left = |seen: &Seen| left.iter().any(|m| m.id == seen.id);
     kept.iter_mut().for_each(|k| k.seen.retain(is_left));
@@ -202,10 +202,10 @@ pub fn ask() -> Result<Overview> {
     })
 }
 
-/// All keepers of this user. What dead ones left behind is cleared away.
+/// All keepers of this user. Removes what dead ones left behind.
 ///
 /// # Errors
-/// [`super::Error::Io`] when the directory of keepers or the mounts cannot be read.
+/// [`super::Error::Io`] if the directory of keepers or the mounts cannot be read.
 pub fn all() -> Result<Vec<Mounted>> {
     kept(&mountinfo::all()?)
 }
@@ -230,10 +230,10 @@ fn kept(mounts: &[MountInfo]) -> Result<Vec<Mounted>> {
     Ok(all)
 }
 
-/// Removes a directory where nobody listens, unless somebody is about to.
+/// Removes a directory without a keeper, unless one is starting.
 fn clear(dir: &RunDir) {
     let cleared = dir.try_lock().and_then(|locked| match locked {
-        // It may have come to life before it was locked.
+        // A keeper may have started before the directory was locked.
         Some(locked) if dir.connect()?.is_none() => locked.remove(),
         _ => Ok(()),
     });

@@ -1,4 +1,4 @@
-//! What the command, the keeper and the worker say to each other.
+//! Messages between command, keeper and worker.
 
 use std::ffi::OsString;
 
@@ -12,11 +12,11 @@ use super::stats::Stats;
 use crate::fs;
 use crate::sys::mount_attr::MountFlags;
 
-/// Changed when a keeper could not go on with what another version hands over.
+/// Incremented whenever a keeper could not continue with what another version hands over.
 pub(super) const VERSION: u32 = 3;
 
-/// What is to be mounted where: the command's request to the keeper. The images' descriptors come
-/// with it, in the order of `images`.
+/// A command's request to a new keeper: what to mount where. The images' descriptors come with it,
+/// in the order of `images`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The images, lowest first.
@@ -25,15 +25,15 @@ pub struct MountRequest {
     pub options: fs::Options,
     /// Where to mount: absolute, no symlinks.
     pub mountpoint: OsString,
-    /// The directory under /run of a mount that is shared: then `mountpoint` is in it, and what
-    /// users see are bind mounts.
+    /// The directory under /run of a shared mount: `mountpoint` is then in it, and users see bind
+    /// mounts.
     pub shared: Option<OsString>,
     /// How to mount.
     pub flags: MountFlags,
     /// How many threads serve.
     pub threads: usize,
-    /// Whether the keeper is to be no child of who mounts: runtimes wait for every child that they
-    /// find to be theirs.
+    /// Whether the keeper must not be a child of the mounting process: runtimes wait for all their
+    /// children.
     #[serde(default)]
     pub orphan: bool,
 }
@@ -43,25 +43,24 @@ pub struct MountRequest {
 pub struct Image {
     /// Its path, for messages.
     pub path: OsString,
-    /// Its key, when it is encrypted.
+    /// Its key, if it is encrypted.
     pub key: Option<ImageKey>,
 }
 
-/// What a keeper is asked through its control socket.
+/// Requests of commands to a keeper, through its control socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperRequest {
-    /// A mount of the shared file system, not attached anywhere yet. Who asks holds the lock of the
-    /// keeper's directory.
+    /// Make a detached mount of the shared file system. The command holds the lock of the keeper's
+    /// directory.
     Attach,
-    /// To look at once whether anybody still uses the mount, rather than some time after it was
+    /// Check now whether anything still uses the mount, instead of some time after it was
     /// unmounted.
     Look,
     /// How it is doing.
     Status,
-    /// What its worker has done. The answer takes as long as a worker may take to answer before it
-    /// is said that it does not.
+    /// Report the worker's statistics. The answer may take as long as a worker may take to answer.
     Stats,
-    /// To go on as the program whose descriptor comes along.
+    /// Continue as the program whose descriptor comes with the request.
     Upgrade,
 }
 
@@ -70,30 +69,30 @@ pub(super) enum KeeperRequest {
 pub(super) enum KeeperReply {
     /// The file system answers at the mount point.
     Mounted,
-    /// The mount comes along.
+    /// The mount comes with the reply.
     Attached,
-    /// Whether users see the mount anywhere.
+    /// Whether the mount is visible to users anywhere.
     Used(bool),
     /// The program is being replaced.
     Upgrading,
     /// How it is doing.
     Status(Status),
-    /// What its worker has done; nothing when there is none, or it does not answer.
+    /// The worker's statistics; `None` if there is no worker, or it does not answer.
     Stats(Option<Stats>),
-    /// It does not, and nothing is left behind.
+    /// Mounting failed, and nothing is left behind.
     Failed(Failure),
 }
 
-/// How a keeper is doing.
+/// Status of a keeper.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
     /// The keeper's process number.
     pub pid: u32,
-    /// The worker's, while there is one.
+    /// The worker's process number, while there is a worker.
     pub worker: Option<u32>,
     /// The keeper's version.
     pub version: String,
-    /// Version of what keepers hand over.
+    /// Version of the handover between keepers.
     pub protocol: u32,
     /// How often the program was replaced.
     pub upgrades: u64,
@@ -107,15 +106,14 @@ pub struct Status {
     pub restarts: u64,
     /// Why there is no worker any more.
     pub failed: Option<String>,
-    /// Since when the worker has not answered its keeper or a request, seconds since 1970; `None`
-    /// while it answers.
+    /// Since when the worker has not answered its keeper or a request, in seconds since 1970;
+    /// `None` while it answers.
     #[serde(default)]
     pub not_answering_since: Option<u64>,
-    /// Whether the kernel lets another worker take the place of one that ends: Linux does from 6.9
-    /// on.
+    /// Whether the kernel lets another worker take over, which Linux 6.9 and later do.
     #[serde(default)]
     pub replaceable: bool,
-    /// How the worker is confined; `None` when there is none.
+    /// How the worker is confined; `None` if there is no worker.
     #[serde(default)]
     pub confinement: Option<Confinement>,
 }
@@ -123,8 +121,8 @@ pub struct Status {
 /// The keeper's requests to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerRequest {
-    /// Open these images. Their descriptors come along, and before them a socket that takes
-    /// [`TemporaryFile`] requests.
+    /// Open these images. Before their descriptors comes a socket that takes [`TemporaryFile`]
+    /// requests.
     Open {
         /// The images, lowest first.
         images: Vec<Image>,
@@ -133,26 +131,27 @@ pub(super) enum WorkerRequest {
         /// How many threads serve.
         threads: usize,
     },
-    /// Serve on the /dev/fuse descriptor that comes along. After it comes the page where the worker
-    /// notes which requests it has in hand.
+    /// Serve on the /dev/fuse descriptor that comes with the request. After it comes the page in
+    /// which the worker records the requests that it has in hand.
     Serve {
         /// Whether another worker has served on it before.
         resume: bool,
-        /// What to do about requests that it did not survive.
+        /// Precautions about requests that ended other workers.
         precautions: Precautions,
     },
-    /// Tell what was counted.
+    /// Report statistics.
     Stats,
 }
 
-/// What a worker does not do as those did that ended before.
+/// How a worker avoids the end of its predecessors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Precautions {
-    /// Requests, by number, that are answered EIO: they have ended several workers.
+    /// Numbers of requests to answer with EIO: they have ended several workers.
     pub(super) refused: Vec<u64>,
-    /// Requests that were in hand when a worker ended: one of them is handled at a time.
+    /// Numbers of requests that were in hand when a worker ended: the worker handles one of them at
+    /// a time.
     pub(super) suspects: Vec<u64>,
-    /// Whether anything is decoded that nobody has asked for.
+    /// Whether to decode ahead of requests.
     pub(super) push: bool,
 }
 
@@ -161,31 +160,31 @@ pub(super) struct Precautions {
 pub(super) enum WorkerReply {
     /// The images are open.
     Opened,
-    /// The kernel has been answered: the mount is alive.
+    /// The handshake with the kernel is done: the mount is alive.
     Serving {
         /// Number of a thread that ends as soon as the worker does.
         sentinel: i32,
-        /// Whether the kernel said that it can send requests again; `None` when it was not asked,
-        /// because another worker was before.
+        /// Whether the kernel can send requests again; `None` if an earlier worker did the
+        /// handshake.
         resends: Option<bool>,
-        /// What keeps the worker from doing more than serving.
+        /// How the worker is confined.
         confinement: Confinement,
     },
-    /// What was counted.
+    /// Statistics.
     Stats(Stats),
-    /// It cannot be done.
+    /// The request failed.
     Failed(Failure),
 }
 
-/// The worker's request for a file that is gone when it is closed: it may not make one itself. The
-/// answer is an error number, or 0 and the descriptor.
+/// The worker's request for an anonymous temporary file, which it may not make itself. The reply is
+/// an error number, or 0 and the descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct TemporaryFile {
     /// How long it will be, bytes.
     pub(super) size: u64,
 }
 
-/// A key on its way to another process.
+/// A key in a message.
 #[derive(Debug, Clone)]
 pub struct ImageKey(pub Key);
 

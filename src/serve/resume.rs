@@ -1,9 +1,9 @@
-//! Taking over a FUSE connection whose worker is gone: a session for the next worker, and the
-//! requests that the last one left unanswered.
+//! Takes over a FUSE connection whose worker has ended: makes a session for the next worker, and
+//! gets the unanswered requests back.
 //!
-//! The kernel shakes hands once per connection, and fuser wants to do it for each session. So the
-//! session is made on a socket pair where this module plays the kernel, and then its descriptor is
-//! replaced by that of the connection.
+//! The kernel does the handshake once per connection, but fuser requires one for each session. The
+//! session is therefore made on a socket pair where this module plays the kernel's part; then its
+//! descriptor is replaced by that of the connection.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,15 +23,15 @@ const FUSE_INIT: u32 = 26;
 const HEADER_LEN: usize = 40;
 const INIT_LEN: usize = 64;
 const REQUEST_LEN: u32 = 104;
-/// The protocol that the kernel is made to speak. What was agreed on with the real one holds.
+/// The protocol version in the simulated handshake. What was agreed with the kernel stays in force.
 const MAJOR: u32 = 7;
 const MINOR: u32 = 40;
 /// `FUSE_INIT_EXT`: there are more than 32 feature bits.
 const INIT_EXT: u32 = 1 << 30;
-/// Notification that makes the kernel send again what was not answered. Since Linux 6.9.
+/// Notification that makes the kernel repeat unanswered requests. Since Linux 6.9.
 const NOTIFY_RESEND: i32 = 7;
 
-/// A session that goes on where another process stopped.
+/// Makes a session that continues where another process stopped.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -63,23 +63,23 @@ fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
     let mut put = |at: usize, value: u32| request[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     put(0, REQUEST_LEN);
     put(4, FUSE_INIT);
-    // The number of the request, as the answer will have it.
+    // The number of the request, which the answer repeats.
     put(8, 1);
     put(HEADER_LEN, MAJOR);
     put(HEADER_LEN + 4, MINOR);
-    // Read-ahead, which was agreed on before.
+    // Read-ahead, which was agreed before.
     put(HEADER_LEN + 8, 1 << 20);
     put(HEADER_LEN + 12, u32::MAX | INIT_EXT);
     put(HEADER_LEN + 16, u32::MAX);
     request
 }
 
-/// Has the kernel put all requests that were read and not answered back into the queue. An answer
-/// that is on its way is then refused, and the request answered again: all requests of a file
-/// system that never changes can be.
+/// Makes the kernel put all requests that were read but not answered back into the queue. It
+/// refuses a reply that is on its way then, and the request is answered again, which is harmless on
+/// a file system that never changes.
 ///
 /// # Errors
-/// [`Error::Io`] when the kernel cannot do it.
+/// [`Error::Io`] if the kernel cannot do it.
 pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
     let mut notification = [0; 16];
     notification[0..4].copy_from_slice(&16_u32.to_ne_bytes());
@@ -87,11 +87,11 @@ pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
     loop {
         match rustix::io::writev(fuse, &[IoSlice::new(&notification)]) {
             Err(Errno::INTR) => {}
-            // Unmounted in the meantime: the session will find out.
+            // Unmounted meanwhile, as the session will find out.
             Ok(_) | Err(Errno::NODEV) => return Ok(()),
             Err(e) => {
                 return Err(Error::system(
-                    "having unanswered requests sent again (Linux 6.9 can)",
+                    "asking the kernel to repeat unanswered requests (needs Linux 6.9)",
                 )(e));
             }
         }
@@ -126,7 +126,7 @@ mod tests {
         // The first that comes is the notification, not an answer to the handshake.
         let (_, len) = recv(&kernel, &mut bytes, RecvFlags::DONTWAIT).unwrap();
         assert_eq!((len, bytes[4]), (16, 7));
-        // What the session writes comes out here.
+        // What the session writes arrives here.
         let _ = session.notifier().inval_inode(fuser::INodeNo(1), 0, 0);
         assert!(recv(&kernel, &mut bytes, RecvFlags::DONTWAIT).is_ok());
     }

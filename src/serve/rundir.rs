@@ -1,8 +1,8 @@
 //! The directories under /run through which commands find keepers: one for each keeper, with its
-//! control socket and, when its mount is shared, the mount.
+//! control socket and, if its mount is shared, the mount.
 //!
-//! Who holds the lock of a directory may start, end or clear away its keeper. Nothing else is
-//! written down: what is mounted where is told by mountinfo, and what a keeper does by itself.
+//! The holder of a directory's lock may start, end or clean up its keeper. Nothing else is
+//! recorded: mountinfo shows what is mounted where, and a keeper answers for itself.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -28,15 +28,15 @@ const MOUNT: &str = "mnt";
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The directory of this user's keepers, made when it is missing.
+/// The directory of this user's keepers, which is created if it is missing.
 ///
 /// # Errors
-/// [`Error::Io`], also when the directory belongs to somebody else.
+/// [`Error::Io`], also if the directory belongs to somebody else.
 pub fn base() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         let path = PathBuf::from("/run/lxcri-fs");
         match own_directory(&path) {
-            // The root of a user namespace that a user has made, who owns nothing in /run.
+            // Root in a user's own namespace owns nothing in /run.
             Err(_) if in_user_namespace() => {}
             other => return other.map(|()| path),
         }
@@ -56,8 +56,8 @@ pub fn base() -> Result<PathBuf> {
     in_public(&std::env::temp_dir(), &format!("lxcri-fs-{uid}"))
 }
 
-/// This user's directory of that name where every user may make one: somebody else may have been
-/// first, and then it has another name that nobody can know before.
+/// This user's directory of that name in a public directory. If another user has taken the name, it
+/// gets an unpredictable one.
 fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     if is_own(&path) {
@@ -75,7 +75,7 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
         });
         Ok(named.map(|e| e.path()).filter(|path| is_own(path)).min())
     };
-    // Keepers are in it, also when the first name is free again.
+    // It holds keepers, so it is used even if the first name is free again.
     if let Some(path) = own()? {
         return Ok(path);
     }
@@ -89,26 +89,26 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
         .tempdir_in(dir)
         .map_err(Error::io("making a directory in", dir))?;
     match own()? {
-        // Of two who are first at a time, one is.
+        // If two processes create it at the same time, both use the same one.
         Some(path) if path != made.path() => Ok(path),
         _ => Ok(made.keep()),
     }
 }
 
-/// Makes sure that a directory is there, and this user's alone.
+/// Makes sure that a directory exists and that only this user can reach it.
 fn own_directory(path: &Path) -> Result<()> {
     make_directory(path)?;
     if !is_own(path) {
         let refused = io::Error::from(rustix::io::Errno::PERM);
         return Err(Error::io(
-            "using the directory (it must be its user's alone)",
+            "using the directory, which must be accessible to its user alone,",
             path,
         )(refused));
     }
     Ok(())
 }
 
-/// Whether a directory is this user's alone.
+/// Whether only this user can reach a directory.
 fn is_own(path: &Path) -> bool {
     let uid = rustix::process::geteuid().as_raw();
     std::fs::symlink_metadata(path)
@@ -137,8 +137,8 @@ impl RunDir {
         Ok(Self(base()?.join(name)))
     }
 
-    /// The directory of a mount's keeper: told by where the shared mount is, by its device when it
-    /// is not shared, or else by the keepers.
+    /// The directory of a mount's keeper, found by the place of the shared mount, by the device of
+    /// a mount that is not shared, or else by asking the keepers.
     ///
     /// # Errors
     /// As [`base`].
@@ -156,7 +156,7 @@ impl RunDir {
         {
             return Ok(dir);
         }
-        // The shared mount is in another namespace than this process.
+        // The shared mount is in another mount namespace.
         let answers = |dir: &Self| {
             dir.status()
                 .is_ok_and(|status| status.is_some_and(|s| s.dev == dev))
@@ -164,7 +164,7 @@ impl RunDir {
         Ok(Self::all()?.into_iter().find(answers).unwrap_or(direct))
     }
 
-    /// All directories, of keepers that live and of such that do not.
+    /// All directories, also those of dead keepers.
     ///
     /// # Errors
     /// As [`base`].
@@ -186,18 +186,18 @@ impl RunDir {
         &self.0
     }
 
-    /// Where the keeper listens.
+    /// The keeper's socket.
     pub fn socket(&self) -> PathBuf {
         self.0.join(SOCKET)
     }
 
-    /// Where a shared file system is mounted, out of everybody's sight.
+    /// Where a shared file system is mounted, hidden from users.
     pub fn mountpoint(&self) -> PathBuf {
         self.0.join(MOUNT)
     }
 
-    /// Makes the directory if need be, and locks it. Whoever has the lock does not keep it for
-    /// longer than a keeper may take to start.
+    /// Creates the directory if necessary, and locks it. A holder keeps the lock no longer than a
+    /// keeper may take to start.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -210,7 +210,7 @@ impl RunDir {
         }
     }
 
-    /// Locks the directory, unless it is locked or gone.
+    /// Locks the directory, unless it is locked or does not exist.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -224,7 +224,7 @@ impl RunDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
-        // It may have been removed before it was locked, and made again.
+        // It may have been removed and created again before it was locked.
         let locked = lock_at(&self.0, &file, mode).map_err(failed)?;
         Ok(locked.then(|| Locked {
             dir: self.clone(),
@@ -232,12 +232,12 @@ impl RunDir {
         }))
     }
 
-    /// Connects to the keeper; `None` when there is none.
+    /// Connects to the keeper; `None` if there is none.
     pub(super) fn connect(&self) -> Result<Option<Channel>> {
         Channel::connect(&self.socket(), "keeper")
     }
 
-    /// How the keeper is doing; `None` when there is none.
+    /// The keeper's status; `None` if there is no keeper.
     ///
     /// # Errors
     /// When it does not answer.
@@ -249,7 +249,7 @@ impl RunDir {
         }
     }
 
-    /// What the keeper's worker has done; `None` when there is none.
+    /// The worker's statistics; `None` if there is no keeper or worker.
     ///
     /// # Errors
     /// When the keeper does not answer.
@@ -261,13 +261,13 @@ impl RunDir {
         }
     }
 
-    /// Has the keeper go on as another program.
+    /// Makes the keeper continue as another program.
     pub(super) fn upgrade(&self, program: BorrowedFd<'_>) -> Result<()> {
         self.ask_with(&KeeperRequest::Upgrade, &[program]).map(drop)
     }
 
-    /// The directory with the lock that another process has taken and passed on: it lasts until
-    /// both let go of it.
+    /// The directory with a lock that another process has taken and passed on; it is held until
+    /// both drop it.
     pub(super) fn locked_by(&self, lock: OwnedFd) -> Locked {
         Locked {
             dir: self.clone(),
@@ -292,7 +292,7 @@ impl RunDir {
     }
 }
 
-/// The name of the directory of a keeper whose mount is where the user wants it.
+/// The name of the directory of a keeper whose mount is not shared.
 pub(super) fn direct_name((major, minor): (u32, u32)) -> String {
     format!("dev-{major}-{minor}")
 }
@@ -315,8 +315,8 @@ impl Locked {
         self.file.as_fd()
     }
 
-    /// Removes what a keeper leaves behind: its mount and its socket. The directory stays, for the
-    /// next.
+    /// Removes what a keeper left behind: its mount and its socket. The directory stays for the
+    /// next keeper.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -329,8 +329,8 @@ impl Locked {
         }
     }
 
-    /// Takes the mount away, and gives the directory, where the keeper goes on listening, a name
-    /// that nobody looks for.
+    /// Unmounts the mount, and renames the directory, where the keeper keeps listening, to a name
+    /// that nothing looks for.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -359,7 +359,7 @@ impl Locked {
         Ok(())
     }
 
-    /// Removes all, the directory as well.
+    /// Removes everything, including the directory.
     ///
     /// # Errors
     /// [`Error::Io`].

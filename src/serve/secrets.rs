@@ -1,5 +1,5 @@
-//! What others must not learn from a daemon that has keys in memory: neither from a core dump, nor
-//! by tracing it, nor from its environment.
+//! Protects the keys in a daemon's memory from core dumps, tracing and swap, and keeps secrets out
+//! of its environment.
 
 use std::process::Command;
 
@@ -9,13 +9,12 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use super::log::FILTER_VARIABLE;
 use crate::sys::memory;
 
-/// What a keeper needs of its caller's environment: how to log, where its user's directories are,
-/// and where the helpers that it runs are.
+/// The variables of its caller's environment that a keeper needs: for logging, for its user's
+/// directories, and for the helpers that it runs.
 const KEPT: [&str; 4] = [FILTER_VARIABLE, "PATH", "TMPDIR", "XDG_RUNTIME_DIR"];
 
-/// Leaves a command what a daemon needs of this process's environment, and nothing else: there may
-/// be passwords in the rest, and everybody who may look at the daemon can read what it was started
-/// with for as long as it lives.
+/// Passes only the variables that a daemon needs to a command. Others may contain passwords, which
+/// stay readable in /proc as long as the daemon lives.
 pub(super) fn clear_environment(command: &mut Command) -> &mut Command {
     command.env_clear().envs(
         KEPT.iter()
@@ -23,7 +22,7 @@ pub(super) fn clear_environment(command: &mut Command) -> &mut Command {
     )
 }
 
-/// Has the kernel make no core dump of this process, and let nobody but root look into its memory.
+/// Makes the kernel dump no core of this process, and let only root read its memory.
 pub(super) fn forbid_dumps() {
     let none = Rlimit {
         current: Some(0),
@@ -34,14 +33,13 @@ pub(super) fn forbid_dumps() {
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable),
     ];
     for error in refused.into_iter().filter_map(Result::err) {
-        tracing::warn!(%error, "a core dump of this process may have keys in it");
+        tracing::warn!(%error, "a core dump of this process may contain keys");
     }
 }
 
-/// Keeps a key out of the swap, and out of dumps that others make of this process, as far as its
-/// user may: RLIMIT_MEMLOCK may be small.
+/// Keeps a key out of swap and out of dumps of this process, as far as RLIMIT_MEMLOCK allows.
 pub(super) fn lock(key: &Key) {
     if let Err(error) = memory::lock(key.as_bytes()) {
-        tracing::debug!(%error, "a key may get into the swap, or into a dump");
+        tracing::debug!(%error, "a key may get into swap or into a core dump");
     }
 }

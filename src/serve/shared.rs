@@ -1,5 +1,5 @@
-//! One FUSE mount for all who mount the same image: the first starts its keeper, the others get
-//! bind mounts, the last one's end ends it.
+//! One FUSE mount for all users of an image: the first starts its keeper, the others get bind
+//! mounts, and it ends with the last.
 
 use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::sys::{mount_attr, mountinfo};
 
 /// How long a keeper may take to make a bind mount.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Name of the lock under which mount points are found free and taken.
+/// Name of the lock that is held while a mount point is checked and used.
 const ATTACHING: &str = "attaching";
 
 /// Whether this process may make bind mounts.
@@ -31,17 +31,17 @@ pub fn is_possible() -> bool {
     capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-/// A mount that is attached nowhere yet. Its keeper stays for as long as this is held.
+/// A detached mount. Its keeper stays as long as this exists.
 #[derive(Debug)]
 pub struct Detached {
     mount: OwnedFd,
     lock: Locked,
 }
 
-/// A mount of these images: of the keeper that has them mounted already, or of a new one.
+/// Makes a mount of these images, from the keeper that has them mounted already, or from a new one.
 ///
 /// # Errors
-/// As [`keeper::start`], and when the keeper cannot be talked to.
+/// As [`keeper::start`], and if the keeper cannot be reached.
 pub fn acquire(
     mut request: MountRequest,
     images: &[BorrowedFd<'_>],
@@ -53,7 +53,7 @@ pub fn acquire(
     let channel = match dir.connect()? {
         Some(channel) => channel,
         None => {
-            // Left by a keeper that was killed, or by a reboot.
+            // Remains of a keeper that was killed, or from before a reboot.
             lock.clear()?;
             let mountpoint = dir.mountpoint();
             std::fs::create_dir_all(&mountpoint)
@@ -70,10 +70,10 @@ pub fn acquire(
     attached(&channel, lock)
 }
 
-/// Another mount of what its keeper has mounted already, told by the device.
+/// Makes another mount of the file system with this device, from its keeper.
 ///
 /// # Errors
-/// [`Error::Gone`] when nobody keeps it any more.
+/// [`Error::Gone`] if it has no keeper any more.
 pub fn another(dev: (u32, u32)) -> Result<Detached> {
     let dir = RunDir::of_mount(&mountinfo::all()?, dev)?;
     let lock = dir.lock()?;
@@ -99,7 +99,7 @@ fn attached(channel: &Channel, lock: Locked) -> Result<Detached> {
 }
 
 impl Detached {
-    /// Attaches the mount at a directory, unless one of ours is there already.
+    /// Attaches the mount at a directory, unless one of lxcri-fs is there already.
     ///
     /// # Errors
     /// [`Error::Mounted`], [`Error::Io`].
@@ -109,10 +109,10 @@ impl Detached {
         attach(self.mount.as_fd(), mountpoint)
     }
 
-    /// Has it show the host's ids of this map, instead of those in the image.
+    /// Makes it show the host's ids of this map instead of the ids in the image.
     ///
     /// # Errors
-    /// [`Error::Io`] when the map cannot be made, or the kernel (before 6.12) cannot show others.
+    /// [`Error::Io`] if the map cannot be made, or the kernel (before 6.12) cannot map ids.
     pub fn map_ids(&self, map: &IdMap) -> Result<()> {
         map_ids(self.mount.as_fd(), map)
     }
@@ -122,7 +122,7 @@ impl Detached {
         self.mount.as_fd()
     }
 
-    /// Attaches the mount out of sight for as long as it takes to make an overlay over it.
+    /// Attaches the mount in a hidden place, for as long as mounting an overlay over it takes.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -133,20 +133,20 @@ impl Detached {
     }
 }
 
-/// A mount where nobody looks for it, to be a directory of an overlay: the overlay keeps what it
-/// needs of it, and its options go on telling the name. Gone when this is dropped, or when its
-/// process is and anybody asks what is mounted.
+/// A mount in a hidden place, to become a directory of an overlay. The overlay keeps what it needs
+/// of it, and its options keep the name. It is unmounted when this is dropped or, if the process
+/// was killed, when a command lists the mounts.
 #[derive(Debug)]
 pub struct Hidden {
     path: PathBuf,
     locked: Option<Locked>,
     mount: OwnedFd,
-    /// Keeps the keeper.
+    /// Keeps the keeper alive.
     keeper: Option<Locked>,
 }
 
 impl Hidden {
-    /// Attaches a mount that is attached nowhere, to be a lower directory.
+    /// Attaches a detached mount, to become a lower directory.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -168,7 +168,7 @@ impl Hidden {
         Self::named(&name, mount)
     }
 
-    /// Attaches a mount that is attached nowhere, in the directory of this name under /run.
+    /// Attaches a detached mount in the directory of this name under /run.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -205,21 +205,20 @@ impl Drop for Hidden {
     }
 }
 
-/// Has a mount that is attached nowhere show the host's ids of this map, instead of those that are
-/// stored.
+/// Makes a detached mount show the host's ids of this map instead of the stored ids.
 ///
 /// # Errors
-/// [`Error::Io`] when the map cannot be made, or the file system cannot show others.
+/// [`Error::Io`] if the map cannot be made, or the file system cannot map ids.
 pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
     let namespace = map.namespace()?;
     mount_attr::map_ids(mount, namespace.as_fd())
         .map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
 }
 
-/// Makes a mount read-only, or no longer so.
+/// Makes a mount read-only or writable.
 ///
 /// # Errors
-/// [`Error::Io`] with what the kernel says: EBUSY when somebody has a file open for writing.
+/// [`Error::Io`] with the kernel's error: EBUSY if a file is open for writing.
 pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
     let root = MountPoint::of(mount)?.directory()?;
     let doing = if on {
@@ -230,7 +229,7 @@ pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
     mount_attr::set_read_only(root.as_fd(), on).map_err(Error::io(doing, &mount.mountpoint))
 }
 
-/// Attaches a mount of another file system, unless one of ours is there already.
+/// Attaches a mount of another file system, unless one of lxcri-fs is there already.
 ///
 /// # Errors
 /// As [`Detached::attach`].
@@ -240,8 +239,8 @@ pub fn attach(mount: BorrowedFd<'_>, mountpoint: &MountPoint) -> Result<()> {
     mountpoint.attach(mount)
 }
 
-/// What two mounts must have in common to be one: the very files, as they are now, how they are
-/// opened, and the keys. Not their paths.
+/// The identity of a shared mount: the files of the images in their current state, the options, and
+/// the keys, but not the paths.
 fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for fd in images {
@@ -260,9 +259,9 @@ fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String>
         let key = image.key.as_ref().map_or(&[][..], |key| key.0.as_bytes());
         hasher.update(&[u8::from(image.key.is_some())]).update(key);
     }
-    // A keeper ends with its process id namespace: where LXC starts one in a container's, no other
-    // container may depend on it. A file system belongs to the user namespace that it was mounted
-    // in: users of another are nobody there, and get nothing from it.
+    // A keeper ends with its pid namespace: if LXC starts one in a container's, no other container
+    // may depend on it. A file system belongs to the user namespace in which it was mounted, and is
+    // useless to users of another.
     for namespace in ["/proc/self/ns/pid", "/proc/self/ns/user"] {
         if let Ok(namespace) = std::fs::read_link(namespace) {
             hasher.update(namespace.as_os_str().as_encoded_bytes());

@@ -1,4 +1,4 @@
-//! What a worker has done: requests by kind, how long they took, bytes, damage.
+//! Statistics of a worker: requests by kind, how long they took, bytes, damage.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -49,9 +49,10 @@ impl Op {
     }
 }
 
-/// Buckets for each doubling of the time, binary logarithm: a quantile is off by an eighth at most.
+/// Binary logarithm of the number of buckets for each doubling of the time: the error of a quantile
+/// is at most an eighth.
 const STEPS_LOG2: u32 = 2;
-/// Up to some 18 minutes.
+/// Enough for some 18 minutes.
 const BUCKETS: usize = 40 << STEPS_LOG2;
 /// A request that takes longer is logged.
 const SLOW: Duration = Duration::from_secs(1);
@@ -63,7 +64,7 @@ struct Requests {
     times: [AtomicU64; BUCKETS],
 }
 
-/// What a worker counts. Counting takes no lock.
+/// The counters of a worker. Counting takes no lock.
 pub(super) struct Metrics {
     requests: [Requests; Op::ALL.len()],
     served: AtomicU64,
@@ -104,12 +105,13 @@ impl Metrics {
                 ino,
                 offset,
                 ms = time.as_millis(),
-                "a slow request"
+                "slow request"
             );
         }
     }
 
-    /// Bytes of files were given out, asked for or not, for which so many were decoded or read.
+    /// Counts bytes of files that were passed to the kernel, requested or not, and the bytes that
+    /// were decoded or read for them.
     pub(super) fn read(&self, served: usize, decoded: usize) {
         self.served.fetch_add(served as u64, Ordering::Relaxed);
         self.decoded.fetch_add(decoded as u64, Ordering::Relaxed);
@@ -120,7 +122,7 @@ impl Metrics {
         self.damaged.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted so far, here and by the cache.
+    /// The current counters, including those of the cache.
     pub(super) fn snapshot(&self, cache: CacheCounts) -> Stats {
         let requests = Op::ALL.into_iter().map(|op| {
             let Requests {
@@ -153,21 +155,21 @@ impl Metrics {
     }
 }
 
-/// What a worker has done since it was started.
+/// What a worker has done since it started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// By kind of request; kinds that were never asked for are left out.
+    /// Requests by kind; kinds that never occurred are left out.
     pub requests: Vec<OpStats>,
-    /// Bytes of files given out.
+    /// Bytes of files passed to the kernel.
     pub served_bytes: u64,
-    /// Bytes of files decoded, or read where they are stored as they are.
+    /// Bytes of files decoded, or read if they are stored uncompressed.
     pub decoded_bytes: u64,
-    /// How often content that can only be decoded whole was found decoded. What the kernel has in
-    /// its own cache is not asked for at all.
+    /// How often content that can only be decoded as a whole was in the cache. The kernel does not
+    /// request what is in its own cache.
     pub cache_hits: u64,
     /// How often it was not.
     pub cache_misses: u64,
-    /// Answers that were an error because the image is damaged, or cannot be read.
+    /// Requests that failed because the image is damaged or cannot be read.
     pub damaged: u64,
 }
 
@@ -182,17 +184,17 @@ pub struct OpStats {
     pub errors: u64,
     /// How long all of them took.
     pub nanoseconds: u64,
-    /// How long half of them took at most.
+    /// The median.
     pub p50: u64,
-    /// How long nine of ten took at most.
+    /// The 90th percentile.
     pub p90: u64,
-    /// How long 99 of a hundred took at most.
+    /// The 99th percentile.
     pub p99: u64,
-    /// How long the longest took.
+    /// The longest.
     pub max: u64,
 }
 
-/// The bucket of a time: the number of its highest bit, and the bits that follow.
+/// The bucket of a time: the number of its highest bit, and the bits after it.
 fn bucket(nanoseconds: u64) -> usize {
     let value = nanoseconds.max(1 << STEPS_LOG2);
     let octave = value.ilog2();
@@ -209,7 +211,7 @@ fn upper(bucket: usize) -> u64 {
     ((1 << STEPS_LOG2) + step + 1) << octave >> STEPS_LOG2
 }
 
-/// The time that so many thousandths of all do not exceed.
+/// The time that so many thousandths of all requests do not exceed.
 fn quantile(times: &[u64], count: u64, thousandths: u64) -> u64 {
     let wanted = (count * thousandths).div_ceil(1000);
     let mut sum = 0;

@@ -1,9 +1,9 @@
-//! What was decoded, or is cheap to decode, and nobody asked for yet goes into the kernel's page
-//! cache.
+//! Fills the kernel's page cache with content that was decoded, or is cheap to decode, before it is
+//! requested.
 //!
-//! A frame is decoded once, not once for each of its pages; and while there is nothing else to do,
-//! its neighbours are decoded too. Who reads one small file after the other finds the next ones
-//! there already.
+//! A frame is decoded once, not once for each of its pages; while the worker is idle, it decodes
+//! neighbouring frames too. A program that reads one small file after the other finds the next ones
+//! in the cache.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,23 +18,23 @@ use super::stats::Metrics;
 use super::walk::Walks;
 use crate::fs::{Decoded, Rootfs};
 
-/// How many tasks wait at most; more are dropped, which costs time only.
+/// Most tasks in the queue; further ones are dropped, which only costs time.
 const QUEUE: usize = 16;
-/// The kernel takes whole pages.
+/// The kernel accepts whole pages only.
 const PAGE: u64 = 4096;
-/// How much around a read is decoded while there is nothing else to do, bytes.
+/// How much to decode around a read while the worker is idle, bytes.
 const AROUND: u64 = 128 << 10;
-/// How much around a read is fetched from the disk, in bytes of the file.
+/// How much to fetch from the disk around a read, in bytes of the file.
 const FETCH: u64 = 2 << 20;
 
-/// Files below this are made ready before anybody asks for them, and so much of them at a time,
-/// bytes. Larger ones are read in several pieces.
+/// Files up to this length are decoded ahead of requests, and so much of them at a time, bytes.
+/// Larger files are read in several pieces.
 const SMALL: u64 = 128 << 10;
 const READY: u64 = 2 << 20;
 
-/// What is to be pushed.
+/// Work for the pusher.
 enum Task {
-    /// What is decoded already.
+    /// Decoded content.
     Frame(Frame),
     /// Small files, by inode number.
     Files(Range<u32>),
@@ -46,7 +46,7 @@ struct Frame {
     /// Offset in the file of the first byte.
     offset: u64,
     bytes: Vec<u8>,
-    /// What the kernel has already.
+    /// The part that the kernel has requested itself.
     wanted: Range<usize>,
 }
 
@@ -62,8 +62,7 @@ pub(super) struct Surplus {
 pub(super) struct Reading<'a>(&'a Surplus);
 
 impl Reading<'_> {
-    /// Whether no other read is being answered: of several, the threads that answer them have
-    /// enough to do.
+    /// Whether no other read is being answered: if several are, the threads are busy.
     fn is_alone(&self) -> bool {
         self.0.reads.load(Ordering::Relaxed) == 1
     }
@@ -75,7 +74,7 @@ impl Drop for Reading<'_> {
     }
 }
 
-/// The other end, which pushes them from a thread of its own: a store waits for pages that are
+/// The other end, which pushes them in a thread of its own: a store waits for pages that stay
 /// locked until a read is answered, so a thread that answers reads must not push.
 pub(super) struct Pusher {
     tasks: Receiver<Task>,
@@ -111,14 +110,14 @@ pub(super) fn channel(
 }
 
 impl Surplus {
-    /// To be held while a read is answered.
+    /// Held while a read is answered.
     pub(super) fn reading(&self) -> Reading<'_> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         Reading(self)
     }
 
-    /// Hands over what `buffer` holds besides the bytes that were asked for, if that is a page at
-    /// least, and has files made ready that are probably next.
+    /// Passes on what `buffer` holds besides the requested bytes, if that is at least a page, and
+    /// the files that will probably be read next.
     pub(super) fn push(
         &self,
         reading: &Reading<'_>,
@@ -171,12 +170,12 @@ impl Pusher {
         }
     }
 
-    /// Decodes small files before they are asked for.
+    /// Decodes small files ahead of requests.
     fn files(&self, notifier: &Notifier, files: Range<u32>) {
         let _in_hand = self.in_hand.begin_push();
         let (mut bytes, mut left, mut ino) = (Vec::new(), READY, files.start);
         while ino < files.end {
-            // What fails here fails again for the reader who asks for it.
+            // A failure here shows up again when the file is requested.
             let Ok(inode) = self.rootfs.inode(ino) else {
                 return;
             };
@@ -205,7 +204,7 @@ impl Pusher {
         let Ok(number) = u32::try_from(ino.0) else {
             return;
         };
-        // What fails here fails again for the reader who asks for it, and is told to him.
+        // A failure here shows up again, and is reported, when the content is requested.
         let _ = self
             .rootfs
             .will_need(number, decoded.start / FETCH * FETCH, FETCH);
@@ -229,7 +228,7 @@ impl Pusher {
     }
 }
 
-/// Stores what nobody asked for, and tells what is decoded.
+/// Stores the surplus of a frame, and returns which range is decoded.
 fn push(notifier: &Notifier, frame: &Frame) -> (INodeNo, Range<u64>) {
     let end = frame.bytes.len();
     store(
@@ -247,8 +246,8 @@ fn push(notifier: &Notifier, frame: &Frame) -> (INodeNo, Range<u64>) {
     (frame.ino, frame.offset..frame.offset + end as u64)
 }
 
-/// Stores bytes in the page cache. A refusal (the inode was forgotten, memory is short) costs
-/// nothing but the page.
+/// Stores bytes in the page cache. A refusal (the inode was forgotten, or memory is short) only
+/// loses the page.
 fn store(notifier: &Notifier, ino: INodeNo, offset: u64, bytes: &[u8]) {
     if !bytes.is_empty() && offset.is_multiple_of(PAGE) {
         let _ = notifier.store(ino, offset, bytes);

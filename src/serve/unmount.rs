@@ -1,4 +1,4 @@
-//! Unmounting as a command does it: only what is ours, and until nothing of it is left.
+//! Unmounts for commands: only mounts of lxcri-fs, and completely.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,30 +15,31 @@ use super::rundir::RunDir;
 use crate::sys::mountinfo;
 use crate::sys::users::{self, Used, User};
 
-/// How long a keeper may take to end once nobody sees its mount.
+/// How long a keeper may take to end after its last mount.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a mount that is busy without any users is tried again, and how soon.
+/// How often, and how soon, to retry a mount that is busy without visible users.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// What became of a mount.
+/// The result of unmounting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unmounted {
     /// There was none.
     Nothing,
-    /// It is gone, and with it its processes unless others use them.
+    /// It was unmounted, and its processes have ended, unless other mounts use them.
     Done,
-    /// It is out of sight, and in use somewhere: lazily unmounted, or in another mount namespace.
+    /// It is detached here and still in use: lazily unmounted, or mounted in another namespace.
     StillUsed,
 }
 
-/// Unmounts what is mounted at `mountpoint`, and waits for its processes to end when it was their
-/// last user.
+/// Unmounts what is mounted at `mountpoint`, and waits for its processes to end, if it was their
+/// last mount.
 ///
 /// # Errors
-/// [`Error::Foreign`] when it is not ours, [`Error::Busy`] with its users, [`Error::Io`].
+/// [`Error::Foreign`] if it is not a mount of lxcri-fs, [`Error::Busy`] with its users,
+/// [`Error::Io`].
 pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     match MountPoint::open(mountpoint) {
         Ok(at) => unmount_at(&at, how),
@@ -47,7 +48,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
     }
 }
 
-/// As [`unmount`], where a directory was found before.
+/// Like [`unmount`], for a mount point that is open.
 ///
 /// # Errors
 /// As [`unmount`].
@@ -61,8 +62,8 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
             fs_type: mounted.fs_type,
         });
     }
-    // The directory has another name once the mount is gone. What cannot be unmounted without its
-    // keeper's help is nothing.
+    // Found now, because the directory is renamed when the mount ends. Without a keeper, unmounting
+    // works as well.
     let dir = RunDir::of_mount(
         &mountinfo::all()?,
         mounted
@@ -72,8 +73,8 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     .ok();
     let keeper = dir.as_ref().and_then(|dir| dir.connect().ok().flatten());
     if mounted.overlay().is_some() && !how.lazy && !how.force {
-        // A container has it in a mount namespace of its own, for which the kernel does not call it
-        // busy here.
+        // A container has it in its own mount namespace, so the kernel does not consider it busy
+        // here.
         let users = users::of(Used::Device(mounted.dev), &[std::process::id()]);
         if !users.is_empty() {
             return Err(Error::Busy {
@@ -94,7 +95,7 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     match unmount_unless_used(at, how, users) {
         Ok(()) => {}
         Err(error @ Error::Busy { .. }) => return Err(error),
-        // Somebody was quicker.
+        // Another process was quicker.
         Err(_) if at.mounted()?.is_none() => return Ok(Unmounted::Nothing),
         Err(error) => return Err(error),
     }
@@ -102,7 +103,7 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
         return Ok(Unmounted::Done);
     };
     let pid = keeper.peer_pid();
-    // A number may be given to another process once its own is gone; a descriptor is not.
+    // A process number can be reused after the process has ended; a descriptor cannot.
     let pidfd = pid
         .and_then(|pid| Pid::from_raw(pid.cast_signed()))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -126,8 +127,8 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     })
 }
 
-/// Unmounts what none of `users` has. The kernel calls a mount busy, too, whose last user has just
-/// ended, or that somebody only looks at: it is tried again.
+/// Unmounts a mount that has no users. The kernel also considers a mount busy whose last user has
+/// just ended, or that a process only examines, so this retries.
 pub(super) fn unmount_unless_used(
     at: &MountPoint,
     how: Unmount,
@@ -149,7 +150,7 @@ pub(super) fn unmount_unless_used(
     }
 }
 
-/// A directory as mountinfo has it. What is mounted there is asked nothing: it may be dead.
+/// The path of a directory as in mountinfo. No request goes to the mount, which may be dead.
 pub fn mountpoint(path: &Path) -> PathBuf {
     match MountPoint::open(path) {
         Ok(at) => at.path().to_owned(),

@@ -1,4 +1,4 @@
-//! Live mounts go on as this version of the program.
+//! Upgrades live mounts to this version of the program.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -9,17 +9,19 @@ use super::error::{Error, Result};
 use super::overview::Mounted;
 use super::protocol::VERSION;
 
-/// How long a keeper may take to have a worker again.
+/// How long a keeper may take to start a worker again.
 const LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
-/// A keeper goes on as it is when its worker does not end in time, because it waits for the kernel.
+/// How often to try: a keeper continues unchanged if its worker does not end in time because it
+/// waits for the kernel.
 const TRIES: u32 = 5;
 
-/// Has the keeper of a mount go on as this program. Its users wait for a moment, and see no error.
+/// Makes the keeper of a mount continue as this program. Users of the mount wait for a moment, and
+/// see no error.
 ///
 /// # Errors
-/// [`Error::NoResend`] when the kernel cannot, [`Error::Upgrade`] when the keeper cannot; nothing
-/// is done then.  [`Error::Timeout`] when it does not.
+/// [`Error::NoResend`] if the kernel cannot, [`Error::Upgrade`] if the keeper cannot; nothing
+/// changes then. [`Error::Timeout`] if it does not finish.
 pub fn upgrade(mounted: &Mounted) -> Result<()> {
     let before = &mounted.status;
     let refused = || Error::Upgrade {
@@ -43,11 +45,11 @@ pub fn upgrade(mounted: &Mounted) -> Result<()> {
     Err(refused())
 }
 
-/// Waits until a keeper has a worker; how often its program was replaced by then.
+/// Waits until a keeper has a worker. Returns how often its program has been replaced.
 fn served_again(mounted: &Mounted) -> Result<u64> {
     let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
-        // While it is being replaced, nobody answers.
+        // While the program is being replaced, it does not answer.
         if let Ok(Some(now)) = mounted.dir.status()
             && now.worker.is_some()
         {

@@ -1,24 +1,23 @@
-//! Readers of many small files, one after the other: a copy of a tree, a search, an import of a
-//! package.
+//! Detects programs that read many small files one after the other: a copy of a tree, a search, an
+//! import of a package.
 //!
-//! The files of a directory have inode numbers that follow each other, in the order in which a
-//! directory is read. So whoever reads some files in that order is expected to go on.
+//! The files of a directory have consecutive inode numbers, in the order in which the directory is
+//! read. A program that has read some files in that order will probably continue.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// How many walks are followed at a time.
 const WALKS: usize = 4;
-/// How far apart the inode numbers of two files may be that are read one after the other: there are
-/// directories and symlinks between them.
+/// Largest distance between the inode numbers of two files in a walk: directories and symlinks lie
+/// between them.
 const STEP: u32 = 8;
-/// How many steps make a walk, and how many do after one whose files were made ready in vain.
+/// How many steps make a walk, and how many after one whose files were prepared in vain.
 const STEPS: u32 = 2;
 const MANY_STEPS: u32 = 1024;
-/// How many files that were ready may be read all the same: the read was on its way.
+/// How many prepared files may be requested anyway, because the request was on its way.
 const CROSSED: u32 = 4;
-/// How many inodes are made ready at first, and at most. Each time that it was right, it is twice
-/// as many.
+/// How many inodes to prepare at first, and at most. The number doubles after each success.
 const FIRST: u32 = 8;
 const MOST: u32 = 128;
 
@@ -27,25 +26,25 @@ const MOST: u32 = 128;
 struct Walk {
     /// The last inode that was read.
     head: u32,
-    /// How many steps are wanting until it is one.
+    /// How many steps are missing until it is a walk.
     wanting: u32,
-    /// The last inode that is ready.
+    /// The last inode that is prepared.
     made: u32,
-    /// The first inode that is not to be made ready yet.
+    /// The first inode that must not be prepared yet.
     end: u32,
-    /// How many inodes were read although they were ready.
+    /// How many inodes were requested although they were prepared.
     crossed: u32,
-    /// How many are to be made ready the next time; 0 as long as there is no walk here.
+    /// How many to prepare next; 0 if this is not a walk yet.
     window: u32,
 }
 
-/// The walks that were seen last.
+/// The most recent walks.
 #[derive(Debug, Default)]
 pub(super) struct Walks(Mutex<[Walk; WALKS]>);
 
 impl Walks {
-    /// Takes note of a file that is read from its beginning; whether it is `small` enough to have
-    /// been made ready. The inodes that are worth being made ready, if there are any.
+    /// Records that a file is read from its beginning; `small` means that it could have been
+    /// prepared. Returns the inodes to prepare, if any.
     pub(super) fn step(&self, ino: u32, small: bool) -> Option<Range<u32>> {
         let mut walks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let goes_on = |walk: &Walk| {
@@ -54,7 +53,7 @@ impl Walks {
                 && ino <= walk.head.max(walk.end).saturating_add(STEP)
         };
         let known = walks.iter().position(goes_on);
-        // The one that was seen last is the first.
+        // The most recent one comes first.
         walks[..=known.unwrap_or(WALKS - 1)].rotate_right(1);
         let walk = &mut walks[0];
         if known.is_none() {
@@ -86,8 +85,8 @@ impl Walks {
         Some(range)
     }
 
-    /// Takes note that an inode is ready, or not worth it. The next one: who walks may be faster,
-    /// and then the next but one is being read already.
+    /// Records that an inode is prepared, or not worth it. Returns the next one to prepare: the
+    /// reader may be faster, and be reading the next but one already.
     pub(super) fn made(&self, ino: u32) -> u32 {
         let mut walks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(walk) = walks
@@ -114,7 +113,7 @@ mod tests {
         let walks = Walks::default();
         assert_eq!((walks.step(100, true), walks.step(101, true)), (None, None));
         assert_eq!(walks.step(103, true), Some(104..112));
-        // What is ready is not read from here. It goes on behind it, or not far behind.
+        // What is ready is not read from here. It continues behind it, or not far behind.
         assert_eq!(walks.step(113, true), Some(114..130));
         assert_eq!(walks.step(130, true), Some(131..163));
         assert_eq!((walks.made(131), walks.made(132)), (132, 133));

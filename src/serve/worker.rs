@@ -1,4 +1,4 @@
-//! The worker: opens the images, serves them, and has nothing else.
+//! The worker: opens the images and serves them, and has no other rights.
 
 use std::fs::File;
 use std::io;
@@ -21,22 +21,22 @@ use super::stats::Metrics;
 use super::{adapter, confine, resume, secrets, surplus};
 use crate::fs::{self, Options, Rootfs, Source, Spool};
 
-/// How long the keeper may take to make a file.
+/// How long the keeper may take to make a temporary file.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The life of a worker: opens what the keeper asks for and serves until it is unmounted.
-/// `describe` tells a person what is wrong with an image.
+/// The main function of a worker: opens the images that the keeper passes, and serves until they
+/// are unmounted. `describe` describes an error for the user.
 ///
 /// # Errors
-/// Whatever ended it before the file system was unmounted.
+/// If it ended before the file system was unmounted.
 pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
     secrets::forbid_dumps();
     let marks = adapter::marks();
     let confinement = confine::confine();
-    // Who ends all processes of a service, or of a terminal, does not mean to end the mount: the
-    // keeper decides.
+    // A signal to all processes of a service or of a terminal must not end the mount: the keeper
+    // decides.
     let _ = SigSet::all().thread_block();
     let Some((
         WorkerRequest::Open {
@@ -70,7 +70,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let in_hand = Arc::new(InHand::new(&page, &precautions)?);
     drop(page);
     let mut config = Config::default();
-    // The kernel has checked who may come in.
+    // The kernel has checked who may access the mount.
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     let rootfs = Arc::new(rootfs);
@@ -91,7 +91,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Session::from_fd(adapter, fuse, SessionACL::All, config)
             .map_err(Error::system("answering the kernel"))?
     };
-    // What is said when the handshake is played is not the kernel's word.
+    // The answer in a simulated handshake does not come from the kernel.
     let resends = resends.get().copied().filter(|_| !resume);
     let notifier = session.notifier();
     if precautions.push {
@@ -111,8 +111,8 @@ fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(Error::system("starting a thread"))
 }
 
-/// Tells the keeper that the mount is alive, and what was counted, for as long as it asks. All that
-/// this thread does is wait, so it ends as soon as the process is killed: the keeper watches it.
+/// Tells the keeper that the mount is alive, and answers its requests for statistics. This thread
+/// only waits, so it ends as soon as the process is killed: the keeper watches it.
 fn tell(
     control: &Channel,
     resends: Option<bool>,
@@ -180,8 +180,8 @@ impl Spool for KeeperSpool {
     }
 }
 
-/// How many threads serve unless it is said: requests wait for the image's disk, so there may be
-/// more than processors.
+/// Default number of threads. Requests wait for the image's disk, so there may be more threads than
+/// processors.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism()
         .map_or(4, usize::from)

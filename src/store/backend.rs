@@ -92,7 +92,7 @@ pub trait Backend: Debug + Send + Sync {
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
 
     /// Replaces an image's file by `new`, which has the same root digest. Whoever has the old one
-    /// open goes on with it.
+    /// open continues with it.
     fn replace(&self, name: &Name, new: &Path) -> Result<()>;
 
     /// Replaces an image's facts.

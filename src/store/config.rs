@@ -52,7 +52,7 @@ impl FromStr for Location {
         }
         let path = text.strip_prefix("dir:").unwrap_or(text);
         if path.is_empty() || path == text && !text.starts_with(['/', '.']) {
-            return Err(wrong("it is dir:PATH or zfs:POOL[/PARENT]"));
+            return Err(wrong("it must be dir:PATH or zfs:POOL[/PARENT]"));
         }
         std::path::absolute(path)
             .map(Self::Directory)

@@ -132,7 +132,7 @@ impl Backend for DirectoryStore {
             .map(|i| (i.facts.root_digest.clone(), i.name.clone()))
             .collect();
         for image in &mut scan.images {
-            // One that is not there is told by its digest.
+            // One that does not exist is told by its digest.
             let named = |digest: &String| {
                 digests
                     .get(digest)

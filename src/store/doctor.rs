@@ -58,7 +58,7 @@ impl Store {
     /// Nothing is bad in a store that was only interrupted, whenever that was.
     ///
     /// # Errors
-    /// Those of [`super::Error`], when nothing can be said.
+    /// [`super::Error`] if the store cannot be examined at all.
     pub fn examine(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let mut add =
@@ -68,30 +68,29 @@ impl Store {
         add(
             Level::Good,
             format!(
-                "{}: {} images, {} containers",
+                "{} (images: {}, containers: {})",
                 self.location,
                 scan.images.len(),
                 containers.len()
             ),
-            "it can be used",
+            "the store can be used",
         );
         for (name, error) in &scan.broken {
-            // Only what was read and is wrong can be said to be.
+            // Only an image that was read and is wrong is reported as damaged.
             let (found, so) = match error {
                 _ if error.is_out_of_reach() => (
                     format!("image {name} cannot be reached: {}", chain(error)),
                     remedy(error)
-                        .unwrap_or_else(|| "nothing is known of it until it can".to_owned()),
+                        .unwrap_or_else(|| "nothing is known about it until then".to_owned()),
                 ),
                 _ if error.is_wrong() => (
                     format!("image {name}: {}", chain(error)),
-                    "it cannot be used: remove its directory or dataset, and fetch or build it \
-                     again"
+                    "it cannot be used: remove its directory or dataset, and pull or build it again"
                         .to_owned(),
                 ),
                 _ => (
                     format!("image {name} cannot be read: {}", chain(error)),
-                    "nothing is known of it until it can".to_owned(),
+                    "nothing is known about it until then".to_owned(),
                 ),
             };
             add(Level::Bad, found, &so);
@@ -101,31 +100,34 @@ impl Store {
                 add(
                     Level::Bad,
                     format!("image {}: {wrong}", image.name),
-                    "somebody changed it in place: fetch or build it again",
+                    "its file was changed in place: pull or build it again",
                 );
             }
         }
         for name in &scan.strange {
             add(
                 Level::Note,
-                format!("{name:?} is among the images, and is none"),
-                "it is passed over",
+                format!("{name:?} is among the images, but is not an image"),
+                "it is ignored",
             );
         }
         let order = graph::order(&scan.images);
         for (name, parent) in &order.missing {
             add(
                 Level::Note,
-                format!("image {name} was cloned from {parent}, which is gone"),
-                "it is whole by itself",
+                format!("image {name} was cloned from {parent}, which was removed"),
+                "it is complete without it",
             );
         }
         for names in &order.loops {
             let names: Vec<&str> = names.iter().map(|n| n.as_str()).collect();
             add(
                 Level::Bad,
-                format!("images cloned from each other: {}", names.join(" from ")),
-                "somebody changed what is known of them",
+                format!(
+                    "images claim to be cloned from each other: {}",
+                    names.join(" from ")
+                ),
+                "their recorded facts were changed",
             );
         }
         for name in scan.work.iter().chain(&unfinished) {
@@ -136,7 +138,7 @@ impl Store {
                 ),
                 None => (
                     format!("{name} is being written or removed"),
-                    "it is nobody else's business",
+                    "another process is working on it",
                 ),
             };
             add(Level::Note, found, so);
@@ -145,16 +147,17 @@ impl Store {
             add(
                 Level::Note,
                 format!("snapshot {snapshot} was left by a process that was killed"),
-                "`lxcri-fs gc` removes it, or the next commit",
+                "`lxcri-fs gc` or the next commit removes it",
             );
         }
         for container in &containers {
             if container.unfinished {
-                let so = "the next `lxcri-fs create` or `delete` of it goes on, or takes it away";
+                let so = "the next `lxcri-fs create` or `delete` of this name completes or removes \
+                          it";
                 add(
                     Level::Note,
                     format!(
-                        "container {} is being made or removed, or somebody was killed while \
+                        "container {} is being created or removed, or a process was killed while \
                          doing so",
                         container.name
                     ),
@@ -163,7 +166,7 @@ impl Store {
             }
             if let Err(error) = self.reach(container) {
                 let so = remedy(&error)
-                    .unwrap_or_else(|| "nothing is known of what is in it".to_owned());
+                    .unwrap_or_else(|| "nothing is known about what is in it".to_owned());
                 add(
                     Level::Bad,
                     format!(
@@ -189,10 +192,10 @@ impl Store {
                 add(
                     Level::Bad,
                     format!(
-                        "container {} needs image {} ({digest}), which is gone",
+                        "container {} needs image {} ({digest}), which was removed",
                         container.name, used.name
                     ),
-                    "fetch or build that image again",
+                    "pull or build that image again",
                 );
             }
         }
@@ -200,7 +203,7 @@ impl Store {
     }
 }
 
-/// What helps against an error.
+/// What the user can do about an error.
 fn remedy(error: &super::Error) -> Option<String> {
     match error {
         super::Error::Zfs(error) => error.hint(),
@@ -208,7 +211,7 @@ fn remedy(error: &super::Error) -> Option<String> {
     }
 }
 
-/// How an image differs from what is known of it.
+/// How an image differs from its recorded facts, if it does.
 fn disagrees(image: &Image) -> Option<String> {
     let found = File::open(&image.path)
         .map_err(super::Error::io("opening the image", &image.path))
@@ -216,11 +219,11 @@ fn disagrees(image: &Image) -> Option<String> {
     match found {
         Err(error) => Some(chain(&error)),
         Ok(found) if found.root_digest != image.facts.root_digest => Some(format!(
-            "it has the root digest {}, and should have {}",
+            "it has the root digest {}, but should have {}",
             found.root_digest, image.facts.root_digest
         )),
         Ok(found) if found.size != image.facts.size => Some(format!(
-            "it has {} bytes, and should have {}",
+            "it has {} bytes, but should have {}",
             found.size, image.facts.size
         )),
         Ok(_) => None,

@@ -1,4 +1,4 @@
-//! What can go wrong in a store.
+//! Errors of the store.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::{fs, serve, upper, zfs};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
     /// The configuration is wrong.
@@ -22,12 +22,12 @@ pub enum Error {
     Config {
         /// The file.
         path: PathBuf,
-        /// Where in it, from 1.
+        /// The line in it, from 1.
         line: Option<usize>,
         /// What is wrong.
         reason: String,
     },
-    /// Something that does not say where a store is.
+    /// An invalid location of a store.
     #[error("{text:?} is not a store: {reason}")]
     Location {
         /// As it was given.
@@ -35,7 +35,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Something that is no reference.
+    /// An invalid name of an image.
     #[error("{text:?} is not the name of an image: {reason}")]
     Reference {
         /// As it was given.
@@ -43,7 +43,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A name that cannot be a directory's or dataset's.
+    /// A name that a directory or dataset cannot have.
     #[error("the name {name:?} cannot be used: {reason}")]
     Name {
         /// As it was given.
@@ -51,18 +51,18 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
-    /// There is no such thing in the store.
+    /// The store has no such image or container.
     #[error("there is no {kind} {name} in the store {store}")]
     NotFound {
         /// `image` or `container`.
         kind: &'static str,
-        /// As it was asked for.
+        /// The name that was requested.
         name: String,
         /// The store.
         store: String,
     },
-    /// There is one already.
-    #[error("there is a {kind} {name} already in the store {store}")]
+    /// The store has one of this name already.
+    #[error("the {kind} {name} exists already in the store {store}")]
     Exists {
         /// `image` or `container`.
         kind: &'static str,
@@ -71,36 +71,36 @@ pub enum Error {
         /// The store.
         store: String,
     },
-    /// A digest's beginning that several images have.
-    #[error("{text} may be any of {}", names.join(", "))]
+    /// Several images have digests that begin with these digits.
+    #[error("{text} is ambiguous: it could be any of {}", names.join(", "))]
     Ambiguous {
         /// As it was given.
         text: String,
         /// The images.
         names: Vec<String>,
     },
-    /// It cannot be removed as long as it is used.
+    /// It is in use and cannot be removed.
     #[error("{kind} {name} is in use: {}", users.join(", "))]
     InUse {
         /// `image` or `container`.
         kind: &'static str,
         /// Its name.
         name: String,
-        /// By what, such as "mounted on /mnt".
+        /// What uses it, such as "mounted on /mnt".
         users: Vec<String>,
     },
-    /// What is in a store never changes.
-    #[error("{} is not changed: {why}", path.display())]
+    /// Images in a store never change.
+    #[error("{} must not change: {why}", path.display())]
     Kept {
-        /// As it was named.
+        /// The image as it was named.
         path: PathBuf,
-        /// How it is known to be one of a store's.
+        /// Why it is taken for an image in a store.
         why: String,
     },
-    /// An image's facts do not parse.
+    /// The file with an image's facts is malformed.
     #[error("{}: {reason}", path.display())]
     Facts {
-        /// The file that says them.
+        /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
@@ -108,13 +108,13 @@ pub enum Error {
     /// An image cannot be read.
     #[error(transparent)]
     Fs(#[from] fs::Error),
-    /// What concerns datasets and snapshots.
+    /// Datasets and snapshots.
     #[error(transparent)]
     Zfs(#[from] zfs::Error),
-    /// What a container wrote.
+    /// The upper of a container.
     #[error(transparent)]
     Upper(#[from] Box<upper::Error>),
-    /// What is mounted could not be found out.
+    /// Mounts could not be examined.
     #[error(transparent)]
     Serve(#[from] serve::Error),
 }
@@ -129,14 +129,13 @@ impl From<upper::Error> for Error {
 }
 
 impl Error {
-    /// Whether something cannot be reached: it is on a dataset that is not mounted, and nothing is
-    /// known of it.
+    /// Whether something is on a dataset that is not mounted, so that nothing is known about it.
     pub fn is_out_of_reach(&self) -> bool {
         matches!(self, Error::Zfs(error) if error.is_out_of_reach())
     }
 
-    /// Whether something was read, and is not what it has to be. Everything else may be well as
-    /// soon as it can be read.
+    /// Whether something was read and is wrong. With any other error, it may be sound as soon as it
+    /// can be read.
     pub fn is_wrong(&self) -> bool {
         match self {
             Error::Facts { .. } => true,
@@ -148,7 +147,7 @@ impl Error {
         }
     }
 
-    /// For `map_err`: an I/O error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         move |source| Io::at(doing, path)(source).into()
     }
@@ -181,28 +180,27 @@ impl Report for Error {
             Error::Serve(e) => return e.hint(),
             Error::Zfs(e) => return e.hint(),
             Error::NotFound { kind: "image", .. } => {
-                "`lxcri-fs list` shows what there is; what is a file may be written ./FILE"
+                "`lxcri-fs list` shows the images in the store; write ./FILE to name a file"
             }
-            Error::Location { .. } => "such as dir:/var/lib/lxcri-fs or zfs:tank/containers",
+            Error::Location { .. } => "write dir:/var/lib/lxcri-fs or zfs:tank/containers",
             Error::Reference { .. } => {
-                "such as nginx:1.27, or registry.example.org/team/app:v2; what is a file may be \
-                 written ./FILE"
+                "images in the store have names such as nginx:1.27 or \
+                 registry.example.org/team/app:v2"
             }
             Error::Config { .. } => "docs/CONFIGURATION.md describes every setting",
             Error::Ambiguous { .. } => "give more digits",
             Error::Kept { .. } => {
-                "-t NEW puts another image into the store, and leaves this one as it is; -o NEW \
-                 makes a file of it"
+                "make a new image: -t NAME puts it into the store, -o FILE writes it to a file"
             }
             Error::InUse {
                 kind: "container", ..
             } => {
-                "`zfs rename` moves a dataset elsewhere, `zfs destroy` removes it; what is mounted \
-                 can be unmounted"
+                "unmount what is mounted; move a dataset elsewhere with `zfs rename`, or remove it \
+                 with `zfs destroy`"
             }
-            Error::Facts { .. } => "`lxcri-fs doctor` tells more",
+            Error::Facts { .. } => "`lxcri-fs doctor` shows what is wrong",
             Error::Io(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                "the store of the machine is root's; another is given by --store or LXCRI_FS_STORE"
+                "the default store belongs to root; name your own with --store or LXCRI_FS_STORE"
             }
             _ => return None,
         };

@@ -56,7 +56,7 @@ impl Store {
     /// killed processes left behind. Clones come before what they were cloned from.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn garbage(&self, grace: SignedDuration) -> Result<Vec<Step>> {
         let scan = self.scan()?;
         let mut steps = Vec::new();
@@ -157,10 +157,10 @@ impl Store {
                     i.name == image.name && i.facts.root_digest == image.facts.root_digest
                 });
                 let Some(now) = found else {
-                    return Ok(Outcome::Kept("it is gone already".to_owned()));
+                    return Ok(Outcome::Kept("it has been removed already".to_owned()));
                 };
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
-                    return Ok(Outcome::Kept("it has a name by now".to_owned()));
+                    return Ok(Outcome::Kept("it has a name again".to_owned()));
                 }
                 match self.remove_image(&now) {
                     Ok(freed) => Ok(Outcome::Freed(freed)),
@@ -175,7 +175,7 @@ impl Store {
             }
             Garbage::Blob(path) => {
                 let Some(held) = old_blob(path, grace) else {
-                    return Ok(Outcome::Kept("somebody goes on with it".to_owned()));
+                    return Ok(Outcome::Kept("another process continues it".to_owned()));
                 };
                 let usage = extents::usage(&held).map_err(Error::io("looking at", path))?;
                 std::fs::remove_file(path).map_err(Error::io("removing", path))?;
@@ -187,7 +187,7 @@ impl Store {
                 _change = self.change()?;
                 _work = self.locks.try_lock(name.as_str())?;
                 if _work.is_none() {
-                    return Ok(Outcome::Kept("somebody is at work on it".to_owned()));
+                    return Ok(Outcome::Kept("another process is working on it".to_owned()));
                 }
                 if matches!(garbage, Garbage::Work(_)) {
                     return Ok(Outcome::Freed(self.backend.remove(name, None)?));

@@ -91,7 +91,7 @@ impl Store {
     /// The images, by name; each reference is of one image only.
     ///
     /// # Errors
-    /// Those of [`Error`]; images that cannot be read are left out: [`Store::scan`] tells of them.
+    /// [`Error`]; images that cannot be read are left out: [`Store::scan`] tells of them.
     pub fn images(&self) -> Result<Vec<Image>> {
         Ok(self.scan()?.images)
     }
@@ -99,7 +99,7 @@ impl Store {
     /// All that is where images are, good or not.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn scan(&self) -> Result<Scan> {
         let mut scan = self.backend.scan()?;
         settle_references(&mut scan.images);
@@ -206,7 +206,7 @@ impl Store {
     /// several, the oldest. One that is damaged is passed over.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn best_base(
         &self,
         layers: &[Option<Digest>],
@@ -253,7 +253,7 @@ impl Store {
     /// The containers, by name. Nothing is mounted for that.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn containers(&self) -> Result<Vec<Container>> {
         Ok(self.backend.containers()?.0)
     }
@@ -307,7 +307,7 @@ impl Store {
         if name.is_work() {
             return Err(Error::Name {
                 name: name.to_string(),
-                reason: "names that begin with _w are the store's own",
+                reason: "names that begin with _w are reserved",
             });
         }
         let _lock = self.change()?;
@@ -452,7 +452,7 @@ impl Store {
     /// What an image takes.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn usage_of(&self, image: &Image) -> Result<Usage> {
         self.backend.usage(&image.name)
     }
@@ -460,7 +460,7 @@ impl Store {
     /// What a container takes.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn usage_of_container(&self, container: &Container) -> Result<Usage> {
         self.backend.container_usage(&container.name)
     }
@@ -468,7 +468,7 @@ impl Store {
     /// How many bytes may still be written.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn free(&self) -> Result<u64> {
         self.backend.free()
     }

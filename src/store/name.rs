@@ -53,7 +53,7 @@ impl Name {
             [b'.' | b'-', ..] => wrong("it begins with a dot or a hyphen"),
             bytes if bytes.len() > MAX_NAME => wrong("it is longer than 128 characters"),
             bytes if !bytes.iter().all(|&b| legal(b)) => {
-                wrong("it may have letters, digits, and _ . : - only")
+                wrong("only letters, digits, and _ . : - are allowed")
             }
             _ => Ok(Self(text.to_owned())),
         }

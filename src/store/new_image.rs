@@ -88,7 +88,7 @@ impl<'a> NewImage<'a> {
     /// stays as it is, unless `replace` says that its file may not be what it was.
     ///
     /// # Errors
-    /// Those of [`Error`]; the store is then as it was.
+    /// [`Error`]; the store is unchanged then.
     pub fn publish(
         mut self,
         reference: &Reference,
@@ -166,7 +166,7 @@ impl Drop for NewImage<'_> {
         }
         if let Err(error) = self.store.backend.remove(&self.work, None) {
             tracing::warn!(
-                "what is left of an image that was not finished: {}",
+                "could not remove the remains of an unfinished image: {}",
                 crate::error::chain(&error)
             );
         }

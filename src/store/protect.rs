@@ -43,7 +43,7 @@ impl Store {
         if metadata.mode() & WRITABLE == 0 {
             return Err(Error::Kept {
                 path: path.to_owned(),
-                why: "it is read-only, as images of stores are".to_owned(),
+                why: "it is read-only, as images in stores are".to_owned(),
             });
         }
         Ok(())
@@ -67,7 +67,7 @@ pub fn refuse_to_write_in(dir: &Path, path: &Path) -> Result<()> {
     if in_images && (dir.join(directory::FACTS).exists() || is_read_only()) {
         return Err(Error::Kept {
             path: path.to_owned(),
-            why: format!("{} is an image of a store", dir.display()),
+            why: format!("{} holds an image of a store", dir.display()),
         });
     }
     Ok(())

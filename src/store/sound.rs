@@ -26,7 +26,7 @@ impl Store {
     /// as its file is not written to, that is remembered. Damage is logged.
     ///
     /// # Errors
-    /// Those of [`Error`], but for damage.
+    /// [`Error`], but for damage.
     pub fn is_sound(&self, image: &Image) -> Result<bool> {
         let file = match self.open_image(image) {
             Err(Error::NotFound { .. } | Error::InUse { .. }) => return Ok(false),
@@ -39,11 +39,11 @@ impl Store {
         let damage = if self.has_its_digest(image)? {
             first_damage(image, file)
         } else {
-            Some("it is another image than it was".to_owned())
+            Some("its root digest has changed".to_owned())
         };
         if let Some(damage) = damage {
             tracing::warn!(
-                "image {} is damaged, and nothing is taken over from it: {damage}",
+                "image {} is damaged, and none of its layers are reused: {damage}",
                 image.name
             );
             return Ok(false);

@@ -42,7 +42,7 @@ impl Store {
     /// the store's.
     ///
     /// # Errors
-    /// Those of [`Error`].
+    /// [`Error`].
     pub fn users(&self, image: &Image) -> Result<Vec<String>> {
         let mut users = self.users_but_open(image)?;
         if users.is_empty() && claim(&image.path)?.is_none() {

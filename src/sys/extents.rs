@@ -1,5 +1,5 @@
-//! How much of a file's space is its own, and how much it shares with others: FIEMAP, which rustix
-//! does not have.
+//! How much of a file's space is its own, and how much it shares with other files: FIEMAP, which
+//! rustix does not have.
 
 use std::fs::File;
 use std::io;
@@ -7,17 +7,17 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
 
-/// What something takes on the disk, bytes.
+/// Space on disk, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// All that it takes.
+    /// All space that it takes.
     pub bytes: u64,
-    /// How much of that others have as well, so that it stays when this goes.
+    /// The part that is shared with others, and so not freed with it.
     pub shared: u64,
 }
 
 impl Usage {
-    /// What is freed when this goes.
+    /// The space that is freed when it is removed.
     pub fn own(self) -> u64 {
         self.bytes.saturating_sub(self.shared)
     }
@@ -30,10 +30,11 @@ impl std::ops::AddAssign for Usage {
     }
 }
 
-/// What a file takes. Where the file system cannot tell, nothing is shared.
+/// The space that a file takes. If the file system cannot tell what is shared, nothing counts as
+/// shared.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn usage(file: &File) -> io::Result<Usage> {
     let bytes = file.metadata()?.blocks().saturating_mul(512);
     let (mut start, mut shared) = (0, 0_u64);
@@ -71,9 +72,9 @@ mod fiemap {
     pub(super) const LAST: u32 = 1;
     /// An extent that others have too.
     pub(super) const SHARED: u32 = 0x2000;
-    /// Write what is not on the disk yet, first.
+    /// Writes back dirty data first.
     const SYNC: u32 = 1;
-    /// How many extents are asked for at a time.
+    /// How many extents to request at a time.
     const COUNT: u32 = 128;
 
     /// `struct fiemap` of linux/fiemap.h, without the extents.
@@ -107,7 +108,7 @@ mod fiemap {
     }
 
     impl Map {
-        /// The extents from an offset on.
+        /// Requests the extents from an offset on.
         pub(super) fn at(start: u64) -> Self {
             let header = Header {
                 start,
@@ -136,7 +137,7 @@ mod fiemap {
     #[allow(unsafe_code)]
     pub(super) fn read(file: impl AsFd, map: &mut Map) -> Result<(), Errno> {
         // SAFETY: the kernel reads the header, and writes it and at most `count` extents, for which
-        // there is room behind it.
+        // there is space after it.
         unsafe { ioctl(file, Updater::<FS_IOC_FIEMAP, Map>::new(map)) }
     }
 }

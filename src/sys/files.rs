@@ -1,4 +1,4 @@
-//! Directories of ours, and reading small files.
+//! Private directories, and reading small files.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,20 +11,21 @@ use rustix::io::Errno;
 use super::Result;
 use crate::error::Io;
 
-/// Makes a directory that nobody else comes through but, when there is one, the group that a
-/// container's root has on the host: what is mounted below has programs and devices that are the
-/// container's affair. One that is there is made so.
+/// Creates a directory that only its user can traverse, and optionally the group of a container's
+/// root on the host: mounts below it hold the container's set-user-id programs and devices. An
+/// existing directory gets the same mode.
 ///
 /// # Errors
-/// [`Io`], also when something else is there.
+/// [`Io`], also if something else exists there.
 pub fn make_private_directory(path: &Path, group: Option<Gid>) -> Result<()> {
     make_directory(path, if group.is_some() { 0o710 } else { 0o700 }, group)
 }
 
-/// Makes a directory with this mode, whatever the umask. One that is there is given it.
+/// Creates a directory with this mode, whatever the umask. An existing directory gets the same
+/// mode.
 ///
 /// # Errors
-/// [`Io`], also when something else is there.
+/// [`Io`], also if something else exists there.
 pub fn make_directory(path: &Path, mode: u32, group: Option<Gid>) -> Result<()> {
     let failed = || Io::at("making the directory", path);
     match mkdirat(CWD, path, Mode::RWXU) {
@@ -36,10 +37,10 @@ pub fn make_directory(path: &Path, mode: u32, group: Option<Gid>) -> Result<()> 
     set_mode(dir.as_fd(), mode, group).map_err(failed())
 }
 
-/// Sets mode and group, in the order in which nobody is let in on the way.
+/// Sets mode and group, in an order that gives nobody access in between.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(), Errno> {
     if let Some(group) = group {
         fchmod(file, Mode::from_raw_mode(mode & 0o700))?;
@@ -48,11 +49,11 @@ pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(
     fchmod(file, Mode::from_raw_mode(mode))
 }
 
-/// Opens a directory in another, to list it and to reach what is in it: it is no symlink, and
-/// nothing is mounted on it.
+/// Opens a directory in another one, to list it and to reach its entries. Fails for a symlink or a
+/// mount point.
 ///
 /// # Errors
-/// What openat2(2) says.
+/// The error of openat2(2).
 pub fn open_directory_beneath(
     dir: impl AsFd,
     name: impl rustix::path::Arg,
@@ -70,16 +71,16 @@ pub fn open_directory_beneath(
 /// The content of a file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Io`], also when it is longer.
+/// [`Io`], also if the file is longer.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Io::at("opening", path))?;
     take(file, limit).map_err(Io::at("reading", path))
 }
 
-/// All that a stream gives, at most `limit` bytes.
+/// Reads a stream to its end, at most `limit` bytes.
 ///
 /// # Errors
-/// What reading says; [`io::ErrorKind::FileTooLarge`] for more.
+/// The stream's error; [`io::ErrorKind::FileTooLarge`] if there is more.
 pub fn take(stream: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     stream.take(limit + 1).read_to_end(&mut bytes)?;

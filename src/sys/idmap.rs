@@ -1,5 +1,4 @@
-//! Whose ids a mount shows: maps of user and group ids, and the user namespaces that tell the
-//! kernel of them.
+//! Maps of user and group ids for mounts, and the user namespaces that pass them to the kernel.
 
 use std::fmt;
 use std::fs::File;
@@ -15,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::Result;
 use crate::error::Io;
 
-/// Most ranges that the kernel takes (user_namespaces(7)).
+/// The kernel's limit of ranges (user_namespaces(7)).
 const MAX_RANGES: usize = 340;
-/// This program, also when its file has been replaced or removed.
+/// This program, even if its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
-/// The hidden command that [`namespace_main`] is.
+/// The hidden command that runs [`namespace_main`].
 pub const NAMESPACE_COMMAND: &str = "user-namespace";
 
 /// A range of ids.
@@ -41,15 +40,15 @@ impl Range {
     }
 }
 
-/// Which ids of an image are which on the host, as in the `uid_map` and `gid_map` of a container's
-/// user namespace.
+/// Maps ids of an image to ids on the host, like the `uid_map` and `gid_map` of a container's user
+/// namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdMap {
     uids: Vec<Range>,
     gids: Vec<Range>,
 }
 
-/// A map that cannot be.
+/// An invalid map.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` {reason}")]
 pub struct BadMap {
@@ -62,8 +61,8 @@ pub struct BadMap {
 impl FromStr for IdMap {
     type Err = BadMap;
 
-    /// Ranges `INSIDE:OUTSIDE:COUNT` with commas between them, each for users and groups unless
-    /// `uid:` or `gid:` stands before it.
+    /// Parses ranges `INSIDE:OUTSIDE:COUNT`, separated by commas. A range is for users and groups,
+    /// unless `uid:` or `gid:` stands before it.
     fn from_str(text: &str) -> Result<Self, BadMap> {
         let mut map = Self {
             uids: Vec::new(),
@@ -163,9 +162,9 @@ impl IdMap {
         self.gids.iter().map(|r| (r.inside, r.outside, r.count))
     }
 
-    /// The map the other way round: what is stored with the host's ids shown with the container's.
-    /// The host's root, who owns what is overlayfs's own, becomes the last id: who is nobody in a
-    /// map cannot be read by root either.
+    /// The inverse map, which shows files that are stored with the host's ids with the container's.
+    /// The host's root, which owns overlayfs's own files, becomes the last id: even root could not
+    /// read files whose owner is not mapped.
     #[must_use]
     pub fn inverse(&self) -> Self {
         let turn = |ranges: &[Range]| {
@@ -193,10 +192,10 @@ impl IdMap {
         }
     }
 
-    /// A user namespace with this map.
+    /// Makes a user namespace with this map.
     ///
     /// # Errors
-    /// [`Io`], such as when this process may not map these ids.
+    /// [`Io`], for instance if this process may not map these ids.
     pub fn namespace(&self) -> Result<OwnedFd> {
         let failed = "making a user namespace";
         let child = Command::new(SELF)
@@ -221,7 +220,7 @@ impl IdMap {
                 .map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count))
                 .collect();
             let path = proc.join(name);
-            // The kernel takes a map in one piece.
+            // The kernel accepts a map only in one write.
             std::fs::write(&path, lines).map_err(Io::at("mapping ids by", &path))?;
         }
         let path = proc.join("ns/user");
@@ -229,7 +228,7 @@ impl IdMap {
     }
 }
 
-/// A child that ends with its owner's interest in it.
+/// A child process that ends when this is dropped.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -239,26 +238,24 @@ impl Drop for Ended {
     }
 }
 
-/// The life of the process that [`IdMap::namespace`] takes a namespace from: only a process can
-/// make one.
+/// The process from which [`IdMap::namespace`] takes a namespace: only a process can make one.
 ///
 /// # Errors
-/// When the kernel makes no user namespaces.
+/// If the kernel refuses to make a user namespace.
 pub fn namespace_main() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWUSER)?;
     rustix::io::write(rustix::stdio::stdout(), b"\n")?;
     io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
 }
 
-/// Whether this process is in a user namespace of its own, where even root is not the host's.
+/// Whether this process is in a user namespace other than the host's.
 pub fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let fields: Vec<&str> = map.split_ascii_whitespace().collect();
     !matches!(fields[..], ["0", "0", "4294967295"] | [])
 }
 
-/// The number that this process's user has outside of its user namespace, as far as that can be
-/// seen.
+/// The id of this process's user outside its user namespace, as far as it is visible.
 pub(crate) fn host_uid() -> u32 {
     let uid = rustix::process::geteuid().as_raw();
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the running kernel can do, as far as nothing but its version tells.
+//! Features of the running kernel that only its version shows.
 
 /// Major and minor version of the kernel.
 pub fn version() -> (u32, u32) {

@@ -1,4 +1,4 @@
-//! Locks: flock(2), so that a lock ends with its holder, whatever ends it.
+//! Locks with flock(2), which end with their holder, even if it is killed.
 
 use std::fs::File;
 use std::io;
@@ -11,21 +11,22 @@ use rustix::io::Errno;
 use super::Result;
 use crate::error::Io;
 
-/// How a file is locked.
+/// How to lock a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Beside others who lock it so; does not wait.
+    /// Shared with other holders of shared locks; does not wait.
     TryShared,
-    /// Alone; does not wait.
+    /// Exclusive; does not wait.
     Try,
-    /// Alone; waits for all others.
+    /// Exclusive; waits for all other holders.
     Wait,
 }
 
-/// Locks an open file or directory. Whether that was possible: [`Mode::Wait`] always succeeds.
+/// Locks an open file or directory. Returns whether it is locked now; [`Mode::Wait`] always
+/// succeeds.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
     let operation = match mode {
         Mode::TryShared => FlockOperation::NonBlockingLockShared,
@@ -38,11 +39,11 @@ pub fn lock(file: &File, mode: Mode) -> io::Result<bool> {
     }
 }
 
-/// Locks what was opened at a path, and is still there once it is locked: whoever held the lock
-/// before may have removed it. Whether it is locked.
+/// Locks a file that was opened at a path, and checks that it is still there: the previous holder
+/// may have removed it. Returns whether it is locked now.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn lock_at(path: &Path, file: &File, mode: Mode) -> io::Result<bool> {
     if !lock(file, mode)? {
         return Ok(false);
@@ -65,12 +66,12 @@ pub struct Lock {
 }
 
 impl Locks {
-    /// The locks in a directory, which is made when it is needed.
+    /// The locks in a directory, which is created when it is needed.
     pub fn new(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// Waits for a lock; `waiting` is called once if somebody else holds it.
+    /// Waits for a lock. Calls `waiting` once if another process holds it.
     ///
     /// # Errors
     /// [`Io`].
@@ -86,7 +87,7 @@ impl Locks {
         }
     }
 
-    /// Takes a lock unless somebody holds it.
+    /// Takes a lock, unless another process holds it.
     ///
     /// # Errors
     /// [`Io`].
@@ -94,7 +95,7 @@ impl Locks {
         self.lock_with(name, Mode::Try)
     }
 
-    /// The names of the locks that are held, or were by a process that was killed.
+    /// The names of locks that are held, or were held by a process that was killed.
     ///
     /// # Errors
     /// [`Io`].
@@ -109,7 +110,7 @@ impl Locks {
         names.collect::<Result<_, _>>().map_err(failed)
     }
 
-    /// `None` when it is held by somebody else, or was removed by its holder meanwhile.
+    /// `None` if another process holds it, or its holder removed it meanwhile.
     fn lock_with(&self, name: &str, mode: Mode) -> Result<Option<Lock>> {
         let path = self.dir.join(name);
         let take = || {
@@ -126,7 +127,8 @@ impl Locks {
             Ok::<_, io::Error>(lock_at(&path, &file, mode)?.then_some(file))
         };
         let file = take().map_err(Io::at("locking", &path))?;
-        // What is no lock must not be let go like one: the file that is there now is another's.
+        // Dropping a `Lock` removes its file, which belongs to another process if the lock was not
+        // taken.
         Ok(file.map(|file| Lock { path, _file: file }))
     }
 }
@@ -143,7 +145,8 @@ fn open(path: &Path) -> io::Result<File> {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is locked: who waits for it sees that it is gone, and makes another.
+        // Removed while it is locked: a process that waits for it sees that it is gone, and makes a
+        // new one.
         let _ = std::fs::remove_file(&self.path);
     }
 }

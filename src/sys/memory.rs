@@ -1,4 +1,4 @@
-//! Memory: what stays out of the swap, and what two processes share.
+//! Memory that stays out of swap, and memory that processes share.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::AtomicU64;
 
-/// Keeps the pages of these bytes out of the swap and out of core dumps, for as long as the process
-/// lives and as far as its user may: RLIMIT_MEMLOCK may be small (mlock(2), madvise(2)).
+/// Keeps the pages of these bytes out of swap and core dumps until the process ends, as far as
+/// RLIMIT_MEMLOCK allows (mlock(2), madvise(2)).
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(crate) fn lock(bytes: &[u8]) -> io::Result<()> {
-    // SAFETY: it only tells a number.
+    // SAFETY: it only returns a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let start = bytes
         .as_ptr()
@@ -20,8 +20,8 @@ pub(crate) fn lock(bytes: &[u8]) -> io::Result<()> {
         .cast_mut()
         .cast();
     let length = (bytes.as_ptr().addr() % page + bytes.len()).next_multiple_of(page);
-    // SAFETY: the pages are those of the bytes, which are borrowed. Neither call changes what is
-    // read from or written to them.
+    // SAFETY: the pages are those of the bytes, which are borrowed. Neither call changes their
+    // content.
     let refused = unsafe {
         [
             libc::mlock(start, length),
@@ -35,10 +35,10 @@ pub(crate) fn lock(bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Numbers that several processes have, in a file that is mapped, and never unmapped.
+/// Numbers that several processes share in a mapped file, which is never unmapped.
 pub(crate) struct SharedWords<const N: usize>(NonNull<[AtomicU64; N]>);
 
-// SAFETY: what is pointed to is atomic, and stays.
+// SAFETY: the pointer leads to atomics, which stay mapped.
 unsafe impl<const N: usize> Send for SharedWords<N> {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Sync for SharedWords<N> {}
@@ -47,11 +47,11 @@ impl<const N: usize> SharedWords<N> {
     /// Length of the file, bytes.
     pub(crate) const LEN: usize = N * size_of::<AtomicU64>();
 
-    /// Maps a file, which is sealed against being cut short (F_SEAL_SHRINK of fcntl(2)).
+    /// Maps a file that is sealed against shrinking (F_SEAL_SHRINK of fcntl(2)).
     ///
     /// # Errors
-    /// What the system says; [`io::ErrorKind::InvalidInput`] for a file of another length, or
-    /// without the seal.
+    /// The system's error; [`io::ErrorKind::InvalidInput`] for a file of another length, or without
+    /// the seal.
     pub(crate) fn map(file: BorrowedFd<'_>) -> io::Result<Self> {
         let sealed = rustix::fs::fcntl_get_seals(file)?.contains(rustix::fs::SealFlags::SHRINK);
         if !sealed || usize::try_from(rustix::fs::fstat(file)?.st_size) != Ok(Self::LEN) {

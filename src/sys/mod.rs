@@ -1,7 +1,7 @@
-//! The operating system: what the standard library and rustix do not have, or not as it is needed
-//! here.
+//! The operating system: what the standard library and rustix lack, or do in another way than is
+//! needed here.
 //!
-//! What is unsafe outside the format crate is in this module. Nothing here knows of images.
+//! All unsafe code outside the format crate is in this module. Nothing here knows about images.
 
 pub mod descriptors;
 pub mod extents;
@@ -19,5 +19,5 @@ pub mod users;
 
 use crate::error::Io;
 
-/// A result with what the system refused.
+/// A result with the error of a system call.
 pub type Result<T, E = Io> = std::result::Result<T, E>;

@@ -1,4 +1,4 @@
-//! mount_setattr(2), which rustix does not have: flags of a mount, and whose ids it shows.
+//! mount_setattr(2), which rustix does not have: flags and id map of a mount.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -14,13 +14,13 @@ pub struct MountFlags {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
-    /// Others than who mounts may use it.
+    /// Other users than the mounting one may use it.
     pub allow_other: bool,
 }
 
 impl MountFlags {
-    /// Those of a mount of which nothing is said. Every user of the host may reach it, so
-    /// set-user-id programs and devices of the image are not his to use.
+    /// The default flags. Every user of the host can reach the mount, so set-user-id bits and
+    /// devices have no effect.
     pub fn plain(is_root: bool) -> Self {
         Self {
             nosuid: true,
@@ -30,8 +30,8 @@ impl MountFlags {
         }
     }
 
-    /// Those of a container's root file system, which only the container reaches: its set-user-id
-    /// programs and devices work.
+    /// The flags of a container's root file system. Only the container can reach it, so set-user-id
+    /// bits and devices work.
     pub fn of_container(is_root: bool) -> Self {
         Self {
             nosuid: !is_root,
@@ -41,7 +41,7 @@ impl MountFlags {
     }
 }
 
-/// Flags that are set or cleared on a mount before anybody can see it.
+/// Sets and clears flags of a mount that is not attached yet.
 pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
     let mut attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
@@ -64,7 +64,7 @@ pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
     call::mount_setattr(mount, &attr)
 }
 
-/// Makes a mount read-only, or no longer so.
+/// Makes a mount read-only or writable.
 pub(crate) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     let (attr_set, attr_clr) = if on {
         (libc::MOUNT_ATTR_RDONLY, 0)
@@ -82,8 +82,8 @@ pub(crate) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     )
 }
 
-/// Has a mount that nobody can see yet show other ids: those that the user namespace maps the
-/// stored ones to.
+/// Makes a mount that is not attached yet show the ids to which the user namespace maps the stored
+/// ones.
 pub(crate) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
     let attr = libc::mount_attr {
@@ -100,7 +100,7 @@ mod call {
     use std::io;
     use std::os::fd::{AsRawFd, BorrowedFd};
 
-    /// Changes the mount that the descriptor leads to.
+    /// Changes the mount that the descriptor refers to.
     pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, attr: &libc::mount_attr) -> io::Result<()> {
         // SAFETY: the path is a C string, `attr` is of the size that is given, and the kernel reads
         // from both during the call only.

@@ -1,5 +1,5 @@
-//! What is mounted where, without touching any of it: a stat of a dead FUSE mount may wait for
-//! ever.
+//! Reads what is mounted where, without touching any mount: a stat of a dead FUSE mount may never
+//! return.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -11,20 +11,20 @@ use rustix::io::Errno;
 use super::Result;
 use crate::error::Io;
 
-/// Type of our mounts.
+/// The file system type of mounts of lxcri-fs.
 pub const FS_TYPE: &str = "fuse.lxcri-fs";
-/// What the name of a directory begins with where the lower directory of an overlay is, or was
-/// while the overlay was made; the numbers of the device that is mounted there follow.
+/// Prefix of the name of an overlay's lower directory, at least while the overlay was being
+/// mounted; the device numbers of the mount there follow.
 pub(crate) const LOWER: &str = "lower-";
-/// What the name of a directory begins with under which overlayfs was given an upper; the numbers
-/// of its device and inode follow.
+/// Prefix of the name under which overlayfs got an upper; the numbers of its device and inode
+/// follow.
 const UPPER: &str = "upper-";
-/// What an upper directory is called there when its name is too long.
+/// Stands for the path of an upper directory that is too long.
 pub(crate) const UNNAMED: &str = "+upper";
-/// How many names stand before that: `/proc/self/fd/N`.
+/// How many path components precede that: `/proc/self/fd/N`.
 const DESCRIPTOR: usize = 5;
 
-/// Which directory it is, whatever it is called.
+/// Identity of a directory, whatever its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectoryId {
     /// Device of its file system, major and minor number.
@@ -34,10 +34,10 @@ pub struct DirectoryId {
 }
 
 impl DirectoryId {
-    /// Of an open directory.
+    /// The identity of an open directory.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub fn of(directory: BorrowedFd<'_>) -> Result<Self, Errno> {
         let stat = rustix::fs::fstat(directory)?;
         Ok(Self {
@@ -49,7 +49,7 @@ impl DirectoryId {
         })
     }
 
-    /// The name under which it is told in the options of an overlay.
+    /// The name that stands for it in the options of an overlay.
     pub(crate) fn name(self) -> String {
         format!("{UPPER}{}-{}-{}", self.dev.0, self.dev.1, self.ino)
     }
@@ -75,7 +75,7 @@ pub struct MountInfo {
     pub id: u32,
     /// Device of the file system, major and minor number.
     pub dev: (u32, u32),
-    /// Which directory of the file system is mounted.
+    /// The directory of the file system that is mounted.
     pub root: PathBuf,
     /// Where.
     pub mountpoint: PathBuf,
@@ -83,23 +83,22 @@ pub struct MountInfo {
     pub options: String,
     /// Type of the file system.
     pub fs_type: String,
-    /// What is mounted: the image's path, for ours.
+    /// The source of the mount; for mounts of lxcri-fs, the image's path.
     pub source: PathBuf,
     /// Options of the file system, as the kernel escapes them.
     pub super_options: OsString,
 }
 
-/// What an overlay over one of our file systems is made of.
+/// An overlay over a file system of lxcri-fs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlay {
     /// Device of the file system below, major and minor number.
     pub lower: (u32, u32),
     /// Whether the image's extended attributes are in a layer above it.
     pub xattrs: bool,
-    /// What its upper directory was called when it was mounted; `None` when that was too long to be
-    /// told.
+    /// Path of its upper directory when it was mounted; `None` if it was too long.
     pub upper: Option<PathBuf>,
-    /// Which directory that is; `None` when an earlier version of this program mounted it.
+    /// Identity of the upper directory; `None` if an earlier version of this program mounted it.
     pub upper_id: Option<DirectoryId>,
 }
 
@@ -111,12 +110,12 @@ impl Overlay {
 }
 
 impl MountInfo {
-    /// Whether this is one of our file systems, or an overlay of ours over one.
+    /// Whether this is a file system of lxcri-fs, or an overlay of lxcri-fs over one.
     pub fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE || self.overlay().is_some()
     }
 
-    /// The user who mounted it, for ours.
+    /// The user who mounted it, if it is a file system of lxcri-fs.
     pub fn user_id(&self) -> Option<u32> {
         let value = self
             .values("user_id")
@@ -125,8 +124,8 @@ impl MountInfo {
         value.to_str()?.parse().ok()
     }
 
-    /// What is known of an overlay of ours. Its lowest directory's name tells the device that is
-    /// mounted there.
+    /// The overlay, if this is one of lxcri-fs. The name of its lowest directory contains the
+    /// device that is mounted there.
     pub fn overlay(&self) -> Option<Overlay> {
         if self.fs_type != "overlay" {
             return None;
@@ -141,7 +140,7 @@ impl MountInfo {
             .to_owned();
         let mut numbers = name.split('-').map(|n| n.parse().ok());
         let (major, minor) = (numbers.next()??, numbers.next()??);
-        // As it was given to overlayfs, where a backslash stands before one that is meant.
+        // As it was given to overlayfs, which needs a backslash before each backslash.
         let upper = self.values("upperdir").next()?.into_os_string().into_vec();
         let mut bytes = upper.into_iter();
         let upper = std::iter::from_fn(|| {
@@ -188,7 +187,7 @@ impl MountInfo {
             .filter(|_| self.fs_type == "overlay")
     }
 
-    /// The values of a file system's option.
+    /// The values of an option of the file system.
     fn values(&self, name: &str) -> impl Iterator<Item = PathBuf> {
         let options = self.super_options.as_bytes().split(|&b| b == b',');
         options.filter_map(move |o| {
@@ -268,7 +267,7 @@ pub fn all() -> Result<Vec<MountInfo>> {
     of_process(Path::new("/proc/self"))
 }
 
-/// What is mounted at a path: the uppermost mount, the one that is seen.
+/// The mount at a path; if there are several, the uppermost, which is visible.
 ///
 /// # Errors
 /// [`Io`] when the mounts cannot be read.

@@ -1,4 +1,4 @@
-//! Mount namespaces: an image may be mounted in several, and its keeper is in one.
+//! Mount namespaces: an image may be mounted in several, while its keeper is in one.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -19,8 +19,8 @@ pub(crate) fn of_process(pid: u32) -> Option<u64> {
         .map(|m| m.ino())
 }
 
-/// A process in this mount namespace, other than these; `None` when there is none any more. `known`
-/// is one that was in it the last time.
+/// A process in this mount namespace, other than these; `None` if there is none any more. `known`
+/// is the process that was found last time.
 pub(crate) fn some_process_in(namespace: u64, known: Option<u32>, but: &[u32]) -> Option<u32> {
     let is_in = |pid: &u32| !but.contains(pid) && of_process(*pid) == Some(namespace);
     if let Some(pid) = known.filter(is_in) {
@@ -41,12 +41,12 @@ pub(crate) fn is_held(namespace: u64) -> bool {
         .any(|mount| mount.fs_type == "nsfs" && mount.root == Path::new(&root))
 }
 
-/// Moves this process into the first process's mount namespace, unless `directory` is another one
-/// there. A process keeps its namespace, and all that is mounted in it, alive: a keeper must not do
-/// that to the namespace of a container that is not the only user of its image.
+/// Moves this process to the mount namespace of the first process, unless `directory` is a
+/// different directory there. A process keeps its namespace and all mounts in it alive, and a
+/// keeper must not do that to the namespace of a container.
 ///
 /// # Errors
-/// [`Io`] when it is not allowed, or not the same place. The process stays where it is.
+/// [`Io`] if it is not allowed, or the directory differs. The process then stays in its namespace.
 pub(crate) fn enter_init(directory: &Path) -> Result<()> {
     let identity = || {
         std::fs::metadata(directory)

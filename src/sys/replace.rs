@@ -1,4 +1,4 @@
-//! Replacing a small file as a whole: readers find the old one or the new one, also after a power
+//! Replaces small files atomically: readers find the old file or the new one, even after a power
 //! cut.
 
 use std::ffi::{OsStr, OsString};
@@ -12,11 +12,10 @@ use rustix::io::Errno;
 
 use super::lock::{self, lock};
 
-/// What the name of a file that is not whole yet ends with.
+/// Suffix of the name of an incomplete file.
 pub(crate) const UNFINISHED: &str = ".lxcri-fs-new";
 
-/// What a file is called until it is whole. One that is left by somebody who was killed can be told
-/// by that.
+/// The name of a file until it is complete. It identifies what a killed process left.
 pub(crate) fn unfinished(path: &Path) -> PathBuf {
     path.with_file_name(temporary(path.file_name().unwrap_or_default()))
 }
@@ -28,21 +27,21 @@ fn temporary(name: &OsStr) -> OsString {
     temporary
 }
 
-/// A file that is whole and on the disk, but not in its place yet; dropped, it never will be.
+/// A file that is complete and synced, but not in its place yet. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Pending {
     dir: OwnedFd,
     name: OsString,
     temporary: Option<OsString>,
-    /// Locked until it has its name: so nobody takes it for left behind.
+    /// Locked until it has its name, so that no process takes it for a leftover.
     file: File,
 }
 
 impl Pending {
-    /// Writes what is to become the file `name` of a directory, for its user alone to read.
+    /// Writes the new content of the file `name` in a directory, readable by its user alone.
     ///
     /// # Errors
-    /// What the system says; nothing is left then.
+    /// The system's error; nothing is left then.
     pub(crate) fn write(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> io::Result<Self> {
         let dir = dir.try_clone_to_owned()?;
         let temporary = temporary(name);
@@ -58,10 +57,10 @@ impl Pending {
         Ok(pending)
     }
 
-    /// Puts it in its place, for good.
+    /// Renames it to its place, and syncs the directory.
     ///
     /// # Errors
-    /// What the system says.
+    /// The system's error.
     pub(crate) fn keep(mut self) -> io::Result<()> {
         if let Some(temporary) = &self.temporary {
             renameat(&self.dir, temporary, &self.dir, &self.name)?;
@@ -79,11 +78,11 @@ impl Drop for Pending {
     }
 }
 
-/// Replaces the file at a path, for its user alone to read.
+/// Replaces the file at a path, readable by its user alone.
 ///
 /// # Errors
-/// What the system says. The old file is there then, and nothing else; or the new one, if only what
-/// the directory says could not be written to the disk.
+/// The system's error. The old file is unchanged then; or the new one is in place, if only syncing
+/// the directory failed.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = path
@@ -99,8 +98,8 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     Pending::write(dir.as_fd(), name, content)?.keep()
 }
 
-/// A new file of this name, locked. What somebody left who was killed is removed, and whoever is
-/// writing one is waited for. Nothing is ever written to a file that was there.
+/// Creates a new file of this name, locked. Removes one that a killed process left, and waits for a
+/// process that is writing one. Never writes to an existing file.
 fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
     const NEW: OFlags = OFlags::WRONLY
         .union(OFlags::CREATE)
@@ -116,7 +115,7 @@ fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
             Ok(new) => {
                 let new = File::from(new);
                 lock(&new, lock::Mode::Wait)?;
-                // Else somebody took it for left behind, before it was locked.
+                // Otherwise another process took it for a leftover before it was locked.
                 if is_named(dir, name, &new)? {
                     rustix::fs::fchmod(&new, mode)?;
                     return Ok(new);
@@ -140,7 +139,7 @@ fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
     }
 }
 
-/// Whether a name of a directory is that of an open file.
+/// Whether a name in a directory refers to an open file.
 fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> io::Result<bool> {
     let open = fstat(file)?;
     match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {

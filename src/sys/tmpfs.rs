@@ -8,10 +8,10 @@ use rustix::mount::{
     fsopen,
 };
 
-/// A new tmpfs with these options (tmpfs(5)), attached nowhere.
+/// Makes a new tmpfs with these options (tmpfs(5)), which is not attached anywhere.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub(crate) fn mount(options: &[(&str, &str)]) -> Result<OwnedFd, Errno> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(fs.as_fd(), "source", "lxcri-fs")?;

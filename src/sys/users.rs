@@ -1,4 +1,4 @@
-//! Who uses a mount: processes with a directory, a file, a mapping or another mount in it.
+//! Finds users of a mount: processes with a directory, a file, a mapping or another mount in it.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -37,16 +37,17 @@ pub enum Used {
     Mount(u32),
 }
 
-/// Name of a process of this program that only looks at mounts, for a moment each.
+/// Name of a process of this program that only examines mounts, each for a moment.
 const LOOKER: &str = "lxcri-fs-look";
 
-/// From here on this process is not counted as a user of what it looks at, by others that run the
-/// same program.
+/// From now on, other processes of this program do not count this process as a user of the mounts
+/// that it examines.
 pub fn only_look() {
     let _ = std::fs::write("/proc/self/comm", LOOKER);
 }
 
-/// Whether a process only looks. Any can have the name, so its program has to be this one.
+/// Whether a process only examines mounts. Any process can take the name, so its program must be
+/// this one.
 fn only_looks(proc: &Path) -> bool {
     let program = |proc: &Path| {
         let program = std::fs::metadata(proc.join("exe")).ok()?;
@@ -77,8 +78,8 @@ pub fn count_by_device() -> HashMap<(u32, u32), usize> {
     counts
 }
 
-/// The processes that use it, as far as this user may see them; `but` are left out, and who
-/// [`only_look`]s.
+/// The processes that use it, as far as this user may see them, except those in `but` and those
+/// that [`only_look`].
 pub fn of(used: Used, but: &[u32]) -> Vec<User> {
     let mut users = Vec::new();
     let mut namespaces = HashSet::new();
@@ -128,7 +129,7 @@ fn use_of(proc: &Path, used: Used) -> Option<&'static str> {
         .map(|(_, how)| how)
 }
 
-/// The links under /proc to all that a process uses, and how it uses it.
+/// The links in /proc to all files that a process uses, and how it uses each.
 fn links(proc: &Path) -> impl Iterator<Item = (PathBuf, &'static str)> {
     let single = [
         ("cwd", "working directory"),
@@ -149,14 +150,14 @@ fn links(proc: &Path) -> impl Iterator<Item = (PathBuf, &'static str)> {
         .chain(all_of("map_files", "mapped file"))
 }
 
-/// Where a link in /proc leads. It is told from what the kernel has in memory: no request is made,
-/// not even to a dead mount.
+/// The target of a link in /proc, from the kernel's memory: no request goes to the mount, which may
+/// be dead.
 fn look(link: &Path) -> Option<Statx> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     statx(CWD, link, flags, StatxFlags::MNT_ID).ok()
 }
 
-/// An overlay mount over the file system, in a namespace that was not looked at yet.
+/// An overlay mount over the file system, in a namespace that was not examined yet.
 fn overlay_of(proc: &Path, dev: (u32, u32), seen: &mut HashSet<u64>) -> Option<String> {
     let namespace = std::fs::metadata(proc.join("ns/mnt")).ok()?.ino();
     if !seen.insert(namespace) {
@@ -207,7 +208,7 @@ pub fn of_upper(upper: DirectoryId) -> Option<User> {
     None
 }
 
-/// Whether a mount is an overlay of ours over the file system with this device.
+/// Whether a mount is an overlay of lxcri-fs over the file system with this device.
 pub(crate) fn is_over(mount: &MountInfo, dev: (u32, u32)) -> bool {
     mount.overlay().is_some_and(|overlay| overlay.lower == dev)
 }

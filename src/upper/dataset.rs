@@ -26,17 +26,17 @@ const NEEDED: [(&str, &[&str], &str); 4] = [
     (
         "acltype",
         &["posix", "posixacl"],
-        "has no POSIX ACLs (acltype), so files of the image that have some could not be written to",
+        "has no POSIX ACLs (acltype), so files of the image that have ACLs could not be changed",
     ),
     (
         "casesensitivity",
         &["sensitive"],
-        "takes names that differ in case for one (casesensitivity)",
+        "ignores case in names (casesensitivity)",
     ),
     (
         "utf8only",
         &["off"],
-        "takes no names that are not UTF-8 (utf8only)",
+        "allows only names in UTF-8 (utf8only)",
     ),
 ];
 

@@ -1,4 +1,4 @@
-//! What can go wrong with an upper.
+//! Errors of uppers.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::{build, fs, serve, zfs};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What the system refused to do to a path.
+    /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
     /// The image's mount.
     #[error(transparent)]
     Serve(#[from] serve::Error),
-    /// What is written cannot be read.
+    /// What was written cannot be read.
     #[error(transparent)]
     Build(#[from] build::Error),
     /// The image.
@@ -26,28 +26,31 @@ pub enum Error {
     /// The dataset.
     #[error(transparent)]
     Zfs(#[from] zfs::Error),
-    /// The dataset has a property that an upper cannot have.
+    /// The dataset has a property that makes it unusable as an upper.
     #[error("{dataset} cannot be an upper: it {reason}")]
     Unfit {
         /// The dataset.
         dataset: zfs::Dataset,
         /// The property.
         property: &'static str,
-        /// What follows from it.
+        /// What is wrong with it.
         reason: &'static str,
     },
-    /// This process has no right to mount.
-    #[error("an upper or mapped ids need the right to mount, which this user does not have")]
+    /// This process does not have the right to mount.
+    #[error(
+        "mounting with an upper or mapped ids takes the right to mount, which this user does \
+             not have"
+    )]
     NotAllowed,
     /// There is no upper.
     #[error("{} {reason}", path.display())]
     NoUpper {
-        /// Where it should be.
+        /// Where it was expected.
         path: PathBuf,
         /// What there is instead.
         reason: &'static str,
     },
-    /// An upper that is in use.
+    /// The upper is in use.
     #[error(
         "{} is being written to{}",
         path.display(),
@@ -56,36 +59,36 @@ pub enum Error {
     Busy {
         /// The upper's directory, or where it is mounted.
         path: PathBuf,
-        /// By whom; empty when that could not be found out.
+        /// The processes that use it; empty if unknown.
         users: Vec<User>,
     },
-    /// It is in a directory, which has no snapshots.
-    #[error("{} is not a ZFS dataset, and has no snapshots", path.display())]
+    /// The upper is in a directory, which has no snapshots.
+    #[error("{} is not a ZFS dataset, so it has no snapshots", path.display())]
     NoSnapshots {
         /// The upper's directory.
         path: PathBuf,
     },
     /// The dataset cannot be rolled back while it is mounted.
-    #[error("what is written to {dataset} is mounted {place}")]
+    #[error("{dataset} is in use as the upper of a mount {place}")]
     Mounted {
         /// The dataset.
         dataset: zfs::Dataset,
         /// Where.
         place: String,
-        /// Whether it could be unmounted and mounted again.
+        /// Whether `--force` could unmount it and mount it again.
         remount: bool,
     },
-    /// Snapshots that were taken since would be lost.
-    #[error("{snapshot} has younger snapshots: {}", younger.join(", "))]
+    /// A rollback would lose newer snapshots.
+    #[error("there are newer snapshots than {snapshot}: {}", younger.join(", "))]
     NewerSnapshots {
-        /// Where to go back to.
+        /// The snapshot to roll back to.
         snapshot: zfs::Snapshot,
         /// Their names.
         younger: Vec<String>,
         /// A dataset that was cloned from one of them.
         clone: Option<zfs::Dataset>,
     },
-    /// The dataset went back to where it belonged to something else.
+    /// The dataset was rolled back to a state that belongs to another image.
     #[error(
         "rolled back to {snapshot}, which does not belong to what was mounted on {}",
         mountpoint.display()
@@ -96,7 +99,7 @@ pub enum Error {
         /// Where it was mounted.
         mountpoint: PathBuf,
     },
-    /// What was unmounted for a rollback could not be mounted again.
+    /// A mount that was unmounted for a rollback could not be mounted again.
     #[error("nothing is mounted on {} any more", mountpoint.display())]
     LeftUnmounted {
         /// Where it was mounted.
@@ -104,7 +107,7 @@ pub enum Error {
         /// What failed.
         source: Box<Error>,
     },
-    /// Nothing can be written there in overlayfs's way.
+    /// overlayfs cannot use the directory as an upper.
     #[error("{} cannot be an upper: {reason}", path.display())]
     Unusable {
         /// The upper's directory.
@@ -112,17 +115,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// It belongs to something else than what is to be mounted with it.
+    /// The upper belongs to another image or other ids.
     #[error("{} belongs to {recorded}, not to {wanted}", path.display())]
     Foreign {
         /// The upper's directory.
         path: PathBuf,
-        /// What it was mounted with before.
+        /// What it belongs to.
         recorded: String,
-        /// What it is to be mounted with.
+        /// What it was to be mounted with.
         wanted: String,
     },
-    /// There is something in a directory that is to become an upper.
+    /// The directory cannot become an upper because it is not empty.
     #[error("{} {reason}", path.display())]
     Occupied {
         /// The directory.
@@ -130,10 +133,11 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// It was written with an index, there can be none here, and it cannot be completed.
+    /// The upper was written with overlayfs's index, which this kernel cannot use, and cannot be
+    /// completed without it.
     #[error(
-        "{} was written before Linux 6.16, and {} cannot be given what overlayfs's index has \
-         for it",
+        "{} was written before Linux 6.16, and what overlayfs's index holds for {} cannot be \
+         restored",
         path.display(),
         name.display()
     )]
@@ -143,7 +147,7 @@ pub enum Error {
         /// The name of the file in it.
         name: PathBuf,
     },
-    /// It is mounted.
+    /// The upper is mounted already.
     #[error(
         "{} is in use{}",
         path.display(),
@@ -155,10 +159,10 @@ pub enum Error {
     InUse {
         /// The upper's directory.
         path: PathBuf,
-        /// Where; `None` when it is in another mount namespace.
+        /// Where; `None` if it is mounted in another mount namespace.
         mountpoint: Option<PathBuf>,
     },
-    /// The kernel would not mount the overlay.
+    /// The kernel refused to mount the overlay.
     #[error(
         "overlayfs cannot use {}{}",
         path.display(),
@@ -167,13 +171,13 @@ pub enum Error {
     Refused {
         /// The upper's directory.
         path: PathBuf,
-        /// What the kernel had to say about it.
+        /// The kernel's messages.
         said: String,
         /// Its error.
         source: io::Error,
     },
-    /// The record beside the upper cannot be understood.
-    #[error("{} is no record of an upper", path.display())]
+    /// The record beside the upper is malformed.
+    #[error("{} is not a valid record of an upper", path.display())]
     Record {
         /// The record.
         path: PathBuf,
@@ -186,7 +190,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err`: an error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub(super) fn io<E: Into<io::Error>>(
         doing: &'static str,
         path: &Path,
@@ -219,13 +223,15 @@ impl Report for Error {
             Error::Fs(e) | Error::Build(build::Error::Fs(e)) => return e.hint(),
             Error::Build(build::Error::Source { hint, .. }) => return hint.clone(),
             Error::NotAllowed => {
-                "run it as root, or in a user namespace of your own (`unshare -rm`)"
+                "run the command as root, or in a user namespace of your own (`unshare -rm`)"
             }
             Error::NoUpper { .. } => {
-                "name the directory that was given to `mount --upper`, or what is mounted over it"
+                "name the directory that `mount --upper` was given, or the directory that it is \
+                 mounted on"
             }
             Error::Busy { .. } => {
-                "unmount it first, or keep it on ZFS, where a snapshot is taken of it"
+                "unmount it first; an upper on ZFS can stay mounted, because `commit` reads a \
+                 snapshot"
             }
             Error::Zfs(e) => return e.hint(),
             Error::Unfit {
@@ -241,52 +247,57 @@ impl Report for Error {
                 return Some(format!("`zfs set {property}={value} {dataset}`"));
             }
             Error::NoSnapshots { .. } => {
-                "copy the directory while it is not mounted, or begin with `--upper zfs:DATASET` \
-                 next time"
+                "copy the directory while it is not mounted; a new upper can be on ZFS: `mount \
+                 --upper zfs:DATASET`"
             }
             Error::Mounted { remount: true, .. } => {
-                "unmount it, or have --force unmount it and mount it again"
+                "unmount it first; --force unmounts it and mounts it again"
             }
             Error::Mounted { .. } => "unmount it",
             Error::NewerSnapshots {
                 clone: Some(clone), ..
             } => {
                 return Some(format!(
-                    "{clone} was cloned from one of them: `zfs promote {clone}` takes it along"
+                    "{clone} was cloned from one of them: `zfs promote {clone}` moves that \
+                     snapshot to the clone"
                 ));
             }
             Error::NewerSnapshots { .. } => "--destroy-newer destroys them",
             Error::LeftUnmounted { .. } | Error::NotRemounted { .. } => {
-                "`lxcri-fs mount` mounts it with the image that it belongs to"
+                "mount it with the image that it belongs to: `lxcri-fs mount IMAGE DIR --upper \
+                 UPPER`"
             }
             Error::Unfit { .. } => {
-                "this cannot be changed: have `lxcri-fs mount` make another dataset"
+                "this property cannot be changed: name a new dataset, which `lxcri-fs mount` \
+                 creates"
             }
             Error::Occupied { .. } => {
-                "take an empty directory, or one that is not there yet; an upper that was copied \
-                 is whole with its lxcri-fs.json"
+                "name an empty directory, or one that does not exist; a copied upper needs its \
+                 lxcri-fs.json"
             }
             Error::Index { .. } => {
-                "`lxcri-fs commit` makes an image with all that was written, and a new upper over \
-                 that goes on from there"
+                "`lxcri-fs commit` makes an image with everything that was written; continue with \
+                 a new upper over that image"
             }
             Error::Unusable { .. } => {
                 "use a directory on a local file system, such as ext4, XFS, btrfs, tmpfs, or ZFS \
                  2.2 or later"
             }
             Error::Foreign { .. } => {
-                "mount it with what it belongs to, or take another directory; `lxcri-fs commit` \
-                 makes an image of both"
+                "mount it with what it belongs to, or name another upper; \
+                                      `lxcri-fs commit` makes a new image from it and the image \
+                                      that it belongs to"
             }
             Error::InUse { .. } => {
-                "each mount needs an upper of its own; `lxcri-fs ps` shows who has this one"
+                "each mount needs an upper of its own; `lxcri-fs ps` shows which mount uses this \
+                 one"
             }
             Error::Refused { source, .. } if source.raw_os_error() == Some(libc::ESTALE) => {
-                "its work directory belongs to another upper: if it was copied here, remove `work` \
-                 and mount again"
+                "its work directory belongs to another upper: if the upper was copied, remove its \
+                 `work`, and mount it again"
             }
             Error::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                "mounting an overlay needs root, or a user namespace of one's own (`unshare -rm`)"
+                "mounting an overlay takes root, or a user namespace of your own (`unshare -rm`)"
             }
             _ => return None,
         };

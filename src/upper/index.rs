@@ -101,7 +101,7 @@ pub(super) fn complete(
     tracing::info!(
         upper = %place.layout.place.display(),
         files = linked.len(),
-        "files with several names were given all of them",
+        "restored all names of hard-linked files",
     );
     Ok(())
 }

@@ -184,7 +184,7 @@ impl Place {
                 .any(|prefix| name.starts_with(prefix.as_bytes()))
                 || name.ends_with(UNFINISHED.as_bytes());
             if !is_known && !is_temporary {
-                return refused("is no upper, and not empty");
+                return refused("is not an upper, and not empty");
             }
         }
         match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
@@ -252,7 +252,7 @@ impl Place {
         let path = self.layout.place.join(&name);
         let unusable = |what: &str, e: Errno| Error::Unusable {
             path: self.layout.place.clone(),
-            reason: format!("{what} there: {e}"),
+            reason: format!("{what}: {e}"),
         };
         let made = mknodat(
             &self.dir,
@@ -262,7 +262,7 @@ impl Place {
             0,
         );
         let removed = unlinkat(&self.dir, &*name, AtFlags::empty());
-        made.map_err(|e| unusable("no whiteout can be made", e))?;
+        made.map_err(|e| unusable("creating a whiteout failed", e))?;
         removed.map_err(Error::io("removing", &path))?;
         make_directory(self.as_fd(), Path::new(&name), &path)?;
         let attribute = if in_user_namespace() {
@@ -273,7 +273,7 @@ impl Place {
         let set = openat(&self.dir, &*name, DIRECTORY, Mode::empty())
             .and_then(|dir| fsetxattr(&dir, attribute, b"y", XattrFlags::empty()));
         unlinkat(&self.dir, &*name, AtFlags::REMOVEDIR).map_err(Error::io("removing", &path))?;
-        set.map_err(|e| unusable("no extended attribute can be set", e))
+        set.map_err(|e| unusable("setting an extended attribute failed", e))
     }
 }
 
@@ -298,7 +298,7 @@ impl Layout {
         }
         Err(Error::NoUpper {
             path: self.place.clone(),
-            reason: "is no upper: it has no directories `upper` and `work`",
+            reason: "is not an upper: it has no directories `upper` and `work`",
         })
     }
 }
@@ -373,13 +373,13 @@ const UNFIT: [(FsWord, &str); 6] = [
     (0x6969, "it is on NFS, where overlayfs cannot write"),
     (
         0x794c_7630,
-        "it is on overlayfs, and overlayfs cannot write to itself",
+        "it is on overlayfs, where overlayfs cannot write",
     ),
     (0xff53_4d42, "it is on SMB, where overlayfs cannot write"),
     (0x0102_1997, "it is on 9p, where overlayfs cannot write"),
     (
         0x4d44,
-        "it is on FAT, which has no attributes and no owners",
+        "it is on FAT, which has no owners and no extended attributes",
     ),
 ];
 const ZFS_MAGIC: FsWord = 0x2fc1_2fc1;
@@ -403,7 +403,7 @@ fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
         let (major, minor) = (numbers.next()??, numbers.next()??);
         ((major, minor) < (2, 2)).then(|| {
             format!(
-                "it is on ZFS {}, and overlayfs needs 2.2 or later",
+                "it is on ZFS {}, but overlayfs needs ZFS 2.2 or later",
                 version.trim()
             )
         })

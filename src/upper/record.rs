@@ -164,8 +164,10 @@ impl Record {
                 source,
             })?;
         if record.version != VERSION {
-            let source =
-                serde::de::Error::custom(format_args!("version {} is not known", record.version));
+            let source = serde::de::Error::custom(format_args!(
+                "version {} is not supported",
+                record.version
+            ));
             return Err(Error::Record { path, source });
         }
         Ok(Some(record))
@@ -193,8 +195,8 @@ impl Record {
     /// [`Error::Foreign`].
     pub fn check_marks(&self, place: &Path) -> Result<()> {
         let text = |marks| match marks {
-            Marks::Trusted => "the host's root, whose marks are trusted.overlay.*",
-            Marks::User => "a user namespace, where marks are user.overlay.*",
+            Marks::Trusted => "the host's root, whose overlayfs attributes are trusted.overlay.*",
+            Marks::User => "a user namespace, whose overlayfs attributes are user.overlay.*",
         };
         let here = Features::here().marks;
         if self.overlay.marks == here {

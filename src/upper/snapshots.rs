@@ -85,7 +85,7 @@ impl Written {
         let mounts = self.mounts()?;
         let other = users::of_upper(self.id()?);
         if mounts.is_empty() && other.is_none() && in_use::is_in_use(&self.layout)? {
-            let place = "out of sight, or in another mount namespace".to_owned();
+            let place = "that is detached, or in another mount namespace".to_owned();
             return Err(Error::Mounted {
                 dataset: dataset.clone(),
                 place,
@@ -181,7 +181,7 @@ impl Written {
     }
 }
 
-/// Makes a dataset that begins as another upper is, or was at a snapshot, and goes on beside it:
+/// Makes a dataset that begins as another upper is, or was at a snapshot, and continues beside it:
 /// one more container of the same image. Takes a snapshot when none is named; which one it was is
 /// told.
 ///

@@ -53,14 +53,15 @@ impl Written {
                 Some(upper) if is_ephemeral(&upper) => {
                     return Err(Error::NoUpper {
                         path,
-                        reason: "keeps nothing of what is written",
+                        reason: "is mounted with --ephemeral, which keeps nothing",
                     });
                 }
                 Some(upper) => upper.parent().unwrap_or(&upper).to_owned(),
                 None => {
                     return Err(Error::NoUpper {
                         path,
-                        reason: "has an upper whose name is too long to be told: say its directory",
+                        reason: "has an upper whose path is too long for mountinfo: name the \
+                                 upper's directory",
                     });
                 }
             },

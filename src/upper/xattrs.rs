@@ -109,7 +109,7 @@ impl Attributes {
                 tracing::warn!(
                     %image,
                     %error,
-                    "attributes cannot be kept in memory; finding files takes longer",
+                    "extended attributes cannot be kept in memory, which slows down lookups",
                 );
                 Ok(None)
             }

@@ -1,4 +1,4 @@
-//! How the commands fail, told apart by what they print.
+//! Errors of the commands zfs and zpool, which are told apart by what these print.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::error::{Exit, Report};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A name that ZFS would not take.
+    /// A name that ZFS does not allow.
     #[error("`{name}` cannot be the name of a dataset or snapshot: {why}")]
     Name {
         /// The name.
@@ -17,7 +17,7 @@ pub enum Error {
         /// What is wrong.
         why: &'static str,
     },
-    /// A property that cannot be passed on.
+    /// A property that cannot be set.
     #[error("`{name}` cannot be set: {why}")]
     Property {
         /// The name of the property.
@@ -25,7 +25,7 @@ pub enum Error {
         /// What is wrong.
         why: &'static str,
     },
-    /// There is no such command.
+    /// The command is not installed.
     #[error("running {command}: the command is not installed")]
     NotInstalled {
         /// `zfs` or `zpool`.
@@ -36,7 +36,7 @@ pub enum Error {
     Run {
         /// `zfs` or `zpool`.
         command: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The command failed.
@@ -46,25 +46,25 @@ pub enum Error {
         doing: &'static str,
         /// The dataset or snapshot.
         name: String,
-        /// Why, as far as it is known.
+        /// Why it failed, as far as its output shows.
         cause: Cause,
-        /// What it printed: the reason, in its own words.
+        /// The reason, as the command printed it.
         message: String,
     },
-    /// The dataset could be mounted, and is not.
+    /// The dataset is not mounted, though it could be.
     #[error("{dataset} is not mounted")]
     NotMounted {
         /// The dataset.
         dataset: String,
     },
-    /// The dataset cannot be mounted as it is.
+    /// The dataset has properties that keep it from being mounted.
     #[error("{dataset} has no directory: {why}")]
     NoDirectory {
         /// The dataset.
         dataset: String,
         /// Why.
         why: &'static str,
-        /// What gives it one.
+        /// What to do about it.
         hint: String,
     },
     /// The key of an encrypted dataset is not loaded.
@@ -75,7 +75,7 @@ pub enum Error {
         /// The dataset that has the key.
         root: String,
     },
-    /// The directory of a mounted dataset shows something else.
+    /// Something else is mounted over the dataset's directory.
     #[error("{dataset} cannot be reached: {by} is mounted over it on {}", path.display())]
     Hidden {
         /// The dataset.
@@ -85,8 +85,8 @@ pub enum Error {
         /// What is mounted there.
         by: String,
     },
-    /// The command printed something else than is documented.
-    #[error("{command} printed what cannot be understood: {output:?}")]
+    /// The command printed something unexpected.
+    #[error("{command} printed something unexpected: {output:?}")]
     Output {
         /// The command.
         command: &'static str,
@@ -126,12 +126,12 @@ pub enum Cause {
     Locked,
     /// Younger snapshots are in the way of a rollback.
     NewerSnapshots,
-    /// Anything else: the message tells.
+    /// Any other cause; the message states it.
     Other,
 }
 
 impl Cause {
-    /// Tells by the first line that a command printed, in the C locale.
+    /// Finds the cause from the first line that a command printed in the C locale.
     fn of(reason: &str) -> Self {
         let reason = reason.to_ascii_lowercase();
         let has = |text: &str| reason.contains(text);
@@ -172,7 +172,7 @@ impl Cause {
 }
 
 impl Error {
-    /// The cause, where a command failed.
+    /// The cause, if a command failed.
     pub fn cause(&self) -> Option<Cause> {
         match self {
             Error::Command { cause, .. } => Some(*cause),
@@ -180,17 +180,17 @@ impl Error {
         }
     }
 
-    /// A failed command, from what it printed: `cannot open 'tank/x': dataset does not exist` and
-    /// more lines.
+    /// The error of a failed command, from what it printed, such as `cannot open 'tank/x': dataset
+    /// does not exist` and more lines.
     pub(super) fn command(doing: &'static str, name: &str, stderr: &str) -> Self {
         let line = stderr
             .lines()
             .find(|line| !line.trim().is_empty())
             .unwrap_or("it gave no reason")
             .trim();
-        // No name has a quote in it, so what follows the last one is not part of a name.
+        // Names contain no quotes, so the text after the last quote is not part of a name.
         let reason = line.rsplit_once("': ").map_or(line, |(_, reason)| reason);
-        // The dataset's name would only be repeated.
+        // Our message names the dataset already.
         let message = if line.contains(&format!("'{name}'")) {
             reason
         } else {
@@ -235,7 +235,7 @@ impl Report for Error {
             Error::Locked { root, .. } => return Some(format!("`zfs load-key {root}` loads it")),
             Error::Hidden { path, .. } => {
                 return Some(format!(
-                    "`umount {}` takes away what is mounted over it",
+                    "`umount {}` unmounts what is mounted over it",
                     path.display()
                 ));
             }
@@ -248,25 +248,26 @@ impl Report for Error {
                 Cause::NotFound => "`zfs list -t all` shows what exists",
                 Cause::Busy => {
                     return Some(format!(
-                        "end what uses it (`fuser -vm` on its directory), and {doing} {name} again"
+                        "end the processes that use it (`fuser -vm DIRECTORY` lists them), then \
+                         {doing} {name} again"
                     ));
                 }
                 Cause::NoSpace => {
-                    "`zfs list -o space` shows what takes the room; quotas and reservations count \
+                    "`zfs list -o space` shows what takes the space; quotas and reservations count \
                      too"
                 }
-                Cause::Permission => "run it as root, or have `zfs allow` permit it",
+                Cause::Permission => "run the command as root, or permit it with `zfs allow`",
                 Cause::NotLoaded => "load the kernel module with `modprobe zfs`",
                 Cause::HasClones => "destroy the clones first, or `zfs promote` one of them",
-                Cause::HasChildren => "destroy what is in it first",
+                Cause::HasChildren => "destroy its children and snapshots first",
                 Cause::Locked => {
                     return Some(format!(
-                        "`zfs load-key -r {}` loads the keys of all that is in it",
+                        "`zfs load-key -r {}` loads all keys of the pool",
                         pool_of(name)
                     ));
                 }
                 Cause::NewerSnapshots => {
-                    "go back to the youngest snapshot, or have the younger ones destroyed"
+                    "roll back to the newest snapshot, or destroy the newer snapshots first"
                 }
                 _ => return None,
             },

@@ -133,7 +133,7 @@ fn unpacked(file: &Range, compression: Compression, options: &Options) -> Result
         return Err(Error::Source {
             name: file.path.display().to_string(),
             reason: format!("it is larger than {} bytes when unpacked", options.max_size),
-            hint: Some("allow more with --max-size".into()),
+            hint: Some("--max-size allows more".into()),
         });
     }
     temp.flush().map_err(writing())?;

@@ -21,7 +21,7 @@ const ESCAPED: &[u8] = b"overlay.";
 pub(super) struct Marks {
     /// The lower directory is not seen.
     pub(super) opaque: bool,
-    /// The file stands for one that is not there.
+    /// The file stands for one that does not exist.
     pub(super) whiteout: bool,
     /// Where the lower directory or file is: a path from the root, or a name in the same directory.
     pub(super) redirect: Option<Vec<u8>>,

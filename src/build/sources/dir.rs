@@ -254,11 +254,12 @@ impl Walk<'_> {
                     .join(OsStr::from_bytes(path))
                     .display()
                     .to_string(),
-                reason: "it is an overlayfs redirect or metacopy: its content is in another layer"
-                    .into(),
+                reason:
+                    "it is an overlayfs redirect or metacopy, whose content is in another layer"
+                        .into(),
                 hint: Some(
-                    "`lxcri-fs commit` knows what an upper of `lxcri-fs mount` lies on; of \
-                     another overlay, build from its mount"
+                    "use `lxcri-fs commit` for an upper of `lxcri-fs mount`; for another overlay, \
+                     build from the directory that it is mounted on"
                         .into(),
                 ),
             });

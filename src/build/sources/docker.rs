@@ -26,7 +26,7 @@ pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> R
     let get = |member: &str| {
         archive
             .get(member)
-            .ok_or_else(|| Error::document(&*name, format!("{member} is not in it")))
+            .ok_or_else(|| Error::document(&*name, format!("{member} is missing")))
     };
     let document = format!("manifest.json of {name}");
     let manifests: Vec<Manifest> =
@@ -98,7 +98,7 @@ fn choose<'a>(
         Error::Source {
             name: name.to_owned(),
             reason: reference.map_or_else(
-                || format!("it has {} images", manifests.len()),
+                || format!("it has several or no images ({})", manifests.len()),
                 |r| format!("it has no image named {r}"),
             ),
             hint: Some(format!("choose one with :REFERENCE: {}", known.join(", "))),

@@ -167,14 +167,17 @@ impl Config {
         if layers > MAX_LAYERS {
             return Err(Error::document(
                 name,
-                format!("it is of an image with {layers} layers; at most {MAX_LAYERS} are read"),
+                format!("the image has {layers} layers; at most {MAX_LAYERS} are supported"),
             ));
         }
         let ids = self.rootfs.diff_ids.as_deref().unwrap_or_default();
         if ids.len() != layers {
             return Err(Error::document(
                 name,
-                format!("it has {} diff_ids for {layers} layers", ids.len()),
+                format!(
+                    "the number of its diff_ids ({}) differs from the number of layers ({layers})",
+                    ids.len()
+                ),
             ));
         }
         let mut created_by = self
@@ -186,7 +189,7 @@ impl Config {
         ids.iter()
             .map(|id| {
                 let digest = Digest::parse(id).ok_or_else(|| {
-                    Error::document(name, format!("diff_id {id:?} is no SHA-256 digest"))
+                    Error::document(name, format!("diff_id {id:?} is not a SHA-256 digest"))
                 })?;
                 Ok((digest, created_by.next().unwrap_or_default().into_bytes()))
             })

@@ -79,7 +79,7 @@ impl Layout {
             Self::Dir(dir) => Range::whole(&dir.join(path)),
             Self::Archive(archive) => archive
                 .get(path)
-                .ok_or_else(|| Error::document(self.name(), format!("{path} is not in it"))),
+                .ok_or_else(|| Error::document(self.name(), format!("{path} is missing"))),
         }
     }
 
@@ -111,7 +111,7 @@ pub fn digest_of(documents: &(impl Documents + ?Sized), descriptor: &Descriptor)
     Digest::parse(&text).ok_or_else(|| {
         Error::document(
             documents.name(),
-            format!("the digest {text} is none that is supported (sha256)"),
+            format!("the digest {text} is not supported; sha256 is"),
         )
     })
 }
@@ -150,7 +150,10 @@ impl Range {
         if self.len > MAX_DOCUMENT {
             return Err(Error::document(
                 name,
-                format!("it has {} bytes; at most {MAX_DOCUMENT} are read", self.len),
+                format!(
+                    "it has {} bytes; at most {MAX_DOCUMENT} are allowed",
+                    self.len
+                ),
             ));
         }
         let mut bytes = Vec::new();
@@ -397,7 +400,7 @@ fn collect(
     if depth == MAX_DEPTH || *indexes > MAX_INDEXES || found.len() > MAX_MANIFESTS {
         return Err(Error::document(
             documents.name(),
-            "its indexes are nested too deep, or too many",
+            "its indexes are nested too deeply, or there are too many",
         ));
     }
     let name = format!("index {}", descriptor.digest());

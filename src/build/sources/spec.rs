@@ -100,7 +100,7 @@ impl Spec {
         if path.exists() {
             return Err(unknown(
                 text,
-                "it is neither a directory, a tar, an archive of an image, nor a BFC image",
+                "it is not a directory, a tar, an archive of an image, or a BFC image",
             ));
         }
         Err(Error::io("opening", path)(std::io::ErrorKind::NotFound))

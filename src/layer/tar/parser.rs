@@ -232,7 +232,7 @@ impl Parser {
                 entry.stored = entry
                     .stored
                     .checked_sub(BLOCK as u64)
-                    .ok_or(Reason::Sparse("a map longer than the data"))?;
+                    .ok_or(Reason::Sparse("it is longer than the data"))?;
                 match reader.block(block)? {
                     Some(regions) => sparse_entry(entry, size, regions),
                     None => {

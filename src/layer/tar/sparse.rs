@@ -25,12 +25,12 @@ impl SparseMap {
             end = offset
                 .checked_add(len)
                 .filter(|&end| end <= size)
-                .ok_or(Reason::Sparse("a part behind the end of the file"))?;
+                .ok_or(Reason::Sparse("a part lies after the end of the file"))?;
             total += len;
         }
         if total != stored {
             return Err(Reason::Sparse(
-                "its parts are not as long as what is stored",
+                "its parts are not as long as the stored data",
             ));
         }
         regions.retain(|&(_, len)| len > 0);
@@ -100,7 +100,7 @@ impl PaxSparse {
         }
         match self.version {
             (0, 0 | 1) | (1, 0) => Ok(()),
-            _ => Err(Reason::Sparse("an unknown form")),
+            _ => Err(Reason::Sparse("its format is unknown")),
         }
     }
 }
@@ -119,7 +119,7 @@ impl MapReader {
     /// Takes the next block of the data; the map once it is complete (the rest of the block is
     /// padding).
     pub(super) fn block(&mut self, block: &[u8]) -> Result<Option<Vec<(u64, u64)>>, Reason> {
-        let bad = Reason::Sparse("a map that does not parse");
+        let bad = Reason::Sparse("it is malformed");
         self.read += block.len();
         if self.read > MAX_MAP {
             return Err(Reason::TooLong("a sparse map", MAX_MAP));

@@ -8,12 +8,12 @@ use super::super::record::{Record, State};
 use crate::store;
 use crate::zfs::recorded;
 
-/// What LXC says of the container in the environment.
+/// What LXC's environment variables say about the container.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// `LXC_HOOK_TYPE`.
     pub hook: String,
-    /// `LXC_TARGET`: `stop` or `reboot`, when the container has ended.
+    /// `LXC_TARGET`: `stop` or `reboot`, after the container has ended.
     pub target: Option<String>,
 }
 
@@ -23,7 +23,7 @@ pub struct Facts {
 /// [`Error`]: LXC then does not start the container.
 pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
     let record = match Record::read(container) {
-        // Its dataset may not be mounted.
+        // Its dataset may not be mounted yet.
         Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => {
             Record::read(container)?
         }
@@ -34,24 +34,29 @@ pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
             let record = record.filter(|record| record.state == State::Ready);
             let record = record.ok_or_else(|| Error::Unfit {
                 what: format!(
-                    "{} is not the directory of a container that was created",
+                    "{} is not the directory of a container in a store",
                     container.display()
                 ),
-                hint: Some("`lxcri-fs inspect` tells of the containers that there are".into()),
+                hint: Some(
+                    "the hook's line in LXC's configuration must name the directory of a \
+                            container in the store, as `lxcri-fs create --lxc` writes it"
+                        .into(),
+                ),
             })?;
             Mount::of(&record, container).mount()?;
             mount::make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
         }
         "post-stop" => match record {
-            // It is started again at once, and what it has in memory is to be there.
+            // The container starts again at once, and must find what it keeps in memory.
             Some(_) if facts.target.as_deref() == Some("reboot") => Ok(()),
             Some(record) => mount::unmount_ended(&record.runtime.root()),
             None => Ok(()),
         },
         other => Err(Error::Unfit {
-            what: format!("nothing can be mounted or unmounted by LXC's hook {other:?}"),
+            what: format!("LXC's hook {other:?} cannot mount or unmount anything"),
             hint: Some(
-                "it is for lxc.hook.pre-start and lxc.hook.post-stop, with lxc.hook.version = 1"
+                "use `hook lxc` for lxc.hook.pre-start and lxc.hook.post-stop, with \
+                 lxc.hook.version = 1"
                     .into(),
             ),
         }),

@@ -1,7 +1,7 @@
-//! What runtimes call while a container comes and goes.
+//! Hooks that runtimes call when a container starts and ends.
 //!
-//! A hook may find an empty environment, and may run twice, or without the one before it. None of
-//! them leaves a process behind that its caller could take for its own: see
+//! A hook may find an empty environment, and may run twice, or without the hook before it. No hook
+//! leaves a process behind that its caller could take for its own: see
 //! [`super::mount::Mount::mount`].
 
 mod lxc;

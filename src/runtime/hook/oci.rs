@@ -25,9 +25,8 @@ pub enum Moment {
     Stop,
 }
 
-/// Runs a hook. `state` is what the runtime writes to its standard input; `root` where the root
-/// file system is, if not where the bundle says; `store` opens the store, where a container is that
-/// the bundle names.
+/// Runs a hook. `state` is the runtime's message on standard input; `root` is the root file system,
+/// if it is not the bundle's; `store` opens the store of the container that the bundle names.
 ///
 /// # Errors
 /// [`Error`]: at [`Moment::Create`], the runtime then does not start the container.
@@ -72,7 +71,7 @@ pub fn oci(
     }
 }
 
-/// Where a bundle's root file system is.
+/// The root file system of a bundle.
 fn root_of(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("config.json");
     let config: serde_json::Value =
@@ -86,10 +85,9 @@ fn root_of(dir: &Path) -> Result<PathBuf> {
     Ok(root.canonicalize().unwrap_or(root))
 }
 
-/// Whether what is mounted now is seen by the container: its runtime has not taken the root file
-/// system yet, and calls the hook in the container's own mount namespace. That is so where LXC's
-/// pre-mount calls OCI hooks (lxcri), and nowhere else: crun and runc have the root file system
-/// bound by now.
+/// Whether the container would see a mount made now: the runtime has not bound the root file system
+/// yet, and calls the hook in the container's own mount namespace. Only lxcri does so, which calls
+/// OCI hooks from LXC's pre-mount; crun and runc have bound the root file system by now.
 fn is_early(state: &State, root: &Path) -> bool {
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let own = namespace("self");
@@ -107,28 +105,31 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
     let annotations = state.annotations().clone().unwrap_or_default();
     if let Some(name) = annotations.get(create::CONTAINER) {
         let (record, dir) = delete::find(&store()?, name)?;
-        // An annotation is anybody's, and its bundle is to be the one that was made for the
+        // Anybody can set an annotation; it counts only in the bundle that was created for the
         // container.
         let own = record.runtime.root();
         let own = own.canonicalize().unwrap_or(own);
         if own != root {
             return Err(Error::unfit(format!(
-                "the container {name} has its root file system on {}, not on {}",
+                "the root file system of container {name} belongs on {}, not on {}",
                 own.display(),
                 root.display()
             )));
         }
         if record.state != record::State::Ready {
             return Err(Error::unfit(format!(
-                "the container {name} is not finished, or is being deleted"
+                "container {name} is incomplete, or is being deleted"
             )));
         }
         return mount::Mount::of(&record, &dir).mount().map(drop);
     }
     let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str), root)?;
     let wanted = wanted.ok_or_else(|| Error::Unfit {
-        what: format!("nothing says what to mount on {}", root.display()),
-        hint: Some("the annotation org.lxcri-fs.image names the image".into()),
+        what: format!(
+            "there is no annotation that says what to mount on {}",
+            root.display()
+        ),
+        hint: Some("name the image in the annotation org.lxcri-fs.image".into()),
     })?;
     wanted.mount(root).map(drop)
 }

@@ -1,5 +1,4 @@
-//! Podman's own hook: the configuration comes in, and goes out edited, before the runtime is
-//! called.
+//! Podman's precreate hook, which edits the configuration before podman calls the runtime.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -11,11 +10,11 @@ use super::super::error::{Error, Result};
 use super::super::inject;
 use crate::sys::files;
 
-/// Digits of podman's ids.
+/// Number of digits in podman's ids.
 const ID: usize = 64;
 
-/// Runs the hook: mounts what the annotations name, and has the runtime use and later unmount it. A
-/// configuration that names nothing goes out as it came in.
+/// Runs the hook: mounts what the annotations name, and makes the runtime use it and unmount it
+/// later. A configuration without such annotations is written unchanged.
 ///
 /// # Errors
 /// [`Error`]: podman then does not start the container.
@@ -44,7 +43,7 @@ pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> 
         ))
 }
 
-/// The container's id, which podman has in the paths that it makes for it, and nowhere else.
+/// The container's id, which appears only in the paths that podman makes for it.
 fn id(config: &Value) -> Option<String> {
     let mounts = config
         .get("mounts")

@@ -26,7 +26,7 @@ impl Keeper {
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!("{}", chain(&error));
-                    // Descriptors or memory are short, and whoever waits will go on waiting.
+                    // Descriptors or memory are short, and whoever waits will keep waiting.
                     std::thread::sleep(SHORTAGE);
                     break;
                 }
@@ -34,7 +34,7 @@ impl Keeper {
             match answered {
                 Ok(event) => events.extend(event),
                 Err(error) => {
-                    tracing::warn!("a request of a command was not answered: {}", chain(&error))
+                    tracing::warn!("could not answer a command: {}", chain(&error))
                 }
             }
         }

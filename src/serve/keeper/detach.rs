@@ -15,7 +15,7 @@ pub(super) fn leave_control_group() {
         return;
     }
     if let Err(error) = leave() {
-        tracing::warn!(%error, "staying in the control group of who mounted");
+        tracing::warn!(%error, "staying in the control group of the mounting process");
     }
 }
 
@@ -75,7 +75,8 @@ pub(super) fn into_scope(pids: &[u32]) {
     match call.stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
         Ok(mut call) => drop(std::thread::spawn(move || call.wait())),
         Err(error) => {
-            tracing::warn!(%error, "staying in the control group of who mounted: running busctl")
+            tracing::warn!(%error, "staying in the control group of the mounting process: running \
+                                    busctl failed")
         }
     }
 }

@@ -184,11 +184,11 @@ impl Keeper {
     /// Asked to end: does so when nobody uses the mount, and otherwise says who does.
     fn terminate(&mut self) -> bool {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            tracing::info!(signal = signal.ssi_signo, "asked to end");
+            tracing::info!(signal = signal.ssi_signo, "asked to end by a signal");
         }
         match self.place.unmount_idle(&self.pids()) {
             Ok(()) => return self.tell(Event::LookNow),
-            Err(error @ Error::Busy { .. }) => tracing::warn!("staying: {error}"),
+            Err(error @ Error::Busy { .. }) => tracing::warn!("continuing: {error}"),
             Err(error) => tracing::error!("{}", chain(&error)),
         }
         false

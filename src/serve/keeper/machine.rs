@@ -288,7 +288,7 @@ impl Machine {
         }
     }
 
-    /// Nobody sees the mount in the namespaces that are looked at. It goes on in others, if it is
+    /// Nobody sees the mount in the namespaces that are looked at. It continues in others, if it is
     /// used there, until the kernel tells the worker that it ends; where there is none, that is not
     /// told.
     fn unused(&mut self) -> Vec<Action> {
@@ -410,9 +410,9 @@ impl Machine {
                 let why = if self.replaceable {
                     why
                 } else {
-                    format!("{why}; before Linux 6.9 no other can take its place")
+                    format!("{why}; before Linux 6.9, no other worker can take over")
                 };
-                tracing::error!("{why}; giving up. What uses the mount finds it not connected");
+                tracing::error!("{why}; giving up: programs on the mount get ENOTCONN");
                 self.service = Service::Failed(why.clone());
                 // Its users may be gone already.
                 self.look_at(now + PAUSE);

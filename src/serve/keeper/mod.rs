@@ -199,7 +199,7 @@ fn in_background(
         && let Err(error) = rundir::base().and_then(|base| Ok(namespace::enter_init(&base)?))
     {
         tracing::debug!(
-            "staying in the mount namespace of who mounted: {}",
+            "staying in the mount namespace of the mounting process: {}",
             chain(&error)
         );
     }

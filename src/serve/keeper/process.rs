@@ -222,7 +222,7 @@ impl Worker {
             }
         });
         if let Err(error) = lent {
-            tracing::debug!("no more temporary files for the worker: {}", chain(&error));
+            tracing::debug!("the worker gets no more temporary files: {}", chain(&error));
             self.spool = None;
         }
     }

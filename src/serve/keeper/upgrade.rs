@@ -1,4 +1,4 @@
-//! A keeper goes on as another version of the program, in the same process and with the same
+//! A keeper continues as another version of the program, in the same process and with the same
 //! descriptors.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,8 @@ use super::start::{Handover, KeeperStart};
 const ENDING: Duration = Duration::from_secs(1);
 
 impl Keeper {
-    /// Replaces this program by `program`. Comes back only when that fails; then this one goes on.
+    /// Replaces this program by `program`. Comes back only when that fails; then this one
+    /// continues.
     pub(super) fn upgrade(&mut self, program: &OwnedFd) -> Result<()> {
         let handover = Handover {
             request: self.request.clone(),
@@ -42,7 +43,7 @@ impl Keeper {
         ours.send(&KeeperStart::Resume(handover), &fds)?;
         self.end_worker()?;
         rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))?;
-        tracing::info!("going on as another version");
+        tracing::info!("continuing as another version");
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let error = secrets::clear_environment(&mut command)
             .arg0("lxcri-fs")
@@ -75,7 +76,7 @@ impl Keeper {
                 break false;
             }
         };
-        // Should the new program not start, this one goes on.
+        // Should the new program not start, this one continues.
         self.tell(Event::TakenDown { gone });
         if gone { Ok(()) } else { Err(busy) }
     }

@@ -12,7 +12,7 @@ pub(super) fn in_the_way(dataset: &Dataset, snapshots: &[Info]) -> Result<Vec<St
     let below = dataset
         .below()?
         .into_iter()
-        .map(|other| format!("dataset {other} is in it"));
+        .map(|other| format!("it contains the dataset {other}"));
     let held = snapshots
         .iter()
         .filter(|info| info.holds > 0)
@@ -21,13 +21,13 @@ pub(super) fn in_the_way(dataset: &Dataset, snapshots: &[Info]) -> Result<Vec<St
 }
 
 /// Destroys a dataset with its snapshots, but nothing that is in it. What was cloned from it takes
-/// over what it needs, and goes on; says how many bytes are freed.
+/// over what it needs, and continues; says how many bytes are freed.
 pub(super) fn destroy(dataset: &Dataset) -> Result<u64> {
     let failed = |e: zfs::Error| match e.cause() {
         Some(Cause::Busy) => Error::InUse {
             kind: "dataset",
             name: dataset.to_string(),
-            users: vec!["a process has a file in it open".to_owned()],
+            users: vec!["a process has one of its files open".to_owned()],
         },
         _ => e.into(),
     };

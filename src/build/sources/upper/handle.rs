@@ -11,7 +11,7 @@ const HEADER_LEN: usize = 5 + 16;
 /// generation (fs/fuse/inode.c).
 const FUSE: u8 = 0x81;
 
-/// The inode number that an index entry's name stands for; `None` when it is no file of ours.
+/// The inode number that an index entry's name stands for; `None` when it is no file of lxcri-fs.
 pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
     let digit = |b: u8| {
         char::from(b)

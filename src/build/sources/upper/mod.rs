@@ -147,7 +147,9 @@ impl Upper {
         Error::Source {
             name: format!("{}: {path}", self.name),
             reason: reason.into(),
-            hint: Some("is it of another image?".into()),
+            hint: Some(
+                "it may belong to another image: check which image it was written over".into(),
+            ),
         }
     }
 }

@@ -289,8 +289,10 @@ impl Walk<'_> {
                     .lower(level.lower, &name, marks.redirect.as_deref())?
                     .filter(|&(_, is_dir)| !is_dir);
                 let (ino, _) = found.ok_or_else(|| {
-                    self.upper
-                        .unfit(&path, "its content should be in the image, and is not")
+                    self.upper.unfit(
+                        &path,
+                        "its content should be in the image, but is missing there",
+                    )
                 })?;
                 Some(ino)
             } else {
