@@ -9,8 +9,8 @@ use bfc::format::{Compression, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG};
 use bfc::rootfs::format::LOCATOR_LEN;
 use bfc::rootfs::{Attr, Xattr};
 use bfc::writer::WriteOptions;
-use lxcri_fs::build::sources::{self, Image, Layer, Platform, TarSource};
-use lxcri_fs::build::{MAX_SIZE, Options, build};
+use lxcri_fs::build::sources::{self, Platform, SourceImage, SourceLayer, TarSource};
+use lxcri_fs::build::{BuildOptions, MAX_SIZE, build};
 use lxcri_fs::layer::tar::{Body, Writer};
 
 #[path = "../bfc/tests/forge/mend.rs"]
@@ -150,7 +150,7 @@ impl TarSource for Bytes {
 fn image(path: &Path, write: &WriteOptions, tars: Vec<Vec<u8>>) -> Result<(), Box<dyn Error>> {
     let layer = |tar: Vec<u8>| {
         let (name, size) = ("seed".to_owned(), tar.len() as u64);
-        Layer {
+        SourceLayer {
             name,
             created_by: b"seed".to_vec(),
             diff_id: None,
@@ -159,17 +159,17 @@ fn image(path: &Path, write: &WriteOptions, tars: Vec<Vec<u8>>) -> Result<(), Bo
             tar: Box::new(Bytes(tar)),
         }
     };
-    let image = Image {
+    let image = SourceImage {
         layers: tars.into_iter().map(layer).collect(),
-        ..Image::default()
+        ..SourceImage::default()
     };
-    let sources = sources::Options {
+    let sources = sources::SourceOptions {
         platform: Platform::host(),
         secret: None,
         temp_dir: std::env::temp_dir(),
         max_size: MAX_SIZE,
     };
-    let options = Options {
+    let options = BuildOptions {
         output: path.to_owned(),
         force: true,
         sources,

@@ -18,7 +18,7 @@ use fuser::{
     Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
     Request,
 };
-use lxcri_fs::fs::{Options, ROOT, Rootfs, Source};
+use lxcri_fs::fs::{ImageFile, ImageOptions, ROOT, Rootfs};
 use serde_json::Value;
 
 /// A file system with one file, `image.bfc`, whose disk may break.
@@ -275,12 +275,12 @@ fn every_bit_of_the_section_that_is_flipped_is_refused_or_makes_no_difference() 
     );
     let bytes = std::fs::read(&fixture.image).unwrap();
     let open = |path: &Path| {
-        let source = Source {
+        let source = ImageFile {
             path: path.to_owned(),
             file: File::open(path).unwrap(),
             secret: None,
         };
-        Rootfs::open(vec![source], &Options::default())
+        Rootfs::open(vec![source], &ImageOptions::default())
     };
     let good = contents(&open(&fixture.image).unwrap()).unwrap();
     let container = bfc::Container::open(Arc::new(File::open(&fixture.image).unwrap())).unwrap();

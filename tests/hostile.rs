@@ -15,7 +15,7 @@ use bfc::rootfs::{Attr, Section};
 use bfc::source::ReadAt;
 use common::forge::mend::{index_range, mend, section_range};
 use common::{lxcri_fs, run, stderr};
-use lxcri_fs::fs::{MAX_IMAGES, Options, Order, Rootfs, Source, Step};
+use lxcri_fs::fs::{ImageFile, ImageOptions, MAX_IMAGES, Order, Rootfs, Step};
 use lxcri_fs::layer::tar::{Body, Writer};
 
 /// An image whose records are changed.
@@ -140,12 +140,12 @@ impl Hostile {
         self.refused(&["extract"], &["out"]);
         self.refused(&["export"], &["--tar", "out.tar"]);
         let image = self.write();
-        let open = || Source {
+        let open = || ImageFile {
             path: image.clone(),
             file: std::fs::File::open(&image).unwrap(),
             secret: None,
         };
-        let rootfs = Rootfs::open(vec![open()], &Options::default()).unwrap();
+        let rootfs = Rootfs::open(vec![open()], &ImageOptions::default()).unwrap();
         for order in [Order::Depth, Order::Listing] {
             let mut walk = rootfs.walk(ROOT, order).unwrap();
             let (mut steps, mut failed) = (0, 0);
@@ -237,7 +237,7 @@ fn plain_v1(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn open_v1(bytes: Arc<dyn ReadAt>, options: &Options) -> Rootfs {
+fn open_v1(bytes: Arc<dyn ReadAt>, options: &ImageOptions) -> Rootfs {
     Rootfs::open_bytes("image".into(), bytes, None, options).unwrap()
 }
 
@@ -262,7 +262,7 @@ fn a_stored_v1_file_is_checked_once_however_many_read_it() {
     const SIZE: u64 = 8 << 20;
     let image = Hostile::new(&format!("head -c {SIZE} /dev/urandom > file"));
     let counted = Arc::new(Counted(plain_v1(image.bytes.clone()), AtomicU64::new(0)));
-    let rootfs = open_v1(counted.clone(), &Options::default());
+    let rootfs = open_v1(counted.clone(), &ImageOptions::default());
     let (ino, _) = rootfs.resolve(Path::new("file")).unwrap();
     let before = counted.1.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
@@ -289,10 +289,10 @@ fn what_v1_files_take_when_they_are_decoded_is_bounded() {
     let of = |spool_bytes| {
         open_v1(
             Arc::new(bytes.clone()),
-            &Options {
+            &ImageOptions {
                 cache_bytes: 1 << 20,
                 spool_bytes,
-                ..Options::default()
+                ..ImageOptions::default()
             },
         )
     };
@@ -326,7 +326,7 @@ fn a_v1_path_has_an_end() {
     let index = index_range(&bytes).unwrap();
     let entry = |path: &[u8], out: &mut Vec<u8>| {
         let mode = libc::S_IFDIR | 0o755;
-        bfc::format::Entry {
+        bfc::format::IndexEntry {
             path,
             obj_offset: 4096,
             obj_size: 48,
@@ -346,7 +346,12 @@ fn a_v1_path_has_an_end() {
         let footer = changed.len() - bfc::format::FOOTER_LEN;
         changed[footer + 8..footer + 16].copy_from_slice(&(blob.len() as u64).to_le_bytes());
         mend(&mut changed);
-        Rootfs::open_bytes("image".into(), Arc::new(changed), None, &Options::default())
+        Rootfs::open_bytes(
+            "image".into(),
+            Arc::new(changed),
+            None,
+            &ImageOptions::default(),
+        )
     };
     assert_eq!(
         open(&b"b/".repeat(32768)[..65535])
@@ -452,12 +457,12 @@ fn as_many_images_are_mounted_as_can_be_passed() {
 fn walks_have_an_order() {
     let mut image = Hostile::new("mkdir -p a/b c; echo 1 > a/b/f; echo 2 > a/z; echo 3 > d");
     let path = image.write();
-    let source = Source {
+    let source = ImageFile {
         path: path.clone(),
         file: std::fs::File::open(&path).unwrap(),
         secret: None,
     };
-    let rootfs = Rootfs::open(vec![source], &Options::default()).unwrap();
+    let rootfs = Rootfs::open(vec![source], &ImageOptions::default()).unwrap();
     let visited = |order, but: &str| {
         let mut walk = rootfs.walk(ROOT, order).unwrap();
         let mut found = Vec::new();

@@ -15,7 +15,7 @@ use bfc::rootfs::{Attr, Kind, Node, Xattr, format};
 use bfc::writer::ContentSink;
 use lxcri_fs::layer::merge::{Change, What};
 use lxcri_fs::layer::tar::{Body, Writer};
-use lxcri_fs::layer::{Budget, Error, Layer, read, replay};
+use lxcri_fs::layer::{Budget, Error, ReadLayer, read, replay};
 use proptest::prelude::*;
 
 use common::run;
@@ -46,12 +46,12 @@ impl ContentSink for Memory {
         Ok(Some(u32::try_from(known).unwrap()))
     }
 
-    fn end_layer(&mut self) -> bfc::Result<format::Layer> {
-        Ok(format::Layer::default())
+    fn end_layer(&mut self) -> bfc::Result<format::LayerRecord> {
+        Ok(format::LayerRecord::default())
     }
 }
 
-fn read_tar(tar: &[u8], max_size: u64) -> Result<(Layer, Memory), Error> {
+fn read_tar(tar: &[u8], max_size: u64) -> Result<(ReadLayer, Memory), Error> {
     let mut sink = Memory::default();
     let layer = read::read(&mut &tar[..], &mut sink, &mut Budget::new(max_size))?;
     Ok((layer, sink))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bfc::format::S_IFREG;
 use bfc::rootfs::{Attr, Kind, Node, Tree};
 use bfc::writer::{ContentSink, Documents, ImageWriter, WriteOptions};
-use lxcri_fs::fs::{Options, Rootfs, Source};
+use lxcri_fs::fs::{ImageFile, ImageOptions, Rootfs};
 
 /// How many files a directory has.
 pub const FILES: u32 = 1000;
@@ -73,12 +73,12 @@ pub fn path(number: u32) -> String {
 
 /// Opens an image as `mount` does.
 pub fn open(path: &Path) -> Rootfs {
-    let source = Source {
+    let source = ImageFile {
         path: path.to_owned(),
         file: File::open(path).unwrap(),
         secret: None,
     };
-    Rootfs::open(vec![source], &Options::default()).unwrap()
+    Rootfs::open(vec![source], &ImageOptions::default()).unwrap()
 }
 
 /// Numbers that look random, the same in every run (xorshift).

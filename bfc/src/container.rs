@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{
-    ENTRY_LEN, Entry, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, MAX_PATH, array_at,
-    u32_at,
+    ENTRY_LEN, FOOTER_LEN, Footer, HEADER_LEN, HEADER_MAGIC, Header, IndexEntry, MAX_PATH,
+    array_at, u32_at,
 };
 use crate::rootfs::format::{LOCATOR_LEN, Locator};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
@@ -284,10 +284,10 @@ impl Index {
     }
 
     /// The entries, in the order of the file.
-    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = IndexEntry<'_>> {
         self.starts.iter().map(|&at| {
             let path_end = at + 4 + u32_at(&self.blob, at) as usize;
-            Entry::parse(
+            IndexEntry::parse(
                 &self.blob[at + 4..path_end],
                 &array_at(&self.blob, path_end),
             )

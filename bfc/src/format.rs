@@ -283,7 +283,7 @@ impl ObjectHeader {
 
 /// An entry of the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub struct IndexEntry<'a> {
     /// The path, relative to the root, as the file has it.
     pub path: &'a [u8],
     /// Offset of the object in the file.
@@ -304,7 +304,7 @@ pub struct Entry<'a> {
     pub crc: u32,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> IndexEntry<'a> {
     /// The fields of the [`ENTRY_LEN`] bytes after `path`.
     pub fn parse(path: &'a [u8], b: &[u8; ENTRY_LEN]) -> Self {
         Self {

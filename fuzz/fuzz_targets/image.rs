@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bfc::source::ReadAt;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use lxcri_fs::build::export::{tree_tar, write_tar};
-use lxcri_fs::fs::{Options, Order, ROOT, Rootfs, Step};
+use lxcri_fs::fs::{ImageOptions, Order, ROOT, Rootfs, Step};
 use lxcri_fs_fuzz::forge::{huge::Huge, mend};
 use lxcri_fs_fuzz::{Bounded, mutate};
 
@@ -95,11 +95,11 @@ fuzz_target!(|data: &[u8]| {
         Order::Listing
     };
     // No spool: the target works in memory.
-    let options = Options {
+    let options = ImageOptions {
         cache_bytes: 1 << 20,
         spool_bytes: 0,
         check_hash: how & 4 != 0,
-        ..Options::default()
+        ..ImageOptions::default()
     };
     let image = || (PathBuf::new(), source.clone(), secret());
     let Ok(rootfs) = Rootfs::open_all(vec![image()], &options) else {

@@ -34,8 +34,8 @@ impl ContentSink for Memory {
         Ok(u32::try_from(self.0.len() - 1).ok())
     }
 
-    fn end_layer(&mut self) -> bfc::Result<format::Layer> {
-        Ok(format::Layer::default())
+    fn end_layer(&mut self) -> bfc::Result<format::LayerRecord> {
+        Ok(format::LayerRecord::default())
     }
 }
 

@@ -8,7 +8,7 @@ use bfc::writer::{Documents, Keep, WriteOptions};
 
 use super::base::Base;
 use super::error::{Error, Result};
-use super::{Built, Image, added, finish};
+use super::{Built, SourceImage, added, finish};
 use crate::layer::Budget;
 
 /// How to append.
@@ -19,7 +19,7 @@ pub struct AppendOptions {
     /// Password or key, when the image is encrypted.
     pub secret: Option<bfc::Secret>,
     /// How sources were opened.
-    pub sources: super::sources::Options,
+    pub sources: super::sources::SourceOptions,
 }
 
 /// Puts the layers of `images` on top of the image at `path`. Until the last write, which is of the
@@ -30,7 +30,7 @@ pub struct AppendOptions {
 /// [`Error`]; the image is then as it was.
 pub fn append(
     path: &Path,
-    images: Vec<Image>,
+    images: Vec<SourceImage>,
     options: &AppendOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Built> {
@@ -63,7 +63,7 @@ fn append_to(
     base: &Base,
     file: &File,
     path: &Path,
-    images: Vec<Image>,
+    images: Vec<SourceImage>,
     options: &AppendOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Built> {

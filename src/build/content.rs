@@ -30,7 +30,7 @@ pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Re
 }
 
 /// Reads a file's content. Keeps what went wrong, which an [`io::Error`] cannot hold well.
-pub(super) struct Content<'a> {
+pub(super) struct ContentReader<'a> {
     rootfs: &'a Rootfs,
     ino: u32,
     offset: u64,
@@ -39,7 +39,7 @@ pub(super) struct Content<'a> {
     error: Option<crate::fs::Error>,
 }
 
-impl<'a> Content<'a> {
+impl<'a> ContentReader<'a> {
     /// Reads the file with this inode number.
     pub(super) fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl<'a> Content<'a> {
     }
 }
 
-impl Read for Content<'_> {
+impl Read for ContentReader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.at == self.piece.len() {
             self.piece.clear();

@@ -27,7 +27,7 @@ pub use base::Base;
 pub use digest::Digest;
 pub use error::{Error, Mismatch, Result};
 pub use output::{Output, parent};
-pub use sources::{Image, Platform, Spec};
+pub use sources::{Platform, SourceImage, Spec};
 
 use crate::layer::{self, Budget, merge};
 use config::LayerFact;
@@ -38,13 +38,13 @@ pub const MAX_SIZE: u64 = 1 << 40;
 
 /// How to build.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct BuildOptions {
     /// Where the image goes.
     pub output: PathBuf,
     /// Whether to replace what is there.
     pub force: bool,
     /// How sources are opened.
-    pub sources: sources::Options,
+    pub sources: sources::SourceOptions,
     /// How the image is written.
     pub write: WriteOptions,
     /// An image whose first layers are taken over where they are the ones to build, instead of
@@ -79,8 +79,8 @@ pub struct Built {
 /// # Errors
 /// [`Error`]; nothing is then left at the output's path but what was there before.
 pub fn build(
-    images: Vec<Image>,
-    options: &Options,
+    images: Vec<SourceImage>,
+    options: &BuildOptions,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Built> {
     let output = if options.is_clone {
@@ -134,7 +134,7 @@ struct Start {
     layers: Vec<LayerEntry>,
 }
 
-fn start(diff_ids: &[Option<Digest>], output: &Output, options: &Options) -> Result<Start> {
+fn start(diff_ids: &[Option<Digest>], output: &Output, options: &BuildOptions) -> Result<Start> {
     if let Some(path) = &options.base {
         let base = Base::open(
             path,
@@ -232,14 +232,14 @@ fn finish(
 
 /// Reads a layer, writes its contents, and puts it on top of the tree.
 fn added(
-    source: sources::Layer,
+    source: sources::SourceLayer,
     writer: &mut ImageWriter,
     tree: &mut Tree,
     budget: &mut Budget,
     path: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerEntry> {
-    let sources::Layer {
+    let sources::SourceLayer {
         name,
         created_by,
         diff_id: wanted,
@@ -277,7 +277,7 @@ fn read_layer(
     sink: &mut dyn ContentSink,
     budget: &mut Budget,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<(layer::Layer, Digest, u64)> {
+) -> Result<(layer::ReadLayer, Digest, u64)> {
     let (mut out, mut input) = stream::channel();
     std::thread::scope(|scope| {
         let maker = scope.spawn(move || {
@@ -304,13 +304,14 @@ fn read_layer(
 }
 
 /// Fails early if there is not enough space.
-fn check_space(images: &[Image], output: &Output, options: &Options) -> Result<()> {
+fn check_space(images: &[SourceImage], output: &Output, options: &BuildOptions) -> Result<()> {
     // An image is about as large as its compressed layers. What is not compressed yet shrinks, by
     // how much is not known: a fifth is what it needs at least.
-    let estimate = |layer: &sources::Layer| match (layer.compressed, options.write.compression) {
-        (false, Compression::Zstd) => layer.size / 5,
-        (true, _) | (_, Compression::None) => layer.size,
-    };
+    let estimate =
+        |layer: &sources::SourceLayer| match (layer.compressed, options.write.compression) {
+            (false, Compression::Zstd) => layer.size / 5,
+            (true, _) | (_, Compression::None) => layer.size,
+        };
     let needed: u64 = images
         .iter()
         .flat_map(|image| &image.layers)

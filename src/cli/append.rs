@@ -52,7 +52,7 @@ pub(super) struct AppendArgs {
 pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let secret = args.secret.load()?;
-    let sources = sources::Options {
+    let sources = sources::SourceOptions {
         platform: Platform::host(),
         secret: secret.clone(),
         temp_dir: build::parent(&args.image),

@@ -185,7 +185,11 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
     }
 }
 
-fn print_known(reference: &Reference, image: &store::Image, as_json: bool) -> Result<(), Error> {
+fn print_known(
+    reference: &Reference,
+    image: &store::StoredImage,
+    as_json: bool,
+) -> Result<(), Error> {
     let root_digest = format!("blake3:{}", image.facts.root_digest);
     if as_json {
         return json(&serde_json::json!({

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::error::Error;
 use super::open::ImageArgs;
-use crate::fs::Options;
+use crate::fs::ImageOptions;
 use crate::serve::confine::Kept;
 
 /// Print a file from an image
@@ -23,7 +23,7 @@ pub(super) struct CatArgs {
 pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
     let rootfs = args
         .image
-        .open_confined(&Options::default(), Kept::default())?;
+        .open_confined(&ImageOptions::default(), Kept::default())?;
     let in_image = |source| Error::InImage {
         path: args.path.clone(),
         source,

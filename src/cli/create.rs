@@ -15,15 +15,15 @@ use super::size;
 use super::store::StoreArgs;
 use super::transfer::Transfer;
 use crate::error::chain;
-use crate::fs::{Options, Rootfs, Source, verify};
+use crate::fs::{ImageFile, ImageOptions, Rootfs, verify};
 use crate::image::secret::image_key;
 use crate::image::{Pull, open_file};
 use crate::registry::pull;
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::process::Overrides;
-use crate::runtime::record::{ImageRecord, Place};
-use crate::store::{self, Image, Reference, Store};
+use crate::runtime::record::{ImageRecord, UpperLocation};
+use crate::store::{self, Reference, Store, StoredImage};
 use crate::sys::idmap::IdMap;
 
 /// LXC's default directory for containers.
@@ -156,11 +156,11 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     let record = image_record(args, &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;
     let secret = key.clone().map(|key| Secret::Key(key.0));
-    let options = Options {
+    let options = ImageOptions {
         check_hash: args.verify == Verify::Full,
-        ..Options::default()
+        ..ImageOptions::default()
     };
-    let source = Source {
+    let source = ImageFile {
         path: path.clone(),
         file: file
             .try_clone()
@@ -193,9 +193,9 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         image: record,
         stored: stored.as_ref(),
         upper: match (&args.upper, args.ephemeral) {
-            (Some(text), _) => Place::Elsewhere(elsewhere(text)?),
-            (None, Some(size)) => Place::Ephemeral { size },
-            (None, None) => Place::Store,
+            (Some(text), _) => UpperLocation::Elsewhere(elsewhere(text)?),
+            (None, Some(size)) => UpperLocation::Ephemeral { size },
+            (None, None) => UpperLocation::Store,
         },
         idmap: args.idmap.clone(),
         overrides: Overrides {
@@ -216,7 +216,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
 }
 
 /// Finds the image: a file, or an image in the store, which is pulled first if necessary.
-fn resolve(args: &CreateArgs) -> Result<(Store, Option<Image>, PathBuf), Error> {
+fn resolve(args: &CreateArgs) -> Result<(Store, Option<StoredImage>, PathBuf), Error> {
     let mut found = args.store.in_store(&args.image);
     let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
     let named = missing || matches!(&found, Ok(Some(_)));

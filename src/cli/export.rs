@@ -11,7 +11,7 @@ use super::progress::Work;
 use crate::build::export;
 use crate::build::parent;
 use crate::build::sources::Compression;
-use crate::fs::{Options, Rootfs};
+use crate::fs::{ImageOptions, Rootfs};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
@@ -52,7 +52,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
         .filter(|path| *path != Path::new("-"));
     // The output is written under a temporary name in the same directory.
     let kept = target.map_or_else(Kept::default, |path| Kept::default().below(&parent(path)));
-    let rootfs = args.image.open_confined(&Options::default(), kept)?;
+    let rootfs = args.image.open_confined(&ImageOptions::default(), kept)?;
     let total = if args.target.oci.is_some() {
         export::oci_layout_size(&rootfs)
     } else {

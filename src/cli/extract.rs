@@ -10,7 +10,7 @@ use super::open::ImageArgs;
 use super::output::{note, size};
 use super::progress::Work;
 use crate::error::chain;
-use crate::fs::{ExtractOptions, Options, extract, open_target};
+use crate::fs::{ExtractOptions, ImageOptions, extract, open_target};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
 
@@ -60,7 +60,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
         attributes: true,
         capabilities: CAPABILITIES,
     };
-    let rootfs = opened.read_confined(&Options::default(), kept)?;
+    let rootfs = opened.read_confined(&ImageOptions::default(), kept)?;
     let total = if args.paths.is_empty() {
         rootfs.content_bytes()
     } else {

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::open::confine;
 use super::output::{hex, json, lines, printable, size};
 use super::store::StoreArgs;
-use crate::fs::{self, Options, tree_of_index};
+use crate::fs::{self, ImageOptions, tree_of_index};
 use crate::serve::confine::Kept;
 use crate::store::graph;
 
@@ -52,7 +52,7 @@ struct Info {
     /// Offset at which the valid image ends, if the remains of an interrupted write follow it.
     #[serde(skip_serializing_if = "Option::is_none")]
     torn_after: Option<u64>,
-    layers: Vec<Layer>,
+    layers: Vec<LayerRow>,
     /// For an image in the store: its name, the name of the image that it was cloned from, and so
     /// on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -62,7 +62,7 @@ struct Info {
 }
 
 #[derive(Debug, Serialize)]
-struct Layer {
+struct LayerRow {
     diff_id: String,
     entries: u64,
     tar_bytes: u64,
@@ -73,7 +73,7 @@ struct Layer {
 pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     let (path, file) = args.store.open_image(&args.image)?;
     let chain = chain(args)?;
-    confine(Kept::default(), &Options::default());
+    confine(Kept::default(), &ImageOptions::default());
     let mut info = inspect(&path, file).map_err(|source| fs::Error::Image {
         image: path.clone(),
         source,
@@ -150,7 +150,7 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
     }
     let mut start = bfc::format::HEADER_LEN as u64;
     for layer in section.layers()? {
-        info.layers.push(Layer {
+        info.layers.push(LayerRow {
             diff_id: format!("sha256:{}", hex(&layer.diff_id)),
             entries: layer.entries,
             tar_bytes: layer.tar_size,

@@ -9,8 +9,8 @@ use super::error::Error;
 use super::output::{json, lines, printable, time};
 use super::store::StoreArgs;
 use crate::runtime::delete::{find, users};
-use crate::runtime::mount::is_mounted;
-use crate::runtime::record::{Place, Record, Runtime, State};
+use crate::runtime::record::{ContainerRecord, Runtime, State, UpperLocation};
+use crate::runtime::root_mount::is_mounted;
 use crate::serve::answer::{self, Answer};
 use crate::serve::mountpoint::mounted_at;
 
@@ -31,7 +31,7 @@ pub(super) struct InspectArgs {
 #[derive(Debug, Serialize)]
 struct Inspected<'a> {
     #[serde(flatten)]
-    record: &'a Record,
+    record: &'a ContainerRecord,
     /// Its directory in the store.
     directory: String,
     root: String,
@@ -97,9 +97,9 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
         writeln!(out, "Root digest   {}", printable(digest.as_bytes()))?;
     }
     let written = match &record.upper {
-        Place::Store => inspected.directory.clone(),
-        Place::Elsewhere(place) => printable(place.as_bytes()),
-        Place::Ephemeral { .. } => "memory".to_owned(),
+        UpperLocation::Store => inspected.directory.clone(),
+        UpperLocation::Elsewhere(place) => printable(place.as_bytes()),
+        UpperLocation::Ephemeral { .. } => "memory".to_owned(),
     };
     writeln!(out, "Writes to     {written}")?;
     if let Some(map) = &record.idmap {

@@ -11,7 +11,7 @@ use super::rm::all_or;
 use super::store::StoreArgs;
 use crate::error::Report;
 use crate::error::chain;
-use crate::store::{self, Image, Name, Usage};
+use crate::store::{self, Name, StoredImage, Usage};
 
 /// List the images in the store
 ///
@@ -114,7 +114,7 @@ fn unlisted(name: &Name, error: &store::Error) -> Error {
     }
 }
 
-fn print(out: &mut impl Write, image: &Image, usage: Usage) -> std::io::Result<()> {
+fn print(out: &mut impl Write, image: &StoredImage, usage: Usage) -> std::io::Result<()> {
     let facts = &image.facts;
     let first = facts.refs.first().map_or("<none>", |r| r.familiar());
     let (digest, created, layers) = (
@@ -135,7 +135,7 @@ fn print(out: &mut impl Write, image: &Image, usage: Usage) -> std::io::Result<(
         .try_for_each(|reference| writeln!(out, "{:<40} {digest:<12}", reference.familiar()))
 }
 
-fn row(image: &Image, usage: Usage) -> Row<'_> {
+fn row(image: &StoredImage, usage: Usage) -> Row<'_> {
     let facts = &image.facts;
     Row {
         name: image.name.as_str(),

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, lines, printable, time};
-use crate::fs::{self, Options, Order, Rootfs, Step};
+use crate::fs::{self, ImageOptions, Order, Rootfs, Step};
 use crate::serve::confine::Kept;
 
 /// List the files in an image
@@ -40,7 +40,7 @@ pub(super) struct LsArgs {
 
 /// An entry as `--json` prints it.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct LsRow {
     /// Path below the listed directory, with `\xNN` for bytes that are not UTF-8.
     path: String,
     #[serde(rename = "type")]
@@ -63,7 +63,7 @@ struct Entry {
 pub(super) fn run(args: &LsArgs) -> Result<(), Error> {
     let rootfs = args
         .image
-        .open_confined(&Options::default(), Kept::default())?;
+        .open_confined(&ImageOptions::default(), Kept::default())?;
     let in_image = |source| Error::InImage {
         path: args.path.clone(),
         source,
@@ -109,7 +109,7 @@ fn print(
     };
     let device = matches!(letter, 'c' | 'b').then(|| inode.rdev());
     if args.json {
-        return json(&Entry {
+        return json(&LsRow {
             path: name,
             kind,
             mode: format!("{:04o}", inode.mode & 0o7777),

@@ -251,7 +251,7 @@ fn wanted(
 
 /// Mounts the containers of the store. A failure does not keep the others from being mounted.
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
-    let failures = runtime::mount::mount_all(&store.open()?)?;
+    let failures = runtime::root_mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
         note(format_args!(
             "lxcri-fs: container {name}: {}",

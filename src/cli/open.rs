@@ -9,7 +9,7 @@ use rustix::thread::CapabilitySet;
 use super::error::Error;
 use super::secret::{SecretArgs, prompt, terminal};
 use super::store::StoreArgs;
-use crate::fs::{self, Options, Rootfs, Source};
+use crate::fs::{self, ImageFile, ImageOptions, Rootfs};
 use crate::serve::confine::{Kept, confine_command};
 
 /// The image that a command reads.
@@ -29,7 +29,7 @@ impl ImageArgs {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub(super) fn open(&self, options: &Options) -> Result<Rootfs, Error> {
+    pub(super) fn open(&self, options: &ImageOptions) -> Result<Rootfs, Error> {
         self.file()?.read(options)
     }
 
@@ -38,7 +38,11 @@ impl ImageArgs {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub(super) fn open_confined(&self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+    pub(super) fn open_confined(
+        &self,
+        options: &ImageOptions,
+        kept: Kept,
+    ) -> Result<Rootfs, Error> {
         self.file()?.read_confined(options, kept)
     }
 
@@ -60,7 +64,7 @@ impl ImageArgs {
 }
 
 /// Gives up the rights of this process that reading images does not need.
-pub(super) fn confine(mut kept: Kept, options: &Options) {
+pub(super) fn confine(mut kept: Kept, options: &ImageOptions) {
     // Content that does not fit into memory goes to a file, perhaps in another user's directory.
     kept.capabilities |= CapabilitySet::DAC_OVERRIDE;
     // What this host cannot confine is not reported here: `doctor` does that.
@@ -80,7 +84,7 @@ impl Opened {
     ///
     /// # Errors
     /// When it is none, or is damaged.
-    pub(super) fn read_confined(self, options: &Options, kept: Kept) -> Result<Rootfs, Error> {
+    pub(super) fn read_confined(self, options: &ImageOptions, kept: Kept) -> Result<Rootfs, Error> {
         confine(kept, options);
         self.read(options)
     }
@@ -89,7 +93,7 @@ impl Opened {
     ///
     /// # Errors
     /// When it is none, or is damaged.
-    pub(super) fn read(self, options: &Options) -> Result<Rootfs, Error> {
+    pub(super) fn read(self, options: &ImageOptions) -> Result<Rootfs, Error> {
         let Self {
             path,
             file,
@@ -100,7 +104,7 @@ impl Opened {
             .try_clone()
             .map_err(Error::io("opening the image", &path))?;
         match Rootfs::open(
-            vec![Source {
+            vec![ImageFile {
                 path: path.clone(),
                 file,
                 secret,
@@ -122,7 +126,7 @@ impl Opened {
                     .into());
                 };
                 Ok(Rootfs::open(
-                    vec![Source {
+                    vec![ImageFile {
                         path,
                         file: again,
                         secret: Some(secret),

@@ -15,7 +15,7 @@ use crate::serve::answer::Answer;
 use crate::serve::confine::Confinement;
 use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
 use crate::sys::users;
-use crate::upper::place::is_ephemeral;
+use crate::upper::upper_dir::is_ephemeral;
 
 /// List mounts, the processes that keep and serve them, and how many processes use them; ask each
 /// mount whether it answers

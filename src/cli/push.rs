@@ -10,7 +10,7 @@ use super::open::ImageArgs;
 use super::output::{json, say};
 use super::progress::Work;
 use crate::build::sources::Compression;
-use crate::fs::Options;
+use crate::fs::ImageOptions;
 use crate::image::{Events, Layers, Push};
 use crate::registry::pull;
 
@@ -90,7 +90,7 @@ pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
             compression: args.compression.map(Into::into),
             temp_dir: args.temp_dir.clone().unwrap_or_else(temp_dir),
         };
-        push.layers(&args.image.open(&Options::default())?, layers, events)?
+        push.layers(&args.image.open(&ImageOptions::default())?, layers, events)?
     };
     if args.json {
         return json(&Report {

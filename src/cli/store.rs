@@ -9,7 +9,7 @@ use clap::Args;
 use super::error::Error;
 use crate::image::{is_remote, open_file};
 use crate::registry::Registries;
-use crate::store::{Config, Image, Location, Store};
+use crate::store::{Config, Location, Store, StoredImage};
 
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
@@ -58,7 +58,7 @@ impl StoreArgs {
     }
 
     /// The image in the store that an argument names; `None` if it names a file.
-    pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, Image)>, Error> {
+    pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, StoredImage)>, Error> {
         let text = image.to_str().filter(|text| !text.starts_with(['/', '.']));
         let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else {
             return Ok(None);

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::error::Error;
 use super::output::note;
-use crate::serve::mount::Unmount;
+use crate::serve::fuse_mount::Unmount;
 use crate::serve::unmount::{self, Unmounted};
 
 /// Unmount what `lxcri-fs mount` has mounted

@@ -13,7 +13,7 @@ use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::error::Report as _;
 use crate::error::chain;
-use crate::fs::{Options, Rootfs};
+use crate::fs::{ImageOptions, Rootfs};
 use crate::image::{Events as _, verify};
 use crate::serve::confine::Kept;
 
@@ -64,9 +64,9 @@ struct Subject<T> {
 }
 
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
-    let options = Options {
+    let options = ImageOptions {
         check_hash: true,
-        ..Options::default()
+        ..ImageOptions::default()
     };
     let files = subjects(args)?;
     confine(Kept::default(), &options);

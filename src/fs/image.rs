@@ -19,7 +19,7 @@ pub(super) const FRAME_LOG2: u8 = 17;
 
 /// An image to open.
 #[derive(Debug)]
-pub struct Source {
+pub struct ImageFile {
     /// Its path, for messages.
     pub path: PathBuf,
     /// The open file.
@@ -29,19 +29,19 @@ pub struct Source {
 }
 
 /// An image that contents come from.
-pub(super) struct Image {
+pub(super) struct OpenImage {
     pub(super) path: PathBuf,
     pub(super) container: Container,
     key: Option<Key>,
     has_section: bool,
 }
 
-impl Image {
+impl OpenImage {
     /// Opens an image, and its section, or makes one of its v1 index.
     ///
     /// # Errors
     /// [`Error::Image`], also for a wrong key.
-    pub(super) fn open(source: Source) -> Result<(Self, Section)> {
+    pub(super) fn open(source: ImageFile) -> Result<(Self, Section)> {
         Self::open_bytes(source.path, Arc::new(source.file), source.secret)
     }
 
@@ -60,7 +60,7 @@ impl Image {
     }
 
     /// As [`Image::open`], with any key or none: what is encrypted may not be readable.
-    pub(super) fn open_tree(source: Source) -> Result<(Self, Section)> {
+    pub(super) fn open_tree(source: ImageFile) -> Result<(Self, Section)> {
         Self::tree(source.path, Arc::new(source.file), source.secret)
     }
 
@@ -167,7 +167,7 @@ impl Image {
 ///
 /// # Errors
 /// [`Error::Image`].
-pub(super) fn check_digest(images: &[Image], wanted: &str) -> Result<()> {
+pub(super) fn check_digest(images: &[OpenImage], wanted: &str) -> Result<()> {
     let [image] = images else {
         let source = bfc::Error::Unsupported("a root digest for several images together".into());
         return Err(Error::Image {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How to open images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Options {
+pub struct ImageOptions {
     /// Directory of the image that is to be the root.
     #[serde(with = "super::paths::optional_path")]
     pub subdir: Option<PathBuf>,
@@ -34,7 +34,7 @@ fn max_spooled() -> u64 {
     4 << 30
 }
 
-impl Default for Options {
+impl Default for ImageOptions {
     fn default() -> Self {
         Self {
             subdir: None,

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 
 use super::cache::{Cache, CacheCounts, Checks};
 use super::error::{Error, Result};
-use super::image::{Image, Source, check_digest};
-use super::options::Options;
+use super::image::{ImageFile, OpenImage, check_digest};
+use super::options::ImageOptions;
 use super::spool::{Spool, TempDir};
 use super::stack::stack;
 use super::walk::{Order, Shown, Walk};
@@ -36,7 +36,7 @@ pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
 
 /// A name and what it leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct NamedInode {
     /// Inode number of the directory.
     pub dir: u32,
     /// The name.
@@ -78,7 +78,7 @@ impl Decoded {
 
 /// A read-only root file system.
 pub struct Rootfs {
-    images: Vec<Image>,
+    images: Vec<OpenImage>,
     section: Section,
     /// Inode number of what is shown as the root.
     root: u32,
@@ -108,7 +108,7 @@ impl Rootfs {
     ///
     /// # Errors
     /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
-    pub fn open(sources: Vec<Source>, options: &Options) -> Result<Self> {
+    pub fn open(sources: Vec<ImageFile>, options: &ImageOptions) -> Result<Self> {
         Self::open_with(
             sources,
             options,
@@ -121,14 +121,14 @@ impl Rootfs {
     /// # Errors
     /// As [`Rootfs::open`].
     pub fn open_with(
-        sources: Vec<Source>,
-        options: &Options,
+        sources: Vec<ImageFile>,
+        options: &ImageOptions,
         spool: Box<dyn Spool>,
     ) -> Result<Self> {
         Self::merge(
             sources
                 .into_iter()
-                .map(Image::open)
+                .map(OpenImage::open)
                 .collect::<Result<_>>()?,
             options,
             spool,
@@ -136,8 +136,8 @@ impl Rootfs {
     }
 
     fn merge(
-        mut opened: Vec<(Image, Section)>,
-        options: &Options,
+        mut opened: Vec<(OpenImage, Section)>,
+        options: &ImageOptions,
         spool: Box<dyn Spool>,
     ) -> Result<Self> {
         let (images, section) = match (opened.len(), opened.pop()) {
@@ -168,7 +168,7 @@ impl Rootfs {
         path: PathBuf,
         bytes: Arc<dyn ReadAt>,
         secret: Option<Secret>,
-        options: &Options,
+        options: &ImageOptions,
     ) -> Result<Self> {
         Self::open_all(vec![(path, bytes, secret)], options)
     }
@@ -179,11 +179,11 @@ impl Rootfs {
     /// As [`Rootfs::open`].
     pub fn open_all(
         images: Vec<(PathBuf, Arc<dyn ReadAt>, Option<Secret>)>,
-        options: &Options,
+        options: &ImageOptions,
     ) -> Result<Self> {
         let opened = images
             .into_iter()
-            .map(|(path, bytes, secret)| Image::open_bytes(path, bytes, secret))
+            .map(|(path, bytes, secret)| OpenImage::open_bytes(path, bytes, secret))
             .collect::<Result<_>>()?;
         Self::merge(opened, options, Box::new(TempDir(options.temp_dir.clone())))
     }
@@ -192,8 +192,8 @@ impl Rootfs {
     ///
     /// # Errors
     /// As [`Rootfs::open`].
-    pub fn open_tree(source: Source, options: &Options) -> Result<Self> {
-        let (image, section) = Image::open_tree(source)?;
+    pub fn open_tree(source: ImageFile, options: &ImageOptions) -> Result<Self> {
+        let (image, section) = OpenImage::open_tree(source)?;
         Self::assemble(
             vec![image],
             section,
@@ -203,9 +203,9 @@ impl Rootfs {
     }
 
     fn assemble(
-        images: Vec<Image>,
+        images: Vec<OpenImage>,
         section: Section,
-        options: &Options,
+        options: &ImageOptions,
         spool: Box<dyn Spool>,
     ) -> Result<Self> {
         let mut rootfs = Self {
@@ -460,7 +460,7 @@ impl Rootfs {
     ///
     /// # Errors
     /// [`Error::Image`] when the list is damaged.
-    pub fn xattr_entries(&self) -> Result<Option<Vec<Entry>>> {
+    pub fn xattr_entries(&self) -> Result<Option<Vec<NamedInode>>> {
         let Some(list) = self
             .section
             .xattr_dentries()
@@ -480,7 +480,7 @@ impl Rootfs {
                 if inode.is_dir() {
                     reached.insert(ino);
                 }
-                entries.push(Entry {
+                entries.push(NamedInode {
                     dir,
                     name: name.to_vec(),
                     ino,

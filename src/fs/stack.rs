@@ -6,7 +6,7 @@ use bfc::rootfs::format::ROOT;
 use bfc::rootfs::{Attr, Extras, Kind, Node, Section, Tree};
 use bfc::{Error, Result};
 
-use super::image::{FRAME_LOG2, Image};
+use super::image::{FRAME_LOG2, OpenImage};
 use super::walk::{Order, Shown, Step, Visit, Walk};
 use crate::layer::merge::{self, Change, What};
 use crate::layer::{self, Budget, replay};
@@ -20,7 +20,7 @@ const MAX_CONTENTS: u64 = 1 << 23;
 const MAX_FRAMES: u64 = 1 << 24;
 
 /// An image and its own section.
-pub(super) type Opened = (Image, Section);
+pub(super) type Opened = (OpenImage, Section);
 
 /// The section of all images together, the first the lowest. Its contents are those of all of them.
 ///
@@ -163,7 +163,7 @@ fn moved(changes: Vec<Change>, first: u32) -> Vec<Change> {
 
 /// The tree of a section without layers, as one layer. Names that begin with `.wh.` are whiteouts,
 /// as in any layer.
-fn tree_changes(image: &Image, section: &Section) -> Result<Vec<Change>, StackError> {
+fn tree_changes(image: &OpenImage, section: &Section) -> Result<Vec<Change>, StackError> {
     let mut out = Vec::new();
     let mut budget = Budget::new(u64::MAX);
     let mut linked: HashMap<u32, Vec<u8>> = HashMap::new();

@@ -38,7 +38,7 @@ pub struct Verified {
 
 /// Checks the v1 index, the section, the tree, and the content of every file, on all cores.
 /// `progress` is told of bytes as they are checked. The file system should have been opened with
-/// [`super::Options::check_hash`].
+/// [`super::ImageOptions::check_hash`].
 pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();
     for (container, path) in rootfs.containers().zip(rootfs.paths()) {

@@ -11,7 +11,7 @@ use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Built, Platform, sources};
 use crate::registry::Registries;
-use crate::store::{Image, Reference, Store, protect};
+use crate::store::{Reference, Store, StoredImage, protect};
 
 /// A request to build an image.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub enum Made {
     /// It was built.
     Built(Built),
     /// The store had an image with the same layers and configuration already.
-    Known(Box<Image>),
+    Known(Box<StoredImage>),
 }
 
 impl Build {
@@ -68,7 +68,7 @@ impl Build {
     pub fn to_file(&self, output: &Path, events: &dyn Events) -> Result<Built> {
         let dir = build::parent(output);
         protect::refuse_to_write_in(&dir, output)?;
-        let options = build::Options {
+        let options = build::BuildOptions {
             output: output.to_owned(),
             base: self.base.clone(),
             force: self.force,
@@ -115,7 +115,7 @@ impl Build {
         let base = new.base().or(self.base.as_deref()).map(Path::to_owned);
         let built = run(
             opened,
-            &build::Options {
+            &build::BuildOptions {
                 output: new.path(),
                 base,
                 is_clone: new.is_clone(),
@@ -127,16 +127,16 @@ impl Build {
         Ok(Made::Built(built))
     }
 
-    fn options(&self, temp_dir: PathBuf) -> build::Options {
+    fn options(&self, temp_dir: PathBuf) -> build::BuildOptions {
         let (platform, secret, max_size) =
             (self.platform.clone(), self.secret.clone(), self.max_size);
-        let sources = sources::Options {
+        let sources = sources::SourceOptions {
             platform,
             secret,
             temp_dir,
             max_size,
         };
-        build::Options {
+        build::BuildOptions {
             output: PathBuf::new(),
             force: false,
             sources,
@@ -152,8 +152,8 @@ impl Build {
         &self,
         store: &Store,
         name: &Reference,
-        images: &[build::Image],
-    ) -> Result<Option<Image>> {
+        images: &[build::SourceImage],
+    ) -> Result<Option<StoredImage>> {
         let [image] = images else { return Ok(None) };
         let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
         let found = store
@@ -177,7 +177,11 @@ impl Build {
         Ok((config == image.config).then_some(same))
     }
 
-    fn best_base(&self, store: &Store, images: &[build::Image]) -> Result<Option<Image>> {
+    fn best_base(
+        &self,
+        store: &Store,
+        images: &[build::SourceImage],
+    ) -> Result<Option<StoredImage>> {
         let layers: Vec<_> = images
             .iter()
             .flat_map(|image| &image.layers)
@@ -200,7 +204,7 @@ impl Build {
     }
 }
 
-fn run(opened: Sources, options: &build::Options, events: &dyn Events) -> Result<Built> {
+fn run(opened: Sources, options: &build::BuildOptions, events: &dyn Events) -> Result<Built> {
     events.begins(Step::Write, total(&opened.images));
     let built = opened.build(|images| build::build(images, options, &|n| events.done(n)));
     events.ends();

@@ -12,9 +12,9 @@ use super::in_place::InPlace;
 use super::layered::Layered;
 use super::sources::Sources;
 use crate::build::{self, AppendOptions, Built, Platform, sources};
-use crate::fs::{Options, Rootfs, Source};
+use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::store::{Reference, Store};
-use crate::upper::record::{self, Record};
+use crate::upper::record::{self, UpperRecord};
 use crate::upper::written::Written;
 
 /// What is committed, and how.
@@ -112,7 +112,7 @@ impl Commit {
         act(Sources::from(vec![layer.into_image(&self.message)?]))
     }
 
-    fn layered(&self, below: &Below, layers: Sources, sources: sources::Options) -> Layered {
+    fn layered(&self, below: &Below, layers: Sources, sources: sources::SourceOptions) -> Layered {
         Layered {
             images: below.paths.clone(),
             layers,
@@ -121,8 +121,8 @@ impl Commit {
         }
     }
 
-    fn sources(&self, temp_dir: PathBuf) -> sources::Options {
-        sources::Options {
+    fn sources(&self, temp_dir: PathBuf) -> sources::SourceOptions {
+        sources::SourceOptions {
             platform: Platform::host(),
             secret: self.secret.clone(),
             temp_dir,
@@ -133,7 +133,7 @@ impl Commit {
 
 /// What lies below an upper.
 struct Below {
-    record: Record,
+    record: UpperRecord,
     image: Arc<Rootfs>,
     paths: Vec<PathBuf>,
 }
@@ -144,7 +144,7 @@ struct Below {
 /// [`Error::Io`], [`Error::Fs`], and [`Error::Upper`] when they are not the ones that the upper was
 /// made on.
 pub fn open_lower(
-    record: &Record,
+    record: &UpperRecord,
     named: &[PathBuf],
     secret: Option<&bfc::Secret>,
 ) -> Result<Rootfs> {
@@ -157,17 +157,17 @@ pub fn open_lower(
     for path in paths {
         let file = open_file(&path)?;
         found.push(record::identify(&path, &file)?);
-        sources.push(Source {
+        sources.push(ImageFile {
             path,
             file,
             secret: secret.cloned(),
         });
     }
-    let found = Record::new(found, record.subdir.clone(), record.idmap.clone());
+    let found = UpperRecord::new(found, record.subdir.clone(), record.idmap.clone());
     record.check(&found, "the upper".as_ref())?;
-    let options = Options {
+    let options = ImageOptions {
         subdir: record.subdir.clone(),
-        ..Options::default()
+        ..ImageOptions::default()
     };
     Ok(Rootfs::open(sources, &options)?)
 }

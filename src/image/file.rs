@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::error::{Error, Result};
-use crate::fs::{Options, Rootfs, Source};
+use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::zfs::recorded;
 
 /// Opens an image file. If it is in a store on ZFS, its dataset is mounted first.
@@ -34,10 +34,10 @@ pub fn open_file(path: &Path) -> Result<File> {
 /// # Errors
 /// [`Error::Io`], and [`Error::Fs`] if it is damaged, or encrypted with another secret.
 pub fn open(path: &Path, secret: Option<bfc::Secret>) -> Result<Rootfs> {
-    let source = Source {
+    let source = ImageFile {
         path: path.to_owned(),
         file: open_file(path)?,
         secret,
     };
-    Ok(Rootfs::open(vec![source], &Options::default())?)
+    Ok(Rootfs::open(vec![source], &ImageOptions::default())?)
 }

@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, AppendOptions, Built};
-use crate::runtime::record::Record;
+use crate::runtime::record::ContainerRecord;
 use crate::serve::overview;
 use crate::store::Store;
 
@@ -77,7 +77,7 @@ fn uppers_on(store: &Store, image: &Path, own: Option<&Path>) -> Result<Vec<Stri
     }
     for container in store.containers().unwrap_or_default() {
         let dir = store.reach(&container).ok();
-        let record = dir.and_then(|dir| Record::read(&dir).ok().flatten());
+        let record = dir.and_then(|dir| ContainerRecord::read(&dir).ok().flatten());
         let is_own = own.is_some_and(|own| own.starts_with(&container.path));
         if !is_own && record.is_some_and(|record| is_it(&record.image.path)) {
             uppers.push(format!("container {}", container.name));

@@ -18,7 +18,7 @@ pub struct Layered {
     /// The layers to add, the lowest first.
     pub layers: Sources,
     /// How images are opened; temporary files of what goes into a store are the store's.
-    pub sources: sources::Options,
+    pub sources: sources::SourceOptions,
     /// How contents are written.
     pub write: WriteOptions,
 }
@@ -32,7 +32,7 @@ impl Layered {
     pub fn to_file(self, output: &Path, force: bool, events: &dyn Events) -> Result<Built> {
         protect::refuse_to_write_in(&build::parent(output), output)?;
         let base = self.base();
-        let options = build::Options {
+        let options = build::BuildOptions {
             output: output.to_owned(),
             force,
             sources: self.sources.clone(),
@@ -59,10 +59,10 @@ impl Layered {
             })
             .transpose()?;
         let new = store.begin_image(stored.as_ref())?;
-        let options = build::Options {
+        let options = build::BuildOptions {
             output: new.path(),
             force: false,
-            sources: sources::Options {
+            sources: sources::SourceOptions {
                 temp_dir: store.temp_dir()?,
                 ..self.sources.clone()
             },
@@ -84,7 +84,7 @@ impl Layered {
         self.images.first().filter(has_layers).cloned()
     }
 
-    fn build(self, options: &build::Options, events: &dyn Events) -> Result<Built> {
+    fn build(self, options: &build::BuildOptions, events: &dyn Events) -> Result<Built> {
         let mut images = Vec::new();
         for path in self.images {
             let spec = Spec {

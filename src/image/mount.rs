@@ -10,9 +10,9 @@ use bfc::Secret;
 use super::error::{Error, Result};
 use super::file::open_file;
 use super::secret::image_key;
-use crate::fs::Options;
+use crate::fs::ImageOptions;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::{Image, MountRequest};
+use crate::serve::protocol::{MountRequest, MountedImage};
 use crate::serve::{keeper, worker};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
@@ -42,7 +42,7 @@ pub struct Mount {
     /// The password or key of encrypted images.
     pub secret: Option<Secret>,
     /// How to open them.
-    pub options: Options,
+    pub options: ImageOptions,
     /// How many threads serve them, if they are not served yet.
     pub threads: usize,
     /// The upper; without one, the mount is read-only.
@@ -74,7 +74,7 @@ impl Mount {
         Self {
             images,
             secret: None,
-            options: Options::default(),
+            options: ImageOptions::default(),
             threads: worker::default_threads(),
             upper: None,
             read_only: false,
@@ -146,11 +146,11 @@ impl Mount {
     }
 
     /// The images to serve, with their keys.
-    fn served(&self) -> Result<Vec<Image>> {
+    fn served(&self) -> Result<Vec<MountedImage>> {
         let image = |(path, file): &(PathBuf, File)| {
             let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
             let key = image_key(&path, file, self.secret.as_ref())?;
-            Ok(Image {
+            Ok(MountedImage {
                 path: OsString::from(path),
                 key,
             })

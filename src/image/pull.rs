@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::events::Events;
 use crate::build::{self, Base, Digest, Platform, sources};
 use crate::registry::{self, Observer, Registries, pull};
-use crate::store::{self, Facts, Image, Store, protect};
+use crate::store::{self, Facts, Store, StoredImage, protect};
 
 /// A request to pull an image.
 ///
@@ -151,9 +151,9 @@ impl<'a> Pull<'a> {
         })
     }
 
-    fn options(&self, temp_dir: PathBuf) -> pull::Options {
+    fn options(&self, temp_dir: PathBuf) -> pull::PullOptions {
         let (platform, registries) = (self.platform.clone(), self.registries.clone());
-        pull::Options {
+        pull::PullOptions {
             platform,
             registries,
             temp_dir,
@@ -173,13 +173,13 @@ impl<'a> Pull<'a> {
     ) -> Result<()> {
         match found {
             pull::Found::Image(source) => {
-                let sources = sources::Options {
+                let sources = sources::SourceOptions {
                     platform: self.platform.clone(),
                     secret: None,
                     temp_dir,
                     max_size: self.max_size,
                 };
-                let options = build::Options {
+                let options = build::BuildOptions {
                     output: output.to_owned(),
                     force: self.force,
                     sources,
@@ -205,7 +205,7 @@ impl<'a> Pull<'a> {
         &self,
         store: &Store,
         name: &store::Reference,
-    ) -> Result<Option<(Image, Digest)>> {
+    ) -> Result<Option<(StoredImage, Digest)>> {
         let Some(image) = store
             .images()?
             .into_iter()

@@ -11,9 +11,9 @@ use crate::build::export::{self, MANIFEST, OciImage};
 use crate::build::sources::Compression;
 use crate::fs::{self, Rootfs};
 use crate::registry::artifact::Artifact;
-use crate::registry::push::{self, Content, Target, Upload};
+use crate::registry::push::{self, Target, Upload, UploadContent};
 use crate::registry::{Reference, Registries, pull};
-use crate::store::Image;
+use crate::store::StoredImage;
 
 /// Where an image is pushed, and how.
 #[derive(Debug)]
@@ -57,12 +57,12 @@ impl Push<'_> {
         let layers = image.layers.into_iter().map(|blob| Upload {
             digest: blob.digest,
             size: blob.size,
-            content: Content::File(blob.path),
+            content: UploadContent::File(blob.path),
         });
         let config = Upload {
             digest: Digest::of(&image.config),
             size: image.config.len() as u64,
-            content: Content::Owned(image.config),
+            content: UploadContent::Owned(image.config),
         };
         let uploads: Vec<_> = layers.chain([config]).collect();
         send(&target, &uploads, image.manifest, events)
@@ -96,7 +96,7 @@ impl Push<'_> {
     }
 
     /// The other repository of the same registry that an image of the store was pulled from.
-    pub fn came_from(&self, image: &Image) -> Option<String> {
+    pub fn came_from(&self, image: &StoredImage) -> Option<String> {
         let names = image.facts.refs.iter();
         names
             .filter_map(|name| pull::parse(name.as_str()).ok())

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::build::{self, Built, Image, Spec, sources};
+use crate::build::{self, Built, SourceImage, Spec, sources};
 use crate::reference;
 use crate::registry::{self, Blobs, Registries, pull};
 
@@ -12,13 +12,13 @@ use crate::registry::{self, Blobs, Registries, pull};
 #[derive(Debug, Default)]
 pub struct Sources {
     /// The images, lowest first.
-    pub images: Vec<Image>,
+    pub images: Vec<SourceImage>,
     blobs: Vec<Arc<Blobs>>,
 }
 
-impl From<Vec<Image>> for Sources {
+impl From<Vec<SourceImage>> for Sources {
     /// Images that need no downloads.
-    fn from(images: Vec<Image>) -> Self {
+    fn from(images: Vec<SourceImage>) -> Self {
         Self {
             images,
             blobs: Vec::new(),
@@ -33,14 +33,14 @@ impl Sources {
     /// [`Error`](super::Error).
     pub fn open(
         texts: &[OsString],
-        options: &sources::Options,
+        options: &sources::SourceOptions,
         registries: &Registries,
     ) -> Result<Self> {
         let mut opened = Self::default();
         for text in texts {
             match remote(text) {
                 Some(reference) => {
-                    let options = pull::Options {
+                    let options = pull::PullOptions {
                         platform: options.platform.clone(),
                         registries: registries.clone(),
                         temp_dir: options.temp_dir.clone(),
@@ -62,7 +62,10 @@ impl Sources {
     ///
     /// # Errors
     /// Those of `build`.
-    pub fn build(self, build: impl FnOnce(Vec<Image>) -> build::Result<Built>) -> Result<Built> {
+    pub fn build(
+        self,
+        build: impl FnOnce(Vec<SourceImage>) -> build::Result<Built>,
+    ) -> Result<Built> {
         let mut result = build(self.images).map_err(registry::Error::from);
         for blobs in self.blobs {
             result = blobs.finish(result);
@@ -72,7 +75,7 @@ impl Sources {
 }
 
 /// Total length of the unpacked layers of images, bytes.
-pub fn total(images: &[Image]) -> u64 {
+pub fn total(images: &[SourceImage]) -> u64 {
     images
         .iter()
         .flat_map(|image| &image.layers)

@@ -21,7 +21,7 @@ impl Verified {
 
 /// Checks every structure and every content of an image, on all cores. `known` is the root digest
 /// that a store has for it, in hexadecimal. The image should have been opened with
-/// [`check_hash`](fs::Options::check_hash).
+/// [`check_hash`](fs::ImageOptions::check_hash).
 pub fn verify(rootfs: &Rootfs, known: Option<&str>, events: &dyn Events) -> Verified {
     let found = fs::verify(rootfs, &|n| events.done(n));
     let container = rootfs.containers().next();

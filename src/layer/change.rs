@@ -3,7 +3,7 @@
 use bfc::rootfs::{Kind, Node};
 
 use super::merge::{Change, What};
-use super::tar::{Entry, EntryKind};
+use super::tar::{EntryKind, TarEntry};
 
 /// Longest path, bytes: what v1 can say.
 pub const MAX_PATH: usize = 65_535;
@@ -50,8 +50,8 @@ pub enum Reason {
 ///
 /// # Errors
 /// [`Error`] for paths that lead out of the root or are too long.
-pub fn change(entry: Entry, content: Option<u32>) -> Result<Option<Change>, Error> {
-    let Entry {
+pub fn change(entry: TarEntry, content: Option<u32>) -> Result<Option<Change>, Error> {
+    let TarEntry {
         path, attr, kind, ..
     } = entry;
     let err = |reason| Error {

@@ -11,4 +11,4 @@ pub mod replay;
 pub mod tar;
 
 pub use change::{MAX_PATH, OPAQUE, WHITEOUT, clean_path, mark};
-pub use read::{Budget, Error, Layer};
+pub use read::{Budget, Error, ReadLayer};

@@ -9,7 +9,7 @@ use bfc::writer::ContentSink;
 
 use super::change::{self, change, clean_path};
 use super::merge::{Change, What};
-use super::tar::{self, BLOCK, Block, Entry, EntryKind, Expand, Parser, Reason, Step, padding};
+use super::tar::{self, BLOCK, Block, EntryKind, Expand, Parser, Reason, Step, TarEntry, padding};
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
@@ -131,7 +131,7 @@ impl Budget {
 
 /// A layer that was read.
 #[derive(Debug)]
-pub struct Layer {
+pub struct ReadLayer {
     /// The changes it makes, in its order.
     pub changes: Vec<Change>,
     /// Its skeleton.
@@ -148,7 +148,7 @@ pub fn read(
     input: &mut dyn Read,
     sink: &mut dyn ContentSink,
     budget: &mut Budget,
-) -> Result<Layer, Error> {
+) -> Result<ReadLayer, Error> {
     let mut parser = Parser::default();
     let mut skeleton = SkeletonWriter::new()?;
     let mut changes = Vec::new();
@@ -186,7 +186,7 @@ pub fn read(
     }
     let skeleton = skeleton.finish()?;
     budget.take_memory(skeleton.compressed.len() as u64)?;
-    Ok(Layer {
+    Ok(ReadLayer {
         changes,
         skeleton,
         entries: parser.entries(),
@@ -198,7 +198,7 @@ pub fn read(
 /// A sparse file is stored expanded, since that is what is read from a mount. The skeleton then
 /// refers to the slices that the tar holds.
 fn store(
-    entry: &Entry,
+    entry: &TarEntry,
     input: &mut dyn Read,
     sink: &mut dyn ContentSink,
     skeleton: &mut SkeletonWriter,
@@ -245,7 +245,7 @@ fn store(
     }
 }
 
-fn cut_off(entry: &Entry) -> tar::Error {
+fn cut_off(entry: &TarEntry) -> tar::Error {
     tar::Error {
         offset: 0,
         path: entry.path.clone(),

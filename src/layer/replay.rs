@@ -5,7 +5,7 @@ use bfc::rootfs::skeleton::{Segment, SkeletonReader};
 use super::change::change;
 use super::merge::Change;
 use super::read::{Budget, Error};
-use super::tar::{BLOCK, Block, Entry, EntryKind, Parser, Step, padding};
+use super::tar::{BLOCK, Block, EntryKind, Parser, Step, TarEntry, padding};
 
 /// The changes that a stored layer makes, from its skeleton.
 ///
@@ -25,7 +25,7 @@ pub fn changes(compressed: &[u8], size: u64) -> Result<Vec<Change>, Error> {
 
 /// An entry whose contents are awaited.
 struct Open {
-    entry: Box<Entry>,
+    entry: Box<TarEntry>,
     content: Option<u32>,
     /// How many bytes of it were referred to.
     stored: u64,

@@ -39,14 +39,14 @@ pub(super) enum Credential {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct File {
-    auths: BTreeMap<String, Entry>,
+    auths: BTreeMap<String, AuthEntry>,
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct AuthEntry {
     auth: Zeroizing<String>,
     identitytoken: Zeroizing<String>,
 }
@@ -143,7 +143,7 @@ impl File {
     }
 
     /// The entry with the longest key that the repository is under.
-    fn longest(&self, registry: &str, repository: &str) -> Option<(&str, &Entry)> {
+    fn longest(&self, registry: &str, repository: &str) -> Option<(&str, &AuthEntry)> {
         let whole = format!("{registry}/{repository}");
         let is_over = |key: &str| {
             whole
@@ -185,7 +185,7 @@ fn server(registry: &str) -> &str {
     }
 }
 
-impl Entry {
+impl AuthEntry {
     fn credential(&self) -> Result<Credential, &'static str> {
         if !self.identitytoken.is_empty() {
             return Ok(Credential::Identity(self.identitytoken.clone()));
@@ -317,9 +317,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for bad in ["!", "dXNlcg==", "/w=="] {
-            let entry = Entry {
+            let entry = AuthEntry {
                 auth: Zeroizing::new(bad.to_owned()),
-                ..Entry::default()
+                ..AuthEntry::default()
             };
             assert!(entry.credential().is_err(), "{bad}");
         }

@@ -14,13 +14,13 @@ use super::download::{Blobs, Observer, RemoteLayer, Wanted};
 use super::error::{Error, Result};
 use super::session::{Manifest, Session};
 use super::{Reference, Registries};
-use crate::build::sources::{self, Documents, Image, Layer};
+use crate::build::sources::{self, Documents, SourceImage, SourceLayer};
 use crate::build::{self, Digest, Mismatch, Output, Platform};
 use crate::{fs, reference};
 
 /// How to pull.
 #[derive(Clone)]
-pub struct Options {
+pub struct PullOptions {
     /// Which of an index's images.
     pub platform: Platform,
     /// What the configuration says.
@@ -31,7 +31,7 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
 }
 
-impl std::fmt::Debug for Options {
+impl std::fmt::Debug for PullOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("platform", &self.platform)
@@ -43,10 +43,10 @@ impl std::fmt::Debug for Options {
 
 /// An image in a registry.
 #[derive(Debug)]
-pub struct Source {
+pub struct RemoteImage {
     /// Its layers, to be built: they are fetched when the first of them is read that the base does
     /// not have already.
-    pub image: Image,
+    pub image: SourceImage,
     /// What the reference leads to: the digest of a manifest, or of an index.
     pub digest: Digest,
     /// What is fetched.
@@ -68,7 +68,7 @@ pub struct RemoteFile {
 #[derive(Debug)]
 pub enum Found {
     /// An image of the OCI or of Docker.
-    Image(Source),
+    Image(RemoteImage),
     /// An image file of lxcri-fs.
     File(RemoteFile),
 }
@@ -106,7 +106,7 @@ pub fn digest(reference: &Reference, registries: &Registries) -> Result<Digest> 
 ///
 /// # Errors
 /// [`Error`].
-pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
+pub fn find(reference: &Reference, options: &PullOptions) -> Result<Found> {
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
     if let Some(artifact) = Artifact::of(&top.bytes) {
@@ -147,7 +147,7 @@ pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
         &options.temp_dir,
         options.observer.clone(),
     )?;
-    let layer = |(asked, layer): (usize, sources::FoundLayer)| Layer {
+    let layer = |(asked, layer): (usize, sources::FoundLayer)| SourceLayer {
         name: layer.digest.to_string(),
         created_by: layer.created_by,
         diff_id: Some(layer.diff_id),
@@ -160,8 +160,8 @@ pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
         }),
     };
     let layers = found.layers.into_iter().enumerate().map(layer).collect();
-    Ok(Found::Image(Source {
-        image: Image {
+    Ok(Found::Image(RemoteImage {
+        image: SourceImage {
             layers,
             config: found.config,
             manifest: found.manifest,
@@ -175,7 +175,7 @@ pub fn find(reference: &Reference, options: &Options) -> Result<Found> {
 ///
 /// # Errors
 /// [`Error`], also when it is an image file.
-pub fn source(reference: &Reference, options: &Options) -> Result<Source> {
+pub fn source(reference: &Reference, options: &PullOptions) -> Result<RemoteImage> {
     match find(reference, options)? {
         Found::Image(source) => Ok(source),
         Found::File(_) => Err(Error::Build(build::Error::Source {

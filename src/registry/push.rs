@@ -33,12 +33,12 @@ pub struct Upload {
     /// Its length, bytes.
     pub size: u64,
     /// Its bytes.
-    pub content: Content,
+    pub content: UploadContent,
 }
 
 /// Where bytes are.
 #[derive(Debug)]
-pub enum Content {
+pub enum UploadContent {
     /// In a file.
     File(PathBuf),
     /// Here.
@@ -264,7 +264,7 @@ enum Opened<'a> {
     Bytes(&'a [u8]),
 }
 
-impl Content {
+impl UploadContent {
     fn open(&self) -> Result<Opened<'_>> {
         match self {
             Self::File(path) => Ok(Opened::File(Arc::new(
@@ -305,7 +305,7 @@ pub fn empty_config() -> Upload {
     Upload {
         digest: Digest::of(content),
         size: content.len() as u64,
-        content: Content::Bytes(content),
+        content: UploadContent::Bytes(content),
     }
 }
 
@@ -331,6 +331,6 @@ pub fn file(path: &Path, len: u64, progress: &dyn Fn(u64)) -> Result<Upload> {
     Ok(Upload {
         digest: Digest(hash.finalize().into()),
         size,
-        content: Content::File(path.to_owned()),
+        content: UploadContent::File(path.to_owned()),
     })
 }

@@ -17,8 +17,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use super::mount::{Mount, Writable};
 use super::record::ImageRecord;
+use super::root_mount::{RootMount, Writable};
 use crate::store::{self, Config, Store};
 use crate::sys::files;
 use crate::sys::idmap::IdMap;
@@ -124,7 +124,7 @@ impl Wanted {
     /// Mounts it, unless lxcri-fs has mounted something there already. Returns whether it mounted.
     ///
     /// # Errors
-    /// As [`Mount::mount`], and [`Error::Unfit`] if the upper must not be used.
+    /// As [`RootMount::mount`], and [`Error::Unfit`] if the upper must not be used.
     pub fn mount(&self, root: &Path) -> Result<bool> {
         let Self {
             image,
@@ -134,7 +134,7 @@ impl Wanted {
         if let Some(Writable::Upper(place)) = &upper {
             make_upper(Path::new(place))?;
         }
-        Mount {
+        RootMount {
             image,
             upper,
             idmap,

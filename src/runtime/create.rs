@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxSeccomp;
 
 use super::error::{Error, Result};
-use super::image::Image;
+use super::image::ContainerImage;
 use super::left::Existing;
-use super::mount::{self, Writable};
 use super::process::{Overrides, Process};
-use super::record::{ImageRecord, Place, Record, Runtime};
+use super::record::{ContainerRecord, ImageRecord, Runtime, UpperLocation};
+use super::root_mount::{self, Writable};
 use super::steps::{self, Left, Step};
 use super::{bundle, lxc};
 use crate::fs::Rootfs;
@@ -46,9 +46,9 @@ pub struct Request<'a> {
     /// How to find the image again.
     pub image: ImageRecord,
     /// The image in the store, if it is there: it cannot be removed before the container.
-    pub stored: Option<&'a store::Image>,
+    pub stored: Option<&'a store::StoredImage>,
     /// Where it writes.
-    pub upper: Place,
+    pub upper: UpperLocation,
     /// The map of ids of its user namespace, if it has one.
     pub idmap: Option<IdMap>,
     /// What to run instead of the image's command.
@@ -88,7 +88,7 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Created {
     /// The record.
-    pub record: Record,
+    pub record: ContainerRecord,
     /// The container's directory.
     pub dir: PathBuf,
 }
@@ -98,7 +98,7 @@ pub struct Created {
 /// # Errors
 /// [`Error`]. Nothing is left behind then, except an upper outside the store that existed before.
 pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
-    let image = Image::open(request.rootfs)?;
+    let image = ContainerImage::open(request.rootfs)?;
     let process = Process::of(&image, &request.overrides)?;
     if request.read_only {
         process.check_volumes()?;
@@ -118,7 +118,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         root_digest: image.root_digest.clone(),
         ..request.image.clone()
     };
-    let mut record = Record::new(
+    let mut record = ContainerRecord::new(
         request.name,
         described,
         request.upper.clone(),
@@ -166,11 +166,11 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             dir,
         ))
     };
-    let mut mounted = mount::mount(&record, request.file, request.key.clone(), prepare);
+    let mut mounted = root_mount::mount(&record, request.file, request.key.clone(), prepare);
     if let (Ok(_), Some(begun)) = (&mounted, &mut existing) {
         let made = after.iter().try_for_each(|&step| match step {
             Step::MakeWorkingDirectory => {
-                mount::make_directory(&root, &record.cwd, record.idmap.as_ref())
+                root_mount::make_directory(&root, &record.cwd, record.idmap.as_ref())
             }
             other => begun.take(&[other]),
         });
@@ -197,11 +197,11 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
 }
 
 /// The directories outside the store.
-fn make_directories(record: &Record) -> Result<()> {
+fn make_directories(record: &ContainerRecord) -> Result<()> {
     let group = record
         .idmap
         .as_ref()
-        .and_then(mount::root_of)
+        .and_then(root_mount::root_of)
         .map(|(_, group)| group);
     [record.runtime.dir(), &record.runtime.root()]
         .into_iter()
@@ -273,7 +273,7 @@ fn check_target(runtime: &Runtime) -> Result<()> {
 }
 
 /// Whether an image is a system: it has an init, and no other command.
-fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
+fn is_system(image: &ContainerImage<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
     let config = image.config.config().as_ref();
     let says = config.is_some_and(|c| {
         [c.entrypoint(), c.cmd()]
@@ -291,9 +291,9 @@ fn is_system(image: &Image<'_>, process: &Process, overrides: &Overrides) -> Res
 fn configuration(
     store: &Store,
     request: &Request<'_>,
-    image: &Image<'_>,
+    image: &ContainerImage<'_>,
     process: &Process,
-    record: &Record,
+    record: &ContainerRecord,
     dir: &Path,
 ) -> Result<String> {
     let hostname = request

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::create::strange;
 use super::error::{Error, Result};
 use super::left::Existing;
-use super::record::{Place, Record};
+use super::record::{ContainerRecord, UpperLocation};
 use super::steps::{Recorded, Step};
 use crate::serve::{self, mountpoint};
 use crate::store::{self, Store};
@@ -30,7 +30,7 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         refuse_running(record, &existing.container.path)?;
     }
     let elsewhere = match existing.record.as_ref().map(|record| &record.upper) {
-        Some(Place::Elsewhere(text)) => Some(text.clone()),
+        Some(UpperLocation::Elsewhere(text)) => Some(text.clone()),
         _ => None,
     };
     let Some(steps) = found.delete(keep && elsewhere.is_none()) else {
@@ -48,14 +48,14 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
 }
 
 /// Refuses a container that runs.
-fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
+fn refuse_running(record: &ContainerRecord, dir: &Path) -> Result<()> {
     let (root, users) = (record.runtime.root(), users(record)?);
     if !users.is_empty() {
         return Err(serve::Error::Busy { path: root, users }.into());
     }
     // Its mount may have been detached: a running container has it in its own mount namespace.
     let is_hidden =
-        matches!(record.upper, Place::Store) && mountpoint::mounted_at(&root)?.is_none();
+        matches!(record.upper, UpperLocation::Store) && mountpoint::mounted_at(&root)?.is_none();
     if is_hidden && upper::in_use::is_known_in_use(dir) {
         return Err(upper::Error::InUse {
             path: dir.to_owned(),
@@ -70,7 +70,7 @@ fn refuse_running(record: &Record, dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Serve`].
-pub fn users(record: &Record) -> Result<Vec<User>> {
+pub fn users(record: &ContainerRecord) -> Result<Vec<User>> {
     let Some(mounted) = mountpoint::mounted_at(&record.runtime.root())?.filter(|m| m.is_ours())
     else {
         return Ok(Vec::new());
@@ -82,9 +82,9 @@ pub fn users(record: &Record) -> Result<Vec<User>> {
 ///
 /// # Errors
 /// [`store::Error::NotFound`], also for an unfinished container.
-pub fn find(store: &Store, name: &str) -> Result<(Record, PathBuf)> {
+pub fn find(store: &Store, name: &str) -> Result<(ContainerRecord, PathBuf)> {
     let container = store.container(name)?;
-    match Record::read(&container.path)? {
+    match ContainerRecord::read(&container.path)? {
         Some(record) => Ok((record, container.path)),
         None => Err(Error::Store(store::Error::NotFound {
             kind: "finished container",

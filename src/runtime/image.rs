@@ -16,7 +16,7 @@ const MAX_WORDS: usize = 2 << 20;
 
 /// An image as its container sees it.
 #[derive(Debug)]
-pub struct Image<'a> {
+pub struct ContainerImage<'a> {
     rootfs: &'a Rootfs,
     /// The configuration; an empty one for an image that has none.
     pub config: ImageConfiguration,
@@ -24,7 +24,7 @@ pub struct Image<'a> {
     pub root_digest: Option<String>,
 }
 
-impl<'a> Image<'a> {
+impl<'a> ContainerImage<'a> {
     /// Reads and checks configuration, manifest, platform and layer chain.
     ///
     /// # Errors

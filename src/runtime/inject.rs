@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::annotations::Wanted;
 use super::error::{Error, Result};
-use super::{bundle, mount, roots};
+use super::{bundle, root_mount, roots};
 
 /// Mounts the root file system that the annotations of a configuration in the directory `bundle`
 /// name, for the container with this id, and changes the configuration to use it, and to unmount it
@@ -38,7 +38,7 @@ pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> 
     let group = group_of_root(config).or_else(|| {
         wanted
             .idmap()
-            .and_then(mount::root_of)
+            .and_then(root_mount::root_of)
             .map(|(_, group)| group)
     });
     let root = roots::make(id, group)?;

@@ -8,8 +8,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use super::mount;
-use super::record::{Place, Record, State};
+use super::record::{ContainerRecord, State, UpperLocation};
+use super::root_mount;
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
 use crate::sys::files::open_directory_beneath;
@@ -22,7 +22,7 @@ const MAX_DEPTH: u32 = 64;
 pub(super) struct Existing<'a> {
     store: &'a Store,
     pub(super) container: Container,
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<ContainerRecord>,
     /// Whether things outside the store that the record names belong to this container.
     own: bool,
 }
@@ -38,7 +38,7 @@ impl<'a> Existing<'a> {
             Err(store::Error::NotFound { .. }) => return Ok(None),
             other => other?,
         };
-        let record = Record::read(&container.path)?;
+        let record = ContainerRecord::read(&container.path)?;
         let own = record
             .as_ref()
             .map_or(Ok(true), |record| record.is_of(store, &container))?;
@@ -51,7 +51,7 @@ impl<'a> Existing<'a> {
     }
 
     /// A container that was just created.
-    pub(super) fn new(store: &'a Store, container: Container, record: Record) -> Self {
+    pub(super) fn new(store: &'a Store, container: Container, record: ContainerRecord) -> Self {
         Self {
             store,
             container,
@@ -103,7 +103,7 @@ impl<'a> Existing<'a> {
                 record.state = state;
                 record.write(dir)
             }
-            (Step::Unmount, Some(record)) => mount::unmount_ended(&record.runtime.root()),
+            (Step::Unmount, Some(record)) => root_mount::unmount_ended(&record.runtime.root()),
             (Step::RemoveConfiguration, Some(record)) => remove_configuration(record),
             (Step::RemoveUpper, Some(record)) => remove_upper(record),
             // There is no record, so nothing outside the store was created.
@@ -124,8 +124,8 @@ impl<'a> Existing<'a> {
 }
 
 /// The part of a record that decides which steps to take.
-fn recorded(record: &Record, own: bool) -> Recorded {
-    let elsewhere = matches!(record.upper, Place::Elsewhere(_));
+fn recorded(record: &ContainerRecord, own: bool) -> Recorded {
+    let elsewhere = matches!(record.upper, UpperLocation::Elsewhere(_));
     Recorded {
         state: record.state,
         own,
@@ -135,8 +135,8 @@ fn recorded(record: &Record, own: bool) -> Recorded {
 }
 
 /// Removes the directory of an upper that `create` made.
-fn remove_upper(record: &Record) -> Result<()> {
-    let Place::Elsewhere(place) = &record.upper else {
+fn remove_upper(record: &ContainerRecord) -> Result<()> {
+    let UpperLocation::Elsewhere(place) = &record.upper else {
         return Ok(());
     };
     let place = Path::new(place);
@@ -152,7 +152,7 @@ fn remove_upper(record: &Record) -> Result<()> {
 }
 
 /// Removes the runtime's directory, unless it holds foreign files.
-fn remove_configuration(record: &Record) -> Result<()> {
+fn remove_configuration(record: &ContainerRecord) -> Result<()> {
     let (config, root, dir) = (
         record.runtime.config(),
         record.runtime.root(),

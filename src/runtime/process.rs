@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Error, Result};
-use super::image::Image;
+use super::image::ContainerImage;
 use super::signal;
 use super::user::User;
 
@@ -58,7 +58,7 @@ impl Process {
     /// # Errors
     /// [`Error::Unfit`] if that is impossible, for instance for an unknown user or a word with a
     /// null byte.
-    pub fn of(image: &Image<'_>, overrides: &Overrides) -> Result<Self> {
+    pub fn of(image: &ContainerImage<'_>, overrides: &Overrides) -> Result<Self> {
         let config = image.config.config().clone().unwrap_or_default();
         let (entrypoint, command) = match (&overrides.entrypoint, &overrides.command) {
             (Some(program), command) => (
@@ -189,7 +189,7 @@ impl Process {
     ///
     /// # Errors
     /// [`Error::Fs`].
-    pub fn program(&self, image: &Image<'_>) -> Result<Option<String>> {
+    pub fn program(&self, image: &ContainerImage<'_>) -> Result<Option<String>> {
         let name = self.args[0].as_str();
         if name.contains('/') {
             let path = if name.starts_with('/') {
@@ -250,7 +250,7 @@ fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(
 /// The annotations: fields and labels that the image specification converts (a label wins over a
 /// field), and other labels only on request, because runtimes act on annotations.
 fn annotations(
-    image: &Image<'_>,
+    image: &ContainerImage<'_>,
     config: &oci_spec::image::Config,
     asked: &[String],
 ) -> Result<BTreeMap<String, String>> {

@@ -63,7 +63,7 @@ pub struct ImageRecord {
 /// Where a container writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Place {
+pub enum UpperLocation {
     /// The container's own directory in the store.
     Store,
     /// A place outside the store, as `--upper` names it. It is not removed with the container.
@@ -119,7 +119,7 @@ impl Runtime {
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct ContainerRecord {
     /// Version of the fields.
     version: u32,
     /// Its name.
@@ -131,7 +131,7 @@ pub struct Record {
     /// Its image.
     pub image: ImageRecord,
     /// Where it writes.
-    pub upper: Place,
+    pub upper: UpperLocation,
     /// The map of ids; `None` for the ids in the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMap>,
@@ -149,12 +149,12 @@ pub struct Record {
     pub place: Option<String>,
 }
 
-impl Record {
+impl ContainerRecord {
     /// A record for a new container.
     pub fn new(
         name: &str,
         image: ImageRecord,
-        upper: Place,
+        upper: UpperLocation,
         idmap: Option<IdMap>,
         runtime: Runtime,
         cwd: &str,
@@ -165,7 +165,7 @@ impl Record {
         let found_dir = runtime.dir().exists();
         // Whether a dataset exists is not known here.
         let found_upper = match &upper {
-            Place::Elsewhere(place) => !place.starts_with('/') || Path::new(place).exists(),
+            UpperLocation::Elsewhere(place) => !place.starts_with('/') || Path::new(place).exists(),
             _ => false,
         };
         let (name, cwd) = (name.to_owned(), cwd.to_owned());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Gid;
 
 use super::error::{Error, Result};
-use super::mount::{self, is_mounted};
+use super::root_mount::{self, is_mounted};
 use crate::serve::{self, mountpoint};
 use crate::sys::files;
 use crate::sys::users::{self, Used};
@@ -73,7 +73,7 @@ pub(super) fn release(root: &Path) -> Result<()> {
         .map(|dev| users::of(Used::Device(dev), &[std::process::id()]))
         .unwrap_or_default();
     if users.is_empty() {
-        mount::unmount_ended(root)
+        root_mount::unmount_ended(root)
     } else {
         Err(serve::Error::Busy {
             path: root.to_owned(),

@@ -20,9 +20,9 @@ pub(super) const VERSION: u32 = 3;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The images, lowest first.
-    pub images: Vec<Image>,
+    pub images: Vec<MountedImage>,
     /// How to open them.
-    pub options: fs::Options,
+    pub options: fs::ImageOptions,
     /// Where to mount: absolute, no symlinks.
     pub mountpoint: OsString,
     /// The directory under /run of a shared mount: `mountpoint` is then in it, and users see bind
@@ -40,7 +40,7 @@ pub struct MountRequest {
 
 /// An image to serve.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Image {
+pub struct MountedImage {
     /// Its path, for messages.
     pub path: OsString,
     /// Its key, if it is encrypted.
@@ -125,9 +125,9 @@ pub(super) enum WorkerRequest {
     /// requests.
     Open {
         /// The images, lowest first.
-        images: Vec<Image>,
+        images: Vec<MountedImage>,
         /// How to open them.
-        options: fs::Options,
+        options: fs::ImageOptions,
         /// How many threads serve.
         threads: usize,
     },

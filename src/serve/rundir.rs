@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::channel::Channel;
 use super::error::{Error, Result};
-use super::mount::{self, Unmount};
+use super::fuse_mount::{self, Unmount};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, Status};
 use super::stats::Stats;
@@ -348,7 +348,7 @@ impl Locked {
     fn unmount(&self) -> Result<()> {
         let mountpoint = self.dir.mountpoint();
         while mountinfo::at(&mountpoint)?.is_some() {
-            mount::unmount(
+            fuse_mount::unmount(
                 &MountPoint::open(&mountpoint)?,
                 Unmount {
                     lazy: true,

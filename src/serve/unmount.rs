@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::{Error, Result};
-use super::mount::{self, Unmount};
+use super::fuse_mount::{self, Unmount};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
@@ -136,7 +136,7 @@ pub(super) fn unmount_unless_used(
 ) -> Result<()> {
     let mut tries = TRIES;
     loop {
-        match mount::unmount(at, how) {
+        match fuse_mount::unmount(at, how) {
             Err(Error::Busy { path, .. }) => {
                 let users = users();
                 tries -= 1;

@@ -16,10 +16,10 @@ use super::channel::Channel;
 use super::confine::Confinement;
 use super::error::{Error, Failure, Result};
 use super::in_hand::InHand;
-use super::protocol::{Image, TemporaryFile, WorkerReply, WorkerRequest};
+use super::protocol::{MountedImage, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
 use super::{adapter, confine, resume, secrets, surplus};
-use crate::fs::{self, Options, Rootfs, Source, Spool};
+use crate::fs::{self, ImageFile, ImageOptions, Rootfs, Spool};
 
 /// How long the keeper may take to make a temporary file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -140,21 +140,28 @@ fn tell(
     }
 }
 
-fn open(images: Vec<Image>, files: Vec<OwnedFd>, options: &Options) -> fs::Result<Rootfs> {
+fn open(
+    images: Vec<MountedImage>,
+    files: Vec<OwnedFd>,
+    options: &ImageOptions,
+) -> fs::Result<Rootfs> {
     let mut files = files.into_iter();
     let spool = KeeperSpool(Mutex::new(
         files
             .next()
             .map(|socket| Channel::from_passed(socket, "keeper")),
     ));
-    let sources = images.into_iter().zip(files).map(|(image, file)| Source {
-        path: PathBuf::from(image.path),
-        file: file.into(),
-        secret: image.key.map(|key| {
-            secrets::lock(&key.0);
-            Secret::Key(key.0)
-        }),
-    });
+    let sources = images
+        .into_iter()
+        .zip(files)
+        .map(|(image, file)| ImageFile {
+            path: PathBuf::from(image.path),
+            file: file.into(),
+            secret: image.key.map(|key| {
+                secrets::lock(&key.0);
+                Secret::Key(key.0)
+            }),
+        });
     Rootfs::open_with(sources.collect(), options, Box::new(spool))
 }
 

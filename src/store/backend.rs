@@ -13,7 +13,7 @@ use crate::zfs::Dataset;
 
 /// An image in a store.
 #[derive(Debug, Clone)]
-pub struct Image {
+pub struct StoredImage {
     /// Its name among the store's directories or datasets.
     pub name: Name,
     /// The image file.
@@ -53,7 +53,7 @@ pub struct ImageUse {
 #[derive(Debug, Default)]
 pub struct Scan {
     /// Images that are complete.
-    pub images: Vec<Image>,
+    pub images: Vec<StoredImage>,
     /// What has an image's name and cannot be used as one.
     pub broken: Vec<(Name, Error)>,
     /// Images that are being written or removed, or were when somebody was killed.
@@ -85,7 +85,7 @@ pub trait Backend: Debug + Send + Sync {
 
     /// A directory to write an image in; [`Name::work`] gives its name. Given a base, and where
     /// whole files can be cloned only, it has a clone of that.
-    fn begin(&self, work: &Name, base: Option<&Image>) -> Result<Begun>;
+    fn begin(&self, work: &Name, base: Option<&StoredImage>) -> Result<Begun>;
 
     /// Makes what was begun an image: it is synced to the disk, and then there under this name,
     /// facts included.

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::backend::{Backend, Begun, Container, Image, ImageUse, Scan};
+use super::backend::{Backend, Begun, Container, ImageUse, Scan, StoredImage};
 use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
@@ -56,14 +56,14 @@ impl DirectoryStore {
         self.root.join("containers")
     }
 
-    fn image(&self, name: &Name) -> Result<Image> {
+    fn image(&self, name: &Name) -> Result<StoredImage> {
         let dir = self.images().join(name);
         let path = image_file(&dir, name)?;
         let facts = match read_json(&dir.join(FACTS))? {
             Some(facts) => facts,
             None => facts_of(&path, name)?,
         };
-        Ok(Image {
+        Ok(StoredImage {
             name: name.clone(),
             path,
             facts,
@@ -151,7 +151,7 @@ impl Backend for DirectoryStore {
         Ok(self.images())
     }
 
-    fn begin(&self, work: &Name, _base: Option<&Image>) -> Result<Begun> {
+    fn begin(&self, work: &Name, _base: Option<&StoredImage>) -> Result<Begun> {
         let dir = self.temp_dir()?.join(work);
         DirBuilder::new()
             .mode(0o700)

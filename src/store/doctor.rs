@@ -4,7 +4,7 @@ use std::fs::File;
 
 use serde::Serialize;
 
-use super::backend::Image;
+use super::backend::StoredImage;
 use super::error::Result;
 use super::facts::Facts;
 use super::{Store, graph};
@@ -212,7 +212,7 @@ fn remedy(error: &super::Error) -> Option<String> {
 }
 
 /// How an image differs from its recorded facts, if it does.
-fn disagrees(image: &Image) -> Option<String> {
+fn disagrees(image: &StoredImage) -> Option<String> {
     let found = File::open(&image.path)
         .map_err(super::Error::io("opening the image", &image.path))
         .and_then(|f| Facts::of(&image.path, f));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::backend::Image;
+use super::backend::StoredImage;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::{Store, graph};
@@ -20,7 +20,7 @@ use crate::zfs::Snapshot;
 #[derive(Debug, Clone)]
 pub enum Garbage {
     /// An image without a name.
-    Image(Box<Image>),
+    Image(Box<StoredImage>),
     /// An image whose writing or removal was interrupted.
     Work(Name),
     /// A container whose making or removal was interrupted.
@@ -231,6 +231,6 @@ fn old_blob(path: &Path, grace: SignedDuration) -> Option<File> {
     (SignedDuration::try_from(age).ok()? >= grace && file.try_lock().is_ok()).then_some(file)
 }
 
-fn is_old(image: &Image, grace: SignedDuration) -> bool {
+fn is_old(image: &StoredImage, grace: SignedDuration) -> bool {
     Timestamp::now().duration_since(image.facts.created) >= grace
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::backend::Image;
+use super::backend::StoredImage;
 use super::name::Name;
 
 /// The images in an order in which parents come before their clones.
@@ -17,7 +17,7 @@ pub struct Order {
 }
 
 /// Orders images.
-pub fn order(images: &[Image]) -> Order {
+pub fn order(images: &[StoredImage]) -> Order {
     let parents: HashMap<&Name, Option<&Name>> = images
         .iter()
         .map(|i| (&i.name, i.parent.as_ref()))
@@ -52,8 +52,8 @@ pub fn order(images: &[Image]) -> Order {
 }
 
 /// An image, the one it was cloned from, and so on.
-pub fn chain<'a>(images: &'a [Image], name: &Name) -> Vec<&'a Image> {
-    let mut chain: Vec<&Image> = Vec::new();
+pub fn chain<'a>(images: &'a [StoredImage], name: &Name) -> Vec<&'a StoredImage> {
+    let mut chain: Vec<&StoredImage> = Vec::new();
     let mut at = Some(name);
     while let Some(image) = at.and_then(|name| images.iter().find(|i| i.name == *name)) {
         if chain.iter().any(|seen| seen.name == image.name) {
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
     use crate::store::Facts;
 
-    fn image(name: &str, parent: Option<&str>) -> Image {
+    fn image(name: &str, parent: Option<&str>) -> StoredImage {
         let facts = Facts {
             refs: Vec::new(),
             root_digest: String::new(),
@@ -88,7 +88,7 @@ mod tests {
             checked: None,
         };
         let parsed = |text: &str| Name::new(text).unwrap();
-        Image {
+        StoredImage {
             name: parsed(name),
             path: "/".into(),
             facts,
@@ -138,7 +138,7 @@ mod tests {
             parents in proptest::collection::vec(proptest::option::of(0usize..12), 1..12),
         ) {
             let name = |i: usize| format!("n{i}");
-            let images: Vec<Image> = parents
+            let images: Vec<StoredImage> = parents
                 .iter()
                 .enumerate()
                 .map(|(i, p)| image(&name(i), p.map(name).as_deref()))

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 pub use crate::sys::extents::Usage;
 pub use crate::sys::lock::{Lock, Locks};
-pub use backend::{Backend, Container, Image, ImageUse, Scan};
+pub use backend::{Backend, Container, ImageUse, Scan, StoredImage};
 pub use config::{Config, Location};
 pub use error::{Error, Result};
 pub use facts::Facts;
@@ -92,7 +92,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`]; images that cannot be read are left out: [`Store::scan`] tells of them.
-    pub fn images(&self) -> Result<Vec<Image>> {
+    pub fn images(&self) -> Result<Vec<StoredImage>> {
         Ok(self.scan()?.images)
     }
 
@@ -113,7 +113,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name
     /// of an image; what stands in the way of reading the image that has this name.
-    pub fn image(&self, text: &str) -> Result<Image> {
+    pub fn image(&self, text: &str) -> Result<StoredImage> {
         let Scan { images, broken, .. } = self.scan()?;
         let reference = text.parse::<Reference>();
         if let Some(image) = images.iter().find(|i| {
@@ -156,7 +156,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`] when it has been removed.
-    pub fn open_image(&self, image: &Image) -> Result<File> {
+    pub fn open_image(&self, image: &StoredImage) -> Result<File> {
         let file = match File::open(&image.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(self.not_found("image", image.name.as_str()));
@@ -212,8 +212,8 @@ impl Store {
         layers: &[Option<Digest>],
         compression: &str,
         encryption: &str,
-    ) -> Result<Option<Image>> {
-        let common = |image: &Image| {
+    ) -> Result<Option<StoredImage>> {
+        let common = |image: &StoredImage| {
             image
                 .facts
                 .layers
@@ -222,12 +222,12 @@ impl Store {
                 .take_while(|(have, wanted)| Some(**have) == **wanted)
                 .count()
         };
-        let fits = |image: &Image| {
+        let fits = |image: &StoredImage| {
             image.facts.compression == compression
                 && image.facts.encryption == encryption
                 && common(image) > 0
         };
-        let mut images: Vec<Image> = self.images()?.into_iter().filter(fits).collect();
+        let mut images: Vec<StoredImage> = self.images()?.into_iter().filter(fits).collect();
         images.sort_by(|a, b| {
             common(b)
                 .cmp(&common(a))
@@ -246,7 +246,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`], [`Error::NotFound`] when the base has been removed meanwhile.
-    pub fn begin_image(&self, base: Option<&Image>) -> Result<NewImage<'_>> {
+    pub fn begin_image(&self, base: Option<&StoredImage>) -> Result<NewImage<'_>> {
         NewImage::begin(self, base)
     }
 
@@ -302,7 +302,7 @@ impl Store {
     /// # Errors
     /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed
     /// meanwhile.
-    pub fn create_container(&self, name: &str, images: &[&Image]) -> Result<Container> {
+    pub fn create_container(&self, name: &str, images: &[&StoredImage]) -> Result<Container> {
         let name = Name::new(name)?;
         if name.is_work() {
             return Err(Error::Name {
@@ -373,7 +373,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`] when the image is gone.
-    pub fn tag(&self, image: &Image, reference: &Reference) -> Result<()> {
+    pub fn tag(&self, image: &StoredImage, reference: &Reference) -> Result<()> {
         let _lock = self.change()?;
         // It may have been removed since it was looked up.
         if !self
@@ -412,7 +412,7 @@ impl Store {
     }
 
     /// Removes an image that nobody uses. The store is locked.
-    fn remove_image(&self, image: &Image) -> Result<u64> {
+    fn remove_image(&self, image: &StoredImage) -> Result<u64> {
         // Held until it is gone, so that nobody begins to use what was just found unused.
         let held = uses::claim(&image.path)?;
         let mut users = self.users_but_open(image)?;
@@ -453,7 +453,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn usage_of(&self, image: &Image) -> Result<Usage> {
+    pub fn usage_of(&self, image: &StoredImage) -> Result<Usage> {
         self.backend.usage(&image.name)
     }
 
@@ -524,7 +524,7 @@ pub fn is_there(place: &str) -> Result<bool> {
 
 /// Of several images with one reference, the newest has it: another host's may have been received,
 /// or somebody was killed while it was moved.
-fn settle_references(images: &mut [Image]) {
+fn settle_references(images: &mut [StoredImage]) {
     images.sort_by(|a, b| {
         b.facts
             .created

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::backend::{Begun, Image};
+use super::backend::{Begun, StoredImage};
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
 use super::name::Name;
@@ -21,7 +21,7 @@ pub struct NewImage<'a> {
     work: Name,
     begun: Begun,
     /// The image whose first layers it has, open so that it is not removed.
-    base: Option<(Image, File)>,
+    base: Option<(StoredImage, File)>,
     published: bool,
     /// Tells others that somebody is at work.
     _lock: Lock,
@@ -31,13 +31,13 @@ pub struct NewImage<'a> {
 #[derive(Debug)]
 pub struct Published {
     /// The image in the store.
-    pub image: Image,
+    pub image: StoredImage,
     /// Whether it was there already, and has only been given the reference.
     pub known: bool,
 }
 
 impl<'a> NewImage<'a> {
-    pub(super) fn begin(store: &'a Store, base: Option<&Image>) -> Result<Self> {
+    pub(super) fn begin(store: &'a Store, base: Option<&StoredImage>) -> Result<Self> {
         let base = base
             .map(|base| Ok::<_, Error>((base.clone(), store.open_image(base)?)))
             .transpose()?;

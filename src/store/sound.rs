@@ -4,11 +4,11 @@
 use std::fs::File;
 
 use super::Store;
-use super::backend::Image;
+use super::backend::StoredImage;
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
 use crate::error::chain;
-use crate::fs::{self, Options, Rootfs, Source};
+use crate::fs::{self, ImageFile, ImageOptions, Rootfs};
 
 impl Store {
     /// Whether an image's file says that it has the root digest that the store knows. That is read
@@ -16,7 +16,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn has_its_digest(&self, image: &Image) -> Result<bool> {
+    pub fn has_its_digest(&self, image: &StoredImage) -> Result<bool> {
         let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
         Ok(Facts::of(&image.path, file)
             .is_ok_and(|found| found.root_digest == image.facts.root_digest))
@@ -27,7 +27,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`], but for damage.
-    pub fn is_sound(&self, image: &Image) -> Result<bool> {
+    pub fn is_sound(&self, image: &StoredImage) -> Result<bool> {
         let file = match self.open_image(image) {
             Err(Error::NotFound { .. } | Error::InUse { .. }) => return Ok(false),
             other => other?,
@@ -69,17 +69,17 @@ impl Store {
 }
 
 /// The first damage of an image; one that is encrypted cannot be read here.
-fn first_damage(image: &Image, file: File) -> Option<String> {
-    let source = Source {
+fn first_damage(image: &StoredImage, file: File) -> Option<String> {
+    let source = ImageFile {
         path: image.path.clone(),
         file,
         secret: None,
     };
     match Rootfs::open(
         vec![source],
-        &Options {
+        &ImageOptions {
             check_hash: true,
-            ..Options::default()
+            ..ImageOptions::default()
         },
     ) {
         Ok(rootfs) => fs::verify(&rootfs, &|_| {})

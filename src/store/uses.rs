@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Store;
-use super::backend::Image;
+use super::backend::StoredImage;
 use super::error::{Error, Result};
 use crate::serve::overview;
 use crate::sys::lock::{Mode, lock};
@@ -43,7 +43,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn users(&self, image: &Image) -> Result<Vec<String>> {
+    pub fn users(&self, image: &StoredImage) -> Result<Vec<String>> {
         let mut users = self.users_but_open(image)?;
         if users.is_empty() && claim(&image.path)?.is_none() {
             users.push(OPEN.to_owned());
@@ -52,7 +52,7 @@ impl Store {
     }
 
     /// As [`Store::users`], without processes that just have it open.
-    pub(super) fn users_but_open(&self, image: &Image) -> Result<Vec<String>> {
+    pub(super) fn users_but_open(&self, image: &StoredImage) -> Result<Vec<String>> {
         let mut users = Vec::new();
         let Some(id) = file_id(&image.path) else {
             return Ok(users);

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::error::Result;
-use super::place::{Directories, Layout};
+use super::upper_dir::{Directories, Layout};
 use crate::serve::shared::Hidden;
 use crate::sys::mount_attr::MountFlags;
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 
 use super::error::{Error, Result};
-use super::place::Layout;
+use super::upper_dir::Layout;
 use crate::sys::tmpfs;
 
 /// Whether an upper at this place is in use, as far as this process may ask: who may make no

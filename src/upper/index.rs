@@ -19,8 +19,8 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::lower::Lower;
-use super::place::{Directories, Place, copy_attributes};
 use super::record::Marks;
+use super::upper_dir::{Directories, UpperDir, copy_attributes};
 use crate::build::sources::upper::{Linked, Upper};
 use crate::fs::Rootfs;
 
@@ -39,7 +39,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 /// [`Error::Io`], [`Error::Build`] when the upper cannot be read, [`Error::Index`] when a name is
 /// where only overlayfs could make it.
 pub(super) fn complete(
-    place: &Place,
+    place: &UpperDir,
     directories: &Directories,
     lower: &Lower,
     image: Rootfs,

@@ -17,7 +17,7 @@ use rustix::mount::{
 
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
-use super::place::{Directories, Layout};
+use super::upper_dir::{Directories, Layout};
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::kernel;
 use crate::sys::mountinfo::{self, DirectoryId};

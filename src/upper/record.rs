@@ -39,7 +39,7 @@ pub struct ImageRecord {
 
 /// What belongs to an upper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct UpperRecord {
     version: u32,
     /// The images, lowest first.
     pub images: Vec<ImageRecord>,
@@ -121,7 +121,7 @@ impl Pending {
     }
 }
 
-impl Record {
+impl UpperRecord {
     /// A record of these images, for an upper that is made here.
     pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
         Self {
@@ -147,10 +147,10 @@ impl Record {
         Self::read_in(dir.map_err(Error::io("opening", place))?.as_fd(), place)
     }
 
-    /// As [`Record::read`], of a place that is open.
+    /// As [`UpperRecord::read`], of a place that is open.
     ///
     /// # Errors
-    /// As [`Record::read`].
+    /// As [`UpperRecord::read`].
     pub fn read_in(dir: BorrowedFd<'_>, place: &Path) -> Result<Option<Self>> {
         let path = place.join(NAME);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -265,9 +265,9 @@ impl Record {
             paths.push(image.path.clone());
             files.push(file);
         }
-        let options = fs::Options {
+        let options = fs::ImageOptions {
             subdir: self.subdir.clone(),
-            ..fs::Options::default()
+            ..fs::ImageOptions::default()
         };
         Attributes::of(&paths, &files, &options)?.map_or(Ok(None), |attributes| attributes.layer())
     }

@@ -7,11 +7,11 @@ use super::dataset::{self, Limits};
 use super::error::{Error, Result};
 use super::in_use;
 use super::lower::Lower;
-use super::mount::over;
-use super::place::{Place, Upper};
-use super::record::Record;
+use super::over_image::over;
+use super::record::UpperRecord;
+use super::upper_dir::{Upper, UpperDir};
 use super::written::Written;
-use crate::serve::mount::Unmount;
+use crate::serve::fuse_mount::Unmount;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::{shared, unmount};
 use crate::sys::mount_attr::MountFlags;
@@ -156,7 +156,7 @@ impl Written {
         mount: &MountInfo,
         mountpoint: &MountPoint,
         lower: Lower,
-        before: &Record,
+        before: &UpperRecord,
     ) -> Result<bool> {
         let Some(record) = self
             .record()
@@ -175,7 +175,7 @@ impl Written {
             noexec: has("noexec"),
             ..MountFlags::default()
         };
-        let place = Place::open(&Upper::Dir(self.layout.place.clone()))?;
+        let place = UpperDir::open(&Upper::Dir(self.layout.place.clone()))?;
         over(lower, &mount.source, &place, flags, has("ro"), mountpoint)?;
         Ok(true)
     }

@@ -11,8 +11,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::error::{Error, Result};
 use super::in_use;
-use super::place::{Layout, Upper, is_ephemeral};
-use super::record::Record;
+use super::record::UpperRecord;
+use super::upper_dir::{Layout, Upper, is_ephemeral};
 use crate::build::sources::upper::Upper as Source;
 use crate::fs::Rootfs;
 use crate::serve::{self, shared, unmount};
@@ -93,19 +93,19 @@ impl Written {
     ///
     /// # Errors
     /// [`Error::NoUpper`] when nothing does, [`Error::Record`], [`Error::Io`].
-    pub fn record(&self) -> Result<Record> {
+    pub fn record(&self) -> Result<UpperRecord> {
         let none = || Error::NoUpper {
             path: self.layout.place.clone(),
             reason: "has no record of an image",
         };
-        Record::read(&self.layout.place)?.ok_or_else(none)
+        UpperRecord::read(&self.layout.place)?.ok_or_else(none)
     }
 
     /// Reads it as it is.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::Serve`] when its ids cannot be mapped back.
-    pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+    pub fn source(&self, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Source> {
         source(&self.layout.place, record, image)
     }
 
@@ -253,7 +253,7 @@ impl Still {
     ///
     /// # Errors
     /// As [`Written::source`].
-    pub fn source(&self, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+    pub fn source(&self, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Source> {
         source(&self.place, record, image)
     }
 }
@@ -275,7 +275,7 @@ impl Drop for Still {
     }
 }
 
-fn source(place: &Path, record: &Record, image: Arc<Rootfs>) -> Result<Source> {
+fn source(place: &Path, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Source> {
     let fd: OwnedFd = match &record.idmap {
         None => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use crate::fs::create::{make_node, set_attributes};
-use crate::fs::{Entry, Options, ROOT, Rootfs, Source};
+use crate::fs::{ImageFile, ImageOptions, NamedInode, ROOT, Rootfs};
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::kernel;
 use crate::sys::tmpfs;
@@ -44,7 +44,7 @@ impl Attributes {
     pub(super) fn of(
         images: &[PathBuf],
         files: &[File],
-        options: &Options,
+        options: &ImageOptions,
     ) -> Result<Option<Self>> {
         let ([image], [file]) = (images, files) else {
             return Ok(None);
@@ -59,7 +59,7 @@ impl Attributes {
             .try_clone()
             .map_err(Error::io("opening the image", image))?;
         let rootfs = Rootfs::open_tree(
-            Source {
+            ImageFile {
                 path: image.clone(),
                 file,
                 secret: None,
@@ -126,7 +126,7 @@ fn shown(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
 struct Layout<'a> {
     rootfs: &'a Rootfs,
     /// Directories before what is in them.
-    entries: &'a [Entry],
+    entries: &'a [NamedInode],
     /// By inode number.
     xattrs: &'a HashMap<u32, Vec<Xattr>>,
 }
@@ -172,7 +172,7 @@ impl Layout<'_> {
 
     /// Anything but a directory; a regular file has its length, and the mark that its content is
     /// below.
-    fn file(&self, top: BorrowedFd<'_>, path: &Path, entry: &Entry) -> Result<(), Errno> {
+    fn file(&self, top: BorrowedFd<'_>, path: &Path, entry: &NamedInode) -> Result<(), Errno> {
         let Some(file) = make_node(self.rootfs, top, path.as_os_str(), entry.ino, &entry.inode)?
         else {
             return Ok(());

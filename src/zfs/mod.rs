@@ -25,7 +25,7 @@ use by_library as change;
 pub use dataset::{Children, Create, Space};
 pub use error::{Cause, Error, Result};
 pub use name::{Dataset, Snapshot};
-pub use property::{Properties, Property, Source};
+pub use property::{Properties, Property, PropertySource};
 pub use snapshot::{Info, Newer};
 
 /// Versions of OpenZFS, such as `2.3.2-2`.

@@ -15,12 +15,12 @@ pub struct Property {
     /// Its value; sizes in bytes, times in seconds of the epoch.
     pub value: String,
     /// Where it comes from.
-    pub source: Source,
+    pub source: PropertySource,
 }
 
 /// Where the value of a property comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum PropertySource {
     /// It is a fact, not a setting.
     Fact,
     /// Nobody set it.
@@ -82,12 +82,12 @@ pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
         };
         let (value, source) = rest.rsplit_once('\t').ok_or_else(|| malformed(line))?;
         let source = match source {
-            "-" => Source::Fact,
-            "default" => Source::Default,
-            "local" => Source::Local,
-            "received" => Source::Received,
-            "temporary" => Source::Temporary,
-            other => Source::Inherited(
+            "-" => PropertySource::Fact,
+            "default" => PropertySource::Default,
+            "local" => PropertySource::Local,
+            "received" => PropertySource::Received,
+            "temporary" => PropertySource::Temporary,
+            other => PropertySource::Inherited(
                 other
                     .strip_prefix("inherited from ")
                     .ok_or_else(|| malformed(line))?
@@ -103,7 +103,7 @@ pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
         let Some((_, properties)) = all.last_mut() else {
             return Err(malformed(line));
         };
-        let set = (value != "-" || source != Source::Fact).then(|| Property {
+        let set = (value != "-" || source != PropertySource::Fact).then(|| Property {
             value: value.to_owned(),
             source,
         });
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(a.get("mountpoint"), Some("/tank/a"));
         assert_eq!(
             a.property("xattr").unwrap().source,
-            Source::Inherited("tank".into())
+            PropertySource::Inherited("tank".into())
         );
         assert_eq!(a.get("origin"), None);
         assert_eq!(a.get("org.lxcri-fs:ref"), Some("a b\tc"));

@@ -561,7 +561,7 @@ impl Frame {
 
 /// A layer record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Layer {
+pub struct LayerRecord {
     /// SHA-256 of the uncompressed layer tar.
     pub diff_id: [u8; 32],
     /// The compressed skeleton, in `blobs`.
@@ -582,7 +582,7 @@ pub struct Layer {
     pub entries: u64,
 }
 
-impl Layer {
+impl LayerRecord {
     /// The fields of the bytes.
     pub fn parse(b: &[u8; LAYER_LEN]) -> Self {
         Self {

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::format::{
     CONTENT_LEN, Content, DENTRY_LEN, Dentry, FRAME_LEN, Frame, HASH_LEN, INODE_LEN, Inode,
-    LAYER_LEN, Layer, Layout, Locator, MAX_LAYERS, MAX_XATTR_DENTRIES, ROOT, Region,
+    LAYER_LEN, LayerRecord, Layout, Locator, MAX_LAYERS, MAX_XATTR_DENTRIES, ROOT, Region,
     SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash, max_stored,
 };
 use crate::error::{Error, Result};
@@ -552,7 +552,7 @@ impl Section {
     }
 
     /// The layers, lowest first.
-    pub fn layers(&self) -> Result<Vec<Layer>> {
+    pub fn layers(&self) -> Result<Vec<LayerRecord>> {
         let count = self.header.layers.size / LAYER_LEN as u64;
         if count > MAX_LAYERS as u64 {
             return Err(Error::TooLarge("the number of layers (the limit is 4096)"));
@@ -562,14 +562,14 @@ impl Section {
         } else {
             u64::MAX
         };
-        let mut layers: Vec<Layer> = Vec::new();
-        let mut below = Layer {
+        let mut layers: Vec<LayerRecord> = Vec::new();
+        let mut below = LayerRecord {
             data_end: HEADER_LEN as u64,
-            ..Layer::default()
+            ..LayerRecord::default()
         };
         for index in 0..count {
             let b: [u8; LAYER_LEN] = self.record(self.header.layers, index)?;
-            let layer = Layer::parse(&b);
+            let layer = LayerRecord::parse(&b);
             let contents = (below.contents_end..).contains(&layer.contents_end)
                 && u64::from(layer.contents_end) <= self.content_count();
             let frames = (below.frames_end..).contains(&layer.frames_end)

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use super::Xattr;
 use super::format::{
     COMPAT_ZSTD_CHECKSUM, Content, DENTRY_LEN, Dentry, Frame, HASH_LEN, INCOMPAT_1_0, INODE_LEN,
-    Inode, Layer, MAX_LAYERS, MAX_XATTR_DENTRIES, REGION_ALIGN, Region, SECTION_HEADER_LEN,
+    Inode, LayerRecord, MAX_LAYERS, MAX_XATTR_DENTRIES, REGION_ALIGN, Region, SECTION_HEADER_LEN,
     SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use super::tree::{Kind, NodeId, Tree, kind_matches};
@@ -24,7 +24,7 @@ pub type Unsaid = u64;
 #[derive(Debug, Clone, Default)]
 pub struct LayerEntry {
     /// The record; the two regions are filled in here.
-    pub record: Layer,
+    pub record: LayerRecord,
     /// The compressed skeleton.
     pub skeleton: Vec<u8>,
     /// `created_by` of the layer's history entry.

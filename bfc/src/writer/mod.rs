@@ -16,7 +16,7 @@ use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{Compression, FEATURE_AEAD, FEATURE_ZSTD, Footer, HEADER_LEN, Header, SECTOR};
 use crate::key::{CHECK_AAD, Key};
-use crate::rootfs::format::{LOCATOR_LEN, Layer, Locator, SECTION_ALIGN};
+use crate::rootfs::format::{LOCATOR_LEN, LayerRecord, Locator, SECTION_ALIGN};
 use crate::rootfs::{Extras, LayerEntry, Section, Tree};
 
 use pipeline::{Pipeline, Start};
@@ -62,7 +62,7 @@ pub trait ContentSink {
 
     /// Ends a layer: all contents so far belong to it or to those below. The counts and the offset
     /// are set in the record.
-    fn end_layer(&mut self) -> Result<Layer>;
+    fn end_layer(&mut self) -> Result<LayerRecord>;
 }
 
 /// What an image holds besides its contents.
@@ -382,7 +382,7 @@ impl ContentSink for ImageWriter {
         self.pipeline.add(path, size, input)
     }
 
-    fn end_layer(&mut self) -> Result<Layer> {
+    fn end_layer(&mut self) -> Result<LayerRecord> {
         self.pipeline.end_layer()
     }
 }

@@ -18,7 +18,7 @@ use crate::crc::Flavour;
 use crate::error::{Error, Result};
 use crate::format::{Compression, Encryption, ObjectHeader};
 use crate::key::Key;
-use crate::rootfs::format::{Content, Frame, Hash, Layer, hash};
+use crate::rootfs::format::{Content, Frame, Hash, LayerRecord, hash};
 
 /// Pieces that are under way at most; of a frame's length each.
 const IN_FLIGHT: usize = 256;
@@ -87,7 +87,7 @@ enum Event {
         duplicate: bool,
     },
     /// Tell how far a layer goes.
-    Layer(Sender<Layer>),
+    Layer(Sender<LayerRecord>),
     /// A worker failed.
     Failed(Error),
 }
@@ -320,7 +320,7 @@ impl Pipeline {
         Ok(())
     }
 
-    pub(super) fn end_layer(&mut self) -> Result<Layer> {
+    pub(super) fn end_layer(&mut self) -> Result<LayerRecord> {
         let (reply, answer) = channel();
         self.event(Event::Layer(reply))?;
         answer.recv().map_err(|_| self.failure())
@@ -553,13 +553,13 @@ impl Writer {
                 duplicate,
             } => self.end(size, crc, comp, duplicate),
             Event::Layer(reply) => {
-                let _ = reply.send(Layer {
+                let _ = reply.send(LayerRecord {
                     contents_end: u32::try_from(self.contents.len())
                         .map_err(|_| Error::TooLarge("the number of contents"))?,
                     frames_end: u32::try_from(self.frames.len())
                         .map_err(|_| Error::TooLarge("the number of frames"))?,
                     data_end: self.position(),
-                    ..Layer::default()
+                    ..LayerRecord::default()
                 });
                 Ok(())
             }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Paths, Tail};
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
-use crate::format::{Encryption, Entry, OBJECT_LEN, ObjectHeader, S_IFMT};
+use crate::format::{Encryption, IndexEntry, OBJECT_LEN, ObjectHeader, S_IFMT};
 use crate::rootfs::{Attr, Kind, NodeId, Tree};
 
 /// Longest path that the reference tool extracts under its own name, bytes.
@@ -113,7 +113,7 @@ impl Writer<'_> {
             self.unsaid += 1;
             return Ok(());
         }
-        let mut entry = Entry {
+        let mut entry = IndexEntry {
             path,
             obj_offset: 0,
             obj_size: 0,

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use bfc::rootfs::Section;
-use bfc::rootfs::format::Layer;
+use bfc::rootfs::format::LayerRecord;
 use bfc::rootfs::skeleton::{Segment, SkeletonReader};
 
 use crate::fs::{self, Rootfs};
@@ -16,7 +16,11 @@ const PIECE: u64 = 1 << 20;
 ///
 /// # Errors
 /// [`fs::Error`] for the image, and what `out` fails with.
-pub fn write_tar(rootfs: &Rootfs, layer: &Layer, out: &mut dyn Write) -> Result<(), WriteError> {
+pub fn write_tar(
+    rootfs: &Rootfs,
+    layer: &LayerRecord,
+    out: &mut dyn Write,
+) -> Result<(), WriteError> {
     let section: &Section = rootfs.section();
     let compressed = section.blob(layer.skeleton).map_err(Error::Image)?;
     let mut reader = SkeletonReader::new(&compressed, layer.skeleton_size).map_err(Error::Image)?;

@@ -315,7 +315,11 @@ impl Layout<'_> {
     }
 
     /// Writes the blob of a layer of the image, whose tar must come out as it was.
-    fn recorded_layer(&self, index: usize, record: &format::Layer) -> Result<(Written, Digest)> {
+    fn recorded_layer(
+        &self,
+        index: usize,
+        record: &format::LayerRecord,
+    ) -> Result<(Written, Digest)> {
         let (blob, found) = self.layer(index, &mut |out| write_tar(self.rootfs, record, out))?;
         let wanted = Digest(record.diff_id);
         if found != wanted {
@@ -385,13 +389,13 @@ impl Layout<'_> {
 /// The layers of the manifest that the image came with; those that have to be made are left out.
 fn kept(
     found: Option<&Found>,
-    records: &[format::Layer],
+    records: &[format::LayerRecord],
     reuse: &mut dyn FnMut(&Digest) -> bool,
 ) -> Vec<Option<Made>> {
     let Some(found) = found.filter(|found| found.layers.len() == records.len()) else {
         return records.iter().map(|_| None).collect();
     };
-    let keep = |(layer, record): (&FoundBlob, &format::Layer)| {
+    let keep = |(layer, record): (&FoundBlob, &format::LayerRecord)| {
         let digest = Digest::parse(&layer.digest).filter(&mut *reuse)?;
         let compression = match &*layer.media_type {
             media_type if media_type.ends_with("gzip") => Compression::Gzip,

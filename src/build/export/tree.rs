@@ -7,7 +7,7 @@ use std::path::Path;
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
 
 use super::WriteError;
-use crate::build::content::{Content, attr_of};
+use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::Error;
 use crate::build::output::Output;
 use crate::fs::{Order, ROOT, Rootfs, Step, Visit};
@@ -48,7 +48,7 @@ pub fn tree_tar(
         }
         match inode.mode & S_IFMT {
             S_IFREG => {
-                let mut content = Content::new(rootfs, ino);
+                let mut content = ContentReader::new(rootfs, ino);
                 let written = tar.append(path, &attr, Body::File(inode.size, &mut content));
                 content.checked::<WriteError>(written)?;
                 progress(inode.size);

@@ -6,7 +6,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Options;
+use super::SourceOptions;
 use super::blob::{Compression, Range};
 use super::spec::Kind;
 use crate::build::error::{Error, Result};
@@ -36,7 +36,7 @@ impl Archive {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
-    pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
+    pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
         let mut file = Range::whole(path)?;
         let compression = Compression::of(&file.magic::<4>()?);
         if compression != Compression::None {
@@ -121,7 +121,7 @@ fn telling(path: &[u8]) -> Option<Kind> {
     }
 }
 
-fn unpacked(file: &Range, compression: Compression, options: &Options) -> Result<Range> {
+fn unpacked(file: &Range, compression: Compression, options: &SourceOptions) -> Result<Range> {
     let writing = || Error::io("unpacking the archive into", &options.temp_dir);
     let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
     let reader = compression

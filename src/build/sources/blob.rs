@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Image, Layer, TarSource};
+use super::{SourceImage, SourceLayer, TarSource};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -125,10 +125,10 @@ pub(super) struct Blob {
 
 impl Blob {
     /// The layer that it is.
-    pub(super) fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<Layer> {
+    pub(super) fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<SourceLayer> {
         let (name, size) = (self.name.clone(), self.range.len);
         let compressed = Compression::of(&self.range.magic::<4>()?) != Compression::None;
-        Ok(Layer {
+        Ok(SourceLayer {
             name,
             created_by,
             diff_id,
@@ -249,7 +249,7 @@ impl<R: Read> Read for Checked<'_, R> {
 }
 
 /// Opens a tar of a root file system, or of a layer.
-pub(super) fn open_tar(path: &Path) -> Result<Image> {
+pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
     let range = Range::whole(path)?;
     let name = path.display().to_string();
     let created_by = super::created_by("tar", path);
@@ -259,8 +259,8 @@ pub(super) fn open_tar(path: &Path) -> Result<Image> {
         digest: None,
     }
     .layer(created_by, None)?;
-    Ok(Image {
+    Ok(SourceImage {
         layers: vec![layer],
-        ..Image::default()
+        ..SourceImage::default()
     })
 }

@@ -18,13 +18,13 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 use super::attributes::{self, Marks};
-use super::{Image, Layer, TarSource};
+use super::{SourceImage, SourceLayer, TarSource};
 use crate::build::error::{Error, Result};
 use crate::layer::tar::{Body, Writer};
 use crate::layer::{OPAQUE, WHITEOUT};
 
 /// Opens a directory.
-pub(super) fn open(path: &Path) -> Result<Image> {
+pub(super) fn open(path: &Path) -> Result<SourceImage> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty())
         .map_err(Error::io("opening the directory", path))?;
@@ -35,8 +35,8 @@ pub(super) fn open(path: &Path) -> Result<Image> {
         root: path.to_owned(),
         fd,
     });
-    Ok(Image {
-        layers: vec![Layer {
+    Ok(SourceImage {
+        layers: vec![SourceLayer {
             name,
             created_by,
             diff_id: None,
@@ -44,7 +44,7 @@ pub(super) fn open(path: &Path) -> Result<Image> {
             compressed: false,
             tar,
         }],
-        ..Image::default()
+        ..SourceImage::default()
     })
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::archive::Archive;
 use super::blob::Blob;
 use super::document::{Config, parse};
-use super::{Image, Options};
+use super::{SourceImage, SourceOptions};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -20,7 +20,11 @@ struct Manifest {
 }
 
 /// Opens an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
-pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+pub(super) fn open(
+    path: &Path,
+    reference: Option<&str>,
+    options: &SourceOptions,
+) -> Result<SourceImage> {
     let archive = Archive::open(path, options)?;
     let name = path.display().to_string();
     let get = |member: &str| {
@@ -64,7 +68,7 @@ pub(super) fn open(path: &Path, reference: Option<&str>, options: &Options) -> R
             .layer(created_by, Some(diff_id))?,
         );
     }
-    Ok(Image {
+    Ok(SourceImage {
         layers,
         config: config_bytes,
         manifest: Vec::new(),

@@ -7,25 +7,25 @@ use std::sync::Arc;
 
 use bfc::rootfs::format;
 
-use super::{Image, Layer, Options, TarSource};
+use super::{SourceImage, SourceLayer, SourceOptions, TarSource};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Result};
 use crate::build::export::{WriteError, tree_tar, write_tar};
-use crate::fs::{self, Rootfs, Source};
+use crate::fs::{self, ImageFile, Rootfs};
 
 /// Opens an image.
-pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
+pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<SourceImage> {
     let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
-    let source = Source {
+    let source = ImageFile {
         path: path.to_owned(),
         file,
         secret: options.secret.clone(),
     };
     // Who builds waits for it, and has the room that the new image needs anyway.
-    let opening = fs::Options {
+    let opening = fs::ImageOptions {
         temp_dir: options.temp_dir.clone(),
         spool_bytes: u64::MAX,
-        ..fs::Options::default()
+        ..fs::ImageOptions::default()
     };
     let rootfs = Arc::new(Rootfs::open(vec![source], &opening)?);
     let failed = |source| {
@@ -39,7 +39,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
     let name = path.display().to_string();
     if records.is_empty() {
         let size = rootfs.content_bytes();
-        let layer = Layer {
+        let layer = SourceLayer {
             name,
             created_by: Vec::new(),
             diff_id: None,
@@ -47,9 +47,9 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
             compressed: false,
             tar: Box::new(TreeTar(rootfs)),
         };
-        return Ok(Image {
+        return Ok(SourceImage {
             layers: vec![layer],
-            ..Image::default()
+            ..SourceImage::default()
         });
     }
     let blob = |region| {
@@ -64,7 +64,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
     );
     let mut layers = Vec::new();
     for (index, record) in records.into_iter().enumerate() {
-        layers.push(Layer {
+        layers.push(SourceLayer {
             name: format!("{} of {name}", index + 1),
             created_by: blob(record.created_by)?,
             diff_id: Some(Digest(record.diff_id)),
@@ -76,7 +76,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<Image> {
             }),
         });
     }
-    Ok(Image {
+    Ok(SourceImage {
         layers,
         config,
         manifest,
@@ -97,7 +97,7 @@ impl TarSource for TreeTar {
 
 struct LayerTar {
     rootfs: Arc<Rootfs>,
-    record: format::Layer,
+    record: format::LayerRecord,
 }
 
 impl TarSource for LayerTar {

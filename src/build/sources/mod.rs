@@ -24,9 +24,9 @@ use super::error::Result;
 
 /// An image to be built: its layers, and what is said of it.
 #[derive(Debug, Default)]
-pub struct Image {
+pub struct SourceImage {
     /// The layers, lowest first.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<SourceLayer>,
     /// OCI image configuration, JSON, as it was found; empty when the source has none.
     pub config: Vec<u8>,
     /// OCI manifest, likewise.
@@ -34,7 +34,7 @@ pub struct Image {
 }
 
 /// A layer to be read.
-pub struct Layer {
+pub struct SourceLayer {
     /// What messages call it.
     pub name: String,
     /// `created_by` of its history entry.
@@ -49,7 +49,7 @@ pub struct Layer {
     pub tar: Box<dyn TarSource>,
 }
 
-impl std::fmt::Debug for Layer {
+impl std::fmt::Debug for SourceLayer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Layer")
             .field("name", &self.name)
@@ -62,7 +62,7 @@ impl std::fmt::Debug for Layer {
 
 /// Something that makes a tar.
 pub trait TarSource: Send {
-    /// Writes the tar, telling `progress` how many bytes of [`Layer::size`] were dealt with.
+    /// Writes the tar, telling `progress` how many bytes of [`SourceLayer::size`] were dealt with.
     ///
     /// # Errors
     /// Whatever goes wrong; nothing that was written may then be used.
@@ -75,7 +75,7 @@ pub trait TarSource: Send {
 
 /// How to open sources.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct SourceOptions {
     /// Which of an index's images.
     pub platform: Platform,
     /// For images that are encrypted.
@@ -97,7 +97,7 @@ fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is not there, is not what its prefix says, or has no image that fits.
-pub fn open(spec: &Spec, options: &Options) -> Result<Image> {
+pub fn open(spec: &Spec, options: &SourceOptions) -> Result<SourceImage> {
     let path = &spec.path;
     match spec.kind {
         Kind::Dir => dir::open(path),

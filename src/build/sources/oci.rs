@@ -7,7 +7,7 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 use super::archive::Archive;
 use super::blob::{Blob, Range};
 use super::document::{Config, MAX_DOCUMENT, parse};
-use super::{Image, Options, Platform};
+use super::{Platform, SourceImage, SourceOptions};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 
@@ -165,7 +165,11 @@ impl Range {
 }
 
 /// Opens a layout.
-pub(super) fn open_dir(path: &Path, reference: Option<&str>, options: &Options) -> Result<Image> {
+pub(super) fn open_dir(
+    path: &Path,
+    reference: Option<&str>,
+    options: &SourceOptions,
+) -> Result<SourceImage> {
     open(Layout::Dir(path.to_owned()), reference, options)
 }
 
@@ -173,8 +177,8 @@ pub(super) fn open_dir(path: &Path, reference: Option<&str>, options: &Options) 
 pub(super) fn open_archive(
     path: &Path,
     reference: Option<&str>,
-    options: &Options,
-) -> Result<Image> {
+    options: &SourceOptions,
+) -> Result<SourceImage> {
     open(
         Layout::Archive(Archive::open(path, options)?),
         reference,
@@ -182,7 +186,7 @@ pub(super) fn open_archive(
     )
 }
 
-fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Image> {
+fn open(layout: Layout, reference: Option<&str>, options: &SourceOptions) -> Result<SourceImage> {
     // Its version is all that this file says; without it this is no layout.
     layout.read("oci-layout")?;
     let index: ImageIndex = parse("index.json", &layout.read("index.json")?)?;
@@ -206,7 +210,7 @@ fn open(layout: Layout, reference: Option<&str>, options: &Options) -> Result<Im
             .layer(created_by, Some(diff_id))?,
         );
     }
-    Ok(Image {
+    Ok(SourceImage {
         layers,
         config: found.config,
         manifest: found.manifest,

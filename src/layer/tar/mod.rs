@@ -11,7 +11,7 @@ mod sparse;
 mod writer;
 
 pub use error::{Error, Reason};
-pub use parser::{Entry, EntryKind, Parser, Step};
+pub use parser::{EntryKind, Parser, Step, TarEntry};
 pub use sparse::{Expand, SparseMap};
 pub use writer::{Body, Writer};
 

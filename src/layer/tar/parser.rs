@@ -19,16 +19,16 @@ const MAX_PATH: usize = 1 << 16;
 pub enum Step {
     /// Nothing yet: the next block is the parser's.
     More,
-    /// An entry is complete. [`Entry::stored`] bytes of content and their padding follow, which are
-    /// not the parser's.
-    Entry(Box<Entry>),
+    /// An entry is complete. [`TarEntry::stored`] bytes of content and their padding follow, which
+    /// are not the parser's.
+    Entry(Box<TarEntry>),
     /// The end of the archive; whatever follows has no meaning.
     End,
 }
 
 /// An entry of a tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TarEntry {
     /// The path, as the tar has it.
     pub path: Vec<u8>,
     /// Attributes, type bits included; of no meaning for a hard link.
@@ -78,14 +78,14 @@ enum State {
     },
     /// Extension blocks of an old GNU sparse header.
     OldSparse {
-        entry: Box<Entry>,
+        entry: Box<TarEntry>,
         size: u64,
         regions: Vec<(u64, u64)>,
         blocks: usize,
     },
     /// The map in front of the data of a PAX sparse file, form 1.0.
     MapInData {
-        entry: Box<Entry>,
+        entry: Box<TarEntry>,
         size: u64,
         reader: MapReader,
     },
@@ -369,7 +369,7 @@ impl Parser {
         } else {
             0
         };
-        let mut entry = Box::new(Entry {
+        let mut entry = Box::new(TarEntry {
             path,
             attr,
             kind,
@@ -417,7 +417,7 @@ impl Parser {
 }
 
 fn sparse_entry(
-    mut entry: Box<Entry>,
+    mut entry: Box<TarEntry>,
     size: u64,
     regions: Vec<(u64, u64)>,
 ) -> Result<Step, Reason> {

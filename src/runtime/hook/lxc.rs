@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::super::error::{Error, Result};
-use super::super::mount::{self, Mount};
-use super::super::record::{Record, State};
+use super::super::record::{ContainerRecord, State};
+use super::super::root_mount::{self, RootMount};
 use crate::store;
 use crate::zfs::recorded;
 
@@ -22,10 +22,10 @@ pub struct Facts {
 /// # Errors
 /// [`Error`]: LXC then does not start the container.
 pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
-    let record = match Record::read(container) {
+    let record = match ContainerRecord::read(container) {
         // Its dataset may not be mounted yet.
         Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => {
-            Record::read(container)?
+            ContainerRecord::read(container)?
         }
         read => read?,
     };
@@ -43,13 +43,13 @@ pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
                         .into(),
                 ),
             })?;
-            Mount::of(&record, container).mount()?;
-            mount::make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
+            RootMount::of(&record, container).mount()?;
+            root_mount::make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
         }
         "post-stop" => match record {
             // The container starts again at once, and must find what it keeps in memory.
             Some(_) if facts.target.as_deref() == Some("reboot") => Ok(()),
-            Some(record) => mount::unmount_ended(&record.runtime.root()),
+            Some(record) => root_mount::unmount_ended(&record.runtime.root()),
             None => Ok(()),
         },
         other => Err(Error::Unfit {

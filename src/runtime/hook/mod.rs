@@ -2,7 +2,7 @@
 //!
 //! A hook may find an empty environment, and may run twice, or without the hook before it. No hook
 //! leaves a process behind that its caller could take for its own: see
-//! [`super::mount::Mount::mount`].
+//! [`super::root_mount::RootMount::mount`].
 
 mod lxc;
 mod oci;

@@ -7,7 +7,7 @@ use oci_spec::runtime::State;
 
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
-use super::super::mount;
+use super::super::root_mount;
 use super::super::{bundle, create, delete, record};
 use crate::store::Store;
 use crate::sys::files;
@@ -45,7 +45,7 @@ pub fn oci(
     if moment == Moment::Stop
         && let Some(root) = root
     {
-        mount::unmount_ended(root)?;
+        root_mount::unmount_ended(root)?;
         return super::super::roots::remove(root);
     }
     let root = match root {
@@ -53,8 +53,8 @@ pub fn oci(
         None => root_of(state.bundle())?,
     };
     match moment {
-        Moment::Stop => mount::unmount_ended(&root),
-        Moment::Create if mount::is_served(&root)? => Ok(()),
+        Moment::Stop => root_mount::unmount_ended(&root),
+        Moment::Create if root_mount::is_served(&root)? => Ok(()),
         Moment::Create if is_early(&state, &root) => mount_now(&state, &root, store),
         Moment::Create => Err(Error::Unfit {
             what: format!(
@@ -121,7 +121,7 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
                 "container {name} is incomplete, or is being deleted"
             )));
         }
-        return mount::Mount::of(&record, &dir).mount().map(drop);
+        return root_mount::RootMount::of(&record, &dir).mount().map(drop);
     }
     let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str), root)?;
     let wanted = wanted.ok_or_else(|| Error::Unfit {

@@ -4,10 +4,10 @@
 mod commands;
 mod detach;
 mod events;
+mod kept_mount;
 mod machine;
 #[cfg(test)]
 mod model;
-mod place;
 mod process;
 mod restarts;
 mod start;
@@ -25,14 +25,14 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+pub(super) use self::kept_mount::KeptMount;
 use self::machine::Machine;
-pub(super) use self::place::Place;
 use self::process::Worker;
 use self::start::KeeperStart;
 use super::channel::{Channel, Listener};
 use super::error::{Error, Failure, Result};
+use super::fuse_mount::{self, Unmount};
 use super::log::{self, Style};
-use super::mount::{self, Unmount};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, MountRequest};
 use super::rundir::{Locked, RunDir};
@@ -244,7 +244,7 @@ struct Keeper {
     request: MountRequest,
     images: Vec<OwnedFd>,
     style: Style,
-    place: Place,
+    place: KeptMount,
     /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there
     /// will be no other.
     fuse: Option<OwnedFd>,
@@ -270,9 +270,9 @@ impl Keeper {
         worker.open(&request, &images, LIMIT)?;
         let at = MountPoint::open(Path::new(&request.mountpoint))?;
         let mountpoint = at.path();
-        let fuse = mount::mount(Path::new(source_of(&request)), &at, request.flags)?;
+        let fuse = fuse_mount::mount(Path::new(source_of(&request)), &at, request.flags)?;
         let undo = || {
-            let _ = mount::unmount(
+            let _ = fuse_mount::unmount(
                 &at,
                 Unmount {
                     lazy: true,
@@ -286,8 +286,8 @@ impl Keeper {
             let mounted = mounted
                 .filter(mountinfo::MountInfo::is_ours)
                 .ok_or(Error::Gone { peer: "worker" })?;
-            mount::raise_read_ahead(mounted.dev);
-            Place::settle(&request, mounted)
+            fuse_mount::raise_read_ahead(mounted.dev);
+            KeptMount::settle(&request, mounted)
         });
         let (place, control) = settled.inspect_err(|_| undo())?;
         tracing::info!(
@@ -315,7 +315,7 @@ impl Keeper {
         request: MountRequest,
         images: Vec<OwnedFd>,
         style: Style,
-        place: Place,
+        place: KeptMount,
         fuse: OwnedFd,
         worker: Option<Worker>,
         control: Option<Listener>,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::super::protocol::MountRequest;
-use super::Place;
+use super::KeptMount;
 
 /// What a keeper is started for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub(super) struct Handover {
     /// What was asked for.
     pub(super) request: MountRequest,
     /// Where it is mounted.
-    pub(super) place: Place,
+    pub(super) place: KeptMount,
     /// Whether there is a control socket.
     pub(super) control: bool,
     /// When it was mounted.

@@ -2,7 +2,7 @@
 
 use crate::store::Reference;
 use crate::store::facts::Facts;
-use crate::zfs::{Properties, Source};
+use crate::zfs::{Properties, PropertySource};
 
 /// Longest list of layers that is kept as a property; a longer one is read from the image.
 const MAX_VALUE: usize = 8000;
@@ -38,7 +38,11 @@ pub(super) const NONE: &str = "-";
 /// A property that is the dataset's own, not its parents'.
 pub(super) fn own<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
     let property = properties.property(name)?;
-    matches!(property.source, Source::Local | Source::Received).then_some(property.value.as_str())
+    matches!(
+        property.source,
+        PropertySource::Local | PropertySource::Received
+    )
+    .then_some(property.value.as_str())
 }
 
 pub(super) fn references(value: &str) -> Vec<Reference> {

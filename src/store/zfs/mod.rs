@@ -14,7 +14,7 @@ mod remove;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::backend::{Backend, Begun, Container, Image, ImageUse, Scan};
+use super::backend::{Backend, Begun, Container, ImageUse, Scan, StoredImage};
 use super::directory::{facts_of, image_file, keep_as_it_is};
 use super::error::{Error, Result};
 use super::facts::Facts;
@@ -71,7 +71,7 @@ impl ZfsStore {
         Ok(self.images.child(name.as_str())?)
     }
 
-    fn image_of(&self, name: &Name, properties: &Properties) -> Result<Image> {
+    fn image_of(&self, name: &Name, properties: &Properties) -> Result<StoredImage> {
         let dataset = self.image(name)?;
         let dir = match (properties.get("mounted"), properties.get("mountpoint")) {
             (Some("yes"), Some(path)) if path.starts_with('/') => {
@@ -100,7 +100,7 @@ impl ZfsStore {
         let parent = origin
             .filter(|o| o.parent().as_ref() == Some(&self.images))
             .and_then(|o| Name::new(o.name()).ok());
-        Ok(Image {
+        Ok(StoredImage {
             name: name.clone(),
             path,
             facts,
@@ -188,7 +188,7 @@ impl Backend for ZfsStore {
         Ok(scan)
     }
 
-    fn begin(&self, work: &Name, base: Option<&Image>) -> Result<Begun> {
+    fn begin(&self, work: &Name, base: Option<&StoredImage>) -> Result<Begun> {
         self.prepare(&self.images, &IMAGE_PROPERTIES, 0o700)?;
         let dataset = self.image(work)?;
         let Some(base) = base else {

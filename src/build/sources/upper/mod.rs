@@ -19,7 +19,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Image, Layer, attributes};
+use super::{SourceImage, SourceLayer, attributes};
 use crate::build::error::{Error, Result};
 use crate::fs::Rootfs;
 use plan::Plan;
@@ -109,12 +109,12 @@ impl Upper {
     ///
     /// # Errors
     /// As [`Upper::changes`].
-    pub fn into_image(self, created_by: &str) -> Result<Image> {
+    pub fn into_image(self, created_by: &str) -> Result<SourceImage> {
         let plan = Plan::read(&self)?;
         let name = self.name.clone();
         let size = plan.size;
         let tar = Box::new(tar::UpperTar { upper: self, plan });
-        let layer = Layer {
+        let layer = SourceLayer {
             name,
             created_by: created_by.as_bytes().to_vec(),
             diff_id: None,
@@ -122,9 +122,9 @@ impl Upper {
             compressed: false,
             tar,
         };
-        Ok(Image {
+        Ok(SourceImage {
             layers: vec![layer],
-            ..Image::default()
+            ..SourceImage::default()
         })
     }
 

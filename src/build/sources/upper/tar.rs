@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 
 use super::plan::{Plan, What};
 use super::{Upper, join, open_dir};
-use crate::build::content::{Content, attr_of};
+use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::{Error, Result};
 use crate::build::export::WriteError;
 use crate::build::sources::{TarSource, attributes};
@@ -199,7 +199,7 @@ impl Pack<'_> {
     /// Packs a file with the content of a file of the image, of which no more than `size` is
     /// wanted, and zeros for what is missing.
     fn content(&mut self, path: &[u8], attr: &Attr, size: u64, ino: u32) -> Result<()> {
-        let mut content = Content::new(&self.upper.image, ino);
+        let mut content = ContentReader::new(&self.upper.image, ino);
         let written = self.tar.append(path, attr, Body::File(size, &mut content));
         content
             .checked::<WriteError>(written)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::channel::Listener;
 use super::super::error::{Error, Result};
-use super::super::mount::{self, Unmount};
+use super::super::fuse_mount::{self, Unmount};
 use super::super::mountpoint::{MountPoint, link};
 use super::super::protocol::MountRequest;
 use super::super::rundir::{Locked, RunDir, direct_name};
@@ -24,7 +24,7 @@ use crate::sys::users::{self, Used};
 
 /// A mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in super::super) struct Place {
+pub(in super::super) struct KeptMount {
     dev: (u32, u32),
     /// What mountinfo says is mounted.
     #[serde(with = "crate::fs::paths::path")]
@@ -53,7 +53,7 @@ struct OwnNamespace {
     witness: Option<u32>,
 }
 
-impl Place {
+impl KeptMount {
     /// The place of a mount that was just made, and the socket of its keeper.
     pub(super) fn settle(
         request: &MountRequest,
@@ -231,7 +231,7 @@ impl Place {
                 link(at.directory()?.as_fd()),
                 MountPropagationFlags::PRIVATE,
             );
-            mount::unmount(
+            fuse_mount::unmount(
                 &at,
                 Unmount {
                     lazy: true,
@@ -278,7 +278,7 @@ impl Place {
     }
 
     fn unmount(&self, how: Unmount) -> Result<()> {
-        mount::unmount(&MountPoint::open(&self.mountpoint)?, how)
+        fuse_mount::unmount(&MountPoint::open(&self.mountpoint)?, how)
     }
 
     /// Removes what is left under /run.

@@ -10,11 +10,11 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
-use super::record::{ImageRecord, Place, Record, Runtime, State};
-use crate::fs::Options;
+use super::record::{ContainerRecord, ImageRecord, Runtime, State, UpperLocation};
+use crate::fs::ImageOptions;
 use crate::image::{self, secret};
 use crate::serve::answer::{self, Answer};
-use crate::serve::mount::Unmount;
+use crate::serve::fuse_mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
 use crate::serve::protocol::{self, ImageKey};
 use crate::serve::unmount::{Unmounted, unmount};
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// What to mount, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub struct RootMount {
     /// The image.
     pub image: ImageRecord,
     /// The upper; `None` for a read-only mount.
@@ -54,11 +54,11 @@ pub enum Writable {
 
 impl Writable {
     /// The place that a record names, for the container in this directory.
-    pub fn of(record: &Record, container: &Path) -> Self {
+    pub fn of(record: &ContainerRecord, container: &Path) -> Self {
         match &record.upper {
-            Place::Store => Self::Upper(container.into()),
-            Place::Elsewhere(text) => Self::Upper(text.into()),
-            Place::Ephemeral { size } => Self::Ephemeral(*size),
+            UpperLocation::Store => Self::Upper(container.into()),
+            UpperLocation::Elsewhere(text) => Self::Upper(text.into()),
+            UpperLocation::Ephemeral { size } => Self::Ephemeral(*size),
         }
     }
 
@@ -74,9 +74,9 @@ impl Writable {
     }
 }
 
-impl Mount {
+impl RootMount {
     /// The mount that a record describes, for the container in this directory.
-    pub fn of(record: &Record, container: &Path) -> Self {
+    pub fn of(record: &ContainerRecord, container: &Path) -> Self {
         let upper = Some(Writable::of(record, container));
         Self {
             image: record.image.clone(),
@@ -133,18 +133,18 @@ fn container_flags() -> MountFlags {
 /// # Errors
 /// [`Error::Upper`], and those of `prepare`; nothing is mounted then.
 pub fn mount<T>(
-    record: &Record,
+    record: &ContainerRecord,
     file: &File,
     key: Option<ImageKey>,
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T)>,
 ) -> Result<T> {
     let request = upper::Request {
-        images: vec![protocol::Image {
+        images: vec![protocol::MountedImage {
             path: record.image.path.clone().into_os_string(),
             key,
         }],
         files: std::slice::from_ref(file),
-        options: Options::default(),
+        options: ImageOptions::default(),
         threads: worker::default_threads(),
         idmap: record.idmap.clone(),
         flags: container_flags(),
@@ -165,14 +165,14 @@ pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
         let found = store
             .reach(&container)
             .map_err(Error::from)
-            .and_then(|dir| Ok((Record::read(&dir)?, dir)));
+            .and_then(|dir| Ok((ContainerRecord::read(&dir)?, dir)));
         let mounted = found.and_then(|(record, dir)| match record {
             Some(record) if !record.is_of(store, &container)? => Err(record.of_another()),
             Some(record)
                 if record.state == State::Ready
                     && matches!(record.runtime, Runtime::Bundle { .. }) =>
             {
-                Mount::of(&record, &dir).mount()?;
+                RootMount::of(&record, &dir).mount()?;
                 make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
             }
             _ => Ok(()),

@@ -12,13 +12,13 @@ use super::error::{Error, Result};
 use super::index;
 use super::lower::Lower;
 use super::overlay::Overlay;
-use super::place::{Place, Upper};
-use super::record::{Record, identify};
+use super::record::{UpperRecord, identify};
+use super::upper_dir::{Upper, UpperDir};
 use super::xattrs::Attributes;
-use crate::fs::{Options, Rootfs, Source};
+use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::serve::keeper;
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::protocol::{Image, MountRequest};
+use crate::serve::protocol::{MountRequest, MountedImage};
 use crate::serve::shared::{self, Detached, Hidden};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
@@ -27,11 +27,11 @@ use crate::sys::mount_attr::MountFlags;
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The images with their absolute paths and keys, lowest first.
-    pub images: Vec<Image>,
+    pub images: Vec<MountedImage>,
     /// Their files, open for reading.
     pub files: &'a [File],
     /// How to open them.
-    pub options: Options,
+    pub options: ImageOptions,
     /// How many threads serve them, if nobody serves them yet.
     pub threads: usize,
     /// Whose ids are seen; the image's own when there is none.
@@ -73,7 +73,7 @@ impl Request<'_> {
             let file = file
                 .try_clone()
                 .map_err(Error::io("opening the image", &path))?;
-            Ok(Source {
+            Ok(ImageFile {
                 path,
                 file,
                 secret: image.key.clone().map(|key| Secret::Key(key.0)),
@@ -116,7 +116,7 @@ pub fn mount_under<T, E: From<Error>>(
             .zip(request.files)
             .map(|(path, file)| identify(path, file))
             .collect::<Result<_>>()?;
-        let record = Record::new(
+        let record = UpperRecord::new(
             images,
             request.options.subdir.clone(),
             request.idmap.clone(),
@@ -127,9 +127,9 @@ pub fn mount_under<T, E: From<Error>>(
             .transpose()?
             .flatten();
         let (upper, mountpoint, prepared) = prepare()?;
-        let place = Place::open(&upper)?;
+        let place = UpperDir::open(&upper)?;
         let path = &place.layout.place;
-        let known = Record::read_in(place.as_fd(), path)?;
+        let known = UpperRecord::read_in(place.as_fd(), path)?;
         match &known {
             Some(known) => {
                 known.check(&record, path)?;
@@ -202,7 +202,7 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
     }
     // Where they are served for all is not said here, nor are the flags of each mount.
     let wanted = MountRequest {
-        options: Options {
+        options: ImageOptions {
             hide_xattrs,
             ..request.options.clone()
         },
@@ -219,7 +219,7 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
 pub(super) fn over(
     lower: Lower,
     source: &Path,
-    place: &Place,
+    place: &UpperDir,
     flags: MountFlags,
     read_only: bool,
     mountpoint: &MountPoint,

@@ -91,7 +91,7 @@ pub struct Layout {
 /// able to change the path that leads to it. A place in memory is gone when this is dropped, unless
 /// it is mounted by then.
 #[derive(Debug)]
-pub struct Place {
+pub struct UpperDir {
     /// Its directories.
     pub layout: Layout,
     /// Whether it is kept.
@@ -109,7 +109,7 @@ pub struct Directories {
     pub work: OwnedFd,
 }
 
-impl Place {
+impl UpperDir {
     /// Makes sure that the place is there.
     ///
     /// # Errors
