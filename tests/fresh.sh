@@ -5,7 +5,7 @@
 #
 #   tests/fresh.sh [RELEASE...]      bookworm and trixie when left out
 #
-# Settings: LXCRI_FS_FRESH_TESTS   test files (`upper runtime_lxc`): runs demo.sh and these tests
+# Settings: LXCRI_FS_FRESH_TESTS   test files (`upper runtime`): runs demo.sh and these tests
 #                                  instead of all
 #           LXCRI_FS_FRESH_HOST    when set, the tree gets this host's apt configuration and its
 #                                  certificates, which some proxies need

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs what the tests need and runs them all. For a Debian machine with Rust, as root.
 #
-#   tests/run.sh [NAME...]      only the tests of tests/NAME.rs, when there are names
+#   tests/run.sh [NAME...]      only the tests of tests/NAME.rs or tests/NAME/, when there are
+#                               names
 #
 # Settings: LXCRI_FS_FUZZ_SECONDS (30) for each fuzz target; those of tests/zfs/vm and
 # tests/zfs/run.

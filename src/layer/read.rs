@@ -18,7 +18,7 @@ const MAX_TRAILER: u64 = 1 << 20;
 const MAX_METADATA: u64 = 1 << 30;
 /// What an entry takes besides those at most, bytes: its change and its node, each in an array that
 /// may have grown to twice what it needs, its name in its directory, and then its records in the
-/// section and in the v1 index (tests/hostile.rs measures it).
+/// section and in the v1 index (tests/images/hostile.rs measures it).
 const ENTRY: usize = 512;
 
 /// An error in a layer.

@@ -1,0 +1,195 @@
+//! Access control lists of an image hold for who uses the mount, in each of its forms, and cost
+//! images without any nothing. Needs root.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{Mounted, lxcri_fs, requests, run};
+use rustix::fs::{XattrFlags, setxattr};
+
+/// Tags of entries (linux/posix_acl.h).
+const USER_OBJ: u16 = 1;
+const USER: u16 = 2;
+const GROUP_OBJ: u16 = 4;
+const MASK: u16 = 16;
+const OTHER: u16 = 32;
+const READ_WRITE: u16 = 6;
+const NOBODY_IN_PARTICULAR: u32 = u32::MAX;
+
+/// In the source, the list forbids its owning group what the mode's bits allow, and allows a user
+/// what they do not.
+const GROUP: u32 = 4242;
+const NAMED: u32 = 4243;
+
+/// A list as the kernel has it in an attribute: version 2, then tag, rights and id of each entry.
+fn list() -> Vec<u8> {
+    let entries = [
+        (USER_OBJ, READ_WRITE, NOBODY_IN_PARTICULAR),
+        (USER, READ_WRITE, NAMED),
+        (GROUP_OBJ, 0, NOBODY_IN_PARTICULAR),
+        (MASK, READ_WRITE, NOBODY_IN_PARTICULAR),
+        (OTHER, 0, NOBODY_IN_PARTICULAR),
+    ];
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(rights.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+struct Fixture {
+    _temp: tempfile::TempDir,
+    top: PathBuf,
+}
+
+impl Fixture {
+    /// Runs a script where `root` is, and makes an image of it.
+    fn new(script: &str, with_list: bool) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let top = temp.path().canonicalize().unwrap();
+        let common = "chmod 755 .; mkdir root m; chmod 755 root; echo secret > root/secret; chown \
+                      0:4242 root/secret; chmod 660 root/secret";
+        run(Command::new("bash")
+            .args(["-euc", &format!("{common}; {script}")])
+            .current_dir(&top));
+        if with_list {
+            setxattr(
+                top.join("root/secret"),
+                "system.posix_acl_access",
+                &list(),
+                XattrFlags::empty(),
+            )
+            .unwrap();
+        }
+        run(lxcri_fs()
+            .arg("build")
+            .arg(top.join("root"))
+            .arg("-o")
+            .arg(top.join("image.bfc")));
+        Self { _temp: temp, top }
+    }
+
+    fn mount(&self, args: &[&str]) -> Mounted {
+        let image = self.top.join("image.bfc");
+        let all: Vec<&str> = args
+            .iter()
+            .copied()
+            .chain([image.to_str().unwrap()])
+            .collect();
+        Mounted::new(&all, &self.top.join("m"))
+    }
+}
+
+/// Whether a user of this group reads a file.
+fn reads(uid: u32, gid: u32, path: &Path) -> bool {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            format!("--reuid={uid}"),
+            format!("--regid={gid}"),
+            "--clear-groups".to_owned(),
+        ])
+        .arg("cat")
+        .arg(path);
+    command.output().unwrap().status.success()
+}
+
+/// More inodes with attributes than are listed in an image, and than are laid out in memory under
+/// an upper.
+const MANY: &str = "mkdir root/many; for i in $(seq 1100); do echo $i > root/many/$i; done; \
+                    setfattr -n user.n -v 1 root/many/*";
+
+#[test]
+fn a_list_holds_in_every_form_of_the_mount() {
+    for script in ["true", MANY] {
+        let fixture = Fixture::new(script, true);
+        let upper = fixture.top.join("upper");
+        let upper = upper.to_str().unwrap();
+        let forms: [&[&str]; 5] = [
+            &[],
+            &["--ephemeral"],
+            &["--upper", upper],
+            &["--ephemeral", "--idmap", "0:0:65536"],
+            &["--idmap", "0:0:65536"],
+        ];
+        for form in forms {
+            let _mounted = fixture.mount(form);
+            for secret in [
+                fixture.top.join("root/secret"),
+                fixture.top.join("m/secret"),
+            ] {
+                let read = [
+                    reads(4244, GROUP, &secret),
+                    reads(NAMED, 9, &secret),
+                    reads(4244, 9, &secret),
+                    reads(0, 0, &secret),
+                ];
+                assert_eq!(
+                    read,
+                    [false, true, false, true],
+                    "{script:.20} {form:?} {}",
+                    secret.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_list_is_kept_when_its_file_is_written_to_and_shifted_with_the_ids() {
+    let fixture = Fixture::new("true", true);
+    let secret = fixture.top.join("m/secret");
+    let mounted = fixture.mount(&["--ephemeral"]);
+    std::fs::write(&secret, "changed").unwrap();
+    assert_eq!(
+        [reads(4244, GROUP, &secret), reads(NAMED, 9, &secret)],
+        [false, true]
+    );
+    drop(mounted);
+    let _mounted = fixture.mount(&["--ephemeral", "--idmap", "0:100000:65536"]);
+    assert_eq!(
+        [
+            reads(104_244, 104_242, &secret),
+            reads(104_243, 9, &secret),
+            reads(NAMED, 9, &secret)
+        ],
+        [false, true, false]
+    );
+}
+
+#[test]
+fn an_image_without_lists_is_not_asked_for_any() {
+    // No attributes, and some that are no lists.
+    for script in ["true", "setfattr -n user.n -v 1 root/secret"] {
+        let fixture = Fixture::new(
+            &format!(
+                "{script}; for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/*; \
+                 chmod 755 root"
+            ),
+            false,
+        );
+        let _mounted = fixture.mount(&[]);
+        for i in 1..=50 {
+            assert!(reads(4244, 9, &fixture.top.join(format!("m/{i}"))));
+        }
+        assert_eq!(requests(&fixture.top.join("m"), "getxattr"), 0, "{script}");
+    }
+    // With one, each inode is asked for once, however often it is used; but the root each time,
+    // which the kernel has made before it knows of lists.
+    let fixture = Fixture::new(
+        "for i in $(seq 50); do echo $i > root/$i; done; chmod 644 root/[0-9]*",
+        true,
+    );
+    let _mounted = fixture.mount(&[]);
+    let asked = || {
+        let before = requests(&fixture.top.join("m"), "getxattr");
+        assert!((1..=50).all(|i| reads(4244, 9, &fixture.top.join(format!("m/{i}")))));
+        requests(&fixture.top.join("m"), "getxattr") - before
+    };
+    let first = asked();
+    assert!((50..=100).contains(&first), "{first}");
+    // Other tests drop the caches now and then: once in a few times nobody does.
+    assert!((0..30).any(|_| asked() <= 50));
+}

@@ -1,0 +1,176 @@
+//! podman runs containers on mounts of ours, and lets no image choose anything by its annotations.
+
+use crate::containers::{has, image, inside, pass};
+
+/// Podman, with what it needs without systemd and network.
+const PODMAN: &str = r#"
+mkdir -p etc hooks empty /var/empty
+printf '{"default":[{"type":"insecureAcceptAnything"}]}' > etc/policy.json
+cat > etc/containers.conf <<C
+[engine]
+hooks_dir = ["/run/hooks"]
+runtime_supports_nocgroup = ["crun", "lxcri-fs-crun"]
+[engine.runtimes]
+lxcri-fs-crun = ["/run/lxcri-fs-crun"]
+[containers]
+C
+export CONTAINERS_CONF=/run/etc/containers.conf
+podman() {
+    command podman --root /run/pod --runroot /run/podrun --storage-driver vfs \
+        --cgroup-manager cgroupfs --events-backend none "$@"
+}
+podrun() {
+    podman "${RT[@]}" run --rm --cgroups=disabled --network none --security-opt seccomp=unconfined \
+        --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 "$@"
+}
+"#;
+
+/// Whether podman runs anything here at all.
+fn podman_runs(image: &std::path::Path) -> bool {
+    if !has("podman") || !has("crun") {
+        return false;
+    }
+    let output = inside(
+        image,
+        &format!(
+            "{PODMAN} RT=(--runtime crun); lxcri_fs mount $IMAGE empty; podrun --rootfs \
+             /run/empty:O true || podrun --rootfs /run/empty true"
+        ),
+    );
+    if !output.status.success() {
+        eprintln!(
+            "NOT TESTED: podman does not run here: {}",
+            crate::common::stderr(&output)
+        );
+    }
+    output.status.success()
+}
+
+#[test]
+fn podman_with_the_wrapper() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &[]);
+    if !podman_runs(&image) {
+        return;
+    }
+    pass(
+        &image,
+        &format!(
+            r#"{PODMAN} RT=(--runtime lxcri-fs-crun)
+            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty \
+                sh -c 'cat /data/hello; echo x > /x; cat /x' > out || fail "$(cat out)"
+            grep -q 'from the image' out
+            rc=0
+            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty sh -c 'exit 5' ||
+                rc=$?
+            [ $rc = 5 ]
+            rc=0
+            podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /var/empty true 2>err ||
+                rc=$?
+            [ $rc != 0 ] && grep -q none.bfc err || fail "$rc $(cat err)"
+            nothing_is_left"#
+        ),
+    );
+}
+
+#[test]
+fn podman_with_the_precreate_hook() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &[]);
+    if !podman_runs(&image) {
+        return;
+    }
+    pass(
+        &image,
+        &format!(
+            r#"{PODMAN} RT=(--runtime crun)
+            cat > hooks/lxcri-fs.json <<H
+{{
+    "version": "1.0.0",
+    "hook": {{"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]}},
+    "when": {{"annotations": {{"^org\\\\.lxcri-fs\\\\.image$": ".*"}}}},
+    "stages": ["precreate"]
+}}
+H
+            podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty \
+                sh -c 'cat /data/hello; echo x > /x' > out || fail "$(cat out)"
+            grep -q 'from the image' out
+            nothing_is_left
+            rc=0
+            podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /var/empty \
+                echo started >out 2>err || rc=$?
+            [ $rc != 0 ] && [ ! -s out ] && grep -q precreate err || fail "$rc $(cat out err)"
+            nothing_is_left
+            # Podman does not show what a hook says.
+            ! echo '{{"annotations":{{"org.lxcri-fs.image":"/run/none.bfc"}}}}' |
+                env -i "$PROGRAM" hook podman-precreate >out 2>err
+            [ ! -s out ] && grep -q none.bfc err
+            echo '{{"annotations":{{}},  "x":1}}' |
+                env -i "$PROGRAM" hook podman-precreate |
+                grep -qF '{{"annotations":{{}},  "x":1}}'
+            nothing_is_left"#
+        ),
+    );
+}
+
+/// Podman makes annotations of those of an image's manifest. Its maker must choose nothing with
+/// them: no image, no upper, also where the image has no files.
+#[test]
+fn annotations_of_an_images_manifest_choose_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(temp.path(), &[]);
+    if !podman_runs(&image) || !has("skopeo") {
+        return;
+    }
+    pass(
+        &image,
+        &format!(
+            r#"{PODMAN} RT=(--runtime crun)
+            cat > hook.json <<H
+{{
+    "version": "1.0.0",
+    "hook": {{"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]}},
+    "when": {{"annotations": {{"^org\\\\.lxcri-fs\\\\.image$": ".*"}}}},
+    "stages": ["precreate"]
+}}
+H
+            mkdir -p /var/lib/lxcri-fs
+            mount -t tmpfs tmpfs /var/lib/lxcri-fs
+            cp -r "$(dirname $IMAGE)/oci" layout
+            umoci new --image layout:empty
+            asked=0
+            for tag in t empty; do
+                umoci config --image layout:$tag --manifest.annotation org.lxcri-fs.image=$IMAGE \
+                    --manifest.annotation org.lxcri-fs.upper=u1 \
+                    --config.entrypoint sh --config.entrypoint -c --config.cmd 'echo started'
+                skopeo --policy etc/policy.json copy -q oci:layout:$tag oci-archive:$tag.tar:$tag
+                podman load -q -i $tag.tar >/dev/null
+                # Some versions leave a manifest's annotations alone: then the image runs as any
+                # other.
+                podman create --cgroups=disabled --network none --name asks localhost/$tag \
+                    >/dev/null 2>&1 || :
+                passes=$(podman inspect asks 2>/dev/null | grep -c org.lxcri-fs.image || :)
+                podman rm asks >/dev/null 2>&1 || :
+                for runtime in crun lxcri-fs-crun; do
+                    RT=(--runtime $runtime)
+                    rm -f hooks/*
+                    [ $runtime != crun ] || cp hook.json hooks/
+                    if [ "$passes" = 0 ]; then
+                        podrun localhost/$tag >out 2>err || :
+                        [ ! -e /var/lib/lxcri-fs/uppers ] &&
+                            ! grep -q lxcri-fs out ||
+                            fail "$tag $runtime: $(cat out err)"
+                        nothing_is_left; continue
+                    fi
+                    asked=1
+                    ! podrun localhost/$tag >out 2>err
+                    [ ! -s out ] &&
+                        [ ! -e /var/lib/lxcri-fs/uppers ] ||
+                        fail "$tag $runtime: $(cat out err)"
+                    nothing_is_left
+                done
+            done
+            [ $asked = 0 ] || grep -q "may be an image's own" err || fail "$(cat err)""#
+        ),
+    );
+}

@@ -1,0 +1,8 @@
+//! Mounts as their users see them: shared, unmounted only when idle, and alive whatever happens to
+//! who serves them. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod failures;
+mod mounts;

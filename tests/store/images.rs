@@ -1,0 +1,387 @@
+//! Images of a store: their names, their use and how they come there.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::bench::{Store, on_both};
+use crate::common::zfs::{Pool, zfs};
+use crate::common::{Mounted, run, stderr};
+use serde_json::Value;
+
+on_both! {
+    an_image_in_the_store_can_be_used_wherever_a_file_can
+    a_file_comes_before_an_image_of_the_store
+    a_failed_build_leaves_nothing
+    names_are_given_moved_and_taken
+    an_image_in_use_is_not_removed_and_it_is_said_by_whom
+    what_is_there_is_not_built_again
+}
+
+fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
+    store.build("hello", "team/app:1");
+    for name in ["team/app:1", "docker.io/team/app:1", "docker://team/app:1"] {
+        assert_eq!(store.run(&["cat", name, "hello"]), "hello");
+    }
+    assert_eq!(store.run(&["ls", "team/app:1"]), "hello\n");
+    let info = store.json(&["info", "--json", "team/app:1"]);
+    let digest = info["root_digest"].as_str().unwrap();
+    assert_eq!(store.run(&["cat", digest, "hello"]), "hello");
+    assert_eq!(
+        store.run(&["cat", &digest["blake3:".len()..][..12], "hello"]),
+        "hello"
+    );
+    store.run(&["verify", "team/app:1"]);
+    store.run(&["extract", "team/app:1", "out"]);
+    assert_eq!(
+        std::fs::read(store.dir.path().join("out/hello")).unwrap(),
+        b"hello"
+    );
+    store.run(&["export", "team/app:1", "--tar", "app.tar"]);
+    store.run(&[
+        "build",
+        "tar:app.tar",
+        "-t",
+        "again",
+        "--from",
+        "team/app:1",
+    ]);
+    let mountpoint = store.dir.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    run(&mut store.command(&["mount", "again", "mnt"]));
+    let _mounted = Mounted(mountpoint.clone());
+    assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello");
+}
+
+fn a_file_comes_before_an_image_of_the_store(store: &Store) {
+    store.build("stored", "app");
+    run(&mut store.command(&[
+        "build",
+        store.source("filed", b"").to_str().unwrap(),
+        "-o",
+        "app",
+    ]));
+    assert_eq!(store.run(&["ls", "app"]), "filed\n");
+    assert_eq!(store.run(&["ls", "./app"]), "filed\n");
+    assert_eq!(store.run(&["ls", "app:latest"]), "stored\n");
+    std::fs::remove_file(store.dir.path().join("app")).unwrap();
+    assert_eq!(store.run(&["ls", "app"]), "stored\n");
+    // A directory is no image.
+    std::fs::create_dir(store.dir.path().join("app")).unwrap();
+    assert_eq!(store.run(&["ls", "app"]), "stored\n");
+    assert!(store.fails(&["ls", "./app"], 1).contains("directory"));
+    let complaint = store.fails(&["ls", "other"], 5);
+    assert!(
+        complaint.contains("no image other") && complaint.contains(&store.location),
+        "{complaint}"
+    );
+    store.fails(&["ls", "No/Such"], 2);
+}
+
+fn a_failed_build_leaves_nothing(store: &Store) {
+    store.build("old", "app");
+    std::fs::write(store.dir.path().join("bad.tar"), [b'x'; 5000]).unwrap();
+    store.fails(&["build", "tar:bad.tar", "-t", "app"], 3);
+    assert_eq!(store.run(&["ls", "app"]), "old\n");
+    if let Some(dir) = store.location.strip_prefix("dir:") {
+        let names = |dir: PathBuf| {
+            std::fs::read_dir(dir)
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(Path::new(dir).join("images")), ["app:latest"]);
+        assert_eq!(names(Path::new(dir).join("locks")), [""; 0]);
+    }
+}
+
+fn names_are_given_moved_and_taken(store: &Store) {
+    store.build("one", "app:1");
+    store.run(&["tag", "app:1", "app:latest", "registry.example.org/app:v1"]);
+    let images = store.images();
+    assert_eq!(images.len(), 1);
+    let references = [
+        "docker.io/library/app:1",
+        "docker.io/library/app:latest",
+        "registry.example.org/app:v1",
+    ];
+    assert_eq!(images[0]["references"], serde_json::json!(references));
+    // The same again is the same image.
+    store.build("one", "app:again");
+    assert_eq!(store.images().len(), 1);
+    assert!(
+        store
+            .run(&["rm", "app:again", "registry.example.org/app:v1"])
+            .contains("name removed")
+    );
+    // Another image takes a name, and the image that had it stays.
+    store.build("two", "app:latest");
+    assert_eq!(
+        (store.run(&["ls", "app"]), store.run(&["ls", "app:1"])),
+        ("two\n".into(), "one\n".into())
+    );
+    store.build("three", "app:latest");
+    let images = store.images();
+    let unnamed: Vec<&Value> = images
+        .iter()
+        .filter(|i| i["references"] == serde_json::json!([]))
+        .collect();
+    assert_eq!((images.len(), unnamed.len()), (3, 1));
+    let digest = unnamed[0]["root_digest"].as_str().unwrap();
+    assert_eq!(store.run(&["ls", digest]), "two\n");
+    assert!(store.run(&["list"]).contains("<none>"));
+    // A name for it again.
+    store.run(&["tag", digest, "app:2"]);
+    assert_eq!(store.run(&["ls", "app:2"]), "two\n");
+    let complaint = store.fails(&["rm", "app:1", "no-such", "app:2"], 5);
+    assert!(
+        complaint.contains("no image no-such") && complaint.contains("1 of 3"),
+        "{complaint}"
+    );
+    assert_eq!(store.images().len(), 1);
+    store.fails(&["tag", "app:latest", "Not A Name"], 2);
+    store.fails(&["tag", "no-such", "app:3"], 5);
+}
+
+fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
+    store.build("file", "app");
+    let mountpoint = store.dir.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    {
+        run(&mut store.command(&["mount", "app", "mnt"]));
+        let _mounted = Mounted(mountpoint.clone());
+        let complaint = store.fails(&["rm", "app"], 6);
+        assert!(
+            complaint.contains(&format!("mounted on {}", mountpoint.display())),
+            "{complaint}"
+        );
+        // By another path, and not by name.
+        let (link, other) = (
+            store.dir.path().join("link.bfc"),
+            store.dir.path().join("other"),
+        );
+        std::os::unix::fs::symlink(store.image("app")["path"].as_str().unwrap(), &link).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        {
+            let _other = Mounted::new(&["--subdir", ".", link.to_str().unwrap()], &other);
+            assert!(
+                store
+                    .fails(&["rm", "app"], 6)
+                    .contains(&format!("mounted on {}", other.display()))
+            );
+        }
+        store.build("newer", "app");
+        let kept = store.run(&["gc", "--grace", "0s", "--json"]);
+        assert_eq!(kept, "");
+        assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
+    }
+    let digest = store
+        .images()
+        .iter()
+        .find(|i| i["references"] == serde_json::json!([]))
+        .unwrap()["root_digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // Read by somebody who is not known.
+    let path = PathBuf::from(
+        store
+            .images()
+            .iter()
+            .find(|i| i["root_digest"] == *digest)
+            .unwrap()["path"]
+            .as_str()
+            .unwrap(),
+    );
+    let file = std::fs::File::open(&path).unwrap();
+    file.lock_shared().unwrap();
+    assert!(store.fails(&["rm", &digest], 6).contains("has it open"));
+    drop(file);
+    store.run(&["rm", &digest]);
+    assert!(!path.exists());
+    assert_eq!(store.run(&["ls", "app"]), "newer\n");
+}
+
+fn what_is_there_is_not_built_again(store: &Store) {
+    store.build("file", "first");
+    let path = store.image("first")["path"].as_str().unwrap().to_owned();
+    let source = format!("bfc:{path}");
+    let built = |args: &[&str]| store.run(&[&["build", &source, "-t", "second"], args].concat());
+    assert!(!built(&[]).contains("already in the store"));
+    assert!(built(&[]).contains("already in the store"));
+    assert!(!built(&["--force"]).contains("already in the store"));
+    assert!(!built(&["--compression", "none"]).contains("already in the store"));
+    // Of several at a time, one does the work.
+    let children: Vec<_> = (0..4)
+        .map(|_| {
+            store
+                .command(&["build", &source, "-t", "third", "--level", "9"])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let texts: Vec<String> = children
+        .into_iter()
+        .map(|c| String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap())
+        .collect();
+    assert_eq!(
+        texts
+            .iter()
+            .filter(|t| !t.contains("already in the store"))
+            .count(),
+        1,
+        "{texts:?}"
+    );
+}
+
+#[test]
+fn zfs_an_image_that_was_sent_is_there() {
+    let Some(store) = Store::zfs() else { return };
+    store.build("file", "registry.example.org/team/app:v1_RC");
+    let sent = store.images().remove(0);
+    let name = sent["name"].as_str().unwrap();
+    let dataset = format!("{}/images/{name}", &store.location[4..]);
+    let snapshot = zfs(&[
+        "list", "-H", "-o", "name", "-t", "snapshot", "-d", "1", &dataset,
+    ])
+    .trim_end()
+    .to_owned();
+    let pool = Pool::new(
+        &format!("lxcrifs{}", std::process::id()),
+        "/var/tmp".as_ref(),
+        256 << 20,
+        &[],
+    );
+    zfs(&["create", &format!("{}/images", pool.name)]);
+    let send = |options: &str, name: &str| {
+        let script = format!(
+            "set -o pipefail; zfs send {options} '{snapshot}' | zfs receive '{}/images/{name}'",
+            pool.name
+        );
+        run(Command::new("bash").args(["-c", &script]));
+    };
+    send("-p", name);
+    let there = Store::at(format!("zfs:{}", pool.name));
+    let mut found = there.images().remove(0);
+    let same = [
+        "references",
+        "root_digest",
+        "created",
+        "layers",
+        "compression",
+        "encryption",
+        "size",
+    ];
+    assert!(
+        same.iter().all(|key| found[key] == sent[key]),
+        "{found} {sent}"
+    );
+    // Without properties, what it is called is told by the name that it is received under.
+    send("", "other:2");
+    found = there
+        .images()
+        .into_iter()
+        .find(|i| i["references"][0] == "docker.io/library/other:2")
+        .unwrap();
+    assert_eq!(found["root_digest"], sent["root_digest"]);
+    there.run(&["verify", "--all"]);
+    there.run(&["doctor"]);
+    let mountpoint = there.dir.path().join("mnt");
+    std::fs::create_dir(&mountpoint).unwrap();
+    run(&mut there.command(&["mount", "registry.example.org/team/app:v1_RC", "mnt"]));
+    let mounted = Mounted(mountpoint.clone());
+    assert_eq!(std::fs::read(mountpoint.join("file")).unwrap(), b"file");
+    assert!(
+        there
+            .fails(&["rm", "registry.example.org/team/app:v1_RC"], 6)
+            .contains("mounted on")
+    );
+    drop(mounted);
+    there.run(&["rm", "registry.example.org/team/app:v1_RC", "other:2"]);
+}
+
+#[test]
+fn an_image_that_was_copied_there_is_there() {
+    let (from, to) = (Store::directory(), Store::directory());
+    let target = to.location.strip_prefix("dir:").unwrap();
+    from.build("file", "registry.example.org/team/app:v1_RC");
+    let path = PathBuf::from(from.images()[0]["path"].as_str().unwrap());
+    let name = path.parent().unwrap().file_name().unwrap();
+    assert_eq!(name, "registry.example.org__team__app:v1_5fRC");
+    let images = Path::new(target).join("images");
+    std::fs::create_dir_all(images.join(name)).unwrap();
+    // Only the file: what is known of it is in it, and its name in the directory's.
+    std::fs::copy(&path, images.join(name).join("any.bfc")).unwrap();
+    let (mut a, mut b) = (from.images().remove(0), to.images().remove(0));
+    for image in [&mut a, &mut b] {
+        let image = image.as_object_mut().unwrap();
+        image.retain(|key, _| !["path", "created", "bytes", "own_bytes"].contains(&key.as_str()));
+    }
+    assert_eq!(a, b);
+    assert_eq!(
+        to.run(&["ls", "registry.example.org/team/app:v1_RC"]),
+        "file\n"
+    );
+    // What is no image's name, and what is no image, is passed over.
+    std::fs::create_dir(images.join("..strange")).unwrap();
+    std::fs::create_dir(images.join("empty")).unwrap();
+    assert_eq!(to.images().len(), 1);
+}
+
+#[test]
+fn the_configuration_says_where_its_values_come_from() {
+    let store = Store::directory();
+    let config = store.dir.path().join("config.toml");
+    let show = |text: &str, variable: Option<&str>, args: &[&str]| {
+        std::fs::write(&config, text).unwrap();
+        let mut command = store.command(&["config", "show", "--json"]);
+        command
+            .args(args)
+            .env("LXCRI_FS_CONFIG", &config)
+            .env("LXCRI_FS_STORE", variable.unwrap_or_default());
+        let output = command.output().unwrap();
+        (
+            serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(),
+            stderr(&output),
+        )
+    };
+    let text = "store = \"dir:/srv/images\"\n[registries.\"localhost:5000\"]\ninsecure = true\n";
+    let cases: [(Option<&str>, &[&str], &str, &str); 3] = [
+        (None, &[], "dir:/srv/images", config.to_str().unwrap()),
+        (Some("zfs:tank"), &[], "zfs:tank", "LXCRI_FS_STORE"),
+        (
+            Some("zfs:tank"),
+            &["--store", "/elsewhere"],
+            "dir:/elsewhere",
+            "--store",
+        ),
+    ];
+    for (variable, args, value, from) in cases {
+        let (shown, _) = show(text, variable, args);
+        assert_eq!(
+            (
+                shown["store"]["value"].as_str(),
+                shown["store"]["from"].as_str()
+            ),
+            (Some(value), Some(from))
+        );
+        assert_eq!(shown["gc.grace"]["from"], "default");
+        assert_eq!(
+            shown["registries"]["value"]["localhost:5000"]["insecure"],
+            true
+        );
+    }
+    let (_, complaint) = show("stor = \"x\"\n", None, &[]);
+    assert!(
+        complaint.contains("config.toml, line 1: unknown field `stor`"),
+        "{complaint}"
+    );
+    let text = run(store
+        .command(&["--store", "zfs:tank", "config", "show"])
+        .env_remove("LXCRI_FS_STORE"));
+    assert!(
+        text.lines()
+            .any(|l| l.split_whitespace().eq(["store", "zfs:tank", "--store"])),
+        "{text}"
+    );
+}

@@ -1,0 +1,240 @@
+//! `gc`, `df`, `verify --all` and `doctor` tell what a store has, also when it is full.
+
+use std::path::Path;
+
+use super::killed::Killed;
+use crate::bench::{LoopDisk, Store, on_both};
+use crate::common::stderr;
+use crate::common::zfs::zfs;
+use serde_json::Value;
+
+on_both! {
+    gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it
+    df_adds_up
+    verify_all_lists_what_is_damaged
+    a_store_that_is_full_has_nothing_half_in_it
+    doctor_tells_what_is_broken
+}
+
+fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &Store) {
+    store.run(&[
+        "build",
+        store.source("large", &vec![7; 9_000_000]).to_str().unwrap(),
+        "-t",
+        "app",
+        "--compression",
+        "none",
+    ]);
+    store.build("new", "app");
+    // A build that is stopped at work, and then killed.
+    let mut noise = vec![0; 16 << 20];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let source = store.source("noise", &noise);
+    let mut build = Killed(
+        store
+            .command(&[
+                "build",
+                source.to_str().unwrap(),
+                "-t",
+                "app",
+                "--level",
+                "22",
+            ])
+            .spawn()
+            .unwrap(),
+    );
+    crate::common::eventually("build at work", || store.work().pop());
+    build.signal(rustix::process::Signal::STOP);
+    assert_eq!(
+        store
+            .run(&["gc", "--grace", "0s", "--dry-run", "--json"])
+            .lines()
+            .count(),
+        1,
+        "it is at work"
+    );
+    build.signal(rustix::process::Signal::KILL);
+    build.0.wait().unwrap();
+    assert_eq!(
+        store.run(&["gc", "--dry-run", "--json"]).lines().count(),
+        1,
+        "the image is too young"
+    );
+    let plan = store.run(&["gc", "--grace", "0s", "--dry-run"]);
+    assert!(
+        plan.contains("unfinished image") && plan.contains("would be freed"),
+        "{plan}"
+    );
+    assert_eq!(store.images().len(), 2);
+    let done: Vec<Value> = store
+        .run(&["gc", "--grace", "0s", "--json"])
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let freed: u64 = done.iter().map(|row| row["freed"].as_u64().unwrap()).sum();
+    assert!((9_000_000..9_300_000).contains(&freed), "{done:?}");
+    assert_eq!((store.images().len(), store.work().len()), (1, 0));
+    // What a pull that was cut off would go on from.
+    let images = Path::new(store.image("app")["path"].as_str().unwrap())
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .to_owned();
+    let blob = images.join(".lxcri-fs-blobs").join("0".repeat(64));
+    std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    std::fs::write(&blob, [b'b'; 10_000]).unwrap();
+    assert_eq!(store.run(&["gc"]), "0 B (0 bytes) freed\n");
+    let held = std::fs::File::open(&blob).unwrap();
+    held.lock_shared().unwrap();
+    assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
+    drop(held);
+    assert!(
+        store
+            .run(&["gc", "--grace", "0s"])
+            .contains("part of a blob")
+    );
+    assert!(!blob.exists());
+    store.run(&["doctor"]);
+    assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
+    assert_eq!(store.run(&["ls", "app"]), "new\n");
+}
+
+fn df_adds_up(store: &Store) {
+    assert_eq!(store.json(&["df", "--json"])["images"], 0);
+    store.run(&[
+        "build",
+        store.source("large", &vec![7; 3_000_000]).to_str().unwrap(),
+        "-t",
+        "app",
+        "--compression",
+        "none",
+    ]);
+    store.build("new", "app");
+    let df = store.json(&["df", "--json"]);
+    let bytes = |key: &str| df[key].as_u64().unwrap();
+    let listed: u64 = store
+        .images()
+        .iter()
+        .map(|i| i["bytes"].as_u64().unwrap())
+        .sum();
+    assert!(
+        bytes("image_bytes") >= 3_000_000 && bytes("image_bytes").abs_diff(listed) < 200_000,
+        "{df} {listed}"
+    );
+    assert!(bytes("garbage_bytes") >= 3_000_000 && bytes("free_bytes") > 0);
+    assert!(store.run(&["df"]).contains("Garbage"));
+}
+
+fn verify_all_lists_what_is_damaged(store: &Store) {
+    store.build("good", "good");
+    store.build("gone", "gone");
+    store.run(&[
+        "build",
+        store.source("bad", b"not anywhere else").to_str().unwrap(),
+        "-t",
+        "bad",
+    ]);
+    assert_eq!(
+        store
+            .run(&["verify", "--all"])
+            .lines()
+            .filter(|l| l.contains("sound"))
+            .count(),
+        3
+    );
+    let path = |name: &str| {
+        store.json(&["info", "--json", name])["image"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    store.damage(Path::new(&path("bad")), b"not anywhere else");
+    store.damage(Path::new(&path("gone")), b"BFCFv1");
+    let output = store.output(&["verify", "--all"]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("good:latest: sound") && text.contains("bad:latest: bad:"),
+        "{text}"
+    );
+    assert!(
+        stderr(&output).contains("2 of 3 images are damaged: bad:latest, gone:latest"),
+        "{}",
+        stderr(&output)
+    );
+    // What is whole is listed, and works.
+    assert_eq!(store.run(&["cat", "good", "good"]), "good");
+    assert_eq!(store.images().len(), 3);
+}
+
+/// `store` is small.
+fn is_filled(store: &Store) {
+    store.build("kept", "kept");
+    let mut noise = vec![0; 40 << 20];
+    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::write(elsewhere.path().join("noise"), &noise).unwrap();
+    // What is not compressed may become so small that it fits: it is tried.
+    let complaint = store.fails(
+        &["build", elsewhere.path().to_str().unwrap(), "-t", "large"],
+        1,
+    );
+    assert!(
+        ["No space left", "quota exceeded", "are free"]
+            .iter()
+            .any(|what| complaint.contains(what)),
+        "{complaint}"
+    );
+    assert_eq!((store.images().len(), store.work().len()), (1, 0));
+    assert_eq!(store.run(&["cat", "kept", "kept"]), "kept");
+    store.run(&["doctor"]);
+}
+
+fn a_store_that_is_full_has_nothing_half_in_it(store: &Store) {
+    if let Some(dataset) = store.location.strip_prefix("zfs:") {
+        store.build("first", "first");
+        zfs(&["set", "quota=24M", dataset]);
+        store.run(&["rm", "first"]);
+        return is_filled(store);
+    }
+    let disk = LoopDisk::tmpfs("24m");
+    is_filled(&Store::in_directory(disk.path()));
+}
+
+fn doctor_tells_what_is_broken(store: &Store) {
+    let findings = |store: &Store| {
+        let output = store.output(&["doctor", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let findings: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let bad = findings
+            .iter()
+            .filter(|f| f["level"] == "bad" && f["about"] == "store")
+            .map(|f| f["found"].as_str().unwrap().to_owned());
+        (output.status.success(), bad.collect::<Vec<_>>(), text)
+    };
+    store.build("one", "one");
+    store.build("two", "two");
+    let (sound, bad, text) = findings(store);
+    assert!(
+        sound && bad.is_empty() && text.contains("images: 2, containers: 0"),
+        "{text}"
+    );
+    for about in ["kernel", "overlay", "zfs", "limits", "mounts", "store"] {
+        assert!(
+            text.contains(&format!("\"about\":\"{about}\"")),
+            "{about}: {text}"
+        );
+    }
+    let path = store.image("two")["path"].as_str().unwrap().to_owned();
+    store.damage(Path::new(&path), b"BFCFv1");
+    let (sound, bad, text) = findings(store);
+    assert!(
+        !sound && bad.len() == 1 && bad[0].contains("image two:latest"),
+        "{text}"
+    );
+    store.fails(&["doctor"], 1);
+}
