@@ -1,5 +1,5 @@
-//! What code could do that came to run in a worker: nothing but answer requests; and in a command
-//! that looks into an image: write where the command does. Needs root.
+//! What injected code could do: in a worker, only answer requests; in a command that reads an
+//! image, only write where the command does. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -197,7 +197,7 @@ fn a_worker_has_no_capabilities_and_few_descriptors() {
 }
 
 #[test]
-fn a_keeper_lets_go_of_its_caller() {
+fn a_keeper_keeps_nothing_of_its_caller() {
     let dir = tempfile::tempdir().unwrap();
     let mountpoint = dir.path().join("mnt");
     fs::create_dir(&mountpoint).unwrap();
@@ -274,9 +274,9 @@ fn calls_after_confinement(trace: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A stranger's image is read by a process that could do little if the image took it over.
+/// A process that reads a stranger's image could do little if the image took control of it.
 #[test]
-fn commands_that_look_into_an_image_are_confined_before_they_read_it() {
+fn commands_confine_themselves_before_they_read_an_image() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::copy(golden("zstd.bfc"), at("image.bfc")).unwrap();
@@ -353,7 +353,7 @@ fn commands_that_look_into_an_image_are_confined_before_they_read_it() {
     assert!(out.read_dir().unwrap().count() > 0 && tar.exists() && oci.join("index.json").exists());
 }
 
-/// Whoever is asked for a password is asked by a process that is confined already.
+/// The process that asks for a password is already confined.
 #[test]
 fn a_password_is_asked_for_on_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
@@ -388,7 +388,7 @@ fn a_password_is_asked_for_on_the_terminal() {
 }
 
 #[test]
-fn code_in_a_command_can_write_where_the_command_does_and_nowhere_else() {
+fn code_in_a_command_can_write_only_where_the_command_does() {
     use lxcri_fs::serve::confine::{Kept, confine_command};
     if let Some(directory) = std::env::var_os(PROBE) {
         let directory = Path::new(&directory);
@@ -424,7 +424,7 @@ fn code_in_a_command_can_write_where_the_command_does_and_nowhere_else() {
     }
     let probe = [
         "--exact",
-        "code_in_a_command_can_write_where_the_command_does_and_nowhere_else",
+        "code_in_a_command_can_write_only_where_the_command_does",
         "--nocapture",
         "--test-threads=1",
     ];

@@ -1,4 +1,4 @@
-//! What breaks under a mount is an error for who needs it, and for nobody else. Needs root.
+//! A failure under a mount is an error only for processes that need what failed. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -136,7 +136,7 @@ impl Fixture {
 }
 
 #[test]
-fn a_disk_that_fails_is_an_error_for_who_reads_from_it_until_it_works_again() {
+fn a_failing_disk_is_an_error_only_for_its_readers_and_only_while_it_fails() {
     let fixture = Fixture::new(
         "mkdir d; head -c 1000000 /dev/urandom > d/large; echo small > d/small; seq 5000 > d/text",
     );
@@ -167,7 +167,7 @@ fn a_disk_that_fails_is_an_error_for_who_reads_from_it_until_it_works_again() {
 }
 
 #[test]
-fn processes_without_descriptors_left_go_on_serving_and_recover() {
+fn processes_without_free_descriptors_keep_serving_and_recover() {
     let fixture = Fixture::new("for i in $(seq 50); do seq $i 3000 > f$i; done");
     let mnt = fixture.path("mnt");
     let image = fixture.image.to_str().unwrap();
@@ -268,7 +268,7 @@ fn contents(rootfs: &Rootfs) -> lxcri_fs::fs::Result<Vec<Said>> {
 }
 
 #[test]
-fn every_bit_of_the_section_that_is_flipped_is_refused_or_makes_no_difference() {
+fn a_flipped_bit_of_the_section_is_refused_or_makes_no_difference() {
     let fixture = Fixture::new(
         "echo one > one; ln one two; mkdir d; ln -s one d/link; seq 30000 > d/frames; setfattr -n \
          user.k -v v d; mkfifo d/fifo",

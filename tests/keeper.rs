@@ -18,7 +18,7 @@ use common::{Mounted, lxcri_fs, run, stderr, tree};
 use killer::{Death, Killer};
 
 #[test]
-fn a_worker_that_is_stopped_is_told_of_and_replaced_and_its_readers_go_on() {
+fn a_stopped_worker_is_reported_and_replaced_and_its_readers_continue() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let expected = std::fs::read(common::golden("zstd.bfc")).unwrap();
@@ -56,7 +56,7 @@ fn a_worker_that_is_stopped_is_told_of_and_replaced_and_its_readers_go_on() {
 }
 
 #[test]
-fn stats_come_again_when_a_worker_that_was_stopped_goes_on() {
+fn stats_return_when_a_stopped_worker_continues() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let worker = pid(&row_of(&image), "worker");
@@ -69,7 +69,7 @@ fn stats_come_again_when_a_worker_that_was_stopped_goes_on() {
 }
 
 #[test]
-fn a_request_that_crashes_two_workers_is_an_error_for_its_reader_alone() {
+fn a_request_that_crashes_two_workers_is_an_error_only_for_its_reader() {
     let deaths = read_what_ends_workers(Death::Crash);
     // The kernel asks once more for a page that it could not read ahead, so these are two requests.
     // What the worker reads ahead by itself may crash as well.
@@ -77,7 +77,7 @@ fn a_request_that_crashes_two_workers_is_an_error_for_its_reader_alone() {
 }
 
 #[test]
-fn a_request_for_which_workers_are_killed_again_and_again_is_an_error_for_its_reader_alone() {
+fn a_request_that_repeatedly_kills_workers_is_an_error_only_for_its_reader() {
     let deaths = read_what_ends_workers(Death::Kill);
     assert!((4..20).contains(&deaths), "{deaths}");
 }
@@ -130,7 +130,7 @@ fn read_what_ends_workers(death: Death) -> u32 {
 }
 
 #[test]
-fn a_mount_that_was_killed_can_be_tried_again_at_once() {
+fn a_killed_mount_can_be_repeated_at_once() {
     let (_temp, image, [dir]) = setup();
     for round in 0..40 {
         let mut first = Process(
@@ -175,7 +175,7 @@ fn in_user_namespace(script: &str, image: &Path, dir: &Path) -> Command {
 }
 
 #[test]
-fn user_namespaces_and_the_host_can_read_the_same_image_at_once_and_one_after_the_other() {
+fn user_namespaces_and_the_host_can_read_the_same_image() {
     let (temp, image, [a, b]) = setup();
     let script = r#"
         "$0" mount "$1" "$2"
@@ -209,7 +209,7 @@ fn user_namespaces_and_the_host_can_read_the_same_image_at_once_and_one_after_th
 }
 
 #[test]
-fn a_namespace_that_a_file_holds_keeps_its_mounts() {
+fn mounts_stay_in_a_namespace_that_a_bind_mount_holds() {
     // Where the first process is in another namespace, nobody knows of the file.
     if std::fs::read_link("/proc/1/ns/mnt").ok() != std::fs::read_link("/proc/self/ns/mnt").ok() {
         return;

@@ -1,5 +1,4 @@
-//! What the processes of a mount keep of secrets: nothing that somebody else could find in them.
-//! Needs root.
+//! The processes of a mount keep no secret where another process could find it. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -93,7 +92,7 @@ fn keeper_and_worker_keep_no_environment_and_lock_the_key() {
 }
 
 #[test]
-fn in_the_foreground_as_well_and_no_descriptor_of_the_caller_is_kept() {
+fn a_foreground_mount_keeps_no_environment_and_no_descriptor() {
     let (temp, _, [dir]) = setup();
     let image = encrypted(temp.path());
     let script = r#"exec 9</etc/shadow; exec "$0" mount --foreground "$1" "$2""#;
@@ -130,7 +129,7 @@ fn in_the_foreground_as_well_and_no_descriptor_of_the_caller_is_kept() {
 }
 
 #[test]
-fn a_mount_in_the_foreground_that_fails_says_why_as_any_other() {
+fn a_failing_foreground_mount_says_why() {
     let (temp, _, [dir]) = setup();
     let image = encrypted(temp.path());
     let output = lxcri_fs()

@@ -1,6 +1,6 @@
-//! What an image, a registry or a container says drives nobody's terminal: escape sequences, marks
-//! that turn text round and characters that are not seen are shown as what they are, in messages,
-//! tables, listings and logs. Needs root.
+//! Text of images, registries and containers controls no terminal: messages, tables, listings and
+//! logs show escape sequences, bidirectional marks and invisible characters in escaped form. Needs
+//! root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -46,7 +46,7 @@ fn told(command: &mut Command) -> Output {
 }
 
 #[test]
-fn names_out_of_an_image_are_shown_as_what_they_are() {
+fn names_in_an_image_are_shown_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let name = HOSTILE.as_bytes();
@@ -124,7 +124,7 @@ fn names_out_of_an_image_are_shown_as_what_they_are() {
 }
 
 #[test]
-fn messages_about_a_hostile_layer_are_shown_as_what_they_are() {
+fn messages_about_a_hostile_layer_are_shown_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |tar: Vec<u8>| {
         std::fs::write(dir.path().join("tar"), [tar, vec![0; 1024]].concat()).unwrap();
@@ -143,7 +143,7 @@ fn messages_about_a_hostile_layer_are_shown_as_what_they_are() {
 }
 
 #[test]
-fn what_a_container_wrote_is_shown_as_what_it_is() {
+fn names_written_by_a_container_are_shown_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::create_dir(at("root")).unwrap();
@@ -167,7 +167,7 @@ fn what_a_container_wrote_is_shown_as_what_it_is() {
 }
 
 #[test]
-fn paths_and_arguments_are_shown_as_what_they_are() {
+fn paths_and_arguments_are_shown_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let hostile = dir.path().join(HOSTILE);
     std::fs::create_dir(&hostile).unwrap();

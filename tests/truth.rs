@@ -1,6 +1,6 @@
-//! What is said of mounts is so: mountinfo tells what is mounted, and each is asked whether it
-//! answers. What is dead or hung is named, never waited for, and mounted again where that is the
-//! command's task. Needs root.
+//! Commands tell the truth about mounts: they take the mounts from mountinfo, and ask each whether
+//! it answers. They name a dead or hung mount, never wait for it, and mount it again where that is
+//! their task. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -96,7 +96,7 @@ impl Fixture {
         )
     }
 
-    /// Ends who serves a directory, as the out-of-memory killer would.
+    /// Kills the processes that serve a directory, as the out-of-memory killer would.
     fn kill(&self, dir: &Path, who: &[&str]) {
         let row = eventually("row of the mount", || {
             self.ps(dir).filter(|row| row["worker"].is_u64())
@@ -151,7 +151,7 @@ fn signal(name: &str, pid: u64) {
 const ALL: [&str; 2] = ["keeper", "worker"];
 
 #[test]
-fn a_container_whose_root_nobody_serves_is_named_and_mounted_again_with_what_it_wrote() {
+fn a_container_with_a_dead_root_is_named_and_remounted_with_its_upper() {
     let fixture = Fixture::new();
     let bundle = fixture.path("b");
     let root = bundle.join("rootfs");
@@ -216,7 +216,7 @@ fn a_container_whose_root_nobody_serves_is_named_and_mounted_again_with_what_it_
 }
 
 #[test]
-fn lxcs_hook_mounts_what_is_dead_again_before_the_container_starts() {
+fn the_lxc_hook_remounts_a_dead_root_before_the_start() {
     let fixture = Fixture::new();
     fixture.create(
         "c2",
@@ -240,7 +240,7 @@ fn lxcs_hook_mounts_what_is_dead_again_before_the_container_starts() {
 }
 
 #[test]
-fn what_is_dead_is_unmounted_as_anything_else() {
+fn umount_removes_a_dead_mount() {
     let fixture = Fixture::new();
     let dir = fixture.path("m");
     let upper = fixture.path("upper");
@@ -268,7 +268,7 @@ fn what_is_dead_is_unmounted_as_anything_else() {
 }
 
 #[test]
-fn a_mount_that_lost_its_keeper_alone_is_told_from_one_that_has_one() {
+fn ps_distinguishes_a_mount_without_a_keeper() {
     let fixture = Fixture::new();
     let dir = fixture.path("m");
     let mounted = fixture.mount(&[]);
@@ -284,7 +284,7 @@ fn a_mount_that_lost_its_keeper_alone_is_told_from_one_that_has_one() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_told_until_another_serves() {
+fn a_hanging_worker_is_reported_until_another_serves() {
     let fixture = Fixture::new();
     let dir = fixture.path("m");
     let mounted = fixture.mount(&["--ephemeral"]);
@@ -304,7 +304,7 @@ fn a_worker_that_hangs_is_told_until_another_serves() {
 }
 
 #[test]
-fn what_hangs_for_good_is_told_with_the_way_out_and_no_command_waits_for_it() {
+fn a_hung_mount_is_reported_with_a_remedy_and_blocks_no_command() {
     let fixture = Fixture::new();
     let dir = fixture.path("m");
     let mounted = fixture.mount(&["--ephemeral"]);
@@ -347,7 +347,7 @@ fn what_hangs_for_good_is_told_with_the_way_out_and_no_command_waits_for_it() {
 }
 
 #[test]
-fn root_sees_the_mounts_of_other_users_and_a_squatter_stops_none_of_theirs() {
+fn root_sees_the_mounts_of_all_users_and_a_squatter_blocks_none() {
     let fixture = Fixture::new();
     std::fs::copy(env!("CARGO_BIN_EXE_lxcri-fs"), fixture.path("lxcri-fs")).unwrap();
     std::fs::copy(golden("zstd.bfc"), fixture.path("image.bfc")).unwrap();

@@ -1,5 +1,5 @@
-//! What a container has written on ZFS and on ext4 with one kernel is there with a newer one, and
-//! goes on from there.
+//! A newer kernel shows and continues what a container has written on ZFS and on ext4 with an older
+//! one.
 //!
 //! Two tests with a change of kernels between them, which `tests/zfs/run` runs in its two guests,
 //! one after the other on the same disk. Both find the pool in `LXCRI_FS_TEST_POOL`, and in
@@ -41,8 +41,8 @@ fn mount(name: &str, upper: &str) -> Mounted {
     )
 }
 
-/// All that a person sees of a tree, one line each, as `find` and `cat` tell it. getfattr(1)
-/// complains of files that have no attributes.
+/// A tree as `find` and `cat` print it, one line each. getfattr(1) fails for files without
+/// attributes.
 fn seen(root: &Path) -> String {
     let script = "find . -printf '%P %y %m %U %G %T@ %l\\n' | sort; find . -type f | sort | xargs \
                   -d '\\n' sha256sum; getfattr -Rhd -m 'user|security|posix' . 2>/dev/null || :";

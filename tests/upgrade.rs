@@ -1,5 +1,5 @@
-//! A live mount goes on as another program. In a file of its own: `upgrade` is for all mounts of
-//! its user, those of other tests too.
+//! A live mount continues with another version of the program. These tests have a process of their
+//! own: `upgrade` affects all mounts of its user, those of other tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -8,7 +8,7 @@ use common::mounts::{pid, row_of, setup, under_load};
 use common::{Mounted, lxcri_fs, stderr};
 
 #[test]
-fn an_upgrade_costs_no_reader_an_error() {
+fn an_upgrade_causes_no_read_error() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let before = row_of(&image);

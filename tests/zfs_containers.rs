@@ -1,5 +1,5 @@
-//! Containers on datasets that are not mounted, locked, copied, renamed, or have something of
-//! somebody else's in them: nothing is lost, and what stands in the way is told.
+//! Containers on datasets that are not mounted, locked, copied, renamed, or contain foreign data:
+//! nothing is lost, and commands name the obstacle.
 //!
 //! Needs a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -50,7 +50,7 @@ impl Setup {
         self.bundle.join("rootfs")
     }
 
-    /// `create c1`, which has to end with this exit code; its complaint.
+    /// `create c1`, which has to end with this exit code; its standard error.
     #[track_caller]
     fn create(&self, code: i32) -> String {
         let output = self.store.output(&[
@@ -218,7 +218,7 @@ fn zfs_a_locked_store_says_so_and_loses_nothing() {
 }
 
 #[test]
-fn zfs_what_is_not_mounted_is_mounted_after_what_is_around_it() {
+fn zfs_unmounted_datasets_are_mounted_after_their_parents() {
     let Some(setup) = Setup::new() else { return };
     setup.store.run(&["umount", setup.root().to_str().unwrap()]);
     for args in [&["list"][..], &["df"], &["doctor"], &["inspect", "c1"]] {
@@ -252,7 +252,7 @@ fn zfs_what_is_not_mounted_is_mounted_after_what_is_around_it() {
 }
 
 #[test]
-fn zfs_an_image_is_found_by_the_path_that_somebody_wrote_down() {
+fn zfs_an_image_is_found_by_its_recorded_path() {
     let Some(setup) = Setup::new() else { return };
     let path = setup.store.json(&["info", "--json", "app"])["image"]
         .as_str()
@@ -285,7 +285,7 @@ fn zfs_an_image_is_found_by_the_path_that_somebody_wrote_down() {
     setup.end();
 }
 
-/// A `zfs` that is overtaken by somebody's `zfs mount -a` whenever it mounts what it has made.
+/// A `zfs` whose datasets another process's `zfs mount -a` always mounts first.
 const OVERTAKEN: &str = r#"#!/bin/sh
 PATH=${PATH#*:}
 zfs "$@" || exit
@@ -298,7 +298,7 @@ esac
 "#;
 
 #[test]
-fn zfs_what_somebody_else_mounts_first_is_mounted() {
+fn zfs_a_dataset_that_another_process_mounts_first_counts_as_mounted() {
     use std::os::unix::fs::PermissionsExt;
     let Some(setup) = Setup::new() else { return };
     let bin = setup.store.dir.path().join("bin");
@@ -345,7 +345,7 @@ fn zfs_what_somebody_else_mounts_first_is_mounted() {
 }
 
 #[test]
-fn zfs_what_somebody_made_in_a_containers_dataset_is_named_and_all_stays() {
+fn zfs_delete_names_foreign_data_in_a_containers_dataset_and_removes_nothing() {
     let Some(setup) = Setup::new() else { return };
     let (elsewhere, below) = (
         setup.store.dir.path().join("srv"),
@@ -425,7 +425,7 @@ fn zfs_a_copy_of_a_store_leaves_the_originals_alone() {
 }
 
 #[test]
-fn zfs_nothing_goes_back_under_a_mount_whatever_the_dataset_is_called_now() {
+fn zfs_a_mounted_dataset_is_not_rolled_back_under_any_name() {
     let Some(setup) = Setup::new() else { return };
     let path = setup.store.json(&["info", "--json", "app"])["image"]
         .as_str()
@@ -469,7 +469,7 @@ fn zfs_nothing_goes_back_under_a_mount_whatever_the_dataset_is_called_now() {
 }
 
 #[test]
-fn zfs_what_failed_or_was_killed_leaves_nothing_unknown() {
+fn zfs_failed_and_killed_commands_leave_no_unknown_dataset() {
     let Some(setup) = Setup::new() else { return };
     // An upper that could not be mounted.
     let (none, mountpoint) = (

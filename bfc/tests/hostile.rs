@@ -1,5 +1,5 @@
-//! Sections that lie, with every digest right: what would lead a reader astray is refused when it
-//! is come by, and `verify` finds the rest.
+//! Sections with false contents and valid digests: readers refuse what would mislead them when they
+//! reach it, and `verify` finds the rest.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod forge;
@@ -114,14 +114,14 @@ fn content(section: &mut [u8], header: &SectionHeader, number: usize, field: usi
 type Change = Box<dyn FnOnce(&mut [u8], &SectionHeader)>;
 
 #[test]
-fn the_image_is_right_before_it_is_forged() {
+fn the_image_is_valid_before_it_is_forged() {
     let section = open(Arc::new(forge(&image(), |_, _| {}))).unwrap();
     assert_eq!(walk(&section).unwrap(), 5);
     section.verify().unwrap();
 }
 
 #[test]
-fn what_would_lead_a_reader_astray_is_refused() {
+fn sections_that_mislead_readers_are_refused() {
     let cases: Vec<(&str, Change)> = vec![
         (
             "a second name for a directory",
@@ -303,7 +303,7 @@ fn with_attributes() -> Vec<u8> {
 }
 
 #[test]
-fn attributes_that_are_not_listed_and_layers_without_end_are_damage() {
+fn unlisted_attributes_and_endless_layers_are_damage() {
     let list = |s: &[u8], h: &SectionHeader| {
         h.xattrs.offset as usize
             + u32::from_le_bytes(s[h.xattrs.offset as usize..][..4].try_into().unwrap()) as usize
@@ -348,7 +348,7 @@ fn attributes_that_are_not_listed_and_layers_without_end_are_damage() {
 }
 
 #[test]
-fn images_of_before_are_to_be_built_again() {
+fn images_of_earlier_versions_must_be_rebuilt() {
     // As the version before wrote it: no feature, no committed length.
     let before = forge(&image(), |section, _| section[8..16].fill(0));
     let error = open(Arc::new(before)).unwrap_err();
@@ -363,7 +363,7 @@ fn images_of_before_are_to_be_built_again() {
     assert!(matches!(open(Arc::new(later)), Err(Error::Unsupported(_))));
 }
 
-/// A file that claims to be 1 TiB long, and ends before.
+/// A file that claims to be 1 TiB long, and is shorter.
 struct Claims(Vec<u8>);
 
 impl ReadAt for Claims {
@@ -376,7 +376,7 @@ impl ReadAt for Claims {
     }
 }
 
-/// Lengths in the file are believed as far as there are bytes.
+/// Readers believe lengths only as far as the file has bytes.
 #[test]
 fn claims_of_a_long_file_are_errors() {
     let good = image();

@@ -1,4 +1,4 @@
-//! Appending layers to an image: whoever reads it meanwhile, and whenever it ends.
+//! Appending layers to an image: what readers see meanwhile, and what an interrupted append leaves.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -64,8 +64,8 @@ fn append_fixture(dir: &Path) -> (PathBuf, PathBuf, String, String) {
     (image, layer, before, after)
 }
 
-/// A file that is cut off behind the container's file, as a crash or an opener during the append
-/// finds it, is still the image that it was.
+/// A file that ends after the container's file, as it does after a crash or during the append, is
+/// still the old image.
 #[test]
 fn what_is_being_appended_is_never_taken_for_the_image() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,8 +94,8 @@ fn what_is_being_appended_is_never_taken_for_the_image() {
     );
 }
 
-/// While images are appended over and over, whoever opens the image by its path finds one that was
-/// finished.
+/// While layers are appended again and again, every process that opens the path finds a complete
+/// image.
 #[test]
 fn an_image_opens_at_any_time_while_layers_are_appended() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Images are what their sources say, whoever made them, and come out again unchanged. The oracles
+//! Images equal their sources, whichever tool made these, and are exported unchanged. The oracles
 //! are GNU tar, umoci and skopeo.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
@@ -21,7 +21,7 @@ fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
 }
 
-/// A tree with everything that a root file system may have.
+/// A tree with every kind of file that a root file system may have.
 fn make_tree(root: &Path) {
     std::fs::create_dir(root).unwrap();
     sh(
@@ -150,7 +150,7 @@ fn a_directory_and_its_tars_are_what_the_mount_shows() {
 
 /// A path of more than 4,096 bytes can only be reached step by step, as find and cd do it.
 #[test]
-fn paths_longer_than_the_kernel_takes() {
+fn paths_longer_than_path_max_are_built_and_mounted() {
     let dir = tempfile::tempdir().unwrap();
     let (source, image, mount, out) = (
         dir.path().join("source"),
@@ -230,7 +230,7 @@ fn an_exported_tar_restores_everything() {
 }
 
 #[test]
-fn encrypted_images_open_with_their_secret_only() {
+fn encrypted_images_open_only_with_their_secret() {
     let Fixture { dir, source } = fixture();
     let (image, mount) = (dir.path().join("image.bfc"), dir.path().join("mount"));
     std::fs::create_dir(&mount).unwrap();

@@ -1,4 +1,4 @@
-//! Images of OCI layouts, whoever wrote them, and hostile layers.
+//! Images of OCI layouts that other tools wrote, and hostile layers.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ fn umoci_layout(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn images_of_other_makers_are_what_those_unpack() {
+fn images_of_other_tools_equal_what_those_tools_unpack() {
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let layout = umoci_layout(dir.path());
     let mut expected = tree(&dir.path().join("bundle/rootfs"));
@@ -123,7 +123,7 @@ fn images_of_other_makers_are_what_those_unpack() {
 }
 
 #[test]
-fn a_blob_that_lies_is_refused_and_nothing_is_left() {
+fn a_blob_that_does_not_match_its_digest_is_refused() {
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let layout = umoci_layout(dir.path());
     let image = dir.path().join("image.bfc");
@@ -336,7 +336,7 @@ fn hostile_layers_are_refused_or_confined() {
 }
 
 #[test]
-fn of_an_index_the_image_of_the_platform_is_built() {
+fn build_takes_the_image_of_the_platform_from_an_index() {
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     sh(
         dir.path(),
@@ -412,7 +412,7 @@ fn of_an_index_the_image_of_the_platform_is_built() {
 }
 
 #[test]
-fn from_takes_over_the_layers_that_are_the_same() {
+fn from_reuses_identical_layers() {
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let layout = umoci_layout(dir.path());
     let (base, whole, taken) = (

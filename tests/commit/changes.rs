@@ -1,4 +1,4 @@
-//! Changes of a tree at random, as a container may make them.
+//! Random changes of a tree, as a container may make them.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -65,7 +65,7 @@ pub fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Does it if it can be done: the kernel says what that means.
+/// Applies it if it is possible; the kernel decides what it does.
 pub fn apply(root: &Path, op: &Op) {
     let at = |p: &str| root.join(p);
     // A fifo or a device is not opened.

@@ -1,5 +1,5 @@
-//! What was written over an image can be told and committed, whatever it was. The oracle is the
-//! kernel's overlayfs: the committed image looks as the mount did.
+//! `diff` lists and `commit` stores whatever was written over an image. The oracle is the kernel's
+//! overlayfs: the committed image looks as the mount did.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -145,8 +145,8 @@ fn diff(upper: &Path) -> BTreeMap<Vec<u8>, char> {
     .collect()
 }
 
-/// What `diff` must say, told from the trees: all that differs is said, and nothing is called new
-/// or gone that is not.
+/// What `diff` must print, by comparison of the trees: every difference, and no addition or removal
+/// that did not happen.
 fn check_diff(
     lower: &BTreeMap<Vec<u8>, Entry>,
     merged: &BTreeMap<Vec<u8>, Entry>,
@@ -253,7 +253,7 @@ proptest! {
 }
 
 #[test]
-fn what_only_overlayfs_can_say_is_committed() {
+fn changes_that_overlayfs_marks_are_committed() {
     use Op::*;
     let s = str::to_owned;
     let cases: [&[Op]; 10] = [
@@ -319,9 +319,9 @@ fn what_only_overlayfs_can_say_is_committed() {
 }
 
 /// In the mounts of the host's root, `user.overlay.*` are attributes like any others: what a
-/// container's user sets there tells a commit nothing.
+/// container's user sets there has no meaning for `commit`.
 #[test]
-fn what_users_of_a_container_set_is_no_mark() {
+fn attributes_set_by_container_users_are_not_marks() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"
         chmod 755 .
@@ -397,7 +397,7 @@ fn an_upper_is_not_read_while_it_is_written_to() {
 }
 
 #[test]
-fn in_place_the_image_has_a_layer_more_and_a_new_upper_shows_the_same() {
+fn commit_in_place_adds_a_layer_and_a_new_upper_shows_the_same() {
     let fixture = Fixture::new();
     let upper = fixture.path("upper");
     let expected = {
@@ -450,7 +450,7 @@ fn in_place_the_image_has_a_layer_more_and_a_new_upper_shows_the_same() {
 }
 
 #[test]
-fn ids_come_back_as_the_images() {
+fn commit_shifts_ids_back_to_those_of_the_image() {
     let fixture = Fixture::new();
     let upper = fixture.path("upper");
     let shifted = {

@@ -34,7 +34,7 @@ pub struct Killer {
 pub enum Death {
     /// It is killed, as when memory is short.
     Kill,
-    /// It goes on with an instruction that there is not, as when it has a bug.
+    /// It executes an invalid instruction, as a process with a bug may.
     Crash,
 }
 

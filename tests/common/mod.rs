@@ -45,18 +45,18 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a command complained of.
+/// Standard error of a command.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What `stats` tells of a mount.
+/// What `stats` prints for a mount.
 #[track_caller]
 pub fn stats(dir: &Path) -> Value {
     serde_json::from_str(&run(lxcri_fs().args(["stats", "--json"]).arg(dir))).unwrap()
 }
 
-/// How many requests of this kind a mount has answered; what it was not asked for is not told.
+/// How many requests of this kind a mount has answered; `stats` omits kinds without requests.
 #[track_caller]
 pub fn requests(dir: &Path, op: &str) -> u64 {
     let stats = stats(dir);
@@ -68,7 +68,7 @@ pub fn requests(dir: &Path, op: &str) -> u64 {
     request.map_or(0, |request| request["count"].as_u64().unwrap())
 }
 
-/// A mount that is taken away when the test ends, however it ends.
+/// A mount that is unmounted when the test ends, however it ends.
 pub struct Mounted(pub PathBuf);
 
 impl Mounted {
@@ -92,7 +92,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Tells the other threads of a test to stop, also when the test fails: they would go on for ever.
+/// Tells the other threads of a test to stop, also when the test fails: they would run for ever.
 pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Stop, eventually, golden, lxcri_fs, run, tree};
 
-/// A copy of a golden image: another image to the keepers, so that tests do not meet in one.
+/// A copy of a golden image: keepers see another image, so that tests do not share a mount.
 pub fn image(dir: &Path) -> PathBuf {
     let path = dir.join("image.bfc");
     std::fs::copy(golden("zstd.bfc"), &path).unwrap();

@@ -30,7 +30,7 @@ macro_rules! on_both {
 #[allow(unused_imports)]
 pub(crate) use on_both;
 
-/// A store that goes with the test.
+/// A store that is removed with the test.
 pub struct Store {
     pub dir: tempfile::TempDir,
     pub location: String,
@@ -54,7 +54,7 @@ impl Store {
         }
     }
 
-    /// A store that is somebody else's to make and remove.
+    /// A store that the caller makes and removes.
     pub fn at(location: String) -> Self {
         Self {
             dir: tempfile::tempdir_in("/var/tmp").unwrap(),
@@ -99,7 +99,7 @@ impl Store {
         serde_json::from_str(&self.run(args)).unwrap()
     }
 
-    /// A command that has to fail with this exit code; its complaint.
+    /// A command that has to fail with this exit code; its standard error.
     #[track_caller]
     pub fn fails(&self, args: &[&str], code: i32) -> String {
         let output = self.output(args);

@@ -188,7 +188,7 @@ fn fixed(message: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_message_of_the_troubleshooting_is_one_of_the_programs() {
+fn troubleshooting_lists_only_messages_of_the_program() {
     let sources = files(&["src", "bfc/src"], &["rs"]);
     // A string goes on after a backslash at the end of a line.
     let text: String = sources
@@ -295,7 +295,7 @@ fn the_architecture_names_the_folders_of_the_sources() {
 /// The README's first steps, on a machine whose Docker Hub is a registry of its own with a small
 /// image.
 #[test]
-fn the_readmes_first_steps_work_when_they_are_pasted_in_this_order() {
+fn the_first_steps_of_the_readme_work_in_order() {
     let readme = read("README.md");
     let (_, rest) = readme.split_once("## First steps\n").unwrap();
     let commands: Vec<_> = rest

@@ -1,5 +1,5 @@
-//! Access control lists of an image hold for who uses the mount, in each of its forms, and cost
-//! images without any nothing. Needs root.
+//! Access control lists of an image are enforced in every kind of mount, and cost images without
+//! any nothing. Needs root.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -102,7 +102,7 @@ const MANY: &str = "mkdir root/many; for i in $(seq 1100); do echo $i > root/man
                     setfattr -n user.n -v 1 root/many/*";
 
 #[test]
-fn a_list_holds_in_every_form_of_the_mount() {
+fn an_acl_holds_in_every_kind_of_mount() {
     for script in ["true", MANY] {
         let fixture = Fixture::new(script, true);
         let upper = fixture.top.join("upper");
@@ -138,7 +138,7 @@ fn a_list_holds_in_every_form_of_the_mount() {
 }
 
 #[test]
-fn a_list_is_kept_when_its_file_is_written_to_and_shifted_with_the_ids() {
+fn copy_up_keeps_an_acl_and_idmap_shifts_it() {
     let fixture = Fixture::new("true", true);
     let secret = fixture.top.join("m/secret");
     let mounted = fixture.mount(&["--ephemeral"]);
@@ -160,7 +160,7 @@ fn a_list_is_kept_when_its_file_is_written_to_and_shifted_with_the_ids() {
 }
 
 #[test]
-fn an_image_without_lists_is_not_asked_for_any() {
+fn an_image_without_acls_gets_no_requests_for_them() {
     // No attributes, and some that are no lists.
     for script in ["true", "setfattr -n user.n -v 1 root/secret"] {
         let fixture = Fixture::new(

@@ -1,4 +1,4 @@
-//! What is exported is what was built, byte for byte; or nothing.
+//! An export equals what was built, byte for byte, or leaves nothing.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -39,7 +39,7 @@ const TREE: &str = "mkdir tree; cd tree; seq 100000 > large; truncate -s 2M spar
                     d); mkfifo fifo; : > empty";
 
 #[test]
-fn layers_come_out_as_they_went_in() {
+fn exported_layers_equal_the_built_ones() {
     let dir = tempfile::tempdir().unwrap();
     sh(dir.path(), TREE);
     for options in [
@@ -140,7 +140,7 @@ fn a_failed_export_leaves_nothing() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_complaint() {
+fn export_into_a_closed_pipe_prints_no_error() {
     let dir = tempfile::tempdir().unwrap();
     sh(dir.path(), TREE);
     run(lxcri_fs()

@@ -116,7 +116,7 @@ fn compare(root: &Path, image: &str) -> usize {
 }
 
 #[test]
-fn golden_images_mounted() {
+fn mounted_golden_images_equal_their_manifests() {
     for (image, secret) in images() {
         let dir = tempfile::tempdir().unwrap();
         let path = golden(image).display().to_string();
@@ -128,7 +128,7 @@ fn golden_images_mounted() {
 }
 
 #[test]
-fn golden_images_extracted() {
+fn extracted_golden_images_equal_their_manifests() {
     for (image, secret) in images() {
         let dir = tempfile::tempdir().unwrap();
         run(lxcri_fs()
@@ -168,7 +168,7 @@ fn extract_does_not_overwrite_without_force() {
 }
 
 #[test]
-fn extract_is_not_led_outside_by_a_symlink_in_the_way() {
+fn extract_follows_no_symlink_out_of_its_directory() {
     let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::os::unix::fs::symlink(outside.path(), dir.path().join("tree")).unwrap();
     for force in [&[][..], &["--force"]] {
@@ -185,7 +185,7 @@ fn extract_is_not_led_outside_by_a_symlink_in_the_way() {
 }
 
 #[test]
-fn some_paths_extracted() {
+fn extract_takes_single_paths() {
     let dir = tempfile::tempdir().unwrap();
     run(lxcri_fs()
         .arg("extract")
@@ -222,7 +222,7 @@ fn some_paths_extracted() {
 }
 
 #[test]
-fn wrong_and_missing_secrets() {
+fn wrong_and_missing_secrets_are_refused() {
     let refused = |args: &[&str], image: &str, code: i32, text: &str| {
         let output = lxcri_fs().args(args).arg(golden(image)).output().unwrap();
         assert_eq!(
@@ -363,7 +363,7 @@ fn damage_has_its_own_error() {
 }
 
 #[test]
-fn truncated_anywhere() {
+fn a_truncated_image_is_refused_wherever_it_ends() {
     let len = std::fs::read(golden("zstd.bfc")).unwrap().len();
     for cut in (0..len).step_by(4096) {
         let file = changed("zstd.bfc", |b| b.truncate(cut));
@@ -374,7 +374,7 @@ fn truncated_anywhere() {
 }
 
 #[test]
-fn a_flipped_byte_of_content_is_an_error_of_that_file_alone() {
+fn a_flipped_byte_of_content_is_an_error_only_for_its_file() {
     for (image, path) in [
         ("plain.bfc", "tree/text.txt"),
         ("zstd.bfc", "tree/blob/mixed"),
@@ -422,10 +422,10 @@ fn a_flipped_byte_of_content_is_an_error_of_that_file_alone() {
     }
 }
 
-/// A plain image does not say where it ends, so it ends with the file: what stands in it before is
-/// not asked, for a footer in there may be anyone's.
+/// A plain image does not say where it ends, so it ends with the file: nobody searches the file for
+/// a footer, since any content may look like one.
 #[test]
-fn a_plain_image_with_something_behind_it_is_refused() {
+fn a_plain_image_with_trailing_bytes_is_refused() {
     let whole = std::fs::read(golden("zstd.bfc")).unwrap();
     for behind in [
         vec![0xAA; 100_000],
@@ -452,7 +452,7 @@ fn built(dir: &Path) -> Vec<u8> {
 
 /// What a section says of 2 GiB in one piece is damage: it is neither decoded nor kept anywhere.
 #[test]
-fn one_read_of_a_piece_that_is_longer_than_a_frame_is_an_error() {
+fn a_read_of_a_piece_longer_than_a_frame_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("forged.bfc");
     let size = (2_u64 << 30).to_le_bytes();
@@ -487,7 +487,7 @@ fn one_read_of_a_piece_that_is_longer_than_a_frame_is_an_error() {
     );
 }
 
-/// What no reader is hurt by, `verify` tells.
+/// `verify` reports what harms no reader.
 #[test]
 fn a_wrong_link_count_is_damage() {
     let dir = tempfile::tempdir().unwrap();
@@ -507,7 +507,7 @@ fn a_wrong_link_count_is_damage() {
 }
 
 #[test]
-fn an_image_of_before_is_to_be_built_again() {
+fn an_image_of_an_earlier_version_must_be_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("before.bfc");
     std::fs::write(
@@ -534,7 +534,7 @@ fn an_image_of_before_is_to_be_built_again() {
 /// Standard CRC-32C instead of the raw one: what the reference tool writes on machines without CRC
 /// instructions.
 #[test]
-fn the_other_crc_flavour() {
+fn images_with_the_other_crc_flavour_are_read() {
     let standard = |b: &[u8]| crc32c::crc32c(b);
     let file = changed("plain.bfc", |b| {
         let (index_size, index_offset) = (footer_field(b, 8), footer_field(b, 20));
@@ -571,7 +571,7 @@ fn the_other_crc_flavour() {
 /// Content larger than the cache goes through a temporary file, and comes out right from several
 /// readers at once.
 #[test]
-fn content_larger_than_the_cache() {
+fn content_larger_than_the_cache_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = golden("zstd.bfc").display().to_string();
     let _mounted = Mounted::new(&["--cache-size", "1000", &path], dir.path());

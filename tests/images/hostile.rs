@@ -1,5 +1,5 @@
-//! Images that lie, with all checksums right: readers end, in bounded time and memory, and say that
-//! the image is damaged.
+//! Images with false contents and valid checksums: readers end in bounded time and memory, and
+//! report damage.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -317,7 +317,7 @@ fn what_v1_files_take_when_they_are_decoded_is_bounded() {
 
 /// A path of 64 MiB would be one entry of an index, and 32 million directories.
 #[test]
-fn a_v1_path_has_an_end() {
+fn a_v1_path_of_unbounded_length_is_damage() {
     let image = Hostile::new("echo x > file");
     let bytes = plain_v1(image.bytes.clone());
     let index = index_range(&bytes).unwrap();
@@ -449,9 +449,9 @@ fn as_many_images_are_mounted_as_can_be_passed() {
     }
 }
 
-/// What is sound is walked whole, in the order that was asked for, and a directory knows its path.
+/// A walk visits a sound image completely, in the order that the caller wants, with paths.
 #[test]
-fn walks_have_an_order() {
+fn walks_visit_entries_in_order() {
     let mut image = Hostile::new("mkdir -p a/b c; echo 1 > a/b/f; echo 2 > a/z; echo 3 > d");
     let path = image.write();
     let source = ImageFile {

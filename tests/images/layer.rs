@@ -1,5 +1,5 @@
-//! Layer tars: every form that tars have had is read, what cannot be right is refused, and a
-//! skeleton gives back both the tar and its changes.
+//! Layer tars: every form of tar is read, invalid entries are refused, and a skeleton reproduces
+//! both the tar and its changes.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -404,7 +404,7 @@ fn ends() {
 }
 
 #[test]
-fn whiteouts_are_marks_with_or_without_content() {
+fn a_whiteout_with_content_is_still_a_whiteout() {
     let (changes, _) = layer(&tar(vec![
         member(b"a/.wh.b", b'0', b""),
         member(b".wh.c", b'0', b"content"),
@@ -433,7 +433,7 @@ fn whiteouts_are_marks_with_or_without_content() {
 }
 
 #[test]
-fn what_cannot_be_right_is_refused() {
+fn invalid_entries_are_refused() {
     let file = || member(b"f", b'0', b"abcd");
     let sparse = |records: &[(&str, &[u8])]| tar(vec![pax(b'x', records), file()]);
     refused(&tar(vec![member(b"v", b'V', b"")]), "entry type");
@@ -511,7 +511,7 @@ fn what_cannot_be_right_is_refused() {
 /// The memory that attributes take is bounded, also when one global header gives them to every
 /// entry.
 #[test]
-fn one_header_for_many_entries_is_no_bomb() {
+fn a_pax_header_shared_by_many_entries_takes_bounded_memory() {
     let value = vec![b'x'; 65_000];
     let records: Vec<(String, &[u8])> = (0..15)
         .map(|i| (format!("SCHILY.xattr.user.{i}"), &value[..]))

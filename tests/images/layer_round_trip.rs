@@ -1,4 +1,4 @@
-//! What the writer of layers writes is what the reader reads, and damage is noticed.
+//! The reader of layers reads what the writer has written, and notices damage.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -132,7 +132,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read(entries in prop::collection::vec(any_entry(), 0..8)) {
+    fn the_reader_reads_what_is_written(entries in prop::collection::vec(any_entry(), 0..8)) {
         let (changes, contents) = layer(&write(&entries));
         prop_assert_eq!(changes.len(), entries.len());
         for (mut found, (expected, content)) in changes.into_iter().zip(entries) {
@@ -144,7 +144,7 @@ proptest! {
         }
     }
 
-    /// Damage anywhere is an error or another layer, whose skeleton is as true as any.
+    /// Damage anywhere gives an error, or another valid layer whose skeleton reproduces it.
     #[test]
     fn damaged_tars_do_no_harm(
         entries in prop::collection::vec(any_entry(), 1..5),
@@ -173,7 +173,7 @@ proptest! {
     }
 }
 
-/// What another tar thinks of ours.
+/// GNU tar lists what the writer has written.
 #[test]
 fn gnu_tar_reads_the_canonical_form() {
     let dir = tempfile::tempdir().unwrap();

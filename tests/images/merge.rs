@@ -1,5 +1,4 @@
-//! Layers merge as OCI says: case by case, and against a model that does everything in the most
-//! plain way.
+//! Layers merge as OCI says: case by case, and compared with a simple model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -147,7 +146,7 @@ fn a_whiteout_hides_what_lies_below_and_nothing_of_its_own_layer() {
 }
 
 #[test]
-fn an_opaque_mark_hides_lower_entries_wherever_it_stands() {
+fn an_opaque_mark_hides_lower_entries_at_any_position() {
     let lower = || vec![dir("a", 1), dir("a/d", 2), file("a/d/x", 3), file("a/y", 4)];
     let expected = [("a", "d5"), ("a/d", "d6"), ("a/d/new", "f7")];
     assert_tree(
@@ -183,7 +182,7 @@ fn a_directory_over_a_directory_takes_attributes_and_keeps_entries() {
 }
 
 #[test]
-fn types_change() {
+fn an_upper_layer_can_change_the_type_of_an_entry() {
     assert_tree(
         [vec![dir("a", 1), file("a/x", 2)], vec![file("a", 3)]],
         &[("a", "f3")],
@@ -213,7 +212,7 @@ fn the_last_of_several_entries_wins() {
 }
 
 #[test]
-fn hard_links_name_the_inode_of_their_moment() {
+fn a_hard_link_refers_to_the_file_of_that_name_at_its_position() {
     assert_tree(
         [vec![file("a", 1), link("b", "a")]],
         &[("a", "f1"), ("b", "=a")],
@@ -317,7 +316,7 @@ fn symlinks_among_the_parents_stay_inside_the_tree() {
 }
 
 #[test]
-fn a_device_0_0_is_a_device() {
+fn a_character_device_0_0_is_not_a_whiteout() {
     assert_tree([vec![file("a", 1)], vec![device("a")]], &[("a", "c")]);
 }
 

@@ -95,7 +95,7 @@ impl Drop for Fixture {
 }
 
 #[test]
-fn a_symlink_of_another_user_is_not_followed_by_mount_nor_by_umount() {
+fn mount_and_umount_follow_no_symlink_of_another_user() {
     let fixture = Fixture::new();
     let through = fixture.path("home/s/x");
     let upper = fixture.path("upper");
@@ -131,7 +131,7 @@ fn a_symlink_of_another_user_is_not_followed_by_mount_nor_by_umount() {
 }
 
 #[test]
-fn symlinks_that_are_roots_own_are_followed() {
+fn mount_and_umount_follow_symlinks_of_root() {
     let fixture = Fixture::new();
     symlink("protected", fixture.path("link")).unwrap();
     symlink("link/x", fixture.path("far")).unwrap();
@@ -157,7 +157,7 @@ fn symlinks_that_are_roots_own_are_followed() {
 }
 
 #[test]
-fn a_mount_lands_where_it_was_meant_whatever_its_path_leads_to_meanwhile() {
+fn mount_uses_the_directory_that_its_path_named_at_first() {
     let fixture = Fixture::new();
     // So that a mount takes no time.
     let keep = fixture.path("keep");
@@ -210,7 +210,7 @@ fn a_mount_lands_where_it_was_meant_whatever_its_path_leads_to_meanwhile() {
 }
 
 #[test]
-fn umount_takes_no_other_mount_away_whatever_its_path_leads_to_meanwhile() {
+fn umount_removes_only_the_mount_that_its_path_named_at_first() {
     let fixture = Fixture::new();
     chown(fixture.path("home/m"), Some(NOBODY), Some(NOBODY)).unwrap();
     let keep = fixture.path("keep");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::{Mounted, eventually, lxcri_fs, requests, run, stats};
 
 #[test]
-fn who_reads_file_after_file_finds_the_next_ones_ready() {
+fn sequential_readers_find_the_next_files_decoded() {
     let temp = tempfile::tempdir().unwrap();
     let (source, image, dir) = (
         temp.path().join("source"),

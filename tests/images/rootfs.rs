@@ -120,7 +120,7 @@ fn parallel_readers_get_the_same_bytes() {
 }
 
 #[test]
-fn killed_workers_cost_no_program_an_error() {
+fn killed_workers_cause_no_error_in_programs() {
     let (_, image) = debian();
     let temp = tempfile::tempdir().unwrap();
     let [dir, overlay, upper, work] =

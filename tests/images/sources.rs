@@ -212,7 +212,7 @@ fn images_of_a_layout_have_names() {
 }
 
 #[test]
-fn what_a_source_is_is_guessed() {
+fn the_kind_of_a_source_is_guessed() {
     let bench = Bench::new();
     let layout = Layout::new(bench.path("layout"));
     layout.index(&[named(layout.image("image"), "latest")]);
@@ -275,7 +275,7 @@ fn what_a_source_is_is_guessed() {
 }
 
 #[test]
-fn layers_go_on_top_in_order() {
+fn layers_are_added_in_order() {
     let bench = Bench::new();
     let layout = Layout::new(bench.path("layout"));
     layout.index(&[layout.image("image")]);
@@ -313,7 +313,7 @@ fn layers_go_on_top_in_order() {
 }
 
 #[test]
-fn documents_are_not_believed() {
+fn documents_that_contradict_the_layers_are_refused() {
     let bench = Bench::new();
     let refused = |code, text: &str, make: &dyn Fn(&Layout) -> Vec<Value>| {
         let _ = std::fs::remove_dir_all(bench.path("layout"));

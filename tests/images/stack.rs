@@ -100,7 +100,7 @@ fn images_merge_as_overlayfs_merges_their_layers() {
 }
 
 #[test]
-fn anyones_v1_image_can_be_below() {
+fn any_v1_image_can_be_a_lower_layer() {
     let dir = tempfile::tempdir().unwrap();
     let (layer, image, mount) = (
         dir.path().join("top"),

@@ -1,7 +1,5 @@
-//! What is pulled is kept, shared and not fetched twice, and what is pushed is the image that it
-//! was. The oracles are skopeo, podman and umoci.
-//!
-//! Needs root, and the tools that `tests/run.sh` installs.
+//! A pull keeps and shares what it fetches, and fetches nothing twice; a push sends an unchanged
+//! image. The oracles are skopeo, podman and umoci.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -19,8 +17,7 @@ use crate::common::{Mounted, assert_same_tree, run, stderr, tree};
 use crate::fake::{self, Image, Response, Server, sha256};
 use crate::server::{Cutter, PASSWORD, Registry, Setup, USER, certificate};
 
-/// Whatever is there is not fetched again: nothing when the image is up to date, and no layer that
-/// another image has.
+/// A pull fetches nothing if the image is up to date, and no layer that another image has.
 #[test]
 fn a_pull_fetches_what_the_store_does_not_have() {
     let bench = Bench::new();
@@ -92,7 +89,7 @@ fn a_pull_fetches_what_the_store_does_not_have() {
 }
 
 #[test]
-fn one_request_tells_that_an_image_is_up_to_date() {
+fn one_request_shows_that_an_image_is_up_to_date() {
     let bench = Bench::new();
     let mut image = Image::default();
     let on = |mut descriptor: Value, architecture: &str| {
@@ -122,10 +119,10 @@ fn one_request_tells_that_an_image_is_up_to_date() {
     );
 }
 
-/// Of two pulls of one image at once, one does the work; one that is killed leaves no image, and
-/// the next goes on.
+/// One of two concurrent pulls of an image does the work. A killed pull leaves no image, and the
+/// next one continues it.
 #[test]
-fn pulls_meet_and_are_killed() {
+fn one_of_two_pulls_does_the_work_and_a_killed_one_is_resumed() {
     let bench = Bench::new();
     let image = Image::new("slow", 3_000_000);
     let slow = image.clone();
@@ -206,7 +203,7 @@ fn pulls_meet_and_are_killed() {
 /// What is pushed is the image that it was: skopeo, podman and umoci read it, and it can be pulled
 /// back.
 #[test]
-fn a_pushed_image_is_read_by_others() {
+fn other_tools_read_a_pushed_image() {
     let bench = Bench::new();
     bench.layout();
     let (first, second) = (
@@ -384,9 +381,9 @@ fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
     assert!(!bench.path("lie.bfc").exists() && bench.hidden().is_empty());
 }
 
-/// An upload that fails is begun anew, and what is elsewhere learns no password.
+/// A failed upload is repeated, and other hosts get no password.
 #[test]
-fn uploads_are_tried_again() {
+fn uploads_are_retried() {
     let bench = Bench::new();
     let asked = Arc::new(AtomicUsize::new(0));
     let storage = Server::new(move |request| {
@@ -533,7 +530,7 @@ fn zfs_images_are_pulled_into_datasets() {
     run(bench.command().args(["verify", "--all", "--store", &store]));
 }
 
-/// Of a pull that fills the pool nothing is left, and what was there is whole.
+/// A pull that fills the pool leaves nothing, and the other images stay whole.
 #[test]
 fn zfs_a_pool_that_is_full_keeps_nothing_of_a_pull() {
     let Some(_scratch) = Scratch::new() else {

@@ -14,7 +14,7 @@ use crate::fake::{self, Image, Response, Server};
 use crate::server::{Cutter, Registry, Setup};
 
 #[test]
-fn a_registry_s_image_is_what_was_pushed() {
+fn an_image_of_a_registry_equals_the_pushed_one() {
     let bench = Bench::new();
     bench.layout();
     let registry = Registry::start(&bench.path("registry"), &Setup::default());
@@ -53,9 +53,9 @@ fn a_registry_s_image_is_what_was_pushed() {
     bench.refused(&format!("{host}/team/app:v2"), 5, "manifest unknown");
 }
 
-/// What broke is fetched on from where it broke, in one build and in the next.
+/// A broken download continues where it broke, in the same build and in the next one.
 #[test]
-fn broken_connections_cost_what_was_not_there_yet() {
+fn after_a_broken_connection_only_the_rest_is_fetched() {
     let bench = Bench::new();
     bench.layout();
     let registry = Registry::start(&bench.path("registry"), &Setup::default());
@@ -184,7 +184,7 @@ fn an_index_of_a_registry_is_searched_by_platform() {
 }
 
 #[test]
-fn a_registry_that_is_busy_is_asked_again() {
+fn requests_to_a_busy_registry_are_retried() {
     let bench = Bench::new();
     let image = Image::new("patience", 1000);
     let asked = Arc::new(AtomicUsize::new(0));
@@ -217,7 +217,7 @@ fn a_registry_that_is_busy_is_asked_again() {
 }
 
 #[test]
-fn mirrors_are_asked_first() {
+fn mirrors_come_before_their_registry() {
     let bench = Bench::new();
     let (registry, mirror) = (
         Image::new("registry", 1000).serve(),
@@ -278,9 +278,9 @@ fn a_proxy_of_the_environment_is_used() {
     );
 }
 
-/// A registry that knows no ranges sends everything again; what was there is passed over.
+/// A registry without ranges sends everything again; the part that is there is skipped.
 #[test]
-fn ranges_are_not_needed() {
+fn a_registry_without_ranges_is_enough() {
     let bench = Bench::new();
     let image = Image::new("whole", 500_000);
     let layer = image.clone().layer().0;
@@ -311,7 +311,7 @@ fn ranges_are_not_needed() {
 
 /// Two builds beside each other that need the same blobs do not disturb each other.
 #[test]
-fn builds_in_one_directory_get_along() {
+fn concurrent_builds_in_one_directory_succeed() {
     let bench = Bench::new();
     let image = Image::new("both", 2_000_000);
     let server = Server::new(move |request| {

@@ -15,7 +15,7 @@ use crate::fake::{self, Image, Response, Server, sha256};
 use crate::server::{PASSWORD, Registry, Setup, USER, certificate};
 
 #[test]
-fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
+fn tls_and_a_login_are_used_where_the_registry_requires_them() {
     let bench = Bench::new();
     bench.layout();
     certificate(&bench.path("registry"));
@@ -134,7 +134,7 @@ fn tls_and_a_login_are_needed_where_the_registry_wants_them() {
 }
 
 #[test]
-fn a_registry_that_lies_is_refused() {
+fn an_inconsistent_registry_is_refused() {
     let bench = Bench::new();
     let refused_as = |tag: &str, text: &str, change: &dyn Fn(&mut Image)| {
         let mut image = Image::new("lie", 200_000);
@@ -213,8 +213,8 @@ fn a_registry_that_lies_is_refused() {
     bench.refused(&format!("{}/app", strange.host()), 1, "an invalid token");
 }
 
-/// Tokens are fetched with what is known of the registry, fetched again when they expire, and shown
-/// to nobody else.
+/// Tokens are fetched with the registry's credentials, fetched again when they expire, and sent
+/// nowhere else.
 #[test]
 fn tokens_go_to_their_registry_only() {
     let bench = Bench::new();
@@ -296,7 +296,7 @@ fn tokens_go_to_their_registry_only() {
     );
 }
 
-/// That a registry is insecure says nothing of the others that it names.
+/// The setting `insecure` of a registry does not extend to the hosts that it names.
 #[test]
 fn credentials_go_to_no_plain_token_server_of_another_host() {
     let bench = Bench::new();
@@ -376,7 +376,7 @@ fn a_blob_is_fetched_once_however_often_it_is_named() {
 }
 
 #[test]
-fn what_is_no_layer_of_a_file_system_is_refused_by_name() {
+fn unknown_media_types_are_refused_by_name() {
     let bench = Bench::new();
     let of_type = |media_type: &str| {
         let mut image = Image::new("typed", 1000);
@@ -422,7 +422,7 @@ fn what_is_no_layer_of_a_file_system_is_refused_by_name() {
 
 /// It takes the half minute after which a connection is too slow.
 #[test]
-fn a_registry_that_sends_a_byte_a_second_is_not_waited_for() {
+fn a_registry_that_sends_a_byte_a_second_is_given_up() {
     let bench = Bench::new();
     let mut image = Image::new("slow", 100_000);
     let layer = image.layer().0;
@@ -455,7 +455,7 @@ fn a_registry_that_sends_a_byte_a_second_is_not_waited_for() {
 }
 
 #[test]
-fn a_length_that_no_file_can_have_is_refused() {
+fn impossible_lengths_are_refused() {
     let bench = Bench::new();
     let image = Image::new("long", 100_000);
     let mut lying = image.clone();
@@ -487,7 +487,7 @@ fn a_length_that_no_file_can_have_is_refused() {
     bench.refused(&format!("{}/app", server.host()), 3, "are allowed");
 }
 
-/// Where the system knows no certificates at all, what needs none works.
+/// Plain HTTP works on a system without certificates.
 #[test]
 fn no_certificates_are_needed_for_plain_http() {
     let bench = Bench::new();

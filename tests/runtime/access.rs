@@ -2,10 +2,10 @@
 
 use crate::containers::{image, pass};
 
-/// What the configuration allows counts beside a root file system too; and an upper's name leads
-/// nowhere, whatever a container has put in another.
+/// Annotations that the configuration allows count even if the bundle has a root file system. The
+/// name of an upper cannot lead out of the directory of uppers, whatever containers write there.
 #[test]
-fn annotations_count_as_far_as_the_configuration_says() {
+fn the_configuration_decides_which_annotations_count() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
     pass(
@@ -66,10 +66,10 @@ P
     );
 }
 
-/// The annotation of a container is its name in the store: what it is, and where its root file
-/// system is, nobody else says.
+/// The annotation of a container is its name in the store; only the record there says what it is,
+/// and where its root file system is.
 #[test]
-fn a_containers_annotation_is_its_name_and_its_bundle_its_own() {
+fn a_containers_annotation_works_only_with_its_own_bundle() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     pass(
@@ -104,10 +104,10 @@ E
     );
 }
 
-/// What an image or a container's root has made is out of reach of the host's users, whatever the
-/// umask; a user namespace's root comes through.
+/// Users of the host reach nothing that an image or a container's root has made, whatever the
+/// umask; the root of the container's user namespace does.
 #[test]
-fn the_hosts_users_reach_no_root_file_system() {
+fn users_of_the_host_reach_no_root_file_system() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(
         temp.path(),

@@ -1,4 +1,4 @@
-//! What a container's configuration says is what its image says, as umoci reads it.
+//! A container's configuration follows that of its image, as umoci reads it.
 
 use std::path::Path;
 use std::process::Command;
@@ -101,7 +101,7 @@ fn a_numeric_user_with_a_group() {
 }
 
 #[test]
-fn an_image_that_says_nothing() {
+fn an_image_without_configuration() {
     assert_eq!(agrees(&[])["process"]["args"], serde_json::json!(["sh"]));
 }
 
@@ -151,7 +151,7 @@ fn volumes_ports_labels_signals_and_a_missing_directory() {
 }
 
 #[test]
-fn what_was_asked_for_is_in_place_of_what_the_image_says() {
+fn options_override_the_image_configuration() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(
         temp.path(),
@@ -229,7 +229,7 @@ fn what_was_asked_for_is_in_place_of_what_the_image_says() {
     );
 }
 
-/// An image must not choose what is mounted, nor lead anywhere.
+/// An image must neither choose what is mounted nor lead out of itself.
 #[test]
 fn hostile_configurations_are_refused_or_have_no_effect() {
     let temp = tempfile::tempdir().unwrap();
@@ -302,7 +302,7 @@ fn hostile_configurations_are_refused_or_have_no_effect() {
 /// Runtimes do things because of annotations (crun: `run.oci.hooks.stdout` is a file of the host),
 /// so labels become some only when that is asked for.
 #[test]
-fn labels_become_annotations_by_name_or_when_they_are_asked_for() {
+fn labels_become_annotations_only_by_name_or_on_request() {
     let temp = tempfile::tempdir().unwrap();
     let label = |text| ["--config.label", text];
     let labels = [
@@ -363,10 +363,10 @@ fn labels_become_annotations_by_name_or_when_they_are_asked_for() {
     );
 }
 
-/// Nothing is mounted over what is the kernel's, by whatever name; other volumes are where a
-/// process finds them.
+/// Nothing is mounted over the kernel's file systems, under whatever name; other volumes are where
+/// a process looks for them.
 #[test]
-fn volumes_are_places_in_the_image_and_hide_nothing_of_the_kernels() {
+fn volumes_lie_in_the_image_and_never_over_kernel_file_systems() {
     let temp = tempfile::tempdir().unwrap();
     let made = |name: &str, volume: &str, links: &[(&str, &str)]| {
         let dir = temp.path().join(name);
@@ -456,7 +456,7 @@ fn volumes_are_places_in_the_image_and_hide_nothing_of_the_kernels() {
     }
 }
 
-/// passwd may be a symlink, and leads nowhere but into the image.
+/// passwd may be a symlink, which is resolved inside the image.
 #[test]
 fn users_are_those_of_the_image() {
     let temp = tempfile::tempdir().unwrap();

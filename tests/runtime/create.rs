@@ -1,9 +1,10 @@
-//! A container is made wholly or not at all, and what its record says is put back.
+//! `create` makes a container completely or leaves nothing, and `mount --all` restores what the
+//! records say.
 
 use crate::containers::{image, pass};
 
 #[test]
-fn what_fails_is_undone() {
+fn a_failed_create_is_undone() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     pass(
@@ -44,9 +45,9 @@ fn what_fails_is_undone() {
     );
 }
 
-/// Whenever a create is killed, the next create or delete of that name takes away what was left.
+/// Whenever a create is killed, the next create or delete of that name removes what it left.
 #[test]
-fn a_killed_create_is_cleaned_by_the_next_call() {
+fn the_next_call_cleans_up_a_killed_create() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     let shown = pass(
@@ -81,7 +82,7 @@ fn a_killed_create_is_cleaned_by_the_next_call() {
 }
 
 #[test]
-fn what_was_kept_is_gone_on_with() {
+fn a_later_create_continues_with_a_kept_upper() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     pass(
@@ -107,7 +108,7 @@ fn what_was_kept_is_gone_on_with() {
 }
 
 #[test]
-fn mount_all_puts_back_what_the_records_say() {
+fn mount_all_restores_the_recorded_mounts() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     pass(
@@ -129,7 +130,7 @@ fn mount_all_puts_back_what_the_records_say() {
 }
 
 #[test]
-fn an_image_that_is_not_there_is_pulled() {
+fn create_pulls_a_missing_image() {
     if !["docker-registry", "ip"]
         .into_iter()
         .all(crate::containers::has)

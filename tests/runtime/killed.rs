@@ -1,5 +1,5 @@
-//! `create` and `delete` are killed at system calls of every kind: the next one goes on from there,
-//! and nothing is left or in the way.
+//! `create` and `delete` are killed at system calls of every kind: the next command continues the
+//! work, and no leftover blocks it.
 
 use crate::containers::{has, image, pass};
 
@@ -21,7 +21,7 @@ const KILLED: &str = r#"
     rounds=0"#;
 
 #[test]
-fn a_killed_create_is_in_nobodys_way() {
+fn a_killed_create_blocks_no_later_command() {
     if !has("strace") {
         return;
     }
@@ -61,7 +61,7 @@ fn a_killed_create_is_in_nobodys_way() {
 }
 
 #[test]
-fn a_killed_delete_is_gone_on_with_and_loses_nothing_that_is_kept() {
+fn a_killed_delete_can_be_continued_and_loses_no_kept_upper() {
     if !has("strace") {
         return;
     }
@@ -97,9 +97,9 @@ fn a_killed_delete_is_gone_on_with_and_loses_nothing_that_is_kept() {
     );
 }
 
-/// What is not marked as unfinished is nothing that was left behind.
+/// Only what is marked as unfinished counts as left behind.
 #[test]
-fn what_was_not_left_by_a_create_is_not_taken_away() {
+fn cleanup_removes_only_what_a_create_left() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
     pass(

@@ -21,7 +21,7 @@ fn lxc(config: &[&str], script: &str) {
 }
 
 #[test]
-fn an_application_gets_what_the_image_says() {
+fn an_application_runs_as_the_image_configures_it() {
     lxc(
         &[
             "--config.user",
@@ -67,7 +67,7 @@ C
 }
 
 #[test]
-fn a_system_is_attached_to_and_stopped() {
+fn lxc_attaches_to_a_system_and_stops_it() {
     lxc(
         &[],
         r#"
@@ -102,7 +102,7 @@ fn a_system_is_attached_to_and_stopped() {
 }
 
 #[test]
-fn a_reboot_from_inside_starts_it_again() {
+fn a_reboot_from_inside_restarts_the_container() {
     let script = "echo boot >> /boots; [ $(wc -l < /boots) -ge 3 ] && { cat /boots > \
                   /dev/console; exit 0; }; reboot -f; sleep 20";
     lxc(
@@ -126,7 +126,7 @@ fn a_reboot_from_inside_starts_it_again() {
 }
 
 #[test]
-fn what_the_hook_cannot_mount_does_not_start() {
+fn a_container_whose_hook_cannot_mount_does_not_start() {
     lxc(
         &[
             "--config.cmd",
@@ -151,7 +151,7 @@ fn what_the_hook_cannot_mount_does_not_start() {
 
 /// With `/` private, as without systemd; the other tests have it shared.
 #[test]
-fn mounts_are_seen_with_a_private_root_as_well() {
+fn a_private_root_mount_shows_the_container_too() {
     lxc(
         &[
             "--config.cmd",

@@ -1,4 +1,4 @@
-//! crun and runc run containers on mounts of ours, started in every way that there is.
+//! crun and runc run containers on lxcri-fs mounts, started in every supported way.
 
 use crate::containers::{has, image, pass};
 
@@ -109,7 +109,7 @@ fn a_user_namespace_sees_its_own_ids() {
 }
 
 #[test]
-fn read_only_is_so() {
+fn a_read_only_container_cannot_write() {
     with_each(
         &[
             "--config.volume",
@@ -209,7 +209,7 @@ fn the_wrapper_mounts_what_the_annotation_names() {
 }
 
 #[test]
-fn what_the_wrapper_cannot_mount_does_not_start() {
+fn a_container_that_the_wrapper_cannot_mount_does_not_start() {
     with_each(
         &[],
         &format!(
@@ -255,7 +255,7 @@ E
 /// Where a hook runs in the container's own mount namespace before its root file system is taken,
 /// as LXC's pre-mount does for lxcri, it is in time.
 #[test]
-fn a_prestart_hook_that_is_in_time_mounts() {
+fn a_prestart_hook_mounts_if_it_runs_in_time() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &["--config.cmd", "true"]);
     pass(

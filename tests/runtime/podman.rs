@@ -1,4 +1,4 @@
-//! podman runs containers on mounts of ours, and lets no image choose anything by its annotations.
+//! podman runs containers on lxcri-fs mounts; annotations of an image select nothing.
 
 use crate::containers::{has, image, inside, pass};
 
@@ -47,7 +47,7 @@ fn podman_runs(image: &std::path::Path) -> bool {
 }
 
 #[test]
-fn podman_with_the_wrapper() {
+fn podman_runs_images_through_the_wrapper() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
     if !podman_runs(&image) {
@@ -74,7 +74,7 @@ fn podman_with_the_wrapper() {
 }
 
 #[test]
-fn podman_with_the_precreate_hook() {
+fn podman_runs_images_through_the_precreate_hook() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
     if !podman_runs(&image) {
@@ -113,10 +113,10 @@ H
     );
 }
 
-/// Podman makes annotations of those of an image's manifest. Its maker must choose nothing with
-/// them: no image, no upper, also where the image has no files.
+/// Podman copies annotations of an image's manifest to the container. They must select neither an
+/// image nor an upper, even if the image has no files.
 #[test]
-fn annotations_of_an_images_manifest_choose_nothing() {
+fn annotations_of_an_image_manifest_select_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
     if !podman_runs(&image) || !has("skopeo") {

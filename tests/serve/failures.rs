@@ -10,7 +10,7 @@ use crate::common::mounts::{is_alive, is_mounted, kill, pid, ps, row_of, setup, 
 use crate::common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
-fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
+fn repeated_kills_of_the_worker_cause_no_read_error() {
     let (temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let overlay = temp.path().join("overlay");
@@ -67,7 +67,7 @@ fn a_worker_that_is_killed_again_and_again_costs_no_reader_an_error() {
 }
 
 #[test]
-fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
+fn a_worker_that_cannot_start_is_given_up_and_the_mount_says_so() {
     let (_temp, image, [a, b]) = setup();
     let mounted = Mounted::new(&[image.to_str().unwrap()], &a);
     let row = row_of(&image);
@@ -104,7 +104,7 @@ fn a_worker_that_cannot_live_is_given_up_and_the_mount_says_so() {
 }
 
 #[test]
-fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
+fn the_leftovers_of_a_killed_keeper_are_removed() {
     let (_temp, image, [a, b]) = setup();
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
     let row = row_of(&image);
@@ -130,7 +130,7 @@ fn what_a_killed_keeper_leaves_behind_is_cleared_away() {
 }
 
 #[test]
-fn a_damaged_file_is_an_error_for_its_readers_alone() {
+fn a_damaged_file_is_an_error_only_for_its_readers() {
     let (temp, image, [dir]) = setup();
     std::fs::copy(golden("plain.bfc"), &image).unwrap();
     let log = temp.path().join("log");
@@ -173,7 +173,7 @@ fn a_damaged_file_is_an_error_for_its_readers_alone() {
 }
 
 #[test]
-fn an_image_that_is_deleted_is_served_to_the_end_and_a_truncated_one_says_so() {
+fn a_deleted_image_is_still_served_and_a_truncated_one_gives_errors() {
     let (temp, image, [dir]) = setup();
     std::fs::copy(golden("plain.bfc"), &image).unwrap();
     let kept = temp.path().join("kept.bfc");

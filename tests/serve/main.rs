@@ -1,5 +1,5 @@
 //! Mounts as their users see them: shared, unmounted only when idle, and alive whatever happens to
-//! who serves them. Needs root.
+//! the processes that serve them. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../common/mod.rs"]

@@ -14,7 +14,7 @@ use crate::common::mounts::{
 use crate::common::{Mounted, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
-fn the_second_mount_of_an_image_is_the_first_ones() {
+fn a_second_mount_of_an_image_shares_the_first() {
     let (temp, image, [a, b]) = setup();
     let link = temp.path().join("other name.bfc");
     std::os::unix::fs::symlink(&image, &link).unwrap();
@@ -45,7 +45,7 @@ fn the_second_mount_of_an_image_is_the_first_ones() {
 }
 
 #[test]
-fn other_options_and_another_content_are_another_mount() {
+fn other_options_or_other_content_make_another_mount() {
     let (_temp, image, [a, b, c]) = setup();
     let _a = Mounted::new(&[image.to_str().unwrap()], &a);
     let _b = Mounted::new(&["--subdir", "tree", image.to_str().unwrap()], &b);
@@ -78,7 +78,7 @@ fn a_hundred_mounts_and_unmounts_at_once_leave_a_consistent_state() {
 }
 
 #[test]
-fn of_many_who_mount_on_one_directory_one_does() {
+fn one_of_many_mounts_on_one_directory_succeeds() {
     let (_temp, image, [dir]) = setup();
     let done: Vec<bool> = std::thread::scope(|scope| {
         let mounting: Vec<_> = (0..16)
@@ -103,7 +103,7 @@ fn of_many_who_mount_on_one_directory_one_does() {
 }
 
 #[test]
-fn unmounting_what_is_busy_says_who_uses_it() {
+fn umount_of_a_busy_mount_names_its_users() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let user = Process(
@@ -128,7 +128,7 @@ fn unmounting_what_is_busy_says_who_uses_it() {
 }
 
 #[test]
-fn unmounting_twice_and_nothing_is_no_error() {
+fn umount_of_nothing_succeeds() {
     let (_temp, image, [dir]) = setup();
     drop(Mounted::new(&[image.to_str().unwrap()], &dir));
     run(lxcri_fs().arg("umount").arg(&dir));
@@ -136,7 +136,7 @@ fn unmounting_twice_and_nothing_is_no_error() {
 }
 
 #[test]
-fn what_somebody_else_mounted_stays() {
+fn umount_leaves_foreign_mounts_alone() {
     let (_temp, _image, [dir]) = setup();
     run(Command::new("mount")
         .args(["-t", "tmpfs", "none"])
@@ -149,7 +149,7 @@ fn what_somebody_else_mounted_stays() {
 }
 
 #[test]
-fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
+fn a_keeper_asked_to_end_unmounts_only_when_idle() {
     let (_temp, image, [a, b]) = setup();
     let _a = Mounted::new(&[image.to_str().unwrap()], &a);
     let _b = Mounted::new(&[image.to_str().unwrap()], &b);
@@ -171,7 +171,7 @@ fn asked_to_end_a_keeper_unmounts_when_idle_and_stays_when_busy() {
 }
 
 #[test]
-fn who_asks_whether_mounts_answer_keeps_none_of_them() {
+fn a_check_of_mounts_keeps_none_of_them_busy() {
     let (_temp, image, [dir]) = setup();
     let done = AtomicBool::new(false);
     let stayed = std::thread::scope(|scope| {
@@ -195,7 +195,7 @@ fn who_asks_whether_mounts_answer_keeps_none_of_them() {
 }
 
 #[test]
-fn a_plain_umount_ends_the_processes_as_well() {
+fn a_plain_umount_ends_keeper_and_worker() {
     let (_temp, image, [dir]) = setup();
     let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let row = row_of(&image);
@@ -242,7 +242,7 @@ fn mount_options_are_honoured() {
 }
 
 #[test]
-fn nothing_can_be_written() {
+fn an_image_mount_refuses_every_write() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let file = dir.join("tree/text.txt");
@@ -266,7 +266,7 @@ fn nothing_can_be_written() {
 }
 
 #[test]
-fn mount_8_and_fstab_work() {
+fn mount_8_and_fstab_mount_images() {
     let (_temp, image, [dir]) = setup();
     let mut helper = lxcri_fs();
     run(helper
@@ -283,7 +283,7 @@ fn mount_8_and_fstab_work() {
 }
 
 #[test]
-fn in_the_foreground_it_serves_until_it_is_interrupted() {
+fn a_foreground_mount_serves_until_it_is_interrupted() {
     let (_temp, image, [dir]) = setup();
     let mut command = lxcri_fs();
     command
@@ -365,7 +365,7 @@ fn a_failed_mount_leaves_nothing_behind() {
 }
 
 #[test]
-fn stats_tell_what_was_asked_for() {
+fn stats_count_the_requests() {
     let (_temp, image, [dir]) = setup();
     let _mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let bytes: u64 = tree(&dir)
@@ -422,7 +422,7 @@ fn two_hundred_images_are_mounted_at_once() {
 }
 
 #[test]
-fn mount_namespaces_share_a_mount_and_none_of_them_has_the_keeper() {
+fn mount_namespaces_share_a_mount_and_none_holds_the_keeper() {
     let (temp, image, [a, b]) = setup();
     let first = Mounted::new(&[image.to_str().unwrap()], &a);
     let row = row_of(&image);

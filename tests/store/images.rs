@@ -1,4 +1,4 @@
-//! Images of a store: their names, their use and how they come there.
+//! Images of a store: their names, their use, and the ways into a store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,15 +9,15 @@ use crate::common::{Mounted, run, stderr};
 use serde_json::Value;
 
 on_both! {
-    an_image_in_the_store_can_be_used_wherever_a_file_can
-    a_file_comes_before_an_image_of_the_store
+    a_stored_image_can_be_used_wherever_a_file_can
+    a_file_takes_precedence_over_a_stored_image
     a_failed_build_leaves_nothing
-    names_are_given_moved_and_taken
-    an_image_in_use_is_not_removed_and_it_is_said_by_whom
-    what_is_there_is_not_built_again
+    tags_are_added_moved_and_removed
+    an_image_in_use_is_not_removed_and_its_user_is_named
+    a_stored_image_is_not_built_again
 }
 
-fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
+fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
     store.build("hello", "team/app:1");
     for name in ["team/app:1", "docker.io/team/app:1", "docker://team/app:1"] {
         assert_eq!(store.run(&["cat", name, "hello"]), "hello");
@@ -52,7 +52,7 @@ fn an_image_in_the_store_can_be_used_wherever_a_file_can(store: &Store) {
     assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello");
 }
 
-fn a_file_comes_before_an_image_of_the_store(store: &Store) {
+fn a_file_takes_precedence_over_a_stored_image(store: &Store) {
     store.build("stored", "app");
     run(&mut store.command(&[
         "build",
@@ -94,7 +94,7 @@ fn a_failed_build_leaves_nothing(store: &Store) {
     }
 }
 
-fn names_are_given_moved_and_taken(store: &Store) {
+fn tags_are_added_moved_and_removed(store: &Store) {
     store.build("one", "app:1");
     store.run(&["tag", "app:1", "app:latest", "registry.example.org/app:v1"]);
     let images = store.images();
@@ -142,7 +142,7 @@ fn names_are_given_moved_and_taken(store: &Store) {
     store.fails(&["tag", "no-such", "app:3"], 5);
 }
 
-fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
+fn an_image_in_use_is_not_removed_and_its_user_is_named(store: &Store) {
     store.build("file", "app");
     let mountpoint = store.dir.path().join("mnt");
     std::fs::create_dir(&mountpoint).unwrap();
@@ -201,7 +201,7 @@ fn an_image_in_use_is_not_removed_and_it_is_said_by_whom(store: &Store) {
     assert_eq!(store.run(&["ls", "app"]), "newer\n");
 }
 
-fn what_is_there_is_not_built_again(store: &Store) {
+fn a_stored_image_is_not_built_again(store: &Store) {
     store.build("file", "first");
     let path = store.image("first")["path"].as_str().unwrap().to_owned();
     let source = format!("bfc:{path}");
@@ -235,7 +235,7 @@ fn what_is_there_is_not_built_again(store: &Store) {
 }
 
 #[test]
-fn zfs_an_image_that_was_sent_is_there() {
+fn zfs_a_store_shows_an_image_sent_into_it() {
     let Some(store) = Store::zfs() else { return };
     store.build("file", "registry.example.org/team/app:v1_RC");
     let sent = store.images().remove(0);
@@ -301,7 +301,7 @@ fn zfs_an_image_that_was_sent_is_there() {
 }
 
 #[test]
-fn an_image_that_was_copied_there_is_there() {
+fn a_store_shows_an_image_copied_into_it() {
     let (from, to) = (Store::directory(), Store::directory());
     let target = to.location.strip_prefix("dir:").unwrap();
     from.build("file", "registry.example.org/team/app:v1_RC");
@@ -329,7 +329,7 @@ fn an_image_that_was_copied_there_is_there() {
 }
 
 #[test]
-fn the_configuration_says_where_its_values_come_from() {
+fn config_show_names_the_origin_of_each_value() {
     let store = Store::directory();
     let config = store.dir.path().join("config.toml");
     let show = |text: &str, variable: Option<&str>, args: &[&str]| {

@@ -1,4 +1,4 @@
-//! What is in a store never changes, and what is taken from there is what it was.
+//! A stored image never changes, and damage does not spread from one to another.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use crate::bench::{Store, on_both};
 use crate::common::{Mounted, run, stderr};
 
 on_both! {
-    an_image_of_a_store_is_not_written_to_by_whatever_name
-    a_layer_on_top_makes_another_image_of_the_store
-    what_is_there_already_is_looked_at
-    damage_does_not_spread_and_force_mends_it
+    a_stored_image_is_never_written_to_under_any_name
+    an_added_layer_makes_another_stored_image
+    build_checks_the_image_that_exists
+    damage_does_not_spread_and_force_repairs_it
 }
 
 fn path_of(store: &Store, name: &str) -> PathBuf {
@@ -33,7 +33,7 @@ fn upper(store: &Store, path: &Path) -> PathBuf {
     upper
 }
 
-fn an_image_of_a_store_is_not_written_to_by_whatever_name(store: &Store) {
+fn a_stored_image_is_never_written_to_under_any_name(store: &Store) {
     store.build("file", "app");
     let path = path_of(store, "app");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o444);
@@ -86,7 +86,7 @@ fn an_image_of_a_store_is_not_written_to_by_whatever_name(store: &Store) {
     store.run(&["verify", "app"]);
 }
 
-fn a_layer_on_top_makes_another_image_of_the_store(store: &Store) {
+fn an_added_layer_makes_another_stored_image(store: &Store) {
     store.build("file", "app");
     let path = path_of(store, "app");
     let before = std::fs::read(&path).unwrap();
@@ -117,7 +117,7 @@ fn a_layer_on_top_makes_another_image_of_the_store(store: &Store) {
     store.run(&["verify", "--all"]);
 }
 
-/// Another image in place of one, as somebody's own program could do it.
+/// Replaces an image by another one, as any other program could.
 fn change(store: &Store, path: &Path) {
     let other = store.dir.path().join("other.bfc");
     run(&mut store.command(&[
@@ -154,7 +154,7 @@ fn with_dataset_writable(store: &Store, path: &Path, change: impl FnOnce()) {
     set("on");
 }
 
-fn what_is_there_already_is_looked_at(store: &Store) {
+fn build_checks_the_image_that_exists(store: &Store) {
     let source = store.source("file", b"file");
     let (source, oci) = (source.to_str().unwrap(), store.dir.path().join("oci"));
     run(&mut store.command(&["build", source, "-o", "made.bfc"]));
@@ -179,7 +179,7 @@ fn what_is_there_already_is_looked_at(store: &Store) {
     assert_eq!(store.images().len(), 1);
 }
 
-fn damage_does_not_spread_and_force_mends_it(store: &Store) {
+fn damage_does_not_spread_and_force_repairs_it(store: &Store) {
     let mut random = vec![0_u8; 1_000_000];
     std::io::Read::read_exact(
         &mut std::fs::File::open("/dev/urandom").unwrap(),
@@ -240,10 +240,9 @@ fn damage_does_not_spread_and_force_mends_it(store: &Store) {
     store.run(&["doctor"]);
 }
 
-/// A file that is in no store may be appended to; who would be left with an upper that does not fit
-/// is named first.
+/// `append` changes files outside a store; it first names the uppers that would no longer fit.
 #[test]
-fn uppers_that_would_be_orphaned_are_named_first() {
+fn append_names_uppers_that_it_would_orphan() {
     let store = Store::directory();
     let image = store.dir.path().join("loose.bfc");
     run(&mut store.command(&[

@@ -7,7 +7,7 @@ use crate::bench::{Store, on_both};
 use crate::common::stderr;
 
 on_both! {
-    twenty_processes_that_are_killed_at_any_point_lose_nothing
+    twenty_processes_killed_at_any_point_lose_nothing
 }
 
 /// A process that ends with the test at the latest.
@@ -28,7 +28,7 @@ impl Drop for Killed {
 
 /// For as long as `LXCRI_FS_TEST_SECONDS` says; the clearing up is what takes long on ZFS in an
 /// emulated VM.
-fn twenty_processes_that_are_killed_at_any_point_lose_nothing(store: &Store) {
+fn twenty_processes_killed_at_any_point_lose_nothing(store: &Store) {
     const PROCESSES: usize = 20;
     let seconds = std::env::var("LXCRI_FS_TEST_SECONDS")
         .ok()

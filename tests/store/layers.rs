@@ -33,7 +33,7 @@ fn base_and_derived(store: &Store) {
     ]);
 }
 
-/// Whichever goes, the other stays whole.
+/// Either image can be removed, and the other stays whole.
 fn either_may_go(store: &Store) {
     for goes in ["base", "derived"] {
         base_and_derived(store);

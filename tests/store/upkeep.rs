@@ -1,4 +1,4 @@
-//! `gc`, `df`, `verify --all` and `doctor` tell what a store has, also when it is full.
+//! `gc`, `df`, `verify --all` and `doctor` of a store, and a store that is full.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use crate::common::zfs::zfs;
 use serde_json::Value;
 
 on_both! {
-    gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it
-    df_adds_up
+    gc_removes_untagged_and_interrupted_images_and_counts_them
+    the_sizes_of_df_add_up
     verify_all_lists_what_is_damaged
-    a_store_that_is_full_has_nothing_half_in_it
-    doctor_tells_what_is_broken
+    a_full_store_has_no_partial_image
+    doctor_reports_damage
 }
 
-fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &Store) {
+fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
     store.run(&[
         "build",
         store.source("large", &vec![7; 9_000_000]).to_str().unwrap(),
@@ -100,7 +100,7 @@ fn gc_removes_what_has_no_name_and_what_was_interrupted_and_counts_it(store: &St
     assert_eq!(store.run(&["ls", "app"]), "new\n");
 }
 
-fn df_adds_up(store: &Store) {
+fn the_sizes_of_df_add_up(store: &Store) {
     assert_eq!(store.json(&["df", "--json"])["images"], 0);
     store.run(&[
         "build",
@@ -191,7 +191,7 @@ fn is_filled(store: &Store) {
     store.run(&["doctor"]);
 }
 
-fn a_store_that_is_full_has_nothing_half_in_it(store: &Store) {
+fn a_full_store_has_no_partial_image(store: &Store) {
     if let Some(dataset) = store.location.strip_prefix("zfs:") {
         store.build("first", "first");
         zfs(&["set", "quota=24M", dataset]);
@@ -202,7 +202,7 @@ fn a_store_that_is_full_has_nothing_half_in_it(store: &Store) {
     is_filled(&Store::in_directory(disk.path()));
 }
 
-fn doctor_tells_what_is_broken(store: &Store) {
+fn doctor_reports_damage(store: &Store) {
     let findings = |store: &Store| {
         let output = store.output(&["doctor", "--json"]);
         let text = String::from_utf8(output.stdout).unwrap();

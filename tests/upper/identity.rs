@@ -1,4 +1,4 @@
-//! What an upper is and whose it is: its record, and how it was written.
+//! What identifies an upper, which image and ids it belongs to, and how it was written.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Fixture, mounts, sh};
 
 #[test]
-fn an_upper_belongs_to_its_image_and_to_its_ids_and_to_one_mount() {
+fn an_upper_belongs_to_one_image_one_id_map_and_one_mount() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     {
@@ -63,9 +63,9 @@ fn an_upper_belongs_to_its_image_and_to_its_ids_and_to_one_mount() {
     );
 }
 
-/// Overlayfs is given descriptors: neither the length of a path nor what has become of it matters.
+/// Overlayfs gets descriptors: neither the length of a path matters nor what it names later.
 #[test]
-fn an_upper_is_told_by_what_it_is_not_by_its_path() {
+fn an_upper_is_identified_by_its_inode_not_by_its_path() {
     let fixture = Fixture::new();
     let long = fixture.upper(&["x".repeat(200), "y".repeat(200), "z".repeat(200)].join("/"));
     {
@@ -117,9 +117,9 @@ fn an_upper_is_told_by_what_it_is_not_by_its_path() {
     );
 }
 
-/// What would be lost among other things, or shown over an image that it was not written over.
+/// A directory with other files, or the upper of another image, is not used as an upper.
 #[test]
-fn what_is_no_upper_does_not_become_one() {
+fn a_directory_that_is_not_an_upper_does_not_become_one() {
     let fixture = Fixture::new();
     let refused = |name: &str, said: &str| {
         let output = fixture.try_mount(&["--upper", &fixture.upper(name)], "merged");
@@ -190,7 +190,7 @@ fn what_is_no_upper_does_not_become_one() {
 /// The record says how overlayfs wrote an upper; where its marks would be taken for something else,
 /// it is not mounted.
 #[test]
-fn an_upper_says_how_it_was_written() {
+fn an_upper_records_how_it_was_written() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     drop(fixture.mount(&["--upper", &upper], "merged"));
@@ -236,7 +236,7 @@ json.dump(record, open("lxcri-fs.json", "w"))"#;
 /// upper has those that were used: later kernels would show the image's old content under the
 /// others.
 #[test]
-fn an_upper_with_an_index_is_completed_where_there_can_be_none() {
+fn an_upper_with_an_index_is_completed_on_kernels_without() {
     let dir = tempfile::tempdir().unwrap();
     sh(
         dir.path(),

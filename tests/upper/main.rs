@@ -1,4 +1,4 @@
-//! Mounts that can be written to: what is promised of them, and what is refused.
+//! Mounts that can be written to: what they promise, and what they refuse.
 //!
 //! Needs root, and the tools that `tests/run.sh` installs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -126,7 +126,7 @@ fn mounts() -> String {
 }
 
 #[test]
-fn what_is_written_is_there_after_a_remount_and_the_image_is_as_it_was() {
+fn a_remount_shows_what_was_written_and_the_image_is_unchanged() {
     let fixture = Fixture::new();
     let before = sh(fixture.dir.path(), "sha256sum image.bfc");
     let upper = fixture.upper("upper");
@@ -197,7 +197,7 @@ fn copy_up_keeps_inode_number_owner_mode_capabilities_and_attributes() {
 }
 
 #[test]
-fn an_ephemeral_upper_takes_its_size_and_leaves_nothing() {
+fn an_ephemeral_upper_has_the_given_size_and_leaves_nothing() {
     let fixture = Fixture::new();
     {
         let _mounted = fixture.mount(&["--ephemeral=2000000"], "merged");
@@ -295,7 +295,7 @@ fn any_path_can_be_an_upper() {
 }
 
 #[test]
-fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
+fn an_idmapped_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     let _mounted = fixture.mount(
@@ -338,7 +338,7 @@ fn a_shifted_container_sees_its_own_ids_and_the_disk_has_the_hosts() {
 }
 
 #[test]
-fn in_a_user_namespace_of_ones_own_an_upper_needs_no_root() {
+fn an_upper_in_a_user_namespace_needs_no_root() {
     let fixture = Fixture::new();
     sh(
         fixture.dir.path(),
@@ -363,7 +363,7 @@ fn in_a_user_namespace_of_ones_own_an_upper_needs_no_root() {
 }
 
 #[test]
-fn a_worker_that_dies_costs_neither_readers_nor_writers_an_error() {
+fn the_death_of_a_worker_causes_no_read_or_write_error() {
     let fixture = Fixture::new();
     let _mounted = fixture.mount(&["--upper", &fixture.upper("upper")], "merged");
     let merged = fixture.path("merged");
@@ -395,7 +395,7 @@ fn a_worker_that_dies_costs_neither_readers_nor_writers_an_error() {
 }
 
 #[test]
-fn unmounting_undoes_what_was_done_whatever_has_happened_meanwhile() {
+fn umount_undoes_all_mounts_of_an_upper_in_any_state() {
     let fixture = Fixture::new();
     let umount = |name: &str| {
         lxcri_fs()
@@ -445,7 +445,7 @@ fn unmounting_undoes_what_was_done_whatever_has_happened_meanwhile() {
 }
 
 #[test]
-fn options_of_fstab_say_the_same() {
+fn fstab_options_mount_an_upper() {
     let fixture = Fixture::new();
     let upper = fixture.upper("upper");
     {

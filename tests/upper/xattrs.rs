@@ -1,5 +1,5 @@
-//! Extended attributes under an upper: what the image has is seen, whether it is in a layer of its
-//! own or in the image's mount.
+//! Extended attributes under an upper: those of the image are visible, whether a layer of their own
+//! holds them or the image's mount.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ const FEW: &str = r"
     setfattr -n user.root -v r .
     chmod 750 .";
 
-/// How often the image was asked for attributes.
+/// How many requests for attributes the image got.
 fn asked(dir: &Path) -> u64 {
     ["getxattr", "listxattr"]
         .iter()
@@ -112,7 +112,7 @@ fn within(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
 }
 
 #[test]
-fn few_attributes_are_seen_and_the_image_is_not_asked_for_them() {
+fn few_attributes_are_visible_without_requests_to_the_image() {
     let fixture = Fixture::new(FEW);
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral"], "merged");
     assert_same_tree(&tree(&fixture.root), &tree(&dir));
@@ -135,7 +135,7 @@ fn few_attributes_are_seen_and_the_image_is_not_asked_for_them() {
 }
 
 #[test]
-fn they_are_seen_below_a_subdirectory_and_with_the_ids_of_a_container() {
+fn attributes_are_visible_in_subdirectory_and_idmapped_mounts() {
     let fixture = Fixture::new(FEW);
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral", "--subdir", "a/b"], "sub");
     assert_same_tree(&within(&fixture.root.join("a/b")), &within(&dir));
@@ -154,7 +154,7 @@ fn they_are_seen_below_a_subdirectory_and_with_the_ids_of_a_container() {
 }
 
 #[test]
-fn what_has_attributes_can_be_changed_and_committed() {
+fn files_with_attributes_can_be_changed_and_committed() {
     let fixture = Fixture::new(FEW);
     let upper = fixture.dir.path().join("upper");
     let args = ["--upper", upper.to_str().unwrap()];
@@ -185,7 +185,7 @@ fn what_has_attributes_can_be_changed_and_committed() {
 }
 
 #[test]
-fn many_attributes_are_seen_too() {
+fn many_attributes_are_visible() {
     let fixture = Fixture::new(
         "mkdir d; for i in $(seq 1100); do echo $i > d/$i; done; setfattr -n user.label -v l d/*; \
          setfattr -n user.d -v d d",
@@ -196,7 +196,7 @@ fn many_attributes_are_seen_too() {
 }
 
 #[test]
-fn too_much_to_keep_in_memory_is_seen_too() {
+fn attributes_too_large_for_memory_are_visible() {
     let fixture = Fixture::new(
         "v=$(head -c 3500 /dev/zero | tr '\\0' v); for i in $(seq 320); do echo > $i; setfattr -n \
          user.v -v $i$v $i; done",
@@ -206,10 +206,10 @@ fn too_much_to_keep_in_memory_is_seen_too() {
     assert!(!has_layer(&dir));
 }
 
-/// An image whose files have attributes of overlayfs tells it nothing by them, whether the image
-/// shows its attributes itself or a layer does.
+/// Overlayfs ignores its own attributes on files of an image, whether the image's mount shows them
+/// or a layer does.
 #[test]
-fn an_image_has_nothing_to_tell_overlayfs() {
+fn attributes_of_an_image_are_no_marks_for_overlayfs() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"
 import io, tarfile

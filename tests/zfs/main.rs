@@ -16,7 +16,7 @@ use std::sync::{PoisonError, RwLock};
 use common::zfs::{Scratch, directory, pool, property, zfs};
 use common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
 
-/// An image of a small tree, with what copying up may lose.
+/// An image of a small tree, with attributes that copy-up may lose.
 fn image(dir: &Path) -> PathBuf {
     let source = dir.join("source");
     for path in ["etc", "usr/bin", "data/deep"] {
@@ -117,7 +117,7 @@ fn fails(code: i32, command: &mut Command) -> Output {
     output
 }
 
-/// Writes in most of the ways there are.
+/// Changes a tree in most of the ways that exist.
 fn change(root: &Path) {
     std::fs::write(root.join("etc/hostname"), "container\n").unwrap();
     std::fs::remove_file(root.join("etc/removed")).unwrap();
@@ -146,7 +146,7 @@ fn filetime(path: &Path) {
 }
 
 #[test]
-fn zfs_an_upper_is_made_and_keeps_what_is_written() {
+fn zfs_an_upper_is_created_and_keeps_what_is_written() {
     let Some(setup) = Setup::new() else { return };
     let before = std::fs::read(&setup.image).unwrap();
     let mounted = setup.mount("web", &[]);
@@ -246,7 +246,7 @@ fn zfs_a_full_quota_loses_nothing() {
 }
 
 #[test]
-fn zfs_umount_works_with_the_dataset_gone_and_twice() {
+fn zfs_umount_works_twice_and_without_the_dataset() {
     let Some(setup) = Setup::new() else { return };
     let mounted = setup.mount("web", &[]);
     std::fs::write(mounted.0.join("file"), "x").unwrap();
@@ -266,7 +266,7 @@ fn zfs_umount_works_with_the_dataset_gone_and_twice() {
 }
 
 #[test]
-fn zfs_what_cannot_be_an_upper_is_refused_with_the_reason() {
+fn zfs_a_dataset_that_cannot_be_an_upper_is_refused_with_the_reason() {
     let Some(setup) = Setup::new() else { return };
     let dir = setup.directory("mnt");
     let mount = |upper: &str| {
@@ -350,7 +350,7 @@ fn zfs_a_mounted_upper_is_committed_from_a_snapshot() {
 }
 
 #[test]
-fn zfs_an_upper_goes_to_another_pool_by_send_and_receive() {
+fn zfs_send_and_receive_move_an_upper_to_another_pool() {
     let Some(setup) = Setup::new() else { return };
     let mounted = setup.mount("web", &[]);
     change(&mounted.0);

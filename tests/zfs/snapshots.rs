@@ -9,7 +9,7 @@ use crate::common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
 use super::{Setup, change, fails};
 
 #[test]
-fn zfs_a_rollback_brings_back_what_a_snapshot_had() {
+fn zfs_a_rollback_restores_everything_a_snapshot_holds() {
     let Some(setup) = Setup::new() else { return };
     let mounted = setup.mount("web", &["-o", "suid,nodev"]);
     let (root, upper) = (&mounted.0, setup.upper("web"));
@@ -127,7 +127,7 @@ fn zfs_a_rollback_sees_mounts_of_other_namespaces() {
 }
 
 #[test]
-fn zfs_an_encrypted_images_mount_is_rolled_back_without_its_password() {
+fn zfs_the_mount_of_an_encrypted_image_is_rolled_back_without_its_password() {
     let Some(setup) = Setup::new() else { return };
     let (dir, upper) = (setup.directory("web"), setup.upper("web"));
     let image = crate::common::golden("zstd-keyfile.bfc");
@@ -150,7 +150,7 @@ fn zfs_an_encrypted_images_mount_is_rolled_back_without_its_password() {
 }
 
 #[test]
-fn zfs_a_clone_goes_on_beside_its_origin() {
+fn zfs_a_clone_and_its_origin_continue_independently() {
     let Some(setup) = Setup::new() else { return };
     let first = setup.mount("web1", &["--idmap", "0:100000:65536"]);
     let change_hostname = |root: &Path, text: &str| {

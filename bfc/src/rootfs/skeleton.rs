@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn the_reader_reads_what_the_writer_writes() {
         let mut writer = SkeletonWriter::new().unwrap();
         writer.raw(b"head").unwrap();
         writer.raw(b"er").unwrap();

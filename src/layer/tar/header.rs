@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn the_reader_reads_what_the_writer_writes() {
         let new = NewHeader {
             kind: b'3',
             name: b"dev/null",
