@@ -93,7 +93,7 @@ E
             ! hook /run/other "$name" || fail "$name"
         done
         ! hook /run/other c
-        grep -q 'has its root file system on /run/b/rootfs, not on /run/other/rootfs' err ||
+        grep -q 'of container c belongs on /run/b/rootfs, not on /run/other/rootfs' err ||
             fail "$(cat err)"
         sed -i.ready 's,"state": *"ready","state": "deleting",' store/containers/c/container.json
         ! cmp -s store/containers/c/container.json*
