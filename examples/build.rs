@@ -1,4 +1,4 @@
-//! Builds an image of a directory, an OCI layout or an archive: `cargo run --example build SOURCE
+//! Builds an image from a directory, an OCI layout or an archive: `cargo run --example build SOURCE
 //! IMAGE`.
 
 use std::error::Error;

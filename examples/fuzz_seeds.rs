@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             vec![base()?, upper()?],
         )?;
         for kind in [name, &format!("{name}-layers")] {
-            // Without its section, it is as one of anyone's.
+            // Without its section, it is a plain v1 image.
             let mut bytes = std::fs::read(dir.join(kind))?;
             let locator = mend::index_range(&bytes).ok_or("no index")?.end - LOCATOR_LEN;
             bytes[locator..locator + 8].fill(0);

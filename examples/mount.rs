@@ -1,5 +1,5 @@
-//! Mounts an image, with what is written kept in a directory, until a line is read: `cargo run
-//! --example mount IMAGE UPPER DIR`. As root.
+//! Mounts an image with an upper in a directory, until it reads a line: `cargo run --example mount
+//! IMAGE UPPER DIR`. Run it as root.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Pulls an image of a registry into a store: `cargo run --example pull REFERENCE DIR`.
+//! Pulls an image from a registry into a store: `cargo run --example pull REFERENCE DIR`.
 
 use std::error::Error;
 

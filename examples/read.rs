@@ -1,4 +1,4 @@
-//! Prints a file of an image, without mounting it: `cargo run --example read IMAGE PATH`.
+//! Prints a file from an image without mounting it: `cargo run --example read IMAGE PATH`.
 #![allow(clippy::disallowed_methods)] // The bytes of the file, as they are.
 
 use std::error::Error;

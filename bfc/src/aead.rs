@@ -1,6 +1,6 @@
 //! ChaCha20-Poly1305 (RFC 8439) over streams of any length in bounded memory.
 //!
-//! The `chacha20poly1305` crate wants the whole message in memory, and v1 seals whole files.
+//! The `chacha20poly1305` crate needs the whole message in memory, while v1 encrypts whole files.
 
 use std::io::{self, Read};
 
@@ -36,10 +36,10 @@ pub fn seal(key: &Key, nonce: &[u8; NONCE_LEN], aad: &[u8], message: &[u8]) -> R
     Ok(out)
 }
 
-/// Opens what [`seal`] made, in place; the message is what is returned.
+/// Decrypts in place what [`seal`] made, and returns the message.
 ///
 /// # Errors
-/// `None` when the tag does not fit: another key, other associated data, or changed bytes.
+/// `None` if the tag is wrong: for another key, other associated data, or changed bytes.
 pub fn open<'a>(key: &Key, aad: &[u8], sealed: &'a mut [u8]) -> Option<&'a mut [u8]> {
     let (nonce, rest) = sealed.split_first_chunk_mut::<NONCE_LEN>()?;
     let (message, tag) = rest.split_last_chunk_mut::<TAG_LEN>()?;
@@ -87,7 +87,7 @@ impl<R: Read> Opener<R> {
     /// Opens the `stored` bytes of `inner`.
     ///
     /// # Errors
-    /// What `inner` fails with, or `InvalidData` when there is no room for nonce and tag.
+    /// The errors of `inner`, or `InvalidData` if `stored` is shorter than nonce and tag.
     pub fn new(mut inner: R, stored: u64, key: &Key, aad: &[u8]) -> io::Result<Self> {
         let left = stored
             .checked_sub(OVERHEAD as u64)

@@ -38,9 +38,9 @@ impl std::fmt::Debug for Container {
 }
 
 impl Container {
-    /// Opens a file: checks its header, and finds its footer: where the header says that the image
-    /// ends, or, when it does not say, at the end of the file. What follows was never finished, and
-    /// is not looked at; [`Container::torn`] says that there is something.
+    /// Opens a file: checks its header and finds its footer, at the length that the header gives,
+    /// or at the end of the file if it gives none. Bytes after that are left from an interrupted
+    /// write, and are ignored; [`Container::torn`] reports them.
     ///
     /// # Errors
     /// [`Error::NotBfc`], [`Error::HeaderCrc`], [`Error::CutOff`], [`Error::NoFooter`],
@@ -70,8 +70,7 @@ impl Container {
         }
         let (header_bytes, flavour) = read_header(&*source)?;
         let header = Header::parse(&header_bytes);
-        // Asked for again: what was appended before the header was read may have been written after
-        // the first answer.
+        // Read again, because the file may have grown before the header was read.
         let found = len()?;
         let end = if header.committed == 0 {
             found
@@ -129,13 +128,13 @@ impl Container {
         self.footer
     }
 
-    /// The header's bytes, with what this crate does not know of them.
+    /// The header's bytes, including unknown fields.
     pub(crate) fn header_bytes(&self) -> &[u8; HEADER_LEN] {
         &self.header_bytes
     }
 
-    /// Where the image ends, when something follows it: what was never finished, or is just being
-    /// appended.
+    /// Offset at which the image ends, if something follows it: the remains of an interrupted
+    /// write, or an append in progress.
     pub fn torn(&self) -> Option<u64> {
         self.torn.then_some(self.len)
     }
@@ -178,9 +177,9 @@ impl Container {
     }
 }
 
-/// The header's bytes and which CRC they have. Reading and writing a sector may overlap where a
-/// file system does not lock: somebody who appends writes it once, so bytes that are of both
-/// headers are read again.
+/// The header's bytes and their CRC flavour. On a file system without locking, reading the sector
+/// may overlap with the write of an append. That writes it only once, so a mixture of both headers
+/// is read again.
 fn read_header(source: &dyn ReadAt) -> Result<([u8; HEADER_LEN], Flavour)> {
     /// How often the header is read in all, and how long it is waited between.
     const READS: u32 = 10;
@@ -233,7 +232,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Parses the blob. Memory follows the entries that are there, not the count that is claimed.
+    /// Parses the blob. Memory depends on the actual entries, not on the claimed count.
     ///
     /// # Errors
     /// [`Error::Index`], [`Error::Unsupported`].

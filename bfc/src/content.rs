@@ -1,4 +1,4 @@
-//! Content: from stored bytes back to the original ones, checked.
+//! Decodes contents: stored bytes become the original ones, and are checked.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
@@ -30,8 +30,8 @@ pub struct Decoder<'a> {
     pub flavour: Flavour,
     /// The key, for encrypted content.
     pub key: Option<&'a Key>,
-    /// Whether to check stored bytes against their BLAKE3 before they are decoded, besides the CRC
-    /// of what comes out.
+    /// Whether to check stored bytes against their BLAKE3 before decoding, besides the CRC of the
+    /// result.
     pub check_hash: bool,
 }
 
@@ -142,7 +142,7 @@ impl Decoder<'_> {
     }
 
     /// Decodes consecutive frames of a content, the first of them number `first`, into `out`, which
-    /// is as long as their originals. What is stored of them is read at once.
+    /// is as long as their originals. Reads their stored bytes with one read.
     ///
     /// # Errors
     /// As [`Decoder::whole`].
@@ -195,8 +195,8 @@ impl Decoder<'_> {
         })
     }
 
-    /// Reads `stored` bytes at `offset` into a buffer of this thread's. It is no longer than
-    /// `limit`, which comes from what the caller asked for.
+    /// Reads `stored` bytes at `offset` into this thread's buffer, which is at most `limit` bytes
+    /// long.
     fn with_stored(
         &self,
         offset: u64,
@@ -351,8 +351,8 @@ fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ()> {
     ZSTD.with_borrow_mut(|slot| {
         if slot.is_none() {
             let mut new = Decompressor::new().map_err(drop)?;
-            // Our own checksum, of what comes out, follows; zstd's is for decoders without one, and
-            // costs 10 µs a frame.
+            // BFC's checksum of the result is checked next; zstd's is for other decoders, and costs
+            // 10 µs a frame.
             new.set_parameter(zstd::zstd_safe::DParameter::ForceIgnoreChecksum(true))
                 .map_err(drop)?;
             *slot = Some(new);

@@ -1,7 +1,7 @@
 //! CRC-32C in the two flavours that BFC files use (FORMAT.md, "Checksums").
 
-/// Which CRC a file's writer computed. The polynomial is Castagnoli's in both; `header_crc` tells
-/// which one a file uses, and every other CRC of that file follows it.
+/// Which CRC a file's writer computed. The polynomial is Castagnoli's in both; `header_crc` shows
+/// which one a file uses, for all its CRCs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     /// Initial value 0 and no final inversion: what the reference tool computes with hardware CRC

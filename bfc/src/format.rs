@@ -1,5 +1,5 @@
-//! The structures of BFC v1, as FORMAT.md tells them: nothing but bytes and fields.
-//! All integers are little-endian, all structures packed.
+//! The structures of BFC v1, as FORMAT.md defines them: only bytes and fields. All integers are
+//! little-endian, all structures packed.
 
 /// Length of the header, bytes.
 pub const HEADER_LEN: usize = 4096;
@@ -141,7 +141,7 @@ pub fn align(len: u64) -> u64 {
 pub struct Header {
     /// CRC over the bytes 12..4096, in the file's flavour.
     pub crc: u32,
-    /// Block size that the writer was told; of no consequence to a reader.
+    /// Block size that the writer was given; readers ignore it.
     pub block_size: u32,
     /// Feature bits; unknown ones are accepted.
     pub features: u64,
@@ -149,8 +149,8 @@ pub struct Header {
     pub uuid: [u8; 16],
     /// Salt for the password; Argon2id uses the first 16 bytes.
     pub salt: [u8; 32],
-    /// Where the image ends, bytes: nothing behind this counts. 0 when the header does not say; the
-    /// file's end is the image's then.
+    /// Length of the image, bytes; everything after it is ignored. 0 if the header does not give
+    /// it: the image then ends with the file.
     pub committed: u64,
     /// How often the image was written: 1 when it is new, one more with each append. 0 when the
     /// header does not say where the image ends.
@@ -348,7 +348,7 @@ pub struct Footer {
 }
 
 impl Footer {
-    /// The fields of the bytes, if both magics are there.
+    /// Parses the bytes, if both magics are present.
     pub fn parse(b: &[u8; FOOTER_LEN]) -> Option<Self> {
         (b[..8] == FOOTER_START && b[48..] == FOOTER_END).then(|| Self {
             index_size: u64_at(b, 8),

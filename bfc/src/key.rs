@@ -1,4 +1,4 @@
-//! Keys: from a password as the reference tool derives them, or from a key file.
+//! Keys, from a password as the reference tool derives them, or from a key file.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
-/// Associated data of the empty message that tells whether a key fits a rootfs section.
+/// Associated data of the empty message that checks a key for a rootfs section.
 pub const CHECK_AAD: &[u8] = b"BFC key check";
 
 /// Length of a key, bytes.
 pub const KEY_LEN: usize = 32;
 
-/// What a person has: a password, from which each image derives its own key, or the key itself.
+/// A user's secret: a password, from which each image derives its own key, or the key itself.
 #[derive(Clone)]
 pub enum Secret {
     /// A password, bytes as typed, without a line end.

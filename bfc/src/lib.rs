@@ -1,9 +1,9 @@
-//! BFC, a container of files in one file, and the rootfs section that makes it a complete root file
-//! system.
+//! BFC, a format that stores many files in one file, and the rootfs section that makes it a
+//! complete root file system.
 //!
-//! This crate knows bytes: no FUSE, no OCI, no ZFS. FORMAT.md beside it is the specification. Any
-//! byte of an image may be hostile: every length and offset is checked before it is used, and
-//! memory stays proportional to what is there, not to what is claimed.
+//! This crate handles bytes only: no FUSE, no OCI, no ZFS. FORMAT.md beside it is the
+//! specification. Any byte of an image may be hostile: every length and offset is checked before it
+//! is used, and memory depends on the actual size, not on claimed sizes.
 
 #![forbid(unsafe_code)]
 #![warn(unreachable_pub)]

@@ -1,5 +1,5 @@
-//! Where the bytes of an image come from: one small trait, so that a file, a byte slice or later a
-//! remote store can stand behind it.
+//! The source of an image's bytes: a small trait, which a file, a byte slice or later a remote
+//! store can implement.
 
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -40,8 +40,8 @@ impl ReadAt for std::fs::File {
     }
 
     fn len(&self) -> io::Result<u64> {
-        // The metadata of a block device do not say, and who is confined may not ask for them. The
-        // offset that this moves is nobody's: all reads are at offsets of their own.
+        // The metadata of a block device do not contain its length, and a confined process may not
+        // read them. Moving the file offset is harmless: all reads give their own offsets.
         (&*self).seek(SeekFrom::End(0))
     }
 }

@@ -1,4 +1,4 @@
-//! Adding layers to an image, in place.
+//! Adds layers to an image in place.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -22,12 +22,12 @@ pub struct AppendOptions {
     pub sources: super::sources::SourceOptions,
 }
 
-/// Puts the layers of `images` on top of the image at `path`. Until the last write, which is of the
-/// header, the image is what it was: what is not finished is cut off again, or, when the process is
-/// killed, not looked at by whoever opens the image.
+/// Puts the layers of `images` on top of the image at `path`. Until the last write, that of the
+/// header, the image is unchanged: unfinished work is cut off again or, if the process is killed,
+/// ignored by readers.
 ///
 /// # Errors
-/// [`Error`]; the image is then as it was.
+/// [`Error`]; the image is unchanged then.
 pub fn append(
     path: &Path,
     images: Vec<SourceImage>,

@@ -1,4 +1,4 @@
-//! An image that is continued: in place, or from a copy of its first layers.
+//! An image to continue, in place or from a copy of its first layers.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -87,7 +87,7 @@ impl Base {
         })
     }
 
-    /// How many of these layers the image has at its head.
+    /// How many of these layers the image begins with.
     pub fn common(&self, diff_ids: &[Option<Digest>]) -> usize {
         let same = |(layer, wanted): (&LayerEntry, &Option<Digest>)| {
             wanted.is_some_and(|d| d.0 == layer.record.diff_id)
@@ -172,8 +172,8 @@ impl Base {
         })
     }
 
-    /// Takes away what stands behind the image in its file; without this the image is as valid, and
-    /// longer. Does nothing when the header says meanwhile that it belongs to the image.
+    /// Cuts off what follows the image in its file, which is harmless but takes space. Does nothing
+    /// if the header now says that it belongs to the image.
     pub fn cut(&self, file: &File) {
         let end = self.container.len();
         let now = file

@@ -1,4 +1,4 @@
-//! The image configuration: kept as it was found, or brought in line with layers that were added.
+//! The image configuration: kept unchanged, or adapted to layers that were added.
 
 use serde_json::{Map, Value, json};
 
@@ -10,15 +10,15 @@ use super::sources::Platform;
 pub(super) struct LayerFact<'a> {
     /// Its diff_id.
     pub diff_id: Digest,
-    /// What its history entry says.
+    /// Comment for its entry in the history.
     pub created_by: &'a [u8],
 }
 
-/// The configuration of an image with these layers. `found` is what the source had: returned as it
-/// is, digest and all, when its layers are the same ones.
+/// The configuration of an image with these layers. `found` is the source's, which is returned
+/// unchanged if it names the same layers.
 ///
 /// # Errors
-/// [`Error::Document`] when `found` is no JSON object.
+/// [`Error::Document`] if `found` is not a JSON object.
 pub(super) fn config(
     found: &[u8],
     layers: &[LayerFact<'_>],

@@ -1,4 +1,4 @@
-//! What an image's tree has, as a tar takes it.
+//! Passes the content of an image's tree to a tar.
 
 use std::io::{self, Read};
 
@@ -10,10 +10,10 @@ use crate::fs::Rootfs;
 /// How much content is decoded at a time, bytes.
 const PIECE: usize = 1 << 20;
 
-/// What a tar says of an inode.
+/// The attributes of an inode for a tar.
 ///
 /// # Errors
-/// When the image is damaged.
+/// If the image is damaged.
 pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Result<Attr> {
     Ok(Attr {
         mode: inode.mode,
@@ -29,7 +29,7 @@ pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Re
     })
 }
 
-/// Reads a file's content. Keeps what went wrong, which an [`io::Error`] cannot hold well.
+/// Reads a file's content. Keeps the error, for which an [`io::Error`] has no room.
 pub(super) struct ContentReader<'a> {
     rootfs: &'a Rootfs,
     ino: u32,
@@ -52,7 +52,8 @@ impl<'a> ContentReader<'a> {
         }
     }
 
-    /// What writing the content somewhere has come to, the image's error first.
+    /// Combines the results of reading the image and of writing the content; the image's error
+    /// comes first.
     ///
     /// # Errors
     /// The image's, or the writer's.

@@ -1,4 +1,4 @@
-//! Building images: sources become layer tars, layer tars become contents, skeletons and a merged
+//! Builds images: sources become layer tars; layer tars become contents, skeletons and a merged
 //! tree.
 //!
 //! A layer is always a tar stream, whatever its source was. [`crate::layer::read`] parses it, its
@@ -39,18 +39,18 @@ pub const MAX_SIZE: u64 = 1 << 40;
 /// How to build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// Where the image goes.
+    /// The image file to write.
     pub output: PathBuf,
-    /// Whether to replace what is there.
+    /// Whether to replace an existing file.
     pub force: bool,
     /// How sources are opened.
     pub sources: sources::SourceOptions,
     /// How the image is written.
     pub write: WriteOptions,
-    /// An image whose first layers are taken over where they are the ones to build, instead of
-    /// being read again. Its frame length, and its salt, are then the new image's.
+    /// An image whose first layers are reused if the sources have the same, instead of reading them
+    /// again. The new image then has its frame length and its salt.
     pub base: Option<PathBuf>,
-    /// Whether there is a clone of that image already where the image goes: it is written over.
+    /// Whether the image file is already a clone of that image, which is overwritten.
     pub is_clone: bool,
 }
 
@@ -65,19 +65,19 @@ pub struct BuiltLayer {
     pub entries: u64,
 }
 
-/// What was built.
+/// An image that was built.
 #[derive(Debug)]
 pub struct Built {
-    /// What the writer says.
+    /// The writer's result.
     pub image: Written,
     /// The layers, lowest first.
     pub layers: Vec<BuiltLayer>,
 }
 
-/// Builds an image of `images`, the first of which is the lowest, and gives it its configuration.
+/// Builds an image from `images`, lowest first, with its configuration.
 ///
 /// # Errors
-/// [`Error`]; nothing is then left at the output's path but what was there before.
+/// [`Error`]; an existing file is unchanged then, and nothing else is left.
 pub fn build(
     images: Vec<SourceImage>,
     options: &BuildOptions,
@@ -127,7 +127,7 @@ pub fn build(
     Ok(built)
 }
 
-/// What a build begins with: nothing, or the first layers of another image.
+/// The start of a build: nothing, or the first layers of another image.
 struct Start {
     writer: ImageWriter,
     tree: Tree,
@@ -176,8 +176,7 @@ fn start(diff_ids: &[Option<Digest>], output: &Output, options: &BuildOptions) -
     })
 }
 
-/// Writes what follows the contents: the configuration brought in line with the layers, the tree,
-/// the indexes.
+/// Writes what follows the contents: the adapted configuration, the tree, and the indexes.
 fn finish(
     writer: ImageWriter,
     tree: Tree,
@@ -305,8 +304,8 @@ fn read_layer(
 
 /// Fails early if there is not enough space.
 fn check_space(images: &[SourceImage], output: &Output, options: &BuildOptions) -> Result<()> {
-    // An image is about as large as its compressed layers. What is not compressed yet shrinks, by
-    // how much is not known: a fifth is what it needs at least.
+    // An image is about as large as its compressed layers. Uncompressed layers shrink by an unknown
+    // factor, which is assumed to be at most five.
     let estimate =
         |layer: &sources::SourceLayer| match (layer.compressed, options.write.compression) {
             (false, Compression::Zstd) => layer.size / 5,

@@ -1,4 +1,4 @@
-//! The file that an image is written into: it has no name until it is complete.
+//! The file for a new image, which has no name until it is complete.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,22 +20,22 @@ pub struct Output {
     name: Name,
 }
 
-/// Which name it has until it is complete.
+/// The name of the file until it is complete.
 #[derive(Debug)]
 enum Name {
     /// None.
     None,
     /// A temporary one, where the file system cannot make files without.
     Temporary(tempfile::TempPath),
-    /// Its own: the file was somebody else's to make, and is theirs to remove.
+    /// Its final name: the caller has made the file, and removes it.
     Final,
 }
 
 impl Output {
-    /// Begins a file that will be at `path`. `force` replaces what is there.
+    /// Begins a file for `path`. `force` replaces an existing file.
     ///
     /// # Errors
-    /// [`Error::Io`], also when something is there already.
+    /// [`Error::Io`], also if something exists there already.
     pub fn create(path: &Path, force: bool) -> Result<Self> {
         let dir = parent(path);
         if !force && path.symlink_metadata().is_ok() {
@@ -45,7 +45,7 @@ impl Output {
             return Err(Error::io("writing", path)(std::io::ErrorKind::IsADirectory));
         }
         let failed = || Error::io("making a file in", &dir);
-        // A file without a name goes with the process, whatever ends it.
+        // A file without a name ends with the process, even if it is killed.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let (file, name) = match rustix::fs::open(&dir, flags, Mode::from_raw_mode(0o666)) {
             Ok(fd) => (File::from(fd), Name::None),
@@ -101,7 +101,7 @@ impl Output {
     /// Gives the file its name; it has been synced.
     ///
     /// # Errors
-    /// [`Error::Io`], also when something is there meanwhile.
+    /// [`Error::Io`], also if something exists there meanwhile.
     pub fn publish(self) -> Result<()> {
         let failed = || Error::io("writing", &self.path);
         match self.name {

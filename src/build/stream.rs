@@ -1,4 +1,4 @@
-//! A tar on its way from the thread that makes it (decompression, a directory walk) to the one that
+//! Passes a tar from the thread that makes it (decompression, a directory walk) to the one that
 //! parses it.
 
 use std::io::{self, Read, Write};
@@ -32,8 +32,7 @@ pub(super) fn channel() -> (TarWriter, TarReader) {
     (writer, reader)
 }
 
-/// The end that is written to. Dropping it ends the stream, so what was written last must have been
-/// flushed.
+/// The writing end. Dropping it ends the stream, so the last write must be flushed before.
 pub(super) struct TarWriter {
     pieces: SyncSender<Vec<u8>>,
     /// Pieces that were read, to be filled again.
@@ -61,14 +60,14 @@ impl Write for TarWriter {
             .unwrap_or_else(|_| Vec::with_capacity(PIECE));
         next.clear();
         let full = std::mem::replace(&mut self.piece, next);
-        // The reader is gone only when it has failed, and then tells why.
+        // The reader ends early only if it has failed, and it reports why.
         self.pieces
             .send(full)
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
-/// The end that is read; it hashes what passes through.
+/// The reading end, which hashes what passes through.
 pub(super) struct TarReader {
     pieces: Receiver<Vec<u8>>,
     give_back: SyncSender<Vec<u8>>,
@@ -85,7 +84,7 @@ impl TarReader {
         self.ended
     }
 
-    /// SHA-256 and length of all that passed through.
+    /// SHA-256 and length of everything that passed through.
     pub(super) fn finish(self) -> ([u8; 32], u64) {
         (self.hash.finalize().into(), self.read)
     }

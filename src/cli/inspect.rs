@@ -117,7 +117,7 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
         Some(Answer::Dead) => {
             "mounted, but no process serves it any more (`lxcri-fs mount --all` mounts it again)"
         }
-        Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` tells more)",
+        Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` shows since when)",
         None => "not mounted",
     };
     writeln!(

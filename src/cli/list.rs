@@ -100,7 +100,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
 fn unlisted(name: &Name, error: &store::Error) -> Error {
     let hint = match error {
         store::Error::Zfs(error) if error.is_out_of_reach() => error.hint(),
-        _ => Some("`lxcri-fs doctor` tells more".to_owned()),
+        _ => Some("`lxcri-fs doctor` shows what is wrong".to_owned()),
     };
     let exit = if error.is_wrong() {
         Exit::Damaged

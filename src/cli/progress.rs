@@ -11,7 +11,7 @@ use super::output::{is_terminal, note, size};
 use crate::image::{Events, Step};
 use crate::store::Reference;
 
-/// Progress of work of which it is told how much there is when a step of it begins.
+/// Progress of work; the size of each step is known when it begins.
 pub(super) struct Work {
     what: &'static str,
     step: RwLock<Option<Progress>>,

@@ -1,8 +1,9 @@
-//! Decoded content that can only be decoded whole: what the reference tool's images hold.
+//! A cache of decoded content that can only be decoded as a whole, as in images of the reference
+//! tool.
 //!
-//! Bounded in bytes. When many ask for one content at once, one decodes it and the others wait.
-//! What is larger than the cache goes into an unlinked temporary file; all those files together are
-//! bounded, too.
+//! It is bounded in bytes. If several readers request a content at the same time, one decodes it
+//! and the others wait. Content that is larger than the cache goes to an unlinked temporary file;
+//! all these files together are bounded too.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,7 +27,7 @@ pub(super) enum Decoded {
     File(File, Share),
 }
 
-/// A part of what temporary files may take together, bytes; given back when the file is closed.
+/// A part of the limit for temporary files, in bytes; returned when the file is closed.
 #[derive(Debug)]
 pub(super) struct Share {
     size: u64,
@@ -75,7 +76,7 @@ impl Decoded {
         }
     }
 
-    /// What it takes of the cache, bytes.
+    /// The space that it takes in the cache, bytes.
     fn cost(&self) -> u64 {
         match self {
             Decoded::Memory(bytes) => bytes.len() as u64,
@@ -84,7 +85,7 @@ impl Decoded {
     }
 }
 
-/// Where decoded bytes go while they are decoded.
+/// The destination of decoded bytes.
 pub(super) enum Sink {
     Memory(Vec<u8>),
     File(File, Share),
@@ -109,7 +110,7 @@ type Slot = Arc<OnceLock<Result<Decoded, Arc<Error>>>>;
 pub(super) struct Cache {
     limit: u64,
     spool: Box<dyn Spool>,
-    /// What all temporary files may take together, and what they do, bytes.
+    /// The limit for all temporary files together, and what they take now, bytes.
     spool_limit: u64,
     spooled: Arc<AtomicU64>,
     slots: Mutex<LruCache<u32, Slot>>,
@@ -117,10 +118,10 @@ pub(super) struct Cache {
     misses: AtomicU64,
 }
 
-/// How often content was there already, and how often it had to be decoded.
+/// How often content was in the cache, and how often it had to be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheCounts {
-    /// It was there, or being decoded for somebody else.
+    /// It was in the cache, or another reader was decoding it.
     pub hits: u64,
     /// It was not.
     pub misses: u64,
@@ -139,7 +140,7 @@ impl Cache {
         }
     }
 
-    /// What was counted so far.
+    /// The current counters.
     pub(super) fn counts(&self) -> CacheCounts {
         CacheCounts {
             hits: self.hits.load(Ordering::Relaxed),
@@ -251,18 +252,18 @@ impl Cache {
     }
 }
 
-/// What has to be found right once before it is used, by content number. When many come at once,
-/// one does it and the others wait.
+/// Checks that are needed once before a content is used, by content number. If several readers need
+/// one at the same time, one checks and the others wait.
 #[derive(Default)]
 pub(super) struct Checks(Mutex<HashMap<u32, Check>>);
 
 type Check = Arc<OnceLock<Result<(), Arc<Error>>>>;
 
 impl Checks {
-    /// Does `check`, unless it was done.
+    /// Runs `check`, unless it has succeeded before.
     ///
     /// # Errors
-    /// What `check` fails with; that is not kept.
+    /// The error of `check`, which is not remembered.
     pub(super) fn once(&self, key: u32, check: impl FnOnce() -> Result<()>) -> Result<()> {
         let checks = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = checks().entry(key).or_default().clone();

@@ -1,4 +1,4 @@
-//! Making files on another file system as an image has them.
+//! Creates files on another file system like those of an image.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,11 +17,11 @@ use rustix::io::Errno;
 
 use super::Rootfs;
 
-/// Makes anything but a directory, without following a symlink and without attributes. A regular
-/// file is empty, and returned open for writing.
+/// Creates any inode except a directory, without following symlinks and without attributes. A
+/// regular file is empty, and returned open for writing.
 ///
 /// # Errors
-/// The system's error; EEXIST when the name is there.
+/// The system's error; EEXIST if the name exists.
 pub fn make_node(
     rootfs: &Rootfs,
     parent: BorrowedFd<'_>,
@@ -59,8 +59,8 @@ pub fn make_node(
     Ok(None)
 }
 
-/// Gives what was just made an inode's attributes; its owner only if `owner` says so, and then what
-/// only root can set must be set.
+/// Gives a new file an inode's attributes. With `owner`, also its owner; attributes that only root
+/// can set must then be set.
 ///
 /// # Errors
 /// The system's error.

@@ -1,8 +1,8 @@
-//! Writing a root file system out into a directory.
+//! Extracts a root file system to a directory.
 //!
-//! Every name is created in its directory's descriptor without following symlinks, so no image and
-//! no symlink that stands in the way leads outside. Few directories are open at a time: one that is
-//! needed again is opened again, beneath the target and without symlinks on the way.
+//! Every name is created through the descriptor of its directory, without following symlinks, so
+//! nothing is written outside the target. Few directories are open at a time; one that is needed
+//! again is opened again, below the target and without following symlinks.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -41,7 +41,7 @@ const MAX_CALL_PATH: usize = 4095;
 pub struct ExtractOptions {
     /// Replace files that exist, and give directories that exist the image's attributes.
     pub force: bool,
-    /// Give files their owner; what only root can.
+    /// Restore owners, which only root can.
     pub owner: bool,
 }
 
@@ -51,26 +51,26 @@ pub struct ExtractOptions {
 pub struct Failure {
     /// Path in the image.
     pub path: PathBuf,
-    /// What failed.
+    /// What was being done.
     pub what: &'static str,
     /// Why.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// What was done.
+/// The result of extracting.
 #[derive(Debug, Default)]
 pub struct Extracted {
-    /// Entries that are there now.
+    /// Entries that were extracted.
     pub entries: u64,
     /// Bytes of content that were written.
     pub bytes: u64,
-    /// What failed; the rest was extracted all the same.
+    /// Failures; everything else was extracted.
     pub failures: Vec<Failure>,
 }
 
-/// Extracts the trees at `paths` (from the root; all when there are none) into the directory `dir`,
-/// at the same paths there. `progress` is told of bytes as they are written.
+/// Extracts the trees at `paths` (from the root; everything if it is empty) to the same paths in
+/// the directory `dir`. Calls `progress` with the bytes that are written.
 pub fn extract(
     rootfs: &Rootfs,
     dir: &File,
@@ -109,14 +109,14 @@ struct Extractor<'a> {
     options: ExtractOptions,
     progress: &'a dyn Fn(u64),
     target: &'a File,
-    /// The directories on the way to what is being extracted, the target first.
+    /// The directories on the current path, the target first.
     levels: Vec<Level>,
-    /// Where each inode of several links was extracted first: the inode number of its directory,
-    /// and its name there.
+    /// The first name of each inode with several links: the inode number of its directory, and its
+    /// name there.
     links: HashMap<u32, (u32, Vec<u8>)>,
     /// The directory where a first name was looked for last.
     link_dir: Option<(u32, Rc<OwnedFd>)>,
-    /// Path in the image of what is being extracted.
+    /// The current path in the image.
     path: Vec<u8>,
     done: Extracted,
 }
@@ -130,7 +130,7 @@ struct Level {
     path: usize,
     /// Whether the directory is to get its attributes when it is filled.
     attributes: bool,
-    /// Whether it counts as extracted: what only leads to what was asked for does not.
+    /// Whether it counts as extracted: directories that only lead to the requested paths do not.
     counts: bool,
 }
 
@@ -222,8 +222,8 @@ impl Extractor<'_> {
         Ok(fd)
     }
 
-    /// Makes a directory, or opens the one that is there, to be filled. The path is its own.
-    /// `wanted` when it is part of what was asked for.
+    /// Creates a directory, or opens an existing one, to fill it. The current path is its own.
+    /// `wanted` means that it belongs to the requested paths.
     fn enter(&mut self, name: &[u8], inode: &Inode, wanted: bool) -> Result<(), Failure> {
         let parent = self
             .top()
@@ -264,7 +264,7 @@ impl Extractor<'_> {
         }
     }
 
-    /// Makes a directory, or opens the one that is there; whether it was made.
+    /// Creates a directory, or opens an existing one. Returns whether it was created.
     fn directory(&self, parent: impl AsFd, name: &[u8]) -> Result<(OwnedFd, bool), Failure> {
         let name = OsStr::from_bytes(name);
         let made = match mkdirat(&parent, name, Mode::RWXU) {
@@ -346,7 +346,7 @@ impl Extractor<'_> {
             Some(file) => self
                 .content(file, visit.ino, &visit.inode)
                 .inspect_err(|_| {
-                    // Half a file is worse than none.
+                    // A partial file is worse than none.
                     let _ = unlinkat(&*parent, os_name, AtFlags::empty());
                 }),
             None => Ok(()),
@@ -454,10 +454,10 @@ impl std::io::Write for Counted<'_> {
     }
 }
 
-/// Opens `dir` to extract into, making it (not its parents) when it is not there.
+/// Opens `dir` to extract to. Creates it, but not its parents, if it does not exist.
 ///
 /// # Errors
-/// What mkdir(2) or open(2) say.
+/// The errors of mkdir(2) and open(2).
 pub fn open_target(dir: &std::path::Path) -> std::io::Result<File> {
     match mkdirat(
         CWD,

@@ -1,4 +1,4 @@
-//! One image: its file, its key, and the section that tells its tree.
+//! One image: its file, its key, and the section with its tree.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub(super) struct OpenImage {
 }
 
 impl OpenImage {
-    /// Opens an image, and its section, or makes one of its v1 index.
+    /// Opens an image and its section, or makes a section from its v1 index.
     ///
     /// # Errors
     /// [`Error::Image`], also for a wrong key.
@@ -59,7 +59,7 @@ impl OpenImage {
         Ok((image, section))
     }
 
-    /// As [`Image::open`], with any key or none: what is encrypted may not be readable.
+    /// Like [`Image::open`], with any key or none: encrypted content may be unreadable.
     pub(super) fn open_tree(source: ImageFile) -> Result<(Self, Section)> {
         Self::tree(source.path, Arc::new(source.file), source.secret)
     }
@@ -112,20 +112,20 @@ impl OpenImage {
         ))
     }
 
-    /// What decodes its contents.
+    /// A decoder for its contents.
     pub(super) fn decoder(&self, check_hash: bool) -> Decoder<'_> {
         Decoder {
             source: &**self.container.source(),
             len: self.container.len(),
             flavour: self.container.flavour(),
             key: self.key.as_ref(),
-            // What v1 says of itself has no digests.
+            // v1 itself has no digests.
             check_hash: check_hash && self.has_section,
         }
     }
 
-    /// Refuses a wrong key, or none for an image that needs one. A section says so itself; in v1
-    /// alone the smallest encrypted content is opened.
+    /// Refuses a wrong key, or a missing one. A section contains a check for the key; in a plain v1
+    /// image, the smallest encrypted content is opened.
     fn check_key(&self, section: &Section) -> bfc::Result<()> {
         let mut sealed = section.header().key_check;
         if sealed != [0; 28] {

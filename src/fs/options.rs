@@ -17,19 +17,19 @@ pub struct ImageOptions {
     pub check_hash: bool,
     /// Bound of the cache of decoded content, bytes.
     pub cache_bytes: u64,
-    /// Answer as if no inode had extended attributes: somebody else shows them.
+    /// Answer as if no inode had extended attributes, because another layer shows them.
     #[serde(default)]
     pub hide_xattrs: bool,
-    /// Where content goes that does not fit the cache. A disk: the temporary directory of many
-    /// hosts is in memory.
+    /// Directory for content that does not fit the cache. It should be on a disk; the temporary
+    /// directory of many hosts is in memory.
     #[serde(with = "super::paths::path")]
     pub temp_dir: PathBuf,
-    /// What such content may take there at a time, bytes.
+    /// The limit for such content at a time, bytes.
     #[serde(default = "max_spooled")]
     pub spool_bytes: u64,
 }
 
-/// What a mount takes for content that does not fit the cache, unless it is told otherwise, bytes.
+/// Default limit of a mount for content that does not fit the cache, bytes.
 fn max_spooled() -> u64 {
     4 << 30
 }

@@ -1,5 +1,5 @@
-//! Paths of any bytes in JSON, where serde's own have to be UTF-8: a string if it can be, a list of
-//! bytes if not.
+//! Paths of any bytes in JSON, while serde's own must be UTF-8: a string if possible, or else a
+//! list of bytes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

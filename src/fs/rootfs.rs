@@ -1,5 +1,5 @@
-//! One image's (or several merged images') root file system: every question that a file system is
-//! asked.
+//! The root file system of one image, or of several merged images: all operations of a read-only
+//! file system.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -26,15 +26,15 @@ use crate::layer::MAX_PATH;
 
 /// Inode number of the root.
 pub const ROOT: u32 = bfc::rootfs::format::ROOT;
-/// Content up to this length is decoded for the one who reads it, without the cache: the kernel
-/// keeps its pages.
+/// Content up to this length is decoded for its reader without the cache: the kernel caches its
+/// pages.
 const SMALL: u64 = 128 << 10;
 
 /// Called for a directory's entries: the number of the next entry, the inode number, the type (bits
 /// 12..16 of the mode), the name. Returns false to stop.
 pub type EachEntry<'a> = dyn FnMut(u64, u32, u8, &[u8]) -> bool + 'a;
 
-/// A name and what it leads to.
+/// A name and its inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedInode {
     /// Inode number of the directory.
@@ -50,7 +50,7 @@ pub struct NamedInode {
 /// As [`EachEntry`], with the inode instead of the type.
 pub type EachInode<'a> = dyn FnMut(u64, u32, &Inode, &[u8]) -> bool + 'a;
 
-/// What statfs(2) is told.
+/// Values for statfs(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statfs {
     /// Number of inodes.
@@ -64,12 +64,12 @@ pub struct Statfs {
 pub struct Decoded {
     /// Offset in the file of the first byte that was appended.
     pub offset: u64,
-    /// Where in the buffer the bytes are that were asked for.
+    /// The requested bytes in the buffer.
     pub wanted: Range<usize>,
 }
 
 impl Decoded {
-    /// Leaves of what was appended to `out` behind `start` only the bytes that were asked for.
+    /// Cuts what was appended to `out` after `start` down to the requested bytes.
     fn trim(&self, out: &mut Vec<u8>, start: usize) {
         out.truncate(self.wanted.end);
         out.drain(start..self.wanted.start);
@@ -80,7 +80,7 @@ impl Decoded {
 pub struct Rootfs {
     images: Vec<OpenImage>,
     section: Section,
-    /// Inode number of what is shown as the root.
+    /// Inode number of the root.
     root: u32,
     check_hash: bool,
     hide_xattrs: bool,
@@ -103,8 +103,8 @@ fn kind_error(ino: u32, reason: &'static str, errno: Errno) -> Error {
 }
 
 impl Rootfs {
-    /// Opens an image: checks what has to be right for all of it, and leaves the rest to be checked
-    /// when it is used. Of several images, the first is the lowest, and their layers are merged.
+    /// Opens an image. Checks what concerns the whole image now, and everything else when it is
+    /// used. If there are several images, the first is the lowest, and their layers are merged.
     ///
     /// # Errors
     /// [`Error::Image`] for anything wrong with an image, its key or its digest; [`Error::Subdir`].
@@ -188,7 +188,7 @@ impl Rootfs {
         Self::merge(opened, options, Box::new(TempDir(options.temp_dir.clone())))
     }
 
-    /// Opens an image for its tree: it needs no key, and what is encrypted cannot be read.
+    /// Opens only the tree of an image, which needs no key; encrypted content cannot be read.
     ///
     /// # Errors
     /// As [`Rootfs::open`].
@@ -243,7 +243,7 @@ impl Rootfs {
         self.cache.counts()
     }
 
-    /// Bytes of all contents, as they are when decoded.
+    /// Total length of all decoded contents, bytes.
     pub fn content_bytes(&self) -> u64 {
         let contents =
             (0..self.section.content_count()).filter_map(|n| self.section.content(n).ok());
@@ -324,7 +324,7 @@ impl Rootfs {
         }
     }
 
-    /// The inode that `name` leads to in a directory; `None` when there is no such name.
+    /// The inode of `name` in a directory; `None` if there is no such name.
     pub fn lookup(&self, parent: u32, name: &[u8]) -> Result<Option<(u32, Inode)>> {
         let dir = self.directory(parent)?;
         let failed = |e| self.image_error(e);
@@ -472,7 +472,7 @@ impl Rootfs {
         let mut entries = Vec::with_capacity(list.len());
         for (dir, index) in list {
             let dir = self.shown().swap(dir);
-            // Of another directory than what is shown.
+            // A directory outside the visible tree.
             if !reached.contains(&dir) {
                 continue;
             }
@@ -518,7 +518,7 @@ impl Rootfs {
         Ok(xattrs.into_iter().map(|x| x.name).collect())
     }
 
-    /// What statfs(2) is told.
+    /// Values for statfs(2).
     pub fn statfs(&self) -> Statfs {
         Statfs {
             files: u64::from(self.section.inode_count()),
@@ -537,8 +537,8 @@ impl Rootfs {
         Ok(())
     }
 
-    /// Appends what had to be decoded to read at most `len` bytes of a file from `offset`, which
-    /// may be more than these: whole frames. Nothing is appended that did not pass its check.
+    /// Appends at most `len` bytes of a file from `offset`, with the rest of the frames that had to
+    /// be decoded for them. Appends nothing that fails its check.
     ///
     /// # Errors
     /// [`Error::Image`] when content is damaged, [`Error::Temporary`], [`Error::Kind`] when it is
@@ -598,7 +598,7 @@ impl Rootfs {
         }
     }
 
-    /// As [`Rootfs::read`], of the content with this number: also of one that no file has any more.
+    /// Like [`Rootfs::read`], for the content with this number, even if no file has it any more.
     pub fn read_by_number(
         &self,
         number: u32,
@@ -683,8 +683,8 @@ impl Rootfs {
         Ok(offset)
     }
 
-    /// Says that a range of a file will be read soon: what is stored of it is fetched, if it is not
-    /// there already. Does nothing for content of one piece.
+    /// Announces that a range of a file will be read soon, so that its stored bytes are fetched
+    /// into memory. Does nothing for content of one piece.
     pub fn will_need(&self, ino: u32, offset: u64, len: u64) -> Result<()> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG || offset >= inode.size {
@@ -767,8 +767,8 @@ impl Rootfs {
         Ok(first << log2)
     }
 
-    /// Decodes all of a file's content into `sink`, in bounded memory, without the cache. What was
-    /// written may only be used when this succeeds.
+    /// Decodes the whole content of a file into `sink`, in bounded memory, without the cache. The
+    /// output may be used only if this succeeds.
     pub fn copy(&self, ino: u32, sink: &mut dyn std::io::Write) -> Result<()> {
         let inode = self.inode(ino)?;
         if inode.mode & S_IFMT != S_IFREG {

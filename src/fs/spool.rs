@@ -1,4 +1,4 @@
-//! Files for content that does not fit the cache.
+//! Temporary files for content that does not fit the cache.
 
 use std::fs::File;
 use std::io;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-/// What has to stay free on the file system of the temporary files, bytes.
+/// Space that must stay free on the file system of the temporary files, bytes.
 const RESERVE: u64 = 64 << 20;
 
-/// Makes temporary files, which are gone when they are closed. A trait, because who decodes may not
-/// be allowed to open any.
+/// Makes anonymous temporary files. It is a trait because a confined process may not open files
+/// itself.
 pub trait Spool: Send + Sync {
     /// An empty file that will have `size` bytes.
     ///

@@ -1,4 +1,5 @@
-//! Several images as one tree: each image's layers on top of those of the images before it.
+//! Merges several images into one tree: each image's layers go on top of those of the images before
+//! it.
 
 use std::collections::HashMap;
 
@@ -14,7 +15,7 @@ use crate::layer::{self, Budget, replay};
 /// How many images may be stacked: a content says in one byte which image it is of, and their
 /// descriptors are passed in one message, of which the kernel allows 253.
 pub const MAX_IMAGES: usize = 250;
-/// How many contents all images together may have: what memory must hold (some 600 MiB).
+/// Most contents of all images together, which memory must hold (some 600 MiB).
 const MAX_CONTENTS: u64 = 1 << 23;
 /// How many frames they may have together (some 800 MiB).
 const MAX_FRAMES: u64 = 1 << 24;
@@ -55,12 +56,12 @@ pub enum StackError {
     /// The record of one of its layers is damaged.
     #[error("its layer {number}")]
     Layer {
-        /// Which, from 1.
+        /// The number of the layer, from 1.
         number: usize,
         /// What is wrong.
         source: layer::Error,
     },
-    /// A layer does not fit what is below it.
+    /// A layer does not fit the layers below it.
     #[error("stacking it on the images before it")]
     Merge(#[from] merge::Error),
 }

@@ -1,4 +1,4 @@
-//! The tree of a v1 image that has no rootfs section: anyone's.
+//! Builds the tree of a plain v1 image, which has no rootfs section.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -119,7 +119,7 @@ pub fn tree_of_index(
         let id = tree.add(Node { attr, kind });
         tree.link(dir, name, id);
         if let Slot::Vacant(slot) = objects.entry(identity) {
-            // What is sealed is tied to one path.
+            // Encrypted content is bound to one path.
             if entry.enc == 0 && entry.mode & S_IFMT == S_IFREG && entry.orig_size > 0 {
                 slot.insert(id);
             }
@@ -149,8 +149,8 @@ impl LeftOut {
     }
 }
 
-/// A symlink's target. Read at once: links are few and short, and a link that cannot be followed is
-/// no use.
+/// A symlink's target, which is read now: links are few and short, and useless if they cannot be
+/// read.
 fn target(container: &Container, content: &Content, path: &[u8]) -> Result<Vec<u8>> {
     let damaged = |reason| Error::Content {
         offset: content.offset,

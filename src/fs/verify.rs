@@ -1,4 +1,4 @@
-//! Checking all of an image: every structure, every content.
+//! Checks a whole image: every structure, every content.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -11,10 +11,10 @@ use super::error::{Error, Result};
 use super::rootfs::{ROOT, Rootfs};
 use super::walk::{Order, Step, Visit};
 
-/// How many damages are told at most.
+/// How many damages to report at most.
 const MAX_DAMAGE: usize = 1000;
 
-/// What was found damaged.
+/// A damage.
 #[derive(Debug)]
 pub struct Damage {
     /// A path of the image that leads there; empty for the image as a whole.
@@ -23,7 +23,7 @@ pub struct Damage {
     pub error: Error,
 }
 
-/// What was checked.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Verified {
     /// Names in all directories.
@@ -32,12 +32,12 @@ pub struct Verified {
     pub contents: u64,
     /// Bytes that came out of them.
     pub bytes: u64,
-    /// What is damaged: the first thousand.
+    /// The damages, a thousand at most.
     pub damage: Vec<Damage>,
 }
 
-/// Checks the v1 index, the section, the tree, and the content of every file, on all cores.
-/// `progress` is told of bytes as they are checked. The file system should have been opened with
+/// Checks the v1 index, the section, the tree, and the content of every file, on all cores. Calls
+/// `progress` with the bytes that were checked. The file system should have been opened with
 /// [`super::ImageOptions::check_hash`].
 pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();
@@ -136,8 +136,8 @@ fn walk(rootfs: &Rootfs, verified: &mut Verified) -> Result<Vec<u32>> {
     Ok(order)
 }
 
-/// Compares how often each inode is named with its link count. `names` has it by inode number: of a
-/// directory, how many are in it.
+/// Compares the number of each inode's names with its link count. `names` has that number by inode
+/// number; for a directory, the number of directories in it.
 fn count_links(rootfs: &Rootfs, names: &[u32], verified: &mut Verified) {
     for (ino, &count) in (0..).zip(names).skip(1) {
         let Ok(inode) = rootfs.inode(ino) else {

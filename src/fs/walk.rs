@@ -1,12 +1,11 @@
-//! The one way through a tree: whatever looks at all names of an image looks at them with a
-//! [`Walk`].
+//! The only walk of a tree: everything that visits all names of an image uses a [`Walk`].
 //!
-//! It ends, whatever the image says, and needs no memory of where it was. A dentry is followed by
-//! [`Section::follow`] alone: it belongs to one directory, and a directory is entered by the one
-//! dentry that its record names and comes behind its parent; so there are no loops, no second way
-//! into a directory, and no more steps than the image has dentry records. A path has at most
-//! [`MAX_PATH`] bytes, so it is only so deep. An image where this is not so is damaged, and the
-//! walk says so. It holds one path, and one level for each directory on it.
+//! It ends, whatever the image contains, and does not need to remember where it has been. A dentry
+//! is followed by [`Section::follow`] alone: it belongs to one directory, and a directory is
+//! entered by the one dentry that its record names and comes behind its parent; so there are no
+//! loops, no second way into a directory, and no more steps than the image has dentry records. A
+//! path has at most [`MAX_PATH`] bytes, so it is only so deep. If an image violates this, it is
+//! damaged, and the walk reports it. It holds one path, and one level for each directory on it.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -22,7 +21,7 @@ use crate::layer::MAX_PATH;
 #[derive(Clone, Copy)]
 pub(super) struct Shown<'a> {
     pub(super) section: &'a Section,
-    /// Number in the section of what is shown as the root.
+    /// Number in the section of the inode that is the root.
     pub(super) root: u32,
 }
 
@@ -72,13 +71,13 @@ impl<'a> Shown<'a> {
 /// In which order a walk comes to the names. Those of one directory are always sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// What is in a directory follows its name at once.
+    /// The entries of a directory follow its name at once.
     Depth,
-    /// First all names of a directory, then what is in the directories among them.
+    /// All names of a directory come first, then the entries of its subdirectories.
     Listing,
 }
 
-/// What a walk comes to.
+/// A name that a walk visits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Visit {
     /// Inode number of the directory that has the name.
@@ -92,18 +91,17 @@ pub struct Visit {
 /// A step of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A name. That of a directory is followed by what is in it, as the order has it, and by
-    /// [`Step::Leave`].
+    /// A name. After a directory come its entries, according to the order, and [`Step::Leave`].
     Enter(Visit),
-    /// Everything in this directory was visited, or what is left of it cannot be read. Not for the
-    /// directory where the walk began.
+    /// Everything in this directory was visited, or the rest of it cannot be read. Does not occur
+    /// for the directory where the walk began.
     Leave(Visit),
 }
 
 /// A directory on the way.
 struct Level {
     visit: Visit,
-    /// Which of its dentries is next.
+    /// The number of the next dentry.
     next: u64,
     /// Whether all its names were visited already, so that only its directories are left
     /// ([`Order::Listing`]).
@@ -158,18 +156,18 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Path of what the last step came to, from where the walk began, without a slash before or
-    /// behind it.
+    /// Path of the last step, relative to the start of the walk, without a slash at the beginning
+    /// or the end.
     pub fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// Name of what the last step came to.
+    /// Name of the last step.
     pub fn name(&self) -> &[u8] {
         self.path.rsplit(|&b| b == b'/').next().unwrap_or_default()
     }
 
-    /// Leaves out what is in the directory that the last step came to. Not for [`Order::Listing`].
+    /// Skips the entries of the directory that the last step entered. Not for [`Order::Listing`].
     pub fn skip(&mut self) {
         if self.levels.len() > 1
             && self
@@ -181,8 +179,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The next step; `None` at the end. After an error the rest of the directory where it was
-    /// found is left out, and the walk can continue.
+    /// The next step; `None` at the end. After an error, the rest of the directory is skipped, and
+    /// the walk can continue.
     ///
     /// # Errors
     /// [`super::Error::Image`] for what is damaged.

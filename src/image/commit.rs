@@ -1,4 +1,4 @@
-//! What was written over images, as a layer of a new image or of the image itself.
+//! Commits uppers: adds what was written as a layer, to a new image or to the image itself.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,26 +17,25 @@ use crate::store::{Reference, Store};
 use crate::upper::record::{self, UpperRecord};
 use crate::upper::written::Written;
 
-/// What is committed, and how.
+/// A request to commit an upper.
 #[derive(Debug)]
 pub struct Commit {
-    /// What was written.
+    /// The upper.
     pub written: Written,
-    /// The images below, the lowest first; where the upper's record says they are when there are
-    /// none here.
+    /// The images below, the lowest first; if it is empty, those in the upper's record.
     pub images: Vec<PathBuf>,
-    /// What opens them.
+    /// The password or key of the images.
     pub secret: Option<bfc::Secret>,
-    /// What the layer's history says.
+    /// Comment for the layer in the image's history.
     pub message: String,
-    /// How contents are written.
+    /// How to write contents.
     pub write: WriteOptions,
-    /// Longest layer that is taken, unpacked, bytes.
+    /// Limit of the unpacked layer, bytes.
     pub max_size: u64,
 }
 
 impl Commit {
-    /// Makes a new image in a file; `force`: one that is there already is replaced.
+    /// Makes a new image in a file; `force` replaces an existing file.
     ///
     /// # Errors
     /// [`Error`]; a file that existed before is unchanged then.
@@ -49,7 +48,7 @@ impl Commit {
         })
     }
 
-    /// Makes a new image of a store, under a name.
+    /// Makes a new image in a store, under a name.
     ///
     /// # Errors
     /// [`Error`]; the store is unchanged then.
@@ -62,8 +61,8 @@ impl Commit {
         })
     }
 
-    /// Appends to the image itself, which `store` may not have; `force` as in [`InPlace::check`].
-    /// The image's path, and what was appended.
+    /// Appends to the image itself, which must not be in `store`; `force` as in [`InPlace::check`].
+    /// Returns the image's path, and what was appended.
     ///
     /// # Errors
     /// [`Error`], [`Error::Several`]; the image is unchanged then.
@@ -101,7 +100,7 @@ impl Commit {
         })
     }
 
-    /// Does something with the layer, while nobody writes to it.
+    /// Calls a function with the layer, while the upper cannot change.
     fn with_layer(
         &self,
         below: &Below,
@@ -131,7 +130,7 @@ impl Commit {
     }
 }
 
-/// What lies below an upper.
+/// The images below an upper.
 struct Below {
     record: UpperRecord,
     image: Arc<Rootfs>,
@@ -141,8 +140,7 @@ struct Below {
 /// Opens the images below an upper: those that are named, or else those that its record names.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Fs`], and [`Error::Upper`] when they are not the ones that the upper was
-/// made on.
+/// [`Error::Io`], [`Error::Fs`], and [`Error::Upper`] if the upper does not belong to them.
 pub fn open_lower(
     record: &UpperRecord,
     named: &[PathBuf],

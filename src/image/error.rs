@@ -38,7 +38,7 @@ pub enum Error {
         /// Why.
         source: Option<bfc::Error>,
     },
-    /// Another layer would make another image of it, which uppers would not fit.
+    /// Another layer would turn it into another image, which its uppers would not fit.
     #[error(
         "{} would become another image, which uppers written over it would no longer fit: {}",
         image.display(),
@@ -50,10 +50,10 @@ pub enum Error {
         /// The uppers.
         uppers: Vec<String>,
     },
-    /// Of several images, none is the one to append to.
+    /// There are several images, so there is no single one to append to.
     #[error("the upper was written over several images, so there is no single image to append to")]
     Several,
-    /// A layer is of a whole root file system.
+    /// The upper was written over a subdirectory, but a layer belongs to a whole root file system.
     #[error("what was written over a subdirectory of an image cannot become a layer of that image")]
     Subdirectory,
     /// A system call on a path failed.
@@ -65,7 +65,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err`: an error while doing something to a path.
+    /// Makes a closure for `map_err` that adds what was being done, and to which path.
     pub(super) fn io<E: Into<std::io::Error>>(
         doing: &'static str,
         path: &Path,

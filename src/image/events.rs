@@ -21,13 +21,13 @@ pub trait Events: Send + Sync {
     /// Waiting for another process that is making an image of this name.
     fn waiting(&self, _name: &Reference) {}
 
-    /// A step begins, which is so many bytes of work.
+    /// A step begins, with so many bytes of work.
     fn begins(&self, _step: Step, _bytes: u64) {}
 
     /// So many bytes more are done.
     fn done(&self, _bytes: u64) {}
 
-    /// The step that has begun is over, well or not.
+    /// The step has ended, successfully or not.
     fn ends(&self) {}
 }
 

@@ -1,4 +1,4 @@
-//! Layers at the end of an image's own file.
+//! Appends layers to the file of an image.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,19 @@ use crate::runtime::record::ContainerRecord;
 use crate::serve::overview;
 use crate::store::Store;
 
-/// An image whose file may be changed: it is none of the store's, and no upper fits it only as it
-/// is now.
+/// An image whose file may be changed: it is not in the store, and no other upper belongs to it.
 #[derive(Debug)]
 pub struct InPlace {
     image: PathBuf,
 }
 
 impl InPlace {
-    /// Refuses an image of the store, and, without `force`, one that uppers lie on: with another
-    /// layer it is another image, and they do not fit it. `own` is the upper that is to be that
+    /// Refuses an image in the store and, without `force`, an image with uppers: with another layer
+    /// it becomes another image, which they no longer fit. `own` is the upper that becomes the new
     /// layer.
     ///
     /// # Errors
-    /// [`Error::Io`] when there is no such file, [`Error::Store`], [`Error::WouldNotFit`].
+    /// [`Error::Io`] if there is no such file, [`Error::Store`], [`Error::WouldNotFit`].
     pub fn check(store: &Store, image: &Path, own: Option<&Path>, force: bool) -> Result<Self> {
         if !image.exists() {
             let missing = std::io::ErrorKind::NotFound;
@@ -39,7 +38,7 @@ impl InPlace {
         Err(Error::WouldNotFit { image, uppers })
     }
 
-    /// Appends layers, the lowest first. Mounts of the image keep showing what it was.
+    /// Appends layers, the lowest first. Mounts of the image keep showing the old state.
     ///
     /// # Errors
     /// [`Error`]; the image is unchanged then.
@@ -57,7 +56,7 @@ impl InPlace {
     }
 }
 
-/// The uppers on an image, but `own`: of mounts, and of the store's containers. Sorted.
+/// The uppers over an image except `own`, of mounts and of containers in the store. Sorted.
 fn uppers_on(store: &Store, image: &Path, own: Option<&Path>) -> Result<Vec<String>> {
     let id = |path: &Path| path.metadata().ok().map(|m| (m.dev(), m.ino()));
     let is_it = |path: &Path| id(path).is_some() && id(path) == id(image);

@@ -1,4 +1,4 @@
-//! Layers on top of images, as a new image.
+//! Adds layers on top of images, as a new image.
 
 use std::path::{Path, PathBuf};
 
@@ -17,15 +17,15 @@ pub struct Layered {
     pub images: Vec<PathBuf>,
     /// The layers to add, the lowest first.
     pub layers: Sources,
-    /// How images are opened; temporary files of what goes into a store are the store's.
+    /// How to open images. For an image that goes into a store, temporary files go there too.
     pub sources: sources::SourceOptions,
-    /// How contents are written.
+    /// How to write contents.
     pub write: WriteOptions,
 }
 
 impl Layered {
-    /// Makes a file of it, which shares the first image's blocks where the file system can.
-    /// `force`: a file that is there already is replaced.
+    /// Writes the new image to a file, which shares blocks with the first image if the file system
+    /// supports it. `force` replaces an existing file.
     ///
     /// # Errors
     /// [`Error`](super::Error); a file that existed before is unchanged then.
@@ -75,7 +75,7 @@ impl Layered {
         Ok(built)
     }
 
-    /// The lowest image, unless it is a plain v1 image: that has no layers to continue from.
+    /// The lowest image, unless it is a plain v1 image, which has no layers to append to.
     fn base(&self) -> Option<PathBuf> {
         let has_layers = |path: &&PathBuf| {
             std::fs::File::open(path)

@@ -1,8 +1,7 @@
-//! What is done to images: they are opened, built, pulled, pushed, checked, continued with layers,
-//! put into a store, mounted. Each is a request that gives an outcome, and tells [`Events`] on its
-//! way.
+//! Operations on images: open, build, pull, push, verify, add layers, put into a store, mount. Each
+//! is a request with a result, and reports [`Events`] meanwhile.
 //!
-//! What reads an image only is where the subject is: [`crate::fs::extract()`],
+//! Operations that only read an image are elsewhere: [`crate::fs::extract()`],
 //! [`crate::build::export`].
 
 mod build;

@@ -1,4 +1,4 @@
-//! Pushing: an image to a registry, as layers or as the file that it is.
+//! Pushes images to registries, as OCI images or as image files.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,30 +15,31 @@ use crate::registry::push::{self, Target, Upload, UploadContent};
 use crate::registry::{Reference, Registries, pull};
 use crate::store::StoredImage;
 
-/// Where an image is pushed, and how.
+/// A request to push an image.
 #[derive(Debug)]
 pub struct Push<'a> {
-    /// What the registry is to call it.
+    /// The image's name in the registry.
     pub reference: &'a Reference,
-    /// How registries are reached.
+    /// Settings of registries.
     pub registries: &'a Registries,
 }
 
-/// How layers are sent.
+/// How to send layers.
 #[derive(Debug)]
 pub struct Layers {
-    /// The repository of the same registry that the image came from, whose layers need not be sent.
+    /// The repository of the same registry that the image came from, whose layers the registry can
+    /// mount.
     pub came_from: Option<String>,
-    /// How all layers are compressed; without it, those that the registry has as they came are not
-    /// made again, and the others are compressed by gzip.
+    /// The compression of all layers. `None` reuses layers that the registry has in their original
+    /// form, and compresses the others with gzip.
     pub compression: Option<Compression>,
-    /// Below which directory they are made.
+    /// Directory for temporary files.
     pub temp_dir: PathBuf,
 }
 
 impl Push<'_> {
-    /// Pushes an OCI image, whose layers are those that the image was built of. Layers that the
-    /// registry has are neither made nor sent again. The digest of its manifest.
+    /// Pushes an OCI image with the layers that the image was built from. Layers that the registry
+    /// has are neither made nor sent again. Returns the digest of the manifest.
     ///
     /// # Errors
     /// [`Error`].
@@ -68,7 +69,7 @@ impl Push<'_> {
         send(&target, &uploads, image.manifest, events)
     }
 
-    /// Pushes the file itself, as an artifact. The digest of its manifest.
+    /// Pushes the file itself, as an artifact. Returns the digest of the manifest.
     ///
     /// # Errors
     /// [`Error`].
@@ -95,7 +96,7 @@ impl Push<'_> {
         send(&target, &uploads, artifact.manifest(&title), events)
     }
 
-    /// The other repository of the same registry that an image of the store was pulled from.
+    /// Another repository of the same registry from which an image in the store was pulled, if any.
     pub fn came_from(&self, image: &StoredImage) -> Option<String> {
         let names = image.facts.refs.iter();
         names

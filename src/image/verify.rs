@@ -1,19 +1,19 @@
-//! Checking images: all that they say of themselves, and what a store knows of them.
+//! Checks images: all their structures and contents, and the digest that a store has recorded.
 
 use super::events::Events;
 use crate::fs::{self, Rootfs};
 
-/// What was checked.
+/// The result of a check.
 #[derive(Debug)]
 pub struct Verified {
-    /// What was found in the image.
+    /// What was found in the image itself.
     pub found: fs::Verified,
-    /// The root digest that a store knows, when the image is another one.
+    /// The root digest that a store has recorded, if the image has another one.
     pub other_than: Option<String>,
 }
 
 impl Verified {
-    /// Whether nothing is wrong.
+    /// Whether the image is sound.
     pub fn is_sound(&self) -> bool {
         self.found.damage.is_empty() && self.other_than.is_none()
     }

@@ -1,11 +1,11 @@
-//! From a tar's entry to the change that it makes: paths made safe, whiteouts recognized.
+//! Converts the entries of a tar to changes: makes paths safe, and recognises whiteouts.
 
 use bfc::rootfs::{Kind, Node};
 
 use super::merge::{Change, What};
 use super::tar::{EntryKind, TarEntry};
 
-/// Longest path, bytes: what v1 can say.
+/// Longest path, bytes: the limit of v1.
 pub const MAX_PATH: usize = 65_535;
 /// Longest component (NAME_MAX).
 const MAX_NAME: usize = 255;

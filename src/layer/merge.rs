@@ -1,8 +1,9 @@
-//! Merging layers: a pure function from layers of changes to a tree.
+//! Merges layers: a pure function from layers of changes to a tree.
 //!
-//! The rules are OCI's (image-spec, layer.md), and where it is silent what umoci and containerd do:
-//! - Whiteouts and opaque marks of a layer act on the layers below it only, wherever they stand in
-//!   it. So they come first.
+//! The rules are OCI's (image-spec, layer.md); where it says nothing, they follow umoci and
+//! containerd:
+//! - Whiteouts and opaque marks of a layer affect only the layers below it, wherever they are in
+//!   it. They are therefore applied first.
 //! - Then its nodes, in order. A directory over a directory takes its attributes and keeps its
 //!   entries; anything else replaces what has the name, with all that is below it.
 //! - A hard link names the inode that its target names at that moment, also one of a lower layer;
@@ -17,7 +18,7 @@ use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 /// with the section that is made of it). A layer of a few bytes can ask for many, for a path of 64
 /// KiB implies 32,768 directories.
 pub const MAX_NODES: usize = 1 << 22;
-/// How many symlinks are followed for one path: what the kernel follows.
+/// How many symlinks to follow for one path, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
 
 /// One change that a layer makes.
@@ -30,14 +31,14 @@ pub struct Change {
     pub what: What,
 }
 
-/// What a layer does at a path.
+/// The effect of a layer at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// Nothing of the lower layers is there.
+    /// Everything at the path in the lower layers is hidden.
     Whiteout,
-    /// The directory's entries in the lower layers are not there.
+    /// The directory's entries in the lower layers are hidden.
     Opaque,
-    /// Another name of what is at this path, which is as [`Change::path`].
+    /// Another name of the file at this path, whose form is that of [`Change::path`].
     HardLink(Vec<u8>),
     /// A node. A directory's entries are changes of their own.
     Node(Node),
@@ -68,7 +69,7 @@ pub enum Reason {
     /// More inodes than a tree may have.
     #[error("exceeds the limit of {MAX_NODES} inodes in a tree")]
     TooMany,
-    /// The root would become something that is no directory.
+    /// The root would not be a directory any more.
     #[error("is the root, but not a directory")]
     Root,
 }
@@ -92,7 +93,7 @@ pub fn merge<L: IntoIterator<Item = Change>>(
 /// # Errors
 /// As [`merge`]; the tree is then of no use.
 pub fn apply(tree: &mut Tree, layer: Vec<Change>) -> Result<(), Error> {
-    // The marks have to act before the first node does.
+    // The marks must be applied before the first node.
     for Change { path, what } in &layer {
         let marked = match what {
             What::Whiteout => remove(tree, path),
@@ -189,7 +190,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 enum Missing {
     /// A path with a missing component leads nowhere.
     Nothing,
-    /// A missing component, or one that is no directory, becomes a directory.
+    /// A missing component, or one that is not a directory, becomes a directory.
     Implied,
 }
 
@@ -200,9 +201,9 @@ fn parent_dir(tree: &mut Tree, path: &[u8]) -> Result<NodeId, Reason> {
 
 /// The directory at `path`, symlinks followed inside the tree.
 fn walk(tree: &mut Tree, path: &[u8], missing: Missing) -> Result<Option<NodeId>, Reason> {
-    // Where we are, from the root down: `..` in a symlink's target goes back along it.
+    // The directories from the root down: `..` in a symlink's target goes back along them.
     let mut dirs = vec![Tree::ROOT];
-    // What is still to be walked, the next component last.
+    // The remaining components, the next one last.
     let mut rest: Vec<Box<[u8]>> = Vec::new();
     push_components(&mut rest, path);
     let mut symlinks = 0;

@@ -1,8 +1,8 @@
-//! Layers: tars in, changes out, and how changes become one tree.
+//! Layers: tars become changes, and changes become one tree.
 //!
-//! A layer is always a tar stream, whatever its source was. [`read`] parses one, and leaves its
-//! contents to a sink and the rest in a skeleton; [`replay`] makes the same changes from a stored
-//! skeleton; [`merge`] puts them on top of a tree. All of it is free of files and mounts.
+//! A layer is always a tar stream, whatever its source was. [`read`] parses one, and passes its
+//! contents to a sink and the rest to a skeleton; [`replay`] makes the same changes from a stored
+//! skeleton; [`merge`] applies them to a tree. Nothing here touches files or mounts.
 
 pub mod change;
 pub mod merge;

@@ -1,5 +1,5 @@
-//! Reading one layer tar: contents to the sink, the rest into a skeleton, and the changes that the
-//! layer makes.
+//! Reads one layer tar: passes contents to a sink and the rest to a skeleton, and returns the
+//! changes of the layer.
 
 use std::io::{self, Read};
 
@@ -13,11 +13,11 @@ use super::tar::{self, BLOCK, Block, EntryKind, Expand, Parser, Reason, Step, Ta
 
 /// How much may follow the end of the archive, when it is not zeros.
 const MAX_TRAILER: u64 = 1 << 20;
-/// How much the entries of one image's layers, their paths, targets, attributes and skeletons, may
-/// take together: what memory must hold. Some two million entries.
+/// Most memory for the entries of one image's layers: their paths, targets, attributes and
+/// skeletons. Enough for some two million entries.
 const MAX_METADATA: u64 = 1 << 30;
-/// What an entry takes besides those at most, bytes: its change and its node, each in an array that
-/// may have grown to twice what it needs, its name in its directory, and then its records in the
+/// Most memory of an entry besides those, bytes: its change and its node, each in an array that may
+/// have grown to twice what it needs, its name in its directory, and then its records in the
 /// section and in the v1 index (tests/images/hostile.rs measures it).
 const ENTRY: usize = 512;
 
@@ -53,7 +53,7 @@ pub enum Error {
     Skeleton(&'static str),
 }
 
-/// What may be read, over all layers of an image.
+/// Limits for all layers of an image together.
 #[derive(Debug, Clone)]
 pub struct Budget {
     max_size: u64,
@@ -73,7 +73,7 @@ impl Budget {
         }
     }
 
-    /// With another bound of what entries may take in memory.
+    /// Sets another limit for the memory of entries.
     pub fn with_memory(self, max_metadata: u64) -> Self {
         Self {
             max_metadata,
@@ -90,10 +90,10 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes room for a change in memory.
+    /// Counts the memory for a change.
     ///
     /// # Errors
-    /// [`Error::Metadata`] when there is none left.
+    /// [`Error::Metadata`] if the limit is exceeded.
     pub fn take_metadata(&mut self, change: &Change) -> Result<(), Error> {
         let attr_len = |node: &bfc::rootfs::Node| {
             let xattrs = node
@@ -195,8 +195,8 @@ pub fn read(
 
 /// Stores the content of a file; its number.
 ///
-/// A sparse file is stored expanded, since that is what is read from a mount. The skeleton then
-/// refers to the slices that the tar holds.
+/// A sparse file is stored expanded, as a mount shows it. The skeleton then refers to the parts
+/// that the tar contains.
 fn store(
     entry: &TarEntry,
     input: &mut dyn Read,
@@ -222,7 +222,7 @@ fn store(
         Some(map) => sink.add(&path, *size, &mut Expand::new(&mut stored, map, *size)),
     };
     let (left, error) = (stored.left, stored.error);
-    // What goes wrong with the tar reaches the sink as an error of reading; the cause is here.
+    // The sink sees an error in the tar as a read error; the cause is kept here.
     match (added, error) {
         (_, Some(None)) => Err(cut_off(entry).into()),
         (_, Some(Some(source))) => Err(Error::Read(source)),
@@ -253,7 +253,7 @@ fn cut_off(entry: &TarEntry) -> tar::Error {
     }
 }
 
-/// The stored bytes of an entry. Remembers what went wrong: `Some(None)` is the end of the input.
+/// The stored bytes of an entry. Remembers the error: `Some(None)` means the end of the input.
 struct Stored<'a> {
     input: &'a mut dyn Read,
     left: u64,
@@ -287,7 +287,7 @@ impl Read for Stored<'_> {
     }
 }
 
-/// Fills `buf` as far as the input goes; how far that is.
+/// Fills `buf` as far as the input goes, and returns how far that is.
 ///
 /// # Errors
 /// What `input` fails with.
@@ -304,8 +304,8 @@ pub fn fill(input: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// What follows the end of the archive belongs to the tar's digest: zeros, as many as there are,
-/// and little else.
+/// Reads what follows the end of the archive, which belongs to the tar's digest: any number of
+/// zeros, and little else.
 fn trailer(
     input: &mut dyn Read,
     skeleton: &mut SkeletonWriter,

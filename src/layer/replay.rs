@@ -1,4 +1,4 @@
-//! Replaying a layer from its skeleton: the changes that it makes.
+//! Replays a layer from its skeleton, to get its changes.
 
 use bfc::rootfs::skeleton::{Segment, SkeletonReader};
 

@@ -1,4 +1,4 @@
-//! What registries and token servers answer: documents of bounded length, and refusals.
+//! Responses of registries and token servers: documents of bounded length, and refusals.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub(super) async fn pause(pause: Option<Duration>, url: &Url, why: &str) -> Opti
     Some(())
 }
 
-/// The body of an answer, if it has at most `limit` bytes.
+/// The body of a response, if it has at most `limit` bytes.
 pub(super) async fn document(mut response: Response, limit: u64) -> Result<Vec<u8>> {
     let url = response.url().clone();
     let mut body = Vec::new();

@@ -1,5 +1,4 @@
-//! The image file itself in a registry, as an OCI artifact: what is pulled is what was pushed, byte
-//! for byte.
+//! Image files as OCI artifacts in a registry: a pull returns exactly the bytes that were pushed.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +26,7 @@ pub struct Artifact {
     pub digest: Digest,
     /// Length of the file, bytes.
     pub size: u64,
-    /// The image's root digest, `blake3:` and 64 hexadecimal digits, if it is said.
+    /// The image's root digest, `blake3:` and 64 hexadecimal digits, if the manifest has it.
     pub root_digest: Option<String>,
 }
 
@@ -54,7 +53,7 @@ struct Blob {
 }
 
 impl Artifact {
-    /// What a manifest describes; `None` when that is something else.
+    /// The artifact that a manifest describes; `None` if it describes something else.
     pub fn of(manifest: &[u8]) -> Option<Self> {
         let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
         let [file] = &manifest.layers[..] else {

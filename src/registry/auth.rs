@@ -1,5 +1,5 @@
-//! Answers to challenges: the `Authorization` of requests, fetched from a token server where the
-//! registry has one.
+//! Answers challenges: makes the `Authorization` of requests, with a token from the registry's
+//! token server if it has one.
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Client, RequestBuilder, Url};
@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 
 /// Longest answer of a token server, bytes.
 const MAX_ANSWER: u64 = 1 << 20;
-/// What we call ourselves to token servers.
+/// Client name for token servers.
 const CLIENT_ID: &str = "lxcri-fs";
 
 /// A value of the header; errors do not show it.
@@ -37,8 +37,8 @@ pub(super) fn basic(url: &Url, user: &str, password: &str) -> Result<HeaderValue
     )
 }
 
-/// A token for `scopes`, as a header. `client` must not follow redirects: what it sends is for the
-/// realm only.
+/// A token for `scopes`, as a header. `client` must not follow redirects, because the credentials
+/// are for the realm only.
 pub(super) async fn bearer(
     client: &Client,
     realm: &Url,
@@ -85,7 +85,7 @@ fn request(
             ("client_id", CLIENT_ID),
             ("scope", &scope),
         ];
-        // A URL's query is what a form is, too.
+        // A form is encoded like the query of a URL.
         let mut form = realm.clone();
         form.query_pairs_mut()
             .clear()

@@ -1,5 +1,4 @@
-//! Certificates of registries that the system does not know: `certs.d`, as containers-certs.d(5)
-//! describes it.
+//! Additional certificates of registries, from `certs.d` as containers-certs.d(5) describes it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +8,10 @@ use zeroize::Zeroizing;
 use super::error::{Error, Result};
 
 /// Adds the CAs (`*.crt`) of `certs.d/HOST[:PORT]`, and the client's certificate (`*.cert` with its
-/// `*.key`). The first directory that is there counts.
+/// `*.key`). The first directory that exists counts.
 ///
 /// # Errors
-/// [`Error::Certificate`] when a file is none, [`Error::Io`].
+/// [`Error::Certificate`] if a file is not a certificate, [`Error::Io`].
 pub(super) fn add(mut builder: ClientBuilder, host: &str) -> Result<ClientBuilder> {
     let Some(dir) = directories()
         .into_iter()

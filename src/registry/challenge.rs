@@ -1,9 +1,9 @@
-//! What a registry asks for when it wants to know who one is: `WWW-Authenticate`.
+//! Parses the challenge of a registry that requires credentials: `WWW-Authenticate`.
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-/// What is asked for.
+/// The requested kind of authorization.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// Name and password.
@@ -12,7 +12,7 @@ pub(super) enum Challenge {
     Bearer {
         /// The server.
         realm: Url,
-        /// What the server calls the registry.
+        /// The token server's name for the registry.
         service: Option<String>,
     },
 }

@@ -1,5 +1,5 @@
-//! Who one is to a registry: what `podman login`, `skopeo login` and `docker login` have written
-//! down, as containers-auth.json(5) describes it.
+//! Credentials: those that `podman login`, `skopeo login` and `docker login` have saved, as
+//! containers-auth.json(5) describes.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -18,10 +18,10 @@ const MAX_FILE: u64 = 1 << 20;
 /// The user name of an identity token, where there are only user names and passwords.
 const TOKEN_USER: &str = "<token>";
 const HUB: &str = "docker.io";
-/// What docker calls its registry in credentials.
+/// Docker's name for its registry in files of credentials.
 const HUB_SERVER: &str = "https://index.docker.io/v1/";
 
-/// Who one is.
+/// Credentials.
 #[derive(Clone)]
 pub(super) enum Credential {
     /// A name and a password.
@@ -66,7 +66,7 @@ pub(super) fn find(registry: &str, repository: &str) -> Result<Option<Credential
     Ok(None)
 }
 
-/// Where credentials may be.
+/// The files that may contain credentials.
 fn files() -> Vec<PathBuf> {
     let variable = |name: &str| {
         std::env::var_os(name)
@@ -94,7 +94,7 @@ fn files() -> Vec<PathBuf> {
 fn read(path: &Path) -> Result<Option<File>> {
     let reading = || Error::io("reading credentials from", path);
     let file = match std::fs::File::open(path) {
-        // Somebody else's home, after su.
+        // After su, the home may be another user's.
         Err(e)
             if matches!(
                 e.kind(),

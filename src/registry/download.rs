@@ -1,5 +1,4 @@
-//! Blobs are fetched, several at a time, by a thread of their own, while the first of them are
-//! read.
+//! Fetches several blobs at a time in a separate thread, while the first of them are read.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -47,7 +46,7 @@ pub trait Observer: Send + Sync {
     /// Blob number `blob` has `bytes` more; `resumed` when they were here already.
     fn fetched(&self, blob: usize, bytes: u64, resumed: bool);
 
-    /// Blob number `blob` is there.
+    /// Blob number `blob` is complete.
     fn complete(&self, _blob: usize) {}
 }
 
@@ -56,10 +55,10 @@ impl Observer for () {
     fn fetched(&self, _: usize, _: u64, _: bool) {}
 }
 
-/// Blobs on their way, each of them once, however often it is wanted. When this is dropped, what
-/// has been fetched stays, to be continued; see [`Blobs::finish`].
+/// Blobs that are being fetched, each once, however often it is requested. When this is dropped,
+/// the fetched parts stay for a later attempt; see [`Blobs::finish`].
 pub struct Blobs {
-    /// For each that was asked for, which of the blobs it is.
+    /// For each requested blob, its number among the different blobs.
     order: Vec<usize>,
     spools: Vec<Arc<Spool>>,
     wanted: Vec<Wanted>,
@@ -78,10 +77,10 @@ impl std::fmt::Debug for Blobs {
 }
 
 impl Blobs {
-    /// Prepares to fetch blobs into files below `dir`. Nothing is asked for before one is read.
+    /// Prepares to fetch blobs into files below `dir`. Fetching starts when the first one is read.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Build`] when a blob is too long, or has two lengths.
+    /// [`Error::Io`]; [`Error::Build`] if a blob is too long, or has two lengths.
     pub fn new(
         session: Session,
         asked: &[Wanted],
@@ -108,7 +107,7 @@ impl Blobs {
             session
                 .runtime
                 .block_on(select(pin!(work.run(begun)), cancelled));
-            // Nobody may wait for what does not come.
+            // Readers must not wait for bytes that never come.
             work.spools
                 .iter()
                 .for_each(|spool| spool.end(Err(Error::Cancelled)));
@@ -128,7 +127,7 @@ impl Blobs {
         }))
     }
 
-    /// Begins to fetch this one and those that were asked for after it.
+    /// Begins to fetch this blob and those that were requested after it.
     fn begin(&self, asked: usize) {
         if let Some(begin) = self
             .begin
@@ -141,11 +140,11 @@ impl Blobs {
         }
     }
 
-    /// Fetches the blob that was asked for as number `asked` to its end; its file, checked against
-    /// its digest.
+    /// Fetches the blob that was requested as number `asked` to its end. Returns its file, checked
+    /// against its digest.
     ///
     /// # Errors
-    /// [`Error`]; when it is not what it is to be, its file is removed.
+    /// [`Error`]; if its digest is wrong, its file is removed.
     pub fn file(&self, asked: usize, progress: &(dyn Fn(u64) + Sync)) -> Result<&std::fs::File> {
         let blob = self.order[asked];
         self.read(
@@ -158,8 +157,8 @@ impl Blobs {
         Ok(self.spools[blob].file())
     }
 
-    /// Removes what was fetched, unless `result` is a failure that may not come again: then the
-    /// next attempt continues.
+    /// Removes what was fetched, unless `result` is a transient failure, after which the next
+    /// attempt can continue.
     pub fn finish<T>(&self, result: Result<T>) -> Result<T> {
         if !result.as_ref().is_err_and(Error::is_transient) {
             self.spools.iter().for_each(|spool| spool.discard());
@@ -168,7 +167,7 @@ impl Blobs {
         result
     }
 
-    /// Reads a blob, decompressed or as it is, while it is fetched.
+    /// Reads a blob, decompressed if it is compressed, while it is fetched.
     fn read(
         &self,
         asked: usize,
@@ -235,7 +234,7 @@ impl Drop for Blobs {
     fn drop(&mut self) {
         self.cancel.take();
         if let Some(thread) = self.thread.take() {
-            // One that panicked has told so.
+            // A panic was reported already.
             let _ = thread.join();
         }
     }
@@ -243,11 +242,11 @@ impl Drop for Blobs {
 
 /// A layer that is fetched.
 pub(super) struct RemoteLayer {
-    /// The blobs that it is one of.
+    /// The blobs that it belongs to.
     pub blobs: Arc<Blobs>,
-    /// Which of those that were asked for.
+    /// Its number among the requested blobs.
     pub asked: usize,
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
 }
 
@@ -261,7 +260,7 @@ impl TarSource for RemoteLayer {
     }
 }
 
-/// What the thread does.
+/// The work of the thread.
 struct Work {
     sources: Arc<Sources>,
     order: Vec<usize>,
@@ -292,7 +291,7 @@ impl Work {
             .await;
     }
 
-    /// Fetches what is missing of a blob, with as many requests as it takes.
+    /// Fetches the missing part of a blob, with as many requests as necessary.
     async fn fetch(&self, blob: usize) -> Result<()> {
         let (spool, size) = (&self.spools[blob], self.wanted[blob].size);
         if spool.have() > 0 {
@@ -319,7 +318,7 @@ impl Work {
         Ok(())
     }
 
-    /// One request, and what comes of it.
+    /// Makes one request, and stores its response.
     async fn fetch_some(&self, blob: usize) -> Result<(), Broken> {
         let (spool, Wanted { digest, size }) = (&self.spools[blob], self.wanted[blob]);
         let have = spool.have();
@@ -338,8 +337,8 @@ impl Work {
                 .into(),
             )
         };
-        // Who does not know ranges sends everything again: that is passed over, and the digest
-        // tells in the end whether it was the same.
+        // A server without ranges sends everything again: the known part is skipped, and the digest
+        // shows in the end whether it was the same.
         let mut at = if response.status() == StatusCode::PARTIAL_CONTENT {
             let range = response
                 .headers()

@@ -1,4 +1,4 @@
-//! One registry or mirror: requests to it are authorized and repeated as is needed.
+//! One registry or mirror: authorizes requests to it, and repeats them if necessary.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +20,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const USER_AGENT: &str = concat!("lxcri-fs/", env!("CARGO_PKG_VERSION"));
 const HUB: &str = "docker.io";
-/// Where Docker Hub's registry is.
+/// Host of Docker Hub's registry.
 const HUB_HOST: &str = "registry-1.docker.io";
 
 /// A registry, and a repository of it.
 pub(super) struct Endpoint {
-    /// What people call the registry.
+    /// The registry's name.
     name: String,
     repository: String,
     base: Mutex<Url>,
@@ -33,17 +33,17 @@ pub(super) struct Endpoint {
     http: Client,
     /// For credentials: follows no redirects.
     tokens: Client,
-    /// What tokens are to allow.
+    /// The scopes to request tokens for.
     scopes: Vec<String>,
     authorization: Mutex<Option<HeaderValue>>,
 }
 
 impl Endpoint {
-    /// `repository` of the registry `name`; `scopes` is what will be done there.
+    /// An endpoint for `repository` of the registry `name`, with the `scopes` that will be needed.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when it is no
-    /// host.
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if it is not
+    /// a host.
     pub(super) fn new(
         name: &str,
         repository: String,
@@ -68,7 +68,7 @@ impl Endpoint {
         })
     }
 
-    /// What people call the registry.
+    /// The registry's name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -80,9 +80,8 @@ impl Endpoint {
         url
     }
 
-    /// Sends what `request` makes for the registry's base URL: again when that may help, and with
-    /// credentials when they are asked for. Any answer that is not about who one is, and will not
-    /// be another one later, is returned.
+    /// Sends what `request` makes for the registry's base URL. Repeats it after transient failures,
+    /// and adds credentials if the registry requires them. Returns any other response.
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`], and those of
@@ -94,7 +93,7 @@ impl Endpoint {
         self.send_with(Failures::default(), request).await
     }
 
-    /// Like [`Self::send`], but what fails is not tried again.
+    /// Like [`Self::send`], without retries.
     ///
     /// # Errors
     /// As [`Self::send`].
@@ -117,14 +116,14 @@ impl Endpoint {
                 .build()
                 .map_err(|e| Error::transport(&base, e))?;
             let url = request.url().clone();
-            // An upload may lead elsewhere; who one is here is nobody's business there.
+            // An upload may lead to another host, which must not see the credentials.
             if let Some(value) = lock(&self.authorization)
                 .clone()
                 .filter(|_| url.origin() == base.origin())
             {
                 request.headers_mut().insert(AUTHORIZATION, value);
             }
-            // What is sent takes its time; who has nothing to send waits for the answer alone.
+            // Sending a body takes its time; without one, only the response is awaited.
             let sends = request.body().is_some();
             let answer = self.http.execute(request);
             let answer = if sends {
@@ -182,7 +181,7 @@ impl Endpoint {
         let credential = credentials::find(&self.name, &self.repository)?;
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
-                // What `insecure` says is said of this host, whatever other names it names.
+                // `insecure` applies to this host only.
                 let same_host = realm.host() == base.host();
                 if realm.scheme() != "https"
                     && !(self.insecure && (same_host || credential.is_none()))
@@ -243,7 +242,7 @@ fn client(registry: &str, policy: redirect::Policy, insecure: bool) -> Result<Cl
 }
 
 fn builder() -> ClientBuilder {
-    // Once for the process; that it was done already is no error.
+    // Needed once per process; it may have been done already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(USER_AGENT)
@@ -252,8 +251,8 @@ fn builder() -> ClientBuilder {
         .referer(false)
 }
 
-/// Redirects lead from https to https only. reqwest takes credentials off those that lead to
-/// another host.
+/// Redirects lead from https to https only. reqwest removes credentials from redirects to another
+/// host.
 fn redirects(insecure: bool) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
         let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");

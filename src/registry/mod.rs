@@ -1,14 +1,14 @@
-//! Registries: images are pulled from them and pushed to them by the OCI distribution protocol.
+//! Registries: pulls and pushes images with the OCI distribution protocol.
 //!
-//! Everything outside is synchronous. A `Session` owns the one runtime that requests run in: on the
-//! caller's thread for documents, and on a thread of its own for blobs, which go to files that grow
-//! while they are read (`Spool`).
+//! The interface is synchronous. A `Session` owns the only async runtime, in which requests run: on
+//! the caller's thread for documents, and on a thread of its own for blobs, which go to files that
+//! grow while they are read (`Spool`).
 //!
-//! The client is ours, on reqwest. The oci-client crate (0.18) reads manifests, tokens and error
-//! messages of any length into memory, panics on a token that is no header value, drops the reason
-//! of a failed login, does not answer a challenge twice, knows no identity tokens, and does not
-//! pass on `Retry-After`. A registry is a stranger, and none of this can be mended from outside of
-//! it.
+//! The client is written for lxcri-fs, on reqwest. The oci-client crate (0.18) reads manifests,
+//! tokens and error messages of any length into memory, panics on a token that is no header value,
+//! drops the reason of a failed login, does not answer a challenge twice, knows no identity tokens,
+//! and does not pass on `Retry-After`. A registry is a stranger, and none of this can be mended
+//! from outside of it.
 
 mod answer;
 pub mod artifact;

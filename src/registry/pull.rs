@@ -1,4 +1,4 @@
-//! Images of registries, as sources to build from.
+//! Images in registries, as sources to build from.
 
 use std::fs::File;
 use std::io::Seek;
@@ -21,9 +21,9 @@ use crate::{fs, reference};
 /// How to pull.
 #[derive(Clone)]
 pub struct PullOptions {
-    /// Which of an index's images.
+    /// The image to choose from an index.
     pub platform: Platform,
-    /// What the configuration says.
+    /// Settings of registries.
     pub registries: Registries,
     /// Below which directory blobs are kept while they are fetched.
     pub temp_dir: PathBuf,
@@ -94,7 +94,7 @@ pub fn parse(text: &str) -> Result<Reference> {
     })
 }
 
-/// The digest of what a reference leads to now; one request, if the registry lets everybody read.
+/// The digest that a reference leads to now. Takes one request, if the registry needs no login.
 ///
 /// # Errors
 /// [`Error`].
@@ -187,10 +187,10 @@ pub fn source(reference: &Reference, options: &PullOptions) -> Result<RemoteImag
 }
 
 impl RemoteFile {
-    /// Fetches the file, checks it, and gives it its name. `force` replaces what is there.
+    /// Fetches the file, checks it, and gives it its name. `force` replaces an existing file.
     ///
     /// # Errors
-    /// [`Error`]; nothing is then at `path` but what was there before.
+    /// [`Error`]; an existing file at `path` is unchanged then.
     pub fn write_to(
         &self,
         path: &Path,
@@ -245,7 +245,7 @@ impl RemoteFile {
     }
 }
 
-/// What the manifest is asked for by: a digest, if there is one.
+/// How to request the manifest: by digest if there is one, or else by tag.
 fn tag(reference: &Reference) -> &str {
     reference.digest().or(reference.tag()).unwrap_or("latest")
 }
@@ -258,7 +258,7 @@ struct Remote<'a> {
     top: &'a Manifest,
 }
 
-/// What tells a manifest from an index.
+/// The fields that distinguish a manifest from an index.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kind {
@@ -268,7 +268,7 @@ struct Kind {
 }
 
 impl Remote<'_> {
-    /// An index with nothing in it but what the reference leads to.
+    /// An index that contains only the manifest that the reference leads to.
     fn index(&self) -> build::Result<ImageIndex> {
         let failed = |e: &dyn ToString| build::Error::document(&self.name, e.to_string());
         let Kind {
@@ -276,7 +276,8 @@ impl Remote<'_> {
             manifests,
             layers,
         } = serde_json::from_slice(&self.top.bytes).map_err(|e| failed(&e))?;
-        // What is both means one thing to one reader and another to the next, with one digest.
+        // A document that is both would mean different things to different readers, with the same
+        // digest.
         if manifests.is_some() && layers.is_some() {
             return Err(failed(&"it is both an index and a manifest"));
         }

@@ -1,5 +1,5 @@
-//! Images into registries: blobs that are there are not sent again, and what is sent is not held in
-//! memory.
+//! Pushes images to registries. Blobs that the registry has are not sent again; blobs are streamed,
+//! not held in memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,7 +36,7 @@ pub struct Upload {
     pub content: UploadContent,
 }
 
-/// Where bytes are.
+/// The bytes of an upload.
 #[derive(Debug)]
 pub enum UploadContent {
     /// In a file.
@@ -52,7 +52,7 @@ pub struct Target {
     runtime: Runtime,
     endpoint: Endpoint,
     reference: Reference,
-    /// Another repository of the registry, from which blobs may be taken over.
+    /// Another repository of the registry, from which blobs may be mounted.
     other: Option<String>,
 }
 
@@ -66,10 +66,10 @@ impl std::fmt::Debug for Target {
 
 impl Target {
     /// Prepares to push to `reference`; `other` is a repository of the same registry that may have
-    /// some of the blobs. Nothing is asked yet.
+    /// some of the blobs. Sends no request yet.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] when the
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if the
     /// reference has a digest.
     pub fn new(
         reference: &Reference,
@@ -97,8 +97,7 @@ impl Target {
         })
     }
 
-    /// Whether the repository has a blob, now at the latest: it is taken over from the other
-    /// repository if that has it.
+    /// Whether the repository has a blob. Mounts it from the other repository if that has it.
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`].
@@ -115,10 +114,10 @@ impl Target {
     }
 
     /// Sends the blobs that the registry lacks, then the manifest under the tag. Returns the
-    /// manifest's digest. `progress` is told how many bytes of the uploads were dealt with.
+    /// manifest's digest. Calls `progress` with the bytes of uploads that were processed.
     ///
     /// # Errors
-    /// [`Error`]; the tag then leads to what it led to before.
+    /// [`Error`]; the tag is unchanged then.
     pub fn push(
         &self,
         uploads: &[Upload],
@@ -200,7 +199,7 @@ impl Target {
         }
         let mut failures = Failures::default();
         loop {
-            // Each try is an upload of its own: what became of the one before is not known.
+            // Each attempt is a new upload, because the state of the previous one is unknown.
             let begin = self.endpoint.send(|http, base| {
                 http.post(self.endpoint.url(base, "blobs/uploads/"))
                     .header(CONTENT_LENGTH, 0)
@@ -232,7 +231,7 @@ impl Target {
     }
 }
 
-/// Where an upload continues.
+/// The URL at which an upload continues.
 fn location(response: &Response) -> Result<Url> {
     let base = response.url();
     let text = response

@@ -1,4 +1,4 @@
-//! How slow an answer may be: who sends a byte a second keeps nobody for ever.
+//! Limits how slow a response may be, so that a server cannot block a command for ever.
 
 use std::fmt;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ const MIN_BYTES: u64 = 30 << 10;
 /// How long an answer may take to begin, with all redirections.
 const BEGIN: Duration = Duration::from_secs(120);
 
-/// Counts what comes.
+/// Measures the rate of a response.
 struct Pace {
     since: Instant,
     bytes: u64,
@@ -57,7 +57,7 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// What comes next; `None` when it has ended.
+    /// The next piece; `None` at the end.
     pub(super) async fn piece(
         &mut self,
     ) -> Result<Option<impl Deref<Target = [u8]> + use<>>, Interrupted> {

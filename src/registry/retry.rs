@@ -1,4 +1,4 @@
-//! How often, and after which time, something is tried again.
+//! How often, and after which time, to retry.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(60);
 /// How many times something is tried again.
 const TRIES: u32 = 5;
-/// How many times when nobody is there, or cannot be talked to: that is rarely a passing matter.
+/// How often to retry if no connection can be made, which is rarely transient.
 const TRIES_TO_CONNECT: u32 = 2;
 
 /// Whether an answer may be another one later.

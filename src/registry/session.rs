@@ -1,4 +1,4 @@
-//! What is asked of a registry and its mirrors about one repository.
+//! Requests about one repository to a registry and its mirrors.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use crate::build::sources::MAX_DOCUMENT;
 use crate::build::{self, Digest, Mismatch};
 
-/// What we take for an answer when a manifest is asked for.
+/// Accepted media types of manifests.
 pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
                                     application/vnd.oci.image.manifest.v1+json, \
                                     application/vnd.docker.distribution.manifest.list.v2+json, \
@@ -50,7 +50,7 @@ impl std::fmt::Debug for Sources {
 pub struct Session {
     /// Runs the requests.
     pub runtime: Runtime,
-    /// Who is asked.
+    /// The registry and its mirrors.
     pub sources: Arc<Sources>,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn runtime() -> Result<Runtime> {
 }
 
 impl Session {
-    /// Prepares to read `reference`; nothing is asked yet.
+    /// Prepares to read `reference`. Sends no request yet.
     ///
     /// # Errors
     /// Those of [`Endpoint::new`].
@@ -109,7 +109,7 @@ impl Session {
         self.runtime.block_on(self.sources.manifest(tag))
     }
 
-    /// The digest of what a tag leads to; only that is asked for.
+    /// The digest that a tag leads to, without the manifest itself.
     ///
     /// # Errors
     /// Those of [`Endpoint::send`].
@@ -144,7 +144,7 @@ fn reading(host: &str, repository: String, registries: &Registries) -> Result<En
 }
 
 impl Sources {
-    /// What the first that has an answer answers.
+    /// The answer of the first source that has one.
     async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T>) -> Result<T> {
         let last = self.endpoints.len() - 1;
         for (endpoint, gone) in self
@@ -258,7 +258,7 @@ async fn get_blob(endpoint: &Endpoint, digest: &Digest, from: u64) -> Result<Res
         .await
 }
 
-/// An answer with one of these statuses.
+/// Fails unless a response has one of these statuses.
 pub(super) async fn expect(response: Response, wanted: &[StatusCode]) -> Result<Response> {
     if wanted.contains(&response.status()) {
         Ok(response)

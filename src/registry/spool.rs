@@ -1,4 +1,4 @@
-//! A blob in a file that grows while it is read, and that a later attempt continues.
+//! Blobs in files that grow while they are read, and that a later attempt can continue.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read};
@@ -12,9 +12,9 @@ use rustix::fs::{Mode, OFlags};
 use super::error::{Error, Result};
 use crate::build::Digest;
 
-/// The directory with what was fetched of blobs, made below `dir` when it is not there.
+/// Name of the directory for fetched parts of blobs.
 pub(crate) const DIRECTORY: &str = ".lxcri-fs-blobs";
-/// How long what is in there is kept for a later attempt.
+/// How long parts are kept for a later attempt.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
 
 /// A directory of blobs.
@@ -23,10 +23,10 @@ pub(super) struct SpoolDir {
 }
 
 impl SpoolDir {
-    /// The one below `dir`.
+    /// Opens the directory below `dir`, and creates it if it is missing.
     ///
     /// # Errors
-    /// [`Error::Io`], also when it is somebody else's.
+    /// [`Error::Io`], also if it belongs to another user.
     pub(super) fn below(dir: &Path) -> Result<Self> {
         let path = dir.join(DIRECTORY);
         let making = || Error::io("making the directory", &path);
@@ -46,7 +46,7 @@ impl SpoolDir {
         Ok(dir)
     }
 
-    /// Removes what nobody has gone on with for long.
+    /// Removes parts that were not continued for too long.
     fn forget_old(&self) {
         let old = |path: &Path| {
             let file = File::options()
@@ -68,8 +68,8 @@ impl SpoolDir {
         }
     }
 
-    /// The file of a blob of `size` bytes, with what an earlier attempt has left in it. When
-    /// another process is about to fetch the same blob, it is a file without a name.
+    /// The file for a blob of `size` bytes, with the part that an earlier attempt left. If another
+    /// process is fetching the same blob, it is a file without a name.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -117,15 +117,15 @@ pub(super) struct Spool {
 
 #[derive(Default)]
 struct State {
-    /// How many bytes are there.
+    /// How many bytes were fetched.
     have: u64,
     end: Option<End>,
 }
 
 enum End {
-    /// All bytes are there.
+    /// The blob is complete.
     Complete,
-    /// There will be no more; the error, until somebody takes it.
+    /// Fetching failed; holds the error until it is taken.
     Failed(Option<Error>),
 }
 
@@ -150,7 +150,7 @@ impl Spool {
         &self.file
     }
 
-    /// How many bytes are there.
+    /// How many bytes were fetched.
     pub(super) fn have(&self) -> u64 {
         self.state().have
     }
@@ -180,7 +180,7 @@ impl Spool {
         self.changed.notify_all();
     }
 
-    /// Why it was not completed. The cause is told once.
+    /// Why it was not completed. Returns the cause only once.
     pub(super) fn failure(&self) -> Option<Error> {
         match &mut self.state().end {
             Some(End::Failed(error)) => Some(error.take().unwrap_or(Error::Cancelled)),
@@ -188,7 +188,7 @@ impl Spool {
         }
     }
 
-    /// Removes it: what is in it is wrong, or not needed any more.
+    /// Removes the file, which is wrong or not needed any more.
     pub(super) fn discard(&self) {
         if let Some(name) = &self.name {
             let _ = std::fs::remove_file(name);

@@ -345,7 +345,7 @@ mod tests {
             of("k")
                 .unwrap_err()
                 .to_string()
-                .contains("must not be used for the image")
+                .contains("is not for the image")
         );
         std::fs::write(
             temp.path().join("k.images"),

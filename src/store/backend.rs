@@ -1,5 +1,4 @@
-//! What a store needs of the place where it is: few operations, each of which happens as a whole or
-//! not at all.
+//! What a store needs of the place that holds it: few operations, each of them atomic.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -18,9 +17,9 @@ pub struct StoredImage {
     pub name: Name,
     /// The image file.
     pub path: PathBuf,
-    /// What is known of it.
+    /// Its facts.
     pub facts: Facts,
-    /// The image that it was cloned from, where the file system knows.
+    /// The image that it was cloned from, if the file system knows.
     pub parent: Option<Name>,
 }
 
@@ -29,14 +28,13 @@ pub struct StoredImage {
 pub struct Container {
     /// Its name.
     pub name: Name,
-    /// Its directory. On ZFS, where it is when it is mounted: [`Store::reach`](super::Store::reach)
-    /// sees to that.
+    /// Its directory. On ZFS, its path once [`Store::reach`](super::Store::reach) has mounted it.
     pub path: PathBuf,
     /// Its dataset, on ZFS.
     pub dataset: Option<Dataset>,
     /// The images that it is made of, the lowest first.
     pub images: Vec<ImageUse>,
-    /// Whether somebody is making or removing it, or was killed while doing so.
+    /// Whether a process is creating or removing it, or was killed while doing so.
     pub unfinished: bool,
 }
 
@@ -49,16 +47,16 @@ pub struct ImageUse {
     pub root_digest: String,
 }
 
-/// What is found where images are.
+/// What the directory or dataset of images contains.
 #[derive(Debug, Default)]
 pub struct Scan {
     /// Images that are complete.
     pub images: Vec<StoredImage>,
-    /// What has an image's name and cannot be used as one.
+    /// Entries with an image's name that cannot be used as images.
     pub broken: Vec<(Name, Error)>,
-    /// Images that are being written or removed, or were when somebody was killed.
+    /// Images that are being written or removed, and those that a killed process left.
     pub work: Vec<Name>,
-    /// Names that are none of ours.
+    /// Names that do not belong to the store.
     pub strange: Vec<String>,
 }
 
@@ -67,14 +65,14 @@ pub struct Scan {
 pub struct Begun {
     /// The directory.
     pub dir: PathBuf,
-    /// Whether the image's file is there: a clone of the base.
+    /// Whether it holds a clone of the base.
     pub is_clone: bool,
 }
 
-/// A place for images and containers. What changes something is called under the store's lock, but
-/// for [`Backend::begin`].
+/// A place for images and containers. Methods that change something, except [`Backend::begin`], are
+/// called under the store's lock.
 pub trait Backend: Debug + Send + Sync {
-    /// Where locks are.
+    /// The directory of locks.
     fn locks(&self) -> PathBuf;
 
     /// All that is there.
@@ -83,55 +81,54 @@ pub trait Backend: Debug + Send + Sync {
     /// A directory for temporary files.
     fn temp_dir(&self) -> Result<PathBuf>;
 
-    /// A directory to write an image in; [`Name::work`] gives its name. Given a base, and where
-    /// whole files can be cloned only, it has a clone of that.
+    /// A directory to write an image in, with a name from [`Name::work`]. It contains a clone of
+    /// the base if the backend can only clone whole files.
     fn begin(&self, work: &Name, base: Option<&StoredImage>) -> Result<Begun>;
 
-    /// Makes what was begun an image: it is synced to the disk, and then there under this name,
-    /// facts included.
+    /// Publishes what was begun as an image: it is synced, and then appears under this name with
+    /// its facts.
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()>;
 
-    /// Replaces an image's file by `new`, which has the same root digest. Whoever has the old one
-    /// open continues with it.
+    /// Replaces an image's file by `new`, which has the same root digest. Processes that have the
+    /// old one open keep it.
     fn replace(&self, name: &Name, new: &Path) -> Result<()>;
 
     /// Replaces an image's facts.
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()>;
 
-    /// What an image takes, complete or not.
+    /// The space that an image takes, complete or not.
     fn usage(&self, name: &Name) -> Result<Usage>;
 
-    /// What a container takes.
+    /// The space that a container takes.
     fn container_usage(&self, name: &Name) -> Result<Usage>;
 
-    /// How many bytes may still be written.
+    /// Free space in bytes.
     fn free(&self) -> Result<u64>;
 
-    /// What else depends on an image: what was cloned from it and is none of the store's, what
-    /// somebody made in its dataset.
+    /// What else depends on an image: clones outside the store, and foreign datasets below its own.
     fn dependents(&self, name: &Name) -> Result<Vec<String>>;
 
-    /// Removes an image, complete or not; how many bytes are freed. `held` is the image's lock:
-    /// nobody opens it while it is held.
+    /// Removes an image, complete or not. Returns how many bytes that freed. `held` is the image's
+    /// lock: no process opens the image while it is held.
     fn remove(&self, name: &Name, held: Option<File>) -> Result<u64>;
 
-    /// The containers, and what is left of containers that were being made or removed.
+    /// The containers, and the remains of containers that were being created or removed.
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)>;
 
-    /// The directory of a container, mounted.
+    /// The directory of a container, which is mounted if necessary.
     fn reach(&self, name: &Name) -> Result<PathBuf>;
 
-    /// Makes a container's directory, marked as unfinished, unless there is a container of this
-    /// name.
+    /// Creates a container's directory, marked as unfinished. Fails if a container of this name
+    /// exists.
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container>;
 
-    /// Marks a container as unfinished, or takes the mark away.
+    /// Sets or clears the mark of an unfinished container.
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()>;
 
-    /// What keeps a container from being removed, and is none of the store's.
+    /// Things outside the store that keep a container from being removed.
     fn in_the_way(&self, name: &Name) -> Result<Vec<String>>;
 
-    /// What tells a container from all others on this host, copies of it too.
+    /// What distinguishes a container from all others on this host, even from its copies.
     fn place(&self, name: &Name) -> Result<String>;
 
     /// Removes a container with all that is in its directory.

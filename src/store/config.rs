@@ -1,5 +1,5 @@
-//! The configuration: what a file, the environment and the command line say, and which of them said
-//! it.
+//! The configuration: settings from a file, the environment and the command line, each with its
+//! origin.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,13 +13,13 @@ use super::error::{Error, Result};
 use crate::registry::Registries;
 use crate::zfs::Dataset;
 
-/// Where the configuration is, unless [`CONFIG_VARIABLE`] says otherwise.
+/// The configuration file, unless [`CONFIG_VARIABLE`] names another.
 pub const CONFIG: &str = "/etc/lxcri-fs/config.toml";
 /// Environment variable with the path of the configuration.
 pub const CONFIG_VARIABLE: &str = "LXCRI_FS_CONFIG";
 /// Environment variable with the place of the store.
 pub const STORE_VARIABLE: &str = "LXCRI_FS_STORE";
-/// Root's store, unless something says otherwise.
+/// Root's default store.
 const STORE: &str = "/var/lib/lxcri-fs";
 /// How long an image without a name is kept.
 const GRACE: SignedDuration = SignedDuration::from_hours(24);
@@ -83,10 +83,10 @@ impl fmt::Display for Location {
     }
 }
 
-/// Who said it.
+/// The origin of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody.
+    /// The default.
     Default,
     /// A configuration file.
     File(PathBuf),
@@ -106,12 +106,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value, and who said it.
+/// A value and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting<T> {
     /// The value.
     pub value: T,
-    /// Who said it.
+    /// Where it comes from.
     pub origin: Origin,
 }
 
@@ -137,14 +137,14 @@ pub struct Config {
     pub store: Setting<Location>,
     /// How long `gc` keeps an image that has no name any more.
     pub grace: Setting<SignedDuration>,
-    /// Where images are pulled from.
+    /// Settings of registries.
     pub registries: Setting<Registries>,
-    /// Which annotations `org.lxcri-fs.*` count for a container that has a root file system of its
-    /// own, whose image may have made them: their names without what all begin with.
+    /// Annotations that count even for a container with a root file system of its own, whose image
+    /// may have set them: their names without the prefix `org.lxcri-fs.`.
     pub annotations: Setting<Vec<String>>,
 }
 
-/// The file as it is written.
+/// The contents of the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -189,10 +189,10 @@ struct Gc {
 }
 
 impl Config {
-    /// Reads the configuration. `store` is what the command line says of it.
+    /// Reads the configuration. `store` is the store that the command line names.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Location`], [`Error::Io`] when a file that the environment names
+    /// [`Error::Config`], [`Error::Location`], [`Error::Io`] if a file that the environment names
     /// cannot be read.
     pub fn load(store: Option<&Location>) -> Result<Self> {
         let named = std::env::var_os(CONFIG_VARIABLE)
@@ -262,7 +262,7 @@ fn parse(text: &str, path: &Path) -> Result<File> {
     })
 }
 
-/// Root's store is the machine's; others have their own.
+/// The default store: one for root, and one for each other user.
 fn default_store() -> Location {
     let home = |variable: &str| {
         std::env::var_os(variable)

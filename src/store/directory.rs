@@ -27,11 +27,11 @@ use super::remove_tree::remove_tree;
 use crate::sys::extents::{self, Usage};
 use crate::sys::replace::replace;
 
-/// Beside each image.
+/// File with the facts of an image, beside it.
 pub(super) const FACTS: &str = "image.json";
-/// In each container's directory.
+/// File with the images of a container, in its directory.
 const CONTAINER: &str = "store.json";
-/// In the directory of a container that is being made or removed.
+/// Marks the directory of a container that is being created or removed.
 const UNFINISHED: &str = "unfinished";
 /// Longest of those files, bytes.
 const MAX_JSON: u64 = 1 << 20;
@@ -43,7 +43,7 @@ pub(super) struct DirectoryStore {
 }
 
 impl DirectoryStore {
-    /// The store in a directory, which is made when something is put there.
+    /// The store in a directory, which is created when something is put there.
     pub(super) fn new(root: PathBuf) -> Self {
         Self { root }
     }
@@ -72,8 +72,8 @@ impl DirectoryStore {
     }
 }
 
-/// The facts of an image that came here without them: they are in the image, and its name is a
-/// reference's.
+/// The facts of an image that came without them, from the image, and from its name for the
+/// reference.
 pub(super) fn facts_of(path: &Path, name: &Name) -> Result<Facts> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
     Ok(Facts {
@@ -82,7 +82,7 @@ pub(super) fn facts_of(path: &Path, name: &Name) -> Result<Facts> {
     })
 }
 
-/// The image in a directory: the file of its name, or the only one there is.
+/// The image in a directory: the file with its name, or else the only one.
 pub(super) fn image_file(dir: &Path, name: &Name) -> Result<PathBuf> {
     let own = dir.join(format!("{name}.bfc"));
     if own.symlink_metadata().is_ok_and(|m| m.is_file()) {
@@ -132,7 +132,7 @@ impl Backend for DirectoryStore {
             .map(|i| (i.facts.root_digest.clone(), i.name.clone()))
             .collect();
         for image in &mut scan.images {
-            // One that does not exist is told by its digest.
+            // An image that does not exist any more is named by its digest.
             let named = |digest: &String| {
                 digests
                     .get(digest)
@@ -145,7 +145,7 @@ impl Backend for DirectoryStore {
     }
 
     fn temp_dir(&self) -> Result<PathBuf> {
-        // Images may hold what is nobody's business: keys, hashes of passwords.
+        // Images may hold secrets such as keys and hashes of passwords.
         make_dir(&self.root, 0o711)?;
         make_dir(&self.images(), 0o700)?;
         Ok(self.images())
@@ -157,8 +157,8 @@ impl Backend for DirectoryStore {
             .mode(0o700)
             .create(&dir)
             .map_err(Error::io("making the directory", &dir))?;
-        // Who writes the image copies what it needs of the base, by reference where the file system
-        // can.
+        // The writer copies what it needs of the base, with a reflink if the file system supports
+        // it.
         Ok(Begun {
             dir,
             is_clone: false,
@@ -298,7 +298,7 @@ impl Backend for DirectoryStore {
 
     fn place(&self, name: &Name) -> Result<String> {
         let dir = self.container_dirs().join(name);
-        // As its record has to be text, its place may be some other text when it is none.
+        // The record is text, so a path that is not UTF-8 is escaped.
         Ok(format!(
             "dir:{}",
             dir.canonicalize()
@@ -312,14 +312,14 @@ impl Backend for DirectoryStore {
     }
 }
 
-/// Makes an image that is complete read-only: nothing of ours writes to it any more, by whatever
-/// name it is called.
+/// Makes a complete image read-only: lxcri-fs never writes to it again, whatever name is used for
+/// it.
 pub(super) fn keep_as_it_is(path: &Path) -> Result<()> {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444))
         .map_err(Error::io("setting the mode of", path))
 }
 
-/// Marks a container's directory as one that is being made or removed.
+/// Marks the directory of a container that is being created or removed.
 fn mark(dir: &Path) -> Result<()> {
     let path = dir.join(UNFINISHED);
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
@@ -334,7 +334,7 @@ fn mark(dir: &Path) -> Result<()> {
     sync(dir)
 }
 
-/// What a directory takes, with all that is in it on the same file system.
+/// The space that a directory takes, with everything in it on the same file system.
 fn tree_usage(dir: &Path) -> Result<Usage> {
     let (mut usage, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
     let device = dir
@@ -375,7 +375,8 @@ fn tree_usage(dir: &Path) -> Result<Usage> {
     Ok(usage)
 }
 
-/// Removes a directory: at once for those who look, and then what is in it.
+/// Removes a directory: renames it first, so that it disappears at once, and then removes its
+/// contents.
 fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     let dir = all.join(name);
     let work = if name.is_work() {
@@ -390,7 +391,7 @@ fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     remove_tree(all, work.as_str())
 }
 
-/// What is in a directory; nothing, when it is not there.
+/// The names in a directory; none if it does not exist.
 fn entries(dir: &Path) -> Result<Vec<String>> {
     let failed = |e| Error::io("reading", dir)(e);
     let entries = match std::fs::read_dir(dir) {
@@ -399,7 +400,7 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     };
     let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
     let mut names: Vec<String> = names.collect::<io::Result<_>>().map_err(failed)?;
-    // Such as what pulls have fetched so far.
+    // For instance downloads of pulls.
     names.retain(|name| !name.starts_with('.'));
     names.sort();
     Ok(names)

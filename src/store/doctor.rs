@@ -1,4 +1,4 @@
-//! Whether a store is sound.
+//! Finds out whether a store is sound.
 
 use std::fs::File;
 
@@ -11,11 +11,11 @@ use super::{Store, graph};
 use crate::error::Report;
 use crate::error::chain;
 
-/// How good or bad something is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// All is well.
     Good,
     /// Worth knowing; nothing is broken.
     Note,
@@ -23,12 +23,12 @@ pub enum Level {
     Bad,
 }
 
-/// Something that was found, and what follows from it.
+/// A fact, and what follows from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What it is about, such as `store`.
     pub about: &'static str,
-    /// How good or bad it is.
+    /// Its severity.
     pub level: Level,
     /// What was found.
     pub found: String,
@@ -54,8 +54,8 @@ impl Finding {
 }
 
 impl Store {
-    /// Looks at everything in the store but the contents of images, which `verify --all` reads.
-    /// Nothing is bad in a store that was only interrupted, whenever that was.
+    /// Examines everything in the store except the contents of images, which `verify --all` reads.
+    /// Remains of interrupted work are never a [`Level::Bad`].
     ///
     /// # Errors
     /// [`super::Error`] if the store cannot be examined at all.

@@ -1,5 +1,5 @@
-//! What a store knows of an image without opening it. All but references and times could be read
-//! from the image again.
+//! What a store knows about an image without opening it. Everything except references and times
+//! could be read from the image again.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -19,13 +19,13 @@ use crate::fs;
 /// The facts of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// What it is called; nothing, when another image took its name.
+    /// Its references; none if another image took its name.
     #[serde(default)]
     pub refs: Vec<Reference>,
     /// Root digest: BLAKE3, 64 hexadecimal digits.
     pub root_digest: String,
-    /// What the registry said that the reference leads to, or else the digest of the manifest in
-    /// the image.
+    /// The digest that the registry gave for the reference, or else that of the manifest in the
+    /// image.
     #[serde(default)]
     pub manifest_digest: Option<Digest>,
     /// When it was put into the store.
@@ -38,16 +38,16 @@ pub struct Facts {
     pub encryption: String,
     /// Length of the image, bytes.
     pub size: u64,
-    /// Root digest of the image that it was cloned from, while that is there.
+    /// Root digest of the image that it was cloned from, while that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// The file whose whole content was found good, or just written: what `stamp` says of it.
-    /// Others may take it over without another look.
+    /// The `stamp` of the file when its whole content was last found sound, or was written. While
+    /// the file has this stamp, its layers can be reused without another check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked: Option<String>,
 }
 
-/// What tells a file from what it was: its inode number, length and time of change.
+/// Identifies the state of a file: its inode number, length and time of change.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -63,10 +63,11 @@ pub(super) fn stamp(path: &Path, file: &File) -> Result<String> {
 }
 
 impl Facts {
-    /// Reads an image's facts from the image; what it is called, and since when, it does not say.
+    /// Reads an image's facts from the image, which does not know its references and its time of
+    /// creation.
     ///
     /// # Errors
-    /// [`Error::Fs`] when it is damaged, [`Error::Facts`] when it is a plain v1 image.
+    /// [`Error::Fs`] if it is damaged, [`Error::Facts`] if it is a plain v1 image.
     pub fn of(path: &Path, file: File) -> Result<Self> {
         let created = file
             .metadata()
@@ -130,7 +131,7 @@ impl Facts {
         })
     }
 
-    /// As many digits of the root digest as tell images apart.
+    /// As many digits of the root digest as are needed to distinguish images.
     pub fn short_digest(&self) -> &str {
         self.root_digest.get(..12).unwrap_or(&self.root_digest)
     }

@@ -1,5 +1,4 @@
-//! Removing what nobody needs: first a plan, then its execution, which looks again before each
-//! step.
+//! Garbage collection: first a plan, then its execution, which checks again before each step.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,44 +15,44 @@ use crate::sys::lock::Lock;
 use crate::upper::written::leftovers;
 use crate::zfs::Snapshot;
 
-/// Something that can go.
+/// Something that can be removed.
 #[derive(Debug, Clone)]
 pub enum Garbage {
     /// An image without a name.
     Image(Box<StoredImage>),
     /// An image whose writing or removal was interrupted.
     Work(Name),
-    /// A container whose making or removal was interrupted.
+    /// A container whose creation or removal was interrupted.
     Container(Name),
-    /// A snapshot of a container that a `commit` read, or another command, which was killed.
+    /// A snapshot of a container that a killed `commit` or other command was reading.
     Snapshot(Snapshot),
-    /// What was fetched of a blob by a pull that was interrupted, and could go on from there.
+    /// The fetched part of a blob, from which an interrupted pull could continue.
     Blob(PathBuf),
 }
 
 /// One step of a plan.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// What is to go.
+    /// What to remove.
     pub garbage: Garbage,
-    /// What it takes; the space that others share is freed with the last of them.
+    /// The space that it takes; space that several share is freed with the last of them.
     pub usage: Usage,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug)]
 pub enum Outcome {
     /// So many bytes were freed.
     Freed(u64),
-    /// It is used by now, or gone.
+    /// It is in use by now, or was removed already.
     Kept(String),
     /// It could not be removed.
     Failed(Error),
 }
 
 impl Store {
-    /// What may be removed: images without a name that are older than `grace` and not used, what
-    /// killed processes left behind. Clones come before what they were cloned from.
+    /// Makes a plan: images without a name that are older than `grace` and not in use, and remains
+    /// of killed processes. Clones come before their origins.
     ///
     /// # Errors
     /// [`Error`].
@@ -71,7 +70,7 @@ impl Store {
             let (Garbage::Work(name) | Garbage::Container(name)) = &garbage else {
                 continue;
             };
-            // Whoever is at work holds it.
+            // A process that is working on it holds the lock.
             if self.locks.try_lock(name.as_str())?.is_some() {
                 let usage = self.usage(&garbage);
                 steps.push(Step { garbage, usage });
@@ -97,7 +96,7 @@ impl Store {
                 });
             }
         }
-        // Where nothing can be written, nothing was fetched.
+        // If nothing can be written there, nothing was fetched.
         let blobs = self
             .backend
             .temp_dir()
@@ -117,7 +116,7 @@ impl Store {
         Ok(steps)
     }
 
-    /// Snapshots of containers that were taken to be read by processes that have been killed.
+    /// Snapshots of containers that killed processes had taken in order to read them.
     pub(super) fn left_snapshots(&self) -> Result<Vec<Snapshot>> {
         let datasets = self
             .containers()?
@@ -135,7 +134,7 @@ impl Store {
     /// [`Error::Io`].
     pub fn sweep_locks(&self) -> Result<()> {
         for name in self.locks.names()? {
-            // One that nobody holds goes when it is let go.
+            // Dropping a lock removes its file.
             drop(self.locks.try_lock(&name)?);
         }
         Ok(())
@@ -182,8 +181,7 @@ impl Store {
                 Ok(Outcome::Freed(usage.own()))
             }
             Garbage::Work(name) | Garbage::Container(name) => {
-                // What is made or removed in a moment is so under this lock, and has none of its
-                // own.
+                // Short work on images happens under this lock, without a lock of its own.
                 _change = self.change()?;
                 _work = self.locks.try_lock(name.as_str())?;
                 if _work.is_none() {
@@ -199,7 +197,7 @@ impl Store {
         }
     }
 
-    /// What something takes; nothing, when that cannot be found out.
+    /// The space that something takes; zero if it is unknown.
     fn usage(&self, garbage: &Garbage) -> Usage {
         let usage = match garbage {
             Garbage::Image(image) => self.backend.usage(&image.name),
@@ -224,7 +222,7 @@ impl Store {
     }
 }
 
-/// A part of a blob that nobody fetches and that is older than `grace`, locked.
+/// Opens and locks a part of a blob that is older than `grace` and that no process is fetching.
 fn old_blob(path: &Path, grace: SignedDuration) -> Option<File> {
     let file = File::open(path).ok()?;
     let age = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;

@@ -1,4 +1,4 @@
-//! Which image was cloned from which.
+//! The graph of images and their clones.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use super::name::Name;
 pub struct Order {
     /// All images.
     pub names: Vec<Name>,
-    /// Images whose parent is not there, with it.
+    /// Images whose parent does not exist, each with that parent.
     pub missing: Vec<(Name, Name)>,
     /// Loops: each image was cloned from the next, the last from the first.
     pub loops: Vec<Vec<Name>>,

@@ -1,7 +1,7 @@
-//! The store: where images and containers are, in a directory or on ZFS.
+//! The store, which holds images and containers in a directory or on ZFS.
 //!
-//! [`Store`] has what is the same everywhere: which image has a name, what may be removed, who
-//! waits for whom. A [`Backend`] has what differs. docs/STORE.md describes the layout.
+//! [`Store`] contains what is the same for all stores: names, removal, locking. A [`Backend`]
+//! contains what differs. docs/STORE.md describes the layout.
 
 mod backend;
 pub mod config;
@@ -40,7 +40,7 @@ use crate::build::Digest;
 use crate::zfs::Dataset;
 use directory::DirectoryStore;
 
-/// The lock under which the store is changed. It is held for moments only.
+/// The lock under which the store changes. It is held only for moments.
 const STORE_LOCK: &str = "store";
 /// Fewest digits of a root digest that stand for an image.
 const MIN_DIGEST: usize = 6;
@@ -48,9 +48,9 @@ const MIN_DIGEST: usize = 6;
 /// What [`Store::remove`] did.
 #[derive(Debug)]
 pub enum Removed {
-    /// It took one of several names.
+    /// One of several names was removed.
     Reference(Reference),
-    /// It removed the image.
+    /// The image was removed.
     Image {
         /// How many bytes that freed.
         freed: u64,
@@ -66,7 +66,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// The store that the configuration names. Nothing is made before something is put there.
+    /// Opens the store that the configuration names. Nothing is created before something is put
+    /// there.
     ///
     /// # Errors
     /// [`Error::Location`].
@@ -88,15 +89,15 @@ impl Store {
         &self.location
     }
 
-    /// The images, by name; each reference is of one image only.
+    /// The images, ordered by name; each reference belongs to one image only.
     ///
     /// # Errors
-    /// [`Error`]; images that cannot be read are left out: [`Store::scan`] tells of them.
+    /// [`Error`]; images that cannot be read are left out: [`Store::scan`] returns them too.
     pub fn images(&self) -> Result<Vec<StoredImage>> {
         Ok(self.scan()?.images)
     }
 
-    /// All that is where images are, good or not.
+    /// Everything in the directory or dataset of images, valid or not.
     ///
     /// # Errors
     /// [`Error`].
@@ -107,12 +108,12 @@ impl Store {
         Ok(scan)
     }
 
-    /// The image that `text` means: a reference, `blake3:` and the root digest or its beginning,
-    /// the bare beginning, or the image's name in the store.
+    /// The image that `text` names: by a reference, by `blake3:` and the root digest or its
+    /// beginning, by the bare beginning, or by the image's name in the store.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] when it cannot be the name
-    /// of an image; what stands in the way of reading the image that has this name.
+    /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] if it cannot be the name of
+    /// an image; the error of reading the image that has this name.
     pub fn image(&self, text: &str) -> Result<StoredImage> {
         let Scan { images, broken, .. } = self.scan()?;
         let reference = text.parse::<Reference>();
@@ -152,7 +153,7 @@ impl Store {
         }
     }
 
-    /// Opens an image so that it is not removed as long as the file is open, by whatever process.
+    /// Opens an image. It is not removed while any process has the file open.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it has been removed.
@@ -164,7 +165,7 @@ impl Store {
             other => other.map_err(Error::io("opening the image", &image.path))?,
         };
         uses::hold(&file, &image.path)?;
-        // Somebody may have removed it before it was held.
+        // It may have been removed before it was locked.
         if image.path.exists() {
             Ok(file)
         } else {
@@ -172,8 +173,8 @@ impl Store {
         }
     }
 
-    /// Waits until nobody else makes the image of this reference; `waiting` is called once when
-    /// somebody does. Who then finds it made need not make it again.
+    /// Waits until no other process is making the image of this reference; calls `waiting` once if
+    /// one is. The image may exist then.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -183,8 +184,8 @@ impl Store {
             .lock(&format!("make-{}", Name::of(reference, 1)), waiting)?)
     }
 
-    /// Waits until nobody else makes or removes the container of this name; `waiting` is called
-    /// once when somebody does.
+    /// Waits until no other process is creating or removing the container of this name; calls
+    /// `waiting` once if one is.
     ///
     /// # Errors
     /// [`Error::Name`], [`Error::Io`].
@@ -202,8 +203,8 @@ impl Store {
         self.backend.temp_dir()
     }
 
-    /// The image that has most of these layers at its head, and is written in the same way; of
-    /// several, the oldest. One that is damaged is passed over.
+    /// The image that begins with most of these layers and is written in the same way; if there are
+    /// several, the oldest. Skips damaged images.
     ///
     /// # Errors
     /// [`Error`].
@@ -241,8 +242,8 @@ impl Store {
         Ok(None)
     }
 
-    /// Begins a new image, whose first layers are to be those of `base`. Nobody sees it before it
-    /// is published, and nothing is left of it when it is not.
+    /// Begins a new image, whose first layers are those of `base`. It is invisible until it is
+    /// published, and removed if it is not.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`], [`Error::NotFound`] when the base has been removed meanwhile.
@@ -250,7 +251,7 @@ impl Store {
         NewImage::begin(self, base)
     }
 
-    /// The containers, by name. Nothing is mounted for that.
+    /// The containers, ordered by name. Mounts nothing.
     ///
     /// # Errors
     /// [`Error`].
@@ -258,7 +259,7 @@ impl Store {
         Ok(self.backend.containers()?.0)
     }
 
-    /// A container, whose directory can be looked into.
+    /// A container; its dataset is mounted if necessary.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Zfs`] when its dataset cannot be mounted.
@@ -272,15 +273,15 @@ impl Store {
         })
     }
 
-    /// The directory of a container, which is mounted if it is not.
+    /// The directory of a container, which is mounted if necessary.
     ///
     /// # Errors
-    /// [`Error::Zfs`] when that cannot be done; nothing is known then of what is in it.
+    /// [`Error::Zfs`] if that fails, so that nothing is known about its contents.
     pub fn reach(&self, container: &Container) -> Result<PathBuf> {
         self.backend.reach(&container.name)
     }
 
-    /// A container as it is listed.
+    /// A container, as [`Store::containers`] lists it.
     fn listed(&self, name: &str) -> Result<Option<Container>> {
         Ok(self
             .containers()?
@@ -288,7 +289,8 @@ impl Store {
             .find(|c| c.name.as_str() == name))
     }
 
-    /// What tells a container from all others on this host, and from copies of it in other stores.
+    /// What distinguishes a container from all others on this host, and from copies of it in other
+    /// stores.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`].
@@ -296,8 +298,8 @@ impl Store {
         self.backend.place(&container.name)
     }
 
-    /// Makes a container of images, the first of which is the lowest: from now on they are not
-    /// removed. Its directory is empty but for our own record, and it is marked as unfinished.
+    /// Creates a container from images, the lowest first, which cannot be removed from now on. Its
+    /// directory contains only the store's own record, and it is marked as unfinished.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed
@@ -322,8 +324,8 @@ impl Store {
             .create_container(&name, &uses.collect::<Vec<_>>())
     }
 
-    /// Marks a container as unfinished: only what is marked is ever taken for left behind. Whoever
-    /// makes or removes one clears the mark last.
+    /// Marks a container as unfinished; only a marked container is ever taken for a leftover.
+    /// `create` clears the mark last.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`].
@@ -331,11 +333,11 @@ impl Store {
         self.backend.mark(&container.name, unfinished)
     }
 
-    /// Refuses a container that cannot be removed: something is mounted in its directory, or
-    /// somebody has made datasets in its own.
+    /// Refuses a container that cannot be removed, because something is mounted in its directory,
+    /// or there are foreign datasets below its own.
     ///
     /// # Errors
-    /// [`Error::InUse`], which says what it is.
+    /// [`Error::InUse`], which names the obstacle.
     pub fn refuse_to_remove(&self, container: &Container) -> Result<()> {
         let own = container.dataset.is_some().then_some(&container.path);
         let mounted = mounts_below(&container.path)?
@@ -356,7 +358,7 @@ impl Store {
         }
     }
 
-    /// Removes a container with all that it wrote.
+    /// Removes a container with everything that it wrote.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::InUse`] as [`Store::refuse_to_remove`] says.
@@ -369,7 +371,7 @@ impl Store {
         self.backend.remove_container(&container.name)
     }
 
-    /// Gives an image a reference; an image that had it loses it.
+    /// Gives an image a reference; another image that has it loses it.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the image is gone.
@@ -388,11 +390,11 @@ impl Store {
         self.give(&image.name, reference)
     }
 
-    /// Takes a name from an image, and removes the image with its last name; what is named by its
-    /// digest or as it is called in the store goes with all names.
+    /// Removes a name of an image, and with its last name the image. If `text` is a digest or the
+    /// image's name in the store, removes the image with all its names.
     ///
     /// # Errors
-    /// [`Error::InUse`] when something uses the image, [`Error::NotFound`].
+    /// [`Error::InUse`] if something uses the image, [`Error::NotFound`].
     pub fn remove(&self, text: &str) -> Result<Removed> {
         let _lock = self.change()?;
         let mut image = self.image(text)?;
@@ -411,9 +413,9 @@ impl Store {
         })
     }
 
-    /// Removes an image that nobody uses. The store is locked.
+    /// Removes an image that is not in use. The caller holds the store's lock.
     fn remove_image(&self, image: &StoredImage) -> Result<u64> {
-        // Held until it is gone, so that nobody begins to use what was just found unused.
+        // Held until the image is removed, so that no process starts to use it meanwhile.
         let held = uses::claim(&image.path)?;
         let mut users = self.users_but_open(image)?;
         if held.is_none() && users.is_empty() {
@@ -449,7 +451,7 @@ impl Store {
         self.backend.remove(&image.name, held)
     }
 
-    /// What an image takes.
+    /// The space that an image takes.
     ///
     /// # Errors
     /// [`Error`].
@@ -457,7 +459,7 @@ impl Store {
         self.backend.usage(&image.name)
     }
 
-    /// What a container takes.
+    /// The space that a container takes.
     ///
     /// # Errors
     /// [`Error`].
@@ -465,7 +467,7 @@ impl Store {
         self.backend.container_usage(&container.name)
     }
 
-    /// How many bytes may still be written.
+    /// Free space in bytes.
     ///
     /// # Errors
     /// [`Error`].
@@ -473,7 +475,7 @@ impl Store {
         self.backend.free()
     }
 
-    /// The lock under which the store is changed.
+    /// Takes the lock under which the store changes.
     fn change(&self) -> Result<Lock> {
         Ok(self.locks.lock(STORE_LOCK, || {})?)
     }
@@ -486,9 +488,9 @@ impl Store {
         }
     }
 
-    /// Gives an image one more reference, and takes it from the one that had it.
+    /// Gives an image a reference, and removes it from the image that had it.
     fn give(&self, name: &Name, reference: &Reference) -> Result<()> {
-        // Whoever is killed in between leaves two with the reference: the newer one counts.
+        // A kill in between leaves two images with the reference: the newer one has it.
         let images = self.backend.scan()?.images;
         for image in images
             .iter()
@@ -510,10 +512,11 @@ impl Store {
     }
 }
 
-/// Whether what [`Store::place`] told is there. What cannot be looked for may be.
+/// Whether the container that [`Store::place`] identified exists. Returns true if that cannot be
+/// found out.
 ///
 /// # Errors
-/// [`Error::Zfs`] when it cannot be a place.
+/// [`Error::Zfs`] if it is not a valid place.
 pub fn is_there(place: &str) -> Result<bool> {
     match place.split_once(':') {
         Some(("zfs", dataset)) => Ok(dataset.parse::<Dataset>()?.exists().unwrap_or(true)),
@@ -522,8 +525,8 @@ pub fn is_there(place: &str) -> Result<bool> {
     }
 }
 
-/// Of several images with one reference, the newest has it: another host's may have been received,
-/// or somebody was killed while it was moved.
+/// Leaves a reference only to the newest of several images that have it: one may have been received
+/// from another host, or a process was killed while it moved the reference.
 fn settle_references(images: &mut [StoredImage]) {
     images.sort_by(|a, b| {
         b.facts

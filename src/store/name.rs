@@ -1,7 +1,7 @@
 //! Names of images and containers as directories and ZFS datasets.
 //!
-//! A dataset's name may have letters, digits, and `_ . : -`; a reference has `/` and `@` as well.
-//! So in the name of an image
+//! Names of datasets may contain letters, digits, and `_ . : -`; references contain `/` and `@` as
+//! well. In the name of an image
 //!
 //! | stands | for |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | `_h` and 32 hex digits, at the end | the rest of a long reference: half of its SHA-256 |
 //! | `_g` and a number, at the end | nothing: tells images apart that had the same reference |
 //!
-//! It is reversible but for `_h`, and then the facts say the reference. `docker.io/library/` is
-//! left out where people do, too.
+//! This is reversible except for `_h`; then the facts contain the reference. `docker.io/library/`
+//! is left out.
 
 use std::fmt;
 
@@ -21,25 +21,24 @@ use sha2::{Digest as _, Sha256};
 use super::error::Error;
 use super::reference::Reference;
 
-/// Longest name, bytes. ZFS has 255 for the name with those of all parents and a snapshot's; a
-/// directory has 255 for the file in it.
+/// Longest name, bytes. ZFS allows 255 for the whole name with all parents and a snapshot; a
+/// directory allows 255 for the file in it.
 pub(super) const MAX_NAME: usize = 128;
-/// What the names of images begin with that are not complete, or not any more: never the name of a
-/// reference.
+/// Prefix of the names of incomplete images. No reference has such a name.
 const WORK: &str = "_w";
 /// Hexadecimal digits of a hash in a name.
 const HASH: usize = 32;
 
-/// A name that is one component of a path and of a dataset's name, and leads nowhere else.
+/// A name that is a single component of a path and of a dataset's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(String);
 
 impl Name {
-    /// A name as it was found or given.
+    /// Checks a name.
     ///
     /// # Errors
-    /// [`Error::Name`] when it is empty, too long, begins with `.` or `-`, or has other characters
-    /// than ZFS allows.
+    /// [`Error::Name`] if it is empty, too long, begins with `.` or `-`, or contains characters
+    /// that ZFS does not allow.
     pub fn new(text: &str) -> Result<Self, Error> {
         let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.:-".contains(&b);
         let wrong = |reason| {
@@ -59,7 +58,7 @@ impl Name {
         }
     }
 
-    /// The name of a reference, the `generation`th of its names, from 1.
+    /// The name for a reference. `generation` counts its names, from 1.
     pub fn of(reference: &Reference, generation: u32) -> Self {
         let suffix = if generation > 1 {
             format!("_g{generation}")
@@ -75,7 +74,7 @@ impl Name {
                 .map(|b| format!("{b:02x}"))
                 .collect();
             name.truncate(room - HASH - 2);
-            // Not in the middle of an escape.
+            // Do not cut an escape.
             while name.rfind('_').is_some_and(|at| name.len() - at < 3) {
                 name.pop();
             }
@@ -84,7 +83,7 @@ impl Name {
         Self(name + &suffix)
     }
 
-    /// The reference that the name is of, where it says so.
+    /// The reference that the name stands for, if it contains it.
     pub fn reference(&self) -> Option<Reference> {
         let digits = |b: &[u8]| !b.is_empty() && b.iter().all(u8::is_ascii_digit);
         let name = match self.0.rsplit_once("_g") {
@@ -92,14 +91,14 @@ impl Name {
             _ => &self.0,
         };
         let reference: Reference = unescape(name)?.parse().ok()?;
-        // What is written otherwise than we do may mean anything.
+        // A name that is escaped in another way may mean anything.
         (escape(reference.familiar()) == name).then_some(reference)
     }
 
-    /// A name, never used before, for an image that is not complete.
+    /// A new, unique name for an incomplete image.
     ///
     /// # Errors
-    /// [`Error::Io`] when there are no random numbers.
+    /// [`Error::Io`] if random numbers are not available.
     pub fn work() -> Result<Self, Error> {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(

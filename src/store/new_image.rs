@@ -1,4 +1,4 @@
-//! An image on its way into the store.
+//! A new image of the store.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,19 +20,19 @@ pub struct NewImage<'a> {
     store: &'a Store,
     work: Name,
     begun: Begun,
-    /// The image whose first layers it has, open so that it is not removed.
+    /// The image whose first layers it has, kept open so that it is not removed.
     base: Option<(StoredImage, File)>,
     published: bool,
-    /// Tells others that somebody is at work.
+    /// Shows other processes that this image is being written.
     _lock: Lock,
 }
 
-/// What became of a new image.
+/// A new image that was published.
 #[derive(Debug)]
 pub struct Published {
     /// The image in the store.
     pub image: StoredImage,
-    /// Whether it was there already, and has only been given the reference.
+    /// Whether the store had it already, and it only got the reference.
     pub known: bool,
 }
 
@@ -52,7 +52,7 @@ impl<'a> NewImage<'a> {
         {
             Ok(begun) => begun,
             Err(error) => {
-                // Half of it may be there.
+                // Part of it may exist.
                 let _ = store.backend.remove(&work, None);
                 return Err(error);
             }
@@ -67,12 +67,12 @@ impl<'a> NewImage<'a> {
         })
     }
 
-    /// Where to write the image: nothing is there yet, unless it is a clone.
+    /// Where to write the image. The file does not exist yet, unless it is a clone.
     pub fn path(&self) -> PathBuf {
         self.begun.dir.join(format!("{}.bfc", self.work))
     }
 
-    /// Whether a clone of the base is there, to be written over.
+    /// Whether the file is a clone of the base, to be overwritten.
     pub fn is_clone(&self) -> bool {
         self.begun.is_clone
     }
@@ -82,10 +82,10 @@ impl<'a> NewImage<'a> {
         self.base.as_ref().map(|(image, _)| image.path.as_path())
     }
 
-    /// Puts the image, which is complete and closed, into the store under a reference, which is
-    /// taken from the image that had it. `manifest_digest` is what a registry says that the
-    /// reference leads to; else it is the manifest in the image. An image with the same root digest
-    /// stays as it is, unless `replace` says that its file may not be what it was.
+    /// Puts the image, which is complete and closed, into the store under a reference, which
+    /// another image loses. `manifest_digest` is the registry's digest for the reference, if there
+    /// is one. If the store has an image with the same root digest, that stays, unless `replace`
+    /// says that its file may be damaged.
     ///
     /// # Errors
     /// [`Error`]; the store is unchanged then.

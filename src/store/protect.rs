@@ -1,5 +1,5 @@
-//! What is in a store never changes: who is about to write to a file asks here whether it is an
-//! image of a store, by whatever name it is called.
+//! Protects images in stores, which never change: finds out whether a file is one, whatever name is
+//! used for it.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -9,13 +9,12 @@ use super::error::{Error, Result};
 use super::uses::file_id;
 use super::{Store, directory};
 
-/// Mode bits without which nobody is meant to write.
+/// Mode bits that allow writing.
 const WRITABLE: u32 = 0o222;
 
 impl Store {
-    /// Refuses to write to an image of this or another store: told by where the file really is, by
-    /// which file it is, and, for a hard link of one of another store, by its mode: images of a
-    /// store are read-only.
+    /// Refuses to write to an image of this or another store. It is recognised by its real path, by
+    /// its inode and, for a hard link to an image of another store, by its read-only mode.
     ///
     /// # Errors
     /// [`Error::Kept`], [`Error::Io`].
@@ -24,7 +23,7 @@ impl Store {
         refuse_to_write_in(real.parent().unwrap_or(&real), path)?;
         let metadata = real.metadata().map_err(Error::io("looking at", path))?;
         let id = Some((metadata.dev(), metadata.ino()));
-        // A store that cannot be read has nothing that could be written to.
+        // A store that cannot be read contains nothing that could be written to.
         let known = self
             .images()
             .unwrap_or_default()
@@ -50,7 +49,7 @@ impl Store {
     }
 }
 
-/// Refuses to make or replace a file in the directory of an image of a store.
+/// Refuses to create or replace a file in the directory of an image in a store.
 ///
 /// # Errors
 /// [`Error::Kept`].

@@ -1,4 +1,4 @@
-//! References: what people call images, `nginx:1.27` or `registry.example.org/team/app@sha256:…`.
+//! References, the names of images: `nginx:1.27` or `registry.example.org/team/app@sha256:…`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Error;
 use crate::reference;
 
-/// What Docker Hub's names begin with, and need not be said.
+/// Prefix of Docker Hub's names, which may be left out.
 const HUB: &str = "docker.io/";
 const LIBRARY: &str = "library/";
 
@@ -24,7 +24,7 @@ impl Reference {
         &self.0
     }
 
-    /// The form that people use: without what goes without saying of Docker Hub's names.
+    /// The short form, without the parts of Docker Hub's names that may be left out.
     pub fn familiar(&self) -> &str {
         match self.0.strip_prefix(HUB) {
             Some(rest) => rest

@@ -1,5 +1,5 @@
-//! Removing a directory with all that is in it, whatever that is: without following symlinks,
-//! without entering mounts, and with two descriptors, however deep it goes.
+//! Removes a directory with everything in it, without following symlinks, without entering mounts,
+//! and with two descriptors, however deep it is.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -12,9 +12,9 @@ use super::error::{Error, Result};
 use crate::sys::files::open_directory_beneath;
 use crate::sys::mountinfo;
 
-/// Removes the directory `name` of the directory `parent`. Directories in it that are not empty are
-/// moved up to its top first, so that their depth does not matter; a mount point cannot be moved,
-/// and stops it.
+/// Removes the directory `name` of the directory `parent`. Moves directories in it that are not
+/// empty up to its top first, so that their depth does not matter. A mount point cannot be moved,
+/// and makes it fail.
 ///
 /// # Errors
 /// [`Error::InUse`] when something is mounted in it, [`Error::Io`].
@@ -26,12 +26,12 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
     let top = open_directory_beneath(&parent, name).map_err(failed)?;
     let mut moved = 0_u64;
-    // What is moved up is found by another pass.
+    // The next pass finds what was moved up.
     while !empty(&top, true, &top, &mut moved).map_err(failed)? {}
     unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(failed)
 }
 
-/// Refuses when something is mounted at a path or below it.
+/// Fails if something is mounted at a path or below it.
 ///
 /// # Errors
 /// [`Error::InUse`].
@@ -50,7 +50,7 @@ pub fn refuse_mounts(path: &Path) -> Result<()> {
     })
 }
 
-/// Where something is mounted at a path or below it.
+/// The mount points at a path and below it.
 ///
 /// # Errors
 /// [`Error::Serve`] when the mounts cannot be read.
@@ -63,8 +63,8 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Removes what is in `dir`. Directories that are not empty are emptied, when `dir` is the top, or
-/// moved to the top. Says whether all is gone.
+/// Removes what is in `dir`. Directories that are not empty are emptied if `dir` is the top, and
+/// otherwise moved to the top. Returns whether `dir` is empty now.
 fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<bool, Errno> {
     let mut all = true;
     let mut names: Vec<CString> = Vec::new();
@@ -95,7 +95,7 @@ fn empty(dir: &OwnedFd, is_top: bool, top: &OwnedFd, moved: &mut u64) -> Result<
         all &= empty(&inner, false, top, moved)?;
         match unlinkat(dir, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
-            // Somebody is writing in it.
+            // A process is writing in it.
             Err(Errno::NOTEMPTY | Errno::EXIST) => all = false,
             Err(e) => return Err(e),
         }

@@ -1,5 +1,5 @@
-//! Whether an image is still what it was when it came into the store: before anything is taken over
-//! from it, or said to be there already.
+//! Checks that an image is still what it was when it came into the store, before its layers are
+//! reused or it is reported as already in the store.
 
 use std::fs::File;
 
@@ -11,8 +11,7 @@ use crate::error::chain;
 use crate::fs::{self, ImageFile, ImageOptions, Rootfs};
 
 impl Store {
-    /// Whether an image's file says that it has the root digest that the store knows. That is read
-    /// from its end.
+    /// Whether an image's file has the root digest that the store recorded. Reads only its end.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -22,11 +21,11 @@ impl Store {
             .is_ok_and(|found| found.root_digest == image.facts.root_digest))
     }
 
-    /// Whether all that is in an image is as it was, which is found out by reading it once: as long
-    /// as its file is not written to, that is remembered. Damage is logged.
+    /// Whether the whole image is sound. Reads all of it once, and remembers the result until the
+    /// file is written to. Logs damage.
     ///
     /// # Errors
-    /// [`Error`], but for damage.
+    /// [`Error`], except for damage.
     pub fn is_sound(&self, image: &StoredImage) -> Result<bool> {
         let file = match self.open_image(image) {
             Err(Error::NotFound { .. } | Error::InUse { .. }) => return Ok(false),
@@ -68,7 +67,7 @@ impl Store {
     }
 }
 
-/// The first damage of an image; one that is encrypted cannot be read here.
+/// The first damage of an image. The content of an encrypted image cannot be read here.
 fn first_damage(image: &StoredImage, file: File) -> Option<String> {
     let source = ImageFile {
         path: image.path.clone(),

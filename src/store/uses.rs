@@ -1,4 +1,4 @@
-//! Who uses an image.
+//! Finds out what uses an image.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -11,13 +11,13 @@ use super::error::{Error, Result};
 use crate::serve::overview;
 use crate::sys::lock::{Mode, lock};
 
-/// How one is told who only has the image open.
+/// Describes a user that only has the image open.
 pub(super) const OPEN: &str = "a process has it open";
-/// How long an image may be locked by those who only look.
+/// How long processes that only check an image may lock it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Marks an image as used for as long as the open file is: the mark goes to whom the descriptor is
-/// handed, and ends with the last who has it.
+/// Marks an image as used while the file is open. The mark moves with the descriptor to other
+/// processes, and ends when the last one closes it.
 pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -32,14 +32,14 @@ pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
                 users,
             });
         }
-        // Somebody just looks whether it is used.
+        // Another process is checking whether it is in use.
         std::thread::sleep(PATIENCE / 100);
     }
 }
 
 impl Store {
-    /// Who uses an image: mounts, processes that have it open, containers, clones that are none of
-    /// the store's.
+    /// What uses an image: mounts, processes that have it open, containers, and clones outside the
+    /// store.
     ///
     /// # Errors
     /// [`Error`].
@@ -51,14 +51,14 @@ impl Store {
         Ok(users)
     }
 
-    /// As [`Store::users`], without processes that just have it open.
+    /// Like [`Store::users`], without processes that only have it open.
     pub(super) fn users_but_open(&self, image: &StoredImage) -> Result<Vec<String>> {
         let mut users = Vec::new();
         let Some(id) = file_id(&image.path) else {
             return Ok(users);
         };
         for mounted in overview::all()? {
-            // It may have been mounted by another path.
+            // It may be mounted under another path.
             if !mounted
                 .status
                 .images
@@ -89,13 +89,13 @@ impl Store {
     }
 }
 
-/// What tells files apart; `None` when there is none.
+/// The identity of a file; `None` if it does not exist.
 pub(super) fn file_id(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-/// Takes an image for its removal, unless somebody uses it: as long as the file is open, nobody
-/// begins to.
+/// Locks an image for its removal, unless it is in use. No process can start to use it while the
+/// file is open.
 pub(super) fn claim(path: &Path) -> Result<Option<File>> {
     let file = File::open(path).map_err(Error::io("opening the image", path))?;
     let locked = lock(&file, Mode::Try).map_err(Error::io("locking the image", path))?;

@@ -6,17 +6,16 @@ use std::path::PathBuf;
 use super::error::{Error, Result};
 use crate::zfs::{Cause, Children, Create, Dataset, Snapshot};
 
-/// What a dataset made for an upper is given; the rest is inherited. Attributes are kept beside the
-/// inode instead of in a directory of their own (overlayfs looks at some in every look-up), with
-/// inodes large enough for them, and ACLs are possible.
+/// Properties of a new dataset for an upper; the others are inherited. Attributes are kept beside
+/// the inode instead of in a directory of their own (overlayfs reads some at every lookup), inodes
+/// are large enough for them, and ACLs are possible.
 pub const PROPERTIES: [(&str, &str); 3] = [
     ("xattr", "sa"),
     ("acltype", "posixacl"),
     ("dnodesize", "auto"),
 ];
 
-/// Settings with which a container would not see what it is used to: what has to hold, and what
-/// else happens.
+/// Properties that an upper needs: allowed values, and the problem with other values.
 const NEEDED: [(&str, &[&str], &str); 4] = [
     (
         "xattr",
@@ -40,12 +39,12 @@ const NEEDED: [(&str, &[&str], &str); 4] = [
     ),
 ];
 
-/// How much room a dataset has, in bytes; what is not said stays as it is.
+/// Limits of a dataset, in bytes; `None` leaves a limit unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// How much it may refer to: its `refquota`. Zero for no limit.
+    /// Its `refquota`. Zero for no limit.
     pub quota: Option<u64>,
-    /// How much is set aside for it: its `refreservation`. Zero for nothing.
+    /// Its `refreservation`. Zero for none.
     pub reservation: Option<u64>,
 }
 
@@ -70,10 +69,11 @@ impl Limits {
     }
 }
 
-/// Makes sure that the dataset is there, fit for an upper, and mounted; its directory.
+/// Makes sure that the dataset exists, is suitable for an upper, and is mounted. Returns its
+/// directory.
 ///
 /// # Errors
-/// [`Error::Zfs`], and [`Error::Unfit`] with the property that stands in the way.
+/// [`Error::Zfs`], and [`Error::Unfit`] with the unsuitable property.
 pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
     let limits = limits.properties();
     let limits: Vec<(&str, &str)> = limits
@@ -89,11 +89,11 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
         parents: false,
     }) {
         Ok(()) => {
-            // What cannot be used is not left.
+            // A dataset that cannot be used does not stay.
             let place = dataset
                 .reach()
                 .inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
-            // Programs with the set-user-id bit of a container are not for the host's users.
+            // Users of the host must not reach a container's set-user-id programs.
             std::fs::set_permissions(&place, PermissionsExt::from_mode(0o700))
                 .map_err(Error::io("setting the mode of", &place))?;
             return Ok(place);
@@ -108,13 +108,13 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
     Ok(dataset.reach()?)
 }
 
-/// Makes a dataset of a snapshot of an upper, and mounts it.
+/// Clones a snapshot of an upper, and mounts the clone.
 ///
 /// # Errors
-/// [`Error::Zfs`]. Then there is none.
+/// [`Error::Zfs`]. The clone does not exist then.
 pub(super) fn clone(snapshot: &Snapshot, to: &Dataset, limits: Limits) -> Result<()> {
     let limits = limits.properties();
-    // What is local to the origin is not the clone's.
+    // A clone does not inherit the local properties of its origin.
     let wanted: Vec<(&str, &str)> = PROPERTIES
         .into_iter()
         .chain(limits.iter().map(|(name, value)| (*name, value.as_str())))

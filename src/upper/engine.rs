@@ -1,4 +1,4 @@
-//! How an image and an upper become one file system.
+//! Merges an image and an upper into one file system.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -8,28 +8,28 @@ use super::upper_dir::{Directories, Layout};
 use crate::serve::shared::Hidden;
 use crate::sys::mount_attr::MountFlags;
 
-/// What is to be put together.
+/// The parts of a merged file system.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
-    /// What mountinfo will say is mounted.
+    /// The source for mountinfo.
     pub source: &'a Path,
     /// The image's extended attributes, if the image itself does not show them.
     pub xattrs: Option<&'a Hidden>,
     /// The image.
     pub lower: &'a Hidden,
-    /// What messages and mountinfo call the place where is written.
+    /// The names of the upper's directories, for messages and mountinfo.
     pub upper: &'a Layout,
-    /// Where is written.
+    /// The upper's directories.
     pub directories: &'a Directories,
     /// Flags of the mount.
     pub flags: MountFlags,
-    /// Whether nothing may be written after all.
+    /// Whether the mount is read-only.
     pub read_only: bool,
 }
 
-/// A way to merge an image and an upper and to copy up what is written to.
+/// A way to merge an image and an upper, with copy-up.
 pub trait Engine {
-    /// A mount of the merged file system, attached nowhere yet.
+    /// Makes a detached mount of the merged file system.
     ///
     /// # Errors
     /// [`super::Error::Refused`] and [`super::Error::InUse`].

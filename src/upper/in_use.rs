@@ -1,10 +1,11 @@
-//! Whether an upper directory is in use by any overlay, in whatever mount namespace, and whatever
-//! the directory was called when that was made.
+//! Finds out whether any overlay uses an upper directory, in any mount namespace, and under any
+//! path.
 //!
-//! Mountinfo has the name that an upper directory had when it was mounted, and of one namespace
-//! only. The kernel knows the directory itself: it takes one for one overlay at a time. So it is
-//! asked for an overlay that it cannot make, with a work directory on another file system than the
-//! upper directory: for one that is in use it says so (EBUSY), before it looks at the other.
+//! Mountinfo shows one namespace only, with the path that an upper directory had when it was
+//! mounted. The kernel knows the directory itself, and allows one overlay at a time. This module
+//! therefore requests an impossible overlay, whose work directory is on another file system than
+//! the upper directory: if the upper is in use, the kernel fails with EBUSY before it checks the
+//! work directory.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,13 +18,12 @@ use super::error::{Error, Result};
 use super::upper_dir::Layout;
 use crate::sys::tmpfs;
 
-/// Whether an upper at this place is in use, as far as this process may ask: who may make no
-/// overlay cannot.
+/// Whether an upper at this place is in use; false if this process may not make overlays.
 pub fn is_known_in_use(place: &Path) -> bool {
     matches!(is_in_use(&Layout::in_place(place.to_owned())), Ok(true))
 }
 
-/// Whether an upper is in use. Nothing of it is changed.
+/// Whether an upper is in use. Changes nothing.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -41,7 +41,7 @@ pub(super) fn is_in_use(upper: &Layout) -> Result<bool> {
     set("lowerdir", &of(&memory).join("lower"))?;
     set("upperdir", &of(&directory))?;
     set("workdir", &of(&memory).join("work"))?;
-    // Without an index it is a warning only.
+    // Without an index, the kernel only warns.
     set("index", Path::new("on"))?;
     match fsconfig_create(fs.as_fd()) {
         Err(Errno::BUSY) => Ok(true),

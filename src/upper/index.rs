@@ -1,9 +1,9 @@
-//! Completing what was written with an index, where overlayfs cannot have one: docs/SEMANTICS.md,
-//! "Linux 6.16 and later".
+//! Completes an upper that was written with an index, on a kernel where overlayfs cannot have one:
+//! docs/SEMANTICS.md, "Linux 6.16 and later".
 //!
-//! With an index, a file of several names that is copied up is in the upper under the names that
-//! were used, and overlayfs finds it through `work/index` by the others. Without one it would show
-//! the image's old content there. So the other names are made first.
+//! With an index, a copied-up file with several names has only the names that were used in the
+//! upper, and overlayfs finds it under the others through `work/index`. Without an index, these
+//! would show the image's old content. The other names are therefore created first.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,18 +26,18 @@ use crate::fs::Rootfs;
 
 /// Name of the index in overlayfs's own directory.
 const INDEX: &str = "index";
-/// Directories are opened so, never through a symlink.
+/// Flags for opening directories, never through a symlink.
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Gives files that are copied up all names that they have. Whoever is killed here is finished by
-/// the next call.
+/// Gives copied-up files all their names. If this process is killed, the next call completes the
+/// work.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Build`] when the upper cannot be read, [`Error::Index`] when a name is
-/// where only overlayfs could make it.
+/// [`Error::Io`], [`Error::Build`] if the upper cannot be read, [`Error::Index`] if only overlayfs
+/// could create a name.
 pub(super) fn complete(
     place: &UpperDir,
     directories: &Directories,
@@ -69,7 +69,7 @@ pub(super) fn complete(
             let parent =
                 directory(directories.upper.as_fd(), parent, lower).map_err(
                     |error| match error {
-                        // Below a directory that has moved, the image has nothing at this path.
+                        // Below a moved directory, the image has nothing at this path.
                         Errno::NOENT => Error::Index {
                             path: place.layout.place.clone(),
                             name: shown.clone(),
@@ -113,7 +113,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
         .map_or((b"", path), |at| (&path[..at], &path[at + 1..]))
 }
 
-/// A directory of the upper, made like the image's where the upper has none yet.
+/// A directory of the upper, which is created like the image's if it is missing.
 fn directory(upper: BorrowedFd<'_>, path: &[u8], lower: &Lower) -> Result<OwnedFd, Errno> {
     let mut dir = openat(upper, ".", DIRECTORY, Mode::empty())?;
     let mut end = 0;
@@ -131,7 +131,7 @@ fn directory(upper: BorrowedFd<'_>, path: &[u8], lower: &Lower) -> Result<OwnedF
     Ok(dir)
 }
 
-/// Does something in a directory that nobody is to see by its times.
+/// Changes a directory, and restores its times.
 fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     let stat = fstat(dir)?;
     let changed = change()?;
@@ -153,9 +153,9 @@ fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T, Errno>) ->
     Ok(changed)
 }
 
-/// Makes a directory that is there with all its attributes, or not at all.
+/// Creates a directory with all its attributes, or not at all.
 fn make_like(dir: &OwnedFd, name: &OsStr, like: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    // No overlay is mounted over the upper, and its maker has no need of such a name.
+    // No overlay uses the upper now, and containers have no reason to use such a name.
     let new = format!(".lxcri-fs-{}", std::process::id());
     match mkdirat(dir, &*new, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}

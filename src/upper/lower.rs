@@ -1,4 +1,4 @@
-//! What is below an upper: an image, and above it what it does not show itself.
+//! The lower layers of an upper: an image and, above it, the layer of its extended attributes.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -6,17 +6,17 @@ use super::error::Result;
 use crate::serve::shared::{self, Detached};
 use crate::sys::idmap::IdMap;
 
-/// An image that is mounted, attached nowhere yet.
+/// An image with a detached mount.
 #[derive(Debug)]
 pub(super) struct Lower {
     /// The image.
     pub(super) image: Detached,
-    /// Its extended attributes, if the image does not show them: [`super::xattrs`].
+    /// The layer of its extended attributes, if the image does not show them: [`super::xattrs`].
     pub(super) xattrs: Option<OwnedFd>,
 }
 
 impl Lower {
-    /// Has it show the host's ids of this map.
+    /// Makes it show the host's ids of this map.
     ///
     /// # Errors
     /// As [`shared::map_ids`].

@@ -1,9 +1,9 @@
-//! Where a container writes: upper directories over images, how they are mounted, and what can be
-//! done with what was written.
+//! Uppers: directories over images that take what containers write. Mounts them, and reads what was
+//! written.
 //!
-//! On disk an upper is what overlayfs makes of it, whichever [`engine`] is used: `upper/` with what
-//! was written, 0/0 character devices as whiteouts and `trusted.overlay.*` attributes, and `work/`,
-//! which is overlayfs's own. Beside them, a [`record`] of the image that it belongs to.
+//! On disk, an upper has overlayfs's own form, whichever [`engine`] is used: `upper/` with what was
+//! written, where whiteouts are 0/0 character devices and marks are `trusted.overlay.*` attributes,
+//! and overlayfs's `work/`. Beside them is a [`record`] of the image that it belongs to.
 
 pub mod dataset;
 pub mod engine;

@@ -32,16 +32,16 @@ pub struct Request<'a> {
     pub files: &'a [File],
     /// How to open them.
     pub options: ImageOptions,
-    /// How many threads serve them, if nobody serves them yet.
+    /// How many threads serve them, if they are not served yet.
     pub threads: usize,
-    /// Whose ids are seen; the image's own when there is none.
+    /// The map of ids; `None` for the ids in the images.
     pub idmap: Option<IdMap>,
     /// Flags of the mount.
     pub flags: MountFlags,
-    /// Where the keeper logs, instead of the journal.
+    /// A file for the keeper's log, instead of the journal.
     pub log_file: Option<&'a Path>,
-    /// Whether the keeper is to be no child of this process: runtimes wait for every child that
-    /// they find to be theirs.
+    /// Whether the keeper must not be a child of this process: runtimes wait for all their
+    /// children.
     pub orphan: bool,
 }
 
@@ -50,7 +50,7 @@ impl Request<'_> {
         self.files.iter().map(AsFd::as_fd).collect()
     }
 
-    /// What a keeper is asked for, but where.
+    /// The request to a keeper, without the mount point.
     fn to_keeper(&self) -> MountRequest {
         MountRequest {
             images: self.images.clone(),
@@ -86,13 +86,13 @@ impl Request<'_> {
     }
 }
 
-/// Mounts images under an upper. `prepare` says where is written, where to mount, and what is to be
-/// returned; it runs while the images are opened and begin to be served, which takes longest.
-/// `read_only`: nothing may be written all the same.
+/// Mounts images under an upper. `prepare` returns the upper, the mount point, and a value to pass
+/// on; it runs while the server starts, which takes longest. With `read_only`, the mount is
+/// read-only.
 ///
 /// # Errors
-/// [`Error`], and those of `prepare`. Nothing is mounted then; the upper's directories stay once
-/// they are made.
+/// [`Error`], and those of `prepare`. Nothing is mounted then; directories of the upper that were
+/// created stay.
 pub fn mount_under<T, E: From<Error>>(
     request: &Request<'_>,
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T), E>,
@@ -149,7 +149,7 @@ pub fn mount_under<T, E: From<Error>>(
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if hide_xattrs && xattrs.is_none() {
-            // The image has to show them itself after all.
+            // The image must show them itself after all.
             image = acquire(request, false)?;
         }
         let lower = Lower { image, xattrs };
@@ -174,7 +174,7 @@ pub fn mount_under<T, E: From<Error>>(
 /// [`Error`]; nothing is mounted then.
 pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
     if request.idmap.is_none() && !shared::is_possible() {
-        // A user's own, by fusermount3.
+        // Without the right to make bind mounts: a mount of the user's own, with fusermount3.
         let (at, flags) = (mountpoint.path().as_os_str().to_owned(), request.flags);
         let wanted = MountRequest {
             mountpoint: at,
@@ -195,12 +195,12 @@ pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
     Ok(image.attach(mountpoint, request.flags)?)
 }
 
-/// The images, mounted nowhere yet; with `hide_xattrs`, without their attributes.
+/// A detached mount of the images; with `hide_xattrs`, without their attributes.
 fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
     if !shared::is_possible() {
         return Err(Error::NotAllowed);
     }
-    // Where they are served for all is not said here, nor are the flags of each mount.
+    // The place of the shared mount, and the flags of each mount, are decided elsewhere.
     let wanted = MountRequest {
         options: ImageOptions {
             hide_xattrs,

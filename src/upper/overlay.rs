@@ -25,24 +25,23 @@ use crate::sys::tmpfs;
 
 /// Longest value of an option that fsconfig(2) takes, bytes.
 const MAX_NAME: usize = 255;
-/// How long an upper may be in use by a mount that is nowhere to be seen any more.
+/// How long an upper may stay in use by a mount that is no longer visible.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long until it is tried again.
+/// How long to wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How much memory names take at most: a few directories and symlinks.
+/// Most memory for names: a few directories and symlinks.
 const NAMES_SIZE: &str = "1m";
-/// The kernel in which overlayfs began to take options one by one; earlier ones end a value at a
+/// The first kernel in which overlayfs takes options one by one; earlier ones end a value at a
 /// comma.
 const NEW_OPTIONS: (u32, u32) = (6, 5);
 /// Name of overlayfs's own directory there.
 const WORK: &str = "work";
 
-/// Overlayfs as it is told to be for an image:
-/// - `xino`: an inode number is the image's, before and after copy-up and in every mount.
-/// - `index`: a file that is copied up is so under all its names, and an upper that is in use is
-///   refused.
+/// Options of overlayfs for an image:
+/// - `xino`: files have the image's inode numbers, before and after copy-up and in every mount.
+/// - `index`: a file is copied up under all its names, and an upper that is in use is refused.
 /// - `redirect_dir`, `metacopy`: directories of the image can be renamed, and a change of owner or
-///   mode copies no content. `diff` and `commit` know both.
+///   mode does not copy the content. `diff` and `commit` understand both.
 const PRIVILEGED: [(&str, &str); 4] = [
     ("xino", "on"),
     ("index", "on"),
@@ -59,8 +58,8 @@ impl Engine for Overlay {
         let start = Instant::now();
         loop {
             match make(parts) {
-                // What has just been unmounted ends when the last process leaves it: one that asks
-                // whether it answers, for instance.
+                // A mount that was just unmounted ends when the last process leaves it, for
+                // instance one that asks whether it answers.
                 Err(Error::InUse {
                     mountpoint: None, ..
                 }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
@@ -79,7 +78,7 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
     };
     set("source", parts.source)?;
     match parts.xattrs {
-        // Neither name has a colon or a backslash in it.
+        // Neither name contains a colon or a backslash.
         Some(xattrs) => set(
             "lowerdir",
             Path::new(
@@ -93,7 +92,7 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
     set("upperdir", &escape(&names.upper))?;
     set("workdir", &names.work)?;
     if in_user_namespace() {
-        // trusted.* is the host's root's.
+        // Only the host's root may use trusted.*.
         fsconfig_set_flag(fs.as_fd(), "userxattr").map_err(refused(place, Some(fs.as_fd())))?;
         set("xino", Path::new("on"))?;
     } else {
@@ -122,7 +121,7 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
         .map_err(refused(place, Some(fs.as_fd())))
 }
 
-/// Overlayfs takes a backslash for the mark of a character that means itself.
+/// Escapes a path for overlayfs, which uses a backslash as the escape character.
 fn escape(path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     let escaped = bytes
@@ -131,10 +130,10 @@ fn escape(path: &Path) -> PathBuf {
     PathBuf::from(OsString::from_vec(escaped.collect()))
 }
 
-/// Names under which overlayfs finds the directories of an upper that are open. It takes no
-/// descriptors before Linux 6.13, and no names of more than 255 bytes; and what it is told is what
-/// mountinfo tells of it. So a file system in memory that nobody sees has symlinks to the
-/// descriptors, in directories that say which directory the upper is, and what it was called.
+/// Names under which overlayfs finds the open directories of an upper. Overlayfs takes no
+/// descriptors before Linux 6.13, and no names longer than 255 bytes, and mountinfo shows the names
+/// that it got. A hidden tmpfs therefore contains symlinks to the descriptors, in directories whose
+/// names contain the identity of the upper, and its path.
 struct Names {
     upper: PathBuf,
     work: PathBuf,
@@ -180,7 +179,7 @@ impl Names {
     }
 }
 
-/// Where an upper directory is mounted, as far as this mount namespace shows.
+/// Where an upper directory is mounted in this mount namespace.
 fn user_of(directories: &Directories) -> Option<PathBuf> {
     let id = DirectoryId::of(directories.upper.as_fd()).ok()?;
     let mounts = mountinfo::all().ok()?;
@@ -190,7 +189,7 @@ fn user_of(directories: &Directories) -> Option<PathBuf> {
         .map(|m| m.mountpoint)
 }
 
-/// For `map_err`: why the kernel would not.
+/// Makes a closure for `map_err` that adds why the kernel refused the mount.
 fn refused(place: &Path, fs: Option<BorrowedFd<'_>>) -> impl FnOnce(Errno) -> Error {
     let path = place.to_owned();
     move |error| {
@@ -203,7 +202,7 @@ fn refused(place: &Path, fs: Option<BorrowedFd<'_>>) -> impl FnOnce(Errno) -> Er
     }
 }
 
-/// What the kernel has written about a mount that it refused, in one line.
+/// The kernel's messages about a refused mount, in one line.
 fn messages(fs: BorrowedFd<'_>) -> String {
     let (mut text, mut line) = (String::new(), [0; 1024]);
     while let Ok(len) = rustix::io::read(fs, &mut line) {

@@ -1,4 +1,4 @@
-//! What is written beside an upper: the images that it was made on, and whose ids are in it.
+//! The record of an upper: the images that it belongs to, and its map of ids.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,18 +22,18 @@ use crate::zfs::recorded;
 
 /// Name of the record in an upper's directory.
 pub const NAME: &str = "lxcri-fs.json";
-/// Version of what is written.
+/// Version of the fields.
 const VERSION: u32 = 1;
 /// Longest record, bytes.
 const MAX: u64 = 1 << 20;
 
-/// An image, as far as an upper is concerned.
+/// An image in the record of an upper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Where it was when the upper was made.
     #[serde(with = "paths::path")]
     pub path: PathBuf,
-    /// What it is: `blake3:` and its root digest, or `uuid:` for an image without one.
+    /// Its identity: `blake3:` and its root digest, or `uuid:` for an image without one.
     pub digest: String,
 }
 
@@ -50,31 +50,31 @@ pub struct UpperRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub subdir: Option<PathBuf>,
-    /// Whose ids are in it, when not the image's.
+    /// The map of its ids; `None` for the ids in the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMap>,
-    /// How it is written.
+    /// How overlayfs writes it.
     #[serde(default = "Features::unsaid")]
     pub overlay: Features,
 }
 
-/// How overlayfs was told to write an upper.
+/// Options of overlayfs that shape an upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
-    /// Where its marks are.
+    /// The kind of attributes that are overlayfs's marks.
     pub marks: Marks,
-    /// Whether a file with several names is found by all of them in `work/index`.
+    /// Whether `work/index` holds files with several names.
     pub index: bool,
-    /// Whether there may be files without their content.
+    /// Whether there may be files without their content (metacopy).
     pub metacopy: bool,
-    /// Whether there may be directories that show what is elsewhere in the image.
+    /// Whether there may be directories that show another directory of the image (redirects).
     pub redirect_dir: bool,
-    /// Whether inode numbers are the image's.
+    /// Whether files have the image's inode numbers.
     pub xino: bool,
 }
 
 impl Features {
-    /// What overlayfs is told here, and can do.
+    /// The options that overlayfs gets on this host.
     pub fn here() -> Self {
         if in_user_namespace() {
             Self {
@@ -95,7 +95,7 @@ impl Features {
         }
     }
 
-    /// Of an upper whose record does not say, as the first ones did not.
+    /// The options of an upper with an old record, which does not contain them.
     fn unsaid() -> Self {
         Self {
             index: !in_user_namespace(),
@@ -104,7 +104,7 @@ impl Features {
     }
 }
 
-/// A record that is on the disk, but not in its place yet; dropped, it never will be.
+/// A record that is written and synced, but not in its place yet. Dropping it removes it.
 #[derive(Debug)]
 pub struct Pending {
     file: replace::Pending,
@@ -112,7 +112,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Puts it in its place, for good.
+    /// Renames it to its place, and syncs the directory.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -122,7 +122,7 @@ impl Pending {
 }
 
 impl UpperRecord {
-    /// A record of these images, for an upper that is made here.
+    /// A record for a new upper over these images.
     pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
         Self {
             version: VERSION,
@@ -173,7 +173,7 @@ impl UpperRecord {
         Ok(Some(record))
     }
 
-    /// Writes it down for [`Pending::keep`], so that there is always a whole one.
+    /// Writes it to a temporary file, which [`Pending::keep`] renames.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -188,8 +188,8 @@ impl UpperRecord {
         Ok(Pending { file, path })
     }
 
-    /// Refuses an upper in which overlayfs would not find its own marks: it was made in a user
-    /// namespace, and is not to be used in one, or the other way round.
+    /// Refuses an upper in which overlayfs would not find its own marks: one that was made in a
+    /// user namespace and is used outside, or the other way round.
     ///
     /// # Errors
     /// [`Error::Foreign`].
@@ -209,8 +209,7 @@ impl UpperRecord {
         })
     }
 
-    /// Refuses an upper that was made on other images, or with other ids: what overlayfs then shows
-    /// is not defined.
+    /// Refuses an upper of other images or with other ids: what overlayfs would show is undefined.
     ///
     /// # Errors
     /// [`Error::Foreign`].
@@ -244,11 +243,10 @@ impl UpperRecord {
         Ok(())
     }
 
-    /// The layer of the images' extended attributes, once more.
+    /// Makes the layer of the images' extended attributes again.
     ///
     /// # Errors
-    /// [`Error::Foreign`] when the images are not where they were any more, [`Error::Io`],
-    /// [`Error::Fs`].
+    /// [`Error::Foreign`] if the images have moved, [`Error::Io`], [`Error::Fs`].
     pub(super) fn xattrs(&self) -> Result<Option<OwnedFd>> {
         let (mut paths, mut files) = (Vec::new(), Vec::new());
         for image in &self.images {
@@ -287,10 +285,10 @@ impl UpperRecord {
     }
 }
 
-/// What an image is, read from its end.
+/// The identity of an image, read from its end.
 ///
 /// # Errors
-/// [`Error::Fs`] when it is no image.
+/// [`Error::Fs`] if it is not an image.
 pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
     let failed = |source| fs::Error::Image {
         image: path.to_owned(),

@@ -1,5 +1,4 @@
-//! Snapshots of what a container wrote, on ZFS: taking one, going back to it, and going on from it
-//! beside the first.
+//! Snapshots of uppers on ZFS: take, roll back, clone.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,21 +22,21 @@ impl Written {
     /// Its dataset.
     ///
     /// # Errors
-    /// [`Error::NoSnapshots`] when it is in a directory.
+    /// [`Error::NoSnapshots`] if it is in a directory.
     pub fn on_zfs(&self) -> Result<&Dataset> {
         self.dataset.as_ref().ok_or_else(|| Error::NoSnapshots {
             path: self.layout.place.clone(),
         })
     }
 
-    /// Takes a snapshot of it. Nothing needs to be stopped for that: it has what a power cut at
-    /// this moment would leave, and all that was written before.
+    /// Takes a snapshot, even of a running container. It holds everything that was written before,
+    /// as a power cut at this moment would leave it.
     ///
     /// # Errors
     /// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`].
     pub fn snapshot(&self, name: &str) -> Result<Snapshot> {
         let snapshot = self.on_zfs()?.at(name)?;
-        // What programs wrote through mappings is in memory until somebody asks for it.
+        // Data that programs wrote through mappings stays in memory until a sync.
         let place = &self.layout.place;
         let dir = std::fs::File::open(place).map_err(Error::io("opening", place))?;
         rustix::fs::syncfs(&dir).map_err(Error::io("syncing", place))?;
@@ -53,19 +52,19 @@ impl Written {
         Ok(self.on_zfs()?.snapshots()?)
     }
 
-    /// Goes back to a snapshot. Where it is mounted it is unmounted for that if `remount` says so,
-    /// and mounted again as it was.
+    /// Rolls back to a snapshot. With `remount`, unmounts it first if it is mounted, and mounts it
+    /// again afterwards.
     ///
     /// # Errors
     /// [`Error::Mounted`], [`Error::NewerSnapshots`], [`Error::NoSnapshots`], [`Error::Zfs`],
-    /// [`Error::Serve`] when it cannot be unmounted. Then all is as it was.
+    /// [`Error::Serve`] if it cannot be unmounted. Nothing has changed then.
     pub fn rollback(&self, name: &str, newer: Newer, remount: bool) -> Result<()> {
         let dataset = self.on_zfs()?;
         let snapshot = dataset.at(name)?;
         let known = dataset.snapshots()?;
         let younger = match known.iter().position(|info| info.snapshot == snapshot) {
             Some(at) => &known[at + 1..],
-            // Its own words for what is missing.
+            // The error of ZFS for a missing snapshot.
             None => return Ok(snapshot.properties(&["creation"]).map(drop)?),
         };
         if let Some(in_use) = younger
@@ -121,7 +120,7 @@ impl Written {
             return Ok(snapshot.rollback(newer)?);
         };
         let before = self.record()?;
-        // The image stays mounted, so that nothing has to be known of its keys.
+        // The image stays mounted, so that its keys are not needed.
         let image = shared::another(overlay.lower)?;
         let lower = Lower {
             image,
@@ -141,7 +140,7 @@ impl Written {
                 snapshot: snapshot.clone(),
                 mountpoint: mount.mountpoint.clone(),
             }),
-            // Whatever failed, nothing is mounted now, and that is to be known.
+            // Whatever failed, the user must know that nothing is mounted now.
             (Err(error), _) | (Ok(()), Err(error)) => Err(Error::LeftUnmounted {
                 mountpoint: mount.mountpoint.clone(),
                 source: Box::new(error),
@@ -149,8 +148,7 @@ impl Written {
         }
     }
 
-    /// Mounts again what was unmounted for a rollback; `false` when it belongs to something else
-    /// now.
+    /// Mounts again after a rollback; returns false if the dataset belongs to another image now.
     fn mount_again(
         &self,
         mount: &MountInfo,
@@ -181,12 +179,11 @@ impl Written {
     }
 }
 
-/// Makes a dataset that begins as another upper is, or was at a snapshot, and continues beside it:
-/// one more container of the same image. Takes a snapshot when none is named; which one it was is
-/// told.
+/// Clones an upper, or its state at a snapshot, into a new dataset for another container of the
+/// same image. Takes a snapshot if none is named. Returns the snapshot.
 ///
 /// # Errors
-/// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`]. Then nothing is left.
+/// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`]. Nothing is left behind then.
 pub fn clone(
     from: &Written,
     snapshot: Option<&str>,

@@ -1,4 +1,4 @@
-//! Where an upper is: a directory with `upper/` and `work/`, and who provides it.
+//! The place of an upper: a directory with `upper/` and `work/`.
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
@@ -23,8 +23,8 @@ use crate::zfs::{self, Dataset};
 
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// What may be in a place where nothing was written yet: what an upper has itself, what the store
-/// keeps beside it of a container, and what file systems have in their root directories.
+/// Names that a new place may contain: the parts of an upper, the store's files of a container, and
+/// what file systems have in their root directories.
 const BESIDE: [&str; 7] = [
     UPPER,
     WORK,
@@ -34,34 +34,34 @@ const BESIDE: [&str; 7] = [
     "lost+found",
     ".zfs",
 ];
-/// What the names begin with of what is made on the way, and left by who is killed.
+/// Prefixes of temporary names, which a killed process may leave.
 const TEMPORARY: [&str; 3] = [".upper-", ".probe-", ".tmp"];
-/// What stands before the name of a dataset.
+/// Prefix of the name of a dataset.
 const DATASET: &[u8] = b"zfs:";
-/// Largest set of attribute names, and largest value, that the kernel gives.
+/// The kernel's limits for a list of attribute names and for a value.
 const MAX_XATTR: usize = 1 << 16;
 
-/// Where a container is to write.
+/// Where a container writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upper {
-    /// In a directory, which is made when it is missing.
+    /// A directory, which is created if it is missing.
     Dir(PathBuf),
-    /// In a ZFS dataset, which is made when it is missing.
+    /// A ZFS dataset, which is created if it is missing.
     Zfs {
         /// The dataset.
         dataset: Dataset,
-        /// How much room it gets.
+        /// Its limits.
         limits: Limits,
     },
-    /// In memory, and nowhere after the unmount.
+    /// Memory, which is discarded on unmount.
     Ephemeral {
-        /// How much at most, bytes; half of the memory when it is not said.
+        /// The limit in bytes; `None` for half of the memory.
         size: Option<u64>,
     },
 }
 
 impl Upper {
-    /// What `--upper` names: a directory, or `zfs:DATASET`.
+    /// Parses the value of `--upper`: a directory, or `zfs:DATASET`.
     ///
     /// # Errors
     /// [`zfs::Error::Name`].
@@ -76,7 +76,7 @@ impl Upper {
     }
 }
 
-/// The directories of an upper, by name.
+/// The paths of the directories of an upper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// The directory that holds all of it.
@@ -87,9 +87,9 @@ pub struct Layout {
     pub work: PathBuf,
 }
 
-/// An upper that is there. It is opened once, and what is in it is found from there: others may be
-/// able to change the path that leads to it. A place in memory is gone when this is dropped, unless
-/// it is mounted by then.
+/// An open upper. Everything in it is found through its descriptor, because others may change the
+/// path that leads to it. An upper in memory is lost when this is dropped, unless it is mounted by
+/// then.
 #[derive(Debug)]
 pub struct UpperDir {
     /// Its directories.
@@ -100,7 +100,7 @@ pub struct UpperDir {
     _memory: Option<Hidden>,
 }
 
-/// The directories of an upper, open. None of them was found through a symlink in the place.
+/// The open directories of an upper, which were opened without following symlinks in it.
 #[derive(Debug)]
 pub struct Directories {
     /// What was written.
@@ -110,7 +110,7 @@ pub struct Directories {
 }
 
 impl UpperDir {
-    /// Makes sure that the place is there.
+    /// Opens the place, and creates it if it is missing.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Unusable`].
@@ -130,7 +130,7 @@ impl UpperDir {
             Upper::Zfs { dataset, limits } => Self::kept(&dataset::ready(dataset, *limits)?),
             Upper::Ephemeral { size } => {
                 let memory = in_memory(*size)?;
-                // The descriptor of a mount is good for finding things only.
+                // The descriptor of a detached mount only serves to look up names.
                 let dir = openat(memory.as_fd(), ".", DIRECTORY, Mode::empty())
                     .map_err(Error::io("opening", memory.path()))?;
                 Ok(Self {
@@ -162,10 +162,9 @@ impl UpperDir {
         self.dir.as_fd()
     }
 
-    /// Refuses a directory without a record in which there is anything but what an upper has: what
-    /// was written over an unknown image, or something else altogether. A new upper is its user's
-    /// alone: programs with the set-user-id bit and devices of a container are not for the host's
-    /// users.
+    /// Refuses a directory without a record that contains anything: an upper of an unknown image,
+    /// or foreign files. Makes a new upper private: users of the host must not reach a container's
+    /// set-user-id programs and devices.
     ///
     /// # Errors
     /// [`Error::Occupied`], [`Error::Io`].
@@ -208,11 +207,11 @@ impl UpperDir {
         Ok(())
     }
 
-    /// Opens the directories, and makes what is missing. A new upper directory looks like `root`,
-    /// the image's root directory, since that is what the container's will look like.
+    /// Opens the directories, and creates missing ones. A new upper directory gets the attributes
+    /// of `root`, the image's root directory, because it becomes the container's.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Unusable`] when the file system cannot keep what overlayfs
+    /// [`Error::Io`], and [`Error::Unusable`] if the file system cannot store what overlayfs
     /// writes.
     pub fn prepare(&self, root: BorrowedFd<'_>) -> Result<Directories> {
         let Layout { place, upper, work } = &self.layout;
@@ -246,7 +245,7 @@ impl UpperDir {
         Ok(Directories { upper, work })
     }
 
-    /// Tries what overlayfs will do: a whiteout, and an attribute of its own.
+    /// Tries to make a whiteout and to set an attribute, as overlayfs will.
     fn probe(&self) -> Result<()> {
         let name = format!(".probe-{}", std::process::id());
         let path = self.layout.place.join(&name);
@@ -287,7 +286,7 @@ impl Layout {
         }
     }
 
-    /// Refuses what is no upper.
+    /// Fails if it is not an upper.
     ///
     /// # Errors
     /// [`Error::NoUpper`].
@@ -303,13 +302,13 @@ impl Layout {
     }
 }
 
-/// Directories of an upper are opened so: never through a symlink.
+/// Flags for opening directories of an upper, never through a symlink.
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Makes a directory that is its user's alone, unless something is there. Messages call it `path`.
+/// Creates a private directory, unless it exists. Messages call it `path`.
 fn make_directory(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<()> {
     match mkdirat(at, name, Mode::RWXU) {
         Err(e) if e != Errno::EXIST => Err(Error::io("making the directory", path)(e)),
@@ -331,7 +330,7 @@ pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
 
 /// Gives a directory the owner, mode, attributes and times of another.
 pub(super) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    // The descriptor of a mount may be good for finding things only.
+    // The descriptor of a mount may only serve to look up names.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(from, ".", flags, Mode::empty())?;
     let stat = fstat(&from)?;
@@ -385,7 +384,7 @@ const UNFIT: [(FsWord, &str); 6] = [
 const ZFS_MAGIC: FsWord = 0x2fc1_2fc1;
 
 /// Refuses a place where overlayfs cannot write, with the reason, which the kernel's EINVAL does
-/// not tell.
+/// not give.
 fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
     let magic = rustix::fs::fstatfs(dir)
         .map_err(Error::io("looking at the file system of", path))?
@@ -417,10 +416,10 @@ fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
     }
 }
 
-/// What the name of a directory begins with where an upper in memory was mounted.
+/// Prefix of the directories where uppers in memory are mounted.
 const EPHEMERAL: &str = "ephemeral-";
 
-/// Whether an upper directory is one in memory.
+/// Whether an upper directory is in memory.
 pub fn is_ephemeral(upper: &Path) -> bool {
     let name = upper
         .parent()
@@ -429,7 +428,7 @@ pub fn is_ephemeral(upper: &Path) -> bool {
     name.is_some_and(|name| name.as_encoded_bytes().starts_with(EPHEMERAL.as_bytes()))
 }
 
-/// A file system in memory, out of sight until an overlay holds it.
+/// Makes a file system in memory, hidden until an overlay holds it.
 fn in_memory(size: Option<u64>) -> Result<Hidden> {
     let size = size.map(|size| size.to_string());
     let size = size.as_ref().map(|size| ("size", size.as_str()));

@@ -1,5 +1,5 @@
-//! What was written to an upper, for those who read it: found by its directory, its dataset or its
-//! mount, and held still meanwhile.
+//! Reads what was written to an upper: finds the upper by its directory, its dataset or its mount,
+//! and keeps it unchanged meanwhile.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,13 +25,13 @@ use crate::zfs::{Dataset, Snapshot, recorded};
 pub struct Written {
     /// Its directories.
     pub layout: Layout,
-    /// Its dataset, when it is the root of one.
+    /// Its dataset, if it is the root of one.
     pub dataset: Option<Dataset>,
 }
 
 impl Written {
-    /// The upper that is at a directory or a dataset (`zfs:` before its name), or that is mounted
-    /// at a directory.
+    /// Finds the upper in a directory or a dataset (`zfs:DATASET`), or the upper of a mount at a
+    /// directory.
     ///
     /// # Errors
     /// [`Error::NoUpper`], [`Error::Zfs`], [`Error::Io`].
@@ -72,7 +72,7 @@ impl Written {
                 });
             }
             _ => {
-                // The directory of a container of a store is empty as long as its dataset is not
+                // The directory of a container in a store is empty while its dataset is not
                 // mounted.
                 if Layout::in_place(path.clone()).check().is_err() {
                     recorded::reach_directory(&path)?;
@@ -89,10 +89,10 @@ impl Written {
         })
     }
 
-    /// What belongs to it.
+    /// Its record.
     ///
     /// # Errors
-    /// [`Error::NoUpper`] when nothing does, [`Error::Record`], [`Error::Io`].
+    /// [`Error::NoUpper`] if it has none, [`Error::Record`], [`Error::Io`].
     pub fn record(&self) -> Result<UpperRecord> {
         let none = || Error::NoUpper {
             path: self.layout.place.clone(),
@@ -101,16 +101,15 @@ impl Written {
         UpperRecord::read(&self.layout.place)?.ok_or_else(none)
     }
 
-    /// Reads it as it is.
+    /// Reads it in its current state.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Serve`] when its ids cannot be mapped back.
+    /// [`Error::Io`], and [`Error::Serve`] if its ids cannot be mapped back.
     pub fn source(&self, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Source> {
         source(&self.layout.place, record, image)
     }
 
-    /// Which directory its upper directory is, by which mounts of it are told whatever it is called
-    /// now.
+    /// The identity of its upper directory, by which its mounts are found whatever its path is now.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -122,7 +121,7 @@ impl Written {
         DirectoryId::of(opened.as_fd()).map_err(Error::io("looking at", upper))
     }
 
-    /// Where it is mounted, as far as this mount namespace shows.
+    /// Its mounts in this mount namespace.
     ///
     /// # Errors
     /// [`Error::Serve`] when the mounts cannot be read.
@@ -132,14 +131,14 @@ impl Written {
         Ok(mountinfo::all()?.into_iter().filter(is_over).collect())
     }
 
-    /// Sees to it that nobody writes to it for as long as the result is held: a dataset is read
-    /// from a snapshot, and a directory that is mounted made read-only, if nobody uses it.
+    /// Keeps it unchanged while the result is held: takes a snapshot of a dataset, or makes the
+    /// mount of a directory read-only, if it is not in use.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::Zfs`], [`Error::Io`].
     pub fn hold(&self) -> Result<Still> {
         let mounts = self.mounts()?;
-        // Out of sight, or in another mount namespace, it may be written to all the same.
+        // It may be written to through a detached mount, or in another mount namespace.
         if mounts.is_empty() && in_use::is_known_in_use(&self.layout.place) {
             return match &self.dataset {
                 Some(dataset) => Still::snapshot(dataset, &self.layout.place),
@@ -182,11 +181,10 @@ impl Written {
     }
 }
 
-/// What the names of snapshots begin with that a reader takes, before the number of its process and
-/// when that was started.
+/// Prefix of the snapshots that readers take; the number and the start time of the process follow.
 const COMMIT: &str = "lxcri-fs-reading-";
 
-/// The snapshots of a dataset that were taken to be read by processes that have been killed.
+/// The snapshots of a dataset that killed readers have left.
 ///
 /// # Errors
 /// [`Error::Zfs`].
@@ -208,10 +206,10 @@ pub fn leftovers(dataset: &Dataset) -> Result<Vec<Snapshot>> {
     Ok(free.map(|info| info.snapshot).filter(is_left).collect())
 }
 
-/// When a process was started, in clock ticks since boot; `None` when there is none.
+/// The start time of a process, in clock ticks since boot; `None` if it does not exist.
 fn started(pid: &str) -> Option<String> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).ok()?;
-    // Its name may have anything in it; what follows does not.
+    // The name may contain anything, the fields after it do not.
     Some(
         stat.rsplit_once(')')?
             .1
@@ -221,7 +219,7 @@ fn started(pid: &str) -> Option<String> {
     )
 }
 
-/// An upper that stays as it is. When this is dropped, it does no longer.
+/// An upper that does not change while this exists.
 #[derive(Debug)]
 pub struct Still {
     place: PathBuf,
@@ -231,7 +229,7 @@ pub struct Still {
 
 impl Still {
     fn snapshot(dataset: &Dataset, place: &Path) -> Result<Self> {
-        // What others left who were killed goes first.
+        // Remove what killed processes left.
         for left in leftovers(dataset)? {
             left.destroy()?;
         }
@@ -266,7 +264,7 @@ impl Drop for Still {
             }
         }
         if let Some(snapshot) = &self.snapshot {
-            // Looking into a snapshot has mounted it.
+            // Reading a snapshot has mounted it.
             let _ = rustix::mount::unmount(&self.place, rustix::mount::UnmountFlags::DETACH);
             if let Err(error) = snapshot.destroy() {
                 tracing::warn!("{}", crate::error::chain(&error));

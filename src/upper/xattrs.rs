@@ -1,9 +1,11 @@
-//! The extended attributes of an image under an upper: a lower layer of their own, in memory.
+//! Puts the extended attributes of an image under an upper into a lower layer of their own, in
+//! memory.
 //!
-//! Overlayfs asks for an attribute of every file that it looks up, and the kernel keeps none for
-//! FUSE: for attributes of three files, all are asked for (docs/PERFORMANCE.md). So the inodes that
-//! have attributes are laid out in a tmpfs, files as overlayfs's metacopy has them, without
-//! content, and the image below is mounted as if it had no attributes.
+//! Overlayfs reads an attribute of every file that it looks up, and the kernel does not cache
+//! attributes for FUSE: because of attributes on three files, all files cost a request
+//! (docs/PERFORMANCE.md). The inodes with attributes are therefore laid out in a tmpfs, files
+//! without content as overlayfs's metacopy defines, and the image below is mounted as if it had no
+//! attributes.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -23,21 +25,21 @@ use crate::sys::idmap::in_user_namespace;
 use crate::sys::kernel;
 use crate::sys::tmpfs;
 
-/// What overlayfs itself keeps in attributes: an image must not tell it anything.
+/// Prefix of overlayfs's own attributes, which an image must not set.
 const OVERLAY: &[u8] = b"trusted.overlay.";
 /// The attribute of a file whose content is in a lower layer.
 const METACOPY: &[u8] = b"trusted.overlay.metacopy";
-/// How many bytes of attributes are laid out in memory at most.
+/// Most bytes of attributes to lay out in memory.
 const MAX_BYTES: usize = 1 << 20;
 
-/// An image that has attributes to be laid out.
+/// The attributes of an image that can be laid out.
 pub(super) struct Attributes {
     rootfs: Rootfs,
 }
 
 impl Attributes {
-    /// Those of an image; `None` when it has none, or they cannot be laid out: then the image
-    /// itself shows them.
+    /// The attributes of an image; `None` if it has none, or if they cannot be laid out, so that
+    /// the image itself must show them.
     ///
     /// # Errors
     /// [`Error::Fs`] when the image is damaged.
@@ -49,9 +51,9 @@ impl Attributes {
         let ([image], [file]) = (images, files) else {
             return Ok(None);
         };
-        // Overlayfs takes files without content from nobody but the host's root. Where it can keep
-        // an index, hard links are worth more than time: the index is of the uppermost layer, and
-        // it must be the same in every mount.
+        // Only the host's root may give overlayfs files without content. If it can keep an index,
+        // hard links matter more than speed: the index belongs to the uppermost lower layer, which
+        // must be the same in every mount.
         if in_user_namespace() || kernel::finds_fuse_handles() {
             return Ok(None);
         }
@@ -73,8 +75,8 @@ impl Attributes {
         })
     }
 
-    /// The layer, mounted nowhere; `None` when they are too many for memory, or the host does not
-    /// take them.
+    /// Makes the layer, as a detached mount; `None` if there are too many attributes, or the host
+    /// refuses them.
     ///
     /// # Errors
     /// [`Error::Fs`] when the image is damaged.
@@ -103,7 +105,7 @@ impl Attributes {
         .mount()
         {
             Ok(mount) => Ok(Some(mount)),
-            // A label that the host does not know, or a file that is too long for it.
+            // For instance a label that the host does not know, or a file that is too long.
             Err(error) => {
                 let image = rootfs.paths().next().unwrap_or(Path::new("")).display();
                 tracing::warn!(
@@ -122,7 +124,7 @@ fn shown(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
     xattrs
 }
 
-/// What is laid out.
+/// The inodes to lay out.
 struct Layout<'a> {
     rootfs: &'a Rootfs,
     /// Directories before what is in them.
@@ -138,7 +140,7 @@ impl Layout<'_> {
         Ok(mount)
     }
 
-    /// Only directories that are made here are on the way to anything, so no symlink is followed.
+    /// All paths lead through directories that are created here, so no symlink is followed.
     fn fill(&self, top: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut directories = HashMap::from([(ROOT, PathBuf::new())]);
         let mut linked: HashMap<u32, PathBuf> = HashMap::new();

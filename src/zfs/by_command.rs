@@ -1,4 +1,4 @@
-//! Snapshots and their ends by the `zfs` command.
+//! Operations on snapshots with the `zfs` command.
 #![cfg_attr(feature = "zfs-core", allow(dead_code))]
 
 use super::command::Command;

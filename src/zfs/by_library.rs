@@ -1,5 +1,5 @@
-//! Snapshots and their ends by libzfs_core. What it cannot do as a whole (anything recursive,
-//! setting properties, mounting) is left to the command.
+//! Operations on snapshots with libzfs_core. The command does what the library cannot (anything
+//! recursive, setting properties, mounting).
 
 use std::io;
 
@@ -110,7 +110,7 @@ fn library(doing: &'static str, name: &str) -> Result<Zfs> {
     })
 }
 
-/// What an error number means.
+/// Converts an error number.
 fn failed(doing: &'static str, name: &str, source: &io::Error) -> Error {
     let (cause, message) = match source.raw_os_error() {
         Some(libc::ENOENT | libc::ESRCH) => (Cause::NotFound, "it does not exist"),

@@ -1,4 +1,4 @@
-//! Running the commands: argument lists, the C locale, no shell.
+//! Runs the commands with argument lists, in the C locale, without a shell.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -6,7 +6,7 @@ use std::process::{Command as Process, Output, Stdio};
 
 use super::error::{Error, Result};
 
-/// Where the commands are when the environment does not say (hooks get an empty one).
+/// Directories of the commands, for hooks, which get an empty environment.
 const SBIN: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
 /// A call of `zfs` or `zpool`.

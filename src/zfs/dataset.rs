@@ -1,4 +1,4 @@
-//! What can be done with a dataset.
+//! Operations on datasets.
 
 use std::path::PathBuf;
 
@@ -17,26 +17,26 @@ pub struct Create<'a> {
     pub parents: bool,
 }
 
-/// Whether what is in a dataset is destroyed with it.
+/// Whether to destroy a dataset's children with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Children {
     /// A dataset with children or snapshots is left alone.
     Keep,
-    /// Its children and all snapshots are destroyed with it; a clone of one of them is never
-    /// touched, and prevents it.
+    /// Destroys its children and all snapshots too. Fails if one of them has a clone, which is
+    /// never destroyed.
     Destroy,
 }
 
-/// What a dataset takes and may take, in bytes.
+/// Space of a dataset, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Space {
     /// Taken by it, its snapshots and children.
     pub used: u64,
-    /// What it shows, wherever that is stored: also what it shares with its origin.
+    /// Everything that it references, including blocks that it shares with its origin.
     pub referenced: u64,
-    /// What may still be written, by pool, quota and reservations.
+    /// Space that is left, according to pool, quota and reservations.
     pub available: u64,
-    /// The snapshot that it is a clone of.
+    /// The snapshot from which it was cloned.
     pub origin: Option<Snapshot>,
 }
 
@@ -57,7 +57,7 @@ impl Dataset {
         properties(self.as_str(), names)
     }
 
-    /// Sets properties, all or none where the running version can.
+    /// Sets properties, atomically if the running version can.
     ///
     /// # Errors
     /// [`Error::Command`], [`Error::Property`].
@@ -68,7 +68,7 @@ impl Dataset {
             .map(drop)
     }
 
-    /// Has a property be what it is without having been set: inherited, or not there.
+    /// Resets a property to its inherited or default value.
     ///
     /// # Errors
     /// [`Error::Command`], [`Error::Property`].
@@ -97,7 +97,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Command`], [`Error::Property`], [`Error::Output`].
     pub fn list(&self, depth: Option<u32>, names: &[&str]) -> Result<Vec<(Dataset, Properties)>> {
-        // Something has to be asked for.
+        // The command needs at least one property.
         let asked = if names.is_empty() {
             "type".to_owned()
         } else {
@@ -147,8 +147,8 @@ impl Dataset {
 
     /// Runs a command that mounts this dataset as its last step.
     ///
-    /// Somebody else can be quicker with that step: `zfs mount -a` mounts whatever it finds. The
-    /// command then says that the dataset is busy, although all that it was to do is done.
+    /// Another process can be quicker with that step: `zfs mount -a` mounts everything that it
+    /// finds. The command then reports that the dataset is busy, although its work is done.
     pub(super) fn mounted_by(&self, command: Command) -> Result<()> {
         match command.run() {
             Err(error) if error.cause() == Some(Cause::Busy) && self.is_mounted() => Ok(()),
@@ -176,7 +176,7 @@ impl Dataset {
     /// The directory that it is mounted on in this mount namespace.
     ///
     /// # Errors
-    /// [`Error::NotMounted`], [`Error::NoDirectory`] when its properties give it none;
+    /// [`Error::NotMounted`], [`Error::NoDirectory`] if its properties give it none;
     /// [`Error::Command`].
     pub fn mountpoint(&self) -> Result<PathBuf> {
         let found = self.properties(&["mountpoint", "mounted", "canmount"])?;
@@ -212,7 +212,7 @@ impl Dataset {
         }
     }
 
-    /// What it takes and may take.
+    /// Its space.
     ///
     /// # Errors
     /// [`Error::Command`], [`Error::Output`].
@@ -241,7 +241,7 @@ impl Dataset {
         Command::zfs("promote", self.as_str()).run().map(drop)
     }
 
-    /// Gives it another name in its pool. What it is mounted on by inheritance follows.
+    /// Renames it within its pool. An inherited mount point changes with it.
     ///
     /// # Errors
     /// [`Error::Command`].

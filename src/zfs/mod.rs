@@ -1,9 +1,9 @@
 //! The commands `zfs` and `zpool` behind a small typed API.
 //!
-//! Names are checked before they are used, arguments are lists, output is what scripts are promised
-//! (`-Hp`, in the C locale), and errors tell causes apart, so that a caller can act on them. With
-//! the feature `zfs-core`, snapshots are taken, cloned, rolled back and destroyed by libzfs_core
-//! instead of the command.
+//! Names are checked before they are used, arguments are lists, the output is in the stable form
+//! for scripts (`-Hp`, in the C locale), and errors distinguish causes, so that a caller can react
+//! to them. With the feature `zfs-core`, snapshots are taken, cloned, rolled back and destroyed by
+//! libzfs_core instead of the command.
 
 mod by_command;
 #[cfg(feature = "zfs-core")]
@@ -38,7 +38,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Major and minor number of what the kernel runs.
+    /// Major and minor version of the kernel module.
     pub fn kernel_number(&self) -> Option<(u32, u32)> {
         let mut numbers = self.kernel.as_deref()?.split(|c: char| !c.is_ascii_digit());
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -55,7 +55,7 @@ impl Version {
     }
 }
 
-/// Which OpenZFS this is.
+/// The version of OpenZFS.
 ///
 /// # Errors
 /// [`Error::NotInstalled`], [`Error::Output`].

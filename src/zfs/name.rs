@@ -1,6 +1,6 @@
-//! Names of datasets and snapshots, by the rules of ZFS itself.
+//! Names of datasets and snapshots, according to the rules of ZFS.
 //!
-//! A name begins with a letter, so no command takes it for an option.
+//! A name begins with a letter, so no command can mistake it for an option.
 
 use std::fmt;
 use std::path::Path;
@@ -28,7 +28,7 @@ impl Dataset {
         Dataset(self.0.split('/').next().unwrap_or_default().to_owned())
     }
 
-    /// The dataset that it is in; a pool is in none.
+    /// The parent dataset; `None` for a pool.
     pub fn parent(&self) -> Option<Dataset> {
         self.0
             .rsplit_once('/')
@@ -84,7 +84,7 @@ impl fmt::Display for Dataset {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Snapshot {
     full: String,
-    /// Where the `@` is.
+    /// Position of the `@`.
     at: usize,
 }
 
@@ -99,7 +99,7 @@ impl Snapshot {
         Dataset(self.full[..self.at].to_owned())
     }
 
-    /// What stands after the `@`.
+    /// The part after the `@`.
     pub fn name(&self) -> &str {
         &self.full[self.at + 1..]
     }

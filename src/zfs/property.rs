@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
 
-/// Longest value of a user property, in bytes, that ZFS takes.
+/// ZFS's limit for the value of a user property, in bytes.
 const LONGEST_VALUE: usize = 8191;
-/// Columns that are asked for, in the order in which [`parse`] reads them.
+/// The columns to request, in the order in which [`parse`] reads them.
 pub(super) const COLUMNS: &str = "name,property,value,source";
 
 /// A property of a dataset.
@@ -23,7 +23,7 @@ pub struct Property {
 pub enum PropertySource {
     /// It is a fact, not a setting.
     Fact,
-    /// Nobody set it.
+    /// It is not set.
     Default,
     /// It was set on this dataset.
     Local,
@@ -35,7 +35,7 @@ pub enum PropertySource {
     Temporary,
 }
 
-/// The properties of one dataset or snapshot that were asked for and are set, by name.
+/// The requested properties of one dataset or snapshot that are set, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties(BTreeMap<String, Property>);
 
@@ -63,11 +63,11 @@ impl Properties {
     }
 }
 
-/// The output of `zfs get -Hp -o name,property,value,source`: what each dataset has, in the order
-/// printed.
+/// Parses the output of `zfs get -Hp -o name,property,value,source`: the properties of each
+/// dataset, in the order printed.
 ///
-/// Values may have tabs in them. One with a line end could pass for another dataset's; as every
-/// property of a dataset is printed once, that shows.
+/// Values may contain tabs. A value with a line end could look like a property of another dataset;
+/// this is detected, because each property of a dataset is printed only once.
 pub(super) fn parse(output: &str) -> Result<Vec<(String, Properties)>> {
     let malformed = |line: &str| Error::Output {
         command: "zfs get",

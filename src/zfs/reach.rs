@@ -1,5 +1,5 @@
-//! Reaching what is in a dataset: mounting it where it is not, after the datasets that it lies in,
-//! and only then its directory.
+//! Makes the directory of a dataset accessible: mounts the dataset if necessary, after the datasets
+//! above it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::error::{Cause, Error, Result};
 use super::name::Dataset;
 use super::property::{self, Properties};
 
-/// What tells whether a dataset can be mounted, and where.
+/// The properties that determine whether and where a dataset can be mounted.
 const ASKED: [&str; 5] = [
     "mounted",
     "mountpoint",
@@ -96,7 +96,7 @@ impl Dataset {
         }
     }
 
-    /// The pool, what is below it on the way to this dataset, and the dataset itself.
+    /// The pool, the datasets between it and this dataset, and the dataset itself.
     fn with_parents(&self) -> Vec<Dataset> {
         let mut all: Vec<Dataset> =
             std::iter::successors(Some(self.clone()), Dataset::parent).collect();
@@ -105,7 +105,7 @@ impl Dataset {
     }
 }
 
-/// Refuses what cannot be mounted since its key is not there.
+/// Fails if a dataset cannot be mounted because its key is not loaded.
 fn unlocked(dataset: &Dataset, properties: &Properties) -> Result<()> {
     if properties.get("keystatus") != Some("unavailable") {
         return Ok(());
@@ -130,7 +130,7 @@ fn would_hide(path: &Path, properties: &Properties) -> bool {
         && at.is_some_and(|at| path.starts_with(at))
 }
 
-/// What is mounted where a path leads, as mountinfo names it; `None` when that cannot be told.
+/// The source of the mount that a path leads to, as in mountinfo; `None` if it is unknown.
 fn source_of(path: &Path) -> Option<String> {
     let seen = statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID)
         .ok()?
@@ -151,7 +151,7 @@ fn source_of(path: &Path) -> Option<String> {
 }
 
 impl Error {
-    /// Whether a dataset cannot be reached as it is; nothing is known then of what is in it.
+    /// Whether a dataset is inaccessible, so that nothing is known about its contents.
     pub fn is_out_of_reach(&self) -> bool {
         let cause = matches!(self.cause(), Some(Cause::Locked));
         let mounting = matches!(self, Error::Command { doing: "mount", .. });

@@ -1,5 +1,5 @@
-//! What a section's records say of each other, all of them. A reader checks what it comes by, and
-//! only what would lead it astray.
+//! Checks that all records of a section agree with each other. Readers check only the records that
+//! they use, as far as an error could mislead them.
 
 use std::collections::HashSet;
 
@@ -50,8 +50,8 @@ pub(super) fn tree(section: &Section) -> Result<()> {
     Ok(())
 }
 
-/// The dentries that are listed as leading to attributes, by directory and place in it; `None` when
-/// there is no list.
+/// The dentries in the list of those that lead to attributes, by directory and position in it;
+/// `None` if there is no list.
 fn xattr_dentries(section: &Section) -> Result<Option<HashSet<(u32, u64)>>> {
     let Some(list) = section.xattr_dentries()? else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The structures of the rootfs section, as FORMAT.md tells them: nothing but bytes and fields.
+//! The structures of the rootfs section, as FORMAT.md defines them: only bytes and fields.
 
 use crate::crc::Flavour;
 use crate::error::{Error, Result};
@@ -48,8 +48,8 @@ pub const INCOMPAT_DIGEST_32: u64 = 1;
 pub const INCOMPAT_ONE_NAME: u64 = 1 << 1;
 /// `incompat` bit: the file's header has the committed length.
 pub const INCOMPAT_COMMITTED: u64 = 1 << 2;
-/// Incompatible feature bits of version 1.0: an image without one of them is of before, one with
-/// another of later.
+/// Incompatible feature bits of version 1.0: an image without one of them is older, an image with
+/// another one is newer.
 pub const INCOMPAT_1_0: u64 = INCOMPAT_DIGEST_32 | INCOMPAT_ONE_NAME | INCOMPAT_COMMITTED;
 /// `compat` bit: every zstd frame ends in its content checksum.
 pub const COMPAT_ZSTD_CHECKSUM: u64 = 1;
@@ -81,7 +81,7 @@ pub fn valid_name(name: &[u8]) -> bool {
         && !name.contains(&0)
 }
 
-/// Where the section is, and the digest that everything in it hangs from.
+/// Position of the section, and the digest that covers everything in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Locator {
     /// Offset of the section in the file, a multiple of [`SECTION_ALIGN`].
@@ -93,11 +93,11 @@ pub struct Locator {
 }
 
 impl Locator {
-    /// The locator in the bytes; `None` when the magic is not there. `limit` is the end that the
-    /// section may have in the file.
+    /// Parses a locator; `None` if the magic is missing. `limit` is the largest offset at which the
+    /// section may end.
     ///
     /// # Errors
-    /// [`Error::Section`] when the magic is there and the rest is not right.
+    /// [`Error::Section`] if the magic is present but the rest is wrong.
     pub fn parse(b: &[u8; LOCATOR_LEN], flavour: Flavour, limit: u64) -> Result<Option<Self>> {
         if b[..8] != LOCATOR_MAGIC {
             return Ok(None);
@@ -182,7 +182,7 @@ pub struct SectionHeader {
     pub manifest: Region,
     /// How many paths the v1 index does not show.
     pub unsaid: u64,
-    /// A sealed empty message, all zero when nothing is encrypted: tells a wrong key at once.
+    /// An encrypted empty message, which detects a wrong key; all zero if nothing is encrypted.
     pub key_check: [u8; 28],
     /// BLAKE3 of the chunk table.
     pub table_hash: [u8; 32],
@@ -206,11 +206,11 @@ impl SectionHeader {
         ]
     }
 
-    /// The header in the bytes. Every region has been found to lie inside the section, and to hold
-    /// whole records.
+    /// Parses the header, and checks that every region lies inside the section and holds whole
+    /// records.
     ///
     /// # Errors
-    /// [`Error::Section`], [`Error::Outdated`] for what was made before version 1.0, and
+    /// [`Error::Section`], [`Error::Outdated`] for sections older than version 1.0, and
     /// [`Error::Unsupported`] for an unknown incompatible feature.
     pub fn parse(b: &[u8; SECTION_HEADER_LEN]) -> Result<Self> {
         let damaged = |offset, reason| Err(Error::Section { offset, reason });
@@ -315,8 +315,7 @@ impl SectionHeader {
 /// An inode record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Inode {
-    /// Its number: its place among the records, plus one. Not in the record: who reads it sets
-    /// this.
+    /// Its number: its place among the records, plus one. Not in the record: the reader sets it.
     pub ino: u32,
     /// Type and permission bits, as in `st_mode`.
     pub mode: u32,
@@ -394,7 +393,7 @@ impl Inode {
 /// A dentry record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dentry {
-    /// Its number: its place among the records, from 0. Not in the record: who reads it sets this.
+    /// Its number: its place among the records, from 0. Not in the record: the reader sets it.
     pub number: u32,
     /// Inode number.
     pub ino: u32,
@@ -433,7 +432,7 @@ impl Dentry {
     }
 }
 
-/// What a content's offset points at.
+/// What the offset of a content points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Layout {
     /// The stored bytes.
@@ -458,7 +457,7 @@ pub struct Content {
     pub comp: Compression,
     /// Encryption.
     pub enc: Encryption,
-    /// What `offset` points at.
+    /// What `offset` points to.
     pub layout: Layout,
     /// Which of several images has the bytes. 0 on disk.
     pub source: u8,

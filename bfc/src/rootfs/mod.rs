@@ -1,4 +1,5 @@
-//! The rootfs section: all that v1 cannot say of a root file system, read in place.
+//! The rootfs section, which holds everything about a root file system that v1 cannot express, and
+//! is read in place.
 //!
 //! FORMAT.md, "The rootfs section", has the tables. [`Tree`] is a root file system in memory,
 //! [`build`] writes it as a section, [`Section`] reads one.

@@ -1,8 +1,8 @@
-//! Reading a rootfs section in place, chunk by chunk, each checked when it is first touched.
+//! Reads a rootfs section in place, chunk by chunk; each chunk is checked when it is first used.
 //!
-//! Chunks are read with pread and kept, not mapped: a mapping of a file that is cut short under a
-//! mount kills the process with SIGBUS, and bytes checked in a mapping can change afterwards. What
-//! is kept grows with what is touched.
+//! Chunks are read with pread and kept, not mapped: if a mapped file is truncated under a mount,
+//! SIGBUS kills the process, and bytes in a mapping can change after the check. Memory grows with
+//! the chunks that are used.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -17,8 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::{HEADER_LEN, MAX_PATH, S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
 
-/// Longest extended attribute set that is read, bytes: what the kernel would list and return of one
-/// inode, with room to spare.
+/// Longest extended attribute set, bytes: more than the kernel would list and return for one inode.
 const MAX_XATTRS: u32 = 16 << 20;
 /// Largest section that is opened, bytes: some hundred million entries.
 const MAX_SECTION: u64 = 16 << 30;
@@ -160,7 +159,7 @@ impl Section {
         Ok(slot.get_or_init(|| chunk))
     }
 
-    /// Reads a chunk, which is there, and checks it.
+    /// Reads and checks an existing chunk.
     fn read_chunk(&self, index: usize) -> Result<Box<[u8]>> {
         let Bytes::File {
             source,
@@ -256,7 +255,7 @@ impl Section {
     }
 
     /// The inode with this number, `None` when there is none. A directory's parent has a smaller
-    /// number, so who follows parents ends at the root.
+    /// number, so following parents ends at the root.
     ///
     /// # Errors
     /// [`Error::Section`], [`Error::Read`], as for all that follow.
@@ -472,7 +471,8 @@ impl Section {
         if u64::from(content.first_frame) + u64::from(content.frames) > self.frame_count() {
             return damaged("a content with frames that are not there");
         }
-        // What is made in memory describes v1 content too, which is one piece whatever its length.
+        // A section made in memory also describes v1 content, which is one piece whatever its
+        // length.
         if let Bytes::File {
             offset: section, ..
         } = self.bytes
@@ -545,7 +545,7 @@ impl Section {
         Ok(frame)
     }
 
-    /// A frame record by its number among all; what it says is not checked against any content.
+    /// A frame record by its number among all; it is not checked against any content.
     pub fn raw_frame(&self, index: u64) -> Result<Frame> {
         let frame: [u8; FRAME_LEN] = self.record(self.header.frames, index)?;
         Ok(Frame::parse(&frame))
@@ -597,10 +597,10 @@ impl Section {
         self.range(self.header.blobs, region.offset, region.size)
     }
 
-    /// Checks all of the section: the digest of every chunk, then what its records say of each
-    /// other: every inode has as many names as its link count says, every directory one, every
-    /// dentry is some directory's, names are in order, what has attributes is listed if anything
-    /// is, and frames stand one behind the other.
+    /// Checks the whole section: the digest of every chunk, and then that its records agree. Every
+    /// inode has as many names as its link count, every directory has one, every dentry belongs to
+    /// a directory, names are in order, the list of inodes with attributes is complete if there is
+    /// one, and frames are consecutive.
     pub fn verify(&self) -> Result<()> {
         if let Bytes::File { chunks, .. } = &self.bytes {
             // Not kept: the records are most of it, and follow.

@@ -1,15 +1,15 @@
 //! Skeletons: a layer tar with every file content replaced by a reference to a content record.
 //!
-//! A skeleton and the contents make the layer tar again byte for byte, so its `diff_id` stays true;
-//! and replaying the tar headers that a skeleton holds is how layers are merged again. FORMAT.md,
-//! "Layer skeletons", has the bytes.
+//! A skeleton and the contents restore the layer tar byte for byte, so its `diff_id` stays valid;
+//! replaying the tar headers of a skeleton merges the layer again. FORMAT.md, "Layer skeletons",
+//! has the bytes.
 
 use std::io::{self, Read, Write};
 
 use crate::error::{Error, Result};
 use crate::format::{u32_at, u64_at};
 
-/// Longest raw segment, bytes: what a reader must hold.
+/// Longest raw segment, bytes, which a reader must hold in memory.
 const MAX_RAW: usize = 1 << 16;
 /// Largest compressed skeleton, bytes: some ten million entries.
 pub(super) const MAX_COMPRESSED: usize = 512 << 20;
@@ -20,7 +20,7 @@ const LEVEL: i32 = 3;
 /// A piece of a skeleton.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment<'a> {
-    /// Bytes of the tar as they are: headers, padding, the end of the archive.
+    /// Unchanged bytes of the tar: headers, padding, the end of the archive.
     Raw(&'a [u8]),
     /// `size` bytes of the tar are the bytes of content `id` from `offset` on. A file that is all
     /// hole is referred to with size 0.
@@ -74,7 +74,7 @@ impl SkeletonWriter {
         })
     }
 
-    /// Appends bytes of the tar as they are.
+    /// Appends unchanged bytes of the tar.
     ///
     /// # Errors
     /// [`Error::TooLarge`] when the skeleton would be larger than 512 MiB.

@@ -1,4 +1,4 @@
-//! A root file system in memory: what merging layers makes, and what a section is built from.
+//! A root file system in memory: the result of merging layers, from which a section is built.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 /// Number of a node in its [`Tree`].
 pub type NodeId = u32;
 
-/// What every inode has.
+/// The attributes of every inode.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attr {
     /// Type and permission bits, as in `st_mode`.
@@ -27,7 +27,7 @@ pub struct Attr {
 }
 
 impl Attr {
-    /// What a directory has that no layer describes: 0755, root's, 1970.
+    /// The attributes of a directory that no layer describes: mode 0755, owner root, time 1970.
     pub fn implied_dir() -> Self {
         Self {
             mode: S_IFDIR | 0o755,
@@ -36,13 +36,13 @@ impl Attr {
     }
 }
 
-/// What an inode is.
+/// The type of an inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A directory: names and nodes.
     Dir(BTreeMap<Box<[u8]>, NodeId>),
-    /// A regular file: its length in bytes, and its content (number in [`Tree::contents`]; none
-    /// when it is empty).
+    /// A regular file: its length in bytes, and its content (number in [`Tree::contents`]; none if
+    /// it is empty).
     File {
         /// Length, bytes.
         size: u64,
@@ -62,7 +62,7 @@ pub enum Kind {
 pub struct Node {
     /// Attributes; the type bits of the mode agree with `kind`.
     pub attr: Attr,
-    /// What it is.
+    /// Its type.
     pub kind: Kind,
 }
 
@@ -119,8 +119,8 @@ impl Tree {
         id
     }
 
-    /// Gives a node a name in a directory, replacing what had it. Nothing happens when `dir` is not
-    /// a directory.
+    /// Gives a node a name in a directory, and replaces the node that had it. Does nothing if `dir`
+    /// is not a directory.
     pub fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
         if let Kind::Dir(children) = &mut self.node_mut(dir).kind {
             children.insert(name.into(), id);
@@ -139,9 +139,9 @@ impl Tree {
         self.children(dir)?.get(name).copied()
     }
 
-    /// The directory at `path` (components separated by `/`; empty ones are passed over), with what
-    /// is missing of it made as [`Attr::implied_dir`], and anything in the way that is not a
-    /// directory replaced.
+    /// The directory at `path` (components separated by `/`; empty ones are ignored). Creates
+    /// missing directories as [`Attr::implied_dir`], and replaces anything on the path that is not
+    /// a directory.
     pub fn make_dirs(&mut self, path: &[u8]) -> NodeId {
         let mut dir = Self::ROOT;
         for name in path.split(|&b| b == b'/').filter(|n| !n.is_empty()) {

@@ -1,4 +1,4 @@
-//! Writing a rootfs section from a tree.
+//! Writes a rootfs section from a tree.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -31,7 +31,7 @@ pub struct LayerEntry {
     pub created_by: Vec<u8>,
 }
 
-/// What a section holds besides the tree.
+/// The contents of a section besides the tree.
 #[derive(Debug, Clone, Default)]
 pub struct Extras {
     /// Frame records of all contents.
@@ -52,9 +52,9 @@ pub struct Extras {
     pub paths: HashMap<u32, Vec<u8>>,
 }
 
-/// Writes `tree` as a section. Inode numbers follow from the tree alone: the root is 1, and then
-/// each directory's entries in order, directory by directory, so that what is listed together
-/// stands together.
+/// Writes `tree` as a section. Inode numbers depend only on the tree: the root is 1, and then come
+/// each directory's entries in order, directory by directory, so that inodes of one directory are
+/// neighbours.
 ///
 /// # Errors
 /// [`Error::TooLarge`] when some count or offset does not fit its field.
@@ -234,7 +234,7 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         let mut leads = vec![false; self.tree.nodes.len()];
-        // Directories come before what is in them.
+        // Directories come before their entries.
         for &id in self.order.iter().rev() {
             let mut children = self
                 .tree

@@ -1,4 +1,4 @@
-//! Writing an image: contents in, in parallel; then the tree, as a rootfs section and as a v1
+//! Writes images: first contents, in parallel; then the tree, as a rootfs section and as a v1
 //! index.
 
 mod pipeline;
@@ -30,7 +30,7 @@ pub const LEVEL: i32 = 4;
 /// How to write.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
-    /// Compression of contents; what does not shrink is stored.
+    /// Compression of contents; contents that do not shrink are stored uncompressed.
     pub compression: Compression,
     /// zstd level, 1 to 22.
     pub level: i32,
@@ -51,7 +51,7 @@ impl Default for WriteOptions {
     }
 }
 
-/// Where the contents of layers go; identical content is stored once.
+/// Takes the contents of layers; identical content is stored once.
 pub trait ContentSink {
     /// Stores the `size` bytes of `input`, the file at `path` (which encrypted content is tied to).
     /// Returns the content's number, `None` when there are no bytes.
@@ -65,7 +65,7 @@ pub trait ContentSink {
     fn end_layer(&mut self) -> Result<LayerRecord>;
 }
 
-/// What an image holds besides its contents.
+/// The parts of an image besides its contents.
 #[derive(Debug, Clone, Default)]
 pub struct Documents {
     /// The layers, lowest first, those of the image that is continued included.
@@ -76,7 +76,7 @@ pub struct Documents {
     pub manifest: Vec<u8>,
 }
 
-/// What was written.
+/// An image that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// Length of the image, bytes.
@@ -96,17 +96,17 @@ pub struct Written {
 /// How much of an image that is continued is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// All of it, in place: it is what the image is until the header says that it goes further.
+    /// The whole image, in place: it stays valid until the header contains the new length.
     All,
     /// The first so many layers. For a copy (or clone) of the image, which is cut behind them.
     Layers(usize),
 }
 
-/// What makes the image what was written, in the end.
+/// How the header is written at the end, which makes the new image valid.
 enum NewHeader {
     /// A whole one, of a new image.
     Whole(Header),
-    /// Another committed length in the one of the image that is continued.
+    /// Change the committed length in the header of the continued image.
     Commit {
         bytes: Box<[u8; HEADER_LEN]>,
         generation: u64,
@@ -240,12 +240,12 @@ impl ImageWriter {
         let file = Arc::new(file);
         let failed = |offset| move |source| Error::Write { offset, source };
         if let NewHeader::Whole(_) = header {
-            // What it says of the image that was copied would be wrong of what follows.
+            // The header of the copied image would not fit what follows.
             file.write_all_at(&[0; SECTOR], 0)
                 .and_then(|()| file.sync_data())
                 .map_err(failed(0))?;
         }
-        // What follows the image was never finished, and what is not kept goes.
+        // Cuts off remains of an interrupted write, and layers that are not kept.
         file.set_len(position).map_err(failed(position))?;
         let flavour = container.flavour();
         let pipeline = Pipeline::start(file.clone(), &options, flavour, start)?;
@@ -265,7 +265,7 @@ impl ImageWriter {
     /// [`Error::Write`], [`Error::TooLarge`].
     pub fn finish(mut self, mut tree: Tree, documents: Documents) -> Result<Written> {
         let done = self.pipeline.finish()?;
-        // A duplicate that was written and forgotten may reach further than what is to come.
+        // A duplicate that was written and discarded may reach further than what follows.
         self.file
             .set_len(done.position)
             .map_err(|source| Error::Write {
@@ -331,9 +331,9 @@ impl ImageWriter {
         })
     }
 
-    /// Everything first, then the header, which says how far the image goes: until that is there,
-    /// the file is what it was before. Of an image that is continued only the header's first sector
-    /// is written, which a disk writes whole or not at all.
+    /// Writes everything else first, and then the header with the image's length: until then, the
+    /// file is the previous image. If an image is continued, only the header's first sector is
+    /// written, which a disk writes atomically.
     fn write_tail(&self, tail: &Tail, root_digest: &[u8; 32]) -> Result<()> {
         let failed = |offset| move |source| Error::Write { offset, source };
         self.file
@@ -343,7 +343,7 @@ impl ImageWriter {
         let committed = tail.position();
         match &self.header {
             NewHeader::Whole(header) => {
-                // Made from what it names, so that the same input gives the same bytes; marked as
+                // Derived from the content, so that the same input gives the same bytes; marked as
                 // version 8, variant 1 (RFC 9562).
                 let mut uuid = [0; 16];
                 uuid.copy_from_slice(&root_digest[..16]);
@@ -368,7 +368,7 @@ impl ImageWriter {
                     .write_all_at(&new[..SECTOR], 0)
                     .and_then(|()| self.file.sync_all());
                 written.map_err(|error| {
-                    // Who is told that it failed finds the image that was there.
+                    // After a reported failure, the previous image is still valid.
                     let _ = self.file.write_all_at(&bytes[..SECTOR], 0);
                     failed(0)(error)
                 })
@@ -410,7 +410,7 @@ fn new_header(options: &WriteOptions) -> Header {
     }
 }
 
-/// What follows the contents, before it is written.
+/// The bytes after the contents, before they are written.
 struct Tail {
     bytes: Vec<u8>,
     /// Where it begins in the file.

@@ -1,6 +1,6 @@
-//! Contents on their way into the image: read and deduplicated by the caller, compressed and sealed
-//! by workers on all cores, written by one thread in the order in which they came. So the bytes do
-//! not depend on how fast anything was.
+//! The pipeline for contents: the caller reads and deduplicates them, workers on all cores compress
+//! and encrypt them, and one thread writes them in their original order, so that the result does
+//! not depend on timing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -24,7 +24,7 @@ use crate::rootfs::format::{Content, Frame, Hash, LayerRecord, hash};
 const IN_FLIGHT: usize = 256;
 /// Bytes that are gathered before they are written.
 const WRITE_BUFFER: usize = 1 << 20;
-/// How much of the first frame tells whether a file of several frames compresses.
+/// How much of the first frame decides whether to compress a file of several frames.
 const SAMPLE: usize = 16 << 10;
 
 /// A random nonce.
@@ -34,7 +34,7 @@ pub(super) fn nonce() -> Result<[u8; NONCE_LEN]> {
     Ok(nonce)
 }
 
-/// What the image has already.
+/// The contents that the image has already.
 #[derive(Default)]
 pub(super) struct Start {
     pub(super) position: u64,
@@ -43,7 +43,7 @@ pub(super) struct Start {
     pub(super) paths: Paths,
 }
 
-/// What the image has in the end.
+/// The contents that the image has in the end.
 pub(super) struct Done {
     pub(super) position: u64,
     pub(super) contents: Vec<Content>,
@@ -55,7 +55,7 @@ pub(super) struct Done {
 struct Job {
     seq: u64,
     raw: Vec<u8>,
-    /// Whether to try zstd, and to keep its result even when it is no shorter.
+    /// Whether to try zstd, and whether to keep its result even if it is not shorter.
     zstd: bool,
     always: bool,
     aad: Vec<u8>,
@@ -71,7 +71,7 @@ struct Packed {
     hash: Hash,
 }
 
-/// What the writing thread does, in order.
+/// Work for the writing thread, in order.
 enum Event {
     /// A content of one piece.
     Small(Packed),
@@ -79,14 +79,14 @@ enum Event {
     Begin,
     /// The next of its frames.
     Frame(Packed),
-    /// It ends; it goes again when it is stored already.
+    /// The content ends; it is discarded if it is stored already.
     End {
         size: u64,
         crc: u32,
         comp: Compression,
         duplicate: bool,
     },
-    /// Tell how far a layer goes.
+    /// Report the end of a layer.
     Layer(Sender<LayerRecord>),
     /// A worker failed.
     Failed(Error),
@@ -375,7 +375,7 @@ fn read(input: &mut dyn Read, left: u64, frame_len: usize) -> Result<Vec<u8>> {
     Ok(raw)
 }
 
-/// What a compressing thread does with a job.
+/// The function of a compressing thread.
 type Pack = Box<dyn FnMut(Job) -> Result<Packed> + Send>;
 
 struct Worker {
@@ -458,7 +458,7 @@ struct Writer {
     flushed: u64,
     contents: Vec<Content>,
     frames: Vec<Frame>,
-    /// Contents of the image that is continued, by digest of what is stored and length.
+    /// Contents of the continued image, by digest of the stored bytes and length.
     stored: HashMap<(Hash, u64), u32>,
     open: Option<Open>,
     frame_len: u64,
@@ -681,7 +681,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Overwrites what was written before.
+    /// Overwrites earlier bytes.
     fn patch(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         match at.checked_sub(self.flushed) {
             #[allow(clippy::cast_possible_truncation)] // inside the buffer
@@ -699,7 +699,7 @@ impl Writer {
         }
     }
 
-    /// Forgets what was written from `at` on. What has reached the file is overwritten later, or
+    /// Discards everything from `at` on. Bytes that have reached the file are overwritten later, or
     /// cut off at the end.
     fn truncate(&mut self, at: u64) {
         match at.checked_sub(self.flushed) {
@@ -719,7 +719,7 @@ fn padded(header: &ObjectHeader) -> [u8; 48] {
     out
 }
 
-/// A digest of what is stored of a content, whether in one piece or in frames.
+/// A digest of the stored bytes of a content, in one piece or in frames.
 fn stored_hash(content: &Content, frames: &[Frame]) -> Hash {
     let (first, count) = (content.first_frame as usize, content.frames as usize);
     match frames.get(first..first + count) {
@@ -728,7 +728,7 @@ fn stored_hash(content: &Content, frames: &[Frame]) -> Hash {
     }
 }
 
-/// Length of the seek table behind a content's frames, bytes: what decodes as zstd has one.
+/// Length of the seek table after a content's frames, bytes; only zstd contents have one.
 pub(super) fn table_len(content: &Content) -> u64 {
     if content.frames > 0 && content.comp == Compression::Zstd && content.enc == Encryption::None {
         8 + 8 * u64::from(content.frames) + 9
@@ -763,8 +763,8 @@ fn seek_table(content: &Content, frames: &[Frame], frame_len: u64) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// More pieces than may be under way, so that whoever waits for the one that panics would wait
-    /// for ever.
+    /// More pieces than can be in the pipeline, so that waiting for the one that panics would never
+    /// end.
     #[test]
     fn a_panic_in_a_compressing_thread_is_an_error() -> Result<()> {
         #[allow(clippy::panic)]

@@ -1,4 +1,4 @@
-//! The v1 view of a tree: what the reference tool lists, extracts and verifies.
+//! The v1 view of a tree, which the reference tool lists, extracts and verifies.
 
 use std::collections::HashMap;
 
@@ -62,7 +62,7 @@ struct Writer<'a> {
     unsaid: u64,
 }
 
-/// A directory entry, or what lies below one.
+/// A directory entry, or the entries below one.
 struct Step {
     path: Vec<u8>,
     id: NodeId,
@@ -70,8 +70,8 @@ struct Step {
 }
 
 impl Writer<'_> {
-    /// Visits all names in `strcmp` order of their whole paths: a directory's own name sorts as it
-    /// is, what lies below it as if the name ended in `/`.
+    /// Visits all names in `strcmp` order of their whole paths: a directory's own name sorts
+    /// unchanged, its entries as if the name ended in `/`.
     fn walk(&mut self) -> Result<()> {
         let mut stack = vec![Step {
             path: Vec::new(),
@@ -136,7 +136,7 @@ impl Writer<'_> {
                     .contents
                     .get(*number as usize)
                     .ok_or(Error::TooLarge("a content's number"))?;
-                // What is sealed opens under one path only.
+                // Encrypted content can be decrypted under one path only.
                 if content.enc != Encryption::None
                     && self.paths.get(number).is_some_and(|p| p != path)
                 {
@@ -217,7 +217,7 @@ fn padding(len: usize) -> usize {
     len.next_multiple_of(16) - len
 }
 
-/// Nanoseconds since 1970; v1 knows no earlier time, and none after 2554.
+/// Nanoseconds since 1970; v1 cannot express times before 1970 or after 2554.
 fn mtime(attr: &Attr) -> u64 {
     let seconds = u64::try_from(attr.mtime_s).unwrap_or(0);
     seconds

@@ -1,4 +1,4 @@
-//! A layer's tar, made again from its skeleton.
+//! Restores a layer's tar from its skeleton.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ use crate::layer::Error;
 /// How much content is decoded at a time, bytes.
 const PIECE: u64 = 1 << 20;
 
-/// Writes the tar of a layer, byte for byte as it was when the image was built.
+/// Writes the tar of a layer, byte for byte the one that the image was built from.
 ///
 /// # Errors
 /// [`fs::Error`] for the image, and what `out` fails with.

@@ -1,4 +1,4 @@
-//! Out of an image again: the merged tree as a tar, and the layers as an OCI layout.
+//! Exports images: the merged tree as a tar, or the layers as an OCI layout.
 
 mod layer;
 mod oci;

@@ -1,5 +1,5 @@
-//! An OCI image layout: the layers byte for byte as they were, so that their diff_ids and the
-//! image's ID stay the same.
+//! Writes OCI image layouts. The layers are byte for byte the original ones, so that their diff_ids
+//! and the image's ID stay the same.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -26,12 +26,12 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
-/// Writes the image as an OCI layout into `dir`, which is made. An image without layers (a plain v1
-/// one) gets one, of its tree. When something goes wrong, `dir` is not there.
+/// Writes the image as an OCI layout into `dir`, which is created. A plain v1 image, which has no
+/// layers, gets one with its tree. On failure, `dir` does not exist.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when a layer does not come out with its diff_id; [`Error`] for the image and
-/// for the files.
+/// [`Error::Mismatch`] if a layer does not have its diff_id; [`Error`] for the image and for the
+/// files.
 pub fn oci_layout(
     rootfs: &Rootfs,
     dir: &Path,
@@ -71,8 +71,7 @@ pub fn oci_layout_size(rootfs: &Rootfs) -> u64 {
 }
 
 /// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer of the
-/// manifest that the image came with is not made when `reuse` knows its blob, which it is told by
-/// digest.
+/// original manifest is left out if `reuse` returns true for the digest of its blob.
 ///
 /// # Errors
 /// As [`oci_layout`].
@@ -190,7 +189,7 @@ impl Layout<'_> {
         let found_manifest = section.blob(section.header().manifest).map_err(failed)?;
         let found: Option<Found> = serde_json::from_slice(&found_manifest).ok();
         let mut kept = kept(found.as_ref(), &records, reuse);
-        // Compression is what takes the time: as many layers at once as there are cores.
+        // Compression takes the most time, so as many layers as there are cores run in parallel.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut rest: Vec<_> = records
             .iter()
@@ -273,8 +272,7 @@ impl Layout<'_> {
         })
     }
 
-    /// The manifest: annotations as they were found, everything else of the blobs that are there
-    /// now.
+    /// The manifest: the original annotations, and everything else from the new blobs.
     fn manifest(&self, found: &[u8], config: &Written, layers: &[Made]) -> Vec<u8> {
         let descriptor = |media_type: &str, blob: &Written| {
             let digest = blob.digest.to_string();
@@ -345,7 +343,7 @@ impl Layout<'_> {
         let writing = || Error::io("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));
-        // No time and no name in what a compressor writes first: the same layer gives the same
+        // The compressors' headers contain no time and no name, so the same layer gives the same
         // blob.
         let (blob, diff_id) = match self.compression {
             Compression::None => self.tar(blob, &temp, make)?,

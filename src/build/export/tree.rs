@@ -23,7 +23,7 @@ pub fn tree_tar(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), WriteError> {
     let mut tar = Writer::new(out);
-    // Where each file of several names was first: its directory, and its name there.
+    // The first name of each file with several names: its directory, and its name there.
     let mut links: HashMap<u32, (u32, Vec<u8>)> = HashMap::new();
     let root = rootfs.inode(ROOT)?;
     tar.append(&[], &attr_of(rootfs, ROOT, &root)?, Body::None)?;
@@ -65,10 +65,10 @@ pub fn tree_tar(
     Ok(())
 }
 
-/// As [`tree_tar`], into a file that does not exist. When something goes wrong, it is not there.
+/// Like [`tree_tar`], into a new file, which does not exist after a failure.
 ///
 /// # Errors
-/// As [`tree_tar`], and when there is something at `path`.
+/// As [`tree_tar`], and if something exists at `path`.
 pub fn tree_tar_file(
     rootfs: &Rootfs,
     path: &Path,

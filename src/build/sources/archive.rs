@@ -1,4 +1,4 @@
-//! A tar that holds an image: found by name, read in place.
+//! Archives of images: finds files in a tar by name, and reads them in place.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -54,8 +54,8 @@ impl Archive {
         Ok(archive)
     }
 
-    /// What a file is that is no BFC image: an archive of an image, a tar, or nothing that is known
-    /// (`None`).
+    /// The kind of a file that is not a BFC image: an archive of an image or a tar; `None` if it is
+    /// neither.
     pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
         let range = Range::whole(path)?;
         let compression = Compression::of(&range.magic::<4>()?);
@@ -107,8 +107,8 @@ impl Archive {
     }
 }
 
-/// What the name of an archive's entry says of the archive; `None` for those that stand in front of
-/// the telling ones.
+/// The kind of archive that the name of an entry indicates; `None` for names that occur in all
+/// kinds.
 fn telling(path: &[u8]) -> Option<Kind> {
     // docker save's `<64 hexadecimal digits>/layer.tar` and `<64 digits>.json`, and skopeo's `<64
     // digits>.tar`.
@@ -217,7 +217,7 @@ fn each_entry(
         if parser.entries() > MAX_ENTRIES {
             return Ok(());
         }
-        // What cannot be a name in an archive is not looked for either.
+        // An invalid name cannot be looked up.
         let Ok(name) = clean_path(&entry.path, "its path") else {
             continue;
         };
@@ -225,7 +225,7 @@ fn each_entry(
             EntryKind::File { size, sparse: None } => Found::File { offset: data, size },
             EntryKind::Symlink(target) => Found::Link(beside(&name, &target)),
             EntryKind::HardLink(target) => Found::Link(target),
-            // Of no use, but its name may tell what the archive is.
+            // Useless in itself, but its name may indicate the kind of archive.
             _ => Found::Link(Vec::new()),
         };
         if !each(name, found) {

@@ -1,4 +1,4 @@
-//! The extended attributes of a file on disk, those apart that overlayfs keeps for itself.
+//! Reads the extended attributes of a file on disk, and overlayfs's marks apart from the others.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,15 +8,15 @@ use rustix::io::Errno;
 
 /// Largest set of attribute names, and largest value, that the kernel gives.
 const MAX: usize = 1 << 16;
-/// What overlayfs keeps for itself where the host's root mounted it; `user.overlay.*` are then
-/// attributes like any others.
+/// Prefix of overlayfs's attributes if the host's root mounted it; `user.overlay.*` are then
+/// ordinary attributes.
 pub(crate) const TRUSTED: &[u8] = b"trusted.overlay.";
-/// What it keeps for itself in a user namespace of one's own.
+/// Prefix of overlayfs's attributes in a user namespace.
 pub(crate) const USER: &[u8] = b"user.overlay.";
-/// What follows that in the name of an attribute that an overlay in the overlay has set for itself.
+/// Follows that prefix in attributes that an overlay inside the overlay has set.
 const ESCAPED: &[u8] = b"overlay.";
 
-/// What overlayfs says of a file (Documentation/filesystems/overlayfs.rst).
+/// Overlayfs's marks of a file (Documentation/filesystems/overlayfs.rst).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     /// The lower directory is not seen.
@@ -30,11 +30,11 @@ pub(super) struct Marks {
 }
 
 /// The attributes of `name` in `dir`, sorted, and overlayfs's marks, which are those attributes
-/// that begin with one of `overlay`. There is no call for that of a symlink or a device by
-/// descriptor; the path through /proc leads to the same entry however long its own path is.
+/// that begin with one of `overlay`. No system call does that for a symlink or a device by
+/// descriptor; a path through /proc works, however long the real path is.
 ///
 /// # Errors
-/// What was being done, and what the system said.
+/// What was being done, and the system's error.
 pub(super) fn read(
     dir: BorrowedFd<'_>,
     name: &[u8],

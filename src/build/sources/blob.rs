@@ -27,7 +27,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Told by the first bytes; what the media type says has often been wrong.
+    /// Determined by the first bytes, because media types are often wrong.
     pub fn of(magic: &[u8]) -> Self {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
@@ -115,7 +115,7 @@ impl Read for RangeReader {
 
 /// A blob that holds a tar.
 pub(super) struct Blob {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: String,
     /// Its bytes.
     pub range: Range,
@@ -157,11 +157,11 @@ impl TarSource for Blob {
     }
 }
 
-/// Writes what `input` has, decompressed or as it is, and checks its digest. `path` is where it
-/// comes from, for messages.
+/// Writes `input`, decompressed if it is compressed, and checks its digest. Messages name it
+/// `path`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when it has another digest, whatever else is wrong with it;
+/// [`Error::Mismatch`] if it has another digest, even if something else is wrong too;
 /// [`Error::Decompress`], [`Error::Io`].
 pub fn unpack(
     name: &str,
@@ -186,8 +186,8 @@ pub fn unpack(
             .map_err(reading())?;
         copy(&mut *tar, out)
     };
-    // A decompressor stops where its data ends, or where they are wrong, and whoever reads stops
-    // where the tar is wrong; the digest is of all bytes, and the better message.
+    // Decompressor and parser stop at the first error, but the digest covers all bytes and gives
+    // the better message.
     io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
     if let (Some(hash), Some(wanted)) = (checked.hash, digest) {
         let found = Digest(hash.finalize().into());

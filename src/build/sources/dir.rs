@@ -48,8 +48,8 @@ pub(super) fn open(path: &Path) -> Result<SourceImage> {
     })
 }
 
-/// How many bytes the files of a directory hold, for progress and the check of free space: what
-/// changes meanwhile does no harm.
+/// Total length of the files in a directory, for progress and the check of free space. Changes
+/// meanwhile do no harm.
 fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
     let failed = |e: Errno| Error::io("listing", root)(e);
     let mut total = 0_u64;
@@ -64,7 +64,7 @@ fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
             continue;
         }
         let at = dir.fd().map_err(failed)?;
-        // What is gone by now, or may not be read, is the packing's to complain of.
+        // Packing reports files that have disappeared or cannot be read.
         let Ok(stat) = statat(at, name, AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! Archives as `docker save` and skopeo write them.
+//! Archives of `docker save` and skopeo.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The JSON documents of OCI and Docker images: parsed in bounded memory, and what is chosen by
-//! them.
+//! The JSON documents of OCI and Docker images, parsed in bounded memory, and the choice of an
+//! image.
 
 use std::fmt;
 use std::str::FromStr;
@@ -126,7 +126,7 @@ pub fn is_for(config: &[u8], platform: &Platform) -> bool {
         .is_some()
 }
 
-/// What building needs of an image configuration; the rest is kept as it is.
+/// The fields of an image configuration that building needs; the rest is kept unchanged.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Config {
     os: Option<String>,

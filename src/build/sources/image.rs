@@ -1,4 +1,4 @@
-//! A BFC image as a source: its layers as they were, or, of a plain v1 image, its tree as one
+//! BFC images as sources: with their original layers, or for a plain v1 image with its tree as one
 //! layer.
 
 use std::io::Write;
@@ -21,7 +21,7 @@ pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<SourceImage> 
         file,
         secret: options.secret.clone(),
     };
-    // Who builds waits for it, and has the room that the new image needs anyway.
+    // The build waits for it, and has the space anyway that the new image needs.
     let opening = fs::ImageOptions {
         temp_dir: options.temp_dir.clone(),
         spool_bytes: u64::MAX,

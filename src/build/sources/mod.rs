@@ -1,4 +1,4 @@
-//! Where images come from: directories, OCI layouts, archives, tars, other images.
+//! Sources of images: directories, OCI layouts, archives, tars, other images.
 
 mod archive;
 mod attributes;
@@ -22,12 +22,12 @@ pub use spec::{Kind, Spec};
 use super::digest::Digest;
 use super::error::Result;
 
-/// An image to be built: its layers, and what is said of it.
+/// An image to build: its layers and its documents.
 #[derive(Debug, Default)]
 pub struct SourceImage {
     /// The layers, lowest first.
     pub layers: Vec<SourceLayer>,
-    /// OCI image configuration, JSON, as it was found; empty when the source has none.
+    /// The OCI image configuration, JSON, unchanged; empty if the source has none.
     pub config: Vec<u8>,
     /// OCI manifest, likewise.
     pub manifest: Vec<u8>,
@@ -65,7 +65,7 @@ pub trait TarSource: Send {
     /// Writes the tar, telling `progress` how many bytes of [`SourceLayer::size`] were dealt with.
     ///
     /// # Errors
-    /// Whatever goes wrong; nothing that was written may then be used.
+    /// On an error, nothing that was written may be used.
     fn write_to(
         self: Box<Self>,
         out: &mut dyn Write,
@@ -76,18 +76,18 @@ pub trait TarSource: Send {
 /// How to open sources.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
-    /// Which of an index's images.
+    /// The image to choose from an index.
     pub platform: Platform,
     /// For images that are encrypted.
     pub secret: Option<bfc::Secret>,
-    /// Where temporary files go.
+    /// Directory for temporary files.
     pub temp_dir: PathBuf,
-    /// Bound of what is unpacked, bytes.
+    /// Limit of all unpacked layers together, bytes.
     pub max_size: u64,
 }
 
-/// What the history says of a layer that had none. Where the source lies is nobody's business, and
-/// must not change the image.
+/// The history of a layer that had none. It must not contain the path of the source, which would
+/// change the image.
 fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     format!("lxcri-fs build {kind}:{name}").into_bytes()
@@ -96,7 +96,7 @@ fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
 /// Opens a source.
 ///
 /// # Errors
-/// When it is not there, is not what its prefix says, or has no image that fits.
+/// If it does not exist, is not of the kind of its prefix, or has no matching image.
 pub fn open(spec: &Spec, options: &SourceOptions) -> Result<SourceImage> {
     let path = &spec.path;
     match spec.kind {

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 8;
 const MAX_MANIFESTS: usize = 4096;
 /// How many indexes are read in all.
 const MAX_INDEXES: usize = 64;
-/// Media types of tars of layers; what follows them says how they are compressed.
+/// Media types of layer tars; a suffix gives the compression.
 const LAYERS: [&str; 4] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -29,7 +29,7 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// Where an image's documents are: a layout, or a registry.
+/// Access to the documents of an image, in a layout or a registry.
 pub trait Documents {
     /// What messages call it.
     fn name(&self) -> String;
@@ -44,9 +44,9 @@ pub trait Documents {
 /// An image that was found.
 #[derive(Debug)]
 pub struct Found {
-    /// Its manifest, as it is.
+    /// Its manifest, unchanged.
     pub manifest: Vec<u8>,
-    /// Its configuration, as it is.
+    /// Its configuration, unchanged.
     pub config: Vec<u8>,
     /// Its layers, lowest first.
     pub layers: Vec<FoundLayer>,
@@ -67,7 +67,7 @@ pub struct FoundLayer {
     pub created_by: Vec<u8>,
 }
 
-/// Where the files of a layout are.
+/// A layout: a directory or an archive.
 enum Layout {
     Dir(PathBuf),
     Archive(Archive),
@@ -187,7 +187,7 @@ pub(super) fn open_archive(
 }
 
 fn open(layout: Layout, reference: Option<&str>, options: &SourceOptions) -> Result<SourceImage> {
-    // Its version is all that this file says; without it this is no layout.
+    // This file only contains the version; without it, this is not a layout.
     layout.read("oci-layout")?;
     let index: ImageIndex = parse("index.json", &layout.read("index.json")?)?;
     let found = choose(&layout, &index, reference, &options.platform)?;
@@ -217,11 +217,11 @@ fn open(layout: Layout, reference: Option<&str>, options: &SourceOptions) -> Res
     })
 }
 
-/// The image that reference and platform choose.
+/// Chooses the image by reference and platform.
 ///
 /// # Errors
-/// [`Error::Source`] when none fits, or several do; [`Error::Document`] and [`Error::Mismatch`]
-/// when a document is wrong.
+/// [`Error::Source`] if none or several match; [`Error::Document`] and [`Error::Mismatch`] when a
+/// document is wrong.
 pub fn choose(
     documents: &dyn Documents,
     index: &ImageIndex,
@@ -314,7 +314,7 @@ fn choose_manifest(
             &p.architecture().to_string(),
             p.variant().as_deref(),
         ),
-        // Nothing is said of it: it is taken when there is no better one.
+        // An image without a platform is taken if there is no better one.
         None => Some(0),
     };
     let best = found.iter().filter_map(fit).max();

@@ -1,4 +1,5 @@
-//! How a source is named: `oci:PATH:TAG` and its like, guessed when the prefix is left out.
+//! Parses the names of sources, such as `oci:PATH:TAG`, and guesses the kind if the prefix is
+//! missing.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +9,7 @@ use super::archive::Archive;
 use super::blob::Range;
 use crate::build::error::{Error, Result};
 
-/// What a source is.
+/// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A directory: a root file system, or a layer in overlayfs's or OCI's form.
@@ -17,7 +18,7 @@ pub enum Kind {
     Oci,
     /// An OCI image layout in a tar.
     OciArchive,
-    /// What `docker save` writes.
+    /// An archive of `docker save`.
     DockerArchive,
     /// A tar of a root file system or of a layer.
     Tar,
@@ -40,22 +41,22 @@ impl Kind {
     }
 }
 
-/// A source as it is named.
+/// The name of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Which of its images.
+    /// The image to choose from it.
     pub reference: Option<String>,
 }
 
 impl Spec {
-    /// Understands `text`; looks at the file where the prefix is left out.
+    /// Parses `text`, and looks at the file if the prefix is missing.
     ///
     /// # Errors
-    /// When nothing is there, or it is nothing that is known.
+    /// If the file does not exist or is of an unknown kind.
     pub fn parse(text: &OsStr) -> Result<Self> {
         let bytes = text.as_bytes();
         for (prefix, kind) in Kind::PREFIXES {
@@ -106,8 +107,8 @@ impl Spec {
         Err(Error::io("opening", path)(std::io::ErrorKind::NotFound))
     }
 
-    /// `PATH[:REFERENCE]`. As skopeo has it, what follows the first colon is the reference; but a
-    /// path that exists is one.
+    /// `PATH[:REFERENCE]`. As in skopeo, the reference follows the first colon, unless the whole
+    /// text is an existing path.
     fn with_kind(kind: Kind, rest: &[u8]) -> Self {
         let whole = Self {
             kind,

@@ -27,7 +27,7 @@ const EXTENSION_IS_EXTENDED: usize = 504;
 const USTAR_MAGIC: &[u8] = b"ustar\x0000";
 const GNU_MAGIC: &[u8] = b"ustar  \0";
 
-/// Numbers of a header's octal fields: what does not fit has to go into a PAX record.
+/// Largest numbers of a header's octal fields; larger ones need a PAX record.
 pub(super) const MAX_OCTAL_7: u64 = 0o7_777_777;
 /// As [`MAX_OCTAL_7`], of the longer fields.
 pub(super) const MAX_OCTAL_11: u64 = 0o77_777_777_777;

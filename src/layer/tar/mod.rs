@@ -1,4 +1,4 @@
-//! Layer tars: a parser that is fed block by block, and a writer of the canonical form.
+//! Layer tars: a parser that takes block by block, and a writer of the canonical form.
 //!
 //! The parser neither reads nor keeps file contents, so the same one serves building (blocks from a
 //! stream, contents to a sink) and replay (blocks from a skeleton, contents already stored).

@@ -14,7 +14,7 @@ const MAX_EXTENSION: usize = 1 << 20;
 /// Longest path, bytes.
 const MAX_PATH: usize = 1 << 16;
 
-/// What a block led to.
+/// The result of a block.
 #[derive(Debug)]
 pub enum Step {
     /// Nothing yet: the next block is the parser's.
@@ -29,7 +29,7 @@ pub enum Step {
 /// An entry of a tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TarEntry {
-    /// The path, as the tar has it.
+    /// The path as in the tar.
     pub path: Vec<u8>,
     /// Attributes, type bits included; of no meaning for a hard link.
     pub attr: Attr,
@@ -39,14 +39,14 @@ pub struct TarEntry {
     pub stored: u64,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
     /// A regular file.
     File {
         /// Its length, holes included.
         size: u64,
-        /// Where the stored bytes belong, when they are not all of it.
+        /// The places of the stored bytes, if the entry is sparse.
         sparse: Option<SparseMap>,
     },
     /// Another name of the file at this path.

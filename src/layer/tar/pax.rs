@@ -10,12 +10,12 @@ use super::sparse::PaxSparse;
 pub(super) const TYPE: &[u8] = b"LXCRIFS.type";
 const SCHILY_XATTR: &[u8] = b"SCHILY.xattr.";
 const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
-/// Longest value that the kernel takes for an extended attribute (XATTR_SIZE_MAX).
+/// The kernel's limit for the value of an extended attribute (XATTR_SIZE_MAX).
 const MAX_XATTR_VALUE: usize = 1 << 16;
 /// Longest name of one (XATTR_NAME_MAX).
 const MAX_XATTR_NAME: usize = 255;
 
-/// What the records of one or several PAX headers say. Later records replace earlier ones.
+/// The records of one or several PAX headers. Later records replace earlier ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pax {
     /// `path`.
@@ -59,7 +59,7 @@ impl Pax {
     fn apply(&mut self, key: &[u8], value: &[u8]) -> Result<(), Reason> {
         let bad = || Reason::PaxValue(String::from_utf8_lossy(key).into_owned());
         match key {
-            // An empty value takes an earlier record back.
+            // An empty value cancels an earlier record.
             b"path" => self.path = text(value, "a path")?,
             b"linkpath" => self.linkpath = text(value, "a link's target")?,
             b"size" | b"uid" | b"gid" => {
@@ -150,8 +150,7 @@ fn text(value: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, Reason> {
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
 
-/// Seconds with a sign and a fraction; what is finer than a nanosecond is rounded down, as GNU tar
-/// does.
+/// Seconds with a sign and a fraction, rounded down to nanoseconds as in GNU tar.
 fn time(value: &[u8]) -> Option<(i64, u32)> {
     let (negative, value) = match value.strip_prefix(b"-") {
         Some(rest) => (true, rest),

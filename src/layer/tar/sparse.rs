@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use super::error::Reason;
 use super::header::decimal;
 
-/// Longest map that is taken, bytes of its text or its blocks; Go's reader has the same limit.
+/// Longest map, in bytes of its text or its blocks; Go's reader has the same limit.
 pub(super) const MAX_MAP: usize = 1 << 20;
 
 /// The parts of a sparse file that are stored, in order; the rest is holes.
@@ -15,7 +15,7 @@ pub struct SparseMap {
 }
 
 impl SparseMap {
-    /// A map of `(offset, length)` pairs for a file of `size` bytes of which `stored` are there.
+    /// A map of `(offset, length)` pairs for a file of `size` bytes of which `stored` are stored.
     pub fn new(mut regions: Vec<(u64, u64)>, size: u64, stored: u64) -> Result<Self, Reason> {
         let (mut end, mut total) = (0_u64, 0_u64);
         for &(offset, len) in &regions {
@@ -43,7 +43,7 @@ impl SparseMap {
     }
 }
 
-/// What PAX records say of a sparse file, in GNU's forms 0.0, 0.1 and 1.0.
+/// PAX records about a sparse file, in GNU's formats 0.0, 0.1 and 1.0.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PaxSparse {
     /// Major and minor number of the form.
@@ -162,7 +162,7 @@ impl MapReader {
 pub struct Expand<'a, R> {
     inner: R,
     regions: std::slice::Iter<'a, (u64, u64)>,
-    /// What is left of the hole, and of the part behind it.
+    /// The rest of the hole, and of the part after it.
     hole: u64,
     data: u64,
     at: u64,

@@ -1,5 +1,5 @@
-//! The canonical form of a tar: ustar headers, and a PAX header in front of each entry that ustar
-//! cannot say. The same entries always give the same bytes.
+//! The canonical form of a tar: ustar headers, and a PAX header before each entry that ustar cannot
+//! express. The same entries always give the same bytes.
 
 use std::io::{self, Read, Write};
 
@@ -12,7 +12,7 @@ use super::{BLOCK, pax};
 /// Longest name and target in a header.
 const MAX_NAME: usize = 100;
 
-/// What an entry has besides its path and attributes.
+/// The rest of an entry besides its path and attributes.
 pub enum Body<'a> {
     /// A regular file: its length and its bytes.
     File(u64, &'a mut dyn Read),
@@ -58,8 +58,8 @@ impl<W: Write> Writer<W> {
     /// Appends an entry. `path` is relative and ends in a slash for no entry; the root's is empty.
     ///
     /// # Errors
-    /// What `out` or the file's reader fail with; [`io::ErrorKind::UnexpectedEof`] when the file is
-    /// shorter than it should be.
+    /// The errors of `out` and of the file's reader; [`io::ErrorKind::UnexpectedEof`] if the file
+    /// is too short.
     pub fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> io::Result<()> {
         let mut name = if path.is_empty() {
             b".".to_vec()
@@ -186,7 +186,7 @@ impl<W: Write> Writer<W> {
     /// Writes the end of the archive.
     ///
     /// # Errors
-    /// What the output fails with.
+    /// The error of the output.
     pub fn finish(mut self) -> io::Result<W> {
         self.out.write_all(&[0; 2 * BLOCK])?;
         self.out.flush()?;

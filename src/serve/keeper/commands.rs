@@ -1,4 +1,4 @@
-//! What commands ask a keeper.
+//! Answers the requests of commands to a keeper.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,11 +13,11 @@ use super::process::Worker;
 use super::{Keeper, failure_of};
 use crate::error::chain;
 
-/// How long somebody who connects may take to say what he wants.
+/// How long a process that connects may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Keeper {
-    /// Answers all who wait. Whether that was the end.
+    /// Answers all waiting connections. Returns whether the keeper must end.
     pub(super) fn serve_connections(&mut self) -> bool {
         let mut events = Vec::new();
         while let Some(control) = &self.control {
@@ -26,7 +26,7 @@ impl Keeper {
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!("{}", chain(&error));
-                    // Descriptors or memory are short, and whoever waits will keep waiting.
+                    // The host is short of descriptors or memory; the connections keep waiting.
                     std::thread::sleep(SHORTAGE);
                     break;
                 }
@@ -57,8 +57,8 @@ impl Keeper {
                 Ok(mount) => {
                     self.place.is_wanted_by(channel.peer_pid());
                     channel.send(&KeeperReply::Attached, &[mount.as_fd()])?;
-                    // Until it is attached, the lock of the directory says that there is a user.
-                    // Should it never be, this look finds out.
+                    // Until the mount is attached, the lock of the directory counts as a user. If
+                    // it is never attached, this check finds out.
                     return Ok(Some(Event::MountsChanged));
                 }
                 Err(error) => channel.send(&KeeperReply::Failed(failure_of(&error)), &[])?,
@@ -82,7 +82,7 @@ impl Keeper {
         Ok(None)
     }
 
-    /// Has the worker tell what it has counted. The command gets it when it comes.
+    /// Requests statistics from the worker. The command gets them when they arrive.
     fn ask_for_stats(&mut self, channel: Channel) -> Result<Option<Event>> {
         let is_asked = self.machine.is_asked();
         if !is_asked && !self.worker.as_ref().is_some_and(Worker::ask_stats) {
@@ -93,15 +93,15 @@ impl Keeper {
         Ok((!is_asked).then_some(Event::Asked))
     }
 
-    /// Tells those who wait for it what the worker has counted.
+    /// Sends the worker's statistics to the waiting commands.
     pub(super) fn answer_waiting(&mut self, stats: Option<Stats>) {
         for (channel, _) in self.waiting.drain(..) {
-            // Whoever waits no more is answered by nobody.
+            // A command may have given up.
             let _ = channel.send(&KeeperReply::Stats(stats.clone()), &[]);
         }
     }
 
-    /// Tells those who have waited for long enough that the worker does not answer.
+    /// Tells commands that have waited too long that the worker does not answer.
     pub(super) fn give_up_waiting(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|(channel, until)| {

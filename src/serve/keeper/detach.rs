@@ -1,15 +1,15 @@
-//! Out of the caller's control group: it may be waited for until it is empty, or killed, when a
-//! container ends that is not the only user of the mount.
+//! Moves the keeper out of the caller's control group. A runtime may wait until that group is
+//! empty, or kill it, when one of several containers on the mount ends.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::sys::mountinfo;
 
-/// There is systemd, and control groups are its own.
+/// Exists if systemd runs, which manages control groups.
 const SYSTEMD: &str = "/run/systemd/system";
 
-/// Leaves for the topmost control group. With systemd, [`into_scope`] does it.
+/// Moves to the topmost control group. With systemd, [`into_scope`] does this instead.
 pub(super) fn leave_control_group() {
     if !rustix::process::geteuid().is_root() || Path::new(SYSTEMD).exists() {
         return;
@@ -21,7 +21,7 @@ pub(super) fn leave_control_group() {
 
 fn leave() -> std::io::Result<()> {
     let own = std::fs::read_to_string("/proc/self/cgroup")?;
-    // Without version 2 there is no line for it, and nothing that we would leave.
+    // Without version 2 there is no such line, and no group to leave.
     let Some(group) = own
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
@@ -38,7 +38,7 @@ fn leave() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Has systemd move these processes into a scope of their own. It is not waited for: the mount
+/// Makes systemd move these processes to a scope of their own. Does not wait, because the mount
 /// works already.
 pub(super) fn into_scope(pids: &[u32]) {
     if !rustix::process::geteuid().is_root() || !Path::new(SYSTEMD).exists() {
@@ -67,7 +67,7 @@ pub(super) fn into_scope(pids: &[u32]) {
         "s",
         "system.slice",
     ]);
-    // Mounts are ended after all units that use them, and this only then.
+    // At shutdown, the scope must end after all mounts, which end after the units that use them.
     call.args(["DefaultDependencies", "b", "false"]);
     call.args(["PIDs", "au", &pids.len().to_string()])
         .args(pids.iter().map(u32::to_string))

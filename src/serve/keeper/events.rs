@@ -1,4 +1,5 @@
-//! A keeper waits for what happens, tells its [`Machine`](super::Machine), and does what that says.
+//! The event loop of a keeper: passes events to its [`Machine`](super::Machine), and performs the
+//! actions.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,30 +14,30 @@ use super::restarts::End;
 use super::{Keeper, LIMIT, source_of};
 use crate::error::chain;
 
-/// How long until a connection is accepted that could not be.
+/// How long to wait after a connection could not be accepted.
 pub(super) const SHORTAGE: Duration = Duration::from_millis(100);
 
-/// What a descriptor tells.
+/// What a readable descriptor means.
 #[derive(Debug, Clone, Copy)]
 enum Ready {
     /// A signal asks the keeper to end.
     Signal,
     /// Something was mounted or unmounted.
     Mounts,
-    /// The worker answers no more.
+    /// The worker does not answer any more.
     WorkerEnded,
-    /// The worker has said something.
+    /// The worker has sent a message.
     WorkerSaid,
-    /// The worker wants a temporary file.
+    /// The worker requests a temporary file.
     FileWanted,
-    /// A worker that was replaced is gone.
+    /// A replaced worker has ended.
     DepartedEnded,
-    /// A command wants something.
+    /// A command has connected.
     Connection,
 }
 
 impl Keeper {
-    /// Waits for what happens, until the file system is unmounted.
+    /// Handles events until the file system is unmounted.
     pub(super) fn keep(&mut self) -> Result<()> {
         loop {
             for ready in self.wait()? {
@@ -93,7 +94,7 @@ impl Keeper {
             events.push(event);
         };
         if let Some(worker) = &self.worker {
-            // What it has said comes before its end.
+            // Its messages come before its end.
             if let Some(control) = worker.control() {
                 watch(control, Ready::WorkerSaid);
             }
@@ -120,7 +121,7 @@ impl Keeper {
             .collect())
     }
 
-    /// Deals with what a descriptor tells. Whether that was the end.
+    /// Handles a readable descriptor. Returns whether the keeper must end.
     fn handle(&mut self, ready: Ready) -> Result<bool> {
         Ok(match ready {
             Ready::Signal => self.terminate(),
@@ -143,7 +144,7 @@ impl Keeper {
         })
     }
 
-    /// Whether requests wait that nobody has read.
+    /// Whether there are requests that no worker has read.
     fn requests_wait(&self) -> bool {
         let Some(fuse) = &self.fuse else { return false };
         let mut fds = [PollFd::new(fuse, PollFlags::IN)];
@@ -181,7 +182,7 @@ impl Keeper {
         }
     }
 
-    /// Asked to end: does so when nobody uses the mount, and otherwise says who does.
+    /// Handles a request to end: ends if the mount is not in use, and otherwise logs its users.
     fn terminate(&mut self) -> bool {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             tracing::info!(signal = signal.ssi_signo, "asked to end by a signal");
@@ -194,8 +195,8 @@ impl Keeper {
         false
     }
 
-    /// Tells the machine what has happened, and does what it says, and so on. Whether that was the
-    /// end.
+    /// Passes an event to the machine, performs its actions, and passes on the events that result.
+    /// Returns whether the keeper must end.
     pub(super) fn tell(&mut self, event: Event) -> bool {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
@@ -209,7 +210,7 @@ impl Keeper {
         false
     }
 
-    /// Does what the machine says. What came of it, if the machine has to know.
+    /// Performs an action. Returns the resulting event, if there is one.
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Start => Some(match self.start_worker() {
@@ -241,7 +242,7 @@ impl Keeper {
                 self.fuse = None;
                 self.worker = None;
                 self.answer_waiting(None);
-                // Who mounts the image from now on gets a keeper that may have more luck.
+                // New users of the image get a new keeper, which may work.
                 if let Err(error) = self.place.disconnect(&self.pids()) {
                     tracing::warn!("{}", chain(&error));
                 }
@@ -252,7 +253,7 @@ impl Keeper {
                     used,
                     again: self.place.look_again(),
                 },
-                // Descriptors or memory are short: no reason to take a mount from its users.
+                // The host is short of descriptors or memory, which must not end the mount.
                 Err(error) => {
                     tracing::warn!("{}", chain(&error));
                     Event::LookFailed
@@ -269,12 +270,12 @@ impl Keeper {
         }
     }
 
-    /// Starts another worker on the connection of the last.
+    /// Starts another worker on the connection.
     fn start_worker(&self) -> Result<Worker> {
         let fuse: &OwnedFd = self.fuse.as_ref().ok_or(Error::Gone { peer: "worker" })?;
         let mut worker = Worker::start(self.style)?;
         worker.open(&self.request, &self.images, LIMIT)?;
-        // Before the worker reads any, so that it has none of them twice.
+        // Before the worker reads requests, so that it gets none of them twice.
         resume::resend(fuse)?;
         worker.serve_again(fuse, self.machine.suspects().precautions(), LIMIT)?;
         Ok(worker)

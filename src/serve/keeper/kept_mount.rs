@@ -1,4 +1,4 @@
-//! Where a keeper's file system is mounted, and who uses it there.
+//! Where a keeper's file system is mounted, and whether it is used there.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,22 +26,22 @@ use crate::sys::users::{self, Used};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in super::super) struct KeptMount {
     dev: (u32, u32),
-    /// What mountinfo says is mounted.
+    /// The source in mountinfo.
     #[serde(with = "crate::fs::paths::path")]
     source: PathBuf,
     /// Where the file system itself is mounted.
     #[serde(with = "crate::fs::paths::path")]
     mountpoint: PathBuf,
-    /// Whether that is out of sight, and what users see are bind mounts of it.
+    /// Whether that place is hidden, and users see bind mounts of it.
     shared: bool,
-    /// Where commands find the keeper; none when it could not be made.
+    /// The keeper's directory; `None` if it could not be created.
     dir: Option<RunDir>,
     /// Whether new users start a keeper of their own.
     released: bool,
-    /// Numbers of other mount namespaces where it may be seen, each with a process that is in it.
+    /// Numbers of other mount namespaces where it may be visible, each with a process in it.
     elsewhere: BTreeMap<u64, u32>,
-    /// The mount namespace of this process, when it is not the first one's: nobody may be left in
-    /// it who sees anything.
+    /// The mount namespace of this process, if it is not the first process's: the keeper must not
+    /// be the last process in it.
     own: Option<OwnNamespace>,
 }
 
@@ -54,7 +54,7 @@ struct OwnNamespace {
 }
 
 impl KeptMount {
-    /// The place of a mount that was just made, and the socket of its keeper.
+    /// Sets up the place of a new mount, and the socket of its keeper.
     pub(super) fn settle(
         request: &MountRequest,
         mounted: MountInfo,
@@ -84,13 +84,13 @@ impl KeptMount {
             own,
         };
         if let Some(name) = &request.shared {
-            // Who asked for the mount holds the lock.
+            // The process that requested the mount holds the lock.
             let dir = RunDir::named(&name.to_string_lossy())?;
             let listener = Listener::bind(&dir.socket())?;
             place.dir = Some(dir);
             return Ok((place, Some(listener)));
         }
-        // Without it the mount works, it is only harder to find.
+        // Without it, the mount works, but commands do not find its keeper.
         match settle_direct(dev) {
             Ok((dir, listener)) => {
                 place.dir = Some(dir);
@@ -107,7 +107,7 @@ impl KeptMount {
         self.dev
     }
 
-    /// A mount of a shared file system, attached nowhere.
+    /// A detached mount of a shared file system.
     pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, &self.mountpoint, flags)
@@ -122,18 +122,19 @@ impl KeptMount {
             .extend(namespace.filter(|_| namespace != own).zip(pid));
     }
 
-    /// The mount is what a process in the foreground is there for, whoever sees it.
+    /// Keeps the mount even if it is the last user of the namespace, for a keeper in the
+    /// foreground.
     pub(super) fn stay_alone(&mut self) {
         self.own = None;
     }
 
-    /// How soon to look again whether it is used, when no event may tell.
+    /// When to check its use again, if there may be no event.
     pub(super) fn look_again(&self) -> Option<Duration> {
         let elsewhere = (!self.elsewhere.is_empty()).then_some(machine::LONG_PAUSE);
         self.own.map(|_| machine::PAUSE).or(elsewhere)
     }
 
-    /// Whether nobody but these processes is left in the keeper's mount namespace.
+    /// Whether only these processes are left in the keeper's mount namespace.
     fn is_alone(&mut self, processes: &[u32]) -> bool {
         let Some(own) = &mut self.own else {
             return false;
@@ -142,8 +143,8 @@ impl KeptMount {
         own.witness.is_none() && !namespace::is_held(own.number)
     }
 
-    /// Whether users see the file system anywhere: mounted, or as the lower directory of an
-    /// overlay. `processes` are the keeper's own.
+    /// Whether the file system is visible to users anywhere: mounted, or as the lower directory of
+    /// an overlay. `processes` are the keeper's own.
     pub(super) fn is_used(&mut self, processes: &[u32]) -> Result<bool> {
         let seen = |mounts: Vec<MountInfo>| {
             mounts
@@ -176,7 +177,8 @@ impl KeptMount {
             && (users::is_over(mount, self.dev) || users::has_lower(mount, &self.mountpoint))
     }
 
-    /// The device alone would not do: once the file system is gone, another may have it.
+    /// Whether a mount shows the file system. The device number alone is not enough: it may be
+    /// reused.
     fn is_seen(&self, mount: &MountInfo) -> bool {
         mount.dev == self.dev
             && mount.is_ours()
@@ -184,7 +186,7 @@ impl KeptMount {
             && !(self.shared && mount.mountpoint == self.mountpoint)
     }
 
-    /// Unmounts what users see, unless one of them (but `own`) uses it.
+    /// Unmounts what users see, unless a process other than `own` uses it.
     pub(super) fn unmount_idle(&self, own: &[u32]) -> Result<()> {
         let users = || users::of(Used::Device(self.dev), own);
         let found = users();
@@ -200,9 +202,9 @@ impl KeptMount {
         Ok(())
     }
 
-    /// Makes way for another keeper of the same image, unless somebody is just coming: takes the
-    /// hidden mount away, and keeps listening under another name. Whether it was done, or had been
-    /// before.
+    /// Makes way for another keeper of the same image, unless a new user is just coming: unmounts
+    /// the hidden mount, and keeps listening under another name. Returns whether it has made way,
+    /// now or before.
     pub(super) fn release(&mut self, processes: &[u32]) -> Result<bool> {
         if self.released {
             return Ok(true);
@@ -221,12 +223,11 @@ impl KeptMount {
         Ok(true)
     }
 
-    /// Unmounts what only this process sees in its mount namespace, which it keeps alive, and
-    /// nowhere else.
+    /// Unmounts the hidden mount only in this process's mount namespace, which it keeps alive.
     fn take_away(&self) -> Result<()> {
         for mount in mountinfo::all()?.iter().rev().filter(|m| self.is_seen(m)) {
             let at = MountPoint::of(mount)?;
-            // Others may see it where it came to from here.
+            // It may have propagated to other namespaces.
             let _ = mount_change(
                 link(at.directory()?.as_fd()),
                 MountPropagationFlags::PRIVATE,
@@ -242,8 +243,8 @@ impl KeptMount {
         Ok(())
     }
 
-    /// Has the kernel answer all requests with an error, as nobody else will any more, and makes
-    /// way for another keeper. What users see stays.
+    /// Makes the kernel answer all requests with an error, and makes way for another keeper. The
+    /// mounts of users stay.
     pub(super) fn disconnect(&mut self, processes: &[u32]) -> Result<()> {
         if self.shared {
             let _ = self.unmount(Unmount {
@@ -254,10 +255,10 @@ impl KeptMount {
         self.release(processes).map(drop)
     }
 
-    /// Takes everything away, also from users: the file system does not answer, or nobody knows of
-    /// it. `locked` is its directory.
+    /// Unmounts everything, also for users, because the file system does not answer or is unknown.
+    /// `locked` is its directory.
     pub(super) fn abandon(&mut self, locked: Option<Locked>) {
-        // Somebody may have mounted something over it meanwhile.
+        // Something may have been mounted over it meanwhile.
         if mountinfo::at(&self.mountpoint)
             .is_ok_and(|mounted| mounted.is_some_and(|m| m.dev == self.dev))
         {
@@ -281,12 +282,12 @@ impl KeptMount {
         fuse_mount::unmount(&MountPoint::open(&self.mountpoint)?, how)
     }
 
-    /// Removes what is left under /run.
+    /// Removes the remains under /run.
     pub(super) fn leave(&mut self) {
         let Some(dir) = self.dir.take() else { return };
         let result = match dir.try_lock() {
             Ok(Some(locked)) => locked.remove(),
-            // Whoever has it locked found nobody listening and clears it away.
+            // The process that holds the lock will find no keeper, and clean up.
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -299,7 +300,7 @@ impl KeptMount {
 fn settle_direct(dev: (u32, u32)) -> Result<(RunDir, Listener)> {
     let dir = RunDir::named(&direct_name(dev))?;
     let locked = dir.lock()?;
-    // Left by a keeper that was killed.
+    // Remains of a killed keeper.
     locked.clear()?;
     let listener = Listener::bind(&dir.socket())?;
     Ok((dir, listener))

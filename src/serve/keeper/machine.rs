@@ -1,5 +1,5 @@
-//! What a keeper does when something happens: events in, actions out. Nothing here touches a
-//! process, a mount or the clock.
+//! The decisions of a keeper: events become actions. Nothing here touches a process, a mount or the
+//! clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,113 +7,112 @@ use std::time::{Duration, Instant};
 use super::restarts::{End, Restarts};
 use super::suspects::Suspects;
 
-/// How long until a look at the mounts is taken that nobody waits for: mounts often come and go in
-/// numbers.
+/// How long to wait before the mounts are checked, if nothing waits for the result: mounts often
+/// come and go in numbers.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
-/// How often it is looked after users that no event tells of; and after a look that failed.
+/// How often to check for users without events, and how long to wait after a failed check.
 pub(super) const LONG_PAUSE: Duration = Duration::from_secs(5);
-/// How often it is looked whether requests wait that the worker does not take or answer.
+/// How often to check for requests that the worker does not read or answer.
 const CHECK: Duration = Duration::from_secs(5);
-/// How long a worker may take to answer before it is said that it does not.
+/// How long a worker may take to answer before it is reported as not answering.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(1);
-/// How long a request may be in hand before it is said that it is not answered: its image's disk,
-/// or the network to it, may hang.
+/// How long a request may be in hand before it is reported as not answered: the image's disk, or
+/// the network to it, may hang.
 const STUCK: Duration = Duration::from_secs(10);
-/// A worker that has not answered its keeper for so long, while requests wait, is replaced. Threads
-/// that wait for a disk do not keep the one that answers the keeper from it: only a process that is
-/// stopped, or cannot run at all, says nothing.
+/// A worker that has not answered its keeper for this long, while requests wait, is replaced.
+/// Threads that wait for a disk do not affect the one that answers the keeper: only a process that
+/// is stopped or cannot run does not answer.
 pub(super) const HUNG: Duration = Duration::from_secs(10);
 
-/// What has happened.
+/// An event.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    /// The worker that was to be started serves.
+    /// The new worker serves.
     Serving,
-    /// It could not be started: why.
+    /// It could not be started, for this reason.
     NotStarted(String),
-    /// The worker answers no requests any more. What it had in hand.
+    /// The worker does not answer requests any more.
     Ended {
         /// How.
         end: End,
-        /// The numbers of the requests that it was answering.
+        /// The numbers of the requests that it had in hand.
         in_hand: Vec<u64>,
-        /// Whether it was decoding what nobody had asked for.
+        /// Whether it was decoding ahead of requests.
         pushing: bool,
     },
-    /// The keeper has ended its worker, to go on as another program, and could not. Whether the
-    /// worker is gone already.
+    /// The keeper ended its worker in order to continue as another program, but could not.
     TakenDown {
-        /// Whether it is.
+        /// Whether the worker has ended already.
         gone: bool,
     },
-    /// A worker that was replaced is gone.
+    /// A replaced worker has ended.
     Reaped,
-    /// The worker was asked something.
+    /// A request was sent to the worker.
     Asked,
     /// It has answered.
     Answered,
     /// The time of [`Machine::next`] has come.
     Time {
-        /// Whether requests wait that no worker has read.
+        /// Whether there are requests that no worker has read.
         waiting: bool,
-        /// The requests that the worker is answering.
+        /// The requests that the worker has in hand.
         in_hand: Vec<u64>,
     },
     /// The mounts may have changed.
     MountsChanged,
-    /// Somebody wants to know now whether the mount is used.
+    /// A command needs to know now whether the mount is in use.
     LookNow,
-    /// Whether it is used.
+    /// The result of a check whether the mount is in use.
     Looked {
-        /// Whether it is.
+        /// Whether it is in use.
         used: bool,
-        /// How soon to look again, when it may be used where no event comes from.
+        /// When to check again, if it may be used where no events come from.
         again: Option<Duration>,
     },
-    /// It could not be found out.
+    /// The check failed.
     LookFailed,
-    /// Whether the keeper could make way for another.
+    /// Whether the keeper made way for another one.
     Released(bool),
 }
 
-/// What is to be done about it, in this order.
+/// Actions, to be performed in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Start a worker on the connection; [`Event::Serving`] or [`Event::NotStarted`] tells what
-    /// became of it.
+    /// Start a worker on the connection; [`Event::Serving`] or [`Event::NotStarted`] follows.
     Start,
     /// Ask the worker anything.
     Ask,
-    /// Kill the worker, and wait for its end beside the next one: [`Event::Reaped`].
+    /// Kill the worker; [`Event::Reaped`] follows when it has ended, while the next one works.
     Replace,
-    /// Have the kernel send again what the worker that is gone had read.
+    /// Make the kernel repeat the requests that the former worker had read.
     Resend,
-    /// Close the connection: there will be no other worker, for this reason.
+    /// Close the connection: for this reason, there will be no other worker.
     GiveUp(String),
-    /// Find out whether the mount is used.
+    /// Check whether the mount is in use.
     Look,
     /// Make way for another keeper of the same images.
     Release,
-    /// The end.
+    /// End.
     End,
 }
 
-/// Whether there is somebody to answer requests.
+/// Whether a worker answers requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Service {
     /// There is.
     Serving,
     /// A worker is being started.
     Starting,
-    /// One will be, then.
+    /// A worker will be started at this time.
     Waiting(Instant),
-    /// There will be none any more: why. Requests are answered "not connected" by the kernel.
+    /// There will be no worker any more, for this reason. The kernel answers requests with
+    /// ENOTCONN.
     Failed(String),
-    /// The file system is gone.
+    /// The file system was unmounted.
     Ended,
 }
 
-/// All that a keeper goes by.
+/// The state of a keeper's decisions.
 #[derive(Debug)]
 pub(super) struct Machine {
     service: Service,
@@ -121,13 +120,13 @@ pub(super) struct Machine {
     replaceable: bool,
     restarts: Restarts,
     suspects: Suspects,
-    /// How many workers were replaced and are not gone yet.
+    /// How many replaced workers have not ended yet.
     departed: usize,
     /// Whether new users start a keeper of their own.
     released: bool,
-    /// When to look whether the mount still has users.
+    /// When to check whether the mount still has users.
     look: Option<Instant>,
-    /// When to look whether requests are answered.
+    /// When to check whether requests are answered.
     check: Instant,
     /// Since when the worker owes an answer.
     asked: Option<Instant>,
@@ -136,7 +135,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// For a worker that serves already, or is to be started.
+    /// A machine for a worker that serves already, or will be started.
     pub(super) fn new(now: Instant, serving: bool, replaceable: bool, restarts: u64) -> Self {
         Self {
             service: if serving {
@@ -149,7 +148,7 @@ impl Machine {
             suspects: Suspects::default(),
             departed: 0,
             released: false,
-            // Who had it mounted may be gone before he attached it anywhere.
+            // The mounting process may have ended before it attached the mount.
             look: Some(now + PAUSE),
             check: now + CHECK,
             asked: None,
@@ -172,8 +171,8 @@ impl Machine {
         self.replaceable
     }
 
-    /// Whether the worker may be ended for a moment: there is one, and no other that the next
-    /// program could not wait for.
+    /// Whether the worker may be ended for an upgrade: there is one, and no replaced one, for which
+    /// the next program could not wait.
     pub(super) fn can_be_upgraded(&self) -> bool {
         self.replaceable && self.service == Service::Serving && self.departed == 0
     }
@@ -183,13 +182,13 @@ impl Machine {
         self.asked.is_some()
     }
 
-    /// What the next worker is told of requests that ended others.
+    /// What the next worker must know about requests that ended others.
     pub(super) fn suspects(&self) -> &Suspects {
         &self.suspects
     }
 
-    /// Since when the worker has not answered; `None` while it does. `in_hand`: the requests that
-    /// it is answering.
+    /// Since when the worker has not answered; `None` while it does. `in_hand` are the requests
+    /// that it has in hand.
     pub(super) fn not_answering_since(&self, now: Instant, in_hand: &[u64]) -> Option<Instant> {
         let overdue =
             |since: Instant, limit| Some(since).filter(|since| now.duration_since(*since) >= limit);
@@ -220,7 +219,7 @@ impl Machine {
             .filter(|_| self.service != Service::Ended)
     }
 
-    /// What is to be done.
+    /// Handles an event, and returns the actions.
     pub(super) fn on(&mut self, now: Instant, event: Event) -> Vec<Action> {
         if self.service == Service::Ended {
             return Vec::new();
@@ -253,7 +252,7 @@ impl Machine {
             }
             Event::Reaped => {
                 self.departed = self.departed.saturating_sub(1);
-                // What its last threads had read was not sent again when the others' was.
+                // Requests that its last threads had read were not repeated with the others.
                 if self.service == Service::Serving {
                     vec![Action::Resend]
                 } else {
@@ -282,15 +281,15 @@ impl Machine {
                 self.released = true;
                 self.unused()
             }
-            // Somebody is about to use it.
+            // A new user is about to come.
             Event::Released(false) => self.look_at(now + PAUSE),
             Event::Ended { .. } => Vec::new(),
         }
     }
 
-    /// Nobody sees the mount in the namespaces that are looked at. It continues in others, if it is
-    /// used there, until the kernel tells the worker that it ends; where there is none, that is not
-    /// told.
+    /// The mount is not visible in the examined namespaces. It may still be used in others, until
+    /// the kernel tells the worker that it has ended; without a worker, the keeper would not learn
+    /// that.
     fn unused(&mut self) -> Vec<Action> {
         if matches!(self.service, Service::Failed(_)) {
             self.end()
@@ -309,7 +308,8 @@ impl Machine {
         Vec::new()
     }
 
-    /// Nothing is owed any more: by an answer, or because there is another worker.
+    /// The worker owes no answer any more, because it has answered, or because there is another
+    /// worker.
     fn heard(&mut self, now: Instant) {
         self.asked = None;
         self.in_hand.clear();
@@ -378,8 +378,7 @@ impl Machine {
             actions.push(Action::Replace);
         }
         if pushing && end.is_crash() {
-            // It may not have been a request: the next worker does nothing else, and is told by
-            // that.
+            // The cause may not have been a request: the next worker does not decode ahead.
             self.suspects.do_not_push();
         } else {
             self.suspects.ended(in_hand, &end);
@@ -388,7 +387,7 @@ impl Machine {
         actions
     }
 
-    /// Decides what comes after a worker that is gone.
+    /// Decides what follows the end of a worker.
     fn after(&mut self, now: Instant, end: &End, why: String) -> Vec<Action> {
         self.heard(now);
         let delay = if self.replaceable {
@@ -414,7 +413,7 @@ impl Machine {
                 };
                 tracing::error!("{why}; giving up: programs on the mount get ENOTCONN");
                 self.service = Service::Failed(why.clone());
-                // Its users may be gone already.
+                // Its users may have ended already.
                 self.look_at(now + PAUSE);
                 vec![Action::GiveUp(why)]
             }

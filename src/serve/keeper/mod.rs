@@ -1,5 +1,4 @@
-//! The keeper: holds a mount, and a worker that serves it. It parses nothing that comes out of an
-//! image.
+//! The keeper, which holds a mount and the worker that serves it. It parses nothing from an image.
 
 mod commands;
 mod detach;
@@ -42,15 +41,15 @@ use crate::sys::{mountinfo, namespace};
 
 /// How long opening images and mounting may take altogether.
 const LIMIT: Duration = Duration::from_secs(60);
-/// This program, also when its file has been replaced or removed.
+/// This program, even if its file has been replaced or removed.
 const SELF: &str = "/proc/self/exe";
 
-/// Starts a keeper of its own session and waits until the file system answers. `lock` is that of
-/// the directory of a shared mount: the keeper holds it as well until it is ready, so that it is
-/// not taken for dead when this process is killed.
+/// Starts a keeper in a session of its own, and waits until the file system answers. `lock` is the
+/// lock of the directory of a shared mount: the keeper holds it too until it is ready, so that it
+/// is not taken for dead if this process is killed.
 ///
 /// # Errors
-/// [`Error::Failed`] with what the keeper or its worker says; nothing is left behind then.
+/// [`Error::Failed`] with the error of the keeper or its worker; nothing is left behind then.
 pub fn start(
     request: &MountRequest,
     lock: Option<&Locked>,
@@ -82,12 +81,12 @@ pub fn start(
     if request.orphan {
         let _ = keeper.wait();
     }
-    // Somewhat longer than the keeper itself waits, so that it can clean up and tell.
+    // Longer than the keeper itself waits, so that it can clean up and report.
     let reply = control.expect(LIMIT + Duration::from_secs(10));
     match &reply {
         Ok((KeeperReply::Mounted, _)) => return Ok(()),
         Ok(_) => {}
-        // What was started is not the keeper then.
+        // The started process is not the keeper then.
         Err(_) if request.orphan => {}
         Err(_) => drop(keeper.kill()),
     }
@@ -98,11 +97,11 @@ pub fn start(
     }
 }
 
-/// Makes this very process the keeper: it begins anew, without what it has in its environment and
-/// memory. Comes back only when that fails.
+/// Turns this process into the keeper with execve(2), which clears its environment and memory.
+/// Returns only on failure.
 pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     let hand_over = || {
-        // What is sent waits in the socket until the keeper reads it.
+        // The message waits in the socket until the keeper reads it.
         let (ours, stdin) = Channel::to_pass("keeper")?;
         ours.send(&KeeperStart::Foreground(request.clone()), images)?;
         rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))
@@ -117,14 +116,14 @@ pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     Error::system("starting the keeper")(command.exec())
 }
 
-/// Argument of a process that only starts the keeper, and ends: whoever waits for its own children
-/// does not find the keeper then.
+/// Argument of a process that only starts the keeper and ends, so that the keeper is not a child of
+/// the caller.
 pub const ORPHAN: &str = "--orphan";
 
-/// Starts the keeper that this process was started as, with the same descriptors.
+/// Starts the actual keeper with the same descriptors.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be started.
+/// [`Error::Io`] if it cannot be started.
 pub fn start_orphan(style: Style) -> Result<()> {
     let mut keeper = Command::new(SELF);
     secrets::clear_environment(&mut keeper)
@@ -141,14 +140,15 @@ pub fn start_orphan(style: Style) -> Result<()> {
 pub struct Ended {
     /// What happened.
     pub error: Error,
-    /// Whether it was what its caller had started: [`become_one`].
+    /// Whether it was the process that its caller had started: [`become_one`].
     pub foreground: bool,
 }
 
-/// The life of a keeper that [`start`] started, or that [`become_one`] made of a command.
+/// The main function of a keeper that [`start`] started, or that [`become_one`] made from a
+/// command.
 ///
 /// # Errors
-/// When the file system could not be mounted, or ended otherwise than by being unmounted.
+/// If the file system could not be mounted, or ended without being unmounted.
 pub fn main(style: Style) -> Result<(), Ended> {
     let _ = rustix::thread::set_name(c"lxcri-fs-keeper");
     secrets::forbid_dumps();
@@ -185,7 +185,7 @@ fn in_background(
     style: Style,
     control: Channel,
 ) -> Result<()> {
-    // Out of the caller's session, and away from a directory that it may want to unmount or remove.
+    // Leave the caller's session, and its directory, which it may want to unmount or remove.
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let locked = match &request.shared {
@@ -206,18 +206,18 @@ fn in_background(
     match Keeper::mount(request, fds, style) {
         Ok(mut keeper) => {
             if let Err(error) = control.send(&KeeperReply::Mounted, &[]) {
-                // Nobody knows of this mount.
+                // Nothing else knows about this mount.
                 keeper.place.abandon(locked);
                 return Err(error);
             }
-            // The command has it still, for as long as it lives.
+            // The command still holds it while it lives.
             drop(locked);
             drop(control);
             detach::into_scope(&keeper.pids());
             keeper.keep()
         }
         Err(error) => {
-            // Whoever waits for the lock finds nothing.
+            // A process that waits for the lock finds that the directory is gone.
             let removed = locked.map(Locked::remove);
             control.send(&KeeperReply::Failed(failure_of(&error)), &[])?;
             removed.unwrap_or(Ok(()))?;
@@ -238,24 +238,24 @@ fn failure_of(error: &Error) -> Failure {
     }
 }
 
-/// A keeper: what it goes by is its [`Machine`], the rest is what it acts on.
+/// A keeper: its [`Machine`] decides, and acts on the rest.
 struct Keeper {
     machine: Machine,
     request: MountRequest,
     images: Vec<OwnedFd>,
     style: Style,
     place: KeptMount,
-    /// /dev/fuse: as long as it is open here, requests wait when a worker dies. Closed when there
-    /// will be no other.
+    /// /dev/fuse. While it is open here, requests wait when a worker dies. Closed when there will
+    /// be no other worker.
     fuse: Option<OwnedFd>,
     worker: Option<Worker>,
-    /// Workers that were replaced before they were quite gone.
+    /// Replaced workers that have not ended yet.
     departed: Vec<Worker>,
     signals: SignalFd,
     /// Becomes readable, with priority, when something is mounted or unmounted.
     mounts: File,
     control: Option<Listener>,
-    /// Commands that wait for what the worker has counted, and until when.
+    /// Commands that wait for the worker's statistics, and until when.
     waiting: Vec<(Channel, Instant)>,
     since: SystemTime,
     /// How often the program was replaced.
@@ -263,8 +263,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// Nothing is mounted before the images are open, and nothing stays mounted that does not
-    /// answer.
+    /// Mounts after the images are open, and unmounts again if the file system does not answer.
     fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
         let mut worker = Worker::start(style)?;
         worker.open(&request, &images, LIMIT)?;
@@ -281,7 +280,7 @@ impl Keeper {
             );
         };
         let resends = worker.serve_first(&fuse, LIMIT).inspect_err(|_| undo())?;
-        // The kernel limits it while it shakes hands, so it is raised afterwards.
+        // The kernel limits it during the handshake, so it is raised afterwards.
         let settled = at.mounted().and_then(|mounted| {
             let mounted = mounted
                 .filter(mountinfo::MountInfo::is_ours)
@@ -356,7 +355,7 @@ impl Keeper {
     }
 }
 
-/// What is shown as the source of the mount: the uppermost image.
+/// The source of the mount: the uppermost image.
 fn source_of(request: &MountRequest) -> &OsStr {
     request
         .images
@@ -364,7 +363,7 @@ fn source_of(request: &MountRequest) -> &OsStr {
         .map_or(OsStr::new("lxcri-fs"), |image| &image.path)
 }
 
-/// Signals that ask to end are read from a descriptor.
+/// Blocks the signals that ask to end, which are read from a descriptor.
 fn block_signals() -> Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {

@@ -1,4 +1,4 @@
-//! A worker as its keeper sees it: a process that is asked and may be gone.
+//! A worker as its keeper sees it: a process that may end at any time.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -25,7 +25,7 @@ use super::restarts::End;
 use crate::error::chain;
 use crate::fs::{Spool, TempDir};
 
-/// How long a process that is going takes to be gone, unless it waits for something.
+/// How long an ending process takes, unless it waits for something.
 const DYING: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
@@ -33,29 +33,30 @@ const DYING: Timespec = Timespec {
 /// `PIDFD_THREAD`, since Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 
-/// What a worker may say once it serves.
+/// Messages of a worker that serves.
 pub(super) enum Said {
-    /// What it has counted.
+    /// Its statistics.
     Stats(Stats),
-    /// Nothing any more.
+    /// It has closed the connection.
     Nothing,
 }
 
-/// The process that serves.
+/// A worker process.
 pub(super) struct Worker {
     process: Child,
     control: Channel,
-    /// Whether it may say something still.
+    /// Whether it may still send messages.
     talks: bool,
-    /// Where it notes which requests it has in hand.
+    /// The page in which it records the requests that it has in hand.
     page: Page,
-    /// Where it asks for temporary files.
+    /// The socket through which it requests temporary files.
     spool: Option<Channel>,
     spool_end: Option<OwnedFd>,
-    /// Of the process: readable when all its threads are gone.
+    /// The descriptor of the process: readable when all its threads have ended.
     pidfd: OwnedFd,
-    /// Of a thread that only waits, and so ends at once with the process. Another thread may stay
-    /// until a page is unlocked by the answer to a read, and that comes from the next worker.
+    /// The descriptor of a thread that only waits, and so ends at once with the process. Another
+    /// thread may stay until the answer to a read, which comes from the next worker, unlocks a
+    /// page.
     sentinel: Option<OwnedFd>,
     /// How it is confined.
     confinement: Option<Confinement>,
@@ -70,7 +71,7 @@ impl Worker {
             .args(["worker", "--log-style", style.name()])
             .stdin(stdin)
             .stdout(Stdio::null())
-            // A terminal's interrupt is for the keeper alone.
+            // An interrupt from a terminal must reach only the keeper.
             .process_group(0)
             .spawn()
             .map_err(Error::system("starting the worker"))?;
@@ -93,7 +94,7 @@ impl Worker {
         })
     }
 
-    /// Has the worker open the images.
+    /// Makes the worker open the images.
     pub(super) fn open(
         &mut self,
         request: &MountRequest,
@@ -110,8 +111,7 @@ impl Worker {
         self.ask(&open, &files, limit).map(drop)
     }
 
-    /// Has the worker answer the requests of a new connection. Whether the kernel says that it can
-    /// send requests again.
+    /// Makes the worker serve a new connection. Returns whether the kernel can send requests again.
     pub(super) fn serve_first(&mut self, fuse: &OwnedFd, limit: Duration) -> Result<bool> {
         let precautions = Precautions {
             refused: Vec::new(),
@@ -123,7 +123,7 @@ impl Worker {
             .unwrap_or_default())
     }
 
-    /// Has the worker answer the requests of a connection that another has served.
+    /// Makes the worker serve a connection that another worker has served.
     pub(super) fn serve_again(
         &mut self,
         fuse: &OwnedFd,
@@ -152,8 +152,7 @@ impl Worker {
         else {
             return Err(Error::Gone { peer: "worker" });
         };
-        // Kernels that cannot watch a thread cannot have requests answered by another worker
-        // either.
+        // A kernel that cannot watch a thread cannot pass requests to another worker either.
         self.sentinel = Pid::from_raw(sentinel).and_then(|thread| pidfd_open(thread, THREAD).ok());
         self.confinement = Some(confinement);
         Ok(resends)
@@ -178,13 +177,13 @@ impl Worker {
         }
     }
 
-    /// Asks what the worker has done; [`Worker::receive`] gets the answer. Whether it could be
-    /// asked.
+    /// Requests the worker's statistics; [`Worker::receive`] gets the answer. Returns whether the
+    /// request was sent.
     pub(super) fn ask_stats(&self) -> bool {
         self.control.send(&WorkerRequest::Stats, &[]).is_ok()
     }
 
-    /// What the worker has said; called when [`Worker::control`] is readable.
+    /// Receives a message of the worker; called when [`Worker::control`] is readable.
     pub(super) fn receive(&mut self) -> Said {
         match self.control.receive() {
             Ok(Some((WorkerReply::Stats(stats), _))) => Said::Stats(stats),
@@ -195,18 +194,18 @@ impl Worker {
         }
     }
 
-    /// Becomes readable when the worker has said something.
+    /// Becomes readable when the worker has sent a message.
     pub(super) fn control(&self) -> Option<BorrowedFd<'_>> {
         Some(self.control.as_fd()).filter(|_| self.talks)
     }
 
-    /// The requests that it has in hand, or had when it ended; and whether it was decoding what
-    /// nobody had asked for.
+    /// The requests that it has in hand, or had when it ended, and whether it was decoding ahead of
+    /// requests.
     pub(super) fn in_hand(&self) -> (Vec<u64>, bool) {
         self.page.read()
     }
 
-    /// Makes a temporary file in `directory` for the worker, which has asked for one.
+    /// Makes a temporary file in `directory`, which the worker has requested.
     pub(super) fn lend_file(&mut self, directory: &Path) {
         let Some(spool) = &self.spool else { return };
         let lent = spool.receive::<TemporaryFile>().and_then(|request| {
@@ -227,12 +226,12 @@ impl Worker {
         }
     }
 
-    /// Becomes readable when the worker wants a temporary file.
+    /// Becomes readable when the worker requests a temporary file.
     pub(super) fn spool(&self) -> Option<BorrowedFd<'_>> {
         self.spool.as_ref().map(AsFd::as_fd)
     }
 
-    /// Ends the process, by and by.
+    /// Kills the process, without waiting for its end.
     pub(super) fn kill(&mut self) {
         let _ = self.process.kill();
     }
@@ -251,7 +250,7 @@ impl Worker {
         self.pidfd.as_fd()
     }
 
-    /// How the process ended, whose sentinel has.
+    /// How the process ended; called after its sentinel has.
     pub(super) fn end(&mut self) -> Result<End> {
         let failed = || Error::system("waiting for the worker");
         let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));

@@ -1,33 +1,33 @@
-//! When a worker is started again after the last one died, and when no more.
+//! Decides when to start another worker after one has died, and when to give up.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-/// A worker that lived this long did not die of being started.
+/// A worker that lived this long did not die because of its start.
 const HEALTHY: Duration = Duration::from_secs(2);
 /// Deaths in a row, each soon after the start, after which no other worker is started.
 const MAX_CRASHES: u32 = 10;
-/// The same for workers that were killed: by the out-of-memory killer, or by somebody, which says
+/// The same for workers that were killed, by the out-of-memory killer or by a user, which says
 /// little about the next.
 const MAX_KILLS: u32 = 200;
 /// Longest wait before the next start.
 const MAX_DELAY: Duration = Duration::from_secs(2);
 const SIGKILL: i32 = 9;
 
-/// How a worker came to its end.
+/// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The process is gone.
+    /// The process has ended.
     Status(ExitStatus),
-    /// It answers no requests any more, and waits in the kernel for an answer to one of them.
+    /// It does not answer requests any more, and waits in the kernel for an answer to one of them.
     Dying,
-    /// It did not get as far as serving.
+    /// It ended before it served.
     NotStarted,
 }
 
 impl End {
-    /// Whether the worker ended by something that it did itself.
+    /// Whether the worker itself caused its end.
     pub(super) fn is_crash(&self) -> bool {
         match self {
             End::Status(status) => status.signal() != Some(SIGKILL),
@@ -48,7 +48,7 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
-    /// `total`: how often one was started again before.
+    /// `total` is how often a worker was started again before.
     pub(super) fn new(now: Instant, total: u64) -> Self {
         Self {
             total,
@@ -76,7 +76,7 @@ impl Restarts {
                 .then(|| Duration::from_millis(2 * u64::from(self.kills - 1)).min(MAX_DELAY));
         }
         self.crashes += 1;
-        // The first time at once, then 10, 20, 40 milliseconds...
+        // First without a delay, then after 10, 20, 40 milliseconds...
         let delay = if self.crashes == 1 {
             0
         } else {

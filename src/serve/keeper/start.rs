@@ -1,4 +1,4 @@
-//! What a process becomes a keeper with.
+//! The first message to a keeper.
 
 use std::time::SystemTime;
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 use super::super::protocol::MountRequest;
 use super::KeptMount;
 
-/// What a keeper is started for.
+/// The task of a new keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum KeeperStart {
-    /// To mount. The images' descriptors come along, after that of the locked directory under /run
-    /// when the mount is shared.
+    /// Mount. The images' descriptors come with the message, after that of the locked directory
+    /// under /run if the mount is shared.
     Mount(MountRequest),
-    /// To mount, and to stay what its caller started, in the caller's session. The images'
-    /// descriptors come along.
+    /// Mount, and stay the process that the caller started, in its session. The images' descriptors
+    /// come with the message.
     Foreground(MountRequest),
-    /// To go on where another version of the program stopped. The descriptors of the connection and
-    /// of the control socket, if there is one, come along before those of the images.
+    /// Continue where another version of the program stopped. The descriptors of the connection and
+    /// of the control socket, if there is one, come before those of the images.
     Resume(Handover),
 }
 
-/// All that a keeper knows.
+/// The state of a keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Handover {
-    /// What was asked for.
+    /// The original request.
     pub(super) request: MountRequest,
     /// Where it is mounted.
     pub(super) place: KeptMount,

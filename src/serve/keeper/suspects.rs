@@ -1,23 +1,23 @@
-//! Which requests were in hand when workers ended: one that has ended several is answered with an
-//! error, and the others go on.
+//! Records which requests were in hand when workers ended. A request that has ended several workers
+//! is answered with an error; all others are served.
 
 use std::collections::VecDeque;
 
 use super::super::protocol::Precautions;
 use super::restarts::End;
 
-/// A request that was in hand at so many crashes is answered EIO.
+/// A request that was in hand at this many crashes is answered with EIO.
 const MAX_CRASHES: u32 = 2;
-/// The same for workers that were killed: by the out-of-memory killer, for which a request may be
-/// to blame, or by somebody, for which none is. Suspects are handled one at a time, so one that is
-/// not to blame would have to meet so many kills in a row.
+/// The same for workers that were killed, by the out-of-memory killer, which a request may cause,
+/// or by a user. Suspects are handled one at a time, so an innocent request would have to meet this
+/// many kills in a row.
 const MAX_KILLS: u32 = 8;
-/// How many requests are remembered: the oldest have been answered long ago.
+/// How many requests to remember: the oldest were answered long ago.
 const MAX_SUSPECTS: usize = 1024;
 
 #[derive(Debug, Clone, Copy)]
 struct Suspect {
-    /// The request's number, which the kernel gives to no other.
+    /// The request's number, which is unique.
     unique: u64,
     crashes: u32,
     kills: u32,
@@ -29,7 +29,7 @@ impl Suspect {
     }
 }
 
-/// What is known against requests.
+/// The requests that were in hand when workers ended.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     requests: VecDeque<Suspect>,
@@ -62,12 +62,12 @@ impl Suspects {
         self.no_push = false;
     }
 
-    /// A worker crashed while it was decoding what nobody had asked for.
+    /// A worker crashed while it was decoding ahead of requests.
     pub(super) fn do_not_push(&mut self) {
         self.no_push = true;
     }
 
-    /// What the next worker has to take care of.
+    /// The precautions for the next worker.
     pub(super) fn precautions(&self) -> Precautions {
         let (refused, suspects): (Vec<Suspect>, Vec<Suspect>) =
             self.requests.iter().partition(|s| s.is_refused());

@@ -1,4 +1,4 @@
-//! A keeper continues as another version of the program, in the same process and with the same
+//! Upgrades a keeper to another version of the program, in the same process and with the same
 //! descriptors.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,8 +18,7 @@ use super::start::{Handover, KeeperStart};
 const ENDING: Duration = Duration::from_secs(1);
 
 impl Keeper {
-    /// Replaces this program by `program`. Comes back only when that fails; then this one
-    /// continues.
+    /// Replaces this program by `program`. Returns only on failure; this program then continues.
     pub(super) fn upgrade(&mut self, program: &OwnedFd) -> Result<()> {
         let handover = Handover {
             request: self.request.clone(),
@@ -30,7 +29,7 @@ impl Keeper {
             upgrades: self.upgrades + 1,
             replaceable: self.machine.is_replaceable(),
         };
-        // What is sent waits in the socket, descriptors too, until the new program reads it.
+        // Message and descriptors wait in the socket until the new program reads them.
         let (ours, stdin) = Channel::to_pass("keeper")?;
         let control = self.control.iter().map(AsFd::as_fd);
         let fds: Vec<BorrowedFd<'_>> = self
@@ -52,8 +51,8 @@ impl Keeper {
         Err(Error::system("starting the new version")(error))
     }
 
-    /// Ends the worker, and all of it: another program could not wait for the rest. Requests wait
-    /// for the next.
+    /// Ends the worker completely, because the new program could not wait for it. Requests wait for
+    /// the next worker.
     fn end_worker(&mut self) -> Result<()> {
         let busy = Error::Timeout {
             peer: "worker",
@@ -76,12 +75,12 @@ impl Keeper {
                 break false;
             }
         };
-        // Should the new program not start, this one continues.
+        // If the new program does not start, this one continues.
         self.tell(Event::TakenDown { gone });
         if gone { Ok(()) } else { Err(busy) }
     }
 
-    /// The keeper that another version was.
+    /// Continues as the keeper that another version was.
     pub(super) fn resume(
         handover: Handover,
         fds: Vec<OwnedFd>,

@@ -1,4 +1,4 @@
-//! What is known of an image, as user properties of its dataset.
+//! Facts of an image as user properties of its dataset.
 
 use crate::store::Reference;
 use crate::store::facts::Facts;
@@ -16,7 +16,7 @@ pub(super) const COMPRESSION: &str = "org.lxcri-fs:compression";
 pub(super) const ENCRYPTION: &str = "org.lxcri-fs:encryption";
 pub(super) const SIZE: &str = "org.lxcri-fs:size";
 pub(super) const CHECKED: &str = "org.lxcri-fs:checked";
-/// All that is asked of an image's dataset.
+/// The properties that are read from an image's dataset.
 pub(super) const ASKED: [&str; 13] = [
     REFERENCES,
     ROOT_DIGEST,
@@ -32,10 +32,10 @@ pub(super) const ASKED: [&str; 13] = [
     "mounted",
     "canmount",
 ];
-/// What stands for nothing: a property cannot be empty everywhere.
+/// Stands for no value: some versions do not allow empty properties.
 pub(super) const NONE: &str = "-";
 
-/// A property that is the dataset's own, not its parents'.
+/// A property that is set on the dataset itself, not inherited.
 pub(super) fn own<'a>(properties: &'a Properties, name: &str) -> Option<&'a str> {
     let property = properties.property(name)?;
     matches!(
@@ -95,7 +95,7 @@ pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The facts that properties say; `None` when one is missing or wrong.
+/// Parses the facts from properties; `None` if one is missing or wrong.
 pub(super) fn parse(properties: &Properties) -> Option<Facts> {
     let manifest = own(properties, MANIFEST_DIGEST)?;
     let layers = own(properties, LAYERS)?;

@@ -1,5 +1,5 @@
-//! A store on ZFS: a dataset for each image and each container, with what is known of it as user
-//! properties, so that it goes where the dataset goes.
+//! A store on ZFS: a dataset for each image and each container. Its facts are user properties, so
+//! that they move with the dataset.
 //!
 //! ```text
 //! PARENT/images/NAME          mounted, with NAME.bfc in it; org.lxcri-fs:* say the rest
@@ -25,10 +25,10 @@ use crate::zfs::recorded::{CONTAINERS, IMAGES};
 use crate::zfs::{Cause, Children, Create, Dataset, Properties, Snapshot};
 use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
-/// Where locks are. They concern this host's processes only, and are none of the pool's business.
+/// The directory of locks. They concern only processes of this host, so they are not in the pool.
 const LOCKS: &str = "/run/lxcri-fs-locks";
-/// Of the dataset that has the images, and inherited by them. Images are compressed already, and
-/// read in pieces of up to 64 KiB; nothing in there is to be run.
+/// Properties of the dataset of images, which the images inherit. Images are compressed already,
+/// and read in pieces of up to 64 KiB; nothing in them should run.
 const IMAGE_PROPERTIES: [(&str, &str); 6] = [
     ("compression", "off"),
     ("recordsize", "64K"),
@@ -37,13 +37,12 @@ const IMAGE_PROPERTIES: [(&str, &str); 6] = [
     ("setuid", "off"),
     ("devices", "off"),
 ];
-/// What snapshots of complete images are called, before the first digits of the root digest.
+/// Prefix of the snapshots of complete images; the first digits of the root digest follow.
 const SNAPSHOT: &str = "lxcri-fs-";
 const CONTAINER_IMAGES: &str = "org.lxcri-fs:image";
-/// Of a container that is being made or removed: set before anything else is done, and cleared when
-/// all is.
+/// Property of a container that is being created or removed: set first, and cleared last.
 const UNFINISHED: &str = "org.lxcri-fs:unfinished";
-/// What stands before the name of a dataset where it is told from a directory.
+/// Prefix that distinguishes a dataset from a directory.
 const PREFIX: &str = "zfs:";
 
 /// A store on ZFS.
@@ -55,10 +54,10 @@ pub(super) struct ZfsStore {
 }
 
 impl ZfsStore {
-    /// The store below a dataset, whose own datasets are made when something is put there.
+    /// The store below a dataset. Its datasets are created when something is put there.
     ///
     /// # Errors
-    /// [`Error::Zfs`] when the names of its datasets would be too long.
+    /// [`Error::Zfs`] if the names of its datasets would be too long.
     pub(super) fn new(parent: Dataset) -> Result<Self> {
         Ok(Self {
             images: parent.child(IMAGES)?,
@@ -83,7 +82,7 @@ impl ZfsStore {
         let path = image_file(&dir, name)?;
         let facts = match parse(properties) {
             Some(facts) => facts,
-            // It came without its properties, or somebody changed them.
+            // It came without its properties, or they were changed.
             None => {
                 let found = facts_of(&path, name)?;
                 let refs = own(properties, REFERENCES).map(references);
@@ -108,7 +107,7 @@ impl ZfsStore {
         })
     }
 
-    /// Makes sure that a dataset of the store is there.
+    /// Makes sure that a dataset of the store exists.
     fn prepare(
         &self,
         dataset: &Dataset,
@@ -120,7 +119,7 @@ impl ZfsStore {
                 properties,
                 parents: true,
             });
-            // Nothing is wrong when somebody was quicker.
+            // Another process may have been quicker.
             made.or_else(|e| {
                 if e.cause() == Some(Cause::Exists) {
                     Ok(())
@@ -139,7 +138,7 @@ impl ZfsStore {
         Ok(self.containers.child(name.as_str())?)
     }
 
-    /// The snapshot that clones of an image begin from.
+    /// The snapshot from which clones of an image start.
     fn snapshot(&self, name: &Name, root_digest: &str) -> Result<Snapshot> {
         let digits = root_digest.get(..16).unwrap_or(root_digest);
         Ok(self.image(name)?.at(&format!("{SNAPSHOT}{digits}"))?)
@@ -202,7 +201,7 @@ impl Backend for ZfsStore {
         if !snapshot.exists()? {
             snapshot.take()?;
         }
-        // What is set for the image itself is not inherited by its clones.
+        // Clones do not inherit properties that are set on the image itself.
         snapshot.clone_to(&dataset, &[])?;
         let dir = private(&dataset)?;
         let file = image_file(&dir, &base.name)?;
@@ -243,7 +242,7 @@ impl Backend for ZfsStore {
         let replaced = replace_file(&old, new);
         dataset.set(&[("readonly", "on")])?;
         replaced?;
-        // Clones are to begin from this state; those of the state before keep what they have.
+        // New clones start from this state; clones of the previous state keep it.
         for info in dataset
             .snapshots()?
             .into_iter()
@@ -296,8 +295,8 @@ impl Backend for ZfsStore {
     }
 
     fn remove(&self, name: &Name, held: Option<File>) -> Result<u64> {
-        // An open file keeps a dataset mounted: whoever opens it from now on prevents that it is
-        // unmounted, and is told of.
+        // An open file keeps a dataset mounted: a process that opens it from now on makes the
+        // unmount fail, and is reported.
         drop(held);
         remove::destroy(&self.image(name)?)
     }
@@ -403,8 +402,8 @@ impl Backend for ZfsStore {
     }
 }
 
-/// What a dataset takes. What a clone has from its origin is its origin's, and what clones have
-/// from it is theirs as well.
+/// The space that a dataset takes. Blocks that a clone has from its origin belong to the origin;
+/// blocks that clones have from it are shared.
 fn usage(dataset: &Dataset) -> Result<Usage> {
     let space = dataset.space()?;
     let bytes = space.referenced.max(space.used);
@@ -423,7 +422,7 @@ fn usage(dataset: &Dataset) -> Result<Usage> {
     })
 }
 
-/// Replaces a file by a copy of one of another dataset.
+/// Replaces a file by a copy of a file in another dataset.
 fn replace_file(old: &Path, new: &Path) -> Result<()> {
     let copy = old.with_extension("bfc.new");
     std::fs::copy(new, &copy).map_err(Error::io("copying an image to", &copy))?;
@@ -436,7 +435,7 @@ fn replace_file(old: &Path, new: &Path) -> Result<()> {
     replaced.inspect_err(|_| drop(std::fs::remove_file(&copy)))
 }
 
-/// The directory of a new dataset, which nobody else may look into.
+/// Makes the directory of a new dataset private.
 fn private(dataset: &Dataset) -> Result<PathBuf> {
     let dir = dataset.reach()?;
     std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))

@@ -1,13 +1,13 @@
-//! Removing datasets of the store, and nothing else: what somebody else made below them, or holds,
-//! is told by name first.
+//! Removes datasets of the store, and nothing else: foreign datasets below them, and snapshots that
+//! are held, are reported by name first.
 
 use super::SNAPSHOT;
 use super::facts::ROOT_DIGEST;
 use crate::store::error::{Error, Result};
 use crate::zfs::{self, Cause, Children, Dataset, Info, Snapshot};
 
-/// What keeps a dataset from being removed: datasets in it, which the store does not make, and
-/// snapshots that somebody holds.
+/// What keeps a dataset from being removed: datasets below it, which the store never creates, and
+/// snapshots that are held.
 pub(super) fn in_the_way(dataset: &Dataset, snapshots: &[Info]) -> Result<Vec<String>> {
     let below = dataset
         .below()?
@@ -20,8 +20,8 @@ pub(super) fn in_the_way(dataset: &Dataset, snapshots: &[Info]) -> Result<Vec<St
     Ok(below.chain(held).collect())
 }
 
-/// Destroys a dataset with its snapshots, but nothing that is in it. What was cloned from it takes
-/// over what it needs, and continues; says how many bytes are freed.
+/// Destroys a dataset with its snapshots, but no datasets below it. Promotes its clones first,
+/// which keep what they need. Returns how many bytes are freed.
 pub(super) fn destroy(dataset: &Dataset) -> Result<u64> {
     let failed = |e: zfs::Error| match e.cause() {
         Some(Cause::Busy) => Error::InUse {
@@ -39,8 +39,8 @@ pub(super) fn destroy(dataset: &Dataset) -> Result<u64> {
             users,
         });
     }
-    // Each promotion makes another clone depend on the promoted one, and ends this dataset's share
-    // in one snapshot at least.
+    // Each promotion moves at least one snapshot from this dataset to the promoted clone, on which
+    // the other clones then depend.
     while let Some(clone) = dataset
         .snapshots()?
         .into_iter()
@@ -49,13 +49,13 @@ pub(super) fn destroy(dataset: &Dataset) -> Result<u64> {
     {
         clone.promote()?;
     }
-    // Without clones, all that it uses is its own.
+    // Without clones, everything that it uses is its own.
     let zfs::Space {
         origin,
         used: mut freed,
         ..
     } = dataset.space()?;
-    // One by one: recursively, what somebody makes in it meanwhile would go too.
+    // One by one: a recursive destroy would also destroy what is created in it meanwhile.
     dataset.unmount().map_err(failed)?;
     for info in dataset.snapshots()? {
         info.snapshot.destroy()?;
@@ -70,8 +70,8 @@ pub(super) fn destroy(dataset: &Dataset) -> Result<u64> {
     Ok(freed)
 }
 
-/// How many bytes a snapshot keeps for nobody: one that came along with a promotion, and has no
-/// clones any more.
+/// How many bytes a snapshot keeps uselessly, if it came with a promotion and has no clones any
+/// more.
 fn is_left_over(snapshot: &Snapshot) -> Result<Option<u64>> {
     let Some(digits) = snapshot.name().strip_prefix(SNAPSHOT) else {
         return Ok(None);

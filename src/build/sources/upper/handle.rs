@@ -1,5 +1,5 @@
-//! Overlayfs's names for files of the image: the file handles that its index is made of (struct
-//! `ovl_fb`, fs/overlayfs/overlayfs.h).
+//! Overlayfs's names for files of the image: the file handles in its index (struct `ovl_fb`,
+//! fs/overlayfs/overlayfs.h).
 
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
@@ -11,7 +11,7 @@ const HEADER_LEN: usize = 5 + 16;
 /// generation (fs/fuse/inode.c).
 const FUSE: u8 = 0x81;
 
-/// The inode number that an index entry's name stands for; `None` when it is no file of lxcri-fs.
+/// The inode number in the name of an index entry; `None` if it is not a file of lxcri-fs.
 pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
     let digit = |b: u8| {
         char::from(b)

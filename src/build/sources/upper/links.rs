@@ -1,4 +1,4 @@
-//! The names of files that have several.
+//! Finds all names of files that have several.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ pub(super) struct Merged {
     pub(super) moved: bool,
 }
 
-/// Names in the image, of directories and of the files that were asked for.
+/// Names in the image, of directories and of the requested files.
 pub(super) struct Names {
     /// Parent and name of each directory but the root.
     dirs: HashMap<u32, (u32, Vec<u8>)>,
@@ -48,7 +48,7 @@ impl Names {
         Ok(names)
     }
 
-    /// The paths of a file that the upper leaves as they are, sorted.
+    /// The paths of a file that the upper leaves unchanged, sorted.
     pub(super) fn untouched(&self, ino: u32, merged: &HashMap<u32, Merged>) -> Vec<Vec<u8>> {
         let names = self.files.get(&ino).into_iter().flatten();
         let mut paths: Vec<_> = names

@@ -1,10 +1,10 @@
-//! What an overlayfs upper directory changes in the image below it: as a list, and as a layer.
+//! The changes of an overlayfs upper directory to the image below it, as a list and as a layer.
 //!
-//! As overlayfs itself does, a directory of the upper may show the entries of one that is elsewhere
-//! in the image (`redirect`), a file may have its content there (`metacopy`), and a file with
-//! several names in the image is copied up under all of them at once (`index`). A layer can say
-//! none of that, so such directories are packed with all that they show, and such files with their
-//! content and names.
+//! A directory of the upper may show the entries of another directory of the image (`redirect`), a
+//! file may have its content in the image (`metacopy`), and a file with several names in the image
+//! is copied up under all of them at once (`index`). A layer cannot express any of these, so such
+//! directories are packed with everything that they show, and such files with their content and
+//! names.
 
 mod handle;
 mod links;
@@ -24,12 +24,12 @@ use crate::build::error::{Error, Result};
 use crate::fs::Rootfs;
 use plan::Plan;
 
-/// What has become of a path of the image.
+/// The kind of change to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// It is new.
     Added,
-    /// It is not what it was.
+    /// It exists in both, and differs.
     Changed,
     /// It is gone.
     Deleted,
@@ -41,7 +41,7 @@ pub struct Upper {
     pub place: OwnedFd,
     /// What messages call it.
     pub name: String,
-    /// What lies below it.
+    /// The image below it.
     pub image: Arc<Rootfs>,
     /// Whose attributes overlayfs kept its marks in.
     pub marks: Marks,
@@ -77,7 +77,7 @@ pub enum Marks {
 }
 
 impl Marks {
-    /// What the names of these attributes begin with.
+    /// The prefix of these attributes.
     fn prefix(self) -> &'static [u8] {
         match self {
             Self::Trusted => attributes::TRUSTED,
@@ -141,7 +141,7 @@ impl Upper {
         move |e| Error::io(doing, &path)(e)
     }
 
-    /// An upper that is not what it should be.
+    /// The error for an upper that does not fit its image.
     fn unfit(&self, path: &[u8], reason: &str) -> Error {
         let path = String::from_utf8_lossy(path);
         Error::Source {

@@ -1,4 +1,4 @@
-//! What an upper changes, found by walking it beside the image.
+//! Finds the changes of an upper by walking it beside the image.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -16,7 +16,7 @@ use crate::build::error::{Error, Result};
 use crate::build::sources::attributes::{self, Marks};
 use crate::fs::{self, Order, ROOT, Rootfs, Step, Visit};
 
-/// Everything that an upper changes, parents before what is in them.
+/// All changes of an upper, parents before their entries.
 pub(super) struct Plan {
     pub(super) items: Vec<Item>,
     /// Bytes of the files that will be packed.
@@ -30,17 +30,17 @@ pub(super) struct Item {
     was: bool,
     is_dir: bool,
     pub(super) what: What,
-    /// Which file it is, if that may have more names.
+    /// The file's identity, if it may have more names.
     file: Option<FileId>,
 }
 
-/// What is at a path.
+/// What an upper has at a path.
 pub(super) enum What {
     /// Nothing any more.
     Whiteout,
-    /// A directory that does not show what the image has there: which is this inode.
+    /// A directory that hides the image's at the same path, which is this inode.
     Opaque(u32),
-    /// Another name of what is at a path.
+    /// Another name of the file at this path.
     HardLink(Vec<u8>),
     /// Something of the upper's. The content may be that of an inode of the image.
     Upper(Option<u32>),
@@ -75,9 +75,9 @@ struct Level {
     lower: Option<u32>,
     /// The directory of the image at the same path.
     image: Option<u32>,
-    /// Whether a layer hides what the image has there.
+    /// Whether the upper hides what the image has there.
     hidden: bool,
-    /// What is still to be looked at, the next last.
+    /// The names that remain to be examined, the next one last.
     names: Vec<Vec<u8>>,
 }
 
@@ -205,7 +205,7 @@ impl Walk<'_> {
                 Err(fs::Error::NotFound) => continue,
                 Err(error) => return Err(error.into()),
             };
-            // What is of another type is the mark of a file that is gone.
+            // An entry of another type marks a file that was removed.
             if known.is_dir() || stat.st_mode & S_IFMT != known.mode & S_IFMT {
                 continue;
             }
@@ -314,13 +314,13 @@ impl Walk<'_> {
     /// What the image has at a path.
     fn at(&self, path: &[u8]) -> Result<Option<(u32, Inode)>> {
         match self.image.resolve(OsStr::from_bytes(path).as_ref()) {
-            // Something on the way is not there, or no directory.
+            // A component of the path does not exist, or is not a directory.
             Err(fs::Error::NotFound | fs::Error::Kind { .. }) => Ok(None),
             other => Ok(Some(other?)),
         }
     }
 
-    /// What of the image is seen through an entry of the upper, and whether it is a directory.
+    /// The inode of the image that an entry of the upper shows, and whether it is a directory.
     fn lower(
         &self,
         dir: Option<u32>,
@@ -335,8 +335,8 @@ impl Walk<'_> {
         Ok(found.map(|(ino, inode)| (ino, inode.is_dir())))
     }
 
-    /// Plans a directory's own entry, and lists it. `there` is what the image has at its path,
-    /// `lower` the directory that is seen in it.
+    /// Plans a directory's own entry, and lists it. `there` is the image's inode at the same path,
+    /// `lower` the directory of the image that it shows.
     fn enter(
         &mut self,
         fd: OwnedFd,
@@ -386,7 +386,7 @@ impl Walk<'_> {
         })
     }
 
-    /// Plans what a directory shows of one of the image's that was elsewhere.
+    /// Plans the entries that a directory shows from another directory of the image.
     fn take_along(&mut self, dir: u32, path: &[u8], but: &HashSet<Vec<u8>>) -> Result<()> {
         let mut walk = self.image.walk(dir, Order::Depth)?;
         while let Some(step) = walk.step()? {

@@ -89,8 +89,8 @@ struct Pack<'a> {
 }
 
 impl Pack<'_> {
-    /// The directory of the upper that has `path` in it. Paths come parents first, so what leads
-    /// there is mostly open.
+    /// The directory of the upper that contains `path`. Parents come first, so most directories on
+    /// the path are open.
     fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>> {
         let parent = path
             .iter()
@@ -196,8 +196,8 @@ impl Pack<'_> {
         }
     }
 
-    /// Packs a file with the content of a file of the image, of which no more than `size` is
-    /// wanted, and zeros for what is missing.
+    /// Packs a file with at most `size` bytes of the content of a file in the image, and zeros for
+    /// the rest.
     fn content(&mut self, path: &[u8], attr: &Attr, size: u64, ino: u32) -> Result<()> {
         let mut content = ContentReader::new(&self.upper.image, ino);
         let written = self.tar.append(path, attr, Body::File(size, &mut content));
