@@ -48,6 +48,12 @@ impl Io {
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
+
+    /// Whether another user could redirect the path.
+    pub fn is_untrusted(&self) -> bool {
+        let source = self.source.get_ref();
+        source.is_some_and(|e| e.is::<crate::sys::directory::Untrusted>())
+    }
 }
 
 impl Report for Io {
@@ -60,6 +66,12 @@ impl Report for Io {
     }
 
     fn hint(&self) -> Option<String> {
+        if self.is_untrusted() {
+            return Some(
+                "name the directory without symlinks (`readlink -f` shows where they lead)"
+                    .to_owned(),
+            );
+        }
         let path = self
             .path
             .as_ref()

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -166,6 +166,36 @@ fn a_failing_disk_is_an_error_only_for_its_readers_and_only_while_it_fails() {
     run(lxcri_fs().arg("verify").arg(&image));
 }
 
+/// A process that gets no descriptors any more, until this is dropped.
+struct Short(Child);
+
+impl Short {
+    /// What these system calls return is EMFILE.
+    fn of(pid: &str, calls: &str) -> Self {
+        let strace = Command::new("strace")
+            .args(["-qq", "-o", "/dev/null", "-p", pid])
+            .args(["-e", &format!("trace={calls}")])
+            .args(["-e", &format!("inject={calls}:error=EMFILE")])
+            .spawn()
+            .expect("the package strace");
+        let status = format!("/proc/{pid}/status");
+        eventually("a tracer", || {
+            let status = std::fs::read_to_string(&status).unwrap();
+            (!status.contains("TracerPid:\t0\n")).then_some(())
+        });
+        Self(strace)
+    }
+}
+
+impl Drop for Short {
+    fn drop(&mut self) {
+        // It lets the process go.
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn processes_without_free_descriptors_keep_serving_and_recover() {
     let fixture = Fixture::new("for i in $(seq 50); do seq $i 3000 > f$i; done");
@@ -179,50 +209,46 @@ fn processes_without_free_descriptors_keep_serving_and_recover() {
             .find(|row| row["images"][0] == image)
     };
     let processes = eventually("row", row);
-    let limit = |soft: &dyn Fn(&str) -> u64| {
-        for name in ["keeper", "worker"] {
-            let pid = processes[name].to_string();
-            run(Command::new("prlimit")
-                .args(["--pid", &pid])
-                .arg(format!("--nofile={}:1024", soft(&pid))));
-        }
+    let [keeper, worker] = ["keeper", "worker"].map(|name| processes[name].to_string());
+    let fds = std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap();
+    let mut fds: Vec<u64> = fds
+        .map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    fds.sort_unstable();
+    let used = fds.len() as u64;
+    assert_eq!(fds, (0..used).collect::<Vec<_>>(), "numbers left");
+    let limit = |soft: u64| {
+        run(Command::new("prlimit")
+            .args(["--pid", &worker])
+            .arg(format!("--nofile={soft}:1024")));
     };
-    // None of them can open anything more, not even a connection.
-    limit(&|pid| {
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-        fds.map(|fd| {
-            fd.unwrap()
-                .file_name()
-                .to_str()
-                .unwrap()
-                .parse::<u64>()
-                .unwrap()
-        })
-        .max()
-        .unwrap()
-            + 1
-    });
-    assert_eq!(tree(&mnt), tree(&fixture.path("root")));
     let second = fixture.path("second");
     std::fs::create_dir(&second).unwrap();
-    let refused = lxcri_fs()
-        .arg("mount")
-        .arg(image)
-        .arg(&second)
-        .output()
-        .unwrap();
-    // A keeper that has closed something has numbers left below its highest one, and may be able
-    // to.
-    if refused.status.success() {
-        run(lxcri_fs().arg("umount").arg(&second));
-    } else {
-        let said = stderr(&refused);
-        assert!(
-            said.contains("Too many open files") || said.contains("keeper"),
-            "{said}"
-        );
-    }
-    limit(&|_| 1024);
+    let refused = |why: &str| {
+        // It looks who uses its mount, and cannot.
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "none"])
+            .arg(&second));
+        run(Command::new("umount").arg(&second));
+        let output = lxcri_fs()
+            .args(["mount", image])
+            .arg(&second)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains(why), "{}", stderr(&output));
+        assert_eq!(tree(&mnt), tree(&fixture.path("root")));
+    };
+    limit(used);
+    // A keeper has closed some of its first descriptors, so that no limit leaves it without any.
+    let calls = "openat,open_tree,pidfd_open,socket,socketpair";
+    let short = Short::of(&keeper, calls);
+    refused("Too many open files");
+    drop(short);
+    let short = Short::of(&keeper, &format!("{calls},accept4"));
+    refused("the keeper process has not answered");
+    drop(short);
+    limit(1024);
     let _second = Mounted::new(&[image], &second);
     assert_eq!(tree(&second), tree(&fixture.path("root")));
     assert_eq!(eventually("row", row)["restarts"], 0);

@@ -345,7 +345,7 @@ mod tests {
             of("k")
                 .unwrap_err()
                 .to_string()
-                .contains("is not for the image")
+                .contains("must not be used for the image")
         );
         std::fs::write(
             temp.path().join("k.images"),

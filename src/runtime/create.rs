@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxSeccomp;
 
+use super::directory::{RuntimeDirectory, check_free};
 use super::error::{Error, Result};
 use super::image::ContainerImage;
 use super::left::Existing;
@@ -17,12 +17,9 @@ use super::root_mount::{self, Writable};
 use super::steps::{self, Left, Step};
 use super::{bundle, lxc};
 use crate::fs::Rootfs;
-use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
-use crate::sys::files;
 use crate::sys::idmap::IdMap;
-use crate::sys::replace::replace;
 
 /// Annotation of bundles that `create` wrote: the container's name. Only the store says what the
 /// container is.
@@ -127,7 +124,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         &process.cwd,
     );
     record.found_upper |= kept.is_some();
-    check_target(&record.runtime)?;
+    check_free(&record.runtime)?;
     let all = steps::create(kept.is_some());
     // The steps before the mount, which run while the server starts, and those after it.
     let (before, after) = all.split_at(
@@ -135,7 +132,8 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             .position(|&step| step == Step::Mount)
             .unwrap_or(all.len()),
     );
-    let (mut existing, root) = (None, record.runtime.root());
+    let group = record.idmap.as_ref().and_then(root_mount::root_of);
+    let mut existing = None;
     let prepare = || {
         let container = match kept {
             Some(container) => container,
@@ -145,32 +143,32 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             )?,
         };
         let mut record = record.clone();
-        record.place = Some(store.place(&container)?);
+        record.place = Some(store.place(&container.name)?);
         let dir = container.path.clone();
         let begun = existing.insert(Existing::new(store, container, record.clone()));
         for &step in before {
             match step {
-                Step::MakeDirectories => make_directories(&record)?,
+                Step::MakeDirectories => begun.make_outside(group.map(|(_, group)| group))?,
                 Step::WriteConfiguration => {
                     let config = configuration(store, &request, &image, &process, &record, &dir)?;
                     // It contains environment variables, which may be secret.
-                    let path = record.runtime.config();
-                    replace(&path, config.as_bytes()).map_err(Error::io("writing", &path))?;
+                    outside_of(begun)?.configure(&config)?;
                 }
                 other => begun.take(&[other])?,
             }
         }
+        let root = outside_of(begun)?.root();
         Ok((
             Writable::of(&record, &dir).upper()?,
-            MountPoint::open(&root)?,
-            dir,
+            root.clone(),
+            (dir, root),
         ))
     };
     let mut mounted = root_mount::mount(&record, request.file, request.key.clone(), prepare);
-    if let (Ok(_), Some(begun)) = (&mounted, &mut existing) {
+    if let (Ok((_, root)), Some(begun)) = (&mounted, &mut existing) {
         let made = after.iter().try_for_each(|&step| match step {
             Step::MakeWorkingDirectory => {
-                root_mount::make_directory(&root, &record.cwd, record.idmap.as_ref())
+                root_mount::make_directory(root, &record.cwd, record.idmap.as_ref())
             }
             other => begun.take(&[other]),
         });
@@ -178,13 +176,13 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     }
     match (mounted, existing) {
         (
-            Ok(dir),
+            Ok((dir, _)),
             Some(Existing {
                 record: Some(record),
                 ..
             }),
         ) => Ok(Created { record, dir }),
-        (Ok(dir), _) => Ok(Created { record, dir }),
+        (Ok((dir, _)), _) => Ok(Created { record, dir }),
         (Err(error), Some(mut begun)) => {
             // It has been marked since the first step, even if it existed before.
             if let Err(undoing) = begun.undo() {
@@ -196,17 +194,11 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     }
 }
 
-/// The directories outside the store.
-fn make_directories(record: &ContainerRecord) -> Result<()> {
-    let group = record
-        .idmap
-        .as_ref()
-        .and_then(root_mount::root_of)
-        .map(|(_, group)| group);
-    [record.runtime.dir(), &record.runtime.root()]
-        .into_iter()
-        .try_for_each(|path| files::make_private_directory(path, group))?;
-    Ok(())
+/// The runtime's directory of a container that is being made.
+fn outside_of<'a>(begun: &'a mut Existing<'_>) -> Result<&'a RuntimeDirectory> {
+    begun
+        .outside()?
+        .ok_or_else(|| Error::unfit("the directory of the container has been removed"))
 }
 
 /// Undoes the remains of an interrupted `create` or `delete` of this name. Returns the container if
@@ -252,24 +244,6 @@ pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
         what: format!("{name} in the store {} {why}", store.location()),
         hint: Some(hint),
     }
-}
-
-/// Refuses a directory that is not empty.
-fn check_target(runtime: &Runtime) -> Result<()> {
-    let dir = runtime.dir();
-    let used = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        other => other.map_err(Error::io("reading", dir))?.next().is_some(),
-    };
-    if used {
-        return Err(Error::Unfit {
-            what: format!("{} is not empty", dir.display()),
-            hint: Some(
-                "name an empty directory, or one that does not exist: `create` creates it".into(),
-            ),
-        });
-    }
-    Ok(())
 }
 
 /// Whether an image is a system: it has an init, and no other command.

@@ -1,16 +1,22 @@
 //! Removing a container.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use super::create::strange;
+use super::directory::RuntimeDirectory;
 use super::error::{Error, Result};
 use super::left::Existing;
 use super::record::{ContainerRecord, UpperLocation};
 use super::steps::{Recorded, Step};
+use crate::serve::mountpoint::MountPoint;
 use crate::serve::{self, mountpoint};
-use crate::store::{self, Store};
+use crate::store::{self, Name, Store};
+use crate::sys::mountinfo::MountInfo;
 use crate::sys::users::{self, Used, User};
 use crate::upper;
+use crate::upper::in_use::is_known_in_use;
+use crate::upper::written::Written;
 
 /// Removes a container: its mount, its runtime's configuration and, unless `keep`, what it wrote in
 /// the store. Returns its upper outside the store, if any, which stays.
@@ -26,8 +32,9 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         return store.container(name).map(|_| None).map_err(Error::from);
     };
     let found = existing.found();
-    if let (Some(record), Some(Recorded { own: true, .. })) = (&existing.record, found.record) {
-        refuse_running(record, &existing.container.path)?;
+    if let Some(Recorded { own: true, .. }) = found.record {
+        let root = existing.outside()?.map(RuntimeDirectory::root);
+        refuse_running(&existing, root.as_ref())?;
     }
     let elsewhere = match existing.record.as_ref().map(|record| &record.upper) {
         Some(UpperLocation::Elsewhere(text)) => Some(text.clone()),
@@ -44,26 +51,52 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
         record.found_upper = keep;
     }
     existing.take(&steps)?;
-    Ok(elsewhere)
+    Ok(elsewhere.filter(|_| !steps.contains(&Step::RemoveUpper)))
 }
 
 /// Refuses a container that runs.
-fn refuse_running(record: &ContainerRecord, dir: &Path) -> Result<()> {
-    let (root, users) = (record.runtime.root(), users(record)?);
-    if !users.is_empty() {
-        return Err(serve::Error::Busy { path: root, users }.into());
+fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<()> {
+    let Some(record) = &existing.record else {
+        return Ok(());
+    };
+    if let Some(mounted) = root.map(MountPoint::mounted).transpose()?.flatten() {
+        let users = users_of(&mounted);
+        return match users.is_empty() {
+            true => Ok(()),
+            false => Err(busy(record, users)),
+        };
     }
     // Its mount may have been detached: a running container has it in its own mount namespace.
-    let is_hidden =
-        matches!(record.upper, UpperLocation::Store) && mountpoint::mounted_at(&root)?.is_none();
-    if is_hidden && upper::in_use::is_known_in_use(dir) {
-        return Err(upper::Error::InUse {
-            path: dir.to_owned(),
+    let text = match &record.upper {
+        UpperLocation::Store => existing.container.path.as_os_str(),
+        UpperLocation::Elsewhere(text) => OsStr::new(text),
+        UpperLocation::Ephemeral { .. } => return Ok(()),
+    };
+    // An upper that does not exist is not in use.
+    let Ok(upper) = Written::find(text) else {
+        return Ok(());
+    };
+    let elsewhere = record.upper != UpperLocation::Store;
+    // An upper outside the store may be mounted without the container.
+    if !is_known_in_use(&upper.layout.place) || elsewhere && !upper.mounts()?.is_empty() {
+        return Ok(());
+    }
+    match users::of_upper(upper.id()?) {
+        Some(user) => Err(busy(record, vec![user])),
+        None => Err(upper::Error::InUse {
+            path: upper.layout.place,
             mountpoint: None,
         }
-        .into());
+        .into()),
     }
-    Ok(())
+}
+
+fn busy(record: &ContainerRecord, users: Vec<User>) -> Error {
+    serve::Error::Busy {
+        path: record.runtime.root(),
+        users,
+    }
+    .into()
 }
 
 /// The processes that use a container's root file system, in any mount namespace.
@@ -71,11 +104,15 @@ fn refuse_running(record: &ContainerRecord, dir: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::Serve`].
 pub fn users(record: &ContainerRecord) -> Result<Vec<User>> {
-    let Some(mounted) = mountpoint::mounted_at(&record.runtime.root())?.filter(|m| m.is_ours())
-    else {
-        return Ok(Vec::new());
-    };
-    Ok(users::of(Used::Device(mounted.dev), &[std::process::id()]))
+    let mounted = mountpoint::mounted_at(&record.runtime.root())?;
+    Ok(mounted.as_ref().map(users_of).unwrap_or_default())
+}
+
+fn users_of(mounted: &MountInfo) -> Vec<User> {
+    match mounted.is_ours() {
+        true => users::of(Used::Device(mounted.dev), &[std::process::id()]),
+        false => Vec::new(),
+    }
 }
 
 /// Finds a container by its name, with its record and directory.
@@ -84,8 +121,20 @@ pub fn users(record: &ContainerRecord) -> Result<Vec<User>> {
 /// [`store::Error::NotFound`], also for an unfinished container.
 pub fn find(store: &Store, name: &str) -> Result<(ContainerRecord, PathBuf)> {
     let container = store.container(name)?;
-    match ContainerRecord::read(&container.path)? {
-        Some(record) => Ok((record, container.path)),
+    finished(store, name, container.path)
+}
+
+/// As [`find`], without a look at the other containers.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn find_named(store: &Store, name: &Name) -> Result<(ContainerRecord, PathBuf)> {
+    finished(store, name.as_str(), store.directory_of(name)?)
+}
+
+fn finished(store: &Store, name: &str, dir: PathBuf) -> Result<(ContainerRecord, PathBuf)> {
+    match ContainerRecord::read(&dir)? {
+        Some(record) => Ok((record, dir)),
         None => Err(Error::Store(store::Error::NotFound {
             kind: "finished container",
             name: name.to_owned(),

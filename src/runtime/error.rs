@@ -95,6 +95,7 @@ impl Report for Error {
             Error::Upper(e) => e.hint(),
             Error::Store(e) => e.hint(),
             Error::Image(e) => e.hint(),
+            Error::Io(e) => e.hint(),
             Error::Unfit { hint, .. } => hint.clone(),
             _ => None,
         }

@@ -1,22 +1,16 @@
 //! An existing container, complete or not, and the [`steps`](super::steps) that remove it.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, unlinkat};
-use rustix::io::Errno;
+use rustix::fs::Gid;
 
-use super::error::{Error, Result};
-use super::record::{ContainerRecord, State, UpperLocation};
+use super::directory::RuntimeDirectory;
+use super::error::Result;
+use super::record::{ContainerRecord, UpperLocation};
 use super::root_mount;
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
-use crate::sys::files::open_directory_beneath;
-use crate::sys::replace::unfinished;
-
-/// Deepest directories that runtimes have created as mount points, below the root.
-const MAX_DEPTH: u32 = 64;
 
 /// A container in the store, and its record.
 pub(super) struct Existing<'a> {
@@ -25,6 +19,8 @@ pub(super) struct Existing<'a> {
     pub(super) record: Option<ContainerRecord>,
     /// Whether things outside the store that the record names belong to this container.
     own: bool,
+    /// The runtime's directory, when it was made or looked for, and is there.
+    outside: Option<RuntimeDirectory>,
 }
 
 impl<'a> Existing<'a> {
@@ -32,7 +28,7 @@ impl<'a> Existing<'a> {
     ///
     /// # Errors
     /// [`Error::Store`] if its dataset cannot be mounted, so that nothing is known about it; and
-    /// those of [`Record::read`].
+    /// those of [`ContainerRecord::read`].
     pub(super) fn find(store: &'a Store, name: &str) -> Result<Option<Self>> {
         let container = match store.container(name) {
             Err(store::Error::NotFound { .. }) => return Ok(None),
@@ -41,12 +37,13 @@ impl<'a> Existing<'a> {
         let record = ContainerRecord::read(&container.path)?;
         let own = record
             .as_ref()
-            .map_or(Ok(true), |record| record.is_of(store, &container))?;
+            .map_or(Ok(true), |record| record.is_of(store, &container.name))?;
         Ok(Some(Self {
             store,
             container,
             record,
             own,
+            outside: None,
         }))
     }
 
@@ -57,7 +54,31 @@ impl<'a> Existing<'a> {
             container,
             record: Some(record),
             own: true,
+            outside: None,
         }
+    }
+
+    /// Creates the directories outside the store.
+    ///
+    /// # Errors
+    /// As [`RuntimeDirectory::make`].
+    pub(super) fn make_outside(&mut self, group: Option<Gid>) -> Result<()> {
+        if let Some(record) = &self.record {
+            self.outside = Some(RuntimeDirectory::make(&record.runtime, group)?);
+        }
+        Ok(())
+    }
+
+    /// The runtime's directory, which is opened once; `None` if it does not exist, or belongs to
+    /// another container.
+    ///
+    /// # Errors
+    /// As [`RuntimeDirectory::find`].
+    pub(super) fn outside(&mut self) -> Result<Option<&RuntimeDirectory>> {
+        if let (None, true, Some(record)) = (&self.outside, self.own, &self.record) {
+            self.outside = RuntimeDirectory::find(&record.runtime)?;
+        }
+        Ok(self.outside.as_ref())
     }
 
     /// The parts of it that exist.
@@ -91,35 +112,39 @@ impl<'a> Existing<'a> {
     }
 
     fn step(&mut self, step: Step) -> Result<()> {
-        let dir = &self.container.path;
-        let record = self.record.as_mut();
-        match (step, record) {
-            (Step::Mark, _) => Ok(self.store.mark_unfinished(&self.container, true)?),
-            (Step::Unmark, _) => Ok(self.store.mark_unfinished(&self.container, false)?),
-            (Step::RemoveContainer, _) => {
-                Ok(self.store.remove_container(self.container.name.as_str())?)
+        match step {
+            Step::Mark => self.store.mark_unfinished(&self.container, true)?,
+            Step::Unmark => self.store.mark_unfinished(&self.container, false)?,
+            Step::RemoveContainer => self.store.remove_container(self.container.name.as_str())?,
+            Step::Record(state) => {
+                if let Some(record) = &mut self.record {
+                    record.state = state;
+                    record.write(&self.container.path)?;
+                }
             }
-            (Step::Record(state), Some(record)) => {
-                record.state = state;
-                record.write(dir)
+            Step::Unmount => {
+                if let Some(outside) = self.outside()? {
+                    root_mount::unmount_ended_at(&outside.root())?;
+                }
             }
-            (Step::Unmount, Some(record)) => root_mount::unmount_ended(&record.runtime.root()),
-            (Step::RemoveConfiguration, Some(record)) => remove_configuration(record),
-            (Step::RemoveUpper, Some(record)) => remove_upper(record),
-            // There is no record, so nothing outside the store was created.
-            (
-                Step::Record(_) | Step::Unmount | Step::RemoveConfiguration | Step::RemoveUpper,
-                None,
-            ) => Ok(()),
-            (
-                Step::MakeContainer
-                | Step::MakeDirectories
-                | Step::WriteConfiguration
-                | Step::Mount
-                | Step::MakeWorkingDirectory,
-                _,
-            ) => Ok(()),
+            Step::RemoveConfiguration => {
+                let found = self.record.as_ref().is_some_and(|record| record.found_dir);
+                if let Some(outside) = self.outside()? {
+                    outside.remove(found)?;
+                }
+            }
+            Step::RemoveUpper => {
+                if let Some(record) = &self.record {
+                    remove_upper(record)?;
+                }
+            }
+            Step::MakeContainer
+            | Step::MakeDirectories
+            | Step::WriteConfiguration
+            | Step::Mount
+            | Step::MakeWorkingDirectory => {}
         }
+        Ok(())
     }
 }
 
@@ -134,80 +159,18 @@ fn recorded(record: &ContainerRecord, own: bool) -> Recorded {
     }
 }
 
-/// Removes the directory of an upper that `create` made.
+/// Removes the directory of an upper that `create` made, and that nobody has used.
 fn remove_upper(record: &ContainerRecord) -> Result<()> {
     let UpperLocation::Elsewhere(place) = &record.upper else {
         return Ok(());
     };
     let place = Path::new(place);
-    match (
-        place.parent(),
-        place.file_name().and_then(|name| name.to_str()),
-    ) {
-        (Some(parent), Some(name)) if place.exists() && record.state == State::Creating => {
-            Ok(store::remove_tree(parent, name)?)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes the runtime's directory, unless it holds foreign files.
-fn remove_configuration(record: &ContainerRecord) -> Result<()> {
-    let (config, root, dir) = (
-        record.runtime.config(),
-        record.runtime.root(),
-        record.runtime.dir(),
-    );
-    let ignored = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
-    for path in [&config, &unfinished(&config)] {
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("removing", path)(e));
-            }
-            _ => {}
-        }
-    }
-    // A runtime that starts without a mount creates mount points there.
-    remove_empty_directories(&root)?;
-    let dir = Some(dir).filter(|_| !record.found_dir);
-    for path in [Some(&*root), dir].into_iter().flatten() {
-        match std::fs::remove_dir(path) {
-            Err(e) if !ignored.contains(&e.kind()) => return Err(Error::io("removing", path)(e)),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Removes directories below `dir` that contain no files and are no mount points. Symlinks that its
-/// owner creates meanwhile are not followed.
-fn remove_empty_directories(dir: &Path) -> Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat(CWD, dir, flags, Mode::empty()) {
-        Err(Errno::NOENT) => {}
-        other => remove_empty_below(&other.map_err(Error::io("opening", dir))?, MAX_DEPTH),
-    }
-    Ok(())
-}
-
-/// Removes the deepest first. Directories that are not empty, and mount points, stay.
-fn remove_empty_below(dir: &OwnedFd, depth: u32) {
-    let Ok(entries) = Dir::read_from(dir) else {
-        return;
+    let name = place.file_name().and_then(|name| name.to_str());
+    let (Some(parent), Some(name)) = (place.parent(), name) else {
+        return Ok(());
     };
-    let may_be = |kind| matches!(kind, FileType::Directory | FileType::Unknown);
-    let entries = entries.flatten().filter(|entry| {
-        may_be(entry.file_type()) && !matches!(entry.file_name().to_bytes(), b"." | b"..")
-    });
-    for name in entries
-        .map(|entry| entry.file_name().to_owned())
-        .collect::<Vec<_>>()
-    {
-        if depth > 0
-            && let Ok(inner) = open_directory_beneath(dir, &name)
-        {
-            remove_empty_below(&inner, depth - 1);
-        }
-        let _ = unlinkat(dir, &name, AtFlags::REMOVEDIR);
+    match store::remove_tree(parent, name) {
+        Err(store::Error::Io(e)) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => Ok(other?),
     }
 }

@@ -9,6 +9,7 @@ pub mod annotations;
 pub mod bundle;
 pub mod create;
 pub mod delete;
+mod directory;
 mod error;
 pub mod hook;
 pub mod image;

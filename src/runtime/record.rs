@@ -192,7 +192,7 @@ impl ContainerRecord {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn is_of(&self, store: &Store, container: &store::Container) -> Result<bool> {
+    pub fn is_of(&self, store: &Store, container: &store::Name) -> Result<bool> {
         let Some(recorded) = &self.place else {
             return Ok(true);
         };
@@ -243,6 +243,6 @@ impl ContainerRecord {
         let path = container.join(FILE);
         let text =
             serde_json::to_vec_pretty(self).map_err(Error::document(path.display().to_string()))?;
-        replace(&path, &text).map_err(Error::io("writing", &path))
+        Ok(replace(&path, &text)?)
     }
 }

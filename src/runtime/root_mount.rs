@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
@@ -17,9 +17,9 @@ use crate::serve::answer::{self, Answer};
 use crate::serve::fuse_mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
 use crate::serve::protocol::{self, ImageKey};
-use crate::serve::unmount::{Unmounted, unmount};
+use crate::serve::unmount::{unmount, unmount_at};
 use crate::serve::{self, worker};
-use crate::store::Store;
+use crate::store::{self, Container, Store};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
@@ -105,6 +105,16 @@ impl RootMount {
         }
     }
 
+    /// As [`RootMount::mount`], with the working directory that the container's process has.
+    ///
+    /// # Errors
+    /// As [`RootMount::mount`], and those of [`make_directory`].
+    pub fn mount_ready(&self, record: &ContainerRecord) -> Result<()> {
+        self.mount()?;
+        let root = MountPoint::open(&self.root)?;
+        make_directory(&root, &record.cwd, record.idmap.as_ref())
+    }
+
     fn mount_now(&self) -> Result<()> {
         let image = &self.image;
         let secret = match (&image.key_file, &image.password_file) {
@@ -162,21 +172,7 @@ pub fn mount<T>(
 pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
     let mut failures = Vec::new();
     for container in store.containers()? {
-        let found = store
-            .reach(&container)
-            .map_err(Error::from)
-            .and_then(|dir| Ok((ContainerRecord::read(&dir)?, dir)));
-        let mounted = found.and_then(|(record, dir)| match record {
-            Some(record) if !record.is_of(store, &container)? => Err(record.of_another()),
-            Some(record)
-                if record.state == State::Ready
-                    && matches!(record.runtime, Runtime::Bundle { .. }) =>
-            {
-                RootMount::of(&record, &dir).mount()?;
-                make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
-            }
-            _ => Ok(()),
-        });
+        let mounted = mount_listed(store, &container);
         failures.extend(
             mounted
                 .err()
@@ -184,6 +180,25 @@ pub fn mount_all(store: &Store) -> Result<Vec<(String, Error)>> {
         );
     }
     Ok(failures)
+}
+
+/// Mounts the root file system of a container, unless a hook does.
+fn mount_listed(store: &Store, container: &Container) -> Result<()> {
+    let _lock = store.lock_container_soon(container.name.as_str())?;
+    let dir = match store.reach(container) {
+        // It was removed after it was listed.
+        Err(store::Error::NotFound { .. }) => return Ok(()),
+        other => other?,
+    };
+    match ContainerRecord::read(&dir)? {
+        Some(record) if !record.is_of(store, &container.name)? => Err(record.of_another()),
+        Some(record)
+            if record.state == State::Ready && matches!(record.runtime, Runtime::Bundle { .. }) =>
+        {
+            RootMount::of(&record, &dir).mount_ready(&record)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a file system of lxcri-fs is mounted at a path.
@@ -247,13 +262,24 @@ pub fn is_served(root: &Path) -> Result<bool> {
 /// # Errors
 /// [`Error::Serve`].
 pub fn unmount_ended(root: &Path) -> Result<()> {
+    match MountPoint::open(root) {
+        Err(serve::Error::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => unmount_ended_at(&other?),
+    }
+}
+
+/// As [`unmount_ended`], where a directory was found before.
+///
+/// # Errors
+/// [`Error::Serve`].
+pub(super) fn unmount_ended_at(root: &MountPoint) -> Result<()> {
     for _ in 0..TRIES {
-        match unmount(root, Unmount::default()) {
+        match unmount_at(root, Unmount::default()) {
             Err(serve::Error::Busy { .. }) => std::thread::sleep(PAUSE),
             other => return Ok(other.map(drop)?),
         }
     }
-    Ok(unmount(
+    Ok(unmount_at(
         root,
         Unmount {
             lazy: true,
@@ -263,28 +289,23 @@ pub fn unmount_ended(root: &Path) -> Result<()> {
     .map(drop)?)
 }
 
-/// Unmounts a root file system, unless it is in use. Returns whether anything was mounted.
-///
-/// # Errors
-/// [`serve::Error::Busy`] and others of [`Error::Serve`].
-pub fn unmount_idle(root: &Path) -> Result<bool> {
-    Ok(unmount(root, Unmount::default())? != Unmounted::Nothing)
-}
-
 /// Creates the directory at `path` in a mounted root file system, and those above it, as the
 /// container's root would: symlinks are resolved inside the root file system.
 ///
 /// # Errors
-/// [`Error::Io`], also when something else is there.
-pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<()> {
+/// [`Error::Io`], also when something else is there, or no root file system.
+pub fn make_directory(root: &MountPoint, path: &str, idmap: Option<&IdMap>) -> Result<()> {
     let failed = |e: Errno| {
         Error::io(
             "making the working directory",
-            &root.join(path.trim_start_matches('/')),
+            &root.path().join(path.trim_start_matches('/')),
         )(e)
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
+    if !root.mounted()?.is_some_and(|mounted| mounted.is_ours()) {
+        return Err(failed(Errno::NOENT));
+    }
+    let top = root.directory()?;
     let open = |path: &str| {
         rustix::fs::openat2(
             &top,
@@ -297,7 +318,7 @@ pub fn make_directory(root: &Path, path: &str, idmap: Option<&IdMap>) -> Result<
     let mut parent: OwnedFd = top
         .as_fd()
         .try_clone_to_owned()
-        .map_err(Error::io("opening", root))?;
+        .map_err(Error::io("opening", root.path()))?;
     let mut at = String::new();
     for name in path.split('/').filter(|n| !n.is_empty()) {
         at.push('/');

@@ -1,6 +1,7 @@
 //! Directories for the root file systems that annotations request: one for each container, named by
 //! its id, with `rootfs` in it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use rustix::fs::Gid;
 use super::error::{Error, Result};
 use super::root_mount::{self, is_mounted};
 use crate::serve::{self, mountpoint};
+use crate::sys::directory::DirectoryEntry;
 use crate::sys::files;
 use crate::sys::users::{self, Used};
 
@@ -39,8 +41,9 @@ pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     }
     let root = of(id);
     release(&root)?;
-    files::make_private_directory(root.parent().unwrap_or(top), group)?;
-    files::make_private_directory(&root, group)?;
+    let dir = DirectoryEntry::at(root.parent().unwrap_or(top))?;
+    let dir = files::make_private_directory(&dir, group)?;
+    files::make_private_directory(&DirectoryEntry::beneath(dir, OsStr::new(ROOT))?, group)?;
     Ok(root)
 }
 

@@ -129,12 +129,14 @@ impl Found {
             (false, None) => None,
             (true, None) => Some(vec![Step::RemoveContainer]),
             (_, Some(record)) => {
-                let new_upper = record.new_upper && record.state == State::Creating;
-                let mut steps = vec![Step::Mark, Step::Record(State::Deleting)];
-                // An upper that was never used holds nothing to keep.
+                let mut steps = vec![Step::Mark];
+                // An unfinished container is undone as `create` would: if this is interrupted, the
+                // record still says that its upper was never used, and holds nothing to keep.
+                if record.state != State::Creating {
+                    steps.push(Step::Record(State::Deleting));
+                }
                 steps.extend(undo(&Recorded {
                     keeps: keep,
-                    new_upper,
                     ..record
                 }));
                 Some(steps)

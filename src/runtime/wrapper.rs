@@ -157,12 +157,10 @@ fn prepare(call: &Call<'_>) -> Result<()> {
     }
     let text =
         serde_json::to_vec_pretty(&config).map_err(Error::document(path.display().to_string()))?;
-    replace(&path, &text)
-        .map_err(Error::io("writing", &path))
-        .inspect_err(|_| {
-            let root = roots::of(id);
-            let _ = roots::release(&root).and_then(|()| roots::remove(&root));
-        })
+    replace(&path, &text).map_err(Error::from).inspect_err(|_| {
+        let root = roots::of(id);
+        let _ = roots::release(&root).and_then(|()| roots::remove(&root));
+    })
 }
 
 #[cfg(test)]

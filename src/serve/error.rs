@@ -25,18 +25,6 @@ pub enum Error {
     /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
-    /// A path leads through a symlink that another user may have created.
-    #[error(
-        "{} leads through {}, a symlink that another user could have created",
-        path.display(),
-        name.display()
-    )]
-    Untrusted {
-        /// The path.
-        path: PathBuf,
-        /// The symlink's name.
-        name: PathBuf,
-    },
     /// `fusermount3` refused.
     #[error("fusermount3 could not {verb} {}: {message}", path.display())]
     Fusermount {
@@ -199,9 +187,6 @@ impl Report for Error {
                 ));
             }
             Error::Foreign { .. } => "umount(8) unmounts it",
-            Error::Untrusted { .. } => {
-                "name the directory without symlinks (`readlink -f` shows where they lead)"
-            }
             Error::Io(Io {
                 doing: "opening",
                 path: Some(path),

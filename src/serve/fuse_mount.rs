@@ -17,8 +17,9 @@ use rustix::net::{
 };
 
 use super::error::{Error, Result};
-use super::mountpoint::{MountPoint, link};
+use super::mountpoint::MountPoint;
 use crate::error::Io;
+use crate::sys::directory::link;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::mountinfo::FS_TYPE;
 

@@ -27,6 +27,8 @@ use super::remove_tree::remove_tree;
 use crate::sys::extents::{self, Usage};
 use crate::sys::replace::replace;
 
+/// Directory of the containers.
+const CONTAINERS: &str = "containers";
 /// File with the facts of an image, beside it.
 pub(super) const FACTS: &str = "image.json";
 /// File with the images of a container, in its directory.
@@ -53,7 +55,7 @@ impl DirectoryStore {
     }
 
     fn container_dirs(&self) -> PathBuf {
-        self.root.join("containers")
+        self.root.join(CONTAINERS)
     }
 
     fn image(&self, name: &Name) -> Result<StoredImage> {
@@ -70,6 +72,14 @@ impl DirectoryStore {
             parent: None,
         })
     }
+}
+
+/// The store, and the name, of the container whose directory this is.
+pub(super) fn of_container(dir: &Path) -> Option<(PathBuf, String)> {
+    let all = dir.parent().filter(|all| all.ends_with(CONTAINERS))?;
+    let is_one = dir.join(CONTAINER).is_file();
+    let name = dir.file_name().filter(|_| is_one)?.to_str()?;
+    Some((all.parent()?.to_owned(), name.to_owned()))
 }
 
 /// The facts of an image that came without them, from the image, and from its name for the
@@ -449,5 +459,5 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
         .map_err(io::Error::from)
         .map_err(failed())?;
     bytes.push(b'\n');
-    replace(&path, &bytes).map_err(failed())
+    Ok(replace(&path, &bytes)?)
 }

@@ -89,6 +89,12 @@ pub enum Error {
         /// What uses it, such as "mounted on /mnt".
         users: Vec<String>,
     },
+    /// Another process has been at work on a container for longer than a hook can wait.
+    #[error("container {name} is being created, deleted, mounted or unmounted by another process")]
+    Locked {
+        /// Its name.
+        name: String,
+    },
     /// Images in a store never change.
     #[error("{} must not change: {why}", path.display())]
     Kept {
@@ -161,7 +167,7 @@ impl Report for Error {
         match self {
             Error::NotFound { .. } => Exit::NotFound,
             Error::Io(e) => e.exit(),
-            Error::InUse { .. } | Error::Kept { .. } => Exit::Busy,
+            Error::InUse { .. } | Error::Locked { .. } | Error::Kept { .. } => Exit::Busy,
             Error::Fs(e) => e.exit(),
             Error::Serve(e) => e.exit(),
             Error::Zfs(e) => e.exit(),
@@ -198,10 +204,12 @@ impl Report for Error {
                 "unmount what is mounted; move a dataset elsewhere with `zfs rename`, or remove it \
                  with `zfs destroy`"
             }
+            Error::Locked { .. } => "try again when the other command is done",
             Error::Facts { .. } => "`lxcri-fs doctor` shows what is wrong",
             Error::Io(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                 "the default store belongs to root; name your own with --store or LXCRI_FS_STORE"
             }
+            Error::Io(e) => return e.hint(),
             _ => return None,
         };
         Some(hint.to_owned())

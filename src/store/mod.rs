@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod config;
+mod containers;
 mod directory;
 pub mod doctor;
 mod error;
@@ -72,7 +73,14 @@ impl Store {
     /// # Errors
     /// [`Error::Location`].
     pub fn open(config: &Config) -> Result<Self> {
-        let location = config.store.value.clone();
+        Self::at(config.store.value.clone())
+    }
+
+    /// The store of this place.
+    ///
+    /// # Errors
+    /// [`Error::Location`].
+    pub fn at(location: Location) -> Result<Self> {
         let backend: Box<dyn Backend> = match &location {
             Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
             Location::Zfs(parent) => Box::new(ZfsStore::new(parent.clone())?),
@@ -278,7 +286,15 @@ impl Store {
     /// # Errors
     /// [`Error::Zfs`] if that fails, so that nothing is known about its contents.
     pub fn reach(&self, container: &Container) -> Result<PathBuf> {
-        self.backend.reach(&container.name)
+        self.directory_of(&container.name)
+    }
+
+    /// The directory that the container of this name has, if there is one, mounted.
+    ///
+    /// # Errors
+    /// As [`Store::reach`].
+    pub fn directory_of(&self, container: &Name) -> Result<PathBuf> {
+        self.backend.reach(container)
     }
 
     /// A container, as [`Store::containers`] lists it.
@@ -294,8 +310,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Zfs`].
-    pub fn place(&self, container: &Container) -> Result<String> {
-        self.backend.place(&container.name)
+    pub fn place(&self, container: &Name) -> Result<String> {
+        self.backend.place(container)
     }
 
     /// Creates a container from images, the lowest first, which cannot be removed from now on. Its

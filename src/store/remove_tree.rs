@@ -5,10 +5,11 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Dir, RenameFlags, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use crate::sys::directory;
 use crate::sys::files::open_directory_beneath;
 use crate::sys::mountinfo;
 
@@ -22,8 +23,7 @@ pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let path = parent.join(name);
     refuse_mounts(&path)?;
     let failed = |e: Errno| Error::io("removing", &path)(e);
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let parent = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed)?;
+    let parent = directory::open(parent)?;
     let top = open_directory_beneath(&parent, name).map_err(failed)?;
     let mut moved = 0_u64;
     // The next pass finds what was moved up.
@@ -123,6 +123,8 @@ fn move_up(dir: &OwnedFd, name: &CString, top: &OwnedFd, moved: &mut u64) -> Res
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]

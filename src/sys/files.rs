@@ -5,10 +5,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, fchmod, fchown, mkdirat, openat, openat2};
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, fchmod, fchown, openat2};
 use rustix::io::Errno;
 
 use super::Result;
+use super::directory::DirectoryEntry;
 use crate::error::Io;
 
 /// Creates a directory that only its user can traverse, and optionally the group of a container's
@@ -17,8 +18,8 @@ use crate::error::Io;
 ///
 /// # Errors
 /// [`Io`], also if something else exists there.
-pub fn make_private_directory(path: &Path, group: Option<Gid>) -> Result<()> {
-    make_directory(path, if group.is_some() { 0o710 } else { 0o700 }, group)
+pub fn make_private_directory(at: &DirectoryEntry, group: Option<Gid>) -> Result<OwnedFd> {
+    at.make_directory(if group.is_some() { 0o710 } else { 0o700 }, group)
 }
 
 /// Creates a directory with this mode, whatever the umask. An existing directory gets the same
@@ -27,14 +28,9 @@ pub fn make_private_directory(path: &Path, group: Option<Gid>) -> Result<()> {
 /// # Errors
 /// [`Io`], also if something else exists there.
 pub fn make_directory(path: &Path, mode: u32, group: Option<Gid>) -> Result<()> {
-    let failed = || Io::at("making the directory", path);
-    match mkdirat(CWD, path, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(failed()(e)),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir = openat(CWD, path, flags, Mode::empty()).map_err(failed())?;
-    set_mode(dir.as_fd(), mode, group).map_err(failed())
+    DirectoryEntry::at(path)?
+        .make_directory(mode, group)
+        .map(drop)
 }
 
 /// Sets mode and group, in an order that gives nobody access in between.

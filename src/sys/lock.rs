@@ -4,12 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::Result;
 use crate::error::Io;
+
+/// Pause between two tries to take a lock, for callers who cannot wait for it without bound.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How to lock a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,21 @@ impl Locks {
             if let Some(lock) = self.lock_with(name, Mode::Wait)? {
                 return Ok(lock);
             }
+        }
+    }
+
+    /// Waits for a lock, but no longer than `limit`; `None` if another process still holds it.
+    ///
+    /// # Errors
+    /// [`Io`].
+    pub fn lock_within(&self, name: &str, limit: Duration) -> Result<Option<Lock>> {
+        let begun = Instant::now();
+        loop {
+            let lock = self.try_lock(name)?;
+            if lock.is_some() || begun.elapsed() >= limit {
+                return Ok(lock);
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -169,7 +188,7 @@ mod tests {
                     for _ in 0..200 {
                         let _lock = locks.lock("a", || {}).unwrap();
                         most.fetch_max(inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-                        std::thread::sleep(std::time::Duration::from_micros(50));
+                        std::thread::sleep(Duration::from_micros(50));
                         inside.fetch_sub(1, Ordering::SeqCst);
                     }
                 });
@@ -180,7 +199,10 @@ mod tests {
         assert_eq!(locks.names().unwrap(), Vec::<String>::new());
         let held = locks.try_lock("b").unwrap().unwrap();
         assert!(locks.try_lock("b").unwrap().is_none());
+        let limit = Duration::from_millis(20);
+        assert!(locks.lock_within("b", limit).unwrap().is_none());
         drop(held);
+        assert!(locks.lock_within("b", limit).unwrap().is_some());
         assert!(locks.try_lock("b").unwrap().is_some());
     }
 }

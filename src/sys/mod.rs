@@ -4,6 +4,7 @@
 //! All unsafe code outside the format crate is in this module. Nothing here knows about images.
 
 pub mod descriptors;
+pub mod directory;
 pub mod extents;
 pub mod files;
 pub mod idmap;

@@ -4,23 +4,21 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fsync, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, fsync, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
+use super::Result;
+use super::directory::DirectoryEntry;
 use super::lock::{self, lock};
 
 /// Suffix of the name of an incomplete file.
 pub(crate) const UNFINISHED: &str = ".lxcri-fs-new";
 
-/// The name of a file until it is complete. It identifies what a killed process left.
-pub(crate) fn unfinished(path: &Path) -> PathBuf {
-    path.with_file_name(temporary(path.file_name().unwrap_or_default()))
-}
-
-fn temporary(name: &OsStr) -> OsString {
+/// The name of the file `name` until it is complete. It identifies what a killed process left.
+pub(crate) fn unfinished(name: &OsStr) -> OsString {
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(UNFINISHED);
@@ -44,7 +42,7 @@ impl Pending {
     /// The system's error; nothing is left then.
     pub(crate) fn write(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> io::Result<Self> {
         let dir = dir.try_clone_to_owned()?;
-        let temporary = temporary(name);
+        let temporary = unfinished(name);
         let file = begin(&dir, &temporary)?;
         let mut pending = Self {
             dir,
@@ -78,24 +76,13 @@ impl Drop for Pending {
     }
 }
 
-/// Replaces the file at a path, readable by its user alone.
+/// Replaces the file at a path, readable by its user alone. No other user can redirect the path.
 ///
 /// # Errors
-/// The system's error. The old file is unchanged then; or the new one is in place, if only syncing
-/// the directory failed.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let dir = openat(
-        CWD,
-        parent,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    Pending::write(dir.as_fd(), name, content)?.keep()
+/// [`Io`](crate::error::Io). The old file is unchanged then; or the new one is in place, if only
+/// syncing the directory failed.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    DirectoryEntry::at(path)?.replace(content)
 }
 
 /// Creates a new file of this name, locked. Removes one that a killed process left, and waits for a
@@ -152,6 +139,7 @@ fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> io::Result<bool> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -182,7 +170,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("record"), dir.path().join("other"));
         std::fs::write(&other, "other").unwrap();
-        let left = unfinished(&path);
+        let left = dir.path().join(unfinished(OsStr::new("record")));
         std::fs::hard_link(&other, &left).unwrap();
         replace(&path, b"one").unwrap();
         std::os::unix::fs::symlink(&other, &left).unwrap();

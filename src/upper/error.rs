@@ -299,6 +299,7 @@ impl Report for Error {
             Error::Refused { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "mounting an overlay takes root, or a user namespace of your own (`unshare -rm`)"
             }
+            Error::Io(e) => return e.hint(),
             _ => return None,
         };
         Some(hint.to_owned())

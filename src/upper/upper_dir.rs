@@ -1,13 +1,12 @@
 //! The place of an upper: a directory with `upper/` and `work/`.
 
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
     fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, mkdirat, mknodat, openat,
     renameat, unlinkat,
 };
@@ -16,6 +15,7 @@ use rustix::io::Errno;
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
 use crate::serve::shared::Hidden;
+use crate::sys::directory::{self, DirectoryEntry};
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::replace::UNFINISHED;
 use crate::sys::tmpfs;
@@ -117,17 +117,16 @@ impl UpperDir {
     pub fn open(upper: &Upper) -> Result<Self> {
         match upper {
             Upper::Dir(path) => {
-                if let Some(parent) = path.parent() {
-                    DirBuilder::new()
-                        .recursive(true)
-                        .mode(0o755)
-                        .create(parent)
-                        .map_err(Error::io("making the directory", parent))?;
-                }
-                make_directory(CWD, path, path)?;
-                Self::kept(path)
+                let dir = match directory::open(path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => make(path)?,
+                    other => other?,
+                };
+                Self::kept(path, &dir)
             }
-            Upper::Zfs { dataset, limits } => Self::kept(&dataset::ready(dataset, *limits)?),
+            Upper::Zfs { dataset, limits } => {
+                let path = dataset::ready(dataset, *limits)?;
+                Self::kept(&path, &directory::open(&path)?)
+            }
             Upper::Ephemeral { size } => {
                 let memory = in_memory(*size)?;
                 // The descriptor of a detached mount only serves to look up names.
@@ -143,11 +142,10 @@ impl UpperDir {
         }
     }
 
-    fn kept(path: &Path) -> Result<Self> {
-        let dir = openat(CWD, path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty())
-            .map_err(Error::io("opening", path))?;
-        let link = format!("/proc/self/fd/{}", dir.as_raw_fd());
-        let path = std::fs::read_link(link).map_err(Error::io("finding", path))?;
+    fn kept(path: &Path, found: &OwnedFd) -> Result<Self> {
+        let dir =
+            openat(found, ".", DIRECTORY, Mode::empty()).map_err(Error::io("opening", path))?;
+        let path = directory::path_of(dir.as_fd()).map_err(Error::io("finding", path))?;
         check_type(&path, dir.as_fd())?;
         Ok(Self {
             layout: Layout::in_place(path),
@@ -307,6 +305,14 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+
+/// Creates the directory of an upper, and those above it.
+fn make(path: &Path) -> Result<OwnedFd> {
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        directory::make_all(parent, Mode::from_raw_mode(0o755))?;
+    }
+    Ok(DirectoryEntry::at(path)?.make_directory(0o700, None)?)
+}
 
 /// Creates a private directory, unless it exists. Messages call it `path`.
 fn make_directory(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<()> {

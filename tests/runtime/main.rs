@@ -15,3 +15,4 @@ mod killed;
 mod lxc;
 mod oci;
 mod podman;
+mod races;

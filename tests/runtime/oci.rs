@@ -82,6 +82,19 @@ fn create_start_kill_delete_and_exit_codes() {
         $RUNTIME delete c
         lxcri_fs diff c | grep -qx 'A /up' || fail "$(lxcri_fs diff c)"
         lxcri_fs delete c
+        # The same where it writes elsewhere, which outlives it; not when another has that mounted.
+        lxcri_fs create c --image $IMAGE --bundle /run/b --upper /run/up
+        $RUNTIME create -b b c </dev/null >log 2>&1 || fail "$(cat log)"; $RUNTIME start c
+        for i in $(seq 100); do [ -e b/rootfs/up ] && break; sleep 0.1; done
+        lxcri_fs umount --lazy b/rootfs >/dev/null 2>&1; ! mountpoint -q b/rootfs
+        rc=0; lxcri_fs delete c 2>err || rc=$?
+        [ $rc = 6 ] && grep -q 'b/rootfs is in use by .*overlay' err || fail "$rc $(cat err)"
+        [ -e b/config.json ] && [ -e store/containers/c ] || fail "$(find b store)"
+        $RUNTIME kill c KILL
+        for i in $(seq 100); do $RUNTIME state c | grep -q stopped && break; sleep 0.1; done
+        $RUNTIME delete c; mkdir m; lxcri_fs mount $IMAGE --upper /run/up m
+        lxcri_fs delete c; [ -e m/up ] && lxcri_fs umount m || fail "$(ls -A up)"
+        [ -e up/upper/up ] && [ ! -e b ] || fail "$(find b up)"; rm -r up m
         lxcri_fs create d --image $IMAGE --bundle /run/d -- sh -c 'exit 7'
         rc=0; $RUNTIME run -b d d || rc=$?; [ $rc = 7 ] || fail "exit code $rc"
         lxcri_fs delete d; nothing_is_left"#,

@@ -5,8 +5,7 @@ use std::path::Path;
 use super::super::error::{Error, Result};
 use super::super::record::{ContainerRecord, State};
 use super::super::root_mount::{self, RootMount};
-use crate::store;
-use crate::zfs::recorded;
+use crate::store::{Name, Store};
 
 /// What LXC's environment variables say about the container.
 #[derive(Debug, Clone, Default)]
@@ -17,20 +16,28 @@ pub struct Facts {
     pub target: Option<String>,
 }
 
-/// Runs a hook of the container with this directory.
+/// Runs a hook of the container with this directory. No other process creates or deletes the
+/// container meanwhile.
 ///
 /// # Errors
-/// [`Error`]: LXC then does not start the container.
+/// [`Error`]: LXC then does not start the container. [`crate::store::Error::Locked`] if another
+/// process is at work on it for too long.
 pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
-    let record = match ContainerRecord::read(container) {
-        // Its dataset may not be mounted yet.
-        Ok(None) if recorded::reach_directory(container).map_err(store::Error::from)? => {
-            ContainerRecord::read(container)?
-        }
-        read => read?,
+    let found = Store::of_container(container)?;
+    let lock = |(store, name): &(Store, Name)| store.lock_container_soon(name.as_str());
+    let _lock = found.as_ref().map(lock).transpose()?;
+    let own = match &found {
+        Some((store, name)) => ContainerRecord::read(container)?
+            .map(|record| record.is_of(store, name).map(|own| (record, own)))
+            .transpose()?,
+        None => None,
     };
     match facts.hook.as_str() {
         "pre-start" | "pre-mount" => {
+            let record = match own {
+                Some((record, false)) => return Err(record.of_another()),
+                own => own.map(|(record, _)| record),
+            };
             let record = record.filter(|record| record.state == State::Ready);
             let record = record.ok_or_else(|| Error::Unfit {
                 what: format!(
@@ -43,14 +50,13 @@ pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
                         .into(),
                 ),
             })?;
-            RootMount::of(&record, container).mount()?;
-            root_mount::make_directory(&record.runtime.root(), &record.cwd, record.idmap.as_ref())
+            RootMount::of(&record, container).mount_ready(&record)
         }
-        "post-stop" => match record {
+        "post-stop" => match own {
             // The container starts again at once, and must find what it keeps in memory.
             Some(_) if facts.target.as_deref() == Some("reboot") => Ok(()),
-            Some(record) => root_mount::unmount_ended(&record.runtime.root()),
-            None => Ok(()),
+            Some((record, true)) => root_mount::unmount_ended(&record.runtime.root()),
+            _ => Ok(()),
         },
         other => Err(Error::Unfit {
             what: format!("LXC's hook {other:?} cannot mount or unmount anything"),

@@ -7,9 +7,10 @@ use oci_spec::runtime::State;
 
 use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
+use super::super::record::{self, ContainerRecord};
 use super::super::root_mount;
-use super::super::{bundle, create, delete, record};
-use crate::store::Store;
+use super::super::{bundle, create, delete};
+use crate::store::{self, Lock, Name, Store};
 use crate::sys::files;
 use crate::sys::mountinfo;
 
@@ -52,10 +53,14 @@ pub fn oci(
         Some(root) => root.to_owned(),
         None => root_of(state.bundle())?,
     };
+    let container = match Named::lock(&state, &root, store) {
+        Err(error @ Error::Store(store::Error::Locked { .. })) => return Err(error),
+        other => other,
+    };
     match moment {
         Moment::Stop => root_mount::unmount_ended(&root),
         Moment::Create if root_mount::is_served(&root)? => Ok(()),
-        Moment::Create if is_early(&state, &root) => mount_now(&state, &root, store),
+        Moment::Create if is_early(&state, &root) => mount_now(&state, &root, container?),
         Moment::Create => Err(Error::Unfit {
             what: format!(
                 "nothing is mounted on {}, and what this hook mounted would come too late for the \
@@ -101,12 +106,35 @@ fn is_early(state: &State, root: &Path) -> bool {
     untouched && (by_lxc || same && elsewhere)
 }
 
-fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) -> Result<()> {
-    let annotations = state.annotations().clone().unwrap_or_default();
-    if let Some(name) = annotations.get(create::CONTAINER) {
-        let (record, dir) = delete::find(&store()?, name)?;
-        // Anybody can set an annotation; it counts only in the bundle that was created for the
-        // container.
+/// The container that a bundle's annotation names, locked: no other process creates or deletes it
+/// meanwhile.
+struct Named {
+    record: ContainerRecord,
+    dir: PathBuf,
+    _lock: Lock,
+}
+
+impl Named {
+    /// Finds and locks the container; `None` without the annotation. Anybody can set an annotation;
+    /// it counts only in the bundle that was created for the container.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] in another bundle, or if the record is another container's;
+    /// [`Error::Store`].
+    fn lock(
+        state: &State,
+        root: &Path,
+        store: impl FnOnce() -> Result<Store>,
+    ) -> Result<Option<Self>> {
+        let annotations = state.annotations().as_ref();
+        let Some(name) = annotations.and_then(|all| all.get(create::CONTAINER)) else {
+            return Ok(None);
+        };
+        let (store, name) = (store()?, Name::new(name)?);
+        // A lock would create a store that does not exist.
+        delete::find_named(&store, &name)?;
+        let _lock = store.lock_container_soon(name.as_str())?;
+        let (record, dir) = delete::find_named(&store, &name)?;
         let own = record.runtime.root();
         let own = own.canonicalize().unwrap_or(own);
         if own != root {
@@ -116,13 +144,24 @@ fn mount_now(state: &State, root: &Path, store: impl FnOnce() -> Result<Store>) 
                 root.display()
             )));
         }
+        if !record.is_of(&store, &name)? {
+            return Err(record.of_another());
+        }
+        Ok(Some(Self { record, dir, _lock }))
+    }
+}
+
+fn mount_now(state: &State, root: &Path, container: Option<Named>) -> Result<()> {
+    if let Some(Named { record, dir, .. }) = &container {
         if record.state != record::State::Ready {
             return Err(Error::unfit(format!(
-                "container {name} is incomplete, or is being deleted"
+                "container {} is incomplete, or is being deleted",
+                record.name
             )));
         }
-        return root_mount::RootMount::of(&record, &dir).mount().map(drop);
+        return root_mount::RootMount::of(record, dir).mount().map(drop);
     }
+    let annotations = state.annotations().clone().unwrap_or_default();
     let wanted = Wanted::of(|name| annotations.get(name).map(String::as_str), root)?;
     let wanted = wanted.ok_or_else(|| Error::Unfit {
         what: format!(
