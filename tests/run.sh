@@ -22,7 +22,8 @@ wanted="
     qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
     sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
-    newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2"
+    newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
+    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -37,8 +38,8 @@ if [ $# -gt 0 ]; then
     exec cargo test --locked --no-fail-fast "${@/#/--test=}"
 fi
 # Not optimized: they are built faster than they would run.
-for tool in cargo-deny cargo-fuzz pjdfstest fsx; do
-    command -v $tool >/dev/null || cargo install --locked --quiet --debug $tool
+for tool in cargo-deny@0.20.2 cargo-fuzz@0.13.2 pjdfstest@0.2.2 fsx@0.3.2; do
+    command -v ${tool%@*} >/dev/null || cargo install --locked --quiet --debug $tool
 done
 
 vm=
@@ -63,6 +64,17 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo fetch --locked --quiet
 cargo deny --offline --all-features check --hide-inclusion-graph bans licenses sources
+
+step "The oldest Rust that will do, for arm64"
+if command -v rustup >/dev/null; then
+    oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    rustup toolchain install "$oldest" --profile minimal --target aarch64-unknown-linux-gnu
+    # A directory of its own: nothing of it is of use to the builds that follow.
+    cargo "+$oldest" check --workspace --locked --quiet --target aarch64-unknown-linux-gnu \
+        --target-dir target/oldest
+else
+    echo "Skipped: rustup, which installs it, is not here."
+fi
 
 step "Fuzzing, ${LXCRI_FS_FUZZ_SECONDS:-30} s a target"
 for target in fuzz/fuzz_targets/*.rs; do

@@ -88,7 +88,7 @@ pub(super) struct WriteArgs {
     /// as 10G
     #[arg(
         long,
-        value_name = "BYTES",
+        value_name = "SIZE",
         default_value_t = MAX_SIZE,
         value_parser = super::size::parse
     )]

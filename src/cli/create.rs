@@ -78,11 +78,11 @@ pub(super) struct CreateArgs {
     /// remove (default: in the store, removed with the container)
     #[arg(long, value_name = "UPPER", conflicts_with = "ephemeral")]
     upper: Option<String>,
-    /// Keep what the container writes in memory, at most BYTES such as 512M (default: half of the
+    /// Keep what the container writes in memory, at most SIZE, such as 512M (default: half of the
     /// memory), and discard it when the container stops
     #[arg(
         long,
-        value_name = "BYTES",
+        value_name = "SIZE",
         num_args = 0..=1,
         require_equals = true,
         value_parser = size::parse

@@ -61,11 +61,12 @@ pub(super) struct MountArgs {
     /// (default: unchanged)
     #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "upper")]
     pub reservation: Option<u64>,
-    /// Make the mount writable, keep what is written in memory, at most BYTES (default: half of the
-    /// memory), and discard it on unmount
+    /// Make the mount writable, keep what is written in memory, at most SIZE, such as 512M
+    /// (default: half of the memory), and discard it on unmount
     #[arg(
         long,
-        value_name = "BYTES",
+        value_name = "SIZE",
+        value_parser = size::parse,
         num_args = 0..=1,
         require_equals = true,
         conflicts_with_all = ["upper", "foreground"]
@@ -102,9 +103,9 @@ pub(super) struct MountArgs {
     /// key-file=, cache-size=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
-    /// Size of the cache for decoded content that cannot be read in pieces, in bytes (default:
-    /// 33554432)
-    #[arg(long, value_name = "BYTES")]
+    /// Size of the cache for decoded content that cannot be read in pieces, such as 64M (default:
+    /// 32M)
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub cache_size: Option<u64>,
     /// How many threads serve requests (default: one for each processor, at least 4 and at most 16)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -145,8 +146,7 @@ impl MountArgs {
                 "key-file" => self.secret.key_file = path(),
                 _ => {
                     self.cache_size = Some(
-                        option_text(name, value)?
-                            .parse()
+                        size::parse(&option_text(name, value)?)
                             .map_err(|_| bad_option(name, value))?,
                     )
                 }
