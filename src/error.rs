@@ -52,8 +52,17 @@ impl Io {
     /// Whether another user could redirect the path.
     pub fn is_untrusted(&self) -> bool {
         let source = self.source.get_ref();
-        source.is_some_and(|e| e.is::<crate::sys::directory::Untrusted>())
+        source.is_some_and(|e| e.is::<Untrusted>())
     }
+}
+
+/// A path leads through a symlink that another user may have created. It is the source of an
+/// [`Io`].
+#[derive(Debug, thiserror::Error)]
+#[error("it leads through {}, a symlink that another user could have created", name.display())]
+pub struct Untrusted {
+    /// The symlink's name.
+    pub(crate) name: PathBuf,
 }
 
 impl Report for Io {

@@ -1,17 +1,17 @@
 //! The FUSE adapter, which answers requests from a [`Rootfs`]. It keeps no state between two
 //! requests, so that any worker can answer any request.
 
+mod answer;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
-use bfc::rootfs::format::Inode;
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
@@ -20,12 +20,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{BLOCK, file_attr, file_type, negative};
+use super::attr::{BLOCK, file_type, may_have_lists};
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::error::chain;
-use crate::fs::{self, Order, ROOT, Rootfs, Step};
+use crate::fs::{ROOT, Rootfs};
 use crate::sys::idmap::in_user_namespace;
 
 /// Nothing ever changes, so the kernel may cache it for ever. (A century, because the kernel adds
@@ -36,14 +35,6 @@ const GENERATION: Generation = Generation(0);
 /// Largest read, bytes: two frames. The kernel cuts its read-ahead into as many requests, which are
 /// decoded at the same time (docs/PERFORMANCE.md).
 const MAX_READ: u32 = 128 << 10;
-/// How many different errors to log; further ones are only answered.
-const MAX_LOGGED: usize = 4096;
-/// For how many of them to search the path, which takes a walk of the tree.
-const MAX_SEARCHES: usize = 64;
-/// Most steps of a search, because the request waits for it.
-const MAX_SEARCHED: u32 = 1 << 20;
-/// Stands for the offset when an inode of unknown type is logged; no read begins there.
-const TYPE: u64 = u64::MAX;
 /// Entries `.` and `..` come before those of the image.
 const DOTS: u64 = 2;
 
@@ -71,9 +62,6 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Prefix of the names of access control lists.
-const ACL: &[u8] = b"system.posix_acl_";
-
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
     rootfs: Arc<Rootfs>,
@@ -85,28 +73,6 @@ pub(super) struct Adapter {
     /// Prefix of the attributes that overlayfs uses itself, which an image must not set.
     marks: &'static [u8],
 }
-
-/// Why a request fails.
-enum Refusal {
-    /// An error of the file system; damage is logged.
-    Fs(fs::Error),
-    /// An expected answer.
-    Errno(Errno),
-}
-
-impl From<fs::Error> for Refusal {
-    fn from(error: fs::Error) -> Self {
-        Refusal::Fs(error)
-    }
-}
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Self {
-        Refusal::Errno(errno)
-    }
-}
-
-type Answer<T> = Result<T, Refusal>;
 
 /// Prefix of the attributes that overlayfs uses itself on mounts of this process. A confined
 /// process cannot find this out.
@@ -137,124 +103,6 @@ impl Adapter {
             resends,
             marks,
         }
-    }
-
-    /// Runs `f`. A panic is a bug, but it only makes this request fail with EIO.
-    fn answer<T>(
-        &self,
-        op: Op,
-        req: &Request,
-        ino: INodeNo,
-        offset: u64,
-        f: impl FnOnce(u32) -> Answer<T>,
-    ) -> Result<T, Errno> {
-        let Ok(number) = u32::try_from(ino.0) else {
-            return Err(Errno::ESTALE);
-        };
-        let began = Instant::now();
-        let Ok(_in_hand) = self.in_hand.begin(req.unique().0) else {
-            tracing::error!(
-                op = op.name(),
-                ino = number,
-                offset,
-                "a request crashed several workers; answered it with an I/O error"
-            );
-            self.metrics.answered(op, ino.0, offset, began, true);
-            return Err(Errno::EIO);
-        };
-        let result = match catch_unwind(AssertUnwindSafe(|| f(number))) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(Refusal::Errno(errno))) => Err(errno),
-            Ok(Err(Refusal::Fs(error))) => Err(self.refuse(number, offset, &error)),
-            Err(_) => {
-                if self.log_number(number, offset).is_some() {
-                    tracing::error!(
-                        op = op.name(),
-                        ino = number,
-                        offset,
-                        "a request made the worker panic; answered it with an I/O error"
-                    );
-                }
-                Err(Errno::EIO)
-            }
-        };
-        self.metrics
-            .answered(op, ino.0, offset, began, matches!(result, Err(Errno::EIO)));
-        result
-    }
-
-    /// The errno of an error. Logs damage, once for each place.
-    fn refuse(&self, ino: u32, offset: u64, error: &fs::Error) -> Errno {
-        let errno = error.errno();
-        if errno == rustix::io::Errno::IO {
-            self.metrics.damaged();
-            if let Some(number) = self.log_number(ino, offset) {
-                let path = if number <= MAX_SEARCHES {
-                    self.path(ino)
-                } else {
-                    None
-                };
-                let path = path.unwrap_or_else(|| PathBuf::from("?"));
-                tracing::error!(ino, offset, path = %path.display(), "{}", chain(error));
-            }
-        }
-        Errno::from_i32(errno.raw_os_error())
-    }
-
-    /// The number of this error in the log, from 1; `None` if it was logged before, or if too many
-    /// were: an image must not fill the log.
-    fn log_number(&self, ino: u32, offset: u64) -> Option<usize> {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        (logged.len() < MAX_LOGGED && logged.insert((ino, offset))).then(|| logged.len())
-    }
-
-    /// A path of an inode, for messages. The section records the parent of a directory, but not the
-    /// names of a file, which a walk searches.
-    fn path(&self, wanted: u32) -> Option<PathBuf> {
-        let absolute = |path: &[u8]| Path::new("/").join(OsStr::from_bytes(path));
-        if let Ok(path) = self.rootfs.directory_path(wanted) {
-            return Some(absolute(&path));
-        }
-        let mut walk = self.rootfs.walk(ROOT, Order::Depth).ok()?;
-        for _ in 0..MAX_SEARCHED {
-            match walk.step() {
-                Ok(Some(Step::Enter(visit))) if visit.ino == wanted => {
-                    return Some(absolute(walk.path()));
-                }
-                Ok(None) => break,
-                // The search passes over what cannot be read.
-                Ok(Some(_)) | Err(_) => {}
-            }
-        }
-        None
-    }
-
-    fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
-        file_attr(ino, inode).ok_or_else(|| {
-            self.metrics.damaged();
-            if self.log_number(ino, TYPE).is_some() {
-                tracing::error!(ino, mode = inode.mode, "an inode of unknown type");
-            }
-            Errno::EIO.into()
-        })
-    }
-
-    fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
-        let (ino, inode) = match name {
-            // NFS and overlayfs ask for these when they return with a file handle. The kernel calls
-            // what they find `/` until it is looked up by its own name, and revalidates it under
-            // that name.
-            b"." | b"/" => (parent, self.rootfs.inode(parent)?),
-            b".." => {
-                let ino = self.rootfs.parent(parent)?;
-                (ino, self.rootfs.inode(ino)?)
-            }
-            _ => match self.rootfs.lookup(parent, name)? {
-                Some(found) => found,
-                None => return Ok(negative()),
-            },
-        };
-        self.attr(ino, &inode)
     }
 }
 
@@ -734,23 +582,6 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
     }
-}
-
-/// Whether an inode may have an access control list that the kernel must enforce. An image with
-/// many inodes with attributes does not list them; then it is unknown.
-fn may_have_lists(rootfs: &Rootfs) -> bool {
-    if !rootfs.has_xattrs() {
-        return false;
-    }
-    let Ok(Some(entries)) = rootfs.xattr_entries() else {
-        return true;
-    };
-    let has = |ino| {
-        rootfs
-            .xattr_names(ino)
-            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
-    };
-    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 
 /// `size` is the length of the caller's buffer; 0 requests the length that it needs.

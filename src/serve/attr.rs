@@ -6,6 +6,8 @@ use bfc::format::{S_IFMT, S_IFREG};
 use bfc::rootfs::format::Inode;
 use fuser::{FileAttr, FileType, INodeNo};
 
+use crate::fs::{ROOT, Rootfs};
+
 /// Block size for stat(2).
 pub(super) const BLOCK: u32 = 4096;
 /// Size of a directory for stat(2), as on ext4.
@@ -107,6 +109,26 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
 /// The 32-bit device number of the FUSE protocol: 12 bits of major number, 20 of minor.
 fn encode_dev(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// Prefix of the names of access control lists.
+const ACL: &[u8] = b"system.posix_acl_";
+
+/// Whether an inode may have an access control list that the kernel must enforce. An image with
+/// many inodes with attributes does not list them; then it is unknown.
+pub(super) fn may_have_lists(rootfs: &Rootfs) -> bool {
+    if !rootfs.has_xattrs() {
+        return false;
+    }
+    let Ok(Some(entries)) = rootfs.xattr_entries() else {
+        return true;
+    };
+    let has = |ino| {
+        rootfs
+            .xattr_names(ino)
+            .map_or(true, |names| names.iter().any(|name| name.starts_with(ACL)))
+    };
+    has(ROOT) || entries.iter().any(|entry| has(entry.ino))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::Result;
 use super::files::set_mode;
 use super::idmap::in_user_namespace;
 use super::replace;
-use crate::error::Io;
+use crate::error::{Io, Untrusted};
 
 /// Opens a directory without a request to its file system, which may be dead.
 const FIND: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -37,15 +37,6 @@ const OVERFLOW_UID: u32 = 65534;
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o002;
 const FINDING: &str = "finding the directory";
-
-/// A path leads through a symlink that another user may have created. It is the source of an
-/// [`Io`].
-#[derive(Debug, thiserror::Error)]
-#[error("it leads through {}, a symlink that another user could have created", name.display())]
-pub struct Untrusted {
-    /// The symlink's name.
-    name: PathBuf,
-}
 
 /// A name in a directory that was opened once.
 #[derive(Debug, Clone)]
@@ -155,7 +146,7 @@ impl DirectoryEntry {
         Ok(dir)
     }
 
-    /// Replaces the file of this name, readable by its user alone; see [`replace::Pending`].
+    /// Replaces the file of this name, readable by its user alone; see `sys::replace`.
     ///
     /// # Errors
     /// [`Io`].
