@@ -27,11 +27,13 @@ use crate::upper::{self, Upper};
 /// use lxcri_fs::image::Mount;
 /// use lxcri_fs::serve::unmount::unmount;
 ///
-/// // Mounting starts this program again, as the processes that serve the mount. if let Some(code)
-/// = lxcri_fs::run_as_daemon() { std::process::exit(code.into()); }
-/// Mount::of(Path::new("debian.bfc"))?.at(Path::new("/mnt"))?; println!("{}",
-/// std::fs::read_to_string("/mnt/etc/debian_version")?); unmount(Path::new("/mnt"),
-/// Default::default())?;
+/// // Mounting starts this program again, as the processes that serve the mount.
+/// if let Some(code) = lxcri_fs::run_as_daemon() {
+///     std::process::exit(code.into());
+/// }
+/// Mount::of(Path::new("debian.bfc"))?.at(Path::new("/mnt"))?;
+/// println!("{}", std::fs::read_to_string("/mnt/etc/debian_version")?);
+/// unmount(Path::new("/mnt"), Default::default())?;
 /// # Ok(())
 /// # }
 /// ```
