@@ -20,8 +20,8 @@ use super::error::{Error, Result};
 use super::record::ImageRecord;
 use super::root_mount::{RootMount, Writable};
 use crate::store::{self, Config, Store};
-use crate::sys::files;
 use crate::sys::idmap::IdMap;
+use crate::sys::{directory, files};
 use crate::upper;
 use crate::zfs::recorded;
 
@@ -207,7 +207,7 @@ fn make_upper(place: &Path) -> Result<()> {
         Err(e) => return Err(Error::io("making the directory", top)(e)),
     }
     let dir = own_directory(top, "opening")?;
-    files::set_mode(dir.as_fd(), 0o700, None).map_err(Error::io("setting the mode of", top))?;
+    directory::set_mode(dir.as_fd(), 0o700, None).map_err(Error::io("setting the mode of", top))?;
     match mkdirat(&dir, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => return Err(Error::io("making the directory", place)(e)),

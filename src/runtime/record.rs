@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use crate::fs::paths;
 use crate::store::{self, Store};
+use crate::sys::directory::replace;
 use crate::sys::files;
 use crate::sys::idmap::IdMap;
-use crate::sys::replace::replace;
 
 /// Its name in the container's directory.
 pub const FILE: &str = "container.json";

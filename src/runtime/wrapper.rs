@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::{bundle, inject, roots};
+use crate::sys::directory::replace;
 use crate::sys::files;
-use crate::sys::replace::replace;
 
 /// The runtimes to look for, in this order.
 const KNOWN: [&str; 2] = ["crun", "runc"];

@@ -24,8 +24,8 @@ use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
 use super::remove_tree::remove_tree;
+use crate::sys::directory::replace;
 use crate::sys::extents::{self, Usage};
-use crate::sys::replace::replace;
 
 /// Directory of the containers.
 const CONTAINERS: &str = "containers";

@@ -12,13 +12,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, Gid, Mode, OFlags, ResolveFlags, Stat, fstat, mkdirat, openat, openat2,
-    readlinkat, unlinkat,
+    AtFlags, CWD, Dir, Gid, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, fstat, mkdirat,
+    openat, openat2, readlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::Result;
-use super::files::set_mode;
 use super::idmap::in_user_namespace;
 use super::replace;
 use crate::error::{Io, Untrusted};
@@ -180,6 +179,27 @@ impl DirectoryEntry {
             Err(e) => Err(Io::at("removing", &self.path)(e)),
         }
     }
+}
+
+/// Replaces the file at a path, readable by its user alone. No other user can redirect the path.
+///
+/// # Errors
+/// [`Io`]. The old file is unchanged then; or the new one is in place, if only
+/// syncing the directory failed.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    DirectoryEntry::at(path)?.replace(content)
+}
+
+/// Sets mode and group, in an order that gives nobody access in between.
+///
+/// # Errors
+/// The system's error.
+pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(), Errno> {
+    if let Some(group) = group {
+        fchmod(file, Mode::from_raw_mode(mode & 0o700))?;
+        fchown(file, None, Some(group))?;
+    }
+    fchmod(file, Mode::from_raw_mode(mode))
 }
 
 /// The path of a descriptor in /proc, which leads to the opened file even if it was moved.
@@ -375,5 +395,41 @@ mod tests {
         assert!(!file.remove_file().unwrap() && !below.remove_directory().unwrap());
         assert!(is_empty(std::fs::File::open(top.join("moved")).unwrap()).unwrap());
         assert!(is_empty(std::fs::File::open(top.join("elsewhere")).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_file_is_whole_whoever_writes_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record.json");
+        let contents: Vec<Vec<u8>> = (0..4_u8).map(|i| vec![b'a' + i; 10_000]).collect();
+        std::thread::scope(|scope| {
+            for content in &contents {
+                scope.spawn(|| (0..50).for_each(|_| replace(&path, content).unwrap()));
+            }
+            for _ in 0..200 {
+                let found = std::fs::read(&path);
+                assert!(found.is_err() || contents.contains(&found.unwrap()));
+            }
+        });
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn what_was_left_is_removed_and_never_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("record"), dir.path().join("other"));
+        std::fs::write(&other, "other").unwrap();
+        let left = dir.path().join(replace::unfinished(OsStr::new("record")));
+        std::fs::hard_link(&other, &left).unwrap();
+        replace(&path, b"one").unwrap();
+        symlink(&other, &left).unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), b"other");
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert!(!left.exists());
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, fchmod, fchown, openat2};
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
 use super::Result;
@@ -31,18 +31,6 @@ pub fn make_directory(path: &Path, mode: u32, group: Option<Gid>) -> Result<()> 
     DirectoryEntry::at(path)?
         .make_directory(mode, group)
         .map(drop)
-}
-
-/// Sets mode and group, in an order that gives nobody access in between.
-///
-/// # Errors
-/// The system's error.
-pub fn set_mode(file: BorrowedFd<'_>, mode: u32, group: Option<Gid>) -> Result<(), Errno> {
-    if let Some(group) = group {
-        fchmod(file, Mode::from_raw_mode(mode & 0o700))?;
-        fchown(file, None, Some(group))?;
-    }
-    fchmod(file, Mode::from_raw_mode(mode))
 }
 
 /// Opens a directory in another one, to list it and to reach its entries. Fails for a symlink or a

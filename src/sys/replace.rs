@@ -5,13 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, fsync, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::Result;
-use super::directory::DirectoryEntry;
 use super::lock::{self, lock};
 
 /// Suffix of the name of an incomplete file.
@@ -76,15 +73,6 @@ impl Drop for Pending {
     }
 }
 
-/// Replaces the file at a path, readable by its user alone. No other user can redirect the path.
-///
-/// # Errors
-/// [`Io`](crate::error::Io). The old file is unchanged then; or the new one is in place, if only
-/// syncing the directory failed.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    DirectoryEntry::at(path)?.replace(content)
-}
-
 /// Creates a new file of this name, locked. Removes one that a killed process left, and waits for a
 /// process that is writing one. Never writes to an existing file.
 fn begin(dir: &OwnedFd, name: &OsStr) -> io::Result<File> {
@@ -140,45 +128,8 @@ fn is_named(dir: &OwnedFd, name: &OsStr, file: &File) -> io::Result<bool> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-
-    #[test]
-    fn a_file_is_whole_whoever_writes_at_the_same_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record.json");
-        let contents: Vec<Vec<u8>> = (0..4_u8).map(|i| vec![b'a' + i; 10_000]).collect();
-        std::thread::scope(|scope| {
-            for content in &contents {
-                scope.spawn(|| (0..50).for_each(|_| replace(&path, content).unwrap()));
-            }
-            for _ in 0..200 {
-                let found = std::fs::read(&path);
-                assert!(found.is_err() || contents.contains(&found.unwrap()));
-            }
-        });
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-    }
-
-    #[test]
-    fn what_was_left_is_removed_and_never_written_to() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, other) = (dir.path().join("record"), dir.path().join("other"));
-        std::fs::write(&other, "other").unwrap();
-        let left = dir.path().join(unfinished(OsStr::new("record")));
-        std::fs::hard_link(&other, &left).unwrap();
-        replace(&path, b"one").unwrap();
-        std::os::unix::fs::symlink(&other, &left).unwrap();
-        replace(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&other).unwrap(), b"other");
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert!(!left.exists());
-    }
 
     #[test]
     fn what_is_not_kept_is_gone() {
