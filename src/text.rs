@@ -21,6 +21,11 @@ pub fn is_unseen(c: char) -> bool {
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
+/// Bytes in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Escapes every [`is_unseen`] character of a message as Rust does: `\n`, `\u{1b}`. Escaping twice
 /// gives the same as escaping once.
 pub fn neutral(text: &str) -> Cow<'_, str> {

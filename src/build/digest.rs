@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::text::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -35,7 +36,7 @@ impl Digest {
 
     /// The hexadecimal digits alone: a blob's file name.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|b| format!("{b:02x}")).collect()
+        hex(&self.0)
     }
 }
 

@@ -9,13 +9,14 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{hex, json, say, size};
+use super::output::{json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::build::{self, MAX_SIZE, Platform};
 use crate::image::{self, Build, Made};
 use crate::store::{self, Reference};
+use crate::text::hex;
 
 /// Build an image from a directory, an OCI image, an archive, or an image in a registry
 ///

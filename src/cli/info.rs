@@ -9,11 +9,12 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::confine;
-use super::output::{hex, json, lines, printable, size};
+use super::output::{json, lines, printable, size};
 use super::store::StoreArgs;
 use crate::fs::{self, ImageOptions, tree_of_index};
 use crate::serve::confine::Kept;
 use crate::store::graph;
+use crate::text::hex;
 
 /// Show an image's format, size, compression and layers
 ///

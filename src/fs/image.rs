@@ -13,6 +13,7 @@ use bfc::{Container, Key, Secret};
 
 use super::error::{Error, Result};
 use super::v1::tree_of_index;
+use crate::text::hex;
 
 /// Frame length of sections that are built in memory, binary logarithm.
 pub(super) const FRAME_LOG2: u8 = 17;
@@ -184,11 +185,7 @@ pub(super) fn check_digest(images: &[OpenImage], wanted: &str) -> Result<()> {
             "a root digest, which a plain v1 image does not have".into(),
         )));
     };
-    let found: String = locator
-        .root_digest
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let found = hex(&locator.root_digest);
     let wanted = wanted.trim_start_matches("blake3:").to_ascii_lowercase();
     if found == wanted {
         Ok(())

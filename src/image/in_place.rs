@@ -1,6 +1,5 @@
 //! Appends layers to the file of an image.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
@@ -9,7 +8,7 @@ use super::sources::{Sources, total};
 use crate::build::{self, AppendOptions, Built};
 use crate::runtime::record::ContainerRecord;
 use crate::serve::overview;
-use crate::store::Store;
+use crate::store::{Store, file_id};
 
 /// An image whose file may be changed: it is not in the store, and no other upper belongs to it.
 #[derive(Debug)]
@@ -58,8 +57,8 @@ impl InPlace {
 
 /// The uppers over an image except `own`, of mounts and of containers in the store. Sorted.
 fn uppers_on(store: &Store, image: &Path, own: Option<&Path>) -> Result<Vec<String>> {
-    let id = |path: &Path| path.metadata().ok().map(|m| (m.dev(), m.ino()));
-    let is_it = |path: &Path| id(path).is_some() && id(path) == id(image);
+    let id = file_id(image);
+    let is_it = |path: &Path| id.is_some() && file_id(path) == id;
     let mut uppers: Vec<String> = Vec::new();
     for mounted in overview::all()? {
         if !mounted

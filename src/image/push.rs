@@ -14,6 +14,7 @@ use crate::registry::artifact::Artifact;
 use crate::registry::push::{self, Target, Upload, UploadContent};
 use crate::registry::{Reference, Registries, pull};
 use crate::store::StoredImage;
+use crate::text::hex;
 
 /// A request to push an image.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Push<'_> {
         let artifact = Artifact {
             digest: upload.digest,
             size: upload.size,
-            root_digest: locator.map(|l| format!("blake3:{}", blake3_hex(l.root_digest))),
+            root_digest: locator.map(|l| format!("blake3:{}", hex(&l.root_digest))),
         };
         let title = path.file_name().unwrap_or_default().to_string_lossy();
         let uploads = [upload, push::empty_config()];
@@ -105,10 +106,6 @@ impl Push<'_> {
             .map(|name| name.repository().to_owned())
             .find(|other| other != self.reference.repository())
     }
-}
-
-fn blake3_hex(digest: [u8; 32]) -> String {
-    blake3::Hash::from_bytes(digest).to_hex().to_string()
 }
 
 /// Makes the layers that the registry does not have.

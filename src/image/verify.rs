@@ -2,6 +2,7 @@
 
 use super::events::Events;
 use crate::fs::{self, Rootfs};
+use crate::text::hex;
 
 /// The result of a check.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub fn verify(rootfs: &Rootfs, known: Option<&str>, events: &dyn Events) -> Veri
     let found = fs::verify(rootfs, &|n| events.done(n));
     let container = rootfs.containers().next();
     let locator = container.and_then(|container| container.locator().ok().flatten());
-    let digest = locator.map(|l| blake3::Hash::from_bytes(l.root_digest).to_hex());
+    let digest = locator.map(|l| hex(&l.root_digest));
     let other_than = known.filter(|known| digest.as_deref() != Some(known));
     Verified {
         found,

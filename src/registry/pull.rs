@@ -16,6 +16,7 @@ use super::session::{Manifest, Session};
 use super::{Reference, Registries};
 use crate::build::sources::{self, Documents, SourceImage, SourceLayer};
 use crate::build::{self, Digest, Mismatch, Output, Platform};
+use crate::text::hex;
 use crate::{fs, reference};
 
 /// How to pull.
@@ -220,12 +221,7 @@ impl RemoteFile {
         };
         let container = bfc::Container::open(Arc::new(file)).map_err(failed)?;
         let locator = container.locator().map_err(failed)?;
-        let found = locator.map(|l| {
-            l.root_digest
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect::<String>()
-        });
+        let found = locator.map(|l| hex(&l.root_digest));
         match (&self.artifact.root_digest, found) {
             (Some(wanted), found)
                 if Some(wanted.trim_start_matches("blake3:")) != found.as_deref() =>

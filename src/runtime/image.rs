@@ -8,6 +8,7 @@ use super::rootpath;
 use super::user::{self, User};
 use crate::build::{Digest, Platform};
 use crate::fs::Rootfs;
+use crate::text::hex;
 
 /// Longest passwd or group that is read, bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
@@ -76,15 +77,7 @@ impl<'a> ContainerImage<'a> {
         let mut root_digest = None;
         for container in rootfs.containers() {
             let locator = container.locator().map_err(failed)?;
-            root_digest = locator.map(|l| {
-                format!(
-                    "blake3:{}",
-                    l.root_digest
-                        .iter()
-                        .map(|b| format!("{b:02x}"))
-                        .collect::<String>()
-                )
-            });
+            root_digest = locator.map(|l| format!("blake3:{}", hex(&l.root_digest)));
         }
         let image = Self {
             rootfs,
@@ -142,15 +135,7 @@ impl<'a> ContainerImage<'a> {
                 image: path,
                 source,
             })?;
-        let found = layers.iter().map(|l| {
-            format!(
-                "sha256:{}",
-                l.diff_id
-                    .iter()
-                    .map(|b| format!("{b:02x}"))
-                    .collect::<String>()
-            )
-        });
+        let found = layers.iter().map(|l| format!("sha256:{}", hex(&l.diff_id)));
         let said = self.config.rootfs().diff_ids();
         if found.eq(said.iter().cloned()) {
             return Ok(());

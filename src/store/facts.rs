@@ -15,6 +15,7 @@ use super::error::{Error, Result};
 use super::reference::Reference;
 use crate::build::Digest;
 use crate::fs;
+use crate::text::hex;
 
 /// The facts of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,11 +111,7 @@ impl Facts {
         };
         Ok(Self {
             refs: Vec::new(),
-            root_digest: locator
-                .root_digest
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect(),
+            root_digest: hex(&locator.root_digest),
             manifest_digest: (!manifest.is_empty()).then(|| Digest::of(&manifest)),
             created: Timestamp::try_from(created).unwrap_or(Timestamp::UNIX_EPOCH),
             layers,

@@ -36,6 +36,7 @@ pub use new_image::{NewImage, Published};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 
+pub(crate) use self::uses::file_id;
 use self::zfs::ZfsStore;
 use crate::build::Digest;
 use crate::zfs::Dataset;

@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::Error;
 use super::reference::Reference;
+use crate::text::hex;
 
 /// Longest name, bytes. ZFS allows 255 for the whole name with all parents and a snapshot; a
 /// directory allows 255 for the file in it.
@@ -68,11 +69,7 @@ impl Name {
         let mut name = escape(reference.familiar());
         let room = MAX_NAME - suffix.len();
         if name.len() > room {
-            let hash: String = Sha256::digest(reference.as_str())
-                .iter()
-                .take(HASH / 2)
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let hash = hex(&Sha256::digest(reference.as_str())[..HASH / 2]);
             name.truncate(room - HASH - 2);
             // Do not cut an escape.
             while name.rfind('_').is_some_and(|at| name.len() - at < 3) {

@@ -90,7 +90,7 @@ impl Store {
 }
 
 /// The identity of a file; `None` if it does not exist.
-pub(super) fn file_id(path: &Path) -> Option<(u64, u64)> {
+pub(crate) fn file_id(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 

@@ -18,6 +18,7 @@ pub use crate::build::sources::upper::Marks;
 use crate::fs::{self, paths};
 use crate::sys::idmap::{IdMap, in_user_namespace};
 use crate::sys::{kernel, replace};
+use crate::text::hex;
 use crate::zfs::recorded;
 
 /// Name of the record in an upper's directory.
@@ -298,7 +299,6 @@ pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
         .try_clone()
         .map_err(Error::io("opening the image", path))?;
     let container = Container::open(Arc::new(source)).map_err(failed)?;
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let digest = match container.locator().map_err(failed)? {
         Some(locator) => format!("blake3:{}", hex(&locator.root_digest)),
         None => format!("uuid:{}", hex(&container.header().uuid)),

@@ -574,6 +574,7 @@ fn images_with_the_other_crc_flavour_are_read() {
 fn content_larger_than_the_cache_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = golden("zstd.bfc").display().to_string();
+    drop(Mounted::new(&["-o", "cache-size=1M", &path], dir.path()));
     let _mounted = Mounted::new(&["--cache-size", "1000", &path], dir.path());
     let expected = run(Command::new("sha256sum").arg(dir.path().join("tree/blob/mixed")));
     std::thread::scope(|scope| {

@@ -199,8 +199,8 @@ fn copy_up_keeps_inode_number_owner_mode_capabilities_and_attributes() {
 #[test]
 fn an_ephemeral_upper_has_the_given_size_and_leaves_nothing() {
     let fixture = Fixture::new();
-    {
-        let _mounted = fixture.mount(&["--ephemeral=2000000"], "merged");
+    for size in ["--ephemeral=2000000", "--ephemeral=2M"] {
+        let _mounted = fixture.mount(&[size], "merged");
         let merged = fixture.path("merged");
         sh(&merged, "echo hello > new; cat new file");
         let full = Command::new("dd")
