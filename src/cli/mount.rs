@@ -282,7 +282,7 @@ fn limited(upper: Upper, args: &MountArgs) -> Result<Upper, Error> {
         }),
         other if quota.is_none() && reservation.is_none() => Ok(other),
         _ => Err(Error::Other {
-            message: "only an upper on ZFS can have a quota or a reservation".to_owned(),
+            message: "only an upper in a ZFS dataset can have a quota or a reservation".to_owned(),
             hint: Some("use --upper zfs:POOL/DATASET".to_owned()),
             exit: Exit::Usage,
         }),
