@@ -6,9 +6,12 @@ mod common;
 #[path = "common/killer.rs"]
 mod killer;
 
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::mounts::{
@@ -70,63 +73,108 @@ fn stats_return_when_a_stopped_worker_continues() {
 
 #[test]
 fn a_request_that_crashes_two_workers_is_an_error_only_for_its_reader() {
-    let deaths = read_what_ends_workers(Death::Crash);
-    // The kernel asks once more for a page that it could not read ahead, so these are two requests.
-    // What the worker reads ahead by itself may crash as well.
-    assert!((2..=6).contains(&deaths), "{deaths}");
+    let bad = Bad::new(Death::Crash);
+    bad.is_an_error_at(0);
+    // The kernel asks once more for a page that it could not read ahead, so these are two requests,
+    // each of two crashes. What a worker reads ahead by itself may crash before each.
+    let deaths = bad.deaths();
+    assert!((2..=8).contains(&deaths), "{deaths}");
+    // Ten crashes in a row would be the end, if nothing explained them.
+    for page in 1..PAGES {
+        bad.is_an_error_at(page);
+    }
+    assert!(bad.deaths() > 10);
+    bad.is_the_only_one();
 }
 
 #[test]
 fn a_request_that_repeatedly_kills_workers_is_an_error_only_for_its_reader() {
-    let deaths = read_what_ends_workers(Death::Kill);
-    assert!((4..20).contains(&deaths), "{deaths}");
+    let bad = Bad::new(Death::Kill);
+    bad.is_an_error_at(0);
+    // As above, with eight for each request.
+    let deaths = bad.deaths();
+    assert!((8..=32).contains(&deaths), "{deaths}");
+    bad.is_the_only_one();
 }
 
-/// Reads a file that ends every worker that reads it, and others. How many workers it ended.
-fn read_what_ends_workers(death: Death) -> u32 {
-    let (temp, _, [slow, dir]) = setup();
-    let source = temp.path().join("source");
-    std::fs::create_dir(&source).unwrap();
-    // Content that is stored as it is can be found in the image; one page is one request.
-    let random = |seed: &str| {
-        let mut bytes = vec![0; 4_000];
-        blake3::Hasher::new()
-            .update(seed.as_bytes())
-            .finalize_xof()
-            .fill(&mut bytes);
-        bytes
-    };
-    for name in ["bad", "good", "another"] {
-        std::fs::write(source.join(name), random(name)).unwrap();
+/// How many pages the bad file has.
+const PAGES: u64 = 12;
+
+/// A mount with a file that ends every worker that reads it, and others.
+struct Bad {
+    // In this order they end.
+    mounted: Mounted,
+    _slow: fuser::BackgroundSession,
+    image: PathBuf,
+    killed: Arc<AtomicU32>,
+    _temp: tempfile::TempDir,
+}
+
+impl Bad {
+    fn new(death: Death) -> Self {
+        let (temp, _, [slow, dir]) = setup();
+        let source = temp.path().join("source");
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("bad"), random("bad", PAGES * 4096)).unwrap();
+        for name in ["good", "another"] {
+            std::fs::write(source.join(name), random(name, 4_000)).unwrap();
+        }
+        let built = temp.path().join("built.bfc");
+        run(lxcri_fs()
+            .arg("build")
+            .arg(format!("dir:{}", source.display()))
+            .arg("-o")
+            .arg(&built));
+        let bytes = std::fs::read(&built).unwrap();
+        // Content that is stored as it is can be found in the image.
+        let at = bytes
+            .windows(64)
+            .position(|w| w == random("bad", 64))
+            .unwrap() as u64;
+        let (session, killed) = Killer::mount(bytes, at..at + PAGES * 4096, death, &slow);
+        let image = slow.join("image.bfc");
+        let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+        Self {
+            mounted,
+            _slow: session,
+            image,
+            killed,
+            _temp: temp,
+        }
     }
-    let built = temp.path().join("built.bfc");
-    run(lxcri_fs()
-        .arg("build")
-        .arg(format!("dir:{}", source.display()))
-        .arg("-o")
-        .arg(&built));
-    let bytes = std::fs::read(&built).unwrap();
-    let at = bytes
-        .windows(64)
-        .position(|w| w == &random("bad")[..64])
-        .unwrap() as u64;
-    let (session, killed) = Killer::mount(bytes, at..at + 4_000, death, &slow);
-    let image = slow.join("image.bfc");
-    let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
-    let error = std::fs::read(dir.join("bad")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    let deaths = killed.load(Ordering::Relaxed);
-    for name in ["good", "another"] {
-        assert_eq!(std::fs::read(dir.join(name)).unwrap(), random(name));
+
+    fn is_an_error_at(&self, page: u64) {
+        let file = File::open(self.mounted.0.join("bad")).unwrap();
+        let error = file.read_at(&mut [0; 4096], page * 4096).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(5), "{error}");
     }
-    let row = row_of(&image);
-    assert!(
-        row["failed"].is_null() && pid(&row, "restarts") > 0,
-        "{row}"
-    );
-    drop(mounted);
-    drop(session);
-    deaths
+
+    fn deaths(&self) -> u32 {
+        self.killed.load(Ordering::Relaxed)
+    }
+
+    fn is_the_only_one(&self) {
+        for name in ["good", "another"] {
+            assert_eq!(
+                std::fs::read(self.mounted.0.join(name)).unwrap(),
+                random(name, 4_000)
+            );
+        }
+        let row = row_of(&self.image);
+        assert!(
+            row["failed"].is_null() && pid(&row, "restarts") > 0,
+            "{row}"
+        );
+    }
+}
+
+fn random(seed: &str, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap()];
+    blake3::Hasher::new()
+        .update(seed.as_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
 }
 
 #[test]

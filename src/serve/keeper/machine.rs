@@ -347,7 +347,7 @@ impl Machine {
             Some(since) if now.duration_since(since) >= HUNG && wanted && self.replaceable => {
                 let mut actions = vec![Action::Replace];
                 self.departed += 1;
-                self.suspects.ended(in_hand, &End::Dying);
+                self.suspect(in_hand, &End::Dying);
                 actions.extend(self.after(
                     now,
                     &End::Dying,
@@ -381,10 +381,18 @@ impl Machine {
             // The cause may not have been a request: the next worker does not decode ahead.
             self.suspects.do_not_push();
         } else {
-            self.suspects.ended(in_hand, &end);
+            self.suspect(in_hand, &end);
         }
         actions.extend(self.after(now, &end, why));
         actions
+    }
+
+    /// Records what was in hand when a worker ended. Many bad requests, one after the other, must
+    /// not end the mount for the users of all others.
+    fn suspect(&mut self, in_hand: &[u64], end: &End) {
+        if self.suspects.ended(in_hand, end) {
+            self.restarts.explained();
+        }
     }
 
     /// Decides what follows the end of a worker.

@@ -64,6 +64,12 @@ impl Restarts {
         self.started = now;
     }
 
+    /// A request is known to have ended the workers, and ends no more: the next starts without a
+    /// delay, and its deaths are counted anew.
+    pub(super) fn explained(&mut self) {
+        (self.crashes, self.kills) = (0, 0);
+    }
+
     /// The worker died, or could not be started. How long to wait before the next; `None` to give
     /// up.
     pub(super) fn died(&mut self, now: Instant, end: &End) -> Option<Duration> {

@@ -37,8 +37,10 @@ pub(super) struct Suspects {
 }
 
 impl Suspects {
-    /// A worker ended while these requests were in hand.
-    pub(super) fn ended(&mut self, in_hand: &[u64], end: &End) {
+    /// A worker ended while these requests were in hand. Whether one of them will be refused from
+    /// now on.
+    pub(super) fn ended(&mut self, in_hand: &[u64], end: &End) -> bool {
+        let mut found = false;
         for &unique in in_hand {
             let known = self
                 .requests
@@ -50,16 +52,19 @@ impl Suspects {
                 crashes: 0,
                 kills: 0,
             });
+            let was_refused = suspect.is_refused();
             if end.is_crash() {
                 suspect.crashes += 1
             } else {
                 suspect.kills += 1
             }
+            found |= suspect.is_refused() && !was_refused;
             self.requests.push_back(suspect);
         }
         let surplus = self.requests.len().saturating_sub(MAX_SUSPECTS);
         self.requests.drain(..surplus);
         self.no_push = false;
+        found
     }
 
     /// A worker crashed while it was decoding ahead of requests.
@@ -91,7 +96,7 @@ mod tests {
     fn a_request_that_has_ended_two_workers_is_refused_and_the_others_are_not() {
         let crashed = End::Status(ExitStatus::from_raw(6));
         let mut suspects = Suspects::default();
-        suspects.ended(&[2, 4, 6], &crashed);
+        assert!(!suspects.ended(&[2, 4, 6], &crashed));
         assert_eq!(
             (
                 suspects.precautions().refused,
@@ -99,7 +104,7 @@ mod tests {
             ),
             (vec![], vec![2, 4, 6])
         );
-        suspects.ended(&[4, 8], &crashed);
+        assert!(suspects.ended(&[4, 8], &crashed));
         assert_eq!(
             (
                 suspects.precautions().refused,
