@@ -51,7 +51,7 @@ impl Death {
                     .rsplit(' ')
                     .next()
                     .and_then(|n| u64::from_str_radix(n.trim_start_matches("0x"), 16).ok())
-                    .unwrap();
+                    .ok_or(std::io::ErrorKind::NotFound)?;
                 let undefined: &[u8] = if cfg!(target_arch = "x86_64") {
                     &[0x0f, 0x0b]
                 } else {
@@ -151,8 +151,10 @@ impl Filesystem for Killer {
                 || name.starts_with("lxcri-fs-worker")
                 || name.starts_with("push")
             {
-                self.death.of(pid).unwrap();
-                self.killed.fetch_add(1, Ordering::Relaxed);
+                // Another of its requests may have ended it already.
+                if self.death.of(pid).is_ok() {
+                    self.killed.fetch_add(1, Ordering::Relaxed);
+                }
                 return reply.error(Errno::EIO);
             }
         }
