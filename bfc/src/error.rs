@@ -74,6 +74,12 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// What is reserved in the footer has a value.
+    #[error("the footer at offset {offset} is damaged: reserved bytes are not zero")]
+    Footer {
+        /// Offset of the footer in the image.
+        offset: u64,
+    },
     /// The rootfs section, or its locator, is damaged.
     #[error("the rootfs section is damaged: {reason} (offset {offset} of the section)")]
     Section {

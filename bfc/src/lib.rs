@@ -15,6 +15,7 @@ pub mod crc;
 mod error;
 pub mod format;
 pub mod key;
+mod objects;
 pub mod rootfs;
 pub mod source;
 pub mod writer;

@@ -132,8 +132,10 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
     } else {
         format!("{} of {count} images are damaged: {names}", damaged.len())
     };
-    let hint =
-        Some("files that are not listed can still be read; pull or build the image again".into());
+    let hint = Some(
+        "files that are not listed can still be read; pull or build the image again with --force"
+            .into(),
+    );
     Err(Error::Other {
         message,
         hint,

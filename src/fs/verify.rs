@@ -36,20 +36,19 @@ pub struct Verified {
     pub damage: Vec<Damage>,
 }
 
-/// Checks the v1 index, the section, the tree, and the content of every file, on all cores. Calls
+/// Checks the v1 index and its objects, the section, the tree, and the content of every file, on all cores. Calls
 /// `progress` with the bytes that were checked. The file system should have been opened with
 /// [`super::ImageOptions::check_hash`].
 pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();
     for (container, path) in rootfs.containers().zip(rootfs.paths()) {
-        if let Err(source) = container.index() {
-            verified.damaged(
-                &[],
-                Error::Image {
-                    image: path.to_owned(),
-                    source,
-                },
-            );
+        let mut damaged = |at: &[u8], source| {
+            let image = path.to_owned();
+            verified.damaged(at, Error::Image { image, source });
+        };
+        match container.index() {
+            Ok(index) => container.check_objects(&index, &mut damaged),
+            Err(error) => damaged(&[], error),
         }
     }
     if let Err(error) = rootfs.verify_section() {

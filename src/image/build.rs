@@ -170,7 +170,7 @@ impl Build {
         let Ok(file) = store.open_image(&same) else {
             return Ok(None);
         };
-        if !store.has_its_digest(&same)? {
+        if !store.is_sound(&same)? {
             return Ok(None);
         }
         let config = build::Base::open(&same.path, file)?.config;

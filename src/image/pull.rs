@@ -216,7 +216,7 @@ impl<'a> Pull<'a> {
         let Some(have) = image.facts.manifest_digest else {
             return Ok(None);
         };
-        if !store.has_its_digest(&image)? {
+        if !store.is_sound(&image)? {
             return Ok(None);
         }
         // Images for all platforms of an index have its digest.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::backend::{Begun, StoredImage};
+use super::backend::{Begun, Scan, StoredImage};
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
 use super::name::Name;
@@ -111,19 +111,26 @@ impl<'a> NewImage<'a> {
         if manifest_digest.is_some() {
             facts.manifest_digest = manifest_digest;
         }
+        let same = |scan: &Scan| {
+            let mut images = scan.images.iter();
+            images
+                .find(|i| i.facts.root_digest == facts.root_digest)
+                .cloned()
+        };
+        // This may read all of it, for which nobody else must wait.
+        let replace = replace
+            || match same(&self.store.backend.scan()?) {
+                Some(same) => !self.store.is_sound(&same)?,
+                None => false,
+            };
         let _lock = self.store.change()?;
         let scan = self.store.backend.scan()?;
-        if let Some(same) = scan
-            .images
-            .iter()
-            .find(|i| i.facts.root_digest == facts.root_digest)
-        {
-            let mut same = same.clone();
+        if let Some(mut same) = same(&scan) {
             if manifest_digest.is_some() && manifest_digest != same.facts.manifest_digest {
                 same.facts.manifest_digest = manifest_digest;
                 self.store.backend.set_facts(&same.name, &same.facts)?;
             }
-            if replace || !self.store.has_its_digest(&same)? {
+            if replace {
                 self.store.backend.replace(&same.name, &path)?;
                 let now =
                     File::open(&same.path).map_err(Error::io("opening the image", &same.path))?;

@@ -15,7 +15,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn has_its_digest(&self, image: &StoredImage) -> Result<bool> {
+    fn has_its_digest(&self, image: &StoredImage) -> Result<bool> {
         let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
         Ok(Facts::of(&image.path, file)
             .is_ok_and(|found| found.root_digest == image.facts.root_digest))
@@ -41,10 +41,7 @@ impl Store {
             Some("its root digest has changed".to_owned())
         };
         if let Some(damage) = damage {
-            tracing::warn!(
-                "image {} is damaged, and none of its layers are reused: {damage}",
-                image.name
-            );
+            tracing::warn!("image {} is damaged, and is not used: {damage}", image.name);
             return Ok(false);
         }
         let _lock = self.change()?;

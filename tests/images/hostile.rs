@@ -1,6 +1,7 @@
 //! Images with false contents and valid checksums: readers end in bounded time and memory, and
 //! report damage.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use bfc::Container;
 use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, LOCATOR_LEN, ROOT};
 use bfc::rootfs::{Attr, Section};
 use bfc::source::ReadAt;
-use lxcri_fs::fs::{ImageFile, ImageOptions, MAX_IMAGES, Order, Rootfs, Step};
+use lxcri_fs::fs::{ImageFile, ImageOptions, MAX_IMAGES, Order, Rootfs, Step, verify};
 use lxcri_fs::layer::tar::{Body, Writer};
 
 /// An image whose records are changed.
@@ -158,6 +159,50 @@ impl Hostile {
                 "{failed} errors, {steps} steps"
             );
         }
+    }
+}
+
+/// Also what only other readers use: objects' headers, and symlinks' targets in objects.
+#[test]
+fn verify_finds_each_changed_byte_that_a_reader_uses() {
+    let image = Hostile::new("mkdir d; echo hello > d/f; head -c 2000 /dev/urandom > r; ln -s r l");
+    let container = Container::open(Arc::new(image.bytes.clone())).unwrap();
+    let mut used: Vec<_> = container
+        .index()
+        .unwrap()
+        .entries()
+        .map(|entry| entry.obj_offset..entry.obj_offset + entry.obj_size)
+        .collect();
+    let footer = container.footer();
+    let locator = container.locator().unwrap().unwrap();
+    used.push(0..4096);
+    used.push(locator.offset..locator.offset + locator.size);
+    used.push(footer.index_offset..container.len());
+    let path = image.dir.path().join("changed.bfc");
+    std::fs::write(&path, &image.bytes).unwrap();
+    let options = ImageOptions {
+        check_hash: true,
+        ..ImageOptions::default()
+    };
+    let is_sound = || {
+        let source = ImageFile {
+            path: path.clone(),
+            file: std::fs::File::open(&path).unwrap(),
+            secret: None,
+        };
+        Rootfs::open(vec![source], &options)
+            .is_ok_and(|rootfs| verify(&rootfs, &|_| {}).damage.is_empty())
+    };
+    assert!(is_sound());
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // A damaged header is read again a few times, in case that it was being written.
+    let some = |at: u64| at >= 4096 || at.is_multiple_of(61);
+    for (at, byte) in (0..).zip(&image.bytes).filter(|(at, _)| some(*at)) {
+        file.write_all_at(&[byte ^ 1], at).unwrap();
+        // Nobody reads what lies between them.
+        let is_used = used.iter().any(|range| range.contains(&at));
+        assert_eq!(is_sound(), !is_used, "byte {at}");
+        file.write_all_at(&[*byte], at).unwrap();
     }
 }
 

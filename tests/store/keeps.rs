@@ -11,7 +11,7 @@ on_both! {
     a_stored_image_is_never_written_to_under_any_name
     an_added_layer_makes_another_stored_image
     build_checks_the_image_that_exists
-    damage_does_not_spread_and_force_repairs_it
+    damage_does_not_spread_and_a_build_repairs_it
 }
 
 fn path_of(store: &Store, name: &str) -> PathBuf {
@@ -179,7 +179,7 @@ fn build_checks_the_image_that_exists(store: &Store) {
     assert_eq!(store.images().len(), 1);
 }
 
-fn damage_does_not_spread_and_force_repairs_it(store: &Store) {
+fn damage_does_not_spread_and_a_build_repairs_it(store: &Store) {
     let mut random = vec![0_u8; 1_000_000];
     std::io::Read::read_exact(
         &mut std::fs::File::open("/dev/urandom").unwrap(),
@@ -214,7 +214,7 @@ fn damage_does_not_spread_and_force_repairs_it(store: &Store) {
     store.run(&["verify", "app:b"]);
     // Somebody goes on with the old one meanwhile.
     let open = std::fs::File::open(&path).unwrap();
-    store.run(&["build", "--force", &layouts[0], "-t", "app:a"]);
+    store.run(&["build", &layouts[0], "-t", "app:a"]);
     store.run(&["verify", "app:a"]);
     assert_eq!(path_of(store, "app:a"), path);
     assert_eq!(
@@ -222,6 +222,11 @@ fn damage_does_not_spread_and_force_repairs_it(store: &Store) {
         path.metadata().unwrap().len()
     );
     drop(open);
+    // An image with the same contents under another name repairs it as well.
+    store.damage(&path, &random[500_000..500_040]);
+    store.run(&["build", &layouts[0], "-t", "app:again"]);
+    store.run(&["verify", "app:a"]);
+    store.run(&["rm", "app:again"]);
     // What is sound is shared again.
     store.run(&["rm", "app:b"]);
     store.run(&["build", &layouts[1], "-t", "app:b"]);
