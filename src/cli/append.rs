@@ -61,9 +61,8 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     let registries = args.store.registries(&args.layers)?;
     let write = args.write.options();
     let events = Work::new("Appending");
+    let (path, held) = args.store.open_image(&args.image)?;
     if let Some(reference) = &args.tag {
-        // Open for as long as it is read.
-        let (path, _held) = args.store.open_image(&args.image)?;
         let layered = Layered {
             images: vec![path],
             layers: Sources::open(&args.layers, &sources, &registries)?,
@@ -71,9 +70,12 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
             write,
         };
         let built = layered.to_store(&args.store.open()?, reference, &events)?;
+        // Open for as long as it was read.
+        drop(held);
         return print(reference.familiar(), &built, args.json);
     }
-    let image = InPlace::check(&args.store.open()?, &args.image, None, args.force)?;
+    drop(held);
+    let image = InPlace::check(&args.store.open()?, &path, None, args.force)?;
     let layers = Sources::open(&args.layers, &sources, &registries)?;
     let options = AppendOptions {
         write,

@@ -56,6 +56,9 @@ pub enum Error {
     /// The upper was written over a subdirectory, but a layer belongs to a whole root file system.
     #[error("what was written over a subdirectory of an image cannot become a layer of that image")]
     Subdirectory,
+    /// A directory given as a source is not a layer, but has one in it.
+    #[error("{} is the directory of an upper, not a layer", .0.display())]
+    IsUpper(PathBuf),
     /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
@@ -86,7 +89,8 @@ impl Error {
             Error::Secret { .. }
             | Error::WouldNotFit { .. }
             | Error::Several
-            | Error::Subdirectory => return None,
+            | Error::Subdirectory
+            | Error::IsUpper(_) => return None,
         })
     }
 }
@@ -105,7 +109,7 @@ impl Report for Error {
         match self {
             Error::Secret { .. } => Exit::Key,
             Error::WouldNotFit { .. } => Exit::Busy,
-            Error::Several => Exit::Usage,
+            Error::Several | Error::IsUpper(_) => Exit::Usage,
             other => other.inner().map_or(Exit::Failure, Report::exit),
         }
     }
@@ -120,6 +124,10 @@ impl Report for Error {
             Error::Subdirectory => {
                 "`lxcri-fs build dir:DIR -o FILE`, with the directory it is mounted on, makes an \
                  image of everything the mount shows"
+            }
+            Error::IsUpper(_) => {
+                "`lxcri-fs commit` makes a layer of what was written over an image; the directory \
+                 `upper` in this one has the files"
             }
             other => return other.inner().and_then(Report::hint),
         };

@@ -3,10 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::build::{self, Built, SourceImage, Spec, sources};
 use crate::reference;
 use crate::registry::{self, Blobs, Registries, pull};
+use crate::upper::UpperRecord;
 
 /// Opened images, and the downloads for them.
 #[derive(Debug, Default)]
@@ -50,9 +51,11 @@ impl Sources {
                     opened.images.push(source.image);
                     opened.blobs.push(source.blobs);
                 }
-                None => opened
-                    .images
-                    .push(sources::open(&Spec::parse(text)?, options)?),
+                None => {
+                    let spec = Spec::parse(text)?;
+                    refuse_upper(&spec)?;
+                    opened.images.push(sources::open(&spec, options)?);
+                }
             }
         }
         Ok(opened)
@@ -71,6 +74,17 @@ impl Sources {
             result = blobs.finish(result);
         }
         Ok(result?)
+    }
+}
+
+/// Refuses the directory of an upper, whose layer is in one of its directories. As a layer, it
+/// would become `/upper` and `/work`.
+fn refuse_upper(spec: &Spec) -> Result<()> {
+    match &spec.path {
+        path if path.is_dir() && matches!(UpperRecord::read(path), Ok(Some(_))) => {
+            Err(Error::IsUpper(path.clone()))
+        }
+        _ => Ok(()),
     }
 }
 

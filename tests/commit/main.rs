@@ -506,3 +506,24 @@ fn commit_shifts_ids_back_to_those_of_the_image() {
     };
     assert_same_tree(&without_ids(shifted), &without_ids(found));
 }
+
+#[test]
+fn the_directory_of_an_upper_is_not_taken_for_a_layer() {
+    let fixture = Fixture::new();
+    let upper = fixture.path("upper");
+    drop(fixture.mount(
+        &fixture.image,
+        &["--upper", upper.to_str().unwrap()],
+        "merged",
+    ));
+    let new = fixture.dir.path().join("new.bfc");
+    let args = |layer: &Path| [layer.into(), "-o".into(), new.clone().into_os_string()];
+    let output = lxcri_fs().arg("build").args(args(&upper)).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("is the directory of an upper") && said.contains("lxcri-fs commit"),
+        "{said}"
+    );
+    run(lxcri_fs().arg("build").args(args(&upper.join("upper"))));
+}

@@ -68,7 +68,7 @@ fn a_stored_image_is_never_written_to_under_any_name(store: &Store) {
     }
     for args in [
         ["commit", upper.to_str().unwrap(), "--in-place"],
-        ["commit", upper.to_str().unwrap(), "--in-place"],
+        ["append", "app", layer],
     ] {
         let said = store.fails(&args, 6);
         assert!(
@@ -76,6 +76,8 @@ fn a_stored_image_is_never_written_to_under_any_name(store: &Store) {
             "{said}"
         );
     }
+    let said = store.fails(&["append", "nonesuch", layer], 5);
+    assert!(said.contains("no image nonesuch"), "{said}");
     let output = path.to_str().unwrap();
     store.fails(
         &["commit", upper.to_str().unwrap(), "-o", output, "--force"],
