@@ -15,6 +15,8 @@ const MAX_TARGET: usize = 4095;
 pub const WHITEOUT: &[u8] = b".wh.";
 /// Prefix of names that AUFS keeps for itself.
 const META: &[u8] = b".wh..wh.";
+/// The directory in the root in which AUFS keeps files with several names.
+pub(super) const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// Name of an opaque mark.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -59,9 +61,16 @@ pub fn change(entry: TarEntry, content: Option<u32>) -> Result<Option<Change>, E
         reason,
     };
     let clean = clean_path(&path, "its path").map_err(err)?;
-    // Everything that AUFS kept for itself, wherever it stands.
-    let components = || clean.split(|&b| b == b'/');
-    if components().any(|name| name.starts_with(META) && name != OPAQUE) {
+    // Everything that AUFS kept for itself, wherever it stands. The files are hard links' targets.
+    let mut components = clean.split(|&b| b == b'/');
+    let is_target = components.next() == Some(AUFS_LINKS)
+        && components.clone().count() == 1
+        && matches!(kind, EntryKind::File { .. });
+    if !is_target
+        && clean
+            .split(|&b| b == b'/')
+            .any(|name| name.starts_with(META) && name != OPAQUE)
+    {
         return Ok(None);
     }
     if let Some(mark) = mark(&clean).map_err(err)? {

@@ -316,6 +316,60 @@ fn symlinks_among_the_parents_stay_inside_the_tree() {
 }
 
 #[test]
+fn marks_in_a_directory_that_replaces_a_symlink_hide_nothing_behind_it() {
+    let base = || {
+        vec![
+            dir("usr", 1),
+            dir("usr/lib", 1),
+            file("usr/lib/libc", 1),
+            symlink("lib", "usr/lib"),
+            symlink("r", "/"),
+            symlink("self", "self"),
+        ]
+    };
+    let marks = [
+        vec![dir("lib", 2), opaque("lib"), file("lib/mine", 2)],
+        vec![opaque("lib"), dir("lib", 2), file("lib/mine", 2)],
+        vec![
+            dir("lib", 2),
+            opaque("lib"),
+            file("lib/mine", 2),
+            whiteout("lib"),
+        ],
+        vec![dir("lib", 2), whiteout("lib/libc"), file("lib/mine", 2)],
+        vec![dir("r", 2), opaque("r"), dir("self", 2), opaque("self")],
+    ];
+    for layer in marks {
+        let tree = show(&merge([base(), layer.clone()]).unwrap());
+        assert_eq!(
+            tree.get("usr/lib/libc").map(String::as_str),
+            Some("f1"),
+            "{layer:?}"
+        );
+    }
+    // Without a directory of its own, the layer goes through the symlink, as its nodes do.
+    let tree = show(&merge([base(), vec![whiteout("lib/libc"), file("lib/mine", 2)]]).unwrap());
+    assert!(!tree.contains_key("usr/lib/libc") && tree.contains_key("usr/lib/mine"));
+}
+
+#[test]
+fn a_layer_can_rename_a_file_of_the_layers_below() {
+    for layer in [
+        vec![link("new", "old"), whiteout("old")],
+        vec![whiteout("old"), link("new", "old")],
+        vec![opaque(""), link("new", "old")],
+    ] {
+        assert_tree([vec![file("old", 1)], layer], &[("new", "f1")]);
+    }
+    // What the layer has under the old name is what counts after it.
+    let layer = vec![whiteout("old"), file("old", 2), link("new", "old")];
+    assert_tree(
+        [vec![file("old", 1)], layer],
+        &[("new", "f2"), ("old", "=new")],
+    );
+}
+
+#[test]
 fn a_character_device_0_0_is_not_a_whiteout() {
     assert_tree([vec![file("a", 1)], vec![device("a")]], &[("a", "c")]);
 }
@@ -352,11 +406,13 @@ impl Model {
         self.paths.insert(path.to_vec(), self.inodes.len() - 1);
     }
 
-    /// The path without symlinks; `make` makes what is missing on the way.
+    /// The path without symlinks; `make` makes what is missing on the way. A symlink that is
+    /// `replaced` leads nowhere.
     fn resolve(
         &mut self,
         path: &[String],
         make: bool,
+        replaced: &BTreeSet<Vec<String>>,
         depth: &mut usize,
     ) -> Result<Option<Vec<String>>, ()> {
         let mut at: Vec<String> = vec![];
@@ -371,6 +427,9 @@ impl Model {
                 .and_then(|t| t.strip_prefix("l->"))
                 .map(str::to_owned)
             {
+                if replaced.contains(&at) {
+                    return Ok(None);
+                }
                 *depth += 1;
                 if *depth > 40 {
                     return Err(());
@@ -384,7 +443,7 @@ impl Model {
                         .map(str::to_owned),
                 );
                 next.extend_from_slice(&path[i + 1..]);
-                return self.resolve(&next, make, depth);
+                return self.resolve(&next, make, replaced, depth);
             }
             if !self.is_dir(&at) {
                 if !make {
@@ -397,10 +456,19 @@ impl Model {
     }
 
     fn parent(&mut self, path: &[String], make: bool) -> Result<Option<Vec<String>>, ()> {
+        self.parent_of_mark(path, make, &BTreeSet::new())
+    }
+
+    fn parent_of_mark(
+        &mut self,
+        path: &[String],
+        make: bool,
+        replaced: &BTreeSet<Vec<String>>,
+    ) -> Result<Option<Vec<String>>, ()> {
         let Some((name, parent)) = path.split_last() else {
             return Ok(Some(vec![]));
         };
-        Ok(self.resolve(parent, make, &mut 0)?.map(|mut p| {
+        Ok(self.resolve(parent, make, replaced, &mut 0)?.map(|mut p| {
             p.push(name.clone());
             p
         }))
@@ -415,16 +483,37 @@ impl Model {
                 .map(str::to_owned)
                 .collect()
         };
+        let mut replaced = BTreeSet::new();
+        let mut below = BTreeMap::new();
+        for c in changes {
+            match &c.what {
+                What::Node(node) if matches!(node.kind, Kind::Dir(_)) => {
+                    replaced.insert(split(&c.path));
+                }
+                What::HardLink(target) => {
+                    if let Ok(Some(path)) = self.parent(&split(target), false)
+                        && let Some(&inode) = self.paths.get(&path)
+                    {
+                        below.insert(split(target), inode);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let is_mark = |c: &Change| matches!(c.what, What::Whiteout | What::Opaque);
+        if !changes.iter().any(is_mark) {
+            below.clear();
+        }
         for c in changes {
             let path = split(&c.path);
             match c.what {
                 What::Whiteout if !path.is_empty() => {
-                    if let Some(path) = self.parent(&path, false)? {
+                    if let Some(path) = self.parent_of_mark(&path, false, &replaced)? {
                         self.remove(&path);
                     }
                 }
                 What::Opaque => {
-                    if let Some(path) = self.resolve(&path, false, &mut 0)? {
+                    if let Some(path) = self.resolve(&path, false, &replaced, &mut 0)? {
                         self.paths
                             .retain(|p, _| !(p.starts_with(&path) && *p != path));
                     }
@@ -437,9 +526,10 @@ impl Model {
             match &c.what {
                 What::Whiteout | What::Opaque => {}
                 What::HardLink(target) => {
-                    let target = self.parent(&split(target), false)?.ok_or(())?;
-                    let &inode = self.paths.get(&target).ok_or(())?;
-                    if self.is_dir(&target) || path.is_empty() {
+                    let now = self.parent(&split(target), false)?;
+                    let now = now.and_then(|path| self.paths.get(&path).copied());
+                    let inode = now.or(below.get(&split(target)).copied()).ok_or(())?;
+                    if self.inodes[inode].starts_with('d') || path.is_empty() {
                         return Err(());
                     }
                     let path = self.parent(&path, true)?.ok_or(())?;
