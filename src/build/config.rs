@@ -61,8 +61,17 @@ pub(super) fn config(
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
+    // The same sources make the same image, so this is no clock's; some tools need a value.
+    let created = document
+        .get("created")
+        .filter(|created| created.is_string())
+        .cloned()
+        .unwrap_or_else(|| json!("1970-01-01T00:00:00Z"));
     for layer in &layers[known.len()..] {
-        history.push(json!({ "created_by": String::from_utf8_lossy(layer.created_by) }));
+        history.push(json!({
+            "created": created,
+            "created_by": String::from_utf8_lossy(layer.created_by),
+        }));
     }
     document.insert("history".into(), Value::Array(history));
     document.insert(

@@ -15,7 +15,7 @@ use super::process::{Overrides, Process};
 use super::record::{ContainerRecord, ImageRecord, Runtime, UpperLocation};
 use super::root_mount::{self, Writable};
 use super::steps::{self, Left, Step};
-use super::{bundle, lxc};
+use super::{bundle, lxc, process};
 use crate::fs::Rootfs;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
@@ -250,10 +250,8 @@ pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
 fn is_system(image: &ContainerImage<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
     let config = image.config.config().as_ref();
     let says = config.is_some_and(|c| {
-        [c.entrypoint(), c.cmd()]
-            .into_iter()
-            .flatten()
-            .any(|words| !words.is_empty())
+        let has_cmd = c.cmd().as_ref().is_some_and(|words| !words.is_empty());
+        has_cmd || !process::entrypoint(c).is_empty()
     });
     if !says && overrides.command.is_empty() && overrides.entrypoint.is_none() {
         return image.has_program("/sbin/init");

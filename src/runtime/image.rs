@@ -2,6 +2,7 @@
 
 use bfc::format::{S_IFMT, S_IFREG};
 use oci_spec::image::{ImageConfiguration, ImageManifest};
+use serde_json::{Map, Value, json};
 
 use super::error::{Error, Result};
 use super::rootpath;
@@ -23,6 +24,45 @@ pub struct ContainerImage<'a> {
     pub config: ImageConfiguration,
     /// `blake3:` and the root digest; `None` for a plain v1 image.
     pub root_digest: Option<String>,
+}
+
+/// A document as Go's programs read it: null is as if it were not there, and in a list or in a map
+/// it is the type's empty value.
+fn without_nulls(document: Value) -> Value {
+    match document {
+        Value::Array(list) => list
+            .into_iter()
+            .map(|value| match value {
+                Value::Null => json!(""),
+                value => without_nulls(value),
+            })
+            .collect(),
+        Value::Object(map) => map
+            .into_iter()
+            .filter_map(|(key, value)| match (key.as_str(), value) {
+                (_, Value::Null) => None,
+                ("history", Value::Array(list)) => {
+                    let given = list.into_iter().filter(|entry| !entry.is_null());
+                    Some((key, given.map(without_nulls).collect()))
+                }
+                ("Labels", Value::Object(labels)) => Some((key, filled(labels, &json!("")))),
+                ("Volumes" | "ExposedPorts", Value::Object(set)) => {
+                    Some((key, filled(set, &json!({}))))
+                }
+                (_, value) => Some((key, without_nulls(value))),
+            })
+            .collect(),
+        other => other,
+    }
+}
+
+fn filled(map: Map<String, Value>, empty: &Value) -> Value {
+    map.into_iter()
+        .map(|(key, value)| match value {
+            Value::Null => (key, empty.clone()),
+            value => (key, value),
+        })
+        .collect()
 }
 
 impl<'a> ContainerImage<'a> {
@@ -49,6 +89,8 @@ impl<'a> ContainerImage<'a> {
             ImageConfiguration::default()
         } else {
             serde_json::from_slice(&blob)
+                .map(without_nulls)
+                .and_then(serde_json::from_value)
                 .map_err(Error::document("the image's OCI configuration"))?
         };
         let manifest = section.blob(header.manifest).map_err(failed)?;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use oci_spec::image::Config;
+
 use super::error::{Error, Result};
 use super::image::ContainerImage;
 use super::signal;
@@ -52,6 +54,13 @@ pub struct Process {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// The image's entrypoint. Docker writes one empty string where an image was made with
+/// `ENTRYPOINT [""]` in order to have none.
+pub(super) fn entrypoint(config: &Config) -> Vec<String> {
+    let words = config.entrypoint().clone().unwrap_or_default();
+    if words == [""] { Vec::new() } else { words }
+}
+
 impl Process {
     /// Resolves an image's configuration.
     ///
@@ -69,13 +78,10 @@ impl Process {
                 command.clone(),
             ),
             (None, command) if command.is_empty() => (
-                config.entrypoint().clone().unwrap_or_default(),
+                entrypoint(&config),
                 config.cmd().clone().unwrap_or_default(),
             ),
-            (None, command) => (
-                config.entrypoint().clone().unwrap_or_default(),
-                command.clone(),
-            ),
+            (None, command) => (entrypoint(&config), command.clone()),
         };
         let mut args: Vec<String> = entrypoint;
         args.extend(command);
@@ -251,7 +257,7 @@ fn environment<'a>(words: impl Iterator<Item = &'a String>, home: &str) -> Vec<(
 /// field), and other labels only on request, because runtimes act on annotations.
 fn annotations(
     image: &ContainerImage<'_>,
-    config: &oci_spec::image::Config,
+    config: &Config,
     asked: &[String],
 ) -> Result<BTreeMap<String, String>> {
     let document = &image.config;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use super::SourceOptions;
 use super::blob::{Compression, Range};
+use super::docker::Manifest;
+use super::document::MAX_DOCUMENT;
 use super::spec::Kind;
 use crate::build::error::{Error, Result};
 use crate::layer::clean_path;
@@ -16,6 +18,8 @@ use crate::layer::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
 
 /// Most entries that an archive may have: an image has three for each layer.
 const MAX_ENTRIES: u64 = 100_000;
+/// The list of the images in an archive of Docker's.
+const DOCUMENT: &[u8] = b"manifest.json";
 /// How many links are followed from one entry to another.
 const MAX_LINKS: usize = 8;
 
@@ -47,10 +51,13 @@ impl Archive {
             file,
         };
         let range = archive.file.clone();
-        each_entry(&mut SeekSkip(&range, 0), &range.path, &mut |path, found| {
-            archive.entries.insert(path, found);
-            true
-        })?;
+        each_entry(
+            &mut SeekSkip(&range, 0),
+            &range.path,
+            &mut |path, found, _| {
+                archive.entries.insert(path, found);
+            },
+        )?;
         Ok(archive)
     }
 
@@ -59,12 +66,8 @@ impl Archive {
     pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
         let range = Range::whole(path)?;
         let compression = Compression::of(&range.magic::<4>()?);
-        let (mut kind, mut any) = (None, false);
-        let mut look = |path: Vec<u8>, _| {
-            any = true;
-            kind = telling(&path);
-            kind.is_none()
-        };
+        let mut seen = Seen::default();
+        let mut look = |path: Vec<u8>, _, document: Option<Vec<u8>>| seen.add(&path, document);
         let walked = match compression {
             Compression::None => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
             _ => {
@@ -77,9 +80,9 @@ impl Archive {
         };
         match walked {
             // Not a tar at all.
-            Err(Error::Archive { .. }) if !any => Ok(None),
+            Err(Error::Archive { .. }) if !seen.any => Ok(None),
             Err(e) => Err(e),
-            Ok(()) => Ok(kind.or(any.then_some(Kind::Tar))),
+            Ok(()) => Ok(seen.kind()),
         }
     }
 
@@ -90,7 +93,7 @@ impl Archive {
 
     /// The file at `path`, links between entries followed; `None` when there is none.
     pub(super) fn get(&self, path: &str) -> Option<Range> {
-        let mut at = path.as_bytes().to_vec();
+        let mut at = clean_path(path.as_bytes(), "its path").ok()?;
         for _ in 0..MAX_LINKS {
             match self.entries.get(&at)? {
                 Found::File { offset, size } => {
@@ -107,17 +110,44 @@ impl Archive {
     }
 }
 
-/// The kind of archive that the name of an entry indicates; `None` for names that occur in all
-/// kinds.
-fn telling(path: &[u8]) -> Option<Kind> {
-    // docker save's `<64 hexadecimal digits>/layer.tar` and `<64 digits>.json`, and skopeo's `<64
-    // digits>.tar`.
-    let docker_blob = path.len() >= 64 && path[..64].iter().all(u8::is_ascii_hexdigit);
-    match path {
-        b"oci-layout" | b"index.json" => Some(Kind::OciArchive),
-        b"manifest.json" | b"repositories" => Some(Kind::DockerArchive),
-        _ if path.is_empty() || path.starts_with(b"blobs") || docker_blob => None,
-        _ => Some(Kind::Tar),
+/// What tells the kinds of archives apart. Their members have any names and any order, so all of
+/// them are looked at.
+#[derive(Default)]
+struct Seen {
+    any: bool,
+    oci_layout: bool,
+    /// The list of images, if that is what `manifest.json` is.
+    manifests: bool,
+    /// What Docker wrote before it wrote lists.
+    repositories: bool,
+    layer: bool,
+}
+
+impl Seen {
+    fn add(&mut self, path: &[u8], document: Option<Vec<u8>>) {
+        self.any = true;
+        match path {
+            b"oci-layout" => self.oci_layout = true,
+            b"repositories" => self.repositories = true,
+            DOCUMENT => {
+                let list = document.and_then(|d| serde_json::from_slice::<Vec<Manifest>>(&d).ok());
+                self.manifests = list.is_some_and(|list| !list.is_empty());
+            }
+            _ => {
+                let directory = path.strip_suffix(b"/layer.tar").unwrap_or_default();
+                self.layer |= directory.len() == 64 && directory.iter().all(u8::is_ascii_hexdigit);
+            }
+        }
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        if self.oci_layout {
+            Some(Kind::OciArchive)
+        } else if self.manifests || (self.repositories && self.layer) {
+            Some(Kind::DockerArchive)
+        } else {
+            self.any.then_some(Kind::Tar)
+        }
     }
 }
 
@@ -186,11 +216,11 @@ impl<R: Read> Skip for ReadSkip<R> {
     }
 }
 
-/// Calls `each` with the files and links of a tar, until it returns false.
+/// Calls `each` with the files and links of a tar, and with what [`DOCUMENT`] has in it.
 fn each_entry(
     input: &mut dyn Skip,
     path: &Path,
-    each: &mut dyn FnMut(Vec<u8>, Found) -> bool,
+    each: &mut dyn FnMut(Vec<u8>, Found, Option<Vec<u8>>),
 ) -> Result<()> {
     let archive = |source| Error::Archive {
         path: path.to_owned(),
@@ -212,13 +242,22 @@ fn each_entry(
         };
         let data = offset;
         let len = entry.stored.saturating_add(padding(entry.stored) as u64);
-        input.skip(len).map_err(Error::io("reading", path))?;
+        // An invalid name cannot be looked up.
+        let name = clean_path(&entry.path, "its path");
+        let mut document = None;
+        let mut left = len;
+        if entry.stored <= MAX_DOCUMENT && name.as_deref().is_ok_and(|name| name == DOCUMENT) {
+            let mut bytes = vec![0; usize::try_from(entry.stored).unwrap_or(0)];
+            let read = input.fill(&mut bytes).map_err(Error::io("reading", path))?;
+            left -= read as u64;
+            document = Some(bytes);
+        }
+        input.skip(left).map_err(Error::io("reading", path))?;
         offset = offset.saturating_add(len);
         if parser.entries() > MAX_ENTRIES {
             return Ok(());
         }
-        // An invalid name cannot be looked up.
-        let Ok(name) = clean_path(&entry.path, "its path") else {
+        let Ok(name) = name else {
             continue;
         };
         let found = match entry.kind {
@@ -228,9 +267,7 @@ fn each_entry(
             // Useless in itself, but its name may indicate the kind of archive.
             _ => Found::Link(Vec::new()),
         };
-        if !each(name, found) {
-            return Ok(());
-        }
+        each(name, found, document);
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flate2::bufread::GzDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::{SourceImage, SourceLayer, TarSource};
@@ -43,9 +44,44 @@ impl Compression {
     ) -> io::Result<Box<dyn Read + Send + 'a>> {
         Ok(match self {
             Self::None => Box::new(input),
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+            Self::Gzip => Box::new(Gzip(Some(GzDecoder::new(input)))),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
         })
+    }
+}
+
+/// Reads the members of a gzip stream. Zeros may follow the last one, as tapes and some writers
+/// leave them; gzip(1) ignores them too.
+struct Gzip<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            match member.read(buf)? {
+                0 if !buf.is_empty() => {}
+                n => return Ok(n),
+            }
+            let Some(mut input) = self.0.take().map(GzDecoder::into_inner) else {
+                break;
+            };
+            let mut zeros = false;
+            loop {
+                let bytes = input.fill_buf()?;
+                let count = bytes.iter().take_while(|b| **b == 0).count();
+                match bytes.get(count) {
+                    None if bytes.is_empty() => return Ok(0),
+                    Some(_) if zeros || count > 0 => {
+                        let what = "something other than zeros follows the compressed data";
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                    }
+                    Some(_) => break,
+                    None => zeros = true,
+                }
+                input.consume(count);
+            }
+            self.0 = Some(GzDecoder::new(input));
+        }
+        Ok(0)
     }
 }
 

@@ -13,10 +13,10 @@ use crate::build::error::{Error, Mismatch, Result};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Manifest {
+pub(super) struct Manifest {
     config: String,
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    layers: Option<Vec<String>>,
 }
 
 /// Opens an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
@@ -55,10 +55,11 @@ pub(super) fn open(
         }
     }
     let config: Config = parse(&config_name, &config_bytes)?;
-    let known = config.layers(&config_name, manifest.layers.len())?;
+    let members = manifest.layers.as_deref().unwrap_or_default();
+    let known = config.layers(&config_name, members.len())?;
     config.warn_of_platform(&name, &options.platform);
     let mut layers = Vec::new();
-    for (member, (diff_id, created_by)) in manifest.layers.iter().zip(known) {
+    for (member, (diff_id, created_by)) in members.iter().zip(known) {
         layers.push(
             Blob {
                 name: member.clone(),
@@ -87,7 +88,14 @@ fn choose<'a>(
             tag.strip_prefix("docker.io/library/")
                 .or(tag.strip_prefix("docker.io/"))
         };
-        tags(m).any(|tag| tag == wanted || short(tag) == Some(wanted))
+        // A name without a tag means `latest`; a colon before the last slash is a port's.
+        let name = wanted.rsplit('/').next().unwrap_or_default();
+        let tagged = if name.contains([':', '@']) {
+            wanted.to_owned()
+        } else {
+            format!("{wanted}:latest")
+        };
+        tags(m).any(|tag| [wanted, &tagged].contains(&tag) || short(tag) == Some(&tagged))
     };
     let chosen = match reference {
         None if manifests.len() == 1 => manifests.first(),

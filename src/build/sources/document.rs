@@ -133,7 +133,7 @@ pub(super) struct Config {
     architecture: Option<String>,
     variant: Option<String>,
     rootfs: RootFs,
-    history: Option<Vec<History>>,
+    history: Option<Vec<Option<History>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,9 +144,14 @@ struct RootFs {
 #[derive(Debug, Deserialize)]
 struct History {
     created_by: Option<String>,
-    #[serde(default)]
-    empty_layer: bool,
+    empty_layer: Option<bool>,
 }
+
+/// What Go makes of an entry that is null.
+const NOTHING: History = History {
+    created_by: None,
+    empty_layer: None,
+};
 
 impl Config {
     /// Warns when the image `name` is for another platform: it was the only one there was.
@@ -184,7 +189,8 @@ impl Config {
             .history
             .iter()
             .flatten()
-            .filter(|h| !h.empty_layer)
+            .map(|h| h.as_ref().unwrap_or(&NOTHING))
+            .filter(|h| h.empty_layer != Some(true))
             .map(|h| h.created_by.clone().unwrap_or_default());
         ids.iter()
             .map(|id| {

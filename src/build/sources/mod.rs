@@ -100,6 +100,7 @@ fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
 pub fn open(spec: &Spec, options: &SourceOptions) -> Result<SourceImage> {
     let path = &spec.path;
     match spec.kind {
+        Kind::Dir if oci::is_skopeo_dir(path) => oci::open_skopeo_dir(path, options),
         Kind::Dir => dir::open(path),
         Kind::Oci => oci::open_dir(path, spec.reference.as_deref(), options),
         Kind::OciArchive => oci::open_archive(path, spec.reference.as_deref(), options),

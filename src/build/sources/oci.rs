@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use serde::Deserialize;
+use serde_json::json;
 
 use super::archive::Archive;
 use super::blob::{Blob, Range};
@@ -24,10 +26,19 @@ const LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
+/// The manifest, or the index, in a directory of skopeo's `dir:`.
+const SKOPEO_MANIFEST: &str = "manifest.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// containerd's exporter writes the full reference here.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// What tells manifests and indexes apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    media_type: Option<String>,
+}
 
 /// Access to the documents of an image, in a layout or a registry.
 pub trait Documents {
@@ -67,16 +78,22 @@ pub struct FoundLayer {
     pub created_by: Vec<u8>,
 }
 
+/// First words of the file `version` in a directory of skopeo's `dir:`.
+const SKOPEO_DIR: &[u8] = b"Directory Transport Version";
+
 /// A layout: a directory or an archive.
 enum Layout {
     Dir(PathBuf),
     Archive(Archive),
+    /// A directory of skopeo's `dir:`: blobs are named by their digests, and the manifest, whose
+    /// digest this is, is `manifest.json`.
+    Skopeo(PathBuf, Digest),
 }
 
 impl Layout {
     fn get(&self, path: &str) -> Result<Range> {
         match self {
-            Self::Dir(dir) => Range::whole(&dir.join(path)),
+            Self::Dir(dir) | Self::Skopeo(dir, _) => Range::whole(&dir.join(path)),
             Self::Archive(archive) => archive
                 .get(path)
                 .ok_or_else(|| Error::document(self.name(), format!("{path} is missing"))),
@@ -90,7 +107,14 @@ impl Layout {
 
     /// A blob, once its length was found right.
     fn blob(&self, digest: &Digest, size: u64) -> Result<Range> {
-        let range = self.get(&format!("blobs/sha256/{}", digest.hex()))?;
+        let hex = digest.hex();
+        let range = match self {
+            Self::Dir(_) | Self::Archive(_) => self.get(&format!("blobs/sha256/{hex}"))?,
+            Self::Skopeo(_, manifest) if digest == manifest => self.get(SKOPEO_MANIFEST)?,
+            Self::Skopeo(dir, _) if dir.join(&hex).is_file() => self.get(&hex)?,
+            // One of the manifests in an index.
+            Self::Skopeo(..) => self.get(&format!("{hex}.manifest.json"))?,
+        };
         if range.len != size {
             let reason = Mismatch::Size {
                 found: range.len,
@@ -119,7 +143,7 @@ pub fn digest_of(documents: &(impl Documents + ?Sized), descriptor: &Descriptor)
 impl Documents for Layout {
     fn name(&self) -> String {
         match self {
-            Self::Dir(path) => path.display().to_string(),
+            Self::Dir(path) | Self::Skopeo(path, _) => path.display().to_string(),
             Self::Archive(archive) => archive.path().display().to_string(),
         }
     }
@@ -186,11 +210,46 @@ pub(super) fn open_archive(
     )
 }
 
+/// Whether a directory is one of skopeo's `dir:`.
+pub(super) fn is_skopeo_dir(path: &Path) -> bool {
+    let version = Range::whole(&path.join("version"));
+    let magic = version.and_then(|version| version.magic::<{ SKOPEO_DIR.len() }>());
+    magic.is_ok_and(|magic| magic == SKOPEO_DIR)
+}
+
+/// Opens a directory of skopeo's `dir:`, which holds one image, or several of one name.
+pub(super) fn open_skopeo_dir(path: &Path, options: &SourceOptions) -> Result<SourceImage> {
+    let range = Range::whole(&path.join(SKOPEO_MANIFEST))?;
+    let name = format!("{SKOPEO_MANIFEST} of {}", path.display());
+    let bytes = range.read_document(&name)?;
+    let manifest: Manifest = parse(&name, &bytes)?;
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": manifest.media_type.unwrap_or_else(|| MediaType::ImageManifest.to_string()),
+            "digest": Digest::of(&bytes).to_string(),
+            "size": bytes.len(),
+        }],
+    });
+    let index = serde_json::from_value(index).map_err(|e| Error::document(&name, e))?;
+    let layout = Layout::Skopeo(path.to_owned(), Digest::of(&bytes));
+    read(&layout, &index, None, options)
+}
+
 fn open(layout: Layout, reference: Option<&str>, options: &SourceOptions) -> Result<SourceImage> {
     // This file only contains the version; without it, this is not a layout.
     layout.read("oci-layout")?;
     let index: ImageIndex = parse("index.json", &layout.read("index.json")?)?;
-    let found = choose(&layout, &index, reference, &options.platform)?;
+    read(&layout, &index, reference, options)
+}
+
+fn read(
+    layout: &Layout,
+    index: &ImageIndex,
+    reference: Option<&str>,
+    options: &SourceOptions,
+) -> Result<SourceImage> {
+    let found = choose(layout, index, reference, &options.platform)?;
     let mut layers = Vec::new();
     for FoundLayer {
         digest,

@@ -3,6 +3,7 @@
 //! The parser neither reads nor keeps file contents, so the same one serves building (blocks from a
 //! stream, contents to a sink) and replay (blocks from a skeleton, contents already stored).
 
+mod acl;
 mod error;
 mod header;
 mod parser;

@@ -2,6 +2,7 @@
 
 use bfc::rootfs::Xattr;
 
+use super::acl;
 use super::error::Reason;
 use super::header::decimal;
 use super::sparse::PaxSparse;
@@ -10,6 +11,11 @@ use super::sparse::PaxSparse;
 pub(super) const TYPE: &[u8] = b"LXCRIFS.type";
 const SCHILY_XATTR: &[u8] = b"SCHILY.xattr.";
 const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
+/// Access control lists as text, with the attribute for each.
+const ACLS: [(&[u8], &[u8]); 2] = [
+    (b"SCHILY.acl.access", b"system.posix_acl_access"),
+    (b"SCHILY.acl.default", b"system.posix_acl_default"),
+];
 /// The kernel's limit for the value of an extended attribute (XATTR_SIZE_MAX).
 const MAX_XATTR_VALUE: usize = 1 << 16;
 /// Longest name of one (XATTR_NAME_MAX).
@@ -97,12 +103,32 @@ impl Pax {
                     if !self.schily.contains(&name) {
                         self.xattr(name, base64(value).ok_or_else(bad)?, bad)?;
                     }
+                } else if let Some((_, name)) = ACLS.iter().find(|(acl, _)| *acl == key) {
+                    self.acl(name, value, bad)?;
                 } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.record(key, value)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// An access control list; the attribute itself, which some writers add, is exact.
+    fn acl(&mut self, name: &[u8], text: &[u8], bad: impl Fn() -> Reason) -> Result<(), Reason> {
+        if text.is_empty() || self.schily.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        match acl::parse(text) {
+            Ok(value) => self.xattr(name.to_vec(), value, bad),
+            Err(acl::Bad::Text) => Err(bad()),
+            Err(acl::Bad::Name) => {
+                tracing::warn!(
+                    "an access control list names users or groups without their numbers, and is \
+                     left out; `tar --numeric-owner` writes numbers"
+                );
+                Ok(())
+            }
+        }
     }
 
     fn xattr(

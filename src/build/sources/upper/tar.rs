@@ -46,6 +46,15 @@ impl TarSource for UpperTar {
         };
         for item in &plan.items {
             let path = &item.path;
+            let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
+            let is_mark = matches!(item.what, What::Whiteout | What::Opaque(_));
+            if name.starts_with(WHITEOUT) && !is_mark {
+                return Err(Error::Source {
+                    name: format!("{}: {}", upper.name, String::from_utf8_lossy(path)),
+                    reason: "in a layer, a name that begins with `.wh.` deletes another one".into(),
+                    hint: Some("rename it in the container, or delete it".into()),
+                });
+            }
             match &item.what {
                 What::Whiteout => pack.mark(&beside(path, WHITEOUT))?,
                 What::Opaque(_) => pack.mark(&join(path, OPAQUE))?,
@@ -59,7 +68,6 @@ impl TarSource for UpperTar {
                 )?,
                 What::Image(ino) => pack.of_image(path, *ino)?,
                 What::Upper(content) => {
-                    let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
                     let name = if path.is_empty() { b"." } else { name };
                     let dir = pack.parent(path)?;
                     pack.of_upper(path, &dir, name, *content)?;

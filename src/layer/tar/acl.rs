@@ -1,0 +1,157 @@
+//! Access control lists in tars: the text of `SCHILY.acl.*` records becomes the value of the
+//! extended attribute that the kernel reads (acl(5), linux/posix_acl_xattr.h).
+
+/// Version of the attribute's value.
+const VERSION: u32 = 2;
+/// The id of entries that have none.
+const NO_ID: u32 = u32::MAX;
+/// Most entries of a list.
+const MAX_ENTRIES: usize = 4096;
+
+const USER_OBJ: u16 = 0x01;
+const USER: u16 = 0x02;
+const GROUP_OBJ: u16 = 0x04;
+const GROUP: u16 = 0x08;
+const MASK: u16 = 0x10;
+const OTHER: u16 = 0x20;
+
+/// What is wrong with a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// It is no list.
+    Text,
+    /// It names a user or group whose number it does not give.
+    Name,
+}
+
+/// The attribute's value for a list: entries `TYPE:[NAME]:PERMISSIONS[:ID]`, separated by commas or
+/// line ends. A user or group without `ID` has its number as `NAME`.
+pub(super) fn parse(text: &[u8]) -> Result<Vec<u8>, Bad> {
+    let text = std::str::from_utf8(text).map_err(|_| Bad::Text)?;
+    let mut entries = Vec::new();
+    for line in text.split([',', '\n']) {
+        // `#effective:r--` may follow an entry.
+        let entry = line.split('#').next().unwrap_or_default().trim();
+        if entry.is_empty() {
+            continue;
+        }
+        if entries.len() == MAX_ENTRIES {
+            return Err(Bad::Text);
+        }
+        entries.push(one(entry)?);
+    }
+    if entries.is_empty() {
+        return Err(Bad::Text);
+    }
+    // The order that the kernel demands.
+    entries.sort_unstable();
+    let mut value = VERSION.to_le_bytes().to_vec();
+    for (tag, id, permissions) in entries {
+        value.extend_from_slice(&tag.to_le_bytes());
+        value.extend_from_slice(&permissions.to_le_bytes());
+        value.extend_from_slice(&id.to_le_bytes());
+    }
+    Ok(value)
+}
+
+/// Tag, id and permissions of an entry.
+fn one(entry: &str) -> Result<(u16, u32, u16), Bad> {
+    let mut fields = entry.split(':');
+    let (Some(kind), Some(mut name)) = (fields.next(), fields.next()) else {
+        return Err(Bad::Text);
+    };
+    let mut bits = fields.next();
+    if bits.is_none() && matches!(kind, "mask" | "m" | "other" | "o") {
+        // star writes these without the empty name.
+        (name, bits) = ("", Some(name));
+    }
+    let bits = bits.ok_or(Bad::Text)?;
+    let id = fields.next();
+    let mut permissions = 0;
+    for bit in bits.chars() {
+        permissions |= match bit {
+            'r' => 4,
+            'w' => 2,
+            'x' => 1,
+            '-' => 0,
+            _ => return Err(Bad::Text),
+        };
+    }
+    let id = match (name, id) {
+        ("", _) => None,
+        (_, Some(id)) => Some(id.parse().map_err(|_| Bad::Text)?),
+        (name, None) => Some(name.parse().map_err(|_| Bad::Name)?),
+    };
+    let (tag, id) = match (kind, id) {
+        ("user" | "u", None) => (USER_OBJ, NO_ID),
+        ("user" | "u", Some(id)) => (USER, id),
+        ("group" | "g", None) => (GROUP_OBJ, NO_ID),
+        ("group" | "g", Some(id)) => (GROUP, id),
+        ("mask" | "m", None) => (MASK, NO_ID),
+        ("other" | "o", None) => (OTHER, NO_ID),
+        _ => return Err(Bad::Text),
+    };
+    Ok((tag, id, permissions))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn entries(text: &str) -> Vec<(u16, u16, u32)> {
+        let value = parse(text.as_bytes()).unwrap();
+        assert_eq!(value[..4], 2_u32.to_le_bytes());
+        let entry = |b: &[u8]| {
+            (
+                u16::from_le_bytes([b[0], b[1]]),
+                u16::from_le_bytes([b[2], b[3]]),
+                u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+            )
+        };
+        value[4..].chunks(8).map(entry).collect()
+    }
+
+    #[test]
+    fn all_forms_of_a_list_become_the_same_value() {
+        let expected = [
+            (USER_OBJ, 6, NO_ID),
+            (USER, 7, 10),
+            (USER, 4, 1234),
+            (GROUP_OBJ, 4, NO_ID),
+            (GROUP, 5, 7),
+            (MASK, 7, NO_ID),
+            (OTHER, 4, NO_ID),
+        ];
+        for text in [
+            // GNU tar
+            "user::rw-\nuser:1234:r--\nuser:10:rwx\ngroup::r--\ngroup:7:r-x\nmask::rwx\nother::r--\n",
+            // star and libarchive
+            "user::rw-,user:joe:r--:1234,user:ann:rwx:10,group::r--,group:g:r-x:7,mask::rwx,other::r--",
+            "u::rw-,u:1234:r--,u:10:rwx,g::r--,g:7:r-x,mask:rwx,other:r--",
+            // getfacl
+            "user::rw-\nuser:1234:r--\t#effective:r--\nuser:10:rwx\ngroup::r--\ngroup:7:r-x\n\
+             mask::rwx\nother::r--",
+        ] {
+            assert_eq!(entries(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in [
+            "",
+            "user",
+            "user:",
+            "user::rwz",
+            "mask:1:rwx",
+            "user:1:rwx:x",
+            "\u{e9}",
+        ] {
+            assert_eq!(parse(text.as_bytes()), Err(Bad::Text), "{text:?}");
+        }
+        assert_eq!(parse(b"user:joe:rwx"), Err(Bad::Name));
+        let many = "user:1:r--,".repeat(MAX_ENTRIES + 1);
+        assert_eq!(parse(many.as_bytes()), Err(Bad::Text));
+    }
+}
