@@ -89,6 +89,11 @@ for target in fuzz/fuzz_targets/*.rs; do
         -timeout=10 -rss_limit_mb=1024 -max_len=65536 -verbosity=0 -print_final_stats=1
 done
 
+step "Model checker"
+# A directory of its own: another cfg is another build of every dependency, a minute on two cores.
+RUSTFLAGS="--cfg shuttle" CARGO_PROFILE_DEV_DEBUG=0 \
+    cargo test -p bfc --lib --locked --target-dir target/shuttle -- schedules::
+
 step "Tests"
 cargo test --workspace --locked --no-fail-fast
 

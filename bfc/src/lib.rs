@@ -18,6 +18,12 @@ pub mod key;
 mod objects;
 pub mod rootfs;
 pub mod source;
+#[cfg(shuttle)]
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod sync;
+#[cfg(not(shuttle))]
+mod sync;
 pub mod writer;
 
 pub use container::{Container, Index};

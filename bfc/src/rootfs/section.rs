@@ -5,10 +5,12 @@
 //! the chunks that are used.
 
 mod contents;
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::format::{
     DENTRY_LEN, Dentry, HASH_LEN, INODE_LEN, Inode, Locator, MAX_XATTR_DENTRIES, ROOT, Region,
@@ -17,6 +19,7 @@ use super::format::{
 use crate::error::{Error, Result};
 use crate::format::{S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
 use crate::source::{ReadAt, read_exact_at, read_vec_at};
+use crate::sync::OnceLock;
 
 /// Longest extended attribute set, bytes: more than the kernel would list and return for one inode.
 const MAX_XATTRS: u32 = 16 << 20;

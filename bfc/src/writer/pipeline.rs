@@ -3,14 +3,14 @@
 //! not depend on timing.
 
 mod output;
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 
 use self::output::Writer;
 pub(super) use self::output::table_len;
@@ -22,11 +22,14 @@ use crate::error::{Error, Result};
 use crate::format::Compression;
 use crate::key::Key;
 use crate::rootfs::format::{Content, Frame, Hash, LayerRecord, hash};
+use crate::sync::Mutex;
+use crate::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use crate::sync::thread::{self, JoinHandle};
 
 /// Pieces that are under way at most; of a frame's length each.
-const IN_FLIGHT: usize = 256;
+const IN_FLIGHT: usize = if cfg!(shuttle) { 3 } else { 256 };
 /// Bytes that are gathered before they are written.
-const WRITE_BUFFER: usize = 1 << 20;
+const WRITE_BUFFER: usize = if cfg!(shuttle) { 1 } else { 1 << 20 };
 /// How much of the first frame decides whether to compress a file of several frames.
 const SAMPLE: usize = 16 << 10;
 
@@ -143,7 +146,7 @@ impl Pipeline {
         mut start: Start,
         pack: impl Fn() -> Result<Pack>,
     ) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let cores = thread::available_parallelism().map_or(2, usize::from);
         let (jobs, job_queue) = sync_channel(IN_FLIGHT);
         let (events, event_queue) = channel();
         let (tickets, ticket_queue) = sync_channel(IN_FLIGHT);
@@ -159,14 +162,14 @@ impl Pipeline {
                 events: events.clone(),
                 pack: pack()?,
             };
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name("compress".into())
                 .spawn(move || worker.run())
                 .map_err(failed)?;
             workers.push(thread);
         }
         let writer = Writer::new(file, start, options, ticket_queue);
-        let writer = std::thread::Builder::new()
+        let writer = thread::Builder::new()
             .name("write".into())
             .spawn(move || writer.run(&event_queue))
             .map_err(failed)?;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 use super::super::{Paths, WriteOptions};
 use super::{Done, Event, Packed, Start, WRITE_BUFFER};
 use crate::error::{Error, Result};
 use crate::format::{Compression, Encryption, ObjectHeader};
 use crate::rootfs::format::{Content, Frame, Hash, LayerRecord, hash};
+use crate::sync::mpsc::Receiver;
 
 /// A content of several frames that is being written.
 struct Open {
