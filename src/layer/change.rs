@@ -54,7 +54,10 @@ pub enum Reason {
 /// [`Error`] for paths that lead out of the root or are too long.
 pub fn change(entry: TarEntry, content: Option<u32>) -> Result<Option<Change>, Error> {
     let TarEntry {
-        path, attr, kind, ..
+        path,
+        mut attr,
+        kind,
+        ..
     } = entry;
     let err = |reason| Error {
         path: path.clone(),
@@ -88,6 +91,8 @@ pub fn change(entry: TarEntry, content: Option<u32>) -> Result<Option<Change>, E
             if target.len() > MAX_TARGET {
                 return Err(err(Reason::TooLong("a target", MAX_TARGET)));
             }
+            // Whatever the tar says, as on Linux's own file systems.
+            attr.mode |= 0o777;
             Kind::Symlink(target.into())
         }
         EntryKind::File { size, .. } => Kind::File { size, content },

@@ -527,3 +527,39 @@ fn the_directory_of_an_upper_is_not_taken_for_a_layer() {
     );
     run(lxcri_fs().arg("build").args(args(&upper.join("upper"))));
 }
+
+/// A layer has no way to say these names: they delete others.
+#[test]
+fn names_that_layers_use_for_deletions_are_refused() {
+    let fixture = Fixture::new();
+    let upper = fixture.path("upper");
+    let new = fixture.dir.path().join("new.bfc");
+    let commit = || {
+        lxcri_fs()
+            .arg("commit")
+            .arg(&upper)
+            .arg("-o")
+            .arg(&new)
+            .output()
+            .unwrap()
+    };
+    for name in [".wh.keep", ".wh..wh..opq"] {
+        let mounted = fixture.mount(
+            &fixture.image,
+            &["--upper", upper.to_str().unwrap()],
+            "merged",
+        );
+        std::fs::write(mounted.0.join(name), "").unwrap();
+        drop(mounted);
+        let output = commit();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(
+            said.contains(name) && said.contains("begins with `.wh.`"),
+            "{said}"
+        );
+        assert!(!new.exists());
+        std::fs::remove_file(upper.join("upper").join(name)).unwrap();
+    }
+    assert!(commit().status.success());
+}

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::layer::{member, nodes, pax, refused, tar};
 use crate::common::{Mounted, lxcri_fs, requests, run};
 use rustix::fs::{XattrFlags, setxattr};
 
@@ -192,4 +193,58 @@ fn an_image_without_acls_gets_no_requests_for_them() {
     assert!((50..=100).contains(&first), "{first}");
     // Other tests drop the caches now and then: once in a few times nobody does.
     assert!((0..30).any(|_| asked() <= 50));
+}
+
+/// GNU tar writes lists as text; the kernel has made the same values of them.
+#[test]
+fn access_control_lists_of_gnu_tar_are_read() {
+    let script = "echo > f; mkdir d; setfacl -m u:1234:rwx,g:77:r f; setfacl -d -m u:1234:rx d; \
+                  getfattr -d -m system.posix -e hex f d > ../values";
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let sh = |script: &str| {
+        run(Command::new("bash")
+            .args(["-euc", script])
+            .current_dir(dir.path()))
+    };
+    sh(&format!("mkdir tree; cd tree; {script}"));
+    sh(
+        "tar -C tree --numeric-owner --acls --format=posix -cf out.tar .; \
+        ! grep -qa SCHILY.xattr.system out.tar",
+    );
+    let found = nodes(&std::fs::read(dir.path().join("out.tar")).unwrap());
+    let mut expected = Vec::new();
+    let values = std::fs::read_to_string(dir.path().join("values")).unwrap();
+    let mut path = "";
+    for line in values.lines() {
+        if let Some(name) = line.strip_prefix("# file: ") {
+            path = name;
+        } else if let Some((name, value)) = line.split_once("=0x") {
+            expected.push((path, name, value));
+        }
+    }
+    assert_eq!(expected.len(), 2, "{values}");
+    for (path, name, value) in expected {
+        let xattrs = &found[path.as_bytes()].0.attr.xattrs;
+        let xattr = xattrs.iter().find(|x| x.name == name.as_bytes()).unwrap();
+        let hex: String = xattr.value.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, value, "{path} {name}");
+    }
+}
+
+#[test]
+fn a_list_that_names_users_without_their_numbers_is_left_out() {
+    let list = |text: &'static str| {
+        let records = [("SCHILY.acl.access", text.as_bytes())];
+        tar(vec![pax(b'x', &records), member(b"a", b'0', b"")])
+    };
+    let xattrs = |text| nodes(&list(text))[&b"a"[..]].0.attr.xattrs.len();
+    assert_eq!(
+        xattrs("user::rw-,user:joe:r--,group::r--,mask::r--,other::r--"),
+        0
+    );
+    assert_eq!(
+        xattrs("user::rw-,user:joe:r--:7,group::r--,mask::r--,other::r--"),
+        1
+    );
+    refused(&list("user::rw-,what::r--"), "SCHILY.acl.access");
 }

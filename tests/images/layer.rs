@@ -7,9 +7,9 @@ use std::process::Command;
 
 use bfc::format::{S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::skeleton::{Segment, Skeleton, SkeletonReader};
-use bfc::rootfs::{Kind, Node, Xattr, format};
+use bfc::rootfs::{Kind, Node, Tree, Xattr, format};
 use bfc::writer::ContentSink;
-use lxcri_fs::layer::merge::{Change, What};
+use lxcri_fs::layer::merge::{Change, What, merge};
 use lxcri_fs::layer::{Budget, Error, ReadLayer, read, replay};
 
 use crate::common::run;
@@ -83,7 +83,7 @@ pub fn layer(tar: &[u8]) -> (Vec<Change>, Memory) {
 }
 
 /// The nodes of a layer by path; the content of files.
-fn nodes(tar: &[u8]) -> BTreeMap<Vec<u8>, (Node, Vec<u8>)> {
+pub(super) fn nodes(tar: &[u8]) -> BTreeMap<Vec<u8>, (Node, Vec<u8>)> {
     let (changes, contents) = layer(tar);
     let mut out = BTreeMap::new();
     for change in changes {
@@ -101,7 +101,7 @@ fn nodes(tar: &[u8]) -> BTreeMap<Vec<u8>, (Node, Vec<u8>)> {
 }
 
 #[track_caller]
-fn refused(tar: &[u8], text: &str) {
+pub(super) fn refused(tar: &[u8], text: &str) {
     let Err(error) = read_tar(tar, 1 << 30) else {
         panic!("taken")
     };
@@ -109,12 +109,12 @@ fn refused(tar: &[u8], text: &str) {
 }
 
 /// A header to be changed, and what follows it.
-struct Member {
+pub(super) struct Member {
     header: [u8; 512],
     data: Vec<u8>,
 }
 
-fn member(name: &[u8], kind: u8, data: &[u8]) -> Member {
+pub(super) fn member(name: &[u8], kind: u8, data: &[u8]) -> Member {
     let mut header = [0; 512];
     header[..name.len()].copy_from_slice(name);
     for (at, field) in [
@@ -154,7 +154,7 @@ impl Member {
     }
 }
 
-fn pax(kind: u8, records: &[(&str, &[u8])]) -> Member {
+pub(super) fn pax(kind: u8, records: &[(&str, &[u8])]) -> Member {
     let mut data = Vec::new();
     for (key, value) in records {
         let body = key.len() + value.len() + 3;
@@ -168,7 +168,7 @@ fn pax(kind: u8, records: &[(&str, &[u8])]) -> Member {
     member(b"pax", kind, &data)
 }
 
-fn tar(members: Vec<Member>) -> Vec<u8> {
+pub(super) fn tar(members: Vec<Member>) -> Vec<u8> {
     let mut out: Vec<u8> = members.into_iter().flat_map(Member::bytes).collect();
     out.resize(out.len() + 1024, 0);
     out
@@ -383,6 +383,12 @@ fn old_forms_and_odd_names() {
 }
 
 #[test]
+fn symlinks_have_all_permissions_whatever_the_tar_says() {
+    let found = nodes(&tar(vec![member(b"l", b'2', b"").link(b"t")]));
+    assert_eq!(found[&b"l"[..]].0.attr.mode, S_IFLNK | 0o777);
+}
+
+#[test]
 fn ends() {
     let whole = tar(vec![member(b"a", b'0', b"x")]);
     // Without the blocks of zeros, with more of them, with something behind them.
@@ -391,8 +397,12 @@ fn ends() {
     assert_eq!(nodes(&[&whole[..], &[0; 100_000]].concat()).len(), 1);
     assert_eq!(nodes(&[&whole[..], b"something"].concat()).len(), 1);
     assert_eq!(layer(b"").0, []);
-    for cut in [1, 511, 513, 1000, 1023] {
+    for cut in [1, 511, 512] {
         refused(&whole[..cut], "cut off");
+    }
+    // Without all of the last entry's padding.
+    for cut in [513, 1000, 1023] {
+        assert_eq!(nodes(&whole[..cut])[&b"a"[..]].1, b"x", "{cut}");
     }
     refused(
         &tar(vec![pax(b'x', &[("path", b"a")])]),
@@ -403,6 +413,25 @@ fn ends() {
     refused(&[7; 512], "checksum");
 }
 
+/// An AUFS keeps files with several names in a directory of its own.
+#[test]
+fn files_that_aufs_keeps_aside_have_their_names() {
+    let (changes, _) = layer(&tar(vec![
+        member(b".wh..wh.plnk", b'5', b""),
+        member(b".wh..wh.plnk/12.34", b'0', b"content"),
+        member(b".wh..wh.aufs", b'0', b""),
+        member(b"usr/a", b'1', b"").link(b".wh..wh.plnk/12.34"),
+        member(b"usr/b", b'1', b"").link(b".wh..wh.plnk/12.34"),
+    ]));
+    let tree = merge([changes]).unwrap();
+    let names: Vec<_> = tree.children(Tree::ROOT).unwrap().keys().collect();
+    assert_eq!(names, [&Box::from(&b"usr"[..])]);
+    let usr = tree.child(Tree::ROOT, b"usr").unwrap();
+    let file = tree.child(usr, b"a").unwrap();
+    assert_eq!(Some(file), tree.child(usr, b"b"));
+    assert!(matches!(tree.node(file).kind, Kind::File { size: 7, .. }));
+}
+
 #[test]
 fn a_whiteout_with_content_is_still_a_whiteout() {
     let (changes, _) = layer(&tar(vec![
@@ -410,7 +439,7 @@ fn a_whiteout_with_content_is_still_a_whiteout() {
         member(b".wh.c", b'0', b"content"),
         member(b"d/.wh..wh..opq", b'0', b""),
         member(b".wh..wh.plnk", b'5', b""),
-        member(b".wh..wh.plnk/1.2", b'0', b"x"),
+        member(b".wh..wh.orph/1.2", b'0', b"x"),
     ]));
     let change = |path: &[u8], what| Change {
         path: path.to_vec(),

@@ -11,15 +11,15 @@ use sha2::{Digest, Sha256};
 
 use crate::common::{lxcri_fs, run, stderr};
 
-fn sh(dir: &Path, script: &str) -> String {
+pub(crate) fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
 }
 
 /// An OCI layout that is put together by hand.
-struct Layout(PathBuf);
+pub(crate) struct Layout(PathBuf);
 
 impl Layout {
-    fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         std::fs::create_dir_all(path.join("blobs/sha256")).unwrap();
         std::fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         Self(path)
@@ -35,7 +35,7 @@ impl Layout {
     }
 
     /// An image with one file that says what it is; its manifest's descriptor.
-    fn image(&self, what: &str) -> Value {
+    pub(crate) fn image(&self, what: &str) -> Value {
         let dir = tempfile::tempdir().unwrap();
         sh(
             dir.path(),
@@ -75,12 +75,12 @@ impl Layout {
         )
     }
 
-    fn index(&self, manifests: &[Value]) {
+    pub(crate) fn index(&self, manifests: &[Value]) {
         let index = json!({ "schemaVersion": 2, "manifests": manifests });
         std::fs::write(self.0.join("index.json"), index.to_string()).unwrap();
     }
 
-    fn source(&self, reference: &str) -> String {
+    pub(crate) fn source(&self, reference: &str) -> String {
         format!("oci:{}{reference}", self.0.display())
     }
 }
@@ -93,27 +93,27 @@ fn on(mut descriptor: Value, os: &str, architecture: &str, variant: Option<&str>
     descriptor
 }
 
-fn named(mut descriptor: Value, name: &str) -> Value {
+pub(crate) fn named(mut descriptor: Value, name: &str) -> Value {
     descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
     descriptor
 }
 
-struct Bench {
-    dir: tempfile::TempDir,
+pub(crate) struct Bench {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn build(&self, args: &[&str]) -> Output {
+    pub(crate) fn build(&self, args: &[&str]) -> Output {
         lxcri_fs()
             .arg("build")
             .args(args)
@@ -127,7 +127,7 @@ impl Bench {
 
     /// What the image that is built says it is.
     #[track_caller]
-    fn what(&self, args: &[&str]) -> String {
+    pub(crate) fn what(&self, args: &[&str]) -> String {
         let output = self.build(args);
         assert!(output.status.success(), "{args:?}: {}", stderr(&output));
         run(lxcri_fs()
@@ -137,7 +137,7 @@ impl Bench {
     }
 
     #[track_caller]
-    fn refused(&self, args: &[&str], code: i32, text: &str) {
+    pub(crate) fn refused(&self, args: &[&str], code: i32, text: &str) {
         let _ = std::fs::remove_file(self.path("image.bfc"));
         let output = self.build(args);
         assert_eq!(

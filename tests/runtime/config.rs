@@ -229,6 +229,94 @@ fn options_override_the_image_configuration() {
     );
 }
 
+/// Docker's builder leaves `[""]` behind when a Dockerfile says `ENTRYPOINT [""]`, and its daemon
+/// runs the command.
+#[test]
+fn an_entrypoint_of_one_empty_word_is_none() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(
+        temp.path(),
+        &[
+            "--config.entrypoint",
+            "",
+            "--config.cmd",
+            "/bin/echo",
+            "--config.cmd",
+            "image",
+        ],
+    );
+    let text = pass(
+        &image,
+        r#"
+        create() {
+            lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null
+            cat b/config.json
+            lxcri_fs delete c
+        }
+        create; create -- /bin/ls -l"#,
+    );
+    let args: Vec<Value> = serde_json::Deserializer::from_str(&text)
+        .into_iter::<Value>()
+        .map(|config| config.unwrap()["process"]["args"].clone())
+        .collect();
+    assert_eq!(
+        args,
+        [
+            serde_json::json!(["/bin/echo", "image"]),
+            serde_json::json!(["/bin/ls", "-l"])
+        ]
+    );
+}
+
+/// Go's programs write null for what is empty, and read it as if it were not there.
+#[test]
+fn nulls_in_a_configuration_are_what_go_takes_them_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let layout = layout(temp.path(), &["--config.cmd", "/bin/echo"]);
+    let script = r#"
+        import hashlib, json, pathlib, sys
+        oci = pathlib.Path(sys.argv[1])
+        blob = lambda d: oci / "blobs" / d["digest"].replace(":", "/")
+        def put(d, value):
+            data = json.dumps(value).encode()
+            d.update(digest="sha256:" + hashlib.sha256(data).hexdigest(), size=len(data))
+            blob(d).write_bytes(data)
+        index = json.loads((oci / "index.json").read_text())
+        manifest = json.loads(blob(index["manifests"][0]).read_text())
+        config = json.loads(blob(manifest["config"]).read_text())
+        config["history"][0]["empty_layer"] = None
+        config["history"].append(None)
+        config["author"] = None
+        config["config"].update(Entrypoint=None, Labels={"a": None, "b": "c"})
+        config["config"].update(Volumes={"/data": None}, ExposedPorts={"80/tcp": None})
+        put(manifest["config"], config)
+        put(index["manifests"][0], manifest)
+        (oci / "index.json").write_text(json.dumps(index))"#;
+    let script: String = script
+        .lines()
+        .map(|line| format!("{}\n", line.strip_prefix("        ").unwrap_or(line)))
+        .collect();
+    run(Command::new("python3").args(["-c", &script]).arg(&layout));
+    let image = temp.path().join("null.bfc");
+    run(lxcri_fs()
+        .arg("build")
+        .arg(format!("oci:{}:t", layout.display()))
+        .arg("-o")
+        .arg(&image));
+    let text = pass(
+        &image,
+        "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; cat b/config.json; lxcri_fs \
+         delete c",
+    );
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(config["process"]["args"], serde_json::json!(["/bin/echo"]));
+    let mounts = config["mounts"].as_array().unwrap();
+    assert!(
+        mounts.iter().any(|m| m["destination"] == "/data"),
+        "{mounts:?}"
+    );
+}
+
 /// An image must neither choose what is mounted nor lead out of itself.
 #[test]
 fn hostile_configurations_are_refused_or_have_no_effect() {

@@ -16,6 +16,9 @@ use crate::build::error::{Error, Mismatch, Result};
 /// How much is read, decompressed and handed on at a time, bytes.
 const PIECE: usize = 1 << 18;
 
+/// First bytes of a member of gzip's.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -31,7 +34,7 @@ impl Compression {
     /// Determined by the first bytes, because media types are often wrong.
     pub fn of(magic: &[u8]) -> Self {
         match magic {
-            [0x1f, 0x8b, ..] => Self::Gzip,
+            [first, second, ..] if [*first, *second] == GZIP => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
@@ -70,7 +73,7 @@ impl<R: BufRead> Read for Gzip<R> {
                 let count = bytes.iter().take_while(|b| **b == 0).count();
                 match bytes.get(count) {
                     None if bytes.is_empty() => return Ok(0),
-                    Some(_) if zeros || count > 0 => {
+                    Some(byte) if zeros || count > 0 || *byte != GZIP[0] => {
                         let what = "something other than zeros follows the compressed data";
                         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
                     }
