@@ -12,6 +12,7 @@ use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use crate::build::{self, AppendOptions, Platform, sources};
 use crate::image::{InPlace, Layered, Sources};
+use crate::runtime::record::images;
 use crate::store::Reference;
 
 /// Add layers on top of an image, in place or as a new image in the store
@@ -75,7 +76,8 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
         return print(reference.familiar(), &built, args.json);
     }
     drop(held);
-    let image = InPlace::check(&args.store.open()?, &path, None, args.force)?;
+    let store = args.store.open()?;
+    let image = InPlace::check(&store, &path, None, &images(&store), args.force)?;
     let layers = Sources::open(&args.layers, &sources, &registries)?;
     let options = AppendOptions {
         write,

@@ -12,6 +12,7 @@ use super::secret::SecretArgs;
 use super::store::StoreArgs;
 use super::upper_name::find;
 use crate::image::Commit;
+use crate::runtime::record::images;
 use crate::store::Reference;
 
 /// Make a new image from an image and an upper, which becomes a new layer
@@ -80,7 +81,8 @@ pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
         let built = commit.to_file(output, args.force, &events)?;
         (output.display().to_string(), built)
     } else {
-        let (path, built) = commit.in_place(&args.store.open()?, args.force, &events)?;
+        let store = args.store.open()?;
+        let (path, built) = commit.in_place(&store, &images(&store), args.force, &events)?;
         (path.display().to_string(), built)
     };
     print(&name, &built, args.json)

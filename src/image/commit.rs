@@ -8,7 +8,7 @@ use bfc::writer::WriteOptions;
 use super::error::{Error, Result};
 use super::events::Events;
 use super::file::open_file;
-use super::in_place::InPlace;
+use super::in_place::{ContainerImage, InPlace};
 use super::layered::Layered;
 use super::sources::Sources;
 use crate::build::{self, AppendOptions, Built, Platform, sources};
@@ -61,14 +61,15 @@ impl Commit {
         })
     }
 
-    /// Appends to the image itself, which must not be in `store`; `force` as in [`InPlace::check`].
-    /// Returns the image's path, and what was appended.
+    /// Appends to the image itself, which must not be in `store`; `containers` and `force` as
+    /// in [`InPlace::check`]. Returns the image's path, and what was appended.
     ///
     /// # Errors
     /// [`Error`], [`Error::Several`]; the image is unchanged then.
     pub fn in_place(
         &self,
         store: &Store,
+        containers: &[ContainerImage],
         force: bool,
         events: &dyn Events,
     ) -> Result<(PathBuf, Built)> {
@@ -76,7 +77,8 @@ impl Commit {
         let [path] = &below.paths[..] else {
             return Err(Error::Several);
         };
-        let target = InPlace::check(store, path, Some(&self.written.layout.upper), force)?;
+        let own = Some(self.written.layout.upper.as_path());
+        let target = InPlace::check(store, path, own, containers, force)?;
         let options = AppendOptions {
             write: self.write.clone(),
             secret: self.secret.clone(),

@@ -6,9 +6,17 @@ use super::error::{Error, Result};
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, AppendOptions, Built};
-use crate::runtime::record::ContainerRecord;
 use crate::serve::overview;
-use crate::store::{Store, file_id};
+use crate::store::{Container, Store, file_id};
+
+/// A container in a store, and the file of its image.
+#[derive(Debug)]
+pub struct ContainerImage {
+    /// The container.
+    pub container: Container,
+    /// Its image.
+    pub image: PathBuf,
+}
 
 /// An image whose file may be changed: it is not in the store, and no other upper belongs to it.
 #[derive(Debug)]
@@ -19,17 +27,23 @@ pub struct InPlace {
 impl InPlace {
     /// Refuses an image in the store and, without `force`, an image with uppers: with another layer
     /// it becomes another image, which they no longer fit. `own` is the upper that becomes the new
-    /// layer.
+    /// layer; `containers` are those in the store.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no such file, [`Error::Store`], [`Error::WouldNotFit`].
-    pub fn check(store: &Store, image: &Path, own: Option<&Path>, force: bool) -> Result<Self> {
+    pub fn check(
+        store: &Store,
+        image: &Path,
+        own: Option<&Path>,
+        containers: &[ContainerImage],
+        force: bool,
+    ) -> Result<Self> {
         if !image.exists() {
             let missing = std::io::ErrorKind::NotFound;
             return Err(Error::io("opening the image", image)(missing));
         }
         store.refuse_to_change(image)?;
-        let uppers = uppers_on(store, image, own)?;
+        let uppers = uppers_on(image, own, containers)?;
         let image = image.to_owned();
         if force || uppers.is_empty() {
             return Ok(Self { image });
@@ -55,8 +69,12 @@ impl InPlace {
     }
 }
 
-/// The uppers over an image except `own`, of mounts and of containers in the store. Sorted.
-fn uppers_on(store: &Store, image: &Path, own: Option<&Path>) -> Result<Vec<String>> {
+/// The uppers over an image except `own`, of mounts and of containers. Sorted.
+fn uppers_on(
+    image: &Path,
+    own: Option<&Path>,
+    containers: &[ContainerImage],
+) -> Result<Vec<String>> {
     let id = file_id(image);
     let is_it = |path: &Path| id.is_some() && file_id(path) == id;
     let mut uppers: Vec<String> = Vec::new();
@@ -73,11 +91,9 @@ fn uppers_on(store: &Store, image: &Path, own: Option<&Path>) -> Result<Vec<Stri
         let others = others.filter(|upper| Some(*upper) != own);
         uppers.extend(others.map(|upper| upper.display().to_string()));
     }
-    for container in store.containers().unwrap_or_default() {
-        let dir = store.reach(&container).ok();
-        let record = dir.and_then(|dir| ContainerRecord::read(&dir).ok().flatten());
+    for ContainerImage { container, image } in containers {
         let is_own = own.is_some_and(|own| own.starts_with(&container.path));
-        if !is_own && record.is_some_and(|record| is_it(&record.image.path)) {
+        if !is_own && is_it(image) {
             uppers.push(format!("container {}", container.name));
         }
     }
