@@ -1,5 +1,7 @@
 //! `lxcri-fs gc`
 
+use std::path::Path;
+
 use clap::Args;
 use jiff::SignedDuration;
 use serde::Serialize;
@@ -8,7 +10,7 @@ use super::error::{Error, Exit};
 use super::output::{json, say, size};
 use super::store::StoreArgs;
 use crate::error::chain;
-use crate::store::{Garbage, Outcome, Step};
+use crate::store::{Garbage, Outcome, Step, StoredImage};
 
 /// Remove what the store no longer needs: images without a name, and remains of interrupted work
 #[derive(Debug, Args)]
@@ -34,7 +36,13 @@ pub(super) struct GcArgs {
 #[derive(Serialize)]
 struct Row {
     kind: &'static str,
-    name: String,
+    /// What users call it, if they can know it: the name that an image had, the name of a container
+    /// or snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// `blake3:` and the root digest of an image, `sha256:` and the digest of a blob.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
     /// What it takes, bytes; space that several share is freed with the last of them.
     bytes: u64,
     /// Bytes freed; absent if it was not removed.
@@ -72,16 +80,11 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             json(&row)?;
             continue;
         }
+        let what = describe(&step.garbage);
         match (&row.kept, row.freed) {
-            (Some(why), _) => say(format_args!("{} {}: kept: {why}", row.kind, row.name)),
-            (None, Some(freed)) => say(format_args!(
-                "{} {}: {freed} bytes freed",
-                row.kind, row.name
-            )),
-            (None, None) => say(format_args!(
-                "{} {}: {} bytes",
-                row.kind, row.name, row.bytes
-            )),
+            (Some(why), _) => say(format_args!("{what}: kept: {why}")),
+            (None, Some(freed)) => say(format_args!("{what}: {} freed", size(freed))),
+            (None, None) => say(format_args!("{what}: {}", size(row.bytes))),
         }?;
     }
     if !args.json {
@@ -106,30 +109,63 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
 }
 
 fn row(step: &Step) -> Row {
-    let (kind, name) = match &step.garbage {
-        Garbage::Image(image) => (
-            "image",
-            format!("{} ({})", image.name, image.facts.short_digest()),
-        ),
-        Garbage::Work(name) => ("unfinished image", name.to_string()),
-        Garbage::Container(name) => ("unfinished container", name.to_string()),
+    let (kind, name, digest) = match &step.garbage {
+        Garbage::Image(image) => {
+            let digest = format!("blake3:{}", image.facts.root_digest);
+            ("image", former_name(image), Some(digest))
+        }
+        Garbage::Work(_) => ("unfinished image", None, None),
+        Garbage::Container(name) => ("unfinished container", Some(name.to_string()), None),
         Garbage::Snapshot(snapshot) => (
             "snapshot of a command that was killed",
-            snapshot.to_string(),
+            Some(snapshot.to_string()),
+            None,
         ),
-        Garbage::Blob(path) => (
-            "part of a blob",
-            path.file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-        ),
+        Garbage::Blob(path) => {
+            let digest = blob(path).map(|digest| format!("sha256:{digest}"));
+            ("part of a blob", None, digest)
+        }
     };
     Row {
         kind,
         name,
+        digest,
         bytes: step.usage.own(),
         freed: None,
         kept: None,
     }
+}
+
+/// What something is, in a user's terms.
+fn describe(garbage: &Garbage) -> String {
+    match garbage {
+        Garbage::Image(image) => {
+            let digest = image.facts.short_digest();
+            match former_name(image) {
+                Some(name) => format!("image {digest}, formerly {name}"),
+                None => format!("image {digest}"),
+            }
+        }
+        Garbage::Work(_) => "unfinished image".to_owned(),
+        Garbage::Container(name) => format!("unfinished container {name}"),
+        Garbage::Snapshot(snapshot) => format!("snapshot {snapshot} of a command that was killed"),
+        Garbage::Blob(path) => {
+            let digest = blob(path).and_then(|digest| digest.get(..12));
+            format!(
+                "part of a blob that an interrupted pull fetched, sha256:{}",
+                digest.unwrap_or("unknown")
+            )
+        }
+    }
+}
+
+/// The name that an image had until another image took it.
+fn former_name(image: &StoredImage) -> Option<String> {
+    let reference = image.name.reference()?;
+    Some(reference.familiar().to_owned())
+}
+
+/// The SHA-256 of a blob, of which a file has a part.
+fn blob(part: &Path) -> Option<&str> {
+    part.file_name()?.to_str()
 }

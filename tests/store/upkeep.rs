@@ -65,6 +65,21 @@ fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
         plan.contains("unfinished image") && plan.contains("would be freed"),
         "{plan}"
     );
+    let digest = store.images().into_iter().find_map(|image| {
+        let digest = image["root_digest"].as_str().unwrap().to_owned();
+        image["references"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+            .then_some(digest)
+    });
+    let digest = digest.unwrap();
+    let short = &digest.strip_prefix("blake3:").unwrap()[..12];
+    let named = format!("image {short}, formerly app:latest: ");
+    assert!(
+        plan.contains(&named) && !plan.contains("_w") && !plan.contains("app_g"),
+        "{plan}"
+    );
     assert_eq!(store.images().len(), 2);
     let done: Vec<Value> = store
         .run(&["gc", "--grace", "0s", "--json"])
@@ -72,6 +87,13 @@ fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
         .map(|l| serde_json::from_str(l).unwrap())
         .collect();
     let freed: u64 = done.iter().map(|row| row["freed"].as_u64().unwrap()).sum();
+    let image = done.iter().find(|row| row["kind"] == "image").unwrap();
+    assert_eq!(
+        (&image["name"], &image["digest"]),
+        (&"app:latest".into(), &digest.into())
+    );
+    let work = done.iter().find(|row| row["kind"] == "unfinished image");
+    assert_eq!(work.unwrap().get("name"), None);
     assert!((9_000_000..9_300_000).contains(&freed), "{done:?}");
     assert_eq!((store.images().len(), store.work().len()), (1, 0));
     // What a pull that was cut off would go on from.
