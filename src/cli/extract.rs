@@ -9,7 +9,7 @@ use super::error::{Error, Exit};
 use super::open::ImageArgs;
 use super::output::{note, size};
 use super::progress::Work;
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::fs::{ExtractOptions, ImageOptions, extract, open_target};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
@@ -29,6 +29,7 @@ pub(super) struct ExtractArgs {
     /// Where to extract to; created if it does not exist
     dir: PathBuf,
     /// Paths in the image to extract, with everything below them (default: everything)
+    #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Replace files that exist
     #[arg(long, short)]
@@ -52,8 +53,7 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     let opened = args.image.file()?;
     // Extracting takes one descriptor for each level of the tree.
     super::limits::raise_open_files();
-    let dir =
-        open_target(&args.dir).map_err(Error::io("opening the target directory", &args.dir))?;
+    let dir = open_target(&args.dir).map_err(Io::at("opening the target directory", &args.dir))?;
     // The directory as the caller reaches it; everything below is reached through this descriptor.
     let kept = Kept {
         directories: dir.try_clone().map(Into::into).into_iter().collect(),

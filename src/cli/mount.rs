@@ -25,6 +25,9 @@ use crate::upper::{self, Upper};
 
 /// Mount images, read-only or with an upper that keeps what is written
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+lxcri-fs mount [OPTIONS] <IMAGE>... <DIR>
+       lxcri-fs mount [OPTIONS] --all")]
 #[command(after_help = "\
 Examples:
   lxcri-fs mount nginx.bfc /mnt

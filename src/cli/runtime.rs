@@ -36,7 +36,7 @@ pub(super) struct RuntimeArgs {
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
-        value_name = "ARGS"
+        value_name = "ARG"
     )]
     args: Vec<OsString>,
 }

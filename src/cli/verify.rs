@@ -20,6 +20,9 @@ use crate::serve::confine::Kept;
 /// Check everything in images: structures, checksums, authentication tags, and the content of every
 /// file
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+lxcri-fs verify [OPTIONS] <IMAGE>...
+       lxcri-fs verify [OPTIONS] --all")]
 #[command(after_help = "\
 Examples:
   lxcri-fs verify debian.bfc && echo sound
