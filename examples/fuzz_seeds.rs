@@ -11,6 +11,7 @@ use bfc::rootfs::{Attr, Xattr};
 use bfc::writer::WriteOptions;
 use lxcri_fs::build::sources::{self, Platform, SourceImage, SourceLayer, TarSource};
 use lxcri_fs::build::{BuildOptions, MAX_SIZE, build};
+use lxcri_fs::error::Io;
 use lxcri_fs::layer::tar::{Body, Writer};
 
 #[path = "../bfc/tests/forge/mend.rs"]
@@ -143,7 +144,8 @@ impl TarSource for Bytes {
         _: &(dyn Fn(u64) + Sync),
     ) -> lxcri_fs::build::Result<()> {
         out.write_all(&self.0)
-            .map_err(lxcri_fs::build::Error::io("packing", "seed".as_ref()))
+            .map_err(Io::at("packing", "seed".as_ref()))?;
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use bfc::writer::{Documents, Keep, WriteOptions};
 use super::base::Base;
 use super::error::{Error, Result};
 use super::{Built, SourceImage, added, finish};
+use crate::error::Io;
 use crate::layer::Budget;
 
 /// How to append.
@@ -38,19 +39,19 @@ pub fn append(
         .read(true)
         .write(true)
         .open(path)
-        .map_err(Error::io("opening the image", path))?;
+        .map_err(Io::at("opening the image", path))?;
     file.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => Error::Source {
             name: path.display().to_string(),
             reason: "another process is appending to it".into(),
             hint: Some("try again when it has finished".into()),
         },
-        TryLockError::Error(e) => Error::io("locking the image", path)(e),
+        TryLockError::Error(e) => Io::at("locking the image", path)(e).into(),
     })?;
     let base = Base::open(
         path,
         file.try_clone()
-            .map_err(Error::io("opening the image", path))?,
+            .map_err(Io::at("opening the image", path))?,
     )?;
     let appended = append_to(&base, &file, path, images, options, progress);
     if appended.is_err() {
@@ -74,7 +75,7 @@ fn append_to(
     };
     let file = file
         .try_clone()
-        .map_err(Error::io("opening the image", path))?;
+        .map_err(Io::at("opening the image", path))?;
     let mut writer = base.resume(file, Keep::All, write)?;
     let mut budget = Budget::new(options.sources.max_size);
     let mut layers: Vec<LayerEntry> = base.layers.clone();

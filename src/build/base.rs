@@ -11,6 +11,7 @@ use bfc::{Container, Secret};
 
 use super::digest::Digest;
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::fs;
 use crate::layer::{merge, replay};
 
@@ -44,7 +45,7 @@ impl Base {
         };
         let source = file
             .try_clone()
-            .map_err(Error::io("opening the image", path))?;
+            .map_err(Io::at("opening the image", path))?;
         let container = Container::open(Arc::new(source)).map_err(failed)?;
         let Some(locator) = container.locator().map_err(failed)? else {
             return Err(Error::Source {
@@ -138,12 +139,12 @@ impl Base {
     /// # Errors
     /// [`Error::Io`].
     pub fn copy_layers(&self, count: usize, to: &File) -> Result<()> {
-        let failed = || Error::io("copying the layers of", &self.path);
+        let failed = || Io::at("copying the layers of", &self.path);
         let end = count
             .checked_sub(1)
             .map_or(0, |last| self.layers[last].record.data_end);
         if rustix::fs::ioctl_ficlone(to, &self.file).is_ok() {
-            return to.set_len(end).map_err(failed());
+            return Ok(to.set_len(end).map_err(failed())?);
         }
         let (mut from, mut to) = (&self.file, to);
         from.seek(SeekFrom::Start(0))
@@ -154,7 +155,7 @@ impl Base {
         if copied == end {
             Ok(())
         } else {
-            Err(failed()(io::ErrorKind::UnexpectedEof.into()))
+            Err(failed()(io::ErrorKind::UnexpectedEof.into()).into())
         }
     }
 

@@ -1,7 +1,7 @@
 //! Errors of building and exporting.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Exit, Io, Report};
 use crate::fs;
@@ -127,11 +127,6 @@ pub enum Mismatch {
 }
 
 impl Error {
-    /// For `map_err`: an I/O error while doing something to a path.
-    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
     /// An error for something that could not be fetched.
     pub fn remote(name: impl Into<String>, why: impl Report + Send + Sync + 'static) -> Self {
         let (exit, hint) = (why.exit(), why.hint());

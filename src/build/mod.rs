@@ -29,6 +29,7 @@ pub use error::{Error, Mismatch, Result};
 pub use output::{Output, parent};
 pub use sources::{Platform, SourceImage, Spec};
 
+use crate::error::Io;
 use crate::layer::{self, Budget, merge};
 use config::LayerFact;
 
@@ -138,7 +139,7 @@ fn start(diff_ids: &[Option<Digest>], output: &Output, options: &BuildOptions) -
     if let Some(path) = &options.base {
         let base = Base::open(
             path,
-            std::fs::File::open(path).map_err(Error::io("opening the image", path))?,
+            std::fs::File::open(path).map_err(Io::at("opening the image", path))?,
         )?;
         let common = base.common(diff_ids);
         tracing::debug!(base = %path.display(), common, "reusing layers");
@@ -162,7 +163,7 @@ fn start(diff_ids: &[Option<Digest>], output: &Output, options: &BuildOptions) -
     let file = output.file()?;
     if options.is_clone {
         file.set_len(0)
-            .map_err(Error::io("emptying", &options.output))?;
+            .map_err(Io::at("emptying", &options.output))?;
     }
     let writer = ImageWriter::create(file, options.write.clone());
     let writer = writer.map_err(|source| Error::Image {
@@ -281,7 +282,9 @@ fn read_layer(
     std::thread::scope(|scope| {
         let maker = scope.spawn(move || {
             tar.write_to(&mut out, progress)?;
-            std::io::Write::flush(&mut out).map_err(Error::io("unpacking", Path::new("the layer")))
+            std::io::Write::flush(&mut out)
+                .map_err(Io::at("unpacking", Path::new("the layer")))
+                .map_err(Error::from)
         });
         let read = layer::read::read(&mut input, sink, budget);
         let ended = input.ended();

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 
 /// A file that is to appear at a path.
 #[derive(Debug)]
@@ -42,9 +43,9 @@ impl Output {
             return Err(exists(path));
         }
         if path.is_dir() {
-            return Err(Error::io("writing", path)(std::io::ErrorKind::IsADirectory));
+            return Err(Io::at("writing", path)(std::io::ErrorKind::IsADirectory).into());
         }
-        let failed = || Error::io("making a file in", &dir);
+        let failed = || Io::at("making a file in", &dir);
         // A file without a name ends with the process, even if it is killed.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let (file, name) = match rustix::fs::open(&dir, flags, Mode::from_raw_mode(0o666)) {
@@ -58,7 +59,7 @@ impl Output {
                     .into_parts();
                 (file, Name::Temporary(name))
             }
-            Err(e) => return Err(failed()(e.into())),
+            Err(e) => return Err(failed()(e.into()).into()),
         };
         Ok(Self {
             path: path.to_owned(),
@@ -78,7 +79,7 @@ impl Output {
             .read(true)
             .write(true)
             .open(path)
-            .map_err(Error::io("opening", path))?;
+            .map_err(Io::at("opening", path))?;
         Ok(Self {
             path: path.to_owned(),
             dir: parent(path),
@@ -93,9 +94,10 @@ impl Output {
     /// # Errors
     /// [`Error::Io`].
     pub fn file(&self) -> Result<File> {
-        self.file
+        Ok(self
+            .file
             .try_clone()
-            .map_err(Error::io("writing", &self.path))
+            .map_err(Io::at("writing", &self.path))?)
     }
 
     /// Gives the file its name; it has been synced.
@@ -103,7 +105,7 @@ impl Output {
     /// # Errors
     /// [`Error::Io`], also if something exists there meanwhile.
     pub fn publish(self) -> Result<()> {
-        let failed = || Error::io("writing", &self.path);
+        let failed = || Io::at("writing", &self.path);
         match self.name {
             Name::Final => {}
             Name::Temporary(name) if self.force => {
@@ -125,17 +127,16 @@ impl Output {
                         link(&temp).map_err(|e| failed()(e.into()))?;
                         if let Err(e) = std::fs::rename(&temp, &self.path) {
                             let _ = std::fs::remove_file(&temp);
-                            return Err(failed()(e));
+                            return Err(failed()(e).into());
                         }
                     }
                     Err(Errno::EXIST) => return Err(exists(&self.path)),
-                    Err(e) => return Err(failed()(e.into())),
+                    Err(e) => return Err(failed()(e.into()).into()),
                 }
             }
         }
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(Error::io("syncing", &self.dir))
+        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        Ok(synced.map_err(Io::at("syncing", &self.dir))?)
     }
 
     /// How many bytes are free where the file is.
@@ -144,7 +145,7 @@ impl Output {
     /// [`Error::Io`].
     pub fn free_space(&self) -> Result<u64> {
         let stat = rustix::fs::fstatvfs(&self.file)
-            .map_err(Error::io("reading the free space of", &self.dir))?;
+            .map_err(Io::at("reading the free space of", &self.dir))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }

@@ -14,7 +14,7 @@ use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
 use super::transfer::Transfer;
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::fs::{ImageFile, ImageOptions, Rootfs, verify};
 use crate::image::secret::image_key;
 use crate::image::{Pull, open_file};
@@ -164,7 +164,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         path: path.clone(),
         file: file
             .try_clone()
-            .map_err(Error::io("opening the image", &path))?,
+            .map_err(Io::at("opening the image", &path))?,
         secret,
     };
     let rootfs = Rootfs::open(vec![source], &options)?;
@@ -328,7 +328,7 @@ fn elsewhere(text: &str) -> Result<String, Error> {
 
 /// Makes a path absolute, and resolves symlinks in the part of it that exists.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    let absolute = std::path::absolute(path).map_err(Error::io("finding", path))?;
+    let absolute = std::path::absolute(path).map_err(Io::at("finding", path))?;
     if let Ok(found) = absolute.canonicalize() {
         return Ok(found);
     }

@@ -1,6 +1,6 @@
 //! How commands fail: with a cause, a hint, and an exit code.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use crate::error::Exit;
 use crate::error::{Io, Report};
@@ -72,11 +72,6 @@ impl From<registry::Error> for Error {
 }
 
 impl Error {
-    /// Makes a closure for `map_err` that wraps an I/O error: `doing` what, to which `path`.
-    pub fn io<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
     /// The error of another module, if this wraps one.
     fn inner(&self) -> Option<&dyn Report> {
         Some(match self {

@@ -9,6 +9,7 @@ use rustix::thread::CapabilitySet;
 use super::error::Error;
 use super::secret::{SecretArgs, prompt, terminal};
 use super::store::StoreArgs;
+use crate::error::Io;
 use crate::fs::{self, ImageFile, ImageOptions, Rootfs};
 use crate::serve::confine::{Kept, confine_command};
 
@@ -102,7 +103,7 @@ impl Opened {
         } = self;
         let again = file
             .try_clone()
-            .map_err(Error::io("opening the image", &path))?;
+            .map_err(Io::at("opening the image", &path))?;
         match Rootfs::open(
             vec![ImageFile {
                 path: path.clone(),

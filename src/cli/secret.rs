@@ -12,6 +12,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use super::error::Error;
+use crate::error::Io;
 use crate::image::secret::{self, MAX_PASSWORD, strip_line_end};
 use crate::text::neutral;
 
@@ -52,7 +53,7 @@ impl SecretArgs {
         if let Some(fd) = self.password_fd {
             let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
             let file =
-                File::open(&path).map_err(Error::io("opening the password's descriptor", &path))?;
+                File::open(&path).map_err(Io::at("opening the password's descriptor", &path))?;
             return Ok(Some(secret::password(file, &path)?));
         }
         Ok(secret::from_environment())
@@ -73,7 +74,7 @@ pub(super) fn terminal() -> Option<File> {
 /// # Errors
 /// [`Error::Io`] when the terminal fails.
 pub(super) fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
-    let failed = Error::io("asking for the password on", Path::new(TERMINAL));
+    let failed = Io::at("asking for the password on", Path::new(TERMINAL));
     let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
         write!(
             terminal,

@@ -1,6 +1,6 @@
 //! Errors of the operations on images.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Exit, Io, Report};
 use crate::{build, fs, registry, serve, store, upper, zfs};
@@ -68,14 +68,6 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub(super) fn io<E: Into<std::io::Error>>(
-        doing: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
     fn inner(&self) -> Option<&dyn Report> {
         Some(match self {
             Error::Fs(e) => e,

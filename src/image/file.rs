@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::zfs::recorded;
 
@@ -13,10 +14,10 @@ use crate::zfs::recorded;
 /// [`Error::Io`], also if it is neither a regular file nor a block device; [`Error::Zfs`].
 pub fn open_file(path: &Path) -> Result<File> {
     use std::os::unix::fs::FileTypeExt;
-    let file = recorded::open_image(path, Error::io("opening the image", path))?;
+    let file = recorded::open_image::<Error>(path)?;
     let kind = file
         .metadata()
-        .map_err(Error::io("opening the image", path))?
+        .map_err(Io::at("opening the image", path))?
         .file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(file);
@@ -26,7 +27,7 @@ pub fn open_file(path: &Path) -> Result<File> {
     } else {
         std::io::ErrorKind::InvalidInput
     };
-    Err(Error::io("opening the image", path)(source))
+    Err(Io::at("opening the image", path)(source).into())
 }
 
 /// Opens an image to read files from it without mounting it.

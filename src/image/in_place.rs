@@ -6,6 +6,7 @@ use super::error::{Error, Result};
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, AppendOptions, Built};
+use crate::error::Io;
 use crate::serve::overview;
 use crate::store::{Container, Store, file_id};
 
@@ -40,7 +41,7 @@ impl InPlace {
     ) -> Result<Self> {
         if !image.exists() {
             let missing = std::io::ErrorKind::NotFound;
-            return Err(Error::io("opening the image", image)(missing));
+            return Err(Io::at("opening the image", image)(missing).into());
         }
         store.refuse_to_change(image)?;
         let uppers = uppers_on(image, own, containers)?;

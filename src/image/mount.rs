@@ -10,6 +10,7 @@ use bfc::Secret;
 use super::error::{Error, Result};
 use super::file::open_file;
 use super::secret::image_key;
+use crate::error::Io;
 use crate::fs::ImageOptions;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{MountRequest, MountedImage};
@@ -102,11 +103,11 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is mounted then.
     pub fn on(&self, mountpoint: &MountPoint) -> Result<()> {
-        let files = self.images.iter().map(|(path, file)| {
-            file.try_clone()
-                .map_err(Error::io("opening the image", path))
-        });
-        let files = files.collect::<Result<Vec<_>>>()?;
+        let files = self
+            .images
+            .iter()
+            .map(|(path, file)| file.try_clone().map_err(Io::at("opening the image", path)));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
         let request = upper::Request {
             images: self.served()?,
             files: &files,
@@ -150,7 +151,7 @@ impl Mount {
     /// The images to serve, with their keys.
     fn served(&self) -> Result<Vec<MountedImage>> {
         let image = |(path, file): &(PathBuf, File)| {
-            let path = std::path::absolute(path).map_err(Error::io("finding", path))?;
+            let path = std::path::absolute(path).map_err(Io::at("finding", path))?;
             let key = image_key(&path, file, self.secret.as_ref())?;
             Ok(MountedImage {
                 path: OsString::from(path),

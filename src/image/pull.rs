@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bfc::writer::WriteOptions;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::events::Events;
 use crate::build::{self, Base, Digest, Platform, sources};
+use crate::error::Io;
 use crate::registry::{self, Observer, Registries, pull};
 use crate::store::{self, Facts, Store, StoredImage, protect};
 
@@ -81,7 +82,7 @@ impl<'a> Pull<'a> {
     /// Pulls into a file.
     ///
     /// # Errors
-    /// [`Error`]. A file that existed before is unchanged then.
+    /// [`Error`](super::Error). A file that existed before is unchanged then.
     pub fn to_file(&self, path: &Path) -> Result<Pulled> {
         let dir = build::parent(path);
         protect::refuse_to_write_in(&dir, path)?;
@@ -89,7 +90,7 @@ impl<'a> Pull<'a> {
         let found = pull::find(self.reference, &options)?;
         let manifest_digest = found.digest();
         self.fetch(found, options.temp_dir, path, None, false)?;
-        let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
+        let file = std::fs::File::open(path).map_err(Io::at("opening the image", path))?;
         Ok(Pulled {
             facts: Facts::of(path, file)?,
             manifest_digest,
@@ -101,8 +102,8 @@ impl<'a> Pull<'a> {
     /// other images in the store are reused.
     ///
     /// # Errors
-    /// [`Error`]. The store is unchanged then, and the next attempt continues with what was
-    /// fetched.
+    /// [`Error`](super::Error). The store is unchanged then, and the next attempt continues with
+    /// what was fetched.
     pub fn to_store(
         &self,
         store: &Store,

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::events::{Events, Step};
 use crate::build::Digest;
 use crate::build::export::{self, MANIFEST, OciImage};
 use crate::build::sources::Compression;
+use crate::error::Io;
 use crate::fs::{self, Rootfs};
 use crate::registry::artifact::Artifact;
 use crate::registry::push::{self, Target, Upload, UploadContent};
@@ -43,7 +44,7 @@ impl Push<'_> {
     /// has are neither made nor sent again. Returns the digest of the manifest.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`](super::Error).
     pub fn layers(&self, rootfs: &Rootfs, layers: Layers, events: &dyn Events) -> Result<Digest> {
         let Layers {
             came_from,
@@ -54,7 +55,7 @@ impl Push<'_> {
         let dir = tempfile::Builder::new()
             .prefix(".lxcri-fs-push.")
             .tempdir_in(&temp_dir)
-            .map_err(Error::io("making a directory in", &temp_dir))?;
+            .map_err(Io::at("making a directory in", &temp_dir))?;
         let image = make(rootfs, &target, compression, dir.path(), events)?;
         let layers = image.layers.into_iter().map(|blob| Upload {
             digest: blob.digest,
@@ -73,7 +74,7 @@ impl Push<'_> {
     /// Pushes the file itself, as an artifact. Returns the digest of the manifest.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`](super::Error).
     pub fn file(&self, path: &Path, file: File, events: &dyn Events) -> Result<Digest> {
         let failed = |source| fs::Error::Image {
             image: path.to_owned(),

@@ -10,6 +10,7 @@ use bfc::{Key, Secret};
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::serve::protocol::ImageKey;
 
 /// Environment variable that holds a password.
@@ -23,10 +24,10 @@ pub const MAX_PASSWORD: u64 = 64 << 10;
 /// [`Error::Io`], [`Error::Secret`].
 pub fn key_file(path: &Path) -> Result<Secret> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(64));
-    let file = File::open(path).map_err(Error::io("opening the key file", path))?;
+    let file = File::open(path).map_err(Io::at("opening the key file", path))?;
     file.take(33)
         .read_to_end(&mut bytes)
-        .map_err(Error::io("reading the key file", path))?;
+        .map_err(Io::at("reading the key file", path))?;
     let wrong = |source| Error::Secret {
         what: format!("key file {}", path.display()),
         source: Some(source),
@@ -40,7 +41,7 @@ pub fn key_file(path: &Path) -> Result<Secret> {
 /// [`Error::Io`], [`Error::Secret`].
 pub fn password_file(path: &Path) -> Result<Secret> {
     password(
-        File::open(path).map_err(Error::io("opening the password file", path))?,
+        File::open(path).map_err(Io::at("opening the password file", path))?,
         path,
     )
 }
@@ -54,7 +55,7 @@ pub fn password(input: impl Read, path: &Path) -> Result<Secret> {
     let mut input = BufReader::new(input.take(MAX_PASSWORD));
     input
         .read_until(b'\n', &mut line)
-        .map_err(Error::io("reading the password from", path))?;
+        .map_err(Io::at("reading the password from", path))?;
     strip_line_end(&mut line);
     if line.is_empty() {
         return Err(Error::Secret {

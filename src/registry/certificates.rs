@@ -6,6 +6,7 @@ use reqwest::{Certificate, ClientBuilder, Identity};
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 
 /// Adds the CAs (`*.crt`) of `certs.d/HOST[:PORT]`, and the client's certificate (`*.cert` with its
 /// `*.key`). The first directory that exists counts.
@@ -26,7 +27,7 @@ pub(super) fn add(mut builder: ClientBuilder, host: &str) -> Result<ClientBuilde
                 .map(|entry| entry.map(|e| e.path()))
                 .collect::<std::io::Result<Vec<_>>>()
         })
-        .map_err(Error::io("reading", &dir))?;
+        .map_err(Io::at("reading", &dir))?;
     paths.sort();
     for path in &paths {
         let wrong = |e: reqwest::Error| Error::Certificate {
@@ -66,7 +67,6 @@ fn directories() -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
-    std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(Error::io("reading", path))
+    let bytes = std::fs::read(path).map_err(Io::at("reading", path))?;
+    Ok(Zeroizing::new(bytes))
 }

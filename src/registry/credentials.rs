@@ -12,6 +12,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result, harmless};
+use crate::error::Io;
 
 /// Longest file, and longest answer of a helper, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -92,7 +93,7 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Option<File>> {
-    let reading = || Error::io("reading credentials from", path);
+    let reading = || Io::at("reading credentials from", path);
     let file = match std::fs::File::open(path) {
         // After su, the home may be another user's.
         Err(e)

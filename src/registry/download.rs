@@ -21,6 +21,7 @@ use super::session::{Session, Sources};
 use super::spool::{Spool, SpoolDir};
 use crate::build::sources::{TarSource, unpack};
 use crate::build::{self, Digest, Mismatch};
+use crate::error::Io;
 
 /// How many blobs are fetched at a time.
 const AT_ONCE: usize = 3;
@@ -115,7 +116,7 @@ impl Blobs {
         let thread = std::thread::Builder::new()
             .name("download".into())
             .spawn(run);
-        let thread = thread.map_err(Error::io("starting a thread for", Path::new("downloads")))?;
+        let thread = thread.map_err(Io::at("starting a thread for", Path::new("downloads")))?;
         Ok(Arc::new(Self {
             order,
             spools,

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use reqwest::{StatusCode, Url};
 
@@ -108,11 +108,6 @@ fn colon(message: &str) -> String {
 }
 
 impl Error {
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
     /// An error for a request without a response.
     pub(super) fn transport(url: &Url, error: reqwest::Error) -> Self {
         Error::Transport {

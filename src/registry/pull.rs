@@ -16,6 +16,7 @@ use super::session::{Manifest, Session};
 use super::{Reference, Registries};
 use crate::build::sources::{self, Documents, SourceImage, SourceLayer};
 use crate::build::{self, Digest, Mismatch, Output, Platform};
+use crate::error::Io;
 use crate::text::hex;
 use crate::{fs, reference};
 
@@ -200,7 +201,7 @@ impl RemoteFile {
     ) -> Result<()> {
         let output = Output::create(path, force)?;
         let mut fetched = self.blobs.file(0, progress)?;
-        let writing = || Error::io("writing", path);
+        let writing = || Io::at("writing", path);
         let mut file = output.file()?;
         fetched
             .rewind()

@@ -19,6 +19,7 @@ use super::retry::{Cause, Failures};
 use super::session::{expect, runtime};
 use super::{Reference, artifact};
 use crate::build::Digest;
+use crate::error::Io;
 
 /// How many blobs are sent at a time.
 const AT_ONCE: usize = 3;
@@ -267,7 +268,7 @@ impl UploadContent {
     fn open(&self) -> Result<Opened<'_>> {
         match self {
             Self::File(path) => Ok(Opened::File(Arc::new(
-                File::open(path).map_err(Error::io("opening", path))?,
+                File::open(path).map_err(Io::at("opening", path))?,
             ))),
             Self::Bytes(bytes) => Ok(Opened::Bytes(bytes)),
             Self::Owned(bytes) => Ok(Opened::Bytes(bytes)),
@@ -315,7 +316,7 @@ pub fn empty_config() -> Upload {
 pub fn file(path: &Path, len: u64, progress: &dyn Fn(u64)) -> Result<Upload> {
     use sha2::Digest as _;
     use std::io::Read;
-    let reading = || Error::io("reading", path);
+    let reading = || Io::at("reading", path);
     let mut file = File::open(path).map_err(reading())?.take(len);
     let (mut hash, mut size, mut piece) = (sha2::Sha256::new(), 0, vec![0; PIECE]);
     loop {

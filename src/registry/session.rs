@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use crate::build::sources::MAX_DOCUMENT;
 use crate::build::{self, Digest, Mismatch};
+use crate::error::Io;
 
 /// Accepted media types of manifests.
 pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
@@ -65,10 +66,8 @@ pub(super) fn runtime() -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    runtime.map_err(Error::io(
-        "starting the async runtime in",
-        std::path::Path::new("/proc/self"),
-    ))
+    let at = std::path::Path::new("/proc/self");
+    Ok(runtime.map_err(Io::at("starting the async runtime in", at))?)
 }
 
 impl Session {

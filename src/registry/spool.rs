@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::error::{Error, Result};
 use crate::build::Digest;
+use crate::error::Io;
 
 /// Name of the directory for fetched parts of blobs.
 pub(crate) const DIRECTORY: &str = ".lxcri-fs-blobs";
@@ -29,7 +30,7 @@ impl SpoolDir {
     /// [`Error::Io`], also if it belongs to another user.
     pub(super) fn below(dir: &Path) -> Result<Self> {
         let path = dir.join(DIRECTORY);
-        let making = || Error::io("making the directory", &path);
+        let making = || Io::at("making the directory", &path);
         match std::fs::DirBuilder::new().mode(0o700).create(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(making())?,
@@ -39,7 +40,8 @@ impl SpoolDir {
             return Err(making()(io::Error::new(
                 io::ErrorKind::AlreadyExists,
                 "another user created it",
-            )));
+            ))
+            .into());
         }
         let dir = Self { path };
         dir.forget_old();
@@ -75,7 +77,7 @@ impl SpoolDir {
     /// [`Error::Io`].
     pub(super) fn blob(&self, digest: &Digest, size: u64) -> Result<Spool> {
         let path = self.path.join(digest.hex());
-        let failed = || Error::io("opening", &path);
+        let failed = || Io::at("opening", &path);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(
             rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600))
@@ -85,10 +87,10 @@ impl SpoolDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let file = tempfile::tempfile_in(&self.path)
-                    .map_err(Error::io("making a file in", &self.path))?;
+                    .map_err(Io::at("making a file in", &self.path))?;
                 return Ok(Spool::new(file, None, path, 0));
             }
-            Err(TryLockError::Error(e)) => return Err(Error::io("locking", &path)(e)),
+            Err(TryLockError::Error(e)) => return Err(Io::at("locking", &path)(e).into()),
         }
         let mut have = file.metadata().map_err(failed())?.len();
         if have > size {
@@ -163,7 +165,7 @@ impl Spool {
         let at = self.have();
         self.file
             .write_all_at(bytes, at)
-            .map_err(Error::io("writing", &self.path))?;
+            .map_err(Io::at("writing", &self.path))?;
         self.state().have = at + bytes.len() as u64;
         self.changed.notify_all();
         Ok(())

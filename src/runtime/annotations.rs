@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use super::error::{Error, Result};
 use super::record::ImageRecord;
 use super::root_mount::{RootMount, Writable};
+use crate::error::Io;
 use crate::store::{self, Config, Store};
 use crate::sys::idmap::IdMap;
 use crate::sys::{directory, files};
@@ -200,20 +201,20 @@ fn make_upper(place: &Path) -> Result<()> {
             .recursive(true)
             .mode(0o711)
             .create(parent)
-            .map_err(Error::io("making the directory", parent))?;
+            .map_err(Io::at("making the directory", parent))?;
     }
     match mkdirat(CWD, top, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(Error::io("making the directory", top)(e)),
+        Err(e) => return Err(Io::at("making the directory", top)(e).into()),
     }
     let dir = own_directory(top, "opening")?;
-    directory::set_mode(dir.as_fd(), 0o700, None).map_err(Error::io("setting the mode of", top))?;
+    directory::set_mode(dir.as_fd(), 0o700, None).map_err(Io::at("setting the mode of", top))?;
     match mkdirat(&dir, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(Error::io("making the directory", place)(e)),
+        Err(e) => return Err(Io::at("making the directory", place)(e).into()),
     }
     beneath(&dir, Path::new(name), OFlags::PATH | OFlags::DIRECTORY)
-        .map_err(Error::io("opening", place))?;
+        .map_err(Io::at("opening", place))?;
     Ok(())
 }
 
@@ -235,12 +236,12 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
         Err(Errno::NOENT) => {
             return Err(unknown("does not say which images may be opened with it"));
         }
-        other => File::from(other.map_err(Error::io("opening the list of images of", &file))?),
+        other => File::from(other.map_err(Io::at("opening the list of images of", &file))?),
     };
     let text = files::take(opened, MAX_KEY_IMAGES)
-        .map_err(Error::io("reading the list of images of", &file))?;
+        .map_err(Io::at("reading the list of images of", &file))?;
     let text = String::from_utf8_lossy(&text);
-    let opened = recorded::open_image(path, store::Error::io("opening the image", path))?;
+    let opened = recorded::open_image::<store::Error>(path)?;
     let digest = upper::record::identify(path, &opened)?.digest;
     if text
         .lines()
@@ -255,11 +256,10 @@ fn key(top: &Path, name: &str, image: &str, path: &Path) -> Result<PathBuf> {
 /// Opens a directory that belongs to root, and that nobody else can write to.
 fn own_directory(path: &Path, doing: &'static str) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let dir =
-        rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Error::io(doing, path))?;
-    let metadata = File::from(dir.try_clone().map_err(Error::io(doing, path))?)
+    let dir = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Io::at(doing, path))?;
+    let metadata = File::from(dir.try_clone().map_err(Io::at(doing, path))?)
         .metadata()
-        .map_err(Error::io(doing, path))?;
+        .map_err(Io::at(doing, path))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(Error::Unfit {
             what: format!("{} is not accessible to its user alone", path.display()),

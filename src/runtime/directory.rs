@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::record::Runtime;
+use crate::error::Io;
 use crate::serve::mountpoint::MountPoint;
 use crate::sys::directory::{DirectoryEntry, is_empty};
 use crate::sys::files::{make_private_directory, open_directory_beneath};
@@ -38,7 +39,7 @@ impl RuntimeDirectory {
     pub(super) fn make(runtime: &Runtime, group: Option<Gid>) -> Result<Self> {
         let at = DirectoryEntry::at(runtime.dir())?;
         let dir = make_private_directory(&at, group)?;
-        if !is_empty(&dir).map_err(Error::io("reading", at.path()))? {
+        if !is_empty(&dir).map_err(Io::at("reading", at.path()))? {
             return Err(occupied(at.path()));
         }
         let made = Self::new(at, &dir, runtime)?;
@@ -66,7 +67,7 @@ impl RuntimeDirectory {
 
     fn new(at: DirectoryEntry, dir: &OwnedFd, runtime: &Runtime) -> Result<Self> {
         let beneath = |path: &Path| {
-            let dir = dir.try_clone().map_err(Error::io("opening", at.path()))?;
+            let dir = dir.try_clone().map_err(Io::at("opening", at.path()))?;
             Ok::<_, Error>(DirectoryEntry::beneath(
                 dir,
                 path.file_name().unwrap_or_default(),
@@ -114,7 +115,7 @@ impl RuntimeDirectory {
         match openat(self.root.parent(), self.root.name(), flags, Mode::empty()) {
             Err(Errno::NOENT) => {}
             other => {
-                let root = other.map_err(Error::io("opening", self.root.path()))?;
+                let root = other.map_err(Io::at("opening", self.root.path()))?;
                 remove_empty_below(&root, MAX_DEPTH);
             }
         }
@@ -134,7 +135,7 @@ pub(super) fn check_free(runtime: &Runtime) -> Result<()> {
         other => other?.directory()?,
     };
     let empty = openat(&found, OsStr::new("."), flags, Mode::empty()).and_then(is_empty);
-    match empty.map_err(Error::io("reading", dir))? {
+    match empty.map_err(Io::at("reading", dir))? {
         true => Ok(()),
         false => Err(occupied(dir)),
     }

@@ -1,8 +1,5 @@
 //! Errors of containers and hooks.
 
-use std::io;
-use std::path::Path;
-
 use crate::error::{Exit, Io, Report};
 use crate::{fs, image, serve, store, upper};
 
@@ -50,14 +47,6 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub(crate) fn io<E: Into<io::Error>>(
-        doing: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
     /// Makes a closure for `map_err` that adds which document is wrong.
     pub(crate) fn document(name: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
         move |source| Error::Document {

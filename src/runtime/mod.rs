@@ -28,13 +28,15 @@ pub mod wrapper;
 
 pub use error::{Error, Result};
 
+use crate::error::Io;
+
 /// Prefix of the names of lxcri-fs's annotations.
 pub const ANNOTATION: &str = "org.lxcri-fs.";
 
 /// A command line that a runtime can call later: the absolute path of this program, and arguments.
 fn command_line(args: &[&str]) -> Result<Vec<String>> {
-    let path = std::env::current_exe()
-        .map_err(Error::io("finding", std::path::Path::new("this program")))?;
+    let path =
+        std::env::current_exe().map_err(Io::at("finding", std::path::Path::new("this program")))?;
     let path = path
         .into_os_string()
         .into_string()

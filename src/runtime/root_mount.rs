@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::record::{ContainerRecord, ImageRecord, Runtime, State, UpperLocation};
+use crate::error::Io;
 use crate::fs::ImageOptions;
 use crate::image::{self, secret};
 use crate::serve::answer::{self, Answer};
@@ -296,14 +297,14 @@ pub(super) fn unmount_ended_at(root: &MountPoint) -> Result<()> {
 /// [`Error::Io`], also when something else is there, or no root file system.
 pub fn make_directory(root: &MountPoint, path: &str, idmap: Option<&IdMap>) -> Result<()> {
     let failed = |e: Errno| {
-        Error::io(
+        Io::at(
             "making the working directory",
             &root.path().join(path.trim_start_matches('/')),
         )(e)
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if !root.mounted()?.is_some_and(|mounted| mounted.is_ours()) {
-        return Err(failed(Errno::NOENT));
+        return Err(failed(Errno::NOENT).into());
     }
     let top = root.directory()?;
     let open = |path: &str| {
@@ -318,7 +319,7 @@ pub fn make_directory(root: &MountPoint, path: &str, idmap: Option<&IdMap>) -> R
     let mut parent: OwnedFd = top
         .as_fd()
         .try_clone_to_owned()
-        .map_err(Error::io("opening", root.path()))?;
+        .map_err(Io::at("opening", root.path()))?;
     let mut at = String::new();
     for name in path.split('/').filter(|n| !n.is_empty()) {
         at.push('/');

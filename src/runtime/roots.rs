@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Gid;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::root_mount::{self, is_mounted};
+use crate::error::Io;
 use crate::serve::{self, mountpoint};
 use crate::sys::directory::DirectoryEntry;
 use crate::sys::files;
@@ -28,16 +29,18 @@ const MAX_ID: usize = 128;
 /// that never started has left.
 ///
 /// # Errors
-/// [`serve::Error::Busy`] if a container uses it, [`Error::Io`].
+/// [`serve::Error::Busy`] if a container uses it, [`Io`].
 pub(super) fn make(id: &str, group: Option<Gid>) -> Result<PathBuf> {
     let top = Path::new(ROOTS);
     files::make_directory(top, 0o711, None)?;
-    let metadata = std::fs::symlink_metadata(top).map_err(Error::io("looking at", top))?;
+    let metadata = std::fs::symlink_metadata(top).map_err(Io::at("looking at", top))?;
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::io(
-            "using the directory, which must belong to its user,",
-            top,
-        )(rustix::io::Errno::PERM));
+        return Err(
+            Io::at("using the directory, which must belong to its user,", top)(
+                rustix::io::Errno::PERM,
+            )
+            .into(),
+        );
     }
     let root = of(id);
     release(&root)?;
@@ -89,7 +92,7 @@ pub(super) fn release(root: &Path) -> Result<()> {
 /// Removes the directories that [`make`] made, and no others.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Io`].
 pub(super) fn remove(root: &Path) -> Result<()> {
     let Some(dir) = root
         .parent()
@@ -100,7 +103,7 @@ pub(super) fn remove(root: &Path) -> Result<()> {
     for path in [root, dir] {
         match std::fs::remove_dir(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("removing", path)(e));
+                return Err(Io::at("removing", path)(e).into());
             }
             _ => {}
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 use super::{bundle, inject, roots};
+use crate::error::Io;
 use crate::sys::directory::replace;
 use crate::sys::files;
 
@@ -64,7 +65,7 @@ pub fn run(runtime: Option<&OsStr>, args: &[OsString]) -> Result<Infallible> {
         _ => {}
     }
     let error = Command::new(&program).args(args).exec();
-    Err(Error::io("running", &program)(error))
+    Err(Io::at("running", &program)(error).into())
 }
 
 /// The path of a runtime. Skips this program under all its names, which would call itself for ever.
@@ -84,7 +85,7 @@ fn find(name: &OsStr) -> Result<PathBuf> {
     candidates
         .into_iter()
         .find(is_other)
-        .ok_or_else(|| Error::io("finding the runtime", named)(rustix::io::Errno::NOENT))
+        .ok_or_else(|| Io::at("finding the runtime", named)(rustix::io::Errno::NOENT).into())
 }
 
 /// The parts of a runtime's command line that matter here.

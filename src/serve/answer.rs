@@ -16,8 +16,9 @@ use rustix::fs::{AtFlags, statat};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::mountpoint::MountPoint;
+use crate::error::Io;
 use crate::sys::mountinfo::{self, MountInfo};
 use crate::sys::users;
 
@@ -45,7 +46,7 @@ pub enum Answer {
 /// Asks the mounts with these numbers.
 ///
 /// # Errors
-/// [`Error::Io`] if the process that asks cannot be started.
+/// [`Io`] if the process that asks cannot be started.
 pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
     if mounts.is_empty() {
         return Ok(HashMap::new());
@@ -58,7 +59,7 @@ pub fn ask(mounts: &[u32]) -> Result<HashMap<u32, Answer>> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(Error::system("starting a process that asks mounts"))?;
+        .map_err(Io::doing("starting a process that asks mounts"))?;
     let said = listen(&mut asker);
     // If it cannot be killed, it ends when the mount answers or is unmounted by force.
     let _ = asker.kill();
@@ -92,10 +93,10 @@ fn listen(asker: &mut Child) -> Result<String> {
         ) {
             Ok(0) => break,
             Err(Errno::INTR) => continue,
-            other => other.map_err(Error::system(failed))?,
+            other => other.map_err(Io::doing(failed))?,
         };
         let mut part = [0; 4096];
-        match pipe.read(&mut part).map_err(Error::system(failed))? {
+        match pipe.read(&mut part).map_err(Io::doing(failed))? {
             0 => {
                 let _ = asker.wait();
                 break;
@@ -120,7 +121,7 @@ fn meaning(errno: i32) -> Answer {
 /// number of its error, as soon as it answers.
 ///
 /// # Errors
-/// [`Error::Io`] when the mounts cannot be read.
+/// [`Io`] when the mounts cannot be read.
 pub fn main(ids: &[u32]) -> Result<()> {
     users::only_look();
     let mounts: Vec<MountInfo> = mountinfo::all()?

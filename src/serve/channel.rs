@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 
 /// Longest message, bytes; below what a socket buffers (`net.core.wmem_default`).
 const MAX_MESSAGE: usize = 192 << 10;
@@ -50,7 +51,7 @@ impl Channel {
             SocketFlags::CLOEXEC,
             None,
         )
-        .map_err(Error::system("making a socket pair"))?;
+        .map_err(Io::doing("making a socket pair"))?;
         Ok((Self { socket: ours, peer }, theirs))
     }
 
@@ -63,18 +64,18 @@ impl Channel {
     pub(super) fn from_stdin(peer: &'static str) -> Result<Self> {
         let failed = "taking over the control socket";
         let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)
-            .map_err(Error::system(failed))?;
-        let null = std::fs::File::open("/dev/null").map_err(Error::system(failed))?;
-        rustix::stdio::dup2_stdin(null).map_err(Error::system(failed))?;
+            .map_err(Io::doing(failed))?;
+        let null = std::fs::File::open("/dev/null").map_err(Io::doing(failed))?;
+        rustix::stdio::dup2_stdin(null).map_err(Io::doing(failed))?;
         Ok(Self { socket, peer })
     }
 
     /// Connects to the process that listens at `path`; `None` if there is none.
     pub(super) fn connect(path: &Path, peer: &'static str) -> Result<Option<Self>> {
-        let failed = Error::io("connecting to", path);
+        let failed = Io::at("connecting to", path);
         let address = match SocketAddrUnix::new(path) {
             Ok(address) => address,
-            Err(e) => return Err(failed(e)),
+            Err(e) => return Err(failed(e).into()),
         };
         let socket = socket_with(
             AddressFamily::UNIX,
@@ -82,11 +83,11 @@ impl Channel {
             SocketFlags::CLOEXEC,
             None,
         );
-        let socket = socket.map_err(Error::system("making a socket"))?;
+        let socket = socket.map_err(Io::doing("making a socket"))?;
         match connect(&socket, &address) {
             Ok(()) => Ok(Some(Self { socket, peer })),
             Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
-            Err(e) => Err(failed(e)),
+            Err(e) => Err(failed(e).into()),
         }
     }
 
@@ -99,16 +100,17 @@ impl Channel {
         let mut bytes = Zeroizing::new(Vec::with_capacity(1024));
         serde_json::to_writer(&mut *bytes, message).map_err(failed)?;
         if bytes.len() > MAX_MESSAGE {
-            return Err(Error::system("passing the names of so many images")(
+            return Err(Io::doing("passing the names of so many images")(
                 io::ErrorKind::ArgumentListTooLong,
-            ));
+            )
+            .into());
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Error::system("passing so many images")(
-                io::ErrorKind::ArgumentListTooLong,
-            ));
+            return Err(
+                Io::doing("passing so many images")(io::ErrorKind::ArgumentListTooLong).into(),
+            );
         }
         match sendmsg(
             &self.socket,
@@ -118,7 +120,7 @@ impl Channel {
         ) {
             Ok(_) => Ok(()),
             Err(Errno::PIPE | Errno::CONNRESET) => Err(Error::Gone { peer: self.peer }),
-            Err(e) => Err(Error::system("sending a message")(e)),
+            Err(e) => Err(Io::doing("sending a message")(e).into()),
         }
     }
 
@@ -138,7 +140,7 @@ impl Channel {
             ) {
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) => return Ok(None),
-                other => break other.map_err(Error::system(failed))?.bytes,
+                other => break other.map_err(Io::doing(failed))?.bytes,
             }
         };
         let mut fds = Vec::new();
@@ -187,7 +189,7 @@ impl Channel {
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
-                Err(e) => return Err(Error::system("waiting for a message")(e)),
+                Err(e) => return Err(Io::doing("waiting for a message")(e).into()),
             }
         }
     }
@@ -200,7 +202,7 @@ pub(super) struct Listener(OwnedFd);
 impl Listener {
     /// Listens at `path`, which must not exist yet.
     pub(super) fn bind(path: &Path) -> Result<Self> {
-        let failed = || Error::io("listening at", path);
+        let failed = || Io::at("listening at", path);
         let address = SocketAddrUnix::new(path).map_err(failed())?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -218,7 +220,7 @@ impl Listener {
                 peer: "command",
             })),
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
-            Err(e) => Err(Error::system("accepting a connection")(e)),
+            Err(e) => Err(Io::doing("accepting a connection")(e).into()),
         }
     }
 }

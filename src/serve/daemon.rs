@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::{Args, Parser, Subcommand};
 
 use super::error::Error;
-use crate::error::{Report, chain};
+use crate::error::{Io, Report, chain};
 use crate::fs;
 use crate::serve::Failure;
 use crate::serve::{answer, keeper, log, worker};
@@ -108,7 +108,8 @@ fn worker(args: &DaemonArgs) -> Result<(), Error> {
 
 /// Runs a process in a user namespace of its own.
 fn user_namespace() -> Result<(), Error> {
-    idmap::namespace_main().map_err(Error::io("making", Path::new("a user namespace")))
+    let made = idmap::namespace_main();
+    Ok(made.map_err(Io::at("making", Path::new("a user namespace")))?)
 }
 
 /// Describes an error for the command that mounts.

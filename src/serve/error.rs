@@ -1,7 +1,6 @@
 //! Errors of mounting, serving and unmounting.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -108,21 +107,6 @@ pub enum Error {
 
 /// A result with this module's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-impl Error {
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub(crate) fn io<E: Into<io::Error>>(
-        doing: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-
-    /// Makes a closure for `map_err` that adds what was being done.
-    pub(crate) fn system<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Io::doing(doing)(source).into()
-    }
-}
 
 /// Lists users for a message: the first eight, and how many more there are.
 fn list(users: &[User]) -> String {

@@ -57,7 +57,7 @@ fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> 
         .read(true)
         .write(true)
         .open(device)
-        .map_err(Error::io("opening", device))?;
+        .map_err(Io::at("opening", device))?;
     let (uid, gid) = (
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
@@ -69,7 +69,7 @@ fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> 
     if flags.allow_other {
         options.push_str(",allow_other");
     }
-    let options = CString::new(options).map_err(Error::io("mounting on", mountpoint))?;
+    let options = CString::new(options).map_err(Io::at("mounting on", mountpoint))?;
     let mut bits = Flags::RDONLY;
     for (set, flag) in [
         (flags.nosuid, Flags::NOSUID),
@@ -79,7 +79,7 @@ fn mount_directly(source: &Path, mountpoint: &MountPoint, flags: MountFlags) -> 
         bits.set(flag, set);
     }
     rustix::mount::mount(source, &target, FS_TYPE, bits, &*options)
-        .map_err(Error::io("mounting on", mountpoint))?;
+        .map_err(Io::at("mounting on", mountpoint))?;
     Ok(fuse.into())
 }
 
@@ -103,7 +103,7 @@ fn mount_with_helper(source: &Path, mountpoint: &Path, flags: MountFlags) -> Res
         SocketFlags::CLOEXEC,
         None,
     )
-    .map_err(Error::system("making a socket pair"))?;
+    .map_err(Io::doing("making a socket pair"))?;
     let output = Command::new(FUSERMOUNT)
         .arg("-o")
         .arg(options)
@@ -113,7 +113,7 @@ fn mount_with_helper(source: &Path, mountpoint: &Path, flags: MountFlags) -> Res
         .stdin(theirs)
         .stdout(Stdio::null())
         .output()
-        .map_err(Error::io("running", Path::new(FUSERMOUNT)))?;
+        .map_err(Io::at("running", Path::new(FUSERMOUNT)))?;
     if !output.status.success() {
         return Err(helper_error("mount", mountpoint, &output.stderr));
     }
@@ -188,7 +188,7 @@ pub fn unmount(at: &MountPoint, how: Unmount) -> Result<()> {
             users: Vec::new(),
         }),
         Err(Errno::PERM) => unmount_with_helper(mountpoint, how.lazy),
-        Err(e) => Err(Error::io("unmounting", mountpoint)(e)),
+        Err(e) => Err(Io::at("unmounting", mountpoint)(e).into()),
     }
 }
 
@@ -205,7 +205,7 @@ fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
         .stdout(Stdio::null())
         .env("LC_ALL", "C")
         .output()
-        .map_err(Error::io("running", Path::new(FUSERMOUNT)))?;
+        .map_err(Io::at("running", Path::new(FUSERMOUNT)))?;
     if output.status.success() {
         return Ok(());
     }

@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::protocol::Precautions;
+use crate::error::Io;
 use crate::sys::memory::SharedWords;
 
 /// Number of slots: more than a worker may have threads.
@@ -47,7 +48,7 @@ impl Page {
             )?;
             Ok(file.into())
         };
-        Ok(Self(make().map_err(Error::system(
+        Ok(Self(make().map_err(Io::doing(
             "making a page to share with the worker",
         ))?))
     }
@@ -91,11 +92,10 @@ pub(super) struct Refused;
 
 impl InHand {
     /// # Errors
-    /// [`Error::Io`] when the page cannot be mapped.
+    /// [`Io`] when the page cannot be mapped.
     pub(super) fn new(page: &OwnedFd, precautions: &Precautions) -> Result<Self> {
-        let slots = SharedWords::map(page.as_fd()).map_err(Error::system(
-            "mapping the page that is shared with the keeper",
-        ))?;
+        let slots = SharedWords::map(page.as_fd())
+            .map_err(Io::doing("mapping the page that is shared with the keeper"))?;
         let set = |uniques: &[u64]| uniques.iter().map(|unique| unique & !RESENT).collect();
         let (refused, suspects) = (set(&precautions.refused), set(&precautions.suspects));
         Ok(Self {

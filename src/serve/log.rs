@@ -15,7 +15,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::prelude::*;
 
-use super::error::{Error, Result};
+use super::error::Result;
+use crate::error::Io;
 use crate::text::neutral;
 
 /// Environment variable that selects what to log: a level (`error`, `warn`, `info`, `debug`,
@@ -54,14 +55,14 @@ impl Style {
 /// nothing.
 ///
 /// # Errors
-/// [`Error::Io`] when the file cannot be opened.
+/// [`Io`] when the file cannot be opened.
 pub fn open(file: Option<&Path>) -> Result<(Stdio, Style)> {
     if let Some(path) = file {
         let file = File::options()
             .append(true)
             .create(true)
             .open(path)
-            .map_err(Error::io("opening the log", path))?;
+            .map_err(Io::at("opening the log", path))?;
         return Ok((file.into(), Style::Plain));
     }
     if let Ok(socket) = journal() {

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::sys::directory::{DirectoryEntry, link};
 use crate::sys::mountinfo::{self, MountInfo};
 
@@ -32,9 +33,7 @@ impl MountPoint {
         let at = Self::open(&mount.mountpoint)?;
         match at.mounted()? {
             Some(seen) if seen.id == mount.id => Ok(at),
-            _ => Err(Error::io("finding the mount on", &mount.mountpoint)(
-                Errno::NOENT,
-            )),
+            _ => Err(Io::at("finding the mount on", &mount.mountpoint)(Errno::NOENT).into()),
         }
     }
 
@@ -88,12 +87,11 @@ impl MountPoint {
     /// statx(2) would make.
     fn id_of(&self, dir: BorrowedFd<'_>) -> Result<u32> {
         let path = format!("/proc/self/fdinfo/{}", dir.as_raw_fd());
-        let text =
-            std::fs::read_to_string(&path).map_err(Error::io("reading", Path::new(&path)))?;
+        let text = std::fs::read_to_string(&path).map_err(Io::at("reading", Path::new(&path)))?;
         let id = text
             .lines()
             .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-        id.ok_or_else(|| Error::io("finding the mount of", self.path())(Errno::NOTSUP))
+        id.ok_or_else(|| Io::at("finding the mount of", self.path())(Errno::NOTSUP).into())
     }
 
     /// Attaches a detached mount.
@@ -101,14 +99,10 @@ impl MountPoint {
     /// # Errors
     /// [`Error::Io`].
     pub(super) fn attach(&self, mount: BorrowedFd<'_>) -> Result<()> {
-        move_mount(
-            mount,
-            "",
-            self.0.parent(),
-            self.0.name(),
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(Error::io("mounting on", self.path()))
+        let (parent, name) = (self.0.parent(), self.0.name());
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        let moved = move_mount(mount, "", parent, name, flags);
+        Ok(moved.map_err(Io::at("mounting on", self.path()))?)
     }
 
     /// A path that leads there while this exists, even if its path has changed. It ends in a name,

@@ -14,7 +14,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
-use super::error::{Error, Result};
+use super::error::Result;
+use crate::error::Io;
 use crate::sys::descriptors;
 
 /// Opcode of the handshake.
@@ -34,7 +35,7 @@ const NOTIFY_RESEND: i32 = 7;
 /// Makes a session that continues where another process stopped.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Io`].
 pub(super) fn session<FS: Filesystem>(
     filesystem: FS,
     fuse: &OwnedFd,
@@ -47,14 +48,13 @@ pub(super) fn session<FS: Filesystem>(
         SocketFlags::CLOEXEC,
         None,
     )
-    .map_err(Error::system(failed))?;
-    send(&kernel, &init_request(), SendFlags::NOSIGNAL).map_err(Error::system(failed))?;
+    .map_err(Io::doing(failed))?;
+    send(&kernel, &init_request(), SendFlags::NOSIGNAL).map_err(Io::doing(failed))?;
     let acl = config.acl;
-    let session = Session::from_fd(filesystem, ours, acl, config).map_err(Error::system(failed))?;
+    let session = Session::from_fd(filesystem, ours, acl, config).map_err(Io::doing(failed))?;
     let mut answer = [0; 256];
-    recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Error::system(failed))?;
-    descriptors::replace(session.as_fd(), fuse)
-        .map_err(Error::system("taking over the connection"))?;
+    recv(&kernel, &mut answer, RecvFlags::DONTWAIT).map_err(Io::doing(failed))?;
+    descriptors::replace(session.as_fd(), fuse).map_err(Io::doing("taking over the connection"))?;
     Ok(session)
 }
 
@@ -79,7 +79,7 @@ fn init_request() -> [u8; HEADER_LEN + INIT_LEN] {
 /// a file system that never changes.
 ///
 /// # Errors
-/// [`Error::Io`] if the kernel cannot do it.
+/// [`Io`] if the kernel cannot do it.
 pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
     let mut notification = [0; 16];
     notification[0..4].copy_from_slice(&16_u32.to_ne_bytes());
@@ -90,9 +90,10 @@ pub(super) fn resend(fuse: &OwnedFd) -> Result<()> {
             // Unmounted meanwhile, as the session will find out.
             Ok(_) | Err(Errno::NODEV) => return Ok(()),
             Err(e) => {
-                return Err(Error::system(
+                return Err(Io::doing(
                     "asking the kernel to repeat unanswered requests (needs Linux 6.9)",
-                )(e));
+                )(e)
+                .into());
             }
         }
     }

@@ -19,6 +19,7 @@ use super::fuse_mount::{self, Unmount};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, Status};
 use super::stats::Stats;
+use crate::error::Io;
 use crate::sys::idmap::{self, in_user_namespace};
 use crate::sys::lock::{Mode, lock_at};
 use crate::sys::mountinfo::{self, MountInfo};
@@ -66,7 +67,7 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
     let prefix = format!("{name}-");
     let own = || -> Result<_> {
         let entries = std::fs::read_dir(dir)
-            .map_err(Error::io("reading", dir))?
+            .map_err(Io::at("reading", dir))?
             .flatten();
         let named = entries.filter(|e| {
             e.file_name()
@@ -87,7 +88,7 @@ fn in_public(dir: &Path, name: &str) -> Result<PathBuf> {
         .prefix(&prefix)
         .permissions(alone)
         .tempdir_in(dir)
-        .map_err(Error::io("making a directory in", dir))?;
+        .map_err(Io::at("making a directory in", dir))?;
     match own()? {
         // If two processes create it at the same time, both use the same one.
         Some(path) if path != made.path() => Ok(path),
@@ -100,10 +101,11 @@ fn own_directory(path: &Path) -> Result<()> {
     make_directory(path)?;
     if !is_own(path) {
         let refused = io::Error::from(rustix::io::Errno::PERM);
-        return Err(Error::io(
+        return Err(Io::at(
             "using the directory, which must be accessible to its user alone,",
             path,
-        )(refused));
+        )(refused)
+        .into());
     }
     Ok(())
 }
@@ -118,7 +120,7 @@ fn is_own(path: &Path) -> bool {
 fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Error::io("making the directory", path)(e))
+            Err(Io::at("making the directory", path)(e).into())
         }
         _ => Ok(()),
     }
@@ -171,7 +173,7 @@ impl RunDir {
     pub fn all() -> Result<Vec<Self>> {
         let base = base()?;
         let entries = std::fs::read_dir(&base)
-            .map_err(Error::io("reading", &base))?
+            .map_err(Io::at("reading", &base))?
             .flatten();
         let mut all: Vec<Self> = entries
             .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
@@ -219,7 +221,7 @@ impl RunDir {
     }
 
     fn lock_with(&self, mode: Mode) -> Result<Option<Locked>> {
-        let failed = |e: io::Error| Error::io("locking", &self.0)(e);
+        let failed = |e: io::Error| Io::at("locking", &self.0)(e);
         let file = match File::open(&self.0) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
@@ -324,7 +326,9 @@ impl Locked {
         self.unmount()?;
         let socket = self.dir.socket();
         match std::fs::remove_file(&socket) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", &socket)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Io::at("removing", &socket)(e).into())
+            }
             _ => Ok(()),
         }
     }
@@ -337,11 +341,11 @@ impl Locked {
     pub(super) fn retire(self) -> Result<RunDir> {
         self.unmount()?;
         let mountpoint = self.dir.mountpoint();
-        std::fs::remove_dir(&mountpoint).map_err(Error::io("removing", &mountpoint))?;
+        std::fs::remove_dir(&mountpoint).map_err(Io::at("removing", &mountpoint))?;
         let mut name = self.dir.0.clone().into_os_string();
         name.push(format!(".{}", std::process::id()));
         let retired = PathBuf::from(name);
-        std::fs::rename(&self.dir.0, &retired).map_err(Error::io("renaming", &self.dir.0))?;
+        std::fs::rename(&self.dir.0, &retired).map_err(Io::at("renaming", &self.dir.0))?;
         Ok(RunDir(retired))
     }
 
@@ -368,7 +372,7 @@ impl Locked {
         for path in [self.dir.mountpoint(), self.dir.0.clone()] {
             match std::fs::remove_dir(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("removing", &path)(e));
+                    return Err(Io::at("removing", &path)(e).into());
                 }
                 _ => {}
             }

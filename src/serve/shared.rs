@@ -15,7 +15,7 @@ use super::keeper;
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest, MountRequest};
 use super::rundir::{Locked, RunDir};
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::mountinfo::MountInfo;
@@ -57,7 +57,7 @@ pub fn acquire(
             lock.clear()?;
             let mountpoint = dir.mountpoint();
             std::fs::create_dir_all(&mountpoint)
-                .map_err(Error::io("making the directory", &mountpoint))?;
+                .map_err(Io::at("making the directory", &mountpoint))?;
             request.mountpoint = mountpoint.into_os_string();
             request.shared = Some(name.into());
             if let Err(error) = keeper::start(&request, Some(&lock), images, log_file) {
@@ -105,7 +105,7 @@ impl Detached {
     /// [`Error::Mounted`], [`Error::Io`].
     pub fn attach(self, mountpoint: &MountPoint, flags: MountFlags) -> Result<()> {
         mount_attr::set(self.mount.as_fd(), flags)
-            .map_err(Error::io("setting the mount options of", mountpoint.path()))?;
+            .map_err(Io::at("setting the mount options of", mountpoint.path()))?;
         attach(self.mount.as_fd(), mountpoint)
     }
 
@@ -153,7 +153,7 @@ impl Hidden {
     pub fn lower(mount: OwnedFd) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dev = rustix::fs::fstat(&mount)
-            .map_err(Error::system("looking at a mount"))?
+            .map_err(Io::doing("looking at a mount"))?
             .st_dev;
         let (major, minor, pid) = (
             rustix::fs::major(dev),
@@ -175,7 +175,7 @@ impl Hidden {
     pub fn named(name: &str, mount: OwnedFd) -> Result<Self> {
         let locked = RunDir::named(name)?.lock()?;
         let path = locked.dir().mountpoint();
-        std::fs::create_dir_all(&path).map_err(Error::io("making the directory", &path))?;
+        std::fs::create_dir_all(&path).map_err(Io::at("making the directory", &path))?;
         let hidden = Self {
             path,
             locked: Some(locked),
@@ -211,8 +211,8 @@ impl Drop for Hidden {
 /// [`Error::Io`] if the map cannot be made, or the file system cannot map ids.
 pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
     let namespace = map.namespace()?;
-    mount_attr::map_ids(mount, namespace.as_fd())
-        .map_err(Error::system("mapping ids (FUSE needs Linux 6.12)"))
+    let mapped = mount_attr::map_ids(mount, namespace.as_fd());
+    Ok(mapped.map_err(Io::doing("mapping ids (FUSE needs Linux 6.12)"))?)
 }
 
 /// Makes a mount read-only or writable.
@@ -226,7 +226,8 @@ pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
     } else {
         "making writable"
     };
-    mount_attr::set_read_only(root.as_fd(), on).map_err(Error::io(doing, &mount.mountpoint))
+    let set = mount_attr::set_read_only(root.as_fd(), on);
+    Ok(set.map_err(Io::at(doing, &mount.mountpoint))?)
 }
 
 /// Attaches a mount of another file system, unless one of lxcri-fs is there already.
@@ -244,7 +245,7 @@ pub fn attach(mount: BorrowedFd<'_>, mountpoint: &MountPoint) -> Result<()> {
 fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for fd in images {
-        let stat = rustix::fs::fstat(fd).map_err(Error::system("looking at an image"))?;
+        let stat = rustix::fs::fstat(fd).map_err(Io::doing("looking at an image"))?;
         for number in [stat.st_dev, stat.st_ino, stat.st_size.cast_unsigned()] {
             hasher.update(&number.to_le_bytes());
         }

@@ -12,6 +12,7 @@ use super::fuse_mount::{self, Unmount};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, KeeperRequest};
 use super::rundir::RunDir;
+use crate::error::Io;
 use crate::sys::mountinfo;
 use crate::sys::users::{self, Used, User};
 
@@ -119,7 +120,7 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
         tv_nsec: 0,
     };
     let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))
-        .map_err(Error::system("waiting for the keeper"))?;
+        .map_err(Io::doing("waiting for the keeper"))?;
     Ok(if ended == 0 {
         Unmounted::StillUsed
     } else {

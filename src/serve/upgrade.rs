@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::error::{Error, Result};
 use super::overview::Mounted;
 use super::protocol::VERSION;
+use crate::error::Io;
 
 /// How long a keeper may take to start a worker again.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,7 +36,7 @@ pub fn upgrade(mounted: &Mounted) -> Result<()> {
         return Err(Error::NoResend);
     }
     let own = Path::new("/proc/self/exe");
-    let program = File::open(own).map_err(Error::io("opening", own))?;
+    let program = File::open(own).map_err(Io::at("opening", own))?;
     for _ in 0..TRIES {
         mounted.dir.upgrade(program.as_fd())?;
         if served_again(mounted)? > before.upgrades {

@@ -19,6 +19,7 @@ use super::in_hand::InHand;
 use super::protocol::{MountedImage, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
 use super::{adapter, confine, resume, secrets, surplus};
+use crate::error::Io;
 use crate::fs::{self, ImageFile, ImageOptions, Rootfs, Spool};
 
 /// How long the keeper may take to make a temporary file.
@@ -89,7 +90,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         resume::session(adapter, &fuse, config)?
     } else {
         Session::from_fd(adapter, fuse, SessionACL::All, config)
-            .map_err(Error::system("answering the kernel"))?
+            .map_err(Io::doing("answering the kernel"))?
     };
     // The answer in a simulated handshake does not come from the kernel.
     let resends = resends.get().copied().filter(|_| !resume);
@@ -100,15 +101,13 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     start_thread("control", move || {
         tell(&control, resends, confinement, &metrics, &rootfs)
     })?;
-    session.run().map_err(Error::system("serving"))
+    Ok(session.run().map_err(Io::doing("serving"))?)
 }
 
 fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(f)
-        .map(drop)
-        .map_err(Error::system("starting a thread"))
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(f).map_err(Io::doing("starting a thread"))?;
+    Ok(())
 }
 
 /// Tells the keeper that the mount is alive, and answers its requests for statistics. This thread

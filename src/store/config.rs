@@ -10,6 +10,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::registry::Registries;
 use crate::zfs::Dataset;
 
@@ -205,12 +206,12 @@ impl Config {
             }
             opened => {
                 let mut text = String::new();
-                let file = opened.map_err(Error::io("opening the configuration", &path))?;
+                let file = opened.map_err(Io::at("opening the configuration", &path))?;
                 std::io::Read::read_to_string(
                     &mut std::io::Read::take(file, MAX_CONFIG),
                     &mut text,
                 )
-                .map_err(Error::io("reading the configuration", &path))?;
+                .map_err(Io::at("reading the configuration", &path))?;
                 parse(&text, &path)?
             }
         };

@@ -24,6 +24,7 @@ use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
 use super::remove_tree::remove_tree;
+use crate::error::Io;
 use crate::sys::directory::replace;
 use crate::sys::extents::{self, Usage};
 
@@ -85,7 +86,7 @@ pub(super) fn of_container(dir: &Path) -> Option<(PathBuf, String)> {
 /// The facts of an image that came without them, from the image, and from its name for the
 /// reference.
 pub(super) fn facts_of(path: &Path, name: &Name) -> Result<Facts> {
-    let file = File::open(path).map_err(Error::io("opening the image", path))?;
+    let file = File::open(path).map_err(Io::at("opening the image", path))?;
     Ok(Facts {
         refs: name.reference().into_iter().collect(),
         ..Facts::of(path, file)?
@@ -98,7 +99,7 @@ pub(super) fn image_file(dir: &Path, name: &Name) -> Result<PathBuf> {
     if own.symlink_metadata().is_ok_and(|m| m.is_file()) {
         return Ok(own);
     }
-    let failed = |e| Error::io("looking for an image in", dir)(e);
+    let failed = |e| Io::at("looking for an image in", dir)(e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -112,7 +113,7 @@ pub(super) fn image_file(dir: &Path, name: &Name) -> Result<PathBuf> {
     }
     match <[PathBuf; 1]>::try_from(found) {
         Ok([path]) => Ok(path),
-        Err(_) => Err(failed(io::ErrorKind::NotFound.into())),
+        Err(_) => Err(failed(io::ErrorKind::NotFound.into()).into()),
     }
 }
 
@@ -166,7 +167,7 @@ impl Backend for DirectoryStore {
         DirBuilder::new()
             .mode(0o700)
             .create(&dir)
-            .map_err(Error::io("making the directory", &dir))?;
+            .map_err(Io::at("making the directory", &dir))?;
         // The writer copies what it needs of the base, with a reflink if the file system supports
         // it.
         Ok(Begun {
@@ -177,7 +178,7 @@ impl Backend for DirectoryStore {
 
     fn publish(&self, work: &Name, name: &Name, facts: &Facts) -> Result<()> {
         let (from, to) = (self.images().join(work), self.images().join(name));
-        let failed = |e: io::Error| Error::io("putting an image into", &to)(e);
+        let failed = |e: io::Error| Io::at("putting an image into", &to)(e);
         let file = image_file(&from, work)?;
         keep_as_it_is(&file)?;
         std::fs::rename(&file, from.join(format!("{name}.bfc"))).map_err(failed)?;
@@ -191,7 +192,7 @@ impl Backend for DirectoryStore {
         let dir = self.images().join(name);
         let old = image_file(&dir, name)?;
         keep_as_it_is(new)?;
-        std::fs::rename(new, &old).map_err(Error::io("replacing", &old))?;
+        std::fs::rename(new, &old).map_err(Io::at("replacing", &old))?;
         sync(&dir)
     }
 
@@ -214,7 +215,7 @@ impl Backend for DirectoryStore {
             .find(|path| path.exists())
             .unwrap_or(&self.root);
         let stat =
-            rustix::fs::statvfs(there).map_err(Error::io("reading the free space of", there))?;
+            rustix::fs::statvfs(there).map_err(Io::at("reading the free space of", there))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
@@ -257,7 +258,7 @@ impl Backend for DirectoryStore {
         make_dir(&self.root, 0o711)?;
         make_dir(&all, 0o711)?;
         let (new, path) = (all.join(&work), all.join(name));
-        let failed = |e: io::Error| Error::io("making the container's directory", &path)(e);
+        let failed = |e: io::Error| Io::at("making the container's directory", &path)(e);
         DirBuilder::new().mode(0o700).create(&new).map_err(failed)?;
         let made = mark(&new)
             .and_then(|()| write_json(&new, CONTAINER, &images))
@@ -268,7 +269,7 @@ impl Backend for DirectoryStore {
                         name: name.to_string(),
                         store: format!("dir:{}", self.root.display()),
                     },
-                    other => failed(other.into()),
+                    other => failed(other.into()).into(),
                 })
             });
         if let Err(error) = made {
@@ -296,7 +297,7 @@ impl Backend for DirectoryStore {
         }
         match std::fs::remove_file(dir.join(UNFINISHED)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("removing", &dir.join(UNFINISHED))(e))
+                Err(Io::at("removing", &dir.join(UNFINISHED))(e).into())
             }
             _ => sync(&dir),
         }
@@ -312,7 +313,7 @@ impl Backend for DirectoryStore {
         Ok(format!(
             "dir:{}",
             dir.canonicalize()
-                .map_err(Error::io("finding", &dir))?
+                .map_err(Io::at("finding", &dir))?
                 .display()
         ))
     }
@@ -325,8 +326,8 @@ impl Backend for DirectoryStore {
 /// Makes a complete image read-only: lxcri-fs never writes to it again, whatever name is used for
 /// it.
 pub(super) fn keep_as_it_is(path: &Path) -> Result<()> {
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o444))
-        .map_err(Error::io("setting the mode of", path))
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+    Ok(std::fs::set_permissions(path, mode).map_err(Io::at("setting the mode of", path))?)
 }
 
 /// Marks the directory of a container that is being created or removed.
@@ -340,7 +341,7 @@ fn mark(dir: &Path) -> Result<()> {
         .mode(0o600)
         .custom_flags(flags)
         .open(&path);
-    made.map_err(Error::io("making", &path))?;
+    made.map_err(Io::at("making", &path))?;
     sync(dir)
 }
 
@@ -349,11 +350,11 @@ fn tree_usage(dir: &Path) -> Result<Usage> {
     let (mut usage, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
     let device = dir
         .symlink_metadata()
-        .map_err(Error::io("looking at", dir))?
+        .map_err(Io::at("looking at", dir))?
         .dev();
     let mut seen = std::collections::HashSet::new();
     while let Some(dir) = dirs.pop() {
-        let failed = |e| Error::io("reading", &dir)(e);
+        let failed = |e| Io::at("reading", &dir)(e);
         for entry in std::fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let Ok(metadata) = path.symlink_metadata() else {
@@ -373,7 +374,7 @@ fn tree_usage(dir: &Path) -> Result<Usage> {
                     .open(&path);
                 usage += file
                     .and_then(|file| extents::usage(&file))
-                    .map_err(Error::io("looking at", &path))?;
+                    .map_err(Io::at("looking at", &path))?;
             } else {
                 usage += Usage {
                     bytes: metadata.blocks().saturating_mul(512),
@@ -396,14 +397,14 @@ fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     };
     if work != *name {
         renameat_with(CWD, &dir, CWD, all.join(&work), RenameFlags::NOREPLACE)
-            .map_err(Error::io("removing", &dir))?;
+            .map_err(Io::at("removing", &dir))?;
     }
     remove_tree(all, work.as_str())
 }
 
 /// The names in a directory; none if it does not exist.
 fn entries(dir: &Path) -> Result<Vec<String>> {
-    let failed = |e| Error::io("reading", dir)(e);
+    let failed = |e| Io::at("reading", dir)(e);
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(failed)?,
@@ -417,32 +418,30 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
+    let made = match DirBuilder::new().mode(mode).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(path)
-            .map_err(Error::io("making the directory", path)),
-        other => other.map_err(Error::io("making the directory", path)),
-    }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o711).create(path)
+        }
+        other => other,
+    };
+    Ok(made.map_err(Io::at("making the directory", path))?)
 }
 
 fn sync(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("syncing", dir))
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    Ok(synced.map_err(Io::at("syncing", dir))?)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(Error::io("opening", path))?,
+        other => other.map_err(Io::at("opening", path))?,
     };
     let mut bytes = Vec::new();
     file.take(MAX_JSON)
         .read_to_end(&mut bytes)
-        .map_err(Error::io("reading", path))?;
+        .map_err(Io::at("reading", path))?;
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|e| Error::Facts {
@@ -454,7 +453,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// Writes a file as a whole: readers find the old one or the new one.
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
     let path = dir.join(name);
-    let failed = || Error::io("writing", &path);
+    let failed = || Io::at("writing", &path);
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(io::Error::from)
         .map_err(failed())?;

@@ -8,8 +8,8 @@ use super::backend::StoredImage;
 use super::error::Result;
 use super::facts::Facts;
 use super::{Store, graph};
-use crate::error::Report;
 use crate::error::chain;
+use crate::error::{Io, Report};
 
 /// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -214,7 +214,7 @@ fn remedy(error: &super::Error) -> Option<String> {
 /// How an image differs from its recorded facts, if it does.
 fn disagrees(image: &StoredImage) -> Option<String> {
     let found = File::open(&image.path)
-        .map_err(super::Error::io("opening the image", &image.path))
+        .map_err(|e| Io::at("opening the image", &image.path)(e).into())
         .and_then(|f| Facts::of(&image.path, f));
     match found {
         Err(error) => Some(chain(&error)),

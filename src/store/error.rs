@@ -1,7 +1,7 @@
 //! Errors of the store.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Exit, Io, Report};
 use crate::{fs, serve, upper, zfs};
@@ -151,11 +151,6 @@ impl Error {
             }
             _ => false,
         }
-    }
-
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
     }
 }
 

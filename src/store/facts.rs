@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::reference::Reference;
 use crate::build::Digest;
+use crate::error::Io;
 use crate::fs;
 use crate::text::hex;
 
@@ -53,7 +54,7 @@ pub struct Facts {
 /// # Errors
 /// [`Error::Io`].
 pub(super) fn stamp(path: &Path, file: &File) -> Result<String> {
-    let metadata = file.metadata().map_err(Error::io("looking at", path))?;
+    let metadata = file.metadata().map_err(Io::at("looking at", path))?;
     Ok(format!(
         "{}:{}:{}.{:09}",
         metadata.ino(),
@@ -73,7 +74,7 @@ impl Facts {
         let created = file
             .metadata()
             .and_then(|m| m.modified())
-            .map_err(Error::io("looking at", path))?;
+            .map_err(Io::at("looking at", path))?;
         let failed = |source| {
             Error::Fs(fs::Error::Image {
                 image: path.to_owned(),

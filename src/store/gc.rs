@@ -9,6 +9,7 @@ use super::backend::StoredImage;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::{Store, graph};
+use crate::error::Io;
 use crate::registry;
 use crate::sys::extents::{self, Usage};
 use crate::sys::lock::Lock;
@@ -176,8 +177,8 @@ impl Store {
                 let Some(held) = old_blob(path, grace) else {
                     return Ok(Outcome::Kept("another process continues it".to_owned()));
                 };
-                let usage = extents::usage(&held).map_err(Error::io("looking at", path))?;
-                std::fs::remove_file(path).map_err(Error::io("removing", path))?;
+                let usage = extents::usage(&held).map_err(Io::at("looking at", path))?;
+                std::fs::remove_file(path).map_err(Io::at("removing", path))?;
                 Ok(Outcome::Freed(usage.own()))
             }
             Garbage::Work(name) | Garbage::Container(name) => {
@@ -216,7 +217,7 @@ impl Store {
             }
             Garbage::Blob(path) => File::open(path)
                 .and_then(|file| extents::usage(&file))
-                .map_err(Error::io("looking at", path)),
+                .map_err(|e| Io::at("looking at", path)(e).into()),
         };
         usage.unwrap_or_default()
     }

@@ -39,6 +39,7 @@ pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 pub(crate) use self::uses::file_id;
 use self::zfs::ZfsStore;
 use crate::build::Digest;
+use crate::error::Io;
 use crate::zfs::Dataset;
 use directory::DirectoryStore;
 
@@ -171,7 +172,7 @@ impl Store {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(self.not_found("image", image.name.as_str()));
             }
-            other => other.map_err(Error::io("opening the image", &image.path))?,
+            other => other.map_err(Io::at("opening the image", &image.path))?,
         };
         uses::hold(&file, &image.path)?;
         // It may have been removed before it was locked.

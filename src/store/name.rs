@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::error::Error;
 use super::reference::Reference;
+use crate::error::Io;
 use crate::text::hex;
 
 /// Longest name, bytes. ZFS allows 255 for the whole name with all parents and a snapshot; a
@@ -99,7 +100,7 @@ impl Name {
     pub fn work() -> Result<Self, Error> {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(
-            Error::io("reading random numbers from", "/dev/urandom".as_ref()),
+            Io::at("reading random numbers from", "/dev/urandom".as_ref()),
         )?;
         Ok(Self(
             random

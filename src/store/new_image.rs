@@ -12,6 +12,7 @@ use super::name::Name;
 use super::reference::Reference;
 use super::{Store, directory};
 use crate::build::Digest;
+use crate::error::Io;
 use crate::sys::lock::Lock;
 
 /// An image that is being written. Dropping it removes what was written.
@@ -44,7 +45,7 @@ impl<'a> NewImage<'a> {
         let work = Name::work()?;
         let lock = store.locks.try_lock(work.as_str())?;
         let lock = lock.ok_or_else(|| {
-            Error::io("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy)
+            Io::at("locking", &store.backend.locks())(std::io::ErrorKind::ResourceBusy)
         })?;
         let begun = match store
             .backend
@@ -96,7 +97,7 @@ impl<'a> NewImage<'a> {
         replace: bool,
     ) -> Result<Published> {
         let path = directory::image_file(&self.begun.dir, &self.work)?;
-        let file = File::open(&path).map_err(Error::io("opening the image", &path))?;
+        let file = File::open(&path).map_err(Io::at("opening the image", &path))?;
         let checked = Some(stamp(&path, &file)?);
         let mut facts = Facts {
             refs: vec![reference.clone()],
@@ -133,7 +134,7 @@ impl<'a> NewImage<'a> {
             if replace {
                 self.store.backend.replace(&same.name, &path)?;
                 let now =
-                    File::open(&same.path).map_err(Error::io("opening the image", &same.path))?;
+                    File::open(&same.path).map_err(Io::at("opening the image", &same.path))?;
                 let checked = Some(stamp(&same.path, &now)?);
                 self.store.backend.set_facts(
                     &same.name,

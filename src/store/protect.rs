@@ -8,6 +8,7 @@ use std::path::Path;
 use super::error::{Error, Result};
 use super::uses::file_id;
 use super::{Store, directory};
+use crate::error::Io;
 
 /// Mode bits that allow writing.
 const WRITABLE: u32 = 0o222;
@@ -19,9 +20,9 @@ impl Store {
     /// # Errors
     /// [`Error::Kept`], [`Error::Io`].
     pub fn refuse_to_change(&self, path: &Path) -> Result<()> {
-        let real = path.canonicalize().map_err(Error::io("finding", path))?;
+        let real = path.canonicalize().map_err(Io::at("finding", path))?;
         refuse_to_write_in(real.parent().unwrap_or(&real), path)?;
-        let metadata = real.metadata().map_err(Error::io("looking at", path))?;
+        let metadata = real.metadata().map_err(Io::at("looking at", path))?;
         let id = Some((metadata.dev(), metadata.ino()));
         // A store that cannot be read contains nothing that could be written to.
         let known = self

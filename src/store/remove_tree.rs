@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Dir, RenameFlags, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::sys::directory;
 use crate::sys::files::open_directory_beneath;
 use crate::sys::mountinfo;
@@ -22,13 +23,13 @@ use crate::sys::mountinfo;
 pub fn remove_tree(parent: &Path, name: &str) -> Result<()> {
     let path = parent.join(name);
     refuse_mounts(&path)?;
-    let failed = |e: Errno| Error::io("removing", &path)(e);
+    let failed = |e: Errno| Io::at("removing", &path)(e);
     let parent = directory::open(parent)?;
     let top = open_directory_beneath(&parent, name).map_err(failed)?;
     let mut moved = 0_u64;
     // The next pass finds what was moved up.
     while !empty(&top, true, &top, &mut moved).map_err(failed)? {}
-    unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(failed)
+    Ok(unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(failed)?)
 }
 
 /// Fails if something is mounted at a path or below it.

@@ -7,7 +7,7 @@ use super::Store;
 use super::backend::StoredImage;
 use super::error::{Error, Result};
 use super::facts::{Facts, stamp};
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::fs::{self, ImageFile, ImageOptions, Rootfs};
 
 impl Store {
@@ -16,7 +16,7 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     fn has_its_digest(&self, image: &StoredImage) -> Result<bool> {
-        let file = File::open(&image.path).map_err(Error::io("opening the image", &image.path))?;
+        let file = File::open(&image.path).map_err(Io::at("opening the image", &image.path))?;
         Ok(Facts::of(&image.path, file)
             .is_ok_and(|found| found.root_digest == image.facts.root_digest))
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Store;
 use super::backend::StoredImage;
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::serve::overview;
 use crate::sys::lock::{Mode, lock};
 
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) fn hold(file: &File, path: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
-        if lock(file, Mode::TryShared).map_err(Error::io("locking the image", path))? {
+        if lock(file, Mode::TryShared).map_err(Io::at("locking the image", path))? {
             return Ok(());
         }
         if start.elapsed() >= PATIENCE {
@@ -97,7 +98,7 @@ pub(crate) fn file_id(path: &Path) -> Option<(u64, u64)> {
 /// Locks an image for its removal, unless it is in use. No process can start to use it while the
 /// file is open.
 pub(super) fn claim(path: &Path) -> Result<Option<File>> {
-    let file = File::open(path).map_err(Error::io("opening the image", path))?;
-    let locked = lock(&file, Mode::Try).map_err(Error::io("locking the image", path))?;
+    let file = File::open(path).map_err(Io::at("opening the image", path))?;
+    let locked = lock(&file, Mode::Try).map_err(Io::at("locking the image", path))?;
     Ok(locked.then_some(file))
 }

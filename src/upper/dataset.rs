@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::zfs::{Cause, Children, Create, Dataset, Snapshot};
 
 /// Properties of a new dataset for an upper; the others are inherited. Attributes are kept beside
@@ -95,7 +96,7 @@ pub fn ready(dataset: &Dataset, limits: Limits) -> Result<PathBuf> {
                 .inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
             // Users of the host must not reach a container's set-user-id programs.
             std::fs::set_permissions(&place, PermissionsExt::from_mode(0o700))
-                .map_err(Error::io("setting the mode of", &place))?;
+                .map_err(Io::at("setting the mode of", &place))?;
             return Ok(place);
         }
         Err(error) if error.cause() == Some(Cause::Exists) => {}

@@ -1,7 +1,7 @@
 //! Errors of uppers.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Exit, Io, Report};
 use crate::sys::users::User;
@@ -188,16 +188,6 @@ pub enum Error {
 
 /// A result with this module's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-impl Error {
-    /// Makes a closure for `map_err` that adds what was being done, and to which path.
-    pub(super) fn io<E: Into<io::Error>>(
-        doing: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(E) -> Self {
-        move |source| Io::at(doing, path)(source).into()
-    }
-}
 
 impl Report for Error {
     fn exit(&self) -> Exit {

@@ -14,8 +14,9 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 
-use super::error::{Error, Result};
+use super::error::Result;
 use super::upper_dir::Layout;
+use crate::error::Io;
 use crate::sys::tmpfs;
 
 /// Whether an upper at this place is in use; false if this process may not make overlays.
@@ -26,9 +27,9 @@ pub fn is_known_in_use(place: &Path) -> bool {
 /// Whether an upper is in use. Changes nothing.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Io`].
 pub(super) fn is_in_use(upper: &Layout) -> Result<bool> {
-    let failed = |e: Errno| Error::io("asking who uses", &upper.upper)(e);
+    let failed = |e: Errno| Io::at("asking who uses", &upper.upper)(e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(CWD, &upper.upper, flags, Mode::empty()).map_err(failed)?;
     let memory = tmpfs::mount(&[("mode", "0700")]).map_err(failed)?;
@@ -46,7 +47,7 @@ pub(super) fn is_in_use(upper: &Layout) -> Result<bool> {
     match fsconfig_create(fs.as_fd()) {
         Err(Errno::BUSY) => Ok(true),
         Err(Errno::INVAL) => Ok(false),
-        Err(other) => Err(failed(other)),
+        Err(other) => Err(failed(other).into()),
         Ok(()) => Ok(false),
     }
 }

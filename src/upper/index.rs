@@ -22,6 +22,7 @@ use super::lower::Lower;
 use super::record::Marks;
 use super::upper_dir::{Directories, UpperDir, copy_attributes};
 use crate::build::sources::upper::{Linked, Upper};
+use crate::error::Io;
 use crate::fs::Rootfs;
 
 /// Name of the index in overlayfs's own directory.
@@ -48,7 +49,7 @@ pub(super) fn complete(
     let dir = place
         .as_fd()
         .try_clone_to_owned()
-        .map_err(Error::io("opening", &place.layout.place))?;
+        .map_err(Io::at("opening", &place.layout.place))?;
     let upper = Upper {
         place: dir,
         name,
@@ -61,7 +62,7 @@ pub(super) fn complete(
     }
     let work = &place.layout.work;
     let index = openat(&directories.work, INDEX, DIRECTORY, Mode::empty())
-        .map_err(Error::io("opening", &work.join(INDEX)))?;
+        .map_err(Io::at("opening", &work.join(INDEX)))?;
     for Linked { entry, paths } in &linked {
         for path in paths {
             let shown = place.layout.upper.join(OsStr::from_bytes(path));
@@ -74,7 +75,7 @@ pub(super) fn complete(
                             path: place.layout.place.clone(),
                             name: shown.clone(),
                         },
-                        error => Error::io("making the directory of", &shown)(error),
+                        error => Io::at("making the directory of", &shown)(error).into(),
                     },
                 )?;
             let link = || {
@@ -88,15 +89,15 @@ pub(super) fn complete(
             };
             match keeping_times(&parent, link) {
                 Ok(()) | Err(Errno::EXIST) => {}
-                Err(error) => return Err(Error::io("linking", &shown)(error)),
+                Err(error) => return Err(Io::at("linking", &shown)(error).into()),
             }
         }
     }
-    syncfs(&directories.upper).map_err(Error::io("syncing", &place.layout.upper))?;
+    syncfs(&directories.upper).map_err(Io::at("syncing", &place.layout.upper))?;
     for Linked { entry, .. } in &linked {
         let path = work.join(INDEX).join(OsStr::from_bytes(entry));
         unlinkat(&index, OsStr::from_bytes(entry), AtFlags::empty())
-            .map_err(Error::io("removing", &path))?;
+            .map_err(Io::at("removing", &path))?;
     }
     tracing::info!(
         upper = %place.layout.place.display(),

@@ -15,6 +15,7 @@ use super::overlay::Overlay;
 use super::record::{UpperRecord, identify};
 use super::upper_dir::{Upper, UpperDir};
 use super::xattrs::Attributes;
+use crate::error::Io;
 use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::serve::keeper;
 use crate::serve::mountpoint::MountPoint;
@@ -72,7 +73,7 @@ impl Request<'_> {
             let path = PathBuf::from(&image.path);
             let file = file
                 .try_clone()
-                .map_err(Error::io("opening the image", &path))?;
+                .map_err(Io::at("opening the image", &path))?;
             Ok(ImageFile {
                 path,
                 file,
@@ -110,7 +111,7 @@ pub fn mount_under<T, E: From<Error>>(
         let serve = move || acquire(request, hide_xattrs);
         let serving = std::thread::Builder::new()
             .spawn_scoped(scope, serve)
-            .map_err(Error::io("starting to serve", source))?;
+            .map_err(|e| Error::Io(Io::at("starting to serve", source)(e)))?;
         let images = paths
             .iter()
             .zip(request.files)

@@ -18,6 +18,7 @@ use rustix::mount::{
 use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
 use super::upper_dir::{Directories, Layout};
+use crate::error::Io;
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::kernel;
 use crate::sys::mountinfo::{self, DirectoryId};
@@ -88,7 +89,7 @@ fn make(parts: &Parts<'_>) -> Result<OwnedFd> {
         None => set("lowerdir", parts.lower.path())?,
     }
     let names = Names::of(parts.upper, parts.directories)
-        .map_err(Error::io("naming the directories of", place))?;
+        .map_err(Io::at("naming the directories of", place))?;
     set("upperdir", &escape(&names.upper))?;
     set("workdir", &names.work)?;
     if in_user_namespace() {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::xattrs::Attributes;
 pub use crate::build::sources::upper::Marks;
+use crate::error::Io;
 use crate::fs::{self, paths};
 use crate::sys::idmap::{IdMap, in_user_namespace};
 use crate::sys::{kernel, replace};
@@ -118,7 +119,7 @@ impl Pending {
     /// # Errors
     /// [`Error::Io`].
     pub fn keep(self) -> Result<()> {
-        self.file.keep().map_err(Error::io("writing", &self.path))
+        Ok(self.file.keep().map_err(Io::at("writing", &self.path))?)
     }
 }
 
@@ -145,7 +146,7 @@ impl UpperRecord {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         );
-        Self::read_in(dir.map_err(Error::io("opening", place))?.as_fd(), place)
+        Self::read_in(dir.map_err(Io::at("opening", place))?.as_fd(), place)
     }
 
     /// As [`UpperRecord::read`], of a place that is open.
@@ -157,7 +158,7 @@ impl UpperRecord {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match openat(dir, NAME, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(None),
-            other => File::from(other.map_err(Error::io("opening", &path))?),
+            other => File::from(other.map_err(Io::at("opening", &path))?),
         };
         let record: Self =
             serde_json::from_reader(file.take(MAX)).map_err(|source| Error::Record {
@@ -180,7 +181,7 @@ impl UpperRecord {
     /// [`Error::Io`].
     pub fn write(&self, dir: BorrowedFd<'_>, place: &Path) -> Result<Pending> {
         let path = place.join(NAME);
-        let failed = || Error::io("writing", &path);
+        let failed = || Io::at("writing", &path);
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(io::Error::from)
             .map_err(failed())?;
@@ -251,8 +252,7 @@ impl UpperRecord {
     pub(super) fn xattrs(&self) -> Result<Option<OwnedFd>> {
         let (mut paths, mut files) = (Vec::new(), Vec::new());
         for image in &self.images {
-            let file =
-                recorded::open_image(&image.path, Error::io("opening the image", &image.path))?;
+            let file = recorded::open_image::<Error>(&image.path)?;
             let found = identify(&image.path, &file)?;
             if found.digest != image.digest {
                 return Err(Error::Foreign {
@@ -297,7 +297,7 @@ pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
     };
     let source = file
         .try_clone()
-        .map_err(Error::io("opening the image", path))?;
+        .map_err(Io::at("opening the image", path))?;
     let container = Container::open(Arc::new(source)).map_err(failed)?;
     let digest = match container.locator().map_err(failed)? {
         Some(locator) => format!("blake3:{}", hex(&locator.root_digest)),

@@ -10,6 +10,7 @@ use super::over_image::over;
 use super::record::UpperRecord;
 use super::upper_dir::{Upper, UpperDir};
 use super::written::Written;
+use crate::error::Io;
 use crate::serve::fuse_mount::Unmount;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::{shared, unmount};
@@ -38,8 +39,8 @@ impl Written {
         let snapshot = self.on_zfs()?.at(name)?;
         // Data that programs wrote through mappings stays in memory until a sync.
         let place = &self.layout.place;
-        let dir = std::fs::File::open(place).map_err(Error::io("opening", place))?;
-        rustix::fs::syncfs(&dir).map_err(Error::io("syncing", place))?;
+        let dir = std::fs::File::open(place).map_err(Io::at("opening", place))?;
+        rustix::fs::syncfs(&dir).map_err(Io::at("syncing", place))?;
         snapshot.take()?;
         Ok(snapshot)
     }

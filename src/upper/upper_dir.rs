@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
 use super::error::{Error, Result};
+use crate::error::Io;
 use crate::serve::shared::Hidden;
 use crate::sys::directory::{self, DirectoryEntry};
 use crate::sys::idmap::in_user_namespace;
@@ -131,7 +132,7 @@ impl UpperDir {
                 let memory = in_memory(*size)?;
                 // The descriptor of a detached mount only serves to look up names.
                 let dir = openat(memory.as_fd(), ".", DIRECTORY, Mode::empty())
-                    .map_err(Error::io("opening", memory.path()))?;
+                    .map_err(Io::at("opening", memory.path()))?;
                 Ok(Self {
                     layout: Layout::in_place(memory.path().to_owned()),
                     is_kept: false,
@@ -143,9 +144,8 @@ impl UpperDir {
     }
 
     fn kept(path: &Path, found: &OwnedFd) -> Result<Self> {
-        let dir =
-            openat(found, ".", DIRECTORY, Mode::empty()).map_err(Error::io("opening", path))?;
-        let path = directory::path_of(dir.as_fd()).map_err(Error::io("finding", path))?;
+        let dir = openat(found, ".", DIRECTORY, Mode::empty()).map_err(Io::at("opening", path))?;
+        let path = directory::path_of(dir.as_fd()).map_err(Io::at("finding", path))?;
         check_type(&path, dir.as_fd())?;
         Ok(Self {
             layout: Layout::in_place(path),
@@ -174,7 +174,7 @@ impl UpperDir {
                 reason,
             })
         };
-        for name in names(&self.dir).map_err(Error::io("listing", place))? {
+        for name in names(&self.dir).map_err(Io::at("listing", place))? {
             let is_known = BESIDE.iter().any(|known| name == known.as_bytes());
             let is_temporary = TEMPORARY
                 .iter()
@@ -187,9 +187,9 @@ impl UpperDir {
         match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => {}
             other => {
-                let upper = other.map_err(Error::io("opening", &self.layout.upper))?;
+                let upper = other.map_err(Io::at("opening", &self.layout.upper))?;
                 if !names(&upper)
-                    .map_err(Error::io("listing", &self.layout.upper))?
+                    .map_err(Io::at("listing", &self.layout.upper))?
                     .is_empty()
                 {
                     return refused(
@@ -200,7 +200,7 @@ impl UpperDir {
             }
         }
         if self.is_kept {
-            fchmod(&self.dir, Mode::RWXU).map_err(Error::io("setting the mode of", place))?;
+            fchmod(&self.dir, Mode::RWXU).map_err(Io::at("setting the mode of", place))?;
         }
         Ok(())
     }
@@ -215,14 +215,14 @@ impl UpperDir {
         let Layout { place, upper, work } = &self.layout;
         make_directory(self.as_fd(), Path::new(WORK), work)?;
         let open = |name, path| {
-            openat(&self.dir, name, DIRECTORY, Mode::empty()).map_err(Error::io("opening", path))
+            openat(&self.dir, name, DIRECTORY, Mode::empty()).map_err(Io::at("opening", path))
         };
         let work = open(WORK, work)?;
         match openat(&self.dir, UPPER, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT) => {}
             other => {
                 return Ok(Directories {
-                    upper: other.map_err(Error::io("opening", upper))?,
+                    upper: other.map_err(Io::at("opening", upper))?,
                     work,
                 });
             }
@@ -232,9 +232,9 @@ impl UpperDir {
         let made = self.probe().and_then(|()| {
             let dir = open(&new, upper)?;
             copy_attributes(root, dir.as_fd())
-                .map_err(Error::io("giving the image's attributes to", upper))?;
+                .map_err(Io::at("giving the image's attributes to", upper))?;
             renameat(&self.dir, &*new, &self.dir, UPPER)
-                .map_err(Error::io("making the directory", upper))?;
+                .map_err(Io::at("making the directory", upper))?;
             Ok(dir)
         });
         let upper = made.inspect_err(|_| {
@@ -260,7 +260,7 @@ impl UpperDir {
         );
         let removed = unlinkat(&self.dir, &*name, AtFlags::empty());
         made.map_err(|e| unusable("creating a whiteout failed", e))?;
-        removed.map_err(Error::io("removing", &path))?;
+        removed.map_err(Io::at("removing", &path))?;
         make_directory(self.as_fd(), Path::new(&name), &path)?;
         let attribute = if in_user_namespace() {
             "user.overlay.opaque"
@@ -269,7 +269,7 @@ impl UpperDir {
         };
         let set = openat(&self.dir, &*name, DIRECTORY, Mode::empty())
             .and_then(|dir| fsetxattr(&dir, attribute, b"y", XattrFlags::empty()));
-        unlinkat(&self.dir, &*name, AtFlags::REMOVEDIR).map_err(Error::io("removing", &path))?;
+        unlinkat(&self.dir, &*name, AtFlags::REMOVEDIR).map_err(Io::at("removing", &path))?;
         set.map_err(|e| unusable("setting an extended attribute failed", e))
     }
 }
@@ -317,7 +317,7 @@ fn make(path: &Path) -> Result<OwnedFd> {
 /// Creates a private directory, unless it exists. Messages call it `path`.
 fn make_directory(at: BorrowedFd<'_>, name: &Path, path: &Path) -> Result<()> {
     match mkdirat(at, name, Mode::RWXU) {
-        Err(e) if e != Errno::EXIST => Err(Error::io("making the directory", path)(e)),
+        Err(e) if e != Errno::EXIST => Err(Io::at("making the directory", path)(e).into()),
         _ => Ok(()),
     }
 }
@@ -393,7 +393,7 @@ const ZFS_MAGIC: FsWord = 0x2fc1_2fc1;
 /// not give.
 fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
     let magic = rustix::fs::fstatfs(dir)
-        .map_err(Error::io("looking at the file system of", path))?
+        .map_err(Io::at("looking at the file system of", path))?
         .f_type;
     let reason = UNFIT
         .iter()
@@ -439,7 +439,7 @@ fn in_memory(size: Option<u64>) -> Result<Hidden> {
     let size = size.map(|size| size.to_string());
     let size = size.as_ref().map(|size| ("size", size.as_str()));
     let options: Vec<_> = [("mode", "0700")].into_iter().chain(size).collect();
-    let mount = tmpfs::mount(&options).map_err(Error::io(
+    let mount = tmpfs::mount(&options).map_err(Io::at(
         "mounting a tmpfs for",
         Path::new("an ephemeral upper"),
     ))?;

@@ -14,6 +14,7 @@ use super::in_use;
 use super::record::UpperRecord;
 use super::upper_dir::{Layout, Upper, is_ephemeral};
 use crate::build::sources::upper::Upper as Source;
+use crate::error::Io;
 use crate::fs::Rootfs;
 use crate::serve::{self, shared, unmount};
 use crate::sys::mountinfo::{self, DirectoryId};
@@ -77,7 +78,7 @@ impl Written {
                 if Layout::in_place(path.clone()).check().is_err() {
                     recorded::reach_directory(&path)?;
                 }
-                path.canonicalize().map_err(Error::io("finding", &path))?
+                path.canonicalize().map_err(Io::at("finding", &path))?
             }
         };
         let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
@@ -117,8 +118,8 @@ impl Written {
         let upper = &self.layout.upper;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened =
-            rustix::fs::open(upper, flags, Mode::empty()).map_err(Error::io("opening", upper))?;
-        DirectoryId::of(opened.as_fd()).map_err(Error::io("looking at", upper))
+            rustix::fs::open(upper, flags, Mode::empty()).map_err(Io::at("opening", upper))?;
+        Ok(DirectoryId::of(opened.as_fd()).map_err(Io::at("looking at", upper))?)
     }
 
     /// Its mounts in this mount namespace.
@@ -277,12 +278,12 @@ fn source(place: &Path, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Sour
     let fd: OwnedFd = match &record.idmap {
         None => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(place, flags, Mode::empty()).map_err(Error::io("opening", place))?
+            rustix::fs::open(place, flags, Mode::empty()).map_err(Io::at("opening", place))?
         }
         Some(idmap) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
             let mount =
-                open_tree(CWD, place, flags).map_err(Error::io("making a bind mount of", place))?;
+                open_tree(CWD, place, flags).map_err(Io::at("making a bind mount of", place))?;
             shared::map_ids(mount.as_fd(), &idmap.inverse())?;
             mount
         }

@@ -18,7 +18,8 @@ use bfc::rootfs::Xattr;
 use rustix::fs::{AtFlags, Mode, XattrFlags, fsetxattr, ftruncate, linkat, mkdirat};
 use rustix::io::Errno;
 
-use super::error::{Error, Result};
+use super::error::Result;
+use crate::error::Io;
 use crate::fs::create::{make_node, set_attributes};
 use crate::fs::{ImageFile, ImageOptions, NamedInode, ROOT, Rootfs};
 use crate::sys::idmap::in_user_namespace;
@@ -42,7 +43,7 @@ impl Attributes {
     /// the image itself must show them.
     ///
     /// # Errors
-    /// [`Error::Fs`] when the image is damaged.
+    /// [`Error::Fs`](super::Error::Fs) when the image is damaged.
     pub(super) fn of(
         images: &[PathBuf],
         files: &[File],
@@ -59,7 +60,7 @@ impl Attributes {
         }
         let file = file
             .try_clone()
-            .map_err(Error::io("opening the image", image))?;
+            .map_err(Io::at("opening the image", image))?;
         let rootfs = Rootfs::open_tree(
             ImageFile {
                 path: image.clone(),
@@ -79,7 +80,7 @@ impl Attributes {
     /// refuses them.
     ///
     /// # Errors
-    /// [`Error::Fs`] when the image is damaged.
+    /// [`Error::Fs`](super::Error::Fs) when the image is damaged.
     pub(super) fn layer(&self) -> Result<Option<OwnedFd>> {
         let rootfs = &self.rootfs;
         let Some(entries) = rootfs.xattr_entries()? else {

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::error::{Error, Result};
 use super::name::Dataset;
+use crate::error::Io;
 
 /// Name of the dataset of a store that has the images.
 pub const IMAGES: &str = "images";
@@ -18,11 +19,8 @@ pub const CONTAINERS: &str = "containers";
 /// Opens an image. One that is not found is looked for again after [`reach_directory`].
 ///
 /// # Errors
-/// What `failed` makes of the system's error, and those of [`reach_directory`].
-pub fn open_image<E: From<Error>>(
-    path: &Path,
-    failed: impl FnOnce(io::Error) -> E,
-) -> Result<File, E> {
+/// [`Io`], and those of [`reach_directory`].
+pub fn open_image<E: From<Error> + From<Io>>(path: &Path) -> Result<File, E> {
     // Without O_NONBLOCK, opening a fifo would wait for a writer.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let open = || File::options().read(true).custom_flags(flags).open(path);
@@ -34,7 +32,7 @@ pub fn open_image<E: From<Error>>(
         }
         (opened, _) => opened,
     };
-    file.map_err(failed)
+    Ok(file.map_err(Io::at("opening the image", path))?)
 }
 
 /// Mounts the dataset of an image or container whose directory this is, after the datasets that it

@@ -17,6 +17,7 @@ use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 use crate::build::sources::Compression;
 use crate::build::sources::Platform;
+use crate::error::Io;
 use crate::fs::{self, Rootfs};
 
 const GZIP_LEVEL: u32 = 6;
@@ -40,13 +41,13 @@ pub fn oci_layout(
 ) -> Result<()> {
     let parent = crate::build::parent(dir);
     if dir.symlink_metadata().is_ok() {
-        return Err(Error::io("making", dir)(io::ErrorKind::AlreadyExists));
+        return Err(Io::at("making", dir)(io::ErrorKind::AlreadyExists).into());
     }
     let temp = tempfile::Builder::new()
         .prefix(".lxcri-fs-export.")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
         .tempdir_in(&parent)
-        .map_err(Error::io("making a directory in", &parent))?;
+        .map_err(Io::at("making a directory in", &parent))?;
     Layout {
         rootfs,
         root: temp.path(),
@@ -55,7 +56,7 @@ pub fn oci_layout(
     }
     .write()?;
     // Kept from here on, under its own name.
-    std::fs::rename(temp.path(), dir).map_err(Error::io("making", dir))?;
+    std::fs::rename(temp.path(), dir).map_err(Io::at("making", dir))?;
     let _ = temp.keep();
     Ok(())
 }
@@ -171,7 +172,7 @@ impl Layout<'_> {
 
     fn image(&self, reuse: &mut dyn FnMut(&Digest) -> bool) -> Result<OciImage> {
         let blobs = self.root.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).map_err(Error::io("making", &blobs))?;
+        std::fs::create_dir_all(&blobs).map_err(Io::at("making", &blobs))?;
         let image = self
             .rootfs
             .paths()
@@ -300,7 +301,7 @@ impl Layout<'_> {
 
     fn file(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.root.join(name);
-        std::fs::write(&path, bytes).map_err(Error::io("writing", &path))
+        Ok(std::fs::write(&path, bytes).map_err(Io::at("writing", &path))?)
     }
 
     fn blob(&self, bytes: &[u8]) -> Result<Written> {
@@ -340,7 +341,7 @@ impl Layout<'_> {
         make: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<(Written, Digest)> {
         let temp = self.root.join(format!("blobs/sha256/layer-{index}"));
-        let writing = || Error::io("writing", &temp);
+        let writing = || Io::at("writing", &temp);
         let file = File::create(&temp).map_err(writing())?;
         let blob = Hashed::new(BufWriter::with_capacity(1 << 18, file));
         // The compressors' headers contain no time and no name, so the same layer gives the same
@@ -362,7 +363,7 @@ impl Layout<'_> {
         out.flush().map_err(writing())?;
         let digest = Digest(hash.finalize().into());
         let path = self.root.join(format!("blobs/sha256/{}", digest.hex()));
-        std::fs::rename(&temp, &path).map_err(Error::io("writing", &path))?;
+        std::fs::rename(&temp, &path).map_err(Io::at("writing", &path))?;
         Ok((Written { digest, size: len }, diff_id))
     }
 

@@ -10,6 +10,7 @@ use super::WriteError;
 use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::Error;
 use crate::build::output::Output;
+use crate::error::Io;
 use crate::fs::{Order, ROOT, Rootfs, Step, Visit};
 use crate::layer::tar::{Body, Writer};
 
@@ -79,7 +80,7 @@ pub fn tree_tar_file(
     tree_tar(rootfs, &mut out, progress).map_err(|e| e.with_output(path))?;
     let file = out
         .into_inner()
-        .map_err(|e| Error::io("writing", path)(e.into_error()))?;
-    file.sync_all().map_err(Error::io("writing", path))?;
+        .map_err(|e| Io::at("writing", path)(e.into_error()))?;
+    file.sync_all().map_err(Io::at("writing", path))?;
     output.publish()
 }

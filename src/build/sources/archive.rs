@@ -12,6 +12,7 @@ use super::docker::Manifest;
 use super::document::MAX_DOCUMENT;
 use super::spec::Kind;
 use crate::build::error::{Error, Result};
+use crate::error::Io;
 use crate::layer::clean_path;
 use crate::layer::read::fill;
 use crate::layer::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
@@ -72,9 +73,7 @@ impl Archive {
             Compression::None => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
             _ => {
                 let input = BufReader::with_capacity(1 << 18, range.reader());
-                let reader = compression
-                    .reader(input)
-                    .map_err(Error::io("reading", path))?;
+                let reader = compression.reader(input).map_err(Io::at("reading", path))?;
                 each_entry(&mut ReadSkip(reader), path, &mut look)
             }
         };
@@ -152,13 +151,13 @@ impl Seen {
 }
 
 fn unpacked(file: &Range, compression: Compression, options: &SourceOptions) -> Result<Range> {
-    let writing = || Error::io("unpacking the archive into", &options.temp_dir);
+    let writing = || Io::at("unpacking the archive into", &options.temp_dir);
     let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
     let reader = compression
         .reader(BufReader::with_capacity(1 << 18, file.reader()))
-        .map_err(Error::io("reading", &file.path))?;
+        .map_err(Io::at("reading", &file.path))?;
     let mut limited = reader.take(options.max_size.saturating_add(1));
-    let len = io::copy(&mut limited, &mut temp).map_err(Error::io("decompressing", &file.path))?;
+    let len = io::copy(&mut limited, &mut temp).map_err(Io::at("decompressing", &file.path))?;
     if len > options.max_size {
         return Err(Error::Source {
             name: file.path.display().to_string(),
@@ -230,7 +229,7 @@ fn each_entry(
     let mut block = [0; BLOCK];
     let mut offset = 0;
     loop {
-        match input.fill(&mut block).map_err(Error::io("reading", path))? {
+        match input.fill(&mut block).map_err(Io::at("reading", path))? {
             0 => return parser.end_of_input().map_err(archive),
             BLOCK => offset += BLOCK as u64,
             _ => return Err(archive(parser.error(Reason::CutOff))),
@@ -248,11 +247,11 @@ fn each_entry(
         let mut left = len;
         if entry.stored <= MAX_DOCUMENT && name.as_deref().is_ok_and(|name| name == DOCUMENT) {
             let mut bytes = vec![0; usize::try_from(entry.stored).unwrap_or(0)];
-            let read = input.fill(&mut bytes).map_err(Error::io("reading", path))?;
+            let read = input.fill(&mut bytes).map_err(Io::at("reading", path))?;
             left -= read as u64;
             document = Some(bytes);
         }
-        input.skip(left).map_err(Error::io("reading", path))?;
+        input.skip(left).map_err(Io::at("reading", path))?;
         offset = offset.saturating_add(len);
         if parser.entries() > MAX_ENTRIES {
             return Ok(());

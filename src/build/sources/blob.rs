@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{SourceImage, SourceLayer, TarSource};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
+use crate::error::Io;
 
 /// How much is read, decompressed and handed on at a time, bytes.
 const PIECE: usize = 1 << 18;
@@ -104,8 +105,8 @@ pub(super) struct Range {
 impl Range {
     /// All of a file.
     pub(super) fn whole(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("opening", path))?;
-        let len = file.metadata().map_err(Error::io("opening", path))?.len();
+        let file = File::open(path).map_err(Io::at("opening", path))?;
+        let len = file.metadata().map_err(Io::at("opening", path))?.len();
         Ok(Self {
             file: Arc::new(file),
             path: path.to_owned(),
@@ -120,7 +121,7 @@ impl Range {
         self.reader()
             .take(N as u64)
             .read_to_end(&mut magic)
-            .map_err(Error::io("reading", &self.path))?;
+            .map_err(Io::at("reading", &self.path))?;
         Ok(magic)
     }
 
@@ -211,7 +212,7 @@ pub fn unpack(
     out: &mut dyn Write,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    let reading = || Error::io("reading", path);
+    let reading = || Io::at("reading", path);
     let mut checked = Checked {
         inner: input,
         hash: digest.map(|_| Sha256::new()),
@@ -246,7 +247,7 @@ pub fn unpack(
             name: name.to_owned(),
             source,
         }),
-        Err(Failed::Write(source)) => Err(Error::io("unpacking", path)(source)),
+        Err(Failed::Write(source)) => Err(Io::at("unpacking", path)(source).into()),
         Ok(()) => Ok(()),
     }
 }

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use super::attributes::{self, Marks};
 use super::{SourceImage, SourceLayer, TarSource};
 use crate::build::error::{Error, Result};
+use crate::error::Io;
 use crate::layer::tar::{Body, Writer};
 use crate::layer::{OPAQUE, WHITEOUT};
 
@@ -27,7 +28,7 @@ use crate::layer::{OPAQUE, WHITEOUT};
 pub(super) fn open(path: &Path) -> Result<SourceImage> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(Error::io("opening the directory", path))?;
+        .map_err(Io::at("opening the directory", path))?;
     let name = path.display().to_string();
     let created_by = super::created_by("dir", path);
     let size = size_of(path, &fd)?;
@@ -51,7 +52,7 @@ pub(super) fn open(path: &Path) -> Result<SourceImage> {
 /// Total length of the files in a directory, for progress and the check of free space. Changes
 /// meanwhile do no harm.
 fn size_of(root: &Path, fd: &OwnedFd) -> Result<u64> {
-    let failed = |e: Errno| Error::io("listing", root)(e);
+    let failed = |e: Errno| Io::at("listing", root)(e);
     let mut total = 0_u64;
     let mut levels = vec![Dir::read_from(fd).map_err(failed)?];
     while let Some(dir) = levels.last_mut() {
@@ -109,7 +110,7 @@ impl TarSource for DirTar {
         };
         walk.run(self.fd)?;
         let root = walk.root;
-        walk.tar.finish().map_err(Error::io("packing", &root))?;
+        walk.tar.finish().map_err(Io::at("packing", &root))?;
         Ok(())
     }
 }
@@ -133,7 +134,7 @@ struct Level {
 impl Walk<'_> {
     fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
         let path = self.root.join(OsStr::from_bytes(path));
-        move |e| Error::io(doing, &path)(e)
+        move |e| Io::at(doing, &path)(e).into()
     }
 
     fn run(&mut self, root: OwnedFd) -> Result<()> {
@@ -229,9 +230,9 @@ impl Walk<'_> {
     }
 
     fn append(&mut self, path: &[u8], attr: &Attr, body: Body<'_>) -> Result<()> {
-        self.tar
-            .append(path, attr, body)
-            .map_err(|e| Error::io("packing", &self.root.join(OsStr::from_bytes(path)))(e))
+        let shown = || self.root.join(OsStr::from_bytes(path));
+        let packed = self.tar.append(path, attr, body);
+        Ok(packed.map_err(|e| Io::at("packing", &shown())(e))?)
     }
 
     /// Packs a whiteout or an opaque mark.

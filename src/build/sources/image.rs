@@ -11,11 +11,12 @@ use super::{SourceImage, SourceLayer, SourceOptions, TarSource};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Result};
 use crate::build::export::{WriteError, tree_tar, write_tar};
+use crate::error::Io;
 use crate::fs::{self, ImageFile, Rootfs};
 
 /// Opens an image.
 pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<SourceImage> {
-    let file = std::fs::File::open(path).map_err(Error::io("opening the image", path))?;
+    let file = std::fs::File::open(path).map_err(Io::at("opening the image", path))?;
     let source = ImageFile {
         path: path.to_owned(),
         file,
@@ -138,7 +139,7 @@ impl WriteError {
                 name: path.display().to_string(),
                 source,
             },
-            Self::Output(source) => Error::io("writing", path)(source),
+            Self::Output(source) => Io::at("writing", path)(source).into(),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::document::{Config, MAX_DOCUMENT, parse};
 use super::{Platform, SourceImage, SourceOptions};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
+use crate::error::Io;
 
 /// How deep indexes may be nested.
 const MAX_DEPTH: usize = 8;
@@ -183,7 +184,7 @@ impl Range {
         let mut bytes = Vec::new();
         self.reader()
             .read_to_end(&mut bytes)
-            .map_err(Error::io("reading", &self.path))?;
+            .map_err(Io::at("reading", &self.path))?;
         Ok(bytes)
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::archive::Archive;
 use super::blob::Range;
 use crate::build::error::{Error, Result};
+use crate::error::Io;
 
 /// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +105,7 @@ impl Spec {
                 "it is not a directory, a tar, an archive of an image, or a BFC image",
             ));
         }
-        Err(Error::io("opening", path)(std::io::ErrorKind::NotFound))
+        Err(Io::at("opening", path)(std::io::ErrorKind::NotFound).into())
     }
 
     /// `PATH[:REFERENCE]`. As in skopeo, the reference follows the first colon, unless the whole

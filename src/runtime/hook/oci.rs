@@ -10,6 +10,7 @@ use super::super::error::{Error, Result};
 use super::super::record::{self, ContainerRecord};
 use super::super::root_mount;
 use super::super::{bundle, create, delete};
+use crate::error::Io;
 use crate::store::{self, Lock, Name, Store};
 use crate::sys::files;
 use crate::sys::mountinfo;
@@ -37,7 +38,7 @@ pub fn oci(
     root: Option<&Path>,
     store: impl FnOnce() -> Result<Store>,
 ) -> Result<()> {
-    let state = files::take(state, MAX_STATE).map_err(Error::io(
+    let state = files::take(state, MAX_STATE).map_err(Io::at(
         "reading the container's state from",
         Path::new("standard input"),
     ))?;

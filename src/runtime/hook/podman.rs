@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::super::bundle::MAX_CONFIG;
 use super::super::error::{Error, Result};
 use super::super::inject;
+use crate::error::Io;
 use crate::sys::files;
 
 /// Number of digits in podman's ids.
@@ -20,10 +21,8 @@ const ID: usize = 64;
 /// [`Error`]: podman then does not start the container.
 pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> {
     let stdin = Path::new("standard input");
-    let text = files::take(input, MAX_CONFIG).map_err(Error::io(
-        "reading the container's configuration from",
-        stdin,
-    ))?;
+    let text = files::take(input, MAX_CONFIG)
+        .map_err(Io::at("reading the container's configuration from", stdin))?;
     let mut config: Value = serde_json::from_slice(&text).map_err(Error::document(
         "the container's configuration on standard input",
     ))?;
@@ -34,13 +33,11 @@ pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> 
     } else {
         text
     };
-    output
-        .write_all(&text)
-        .and_then(|()| output.flush())
-        .map_err(Error::io(
-            "writing the container's configuration to",
-            Path::new("standard output"),
-        ))
+    let written = output.write_all(&text).and_then(|()| output.flush());
+    Ok(written.map_err(Io::at(
+        "writing the container's configuration to",
+        Path::new("standard output"),
+    ))?)
 }
 
 /// The container's id, which appears only in the paths that podman makes for it.

@@ -12,7 +12,7 @@ use super::machine::{Action, Event};
 use super::process::{Said, Worker};
 use super::restarts::End;
 use super::{Keeper, LIMIT, source_of};
-use crate::error::chain;
+use crate::error::{Io, chain};
 
 /// How long to wait after a connection could not be accepted.
 pub(super) const SHORTAGE: Duration = Duration::from_millis(100);
@@ -111,7 +111,7 @@ impl Keeper {
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(Error::system("waiting for something to happen")(e)),
+            Err(e) => return Err(Io::doing("waiting for something to happen")(e).into()),
         }
         Ok(events
             .into_iter()

@@ -17,7 +17,7 @@ use super::super::protocol::MountRequest;
 use super::super::rundir::{Locked, RunDir, direct_name};
 use super::super::unmount::unmount_unless_used;
 use super::machine;
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::sys::directory::link;
 use crate::sys::mountinfo::{self, MountInfo};
 use crate::sys::namespace;
@@ -111,8 +111,8 @@ impl KeptMount {
     /// A detached mount of a shared file system.
     pub(super) fn clone_mount(&self) -> Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, &self.mountpoint, flags)
-            .map_err(Error::io("making a bind mount of", &self.mountpoint))
+        let mount = open_tree(CWD, &self.mountpoint, flags);
+        Ok(mount.map_err(Io::at("making a bind mount of", &self.mountpoint))?)
     }
 
     /// A process is about to attach the mount in its namespace.

@@ -36,7 +36,7 @@ use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, MountRequest};
 use super::rundir::{Locked, RunDir};
 use super::{rundir, secrets};
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::sys::{mountinfo, namespace};
 
 /// How long opening images and mounting may take altogether.
@@ -71,7 +71,7 @@ pub fn start(
         .stdout(Stdio::null())
         .stderr(stderr)
         .spawn()
-        .map_err(Error::system("starting the keeper"))?;
+        .map_err(Io::doing("starting the keeper"))?;
     let fds: Vec<BorrowedFd<'_>> = lock
         .map(Locked::as_fd)
         .into_iter()
@@ -100,11 +100,11 @@ pub fn start(
 /// Turns this process into the keeper with execve(2), which clears its environment and memory.
 /// Returns only on failure.
 pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
-    let hand_over = || {
+    let hand_over = || -> Result<()> {
         // The message waits in the socket until the keeper reads it.
         let (ours, stdin) = Channel::to_pass("keeper")?;
         ours.send(&KeeperStart::Foreground(request.clone()), images)?;
-        rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))
+        Ok(rustix::stdio::dup2_stdin(stdin).map_err(Io::doing("handing over"))?)
     };
     if let Err(error) = hand_over() {
         return error;
@@ -113,7 +113,7 @@ pub fn become_one(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Error {
     let command = secrets::clear_environment(&mut command)
         .arg0("lxcri-fs")
         .args(["keeper", "--log-style", Style::Plain.name()]);
-    Error::system("starting the keeper")(command.exec())
+    Io::doing("starting the keeper")(command.exec()).into()
 }
 
 /// Argument of a process that only starts the keeper and ends, so that the keeper is not a child of
@@ -129,10 +129,8 @@ pub fn start_orphan(style: Style) -> Result<()> {
     secrets::clear_environment(&mut keeper)
         .arg0("lxcri-fs")
         .args(["keeper", "--log-style", style.name()]);
-    keeper
-        .spawn()
-        .map(drop)
-        .map_err(Error::system("starting the keeper"))
+    keeper.spawn().map_err(Io::doing("starting the keeper"))?;
+    Ok(())
 }
 
 /// Why a keeper ended, though its file system was not unmounted.
@@ -330,7 +328,7 @@ impl Keeper {
             worker,
             departed: Vec::new(),
             signals: block_signals()?,
-            mounts: File::open(mounts).map_err(Error::io("opening", mounts))?,
+            mounts: File::open(mounts).map_err(Io::at("opening", mounts))?,
             control,
             waiting: Vec::new(),
             since: SystemTime::now(),
@@ -369,8 +367,7 @@ fn block_signals() -> Result<SignalFd> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         set.add(signal);
     }
-    set.thread_block()
-        .map_err(Error::system("blocking signals"))?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(Error::system("watching for signals"))
+    set.thread_block().map_err(Io::doing("blocking signals"))?;
+    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+    Ok(signals.map_err(Io::doing("watching for signals"))?)
 }

@@ -22,7 +22,7 @@ use super::super::secrets;
 use super::super::stats::Stats;
 use super::SELF;
 use super::restarts::End;
-use crate::error::chain;
+use crate::error::{Io, chain};
 use crate::fs::{Spool, TempDir};
 
 /// How long an ending process takes, unless it waits for something.
@@ -74,12 +74,12 @@ impl Worker {
             // An interrupt from a terminal must reach only the keeper.
             .process_group(0)
             .spawn()
-            .map_err(Error::system("starting the worker"))?;
+            .map_err(Io::doing("starting the worker"))?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
         let pidfd = pid
             .ok_or(Errno::SRCH)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let pidfd = pidfd.map_err(Error::system("watching the worker"))?;
+        let pidfd = pidfd.map_err(Io::doing("watching the worker"))?;
         let (spool, spool_end) = Channel::to_pass("worker")?;
         Ok(Self {
             process,
@@ -252,7 +252,7 @@ impl Worker {
 
     /// How the process ended; called after its sentinel has.
     pub(super) fn end(&mut self) -> Result<End> {
-        let failed = || Error::system("waiting for the worker");
+        let failed = || Io::doing("waiting for the worker");
         let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&DYING));
         Ok(self
             .process

@@ -13,6 +13,7 @@ use super::Keeper;
 use super::machine::{Event, Machine};
 use super::restarts::End;
 use super::start::{Handover, KeeperStart};
+use crate::error::Io;
 
 /// How long a worker that was killed may take to end.
 const ENDING: Duration = Duration::from_secs(1);
@@ -41,14 +42,14 @@ impl Keeper {
             .collect();
         ours.send(&KeeperStart::Resume(handover), &fds)?;
         self.end_worker()?;
-        rustix::stdio::dup2_stdin(stdin).map_err(Error::system("handing over"))?;
+        rustix::stdio::dup2_stdin(stdin).map_err(Io::doing("handing over"))?;
         tracing::info!("continuing as another version");
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let error = secrets::clear_environment(&mut command)
             .arg0("lxcri-fs")
             .args(["keeper", "--log-style", self.style.name()])
             .exec();
-        Err(Error::system("starting the new version")(error))
+        Err(Io::doing("starting the new version")(error).into())
     }
 
     /// Ends the worker completely, because the new program could not wait for it. Requests wait for

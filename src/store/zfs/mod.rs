@@ -19,6 +19,7 @@ use super::directory::{facts_of, image_file, keep_as_it_is};
 use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
+use crate::error::Io;
 use crate::sys::extents::Usage;
 use crate::upper::dataset::PROPERTIES as CONTAINER_PROPERTIES;
 use crate::zfs::recorded::{CONTAINERS, IMAGES};
@@ -129,7 +130,7 @@ impl ZfsStore {
             })?;
             let dir = dataset.reach()?;
             std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode))
-                .map_err(Error::io("setting the mode of", &dir))?;
+                .map_err(Io::at("setting the mode of", &dir))?;
         }
         Ok(dataset.reach()?)
     }
@@ -206,9 +207,9 @@ impl Backend for ZfsStore {
         let dir = private(&dataset)?;
         let file = image_file(&dir, &base.name)?;
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .map_err(Error::io("setting the mode of", &file))?;
+            .map_err(Io::at("setting the mode of", &file))?;
         std::fs::rename(&file, dir.join(format!("{work}.bfc")))
-            .map_err(Error::io("renaming", &file))?;
+            .map_err(Io::at("renaming", &file))?;
         Ok(Begun {
             dir,
             is_clone: true,
@@ -220,10 +221,10 @@ impl Backend for ZfsStore {
         let file = image_file(&dir, work)?;
         keep_as_it_is(&file)?;
         std::fs::rename(&file, dir.join(format!("{name}.bfc")))
-            .map_err(Error::io("renaming", &file))?;
+            .map_err(Io::at("renaming", &file))?;
         File::open(&dir)
             .and_then(|d| d.sync_all())
-            .map_err(Error::io("syncing", &dir))?;
+            .map_err(Io::at("syncing", &dir))?;
         self.snapshot(work, &facts.root_digest)?.take()?;
         let properties = properties_of(facts);
         let mut all: Vec<(&str, &str)> = properties
@@ -425,20 +426,20 @@ fn usage(dataset: &Dataset) -> Result<Usage> {
 /// Replaces a file by a copy of a file in another dataset.
 fn replace_file(old: &Path, new: &Path) -> Result<()> {
     let copy = old.with_extension("bfc.new");
-    std::fs::copy(new, &copy).map_err(Error::io("copying an image to", &copy))?;
-    let synced = File::open(&copy)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("syncing", &copy));
-    let replaced = synced
-        .and_then(|()| keep_as_it_is(&copy))
-        .and_then(|()| std::fs::rename(&copy, old).map_err(Error::io("replacing", old)));
-    replaced.inspect_err(|_| drop(std::fs::remove_file(&copy)))
+    std::fs::copy(new, &copy).map_err(Io::at("copying an image to", &copy))?;
+    let replace = || -> Result<()> {
+        let synced = File::open(&copy).and_then(|file| file.sync_all());
+        synced.map_err(Io::at("syncing", &copy))?;
+        keep_as_it_is(&copy)?;
+        Ok(std::fs::rename(&copy, old).map_err(Io::at("replacing", old))?)
+    };
+    replace().inspect_err(|_| drop(std::fs::remove_file(&copy)))
 }
 
 /// Makes the directory of a new dataset private.
 fn private(dataset: &Dataset) -> Result<PathBuf> {
     let dir = dataset.reach()?;
     std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .map_err(Error::io("setting the mode of", &dir))?;
+        .map_err(Io::at("setting the mode of", &dir))?;
     Ok(dir)
 }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SourceImage, SourceLayer, attributes};
 use crate::build::error::{Error, Result};
+use crate::error::Io;
 use crate::fs::Rootfs;
 use plan::Plan;
 
@@ -138,7 +139,7 @@ impl Upper {
     fn failed(&self, doing: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error + use<> {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(&self.name).join(std::ffi::OsStr::from_bytes(path));
-        move |e| Error::io(doing, &path)(e)
+        move |e| Io::at(doing, &path)(e).into()
     }
 
     /// The error for an upper that does not fit its image.

@@ -15,6 +15,7 @@ use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::{Error, Result};
 use crate::build::export::WriteError;
 use crate::build::sources::{TarSource, attributes};
+use crate::error::Io;
 use crate::layer::tar::{Body, Writer};
 use crate::layer::{OPAQUE, WHITEOUT};
 
@@ -81,7 +82,7 @@ impl TarSource for UpperTar {
         }
         pack.tar
             .finish()
-            .map_err(Error::io("packing", std::path::Path::new(&upper.name)))?;
+            .map_err(Io::at("packing", std::path::Path::new(&upper.name)))?;
         Ok(())
     }
 }
@@ -219,7 +220,7 @@ impl Pack<'_> {
             use std::os::unix::ffi::OsStrExt;
             let path =
                 std::path::Path::new(&self.upper.name).join(std::ffi::OsStr::from_bytes(path));
-            Error::io("packing", &path)(e)
+            Io::at("packing", &path)(e).into()
         })
     }
 
