@@ -18,6 +18,15 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Says to this test program that it is to be the worker.
 const PROBE: &str = "LXCRI_FS_TEST_PROBE";
 
+/// Runs a test of this program again, as a process that is to be confined in `directory`.
+#[track_caller]
+fn probe(test: &str, directory: &Path) {
+    let exact = ["--exact", test, "--nocapture", "--test-threads=1"];
+    run(Command::new(std::env::current_exe().unwrap())
+        .args(exact)
+        .env(PROBE, directory));
+}
+
 /// Everything that must fail, by name.
 fn attempts(directory: &Path) -> Vec<(&'static str, io::Result<()>)> {
     let victim = directory.join("victim");
@@ -120,17 +129,9 @@ fn code_in_a_worker_can_open_nothing() {
         );
         return;
     }
-    let probe = [
-        "--exact",
-        "code_in_a_worker_can_open_nothing",
-        "--nocapture",
-        "--test-threads=1",
-    ];
     let directory = tempfile::tempdir().unwrap();
     File::create(directory.path().join("victim")).unwrap();
-    run(Command::new(std::env::current_exe().unwrap())
-        .args(probe)
-        .env(PROBE, directory.path()));
+    probe("code_in_a_worker_can_open_nothing", directory.path());
     assert!(directory.path().join("victim").exists());
 }
 
@@ -422,18 +423,13 @@ fn code_in_a_command_can_write_only_where_the_command_does() {
         );
         return;
     }
-    let probe = [
-        "--exact",
-        "code_in_a_command_can_write_only_where_the_command_does",
-        "--nocapture",
-        "--test-threads=1",
-    ];
     let directory = tempfile::tempdir().unwrap();
     File::create(directory.path().join("victim")).unwrap();
     fs::create_dir(directory.path().join("target")).unwrap();
-    run(Command::new(std::env::current_exe().unwrap())
-        .args(probe)
-        .env(PROBE, directory.path()));
+    probe(
+        "code_in_a_command_can_write_only_where_the_command_does",
+        directory.path(),
+    );
     assert!(
         directory.path().join("victim").exists()
             && directory.path().join("target/dir/link").exists()

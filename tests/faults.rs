@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Mounted, eventually, lxcri_fs, run, stats, stderr, tree};
+use common::{Mounted, build_image, eventually, lxcri_fs, run, stats, stderr, tree};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen,
@@ -122,11 +122,7 @@ impl Fixture {
             .args(["-euc", &format!("mkdir root mnt disk; cd root; {script}")])
             .current_dir(dir.path()));
         let image = dir.path().join("image.bfc");
-        run(lxcri_fs()
-            .arg("build")
-            .arg(dir.path().join("root"))
-            .arg("-o")
-            .arg(&image));
+        build_image(dir.path().join("root"), &image);
         Self { dir, image }
     }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::mounts::{
     Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until,
 };
-use common::{Mounted, lxcri_fs, run, stderr, tree};
+use common::{Mounted, build_image, lxcri_fs, run, stderr, tree};
 use killer::{Death, Killer};
 
 #[test]
@@ -120,11 +120,7 @@ impl Bad {
             std::fs::write(source.join(name), random(name, 4_000)).unwrap();
         }
         let built = temp.path().join("built.bfc");
-        run(lxcri_fs()
-            .arg("build")
-            .arg(format!("dir:{}", source.display()))
-            .arg("-o")
-            .arg(&built));
+        build_image(format!("dir:{}", source.display()), &built);
         let bytes = std::fs::read(&built).unwrap();
         // Content that is stored as it is can be found in the image.
         let at = bytes

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Mounted, eventually, lxcri_fs, member, run};
+use common::{Mounted, build_image, eventually, lxcri_fs, member, run};
 use lxcri_fs::text::is_unseen;
 
 /// Sets a terminal's title, clears it, goes back a line, turns the text round, hides itself, and
@@ -60,11 +60,7 @@ fn names_in_an_image_are_shown_escaped() {
         .concat(),
     )
     .unwrap();
-    run(lxcri_fs()
-        .arg("build")
-        .arg(at("tar"))
-        .arg("-o")
-        .arg(at("image.bfc")));
+    build_image(at("tar"), &at("image.bfc"));
     let image = at("image.bfc");
     told(lxcri_fs().arg("ls").arg(&image));
     told(lxcri_fs().arg("ls").arg("-lR").arg(&image));
@@ -147,11 +143,7 @@ fn names_written_by_a_container_are_shown_escaped() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     std::fs::create_dir(at("root")).unwrap();
-    run(lxcri_fs()
-        .arg("build")
-        .arg(at("root"))
-        .arg("-o")
-        .arg(at("image.bfc")));
+    build_image(at("root"), &at("image.bfc"));
     std::fs::create_dir(at("mnt")).unwrap();
     let _mounted = Mounted::new(
         &[

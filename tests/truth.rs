@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Mounted, eventually, golden, lxcri_fs, run, stderr};
+use common::{Mounted, build_image, eventually, golden, lxcri_fs, run, stderr};
 use serde_json::Value;
 
 struct Fixture {
@@ -25,11 +25,7 @@ impl Fixture {
         let script =
             "chmod 755 .; mkdir -p root/bin m lxc; cp /bin/true root/bin; echo text > root/file";
         run(Command::new("sh").args(["-euc", script]).current_dir(&top));
-        run(lxcri_fs()
-            .arg("build")
-            .arg(top.join("root"))
-            .arg("-o")
-            .arg(top.join("image.bfc")));
+        build_image(top.join("root"), &top.join("image.bfc"));
         Self { _temp: temp, top }
     }
 

@@ -92,6 +92,16 @@ fn image(options: WriteOptions) -> (tempfile::NamedTempFile, Tree, Written) {
     (file, tree, written)
 }
 
+/// The bytes of an image of these files.
+fn image_of(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut writer = ImageWriter::create(file.reopen().unwrap(), options()).unwrap();
+    let mut tree = Tree::default();
+    add_files(&mut writer, &mut tree, files);
+    writer.finish(tree, Documents::default()).unwrap();
+    std::fs::read(file.path()).unwrap()
+}
+
 fn open(bytes: Vec<u8>) -> Result<(Container, Section), Error> {
     let container = Container::open(Arc::new(bytes))?;
     let locator = container.locator()?.ok_or(Error::NotBfc("no section"))?;
@@ -328,16 +338,7 @@ fn append_in_place_keeps_the_old_image_until_the_header() {
 /// content's frames, one at a time.
 #[test]
 fn a_foreign_decoder_finds_every_flipped_bit() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let mut writer = ImageWriter::create(file.reopen().unwrap(), options()).unwrap();
-    let mut tree = Tree::default();
-    add_files(
-        &mut writer,
-        &mut tree,
-        &[("one", text(4, 300)), ("two", text(5, 5000))],
-    );
-    writer.finish(tree, Documents::default()).unwrap();
-    let bytes = std::fs::read(file.path()).unwrap();
+    let bytes = image_of(&[("one", text(4, 300)), ("two", text(5, 5000))]);
     let (container, section) = open(bytes.clone()).unwrap();
     for (number, expected) in [(0, text(4, 300)), (1, text(5, 5000))] {
         let content = section.content(number).unwrap();
@@ -359,16 +360,7 @@ fn a_foreign_decoder_finds_every_flipped_bit() {
 /// Every bit of section, index and footer, one at a time: refused, or served right.
 #[test]
 fn no_flipped_bit_of_the_metadata_is_believed() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let mut writer = ImageWriter::create(file.reopen().unwrap(), options()).unwrap();
-    let mut tree = Tree::default();
-    add_files(
-        &mut writer,
-        &mut tree,
-        &[("a", b"hello".to_vec()), ("b", text(1, 5000))],
-    );
-    writer.finish(tree, Documents::default()).unwrap();
-    let good = std::fs::read(file.path()).unwrap();
+    let good = image_of(&[("a", b"hello".to_vec()), ("b", text(1, 5000))]);
     let start = Container::open(Arc::new(good.clone()))
         .unwrap()
         .locator()

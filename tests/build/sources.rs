@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{assert_same_tree, lxcri_fs, member, run, stderr, tree};
+use crate::common::{assert_same_tree, fails_with, lxcri_fs, member, run, stderr, tree};
 
 use super::{build, mounted, sh};
 
@@ -172,17 +172,9 @@ fn a_blob_that_does_not_match_its_digest_is_refused() {
     std::fs::write(&largest, &good).unwrap();
     build(&[layout.as_os_str(), "-o".as_ref(), image.as_os_str()]);
     // What exists is not replaced unasked.
-    let output = lxcri_fs()
-        .arg("build")
-        .arg(&layout)
-        .arg("-o")
-        .arg(&image)
-        .output()
-        .unwrap();
-    assert!(
-        !output.status.success() && stderr(&output).contains("--force"),
-        "{}",
-        stderr(&output)
+    fails_with(
+        lxcri_fs().arg("build").arg(&layout).arg("-o").arg(&image),
+        "--force",
     );
 }
 
@@ -320,17 +312,13 @@ fn hostile_layers_are_refused_or_confined() {
         "(head -c 512 hostile.tar >/dev/null; head -c 300000000 /dev/zero) > z; tar -czf \
          bomb.tar.gz z; rm z",
     );
-    let output = lxcri_fs()
-        .args(["build", "--max-size", "10000000"])
-        .arg(&bomb)
-        .arg("-o")
-        .arg(dir.path().join("b.bfc"))
-        .output()
-        .unwrap();
-    assert!(
-        !output.status.success() && stderr(&output).contains("--max-size"),
-        "{}",
-        stderr(&output)
+    fails_with(
+        lxcri_fs()
+            .args(["build", "--max-size", "10000000"])
+            .arg(&bomb)
+            .arg("-o")
+            .arg(dir.path().join("b.bfc")),
+        "--max-size",
     );
     assert!(!dir.path().join("b.bfc").exists());
 }
@@ -397,17 +385,13 @@ fn build_takes_the_image_of_the_platform_from_an_index() {
             arch
         );
     }
-    let output = lxcri_fs()
-        .args(["build", "--force", "--platform", "linux/s390x"])
-        .arg(&layout)
-        .arg("-o")
-        .arg(&image)
-        .output()
-        .unwrap();
-    assert!(
-        !output.status.success() && stderr(&output).contains("s390x"),
-        "{}",
-        stderr(&output)
+    fails_with(
+        lxcri_fs()
+            .args(["build", "--force", "--platform", "linux/s390x"])
+            .arg(&layout)
+            .arg("-o")
+            .arg(&image),
+        "s390x",
     );
 }
 

@@ -7,6 +7,7 @@ pub mod mounts;
 pub mod zfs;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -43,6 +44,23 @@ pub fn run(command: &mut Command) -> String {
         stderr(&output)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Builds an image that must not exist yet.
+#[track_caller]
+pub fn build_image(source: impl AsRef<OsStr>, image: &Path) {
+    run(lxcri_fs().arg("build").arg(source).arg("-o").arg(image));
+}
+
+/// Runs a command that has to fail and say this.
+#[track_caller]
+pub fn fails_with(command: &mut Command, said: &str) {
+    let output = command.output().unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains(said),
+        "{command:?}: {}",
+        stderr(&output)
+    );
 }
 
 /// Standard error of a command.
@@ -216,9 +234,7 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     names
         .map(|name| {
             let mut value = vec![0; 64 << 10];
-            let len =
-                rustix::fs::lgetxattr(path, std::ffi::OsStr::from_bytes(name), &mut value[..])
-                    .unwrap();
+            let len = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value[..]).unwrap();
             (name.to_vec(), value[..len].to_vec())
         })
         .collect()

@@ -11,7 +11,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::common::{lxcri_fs, run, stderr};
+use super::common::{build_image, run, stderr};
 
 /// Programs of busybox that the tests use.
 const APPLETS: [&str; 24] = [
@@ -79,12 +79,14 @@ pub fn layout(dir: &Path, config: &[&str]) -> PathBuf {
 /// An image of it.
 pub fn image(dir: &Path, config: &[&str]) -> PathBuf {
     let (layout, image) = (layout(dir, config), dir.join("t.bfc"));
-    run(lxcri_fs()
-        .arg("build")
-        .arg(format!("oci:{}:t", layout.display()))
-        .arg("-o")
-        .arg(&image));
+    build_image(format!("oci:{}:t", layout.display()), &image);
     image
+}
+
+/// umoci's options for an image whose command is this shell script.
+pub fn shell(script: &str) -> [&str; 6] {
+    let cmd = "--config.cmd";
+    [cmd, "sh", cmd, "-c", cmd, script]
 }
 
 /// What every script begins with.
@@ -168,6 +170,13 @@ pub fn pass(image: &Path, script: &str) -> String {
         stderr(&output)
     );
     stdout
+}
+
+/// As [`pass`], with an image of its own, configured as umoci's options say.
+#[track_caller]
+pub fn pass_on(config: &[&str], script: &str) -> String {
+    let temp = tempfile::tempdir().unwrap();
+    pass(&image(temp.path(), config), script)
 }
 
 /// Whether a program is there; a test that does without says so.

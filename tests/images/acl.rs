@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::layer::{member, nodes, pax, refused, tar};
-use crate::common::{Mounted, lxcri_fs, requests, run};
+use crate::common::{Mounted, build_image, requests, run};
 use rustix::fs::{XattrFlags, setxattr};
 
 /// Tags of entries (linux/posix_acl.h).
@@ -64,11 +64,7 @@ impl Fixture {
             )
             .unwrap();
         }
-        run(lxcri_fs()
-            .arg("build")
-            .arg(top.join("root"))
-            .arg("-o")
-            .arg(top.join("image.bfc")));
+        build_image(top.join("root"), &top.join("image.bfc"));
         Self { _temp: temp, top }
     }
 

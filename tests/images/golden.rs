@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{Mounted, forge, golden, lxcri_fs, run, stderr};
+use crate::common::{Mounted, build_image, forge, golden, lxcri_fs, run, stderr};
 use sha2::{Digest, Sha256};
 
 /// Every golden image and what opens it.
@@ -446,7 +446,7 @@ fn built(dir: &Path) -> Vec<u8> {
     let (source, image) = (dir.join("source"), dir.join("image.bfc"));
     std::fs::create_dir_all(source.join("d")).unwrap();
     std::fs::write(source.join("h"), "hello\n").unwrap();
-    run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
+    build_image(&source, &image);
     std::fs::read(image).unwrap()
 }
 

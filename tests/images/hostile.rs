@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::common::forge::mend::{index_range, mend, section_range};
-use crate::common::{lxcri_fs, run, stderr};
+use crate::common::{build_image, lxcri_fs, run, stderr};
 use bfc::Container;
 use bfc::rootfs::format::{DENTRY_LEN, Dentry, INODE_LEN, Inode, LOCATOR_LEN, ROOT};
 use bfc::rootfs::{Attr, Section};
@@ -31,11 +31,7 @@ impl Hostile {
         let (root, image) = (dir.path().join("root"), dir.path().join("image.bfc"));
         std::fs::create_dir(&root).unwrap();
         run(Command::new("sh").args(["-ec", script]).current_dir(&root));
-        run(lxcri_fs()
-            .arg("build")
-            .arg(format!("dir:{}", root.display()))
-            .arg("-o")
-            .arg(&image));
+        build_image(format!("dir:{}", root.display()), &image);
         let bytes = std::fs::read(&image).unwrap();
         let container = Container::open(Arc::new(bytes.clone())).unwrap();
         let section = Section::open(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{Mounted, eventually, lxcri_fs, requests, run, stats};
+use crate::common::{Mounted, build_image, eventually, lxcri_fs, requests, run, stats};
 
 #[test]
 fn sequential_readers_find_the_next_files_decoded() {
@@ -26,7 +26,7 @@ fn sequential_readers_find_the_next_files_decoded() {
     for (n, name) in names.iter().enumerate() {
         std::fs::write(source.join(name), content(n)).unwrap();
     }
-    run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
+    build_image(&source, &image);
     let with_content = (0..400).filter(|n| n % sizes.len() != 0).count() as u64;
     let mut fewest = u64::MAX;
     for _ in 0..5 {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Mounted, assert_same_tree, golden, lxcri_fs, run, tree};
+use crate::common::{Mounted, assert_same_tree, build_image, golden, lxcri_fs, run, tree};
 
 fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
@@ -110,7 +110,7 @@ fn any_v1_image_can_be_a_lower_layer() {
     std::fs::create_dir(&mount).unwrap();
     write(&layer, "tree/one", "replaced\n");
     whiteout(&layer, "tree/many");
-    run(lxcri_fs().arg("build").arg(&layer).arg("-o").arg(&image));
+    build_image(&layer, &image);
     let below = golden("zstd.bfc").display().to_string();
     let _mounted = Mounted::new(&[&below, image.to_str().unwrap()], &mount);
     assert_eq!(

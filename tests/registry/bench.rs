@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::common::{lxcri_fs, run, stderr};
+use crate::server::Registry;
 
 /// A directory with a configuration, a home, and what is built.
 pub struct Bench {
@@ -149,6 +150,16 @@ impl Bench {
             umoci config --image layout:v1 --config.cmd /bin/tool --architecture amd64 --os linux
             umoci gc --layout layout
             printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json"#);
+    }
+
+    /// Trusts the CA of [`Registry::with_login`] in the directory `registry`. Returns the directory
+    /// of certificates for it.
+    pub fn trust(&self, registry: &Registry) -> PathBuf {
+        let certs = self.path("home/.config/containers/certs.d");
+        let certs = certs.join(registry.host());
+        std::fs::create_dir_all(&certs).unwrap();
+        std::fs::copy(self.path("registry/ca.crt"), certs.join("ca.crt")).unwrap();
+        certs
     }
 
     /// What `list --json` lists.

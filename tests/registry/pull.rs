@@ -15,14 +15,14 @@ use crate::bench::Bench;
 use crate::common::zfs::{Pool, Scratch, property, zfs};
 use crate::common::{Mounted, assert_same_tree, run, stderr, tree};
 use crate::fake::{self, Image, Response, Server, sha256};
-use crate::server::{Cutter, PASSWORD, Registry, Setup, USER, certificate};
+use crate::server::{Cutter, PASSWORD, Registry, USER};
 
 /// A pull fetches nothing if the image is up to date, and no layer that another image has.
 #[test]
 fn a_pull_fetches_what_the_store_does_not_have() {
     let bench = Bench::new();
     bench.layout();
-    let registry = Registry::start(&bench.path("registry"), &Setup::default());
+    let registry = Registry::start(&bench.path("registry"));
     let cutter = Cutter::before(registry.port, 0);
     let host = cutter.host();
     bench.plain(&[&host]);
@@ -207,8 +207,8 @@ fn other_tools_read_a_pushed_image() {
     let bench = Bench::new();
     bench.layout();
     let (first, second) = (
-        Registry::start(&bench.path("one-registry"), &Setup::default()),
-        Registry::start(&bench.path("two-registry"), &Setup::default()),
+        Registry::start(&bench.path("one-registry")),
+        Registry::start(&bench.path("two-registry")),
     );
     let counted = Cutter::before(first.port, 0);
     bench.plain(&[&counted.host(), &second.host()]);
@@ -301,18 +301,9 @@ fn other_tools_read_a_pushed_image() {
 fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
     let bench = Bench::new();
     bench.layout();
-    certificate(&bench.path("registry"));
-    let registry = Registry::start(
-        &bench.path("registry"),
-        &Setup {
-            tls: true,
-            login: true,
-        },
-    );
+    let registry = Registry::with_login(&bench.path("registry"));
     let host = registry.host();
-    let certs = bench.path("home/.config/containers/certs.d").join(&host);
-    std::fs::create_dir_all(&certs).unwrap();
-    std::fs::copy(bench.path("registry/ca.crt"), certs.join("ca.crt")).unwrap();
+    let certs = bench.trust(&registry);
     run(bench
         .command()
         .args(["build", "oci:layout:v1", "-o", "image.bfc"]));

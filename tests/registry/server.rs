@@ -25,18 +25,19 @@ pub struct Registry {
     child: Child,
 }
 
-/// How a registry is to be reached.
-#[derive(Default)]
-pub struct Setup {
-    /// With a certificate of [`certificate`] in its directory.
-    pub tls: bool,
-    /// For [`USER`] only.
-    pub login: bool,
-}
-
 impl Registry {
     /// Starts one that keeps its data in `dir`.
-    pub fn start(dir: &Path, setup: &Setup) -> Self {
+    pub fn start(dir: &Path) -> Self {
+        Self::run(dir, false)
+    }
+
+    /// Starts one with TLS, for [`USER`] only. `ca.crt` in `dir` is its CA.
+    pub fn with_login(dir: &Path) -> Self {
+        certificate(dir);
+        Self::run(dir, true)
+    }
+
+    fn run(dir: &Path, login: bool) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -52,11 +53,9 @@ impl Registry {
             },
             "http": { "addr": format!("127.0.0.1:{port}") },
         });
-        if setup.tls {
+        if login {
             config["http"]["tls"] =
                 json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
-        }
-        if setup.login {
             std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
             config["auth"] =
                 json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
@@ -98,7 +97,7 @@ impl Drop for Registry {
 }
 
 /// Makes a CA, and in `dir` `tls.crt` and `tls.key` of 127.0.0.1 signed by it; the CA is `ca.crt`.
-pub fn certificate(dir: &Path) {
+fn certificate(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     run(Command::new("bash").current_dir(dir).args([
         "-euc",

@@ -11,13 +11,13 @@ use serde_json::json;
 use crate::bench::Bench;
 use crate::common::{Mounted, assert_same_tree, run, stderr, tree};
 use crate::fake::{self, Image, Response, Server};
-use crate::server::{Cutter, Registry, Setup};
+use crate::server::{Cutter, Registry};
 
 #[test]
 fn an_image_of_a_registry_equals_the_pushed_one() {
     let bench = Bench::new();
     bench.layout();
-    let registry = Registry::start(&bench.path("registry"), &Setup::default());
+    let registry = Registry::start(&bench.path("registry"));
     let host = registry.host();
     bench.plain(&[&host]);
     let push = "copy -q --dest-tls-verify=false";
@@ -58,7 +58,7 @@ fn an_image_of_a_registry_equals_the_pushed_one() {
 fn after_a_broken_connection_only_the_rest_is_fetched() {
     let bench = Bench::new();
     bench.layout();
-    let registry = Registry::start(&bench.path("registry"), &Setup::default());
+    let registry = Registry::start(&bench.path("registry"));
     let cutter = Cutter::before(registry.port, 700_000);
     let (host, reference) = (cutter.host(), format!("{}/app:v1", cutter.host()));
     bench.plain(&[&host]);

@@ -12,20 +12,13 @@ use serde_json::json;
 use crate::bench::Bench;
 use crate::common::{run, stderr};
 use crate::fake::{self, Image, Response, Server, sha256};
-use crate::server::{PASSWORD, Registry, Setup, USER, certificate};
+use crate::server::{PASSWORD, Registry, USER};
 
 #[test]
 fn tls_and_a_login_are_used_where_the_registry_requires_them() {
     let bench = Bench::new();
     bench.layout();
-    certificate(&bench.path("registry"));
-    let registry = Registry::start(
-        &bench.path("registry"),
-        &Setup {
-            tls: true,
-            login: true,
-        },
-    );
+    let registry = Registry::with_login(&bench.path("registry"));
     let host = registry.host();
     bench.skopeo(&format!(
         "copy -q --dest-tls-verify=false --dest-creds '{USER}:{PASSWORD}' --preserve-digests \
@@ -34,9 +27,7 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
     let reference = format!("{host}/app:v1");
 
     bench.refused(&reference, 1, "certs.d");
-    let certs = bench.path("home/.config/containers/certs.d").join(&host);
-    std::fs::create_dir_all(&certs).unwrap();
-    std::fs::copy(bench.path("registry/ca.crt"), certs.join("ca.crt")).unwrap();
+    bench.trust(&registry);
     bench.refused(&reference, 4, "podman login");
 
     let file = bench.path("auth.json");
@@ -49,19 +40,14 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
         )
         .unwrap();
     };
+    let build = || {
+        let mut command = bench.command();
+        let source = format!("docker://{reference}");
+        command.args(["build", &source, "--force", "-o", "image.bfc"]);
+        command
+    };
     let with = |name: &str, value: &Path| {
-        let output = bench
-            .command()
-            .args([
-                "build",
-                &format!("docker://{reference}"),
-                "--force",
-                "-o",
-                "image.bfc",
-            ])
-            .env(name, value)
-            .output()
-            .unwrap();
+        let output = build().env(name, value).output().unwrap();
         (output.status.code(), stderr(&output))
     };
     login(&file, PASSWORD);
@@ -77,17 +63,8 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
         (Some(0), String::new())
     );
     // Also where the system has no certificates of its own.
-    let mut command = bench.command();
-    command
-        .args([
-            "build",
-            &format!("docker://{reference}"),
-            "--force",
-            "-o",
-            "image.bfc",
-        ])
-        .env("REGISTRY_AUTH_FILE", &file);
-    run(command
+    run(build()
+        .env("REGISTRY_AUTH_FILE", &file)
         .env("SSL_CERT_FILE", "/dev/null")
         .env("SSL_CERT_DIR", bench.path("home")));
     login(&file, "wrong");
@@ -111,18 +88,7 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
         json!({ "auths": { &host: {} }, "credsStore": "test" }),
     ] {
         std::fs::write(&file, config.to_string()).unwrap();
-        let mut command = bench.command();
-        command
-            .args([
-                "build",
-                &format!("docker://{reference}"),
-                "--force",
-                "-o",
-                "image.bfc",
-            ])
-            .env("REGISTRY_AUTH_FILE", &file)
-            .env("PATH", &path);
-        run(&mut command);
+        run(build().env("REGISTRY_AUTH_FILE", &file).env("PATH", &path));
     }
     run(bench
         .command()

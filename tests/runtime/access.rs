@@ -1,15 +1,13 @@
 //! Whom annotations let in, and what the host's users can reach.
 
-use crate::containers::{image, pass};
+use crate::containers::{pass_on, shell};
 
 /// Annotations that the configuration allows count even if the bundle has a root file system. The
 /// name of an upper cannot lead out of the directory of uppers, whatever containers write there.
 #[test]
 fn the_configuration_decides_which_annotations_count() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
+    pass_on(
+        &[],
         r#"
         mkdir -p /var/lib/lxcri-fs; mount -t tmpfs tmpfs /var/lib/lxcri-fs; mkdir own other
         config() { # ROOT [ANNOTATION VALUE]
@@ -70,10 +68,8 @@ P
 /// and where its root file system is.
 #[test]
 fn a_containers_annotation_works_only_with_its_own_bundle() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b
         lxcri_fs umount b/rootfs
@@ -108,20 +104,8 @@ E
 /// umask; the root of the container's user namespace does.
 #[test]
 fn users_of_the_host_reach_no_root_file_system() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(
-        temp.path(),
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            "stat -c %a /srv/w; true",
-        ],
-    );
-    pass(
-        &image,
+    pass_on(
+        &shell("stat -c %a /srv/w; true"),
         r#"
         chmod 755 /run
         mkdir -p /var/lib/lxcri-fs lxc m

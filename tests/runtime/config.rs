@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{lxcri_fs, run, stderr};
+use crate::common::{build_image, lxcri_fs, run, stderr};
 use crate::containers::{image, inside, layout, pass};
 use serde_json::Value;
 
@@ -12,11 +12,7 @@ fn both(config: &[&str]) -> (Value, Value) {
     let temp = tempfile::tempdir().unwrap();
     let layout = layout(temp.path(), config);
     let image = temp.path().join("t.bfc");
-    run(lxcri_fs()
-        .arg("build")
-        .arg(format!("oci:{}:t", layout.display()))
-        .arg("-o")
-        .arg(&image));
+    build_image(format!("oci:{}:t", layout.display()), &image);
     let ours = pass(
         &image,
         "lxcri_fs create c --image $IMAGE --bundle /run/b >/dev/null; cat b/config.json; lxcri_fs \

@@ -1,14 +1,12 @@
 //! `create` makes a container completely or leaves nothing, and `mount --all` restores what the
 //! records say.
 
-use crate::containers::{image, pass};
+use crate::containers::{image, pass, pass_on};
 
 #[test]
 fn a_failed_create_is_undone() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         head -c 100 $IMAGE > cut.bfc
         cp $IMAGE bad.bfc
@@ -83,10 +81,8 @@ fn the_next_call_cleans_up_a_killed_create() {
 
 #[test]
 fn a_later_create_continues_with_a_kept_upper() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b; echo mine > b/rootfs/file
         lxcri_fs delete c --keep; [ ! -e b ]; grep -q mine store/containers/c/upper/file
@@ -109,10 +105,8 @@ fn a_later_create_continues_with_a_kept_upper() {
 
 #[test]
 fn mount_all_restores_the_recorded_mounts() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         for c in a b; do
             lxcri_fs create $c --image $IMAGE --bundle /run/$c
@@ -137,10 +131,8 @@ fn create_pulls_a_missing_image() {
     {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         ip link set lo up; mkdir registry
         printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \

@@ -1,7 +1,7 @@
 //! `create` and `delete` are killed at system calls of every kind: the next command continues the
 //! work, and no leftover blocks it.
 
-use crate::containers::{has, image, pass};
+use crate::containers::{has, pass_on};
 
 /// What every script uses: `killed SYSCALLS N COMMAND...` fails when it was killed at the Nth of
 /// these calls.
@@ -20,17 +20,18 @@ const KILLED: &str = r#"
     }
     rounds=0"#;
 
+/// Runs a script that kills commands.
+#[track_caller]
+fn with_kills(script: &str) {
+    if has("strace") {
+        pass_on(&[], &format!("{KILLED}{script}"));
+    }
+}
+
 #[test]
 fn a_killed_create_blocks_no_later_command() {
-    if !has("strace") {
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
-        &format!(
-            r#"{KILLED}
+    with_kills(
+        r#"
         for calls in rename,renameat,renameat2 mkdir,mkdirat fsync move_mount,fsmount; do
             for n in $(seq 12); do
                 if killed $calls $n create c --image $IMAGE --bundle /run/b -- true; then
@@ -55,22 +56,14 @@ fn a_killed_create_blocks_no_later_command() {
         done
         [ $rounds -ge 12 ] || fail "only $rounds kills"
         lxcri_fs doctor | grep ^BAD && fail "broken" || :
-        lxcri_fs gc >/dev/null; nothing_is_left"#
-        ),
+        lxcri_fs gc >/dev/null; nothing_is_left"#,
     );
 }
 
 #[test]
 fn a_killed_delete_can_be_continued_and_loses_no_kept_upper() {
-    if !has("strace") {
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
-        &format!(
-            r#"{KILLED}
+    with_kills(
+        r#"
         for keep in "" --keep; do
             for calls in rename,renameat,renameat2 unlink,unlinkat,rmdir fsync umount2; do
                 for n in $(seq 8); do
@@ -88,22 +81,19 @@ fn a_killed_delete_can_be_continued_and_loses_no_kept_upper() {
                     fi
                     [ ! -e b ] || fail "left after $calls $n: $(find b)"
                 done
-                [ -z "$keep" ] || {{ create && lxcri_fs delete c; }}
+                [ -z "$keep" ] || { create && lxcri_fs delete c; }
             done
         done
         [ $rounds -ge 12 ] || fail "only $rounds kills"
-        lxcri_fs gc >/dev/null; nothing_is_left"#
-        ),
+        lxcri_fs gc >/dev/null; nothing_is_left"#,
     );
 }
 
 /// Only what is marked as unfinished counts as left behind.
 #[test]
 fn cleanup_removes_only_what_a_create_left() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
+    pass_on(
+        &[],
         r#"
         mkdir -p store/containers/mine; echo precious > store/containers/mine/file
         for command in "create mine --image $IMAGE --bundle /run/b" "delete mine"; do

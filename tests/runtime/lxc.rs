@@ -1,7 +1,7 @@
 //! LXC runs containers on mounts that its hooks make: applications and systems, privileged and not,
 //! restarted from inside.
 
-use crate::containers::{has, image, pass};
+use crate::containers::{has, pass_on, shell};
 
 const LXC: &str = r#"
 mkdir lxc; chmod 711 /run
@@ -13,11 +13,9 @@ start() {
 "#;
 
 fn lxc(config: &[&str], script: &str) {
-    if !has("lxc-start") {
-        return;
+    if has("lxc-start") {
+        pass_on(config, &format!("{LXC}{script}"));
     }
-    let temp = tempfile::tempdir().unwrap();
-    pass(&image(temp.path(), config), &format!("{LXC}{script}"));
 }
 
 #[test]
@@ -106,14 +104,7 @@ fn a_reboot_from_inside_restarts_the_container() {
     let script = "echo boot >> /boots; [ $(wc -l < /boots) -ge 3 ] && { cat /boots > \
                   /dev/console; exit 0; }; reboot -f; sleep 20";
     lxc(
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            script,
-        ],
+        &shell(script),
         r#"
         create r; start r
         [ "$(wc -l < store/containers/r/upper/boots)" = 3 ] ||
@@ -128,14 +119,7 @@ fn a_reboot_from_inside_restarts_the_container() {
 #[test]
 fn a_container_whose_hook_cannot_mount_does_not_start() {
     lxc(
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            "echo started > /started",
-        ],
+        &shell("echo started > /started"),
         r#"
         cp $IMAGE own.bfc
         IMAGE=/run/own.bfc create c
@@ -153,14 +137,7 @@ fn a_container_whose_hook_cannot_mount_does_not_start() {
 #[test]
 fn a_private_root_mount_shows_the_container_too() {
     lxc(
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            "cat /data/hello > /seen",
-        ],
+        &shell("cat /data/hello > /seen"),
         r#"
         mount --make-rprivate /
         create c; start c; grep -q 'from the image' store/containers/c/upper/seen

@@ -1,6 +1,6 @@
 //! crun and runc run containers on lxcri-fs mounts, started in every supported way.
 
-use crate::containers::{has, image, pass};
+use crate::containers::{has, image, pass, pass_on, shell};
 
 /// Both runtimes, with what they need here.
 const RUNTIMES: [(&str, &str); 2] = [("crun", "crun --cgroup-manager=disabled"), ("runc", "runc")];
@@ -51,14 +51,7 @@ fn a_bundle_runs() {
 #[test]
 fn create_start_kill_delete_and_exit_codes() {
     with_each(
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            "echo up > /up; while :; do sleep 0.1; done",
-        ],
+        &shell("echo up > /up; while :; do sleep 0.1; done"),
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b
         $RUNTIME create -b b c </dev/null >log 2>&1 || fail "$(cat log)"
@@ -104,14 +97,9 @@ fn create_start_kill_delete_and_exit_codes() {
 #[test]
 fn a_user_namespace_sees_its_own_ids() {
     with_each(
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
+        &shell(
             "stat -c %u /bin/busybox /data; touch /made; stat -c %u /made; cat /proc/self/uid_map",
-        ],
+        ),
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b --idmap 0:100000:65536
         chmod 711 /run; $RUNTIME run -b b c > out
@@ -241,10 +229,8 @@ fn a_container_that_the_wrapper_cannot_mount_does_not_start() {
 
 #[test]
 fn hooks_need_no_environment_and_may_run_twice() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         lxcri_fs create c --image $IMAGE --bundle /run/b
         state() { # STATUS PID
@@ -269,10 +255,8 @@ E
 /// as LXC's pre-mount does for lxcri, it is in time.
 #[test]
 fn a_prestart_hook_mounts_if_it_runs_in_time() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &["--config.cmd", "true"]);
-    pass(
-        &image,
+    pass_on(
+        &["--config.cmd", "true"],
         r#"
         mkdir -p b/rootfs; echo '{"root":{"path":"rootfs"}}' > b/config.json
         printf '[annotations]\nallow = ["image"]\n' > allow.toml
@@ -291,11 +275,9 @@ fn a_mount_made_by_a_hook_does_not_keep_crun_waiting() {
     if !has("crun") {
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
     // The wrapper's own keeper is of no concern to crun, and its end is not its container's.
-    pass(
-        &image,
+    pass_on(
+        &[],
         &format!(
             r#"NAME=crun; {ANNOTATED}
             annotated b 'true'; annotated other 'sleep 100'
@@ -313,20 +295,8 @@ fn a_mount_made_by_a_hook_does_not_keep_crun_waiting() {
 
 #[test]
 fn twenty_containers_share_one_mount() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(
-        temp.path(),
-        &[
-            "--config.cmd",
-            "sh",
-            "--config.cmd",
-            "-c",
-            "--config.cmd",
-            "hostname > /mine; cat /mine; while [ -e /run-on ]; do sleep 0.1; done",
-        ],
-    );
-    pass(
-        &image,
+    pass_on(
+        &shell("hostname > /mine; cat /mine; while [ -e /run-on ]; do sleep 0.1; done"),
         r#"
         for i in $(seq 20); do
             lxcri_fs create c$i --image $IMAGE --bundle /run/b$i &

@@ -46,17 +46,20 @@ fn podman_runs(image: &std::path::Path) -> bool {
     output.status.success()
 }
 
-#[test]
-fn podman_runs_images_through_the_wrapper() {
+/// Runs a script with podman on an image of its own, where podman runs at all.
+#[track_caller]
+fn podman(script: &str) {
     let temp = tempfile::tempdir().unwrap();
     let image = image(temp.path(), &[]);
-    if !podman_runs(&image) {
-        return;
+    if podman_runs(&image) {
+        pass(&image, &format!("{PODMAN}{script}"));
     }
-    pass(
-        &image,
-        &format!(
-            r#"{PODMAN} RT=(--runtime lxcri-fs-crun)
+}
+
+#[test]
+fn podman_runs_images_through_the_wrapper() {
+    podman(
+        r#"RT=(--runtime lxcri-fs-crun)
             podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty \
                 sh -c 'cat /data/hello; echo x > /x; cat /x' > out || fail "$(cat out)"
             grep -q 'from the image' out
@@ -68,29 +71,21 @@ fn podman_runs_images_through_the_wrapper() {
             podrun --annotation org.lxcri-fs.image=/run/none.bfc --rootfs /var/empty true 2>err ||
                 rc=$?
             [ $rc != 0 ] && grep -q none.bfc err || fail "$rc $(cat err)"
-            nothing_is_left"#
-        ),
+            nothing_is_left"#,
     );
 }
 
 #[test]
 fn podman_runs_images_through_the_precreate_hook() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    if !podman_runs(&image) {
-        return;
-    }
-    pass(
-        &image,
-        &format!(
-            r#"{PODMAN} RT=(--runtime crun)
+    podman(
+        r#"RT=(--runtime crun)
             cat > hooks/lxcri-fs.json <<H
-{{
+{
     "version": "1.0.0",
-    "hook": {{"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]}},
-    "when": {{"annotations": {{"^org\\\\.lxcri-fs\\\\.image$": ".*"}}}},
+    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
+    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
     "stages": ["precreate"]
-}}
+}
 H
             podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty \
                 sh -c 'cat /data/hello; echo x > /x' > out || fail "$(cat out)"
@@ -102,14 +97,13 @@ H
             [ $rc != 0 ] && [ ! -s out ] && grep -q precreate err || fail "$rc $(cat out err)"
             nothing_is_left
             # Podman does not show what a hook says.
-            ! echo '{{"annotations":{{"org.lxcri-fs.image":"/run/none.bfc"}}}}' |
+            ! echo '{"annotations":{"org.lxcri-fs.image":"/run/none.bfc"}}' |
                 env -i "$PROGRAM" hook podman-precreate >out 2>err
             [ ! -s out ] && grep -q none.bfc err
-            echo '{{"annotations":{{}},  "x":1}}' |
+            echo '{"annotations":{},  "x":1}' |
                 env -i "$PROGRAM" hook podman-precreate |
-                grep -qF '{{"annotations":{{}},  "x":1}}'
-            nothing_is_left"#
-        ),
+                grep -qF '{"annotations":{},  "x":1}'
+            nothing_is_left"#,
     );
 }
 
@@ -117,22 +111,18 @@ H
 /// image nor an upper, even if the image has no files.
 #[test]
 fn annotations_of_an_image_manifest_select_nothing() {
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    if !podman_runs(&image) || !has("skopeo") {
+    if !has("skopeo") {
         return;
     }
-    pass(
-        &image,
-        &format!(
-            r#"{PODMAN} RT=(--runtime crun)
+    podman(
+        r#"RT=(--runtime crun)
             cat > hook.json <<H
-{{
+{
     "version": "1.0.0",
-    "hook": {{"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]}},
-    "when": {{"annotations": {{"^org\\\\.lxcri-fs\\\\.image$": ".*"}}}},
+    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
+    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
     "stages": ["precreate"]
-}}
+}
 H
             mkdir -p /var/lib/lxcri-fs
             mount -t tmpfs tmpfs /var/lib/lxcri-fs
@@ -170,7 +160,6 @@ H
                     nothing_is_left
                 done
             done
-            [ $asked = 0 ] || grep -q "may be an image's own" err || fail "$(cat err)""#
-        ),
+            [ $asked = 0 ] || grep -q "may be an image's own" err || fail "$(cat err)""#,
     );
 }

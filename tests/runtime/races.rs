@@ -1,7 +1,7 @@
 //! What happens when other users change paths, or other processes are at work on a container, while
 //! a command runs.
 
-use crate::containers::{has, image, pass};
+use crate::containers::{has, pass_on};
 
 /// `slow SYSCALLS COMMAND...` runs a command that takes a second after each of these calls, which
 /// options of strace may narrow; `swap` has the owner of `home` put a symlink to root's own
@@ -31,17 +31,18 @@ const SLOW: &str = r#"
     echo mine > protected/config.json; : > protected/x/lxcri-fs.json
     chown 65534 home; before=$(seen)"#;
 
+/// Runs a script that slows commands down.
+#[track_caller]
+fn with_delays(script: &str) {
+    if has("strace") {
+        pass_on(&[], &format!("{SLOW}{script}"));
+    }
+}
+
 #[test]
 fn owners_of_directories_above_cannot_redirect_create_or_delete() {
-    if !has("strace") {
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
-        &format!(
-            r#"{SLOW}
+    with_delays(
+        r#"
         calls='mkdir,mkdirat -P /run/home -P /run/home/b -P /run/home/b/rootfs'
         create="create c --image $IMAGE"
         slow "$calls" $create --bundle /run/home/b -- true >/dev/null 2>err &
@@ -69,31 +70,23 @@ fn owners_of_directories_above_cannot_redirect_create_or_delete() {
         for upper in s/x s/new s/new/x; do
             untrusted mount $IMAGE --upper /run/home/$upper home/u
         done
-        lxcri_fs gc >/dev/null; nothing_is_left"#
-        ),
+        lxcri_fs gc >/dev/null; nothing_is_left"#,
     );
 }
 
 #[test]
 fn hooks_and_delete_wait_for_each_other() {
-    if !has("strace") {
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    let image = image(temp.path(), &[]);
-    pass(
-        &image,
-        &format!(
-            r#"{SLOW}
-        create() {{ lxcri_fs create c --image $IMAGE "$@" -- true >/dev/null; }}
-        hook() {{ LXC_HOOK_TYPE=$1 lxcri_fs hook lxc /run/${{2-store}}/containers/c; }}
-        locked() {{ [ -n "$(ls -A store/locks 2>/dev/null)" ]; }}
+    with_delays(
+        r#"
+        create() { lxcri_fs create c --image $IMAGE "$@" -- true >/dev/null; }
+        hook() { LXC_HOOK_TYPE=$1 lxcri_fs hook lxc /run/${2-store}/containers/c; }
+        locked() { [ -n "$(ls -A store/locks 2>/dev/null)" ]; }
         # refused WHY COMMAND...
-        refused() {{
+        refused() {
             local why=$1; shift
             ! "$@" 2>err || fail "$*"
             grep -q "$why" err || fail "$*: $(cat err)"
-        }}
+        }
         for round in 1 2 3; do
             create --lxc --lxc-path /run/home; lxcri_fs umount home/c/rootfs
             LXC_HOOK_TYPE=pre-start slow fsopen hook lxc /run/store/containers/c & hook=$!
@@ -119,15 +112,14 @@ fn hooks_and_delete_wait_for_each_other() {
         lxcri_fs delete c
         create --bundle /run/home/c; rm -r copy; cp -a store copy; lxcri_fs umount home/c/rootfs
         cat > state <<'S'
-{{"ociVersion": "1.0.2", "id": "c", "status": "created", "pid": 1, "bundle": "/run/home/c",
- "annotations": {{"org.lxcri-fs.container": "c"}}}}
+{"ociVersion": "1.0.2", "id": "c", "status": "created", "pid": 1, "bundle": "/run/home/c",
+ "annotations": {"org.lxcri-fs.container": "c"}}
 S
-        prestart() {{
+        prestart() {
             LXC_HOOK_TYPE=pre-mount lxcri_fs --store dir:/run/$1 hook oci prestart < state
-        }}
+        }
         refused 'copy of dir:/run/store/containers/c' prestart copy
         prestart store; mountpoint -q home/c/rootfs || fail 'not mounted'
-        lxcri_fs delete c; nothing_is_left"#
-        ),
+        lxcri_fs delete c; nothing_is_left"#,
     );
 }

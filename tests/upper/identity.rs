@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Mounted, lxcri_fs, run, stderr};
+use crate::common::{Mounted, build_image, lxcri_fs, run, stderr};
 use serde_json::Value;
 
 use super::{Fixture, mounts, sh};
@@ -31,11 +31,7 @@ fn an_upper_belongs_to_one_image_one_id_map_and_one_mount() {
         stderr(&output)
     );
     let other = fixture.path("other.bfc");
-    run(lxcri_fs()
-        .arg("build")
-        .arg(fixture.path("root/bin"))
-        .arg("-o")
-        .arg(&other));
+    build_image(fixture.path("root/bin"), &other);
     let output = lxcri_fs()
         .arg("mount")
         .arg(&other)
@@ -248,11 +244,7 @@ fn an_upper_with_an_index_is_completed_on_kernels_without() {
          '2001-02-03 04:05:06.5' root/b root/b/c",
     );
     let (image, merged) = (dir.path().join("image.bfc"), dir.path().join("merged"));
-    run(lxcri_fs()
-        .arg("build")
-        .arg(dir.path().join("root"))
-        .arg("-o")
-        .arg(&image));
+    build_image(dir.path().join("root"), &image);
     let mount = || {
         Mounted::new(
             &[

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use common::{Mounted, eventually, lxcri_fs, run, stderr};
+use common::{Mounted, build_image, eventually, lxcri_fs, run, stderr};
 use serde_json::Value;
 
 fn sh(dir: &Path, script: &str) -> String {
@@ -75,11 +75,7 @@ impl Fixture {
             setfattr -n user.root -v yes root",
         );
         let image = dir.path().join("image.bfc");
-        run(lxcri_fs()
-            .arg("build")
-            .arg(dir.path().join("root"))
-            .arg("-o")
-            .arg(&image));
+        build_image(dir.path().join("root"), &image);
         Self { dir, image }
     }
 

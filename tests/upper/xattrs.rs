@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Entry, Mounted, assert_same_tree, lxcri_fs, requests, run, tree};
+use crate::common::{Entry, Mounted, assert_same_tree, build_image, lxcri_fs, requests, run, tree};
 
 fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
@@ -24,7 +24,7 @@ impl Fixture {
         let (root, image) = (dir.path().join("root"), dir.path().join("image.bfc"));
         std::fs::create_dir(&root).unwrap();
         sh(&root, script);
-        run(lxcri_fs().arg("build").arg(&root).arg("-o").arg(&image));
+        build_image(&root, &image);
         Self { dir, root, image }
     }
 
@@ -240,16 +240,11 @@ with tarfile.open("x.tar", "w", format=tarfile.PAX_FORMAT) as t:
         dir.path().join("other.bfc"),
         dir.path().join("merged"),
     );
-    run(lxcri_fs()
-        .arg("build")
-        .arg(format!("tar:{}", dir.path().join("x.tar").display()))
-        .arg("-o")
-        .arg(&image));
-    run(lxcri_fs()
-        .arg("build")
-        .arg(dir.path().join("root"))
-        .arg("-o")
-        .arg(&other));
+    build_image(
+        format!("tar:{}", dir.path().join("x.tar").display()),
+        &image,
+    );
+    build_image(dir.path().join("root"), &other);
     let (image, other) = (image.to_str().unwrap(), other.to_str().unwrap());
     // Read-only, under an upper, and under one where several images have no layer of attributes.
     for args in [

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::{PoisonError, RwLock};
 
 use common::zfs::{Scratch, directory, pool, property, zfs};
-use common::{Mounted, assert_same_tree, lxcri_fs, run, stderr, tree};
+use common::{Mounted, assert_same_tree, build_image, lxcri_fs, run, stderr, tree};
 
 /// An image of a small tree, with attributes that copy-up may lose.
 fn image(dir: &Path) -> PathBuf {
@@ -43,7 +43,7 @@ fn image(dir: &Path) -> PathBuf {
         .args(["-m", "u:1234:rw"])
         .arg(source.join("etc/acl")));
     let image = dir.join("image.bfc");
-    run(lxcri_fs().arg("build").arg(&source).arg("-o").arg(&image));
+    build_image(&source, &image);
     image
 }
 
