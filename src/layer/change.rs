@@ -2,7 +2,7 @@
 
 use bfc::rootfs::{Kind, Node};
 
-use super::merge::{Change, What};
+use super::merge::{AUFS_LINKS, Change, What};
 use super::tar::{EntryKind, TarEntry};
 
 /// Longest path, bytes: the limit of v1.
@@ -15,8 +15,6 @@ const MAX_TARGET: usize = 4095;
 pub const WHITEOUT: &[u8] = b".wh.";
 /// Prefix of names that AUFS keeps for itself.
 const META: &[u8] = b".wh..wh.";
-/// The directory in the root in which AUFS keeps files with several names.
-pub(super) const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// Name of an opaque mark.
 pub const OPAQUE: &[u8] = b".wh..wh..opq";
 

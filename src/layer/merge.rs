@@ -18,12 +18,12 @@ use std::collections::{HashMap, HashSet};
 
 use bfc::rootfs::{Attr, Kind, Node, NodeId, Tree};
 
-use super::change::AUFS_LINKS;
-
 /// Most inodes that a tree may have, replaced ones included: what memory should hold (some 2 GiB
 /// with the section that is made of it). A layer of a few bytes can ask for many, for a path of 64
 /// KiB implies 32,768 directories.
 pub const MAX_NODES: usize = 1 << 22;
+/// The directory in the root in which AUFS keeps files with several names.
+pub(super) const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// How many symlinks to follow for one path, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
 
