@@ -105,7 +105,7 @@ pub(super) async fn refusal(response: Response) -> Error {
             message
         };
         return Error::Denied {
-            registry: url.host_str().unwrap_or_default().to_owned(),
+            registry: host_of(&url),
             reason,
         };
     }
@@ -114,4 +114,11 @@ pub(super) async fn refusal(response: Response) -> Error {
         status,
         message,
     }
+}
+
+/// `HOST[:PORT]`, as logins name it.
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

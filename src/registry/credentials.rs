@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result, harmless};
 use crate::error::Io;
+use crate::error::chain;
 
 /// Longest file, and longest answer of a helper, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -40,7 +41,9 @@ pub(super) enum Credential {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct File {
+    #[serde(deserialize_with = "or_null")]
     auths: BTreeMap<String, AuthEntry>,
+    #[serde(deserialize_with = "or_null")]
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
@@ -48,23 +51,46 @@ struct File {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct AuthEntry {
+    #[serde(deserialize_with = "or_null")]
     auth: Zeroizing<String>,
+    #[serde(deserialize_with = "or_null")]
     identitytoken: Zeroizing<String>,
+    /// Name and password, where there is no `auth`.
+    #[serde(deserialize_with = "or_null")]
+    username: String,
+    #[serde(deserialize_with = "or_null")]
+    password: Zeroizing<String>,
 }
 
-/// The credential for a repository of a registry, if there is one. Docker Hub is `docker.io`.
-///
-/// # Errors
-/// [`Error::Credentials`] when a file or a helper is wrong; [`Error::Io`].
-pub(super) fn find(registry: &str, repository: &str) -> Result<Option<Credential>> {
+/// Null as Go writes and reads it: the empty value.
+fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// The credential for a repository of a registry, if there is one. Docker Hub is `docker.io`. Logs
+/// what is wrong with a file or a helper: most images can be fetched without credentials.
+pub(super) fn find(registry: &str, repository: &str) -> Option<Credential> {
     for path in files() {
-        let Some(file) = read(&path)? else { continue };
-        if let Some(found) = file.find(registry, repository, &path)? {
-            tracing::debug!(registry, file = %path.display(), "credentials");
-            return Ok(Some(found));
+        let found = read(&path).and_then(|file| match file {
+            Some(file) => file.find(registry, repository, &path),
+            None => Ok(None),
+        });
+        match found {
+            Ok(Some(found)) => {
+                tracing::debug!(registry, file = %path.display(), "credentials");
+                return Some(found);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(
+                "going on without credentials of {}: {}",
+                path.display(),
+                chain(&error)
+            ),
         }
     }
-    Ok(None)
+    None
 }
 
 /// The files that may contain credentials.
@@ -137,9 +163,9 @@ impl File {
                 .map(Some)
                 .map_err(|reason| wrong(format!("{key} in {}", path.display()), reason));
         }
-        match &self.creds_store {
+        match self.creds_store.as_deref() {
+            None | Some("") => Ok(None),
             Some(helper) => ask(helper, server(registry)),
-            None => Ok(None),
         }
     }
 
@@ -151,10 +177,7 @@ impl File {
                 .strip_prefix(key)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let entries = self
-            .auths
-            .iter()
-            .filter(|(_, entry)| !entry.auth.is_empty() || !entry.identitytoken.is_empty());
+        let entries = self.auths.iter().filter(|(_, entry)| !entry.is_empty());
         let over = entries.filter(|(key, _)| is_over(&normalized(key)));
         over.max_by_key(|(key, _)| normalized(key).len())
             .map(|(key, entry)| (key.as_str(), entry))
@@ -187,9 +210,19 @@ fn server(registry: &str) -> &str {
 }
 
 impl AuthEntry {
+    fn is_empty(&self) -> bool {
+        self.auth.is_empty() && self.identitytoken.is_empty() && self.username.is_empty()
+    }
+
     fn credential(&self) -> Result<Credential, &'static str> {
         if !self.identitytoken.is_empty() {
             return Ok(Credential::Identity(self.identitytoken.clone()));
+        }
+        if self.auth.is_empty() {
+            return Ok(Credential::Basic {
+                user: self.username.clone(),
+                password: self.password.clone(),
+            });
         }
         let decoded = STANDARD
             .decode(self.auth.trim().as_bytes())
@@ -287,7 +320,9 @@ mod tests {
             r#"{{ "auths": {{ "r.example": {}, "r.example/team": {},
                 "r.example/team/app": {}, "https://index.docker.io/v1/": {},
                "https://old.example/v2/": {}, "empty.example": {{}},
-                "r.example:5000": {{ "identitytoken": "t" }} }} }}"#,
+                "named.example": {{ "username": "name", "password": "pass:word", "auth": null }},
+                "r.example:5000": {{ "identitytoken": "t" }} }}, "credHelpers": null,
+                "credsStore": "" }}"#,
             auth("host"),
             auth("team"),
             auth("app"),
@@ -305,6 +340,7 @@ mod tests {
             ("docker.io", "library/nginx", Some("hub")),
             ("old.example", "a", Some("old")),
             ("empty.example", "a", None),
+            ("named.example", "a", Some("name")),
             ("example", "a", None),
         ] {
             assert_eq!(

@@ -178,7 +178,7 @@ impl Endpoint {
     /// Answers the challenge of a response.
     async fn authorize(&self, response: Response, base: &Url) -> Result<HeaderValue> {
         let challenge = Challenge::of(response.headers());
-        let credential = credentials::find(&self.name, &self.repository)?;
+        let credential = credentials::find(&self.name, &self.repository);
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
                 // `insecure` applies to this host only.

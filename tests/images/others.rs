@@ -60,7 +60,10 @@ impl Parts {
             &format!(
                 "rm -rf made; mkdir made; cd made; mkdir -p $(dirname {config}) $(dirname {layer})
                 cp ../parts/{} {config}; cp ../parts/{} layer
-                case {layer} in *.gz) gzip layer; mv layer.gz {layer} ;; *) mv layer {layer} ;; esac",
+                case {layer} in
+                    *.gz) gzip layer; mv layer.gz {layer} ;;
+                    *) mv layer {layer} ;;
+                esac",
                 self.config, self.layer
             ),
         );
@@ -208,6 +211,18 @@ fn umoci_stats_an_image_of_a_directory() {
         .arg(&exported));
     let said = sh(bench.dir.path(), "umoci stat --image exported:latest");
     assert!(said.contains("lxcri-fs build"), "{said}");
+}
+
+#[test]
+fn sources_that_only_skopeo_reads_are_named_with_the_way_out() {
+    let bench = Bench::new();
+    for source in ["containers-storage:localhost/x", "docker-daemon:x:1"] {
+        bench.refused(
+            &[source],
+            1,
+            &format!("`skopeo copy {source} oci-archive:image.tar`"),
+        );
+    }
 }
 
 /// gzip(1) ignores zeros behind the data, and nothing else.

@@ -99,6 +99,97 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
     );
 }
 
+/// What is wrong with files and helpers of credentials is said, and what needs none is fetched.
+#[test]
+fn images_that_need_no_login_are_fetched_whatever_the_credentials_are() {
+    let bench = Bench::new();
+    let image = Image::new("public", 1000);
+    // Everybody gets a token, as at Docker Hub.
+    let server = Server::new(move |request| {
+        if request.path.starts_with("/token") {
+            return Response::new(200, br#"{"token":"t"}"#);
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\"", request.header("host"));
+        match request.header("authorization") {
+            "Bearer t" => image.answer(request),
+            _ => Response::new(401, b"").with("WWW-Authenticate", &realm),
+        }
+    });
+    let host = server.host();
+    bench.plain(&[&host]);
+    let file = bench.path("auth.json");
+    for (config, said) in [
+        (
+            json!({ "auths": {}, "credsStore": "not-installed" }),
+            "not-installed",
+        ),
+        (
+            json!({ "credHelpers": { &host: "../sh" } }),
+            "not a valid name",
+        ),
+        (json!({ "auths": { &host: { "auth": "!" } } }), "not base64"),
+        (json!(["what"]), "auth.json"),
+        (json!({ "auths": {}, "credsStore": "" }), ""),
+        (
+            json!({ "auths": null, "credHelpers": null, "credsStore": null }),
+            "",
+        ),
+        (json!({ "auths": { &host: { "auth": null } } }), ""),
+    ] {
+        std::fs::write(&file, config.to_string()).unwrap();
+        let output = bench
+            .command()
+            .args([
+                "build",
+                &format!("docker://{host}/app"),
+                "-f",
+                "-o",
+                "image.bfc",
+            ])
+            .env("REGISTRY_AUTH_FILE", &file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{config}: {}", stderr(&output));
+        let warned = stderr(&output);
+        assert_eq!(
+            warned.contains("without credentials"),
+            !said.is_empty(),
+            "{warned}"
+        );
+        assert!(warned.contains(said), "{config}: {warned}");
+    }
+}
+
+#[test]
+fn what_is_no_image_is_said_to_be_none() {
+    let bench = Bench::new();
+    for (config, artifact, said) in [
+        (
+            "application/vnd.cncf.helm.config.v1+json",
+            None,
+            "vnd.cncf.helm.config",
+        ),
+        (
+            "application/vnd.oci.empty.v1+json",
+            Some("application/vnd.example+type"),
+            "vnd.example",
+        ),
+    ] {
+        let mut image = Image::new("artifact", 1000);
+        let config = image.blob(config, b"{}");
+        let layer = image.blob("text/plain", b"hello");
+        let mut manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+        if let Some(artifact) = artifact {
+            manifest["artifactType"] = json!(artifact);
+        }
+        let manifest = image.manifest(fake::MANIFEST, &manifest);
+        image.tag("latest", &manifest);
+        let server = image.serve();
+        bench.plain(&[&server.host()]);
+        bench.refused(&format!("{}/app", server.host()), 1, said);
+    }
+}
+
 #[test]
 fn an_inconsistent_registry_is_refused() {
     let bench = Bench::new();

@@ -301,8 +301,8 @@ fn nulls_in_a_configuration_are_what_go_takes_them_for() {
         .arg(&image));
     let text = pass(
         &image,
-        "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; cat b/config.json; lxcri_fs \
-         delete c",
+        "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; \
+         cat b/config.json; lxcri_fs delete c",
     );
     let config: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(config["process"]["args"], serde_json::json!(["/bin/echo"]));

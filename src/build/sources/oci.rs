@@ -13,6 +13,7 @@ use super::{Platform, SourceImage, SourceOptions};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 use crate::error::Io;
+use crate::text::printable;
 
 /// How deep indexes may be nested.
 const MAX_DEPTH: usize = 8;
@@ -79,6 +80,12 @@ pub struct FoundLayer {
     pub created_by: Vec<u8>,
 }
 
+/// Media types of images' configurations; the last is what some old registries say.
+const CONFIGS: [&str; 3] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+];
 /// First words of the file `version` in a directory of skopeo's `dir:`.
 const SKOPEO_DIR: &[u8] = b"Directory Transport Version";
 
@@ -224,10 +231,13 @@ pub(super) fn open_skopeo_dir(path: &Path, options: &SourceOptions) -> Result<So
     let name = format!("{SKOPEO_MANIFEST} of {}", path.display());
     let bytes = range.read_document(&name)?;
     let manifest: Manifest = parse(&name, &bytes)?;
+    let media_type = manifest
+        .media_type
+        .unwrap_or_else(|| MediaType::ImageManifest.to_string());
     let index = json!({
         "schemaVersion": 2,
         "manifests": [{
-            "mediaType": manifest.media_type.unwrap_or_else(|| MediaType::ImageManifest.to_string()),
+            "mediaType": media_type,
             "digest": Digest::of(&bytes).to_string(),
             "size": bytes.len(),
         }],
@@ -294,6 +304,7 @@ pub fn choose(
         &format!("manifest {}", descriptor.digest()),
         &manifest_bytes,
     )?;
+    refuse_artifact(documents, &manifest)?;
     let config_bytes = documents.document(manifest.config())?;
     let config_name = format!("configuration {}", manifest.config().digest());
     let config: Config = parse(&config_name, &config_bytes)?;
@@ -319,6 +330,25 @@ pub fn choose(
         manifest: manifest_bytes,
         config: config_bytes,
         layers,
+    })
+}
+
+/// Refuses what is no image: charts, signatures, and other artifacts, which have no layers of a
+/// root file system.
+fn refuse_artifact(documents: &dyn Documents, manifest: &ImageManifest) -> Result<()> {
+    let config = manifest.config().media_type().to_string();
+    let what = match manifest.artifact_type() {
+        Some(artifact) => artifact.to_string(),
+        None if CONFIGS.contains(&config.as_str()) => return Ok(()),
+        None => config,
+    };
+    Err(Error::Source {
+        name: documents.name(),
+        reason: format!(
+            "it is no image, but an artifact of the type {}",
+            printable(what.as_bytes())
+        ),
+        hint: Some("name an image of a root file system".into()),
     })
 }
 

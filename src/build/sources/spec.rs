@@ -42,6 +42,15 @@ impl Kind {
     }
 }
 
+/// Other sources of skopeo's and podman's.
+const TRANSPORTS: [&str; 5] = [
+    "containers-storage:",
+    "docker-daemon:",
+    "ostree:",
+    "sif:",
+    "atomic:",
+];
+
 /// The name of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -75,6 +84,17 @@ impl Spec {
             ));
         }
         let path = Path::new(text);
+        let transport = TRANSPORTS.iter().find(|t| bytes.starts_with(t.as_bytes()));
+        if let Some(transport) = transport.filter(|_| !path.exists()) {
+            return Err(Error::Source {
+                name: text.to_string_lossy().into_owned(),
+                reason: format!("{transport} is a transport of skopeo's, which is not read here"),
+                hint: Some(format!(
+                    "`skopeo copy {} oci-archive:image.tar` makes a source of it",
+                    text.to_string_lossy()
+                )),
+            });
+        }
         if let Some(kind) = guess(path)? {
             return Ok(Self {
                 kind,

@@ -125,9 +125,11 @@ mod tests {
         ];
         for text in [
             // GNU tar
-            "user::rw-\nuser:1234:r--\nuser:10:rwx\ngroup::r--\ngroup:7:r-x\nmask::rwx\nother::r--\n",
+            "user::rw-\nuser:1234:r--\nuser:10:rwx\ngroup::r--\ngroup:7:r-x\nmask::rwx\n\
+             other::r--\n",
             // star and libarchive
-            "user::rw-,user:joe:r--:1234,user:ann:rwx:10,group::r--,group:g:r-x:7,mask::rwx,other::r--",
+            "user::rw-,user:joe:r--:1234,user:ann:rwx:10,group::r--,group:g:r-x:7,mask::rwx,\
+             other::r--",
             "u::rw-,u:1234:r--,u:10:rwx,g::r--,g:7:r-x,mask:rwx,other:r--",
             // getfacl
             "user::rw-\nuser:1234:r--\t#effective:r--\nuser:10:rwx\ngroup::r--\ngroup:7:r-x\n\
