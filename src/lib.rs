@@ -60,6 +60,7 @@ pub mod registry;
 pub mod runtime;
 pub mod serve;
 pub mod store;
+mod sync;
 pub mod sys;
 pub mod text;
 pub mod upper;

@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use lru::LruCache;
 
 use super::error::{Error, Result};
 use super::spool::Spool;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, OnceLock};
 
 /// How many temporary files are kept open at most.
 const MAX_FILES: usize = 64;
@@ -243,10 +244,15 @@ impl Cache {
             .filter_map(|(_, s)| done(s))
             .fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         while bytes > self.limit || files > MAX_FILES {
-            let Some((_, slot)) = slots.pop_lru() else {
+            // What is being decoded takes nothing yet, and others wait for it or will.
+            let oldest = slots
+                .iter()
+                .rev()
+                .find_map(|(&key, s)| Some((key, done(s)?)));
+            let Some((key, (cost, file))) = oldest else {
                 break;
             };
-            let (cost, file) = done(&slot).unwrap_or_default();
+            slots.pop(&key);
             (bytes, files) = (bytes - cost, files - file);
         }
     }
@@ -289,6 +295,9 @@ impl Guard {
         }
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -334,6 +343,20 @@ mod tests {
             cache.get(n.into(), 400, content(n, 400)).unwrap();
         }
         assert_eq!(cache.slots.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_being_decoded_is_not_dropped() {
+        let cache = Cache::new(400, temp_dir(), 0);
+        let slow = |sink: &mut Sink| {
+            for n in 2..5 {
+                cache.get(n.into(), 400, content(n, 400))?;
+            }
+            assert!(cache.slots.lock().unwrap().contains(&1));
+            content(1, 400)(sink)
+        };
+        cache.get(1, 400, slow).unwrap();
+        assert_eq!(cache.slots.lock().unwrap().len(), 1);
     }
 
     #[test]

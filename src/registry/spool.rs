@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -12,11 +12,15 @@ use rustix::fs::{Mode, OFlags};
 use super::error::{Error, Result};
 use crate::build::Digest;
 use crate::error::Io;
+use crate::sync::{Condvar, Mutex, MutexGuard, switch};
 
 /// Name of the directory for fetched parts of blobs.
 pub(crate) const DIRECTORY: &str = ".lxcri-fs-blobs";
 /// How long parts are kept for a later attempt.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
+
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 /// A directory of blobs.
 pub(super) struct SpoolDir {
@@ -163,6 +167,7 @@ impl Spool {
     /// [`Error::Io`].
     pub(super) fn append(&self, bytes: &[u8]) -> Result<()> {
         let at = self.have();
+        switch();
         self.file
             .write_all_at(bytes, at)
             .map_err(Io::at("writing", &self.path))?;

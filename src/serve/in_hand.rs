@@ -1,19 +1,22 @@
 //! Records which requests a worker has in hand, in a page that its keeper can read after the worker
 //! has ended. Recording one takes two stores.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, compiler_fence};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::error::Result;
 use super::protocol::Precautions;
 use crate::error::Io;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, switch, thread_local};
 use crate::sys::memory::SharedWords;
 
 /// Number of slots: more than a worker may have threads.
@@ -26,7 +29,7 @@ const RESENT: u64 = 1 << 63;
 
 thread_local! {
     /// The slot of this thread.
-    static SLOT: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+    static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// The keeper's end.
@@ -123,9 +126,9 @@ impl InHand {
                 );
             }
         }
-        let at = SLOT.get().unwrap_or_else(|| {
+        let at = SLOT.with(Cell::get).unwrap_or_else(|| {
             let at = self.next.fetch_add(1, Ordering::Relaxed).min(PUSHER);
-            SLOT.set(Some(at));
+            SLOT.with(|slot| slot.set(Some(at)));
             at
         });
         // There are fewer threads than slots.
@@ -148,6 +151,7 @@ pub(super) struct Begun<'a> {
 impl<'a> Begun<'a> {
     fn note(slot: Option<&'a AtomicU64>, number: u64, alone: Option<MutexGuard<'a, ()>>) -> Self {
         if let Some(slot) = slot {
+            switch();
             slot.store(number, Ordering::Relaxed);
             // The store must precede anything that may end the process.
             compiler_fence(Ordering::SeqCst);
@@ -162,10 +166,14 @@ impl<'a> Begun<'a> {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
+            switch();
             slot.store(0, Ordering::Relaxed);
         }
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -5,21 +5,24 @@
 //! neighbouring frames too. A program that reads one small file after the other finds the next ones
 //! in the cache.
 
+#[cfg(all(test, shuttle))]
+mod schedules;
+
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use bfc::format::{S_IFMT, S_IFREG};
-use fuser::{INodeNo, Notifier};
+use fuser::INodeNo;
 
 use super::in_hand::InHand;
 use super::stats::Metrics;
 use super::walk::Walks;
 use crate::fs::{Decoded, Rootfs};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 /// Most tasks in the queue; further ones are dropped, which only costs time.
-const QUEUE: usize = 16;
+const QUEUE: usize = if cfg!(shuttle) { 1 } else { 16 };
 /// The kernel accepts whole pages only.
 const PAGE: u64 = 4096;
 /// How much to decode around a read while the worker is idle, bytes.
@@ -31,6 +34,10 @@ const FETCH: u64 = 2 << 20;
 /// Larger files are read in several pieces.
 const SMALL: u64 = 128 << 10;
 const READY: u64 = 2 << 20;
+
+/// Stores bytes of an inode, from an offset on, in the page cache. A refusal (the inode was
+/// forgotten, or memory is short) only loses the page.
+type Store<'a> = dyn Fn(INodeNo, u64, &[u8]) + 'a;
 
 /// Work for the pusher.
 enum Task {
@@ -147,13 +154,18 @@ impl Surplus {
 
 impl Pusher {
     /// Pushes until the file system is gone.
-    pub(super) fn run(&self, notifier: &Notifier) {
+    pub(super) fn run(&self, store: &Store<'_>) {
+        let store = &|ino, offset: u64, bytes: &[u8]| {
+            if !bytes.is_empty() && offset.is_multiple_of(PAGE) {
+                store(ino, offset, bytes);
+            }
+        };
         let mut next = self.tasks.recv().ok();
         while let Some(task) = next {
             let decoded = match task {
-                Task::Frame(frame) => Some(push(notifier, &frame)),
+                Task::Frame(frame) => Some(push(store, &frame)),
                 Task::Files(files) => {
-                    self.files(notifier, files);
+                    self.files(store, files);
                     None
                 }
             };
@@ -162,7 +174,7 @@ impl Pusher {
                 (Err(TryRecvError::Disconnected), _) => None,
                 (Err(TryRecvError::Empty), decoded) => {
                     if let Some((ino, decoded)) = decoded {
-                        self.around(notifier, ino, decoded);
+                        self.around(store, ino, decoded);
                     }
                     self.tasks.recv().ok()
                 }
@@ -171,7 +183,7 @@ impl Pusher {
     }
 
     /// Decodes small files ahead of requests.
-    fn files(&self, notifier: &Notifier, files: Range<u32>) {
+    fn files(&self, store: &Store<'_>, files: Range<u32>) {
         let _in_hand = self.in_hand.begin_push();
         let (mut bytes, mut left, mut ino) = (Vec::new(), READY, files.start);
         while ino < files.end {
@@ -192,14 +204,14 @@ impl Pusher {
                     return;
                 }
                 self.metrics.read(bytes.len(), bytes.len());
-                store(notifier, INodeNo(ino.into()), 0, &bytes);
+                store(INodeNo(ino.into()), 0, &bytes);
             }
             ino = self.walks.made(ino);
         }
     }
 
     /// Fetches and decodes what surrounds `decoded`.
-    fn around(&self, notifier: &Notifier, ino: INodeNo, decoded: Range<u64>) {
+    fn around(&self, store: &Store<'_>, ino: INodeNo, decoded: Range<u64>) {
         let _in_hand = self.in_hand.begin_push();
         let Ok(number) = u32::try_from(ino.0) else {
             return;
@@ -222,34 +234,20 @@ impl Pusher {
                     .read(number, range.start, len, &mut bytes)
                     .is_ok()
             {
-                store(notifier, ino, range.start, &bytes);
+                store(ino, range.start, &bytes);
             }
         }
     }
 }
 
 /// Stores the surplus of a frame, and returns which range is decoded.
-fn push(notifier: &Notifier, frame: &Frame) -> (INodeNo, Range<u64>) {
+fn push(store: &Store<'_>, frame: &Frame) -> (INodeNo, Range<u64>) {
     let end = frame.bytes.len();
+    store(frame.ino, frame.offset, &frame.bytes[..frame.wanted.start]);
     store(
-        notifier,
-        frame.ino,
-        frame.offset,
-        &frame.bytes[..frame.wanted.start],
-    );
-    store(
-        notifier,
         frame.ino,
         frame.offset + frame.wanted.end as u64,
         &frame.bytes[frame.wanted.end..],
     );
     (frame.ino, frame.offset..frame.offset + end as u64)
-}
-
-/// Stores bytes in the page cache. A refusal (the inode was forgotten, or memory is short) only
-/// loses the page.
-fn store(notifier: &Notifier, ino: INodeNo, offset: u64, bytes: &[u8]) {
-    if !bytes.is_empty() && offset.is_multiple_of(PAGE) {
-        let _ = notifier.store(ino, offset, bytes);
-    }
 }

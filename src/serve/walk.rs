@@ -5,7 +5,9 @@
 //! read. A program that has read some files in that order will probably continue.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::Mutex;
 
 /// How many walks are followed at a time.
 const WALKS: usize = 4;

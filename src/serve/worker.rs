@@ -96,7 +96,9 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let resends = resends.get().copied().filter(|_| !resume);
     let notifier = session.notifier();
     if precautions.push {
-        start_thread("push", move || pusher.run(&notifier))?;
+        start_thread("push", move || {
+            pusher.run(&|ino, offset, bytes| drop(notifier.store(ino, offset, bytes)));
+        })?;
     }
     start_thread("control", move || {
         tell(&control, resends, confinement, &metrics, &rootfs)
