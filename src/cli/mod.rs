@@ -54,7 +54,7 @@ use clap::{Parser, Subcommand};
 pub use error::{Error, Exit};
 use output::notes;
 
-use crate::serve::daemon;
+use crate::serve::{daemon, log};
 use crate::text::neutral;
 pub use secret::SecretArgs;
 
@@ -116,6 +116,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(result) = daemon::run(&args) {
         return exit_code(result.map_err(Error::from));
     }
+    log::init_command();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {

@@ -36,8 +36,9 @@ pub struct Verified {
     pub damage: Vec<Damage>,
 }
 
-/// Checks the v1 index and its objects, the section, the tree, and the content of every file, on all
-/// cores. Calls `progress` with the bytes that were checked. The file system should have been opened with
+/// Checks the v1 index and its objects, the section, the tree, and the content of every file, on
+/// all cores. Calls `progress` with the bytes that were checked. The file system should have been
+/// opened with
 /// [`super::ImageOptions::check_hash`].
 pub fn verify(rootfs: &Rootfs, progress: &(dyn Fn(u64) + Sync)) -> Verified {
     let mut verified = Verified::default();

@@ -83,6 +83,21 @@ fn journal() -> io::Result<UnixStream> {
     Ok(socket)
 }
 
+/// Prints a command's warnings, and those of the libraries that it uses, to standard error, as its
+/// errors are printed.
+pub fn init_command() {
+    let lines = tracing_subscriber::fmt::layer()
+        .with_target(false)
+        .with_ansi(false)
+        .with_level(false)
+        .without_time()
+        .with_writer(|| Line(format!("{NAME}: warning: ")));
+    // A second initialisation has no effect.
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(LevelFilter::WARN))
+        .try_init();
+}
+
 /// Logs this process's events, and those of the libraries that it uses, to standard error.
 pub fn init(style: Style) {
     let asked = std::env::var(FILTER_VARIABLE)

@@ -154,7 +154,7 @@ fn images_that_need_no_login_are_fetched_whatever_the_credentials_are() {
         assert_eq!(
             warned.contains("without credentials"),
             !said.is_empty(),
-            "{warned}"
+            "{config}: {warned}"
         );
         assert!(warned.contains(said), "{config}: {warned}");
     }
