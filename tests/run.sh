@@ -33,6 +33,8 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     apt-get install -y -q --no-install-recommends $missing
 fi
+# Hosts that were booted have it; fusermount3 unmounts nothing without it.
+[ -e /etc/mtab ] || ln -s ../proc/self/mounts /etc/mtab
 if [ $# -gt 0 ]; then
     step "Tests: $*"
     exec cargo test --locked --no-fail-fast "${@/#/--test=}"
