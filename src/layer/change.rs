@@ -1,5 +1,6 @@
 //! Converts the entries of a tar to changes: makes paths safe, and recognises whiteouts.
 
+use bfc::format::S_IFMT;
 use bfc::rootfs::{Kind, Node};
 
 use super::merge::{AUFS_LINKS, Change, What};
@@ -90,7 +91,7 @@ pub fn change(entry: TarEntry, content: Option<u32>) -> Result<Option<Change>, E
                 return Err(err(Reason::TooLong("a target", MAX_TARGET)));
             }
             // Whatever the tar says, as on Linux's own file systems.
-            attr.mode |= 0o777;
+            attr.mode = attr.mode & S_IFMT | 0o777;
             Kind::Symlink(target.into())
         }
         EntryKind::File { size, .. } => Kind::File { size, content },

@@ -58,7 +58,11 @@ fn any_path() -> impl Strategy<Value = Vec<u8>> {
 fn any_entry() -> impl Strategy<Value = (Change, Vec<u8>)> {
     let node = |kind: u32, what: fn(Vec<u8>) -> Kind| {
         let target = prop::collection::vec(1..=255_u8, 1..300);
-        (any_path(), any_attr(kind), target).prop_map(move |(path, attr, bytes)| {
+        (any_path(), any_attr(kind), target).prop_map(move |(path, mut attr, bytes)| {
+            if kind == S_IFLNK {
+                // The only mode that a symlink has.
+                attr.mode = S_IFLNK | 0o777;
+            }
             let kind = what(bytes.clone());
             let content = if matches!(kind, Kind::File { .. }) {
                 bytes
