@@ -8,7 +8,7 @@ use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Base, Built, Spec, sources};
-use crate::store::{Reference, Store, protect};
+use crate::store::{self, Reference, Store, protect};
 
 /// A request to add layers on top of images.
 #[derive(Debug)]
@@ -49,15 +49,18 @@ impl Layered {
     /// [`Error`](super::Error). The store is unchanged then.
     pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
-        let base = self.base();
-        let images = store.images()?.into_iter();
-        let stored = images
-            .filter(|image| Some(&image.path) == base.as_ref())
-            .find_map(|image| match store.is_sound(&image) {
-                Ok(sound) => sound.then_some(Ok(image)),
-                Err(error) => Some(Err(error)),
-            })
-            .transpose()?;
+        let mut base = self.base();
+        let mut images = store.images()?.into_iter();
+        let mut stored = images.find(|image| Some(&image.path) == base.as_ref());
+        let sound = match (&stored, &base) {
+            (Some(image), _) => store.is_sound(image)?,
+            (None, Some(path)) => store::is_sound_file(path, self.sources.secret.clone())?,
+            (None, None) => true,
+        };
+        if !sound {
+            // Its layers are read and checked as those of any source, which names the damage.
+            (stored, base) = (None, None);
+        }
         let new = store.begin_image(stored.as_ref())?;
         let options = build::BuildOptions {
             output: new.path(),

@@ -190,9 +190,7 @@ impl Report for Error {
             }
             Error::Config { .. } => "docs/CONFIGURATION.md describes every setting",
             Error::Ambiguous { .. } => "give more digits",
-            Error::Kept { .. } => {
-                "make a new image: -t NAME puts it into the store, -o FILE writes it to a file"
-            }
+            Error::Kept { .. } => "make a new image with -t NAME, which puts it into the store",
             Error::InUse {
                 kind: "container", ..
             } => {

@@ -35,6 +35,7 @@ pub use name::Name;
 pub use new_image::{NewImage, Published};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
+pub use sound::is_sound_file;
 
 pub(crate) use self::uses::file_id;
 use self::zfs::ZfsStore;
@@ -119,7 +120,8 @@ impl Store {
     }
 
     /// The image that `text` names: by a reference, by `blake3:` and the root digest or its
-    /// beginning, by the bare beginning, or by the image's name in the store.
+    /// beginning, or by the bare beginning. The directory that an image is in says nothing: its
+    /// reference may have moved on.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`], [`Error::Reference`] if it cannot be the name of
@@ -127,9 +129,9 @@ impl Store {
     pub fn image(&self, text: &str) -> Result<StoredImage> {
         let Scan { images, broken, .. } = self.scan()?;
         let reference = text.parse::<Reference>();
-        if let Some(image) = images.iter().find(|i| {
-            reference.as_ref().is_ok_and(|r| i.facts.refs.contains(r)) || i.name.as_str() == text
-        }) {
+        if let Ok(reference) = &reference
+            && let Some(image) = images.iter().find(|i| i.facts.refs.contains(reference))
+        {
             return Ok(image.clone());
         }
         let is_named = |name: &Name| {
@@ -161,6 +163,14 @@ impl Store {
             (None, _, Err(error)) if digest == text => Err(error),
             (None, ..) => Err(self.not_found("image", text)),
         }
+    }
+
+    /// The image with this name in the store.
+    fn image_named(&self, name: &Name) -> Result<StoredImage> {
+        let mut images = self.images()?.into_iter();
+        images
+            .find(|image| image.name == *name)
+            .ok_or_else(|| self.not_found("image", name.as_str()))
     }
 
     /// Opens an image. It is not removed while any process has the file open.
@@ -408,8 +418,8 @@ impl Store {
         self.give(&image.name, reference)
     }
 
-    /// Removes a name of an image, and with its last name the image. If `text` is a digest or the
-    /// image's name in the store, removes the image with all its names.
+    /// Removes a name of an image, and with its last name the image. If `text` is a digest, removes
+    /// the image with all its names.
     ///
     /// # Errors
     /// [`Error::InUse`] if something uses the image, [`Error::NotFound`].

@@ -146,7 +146,7 @@ impl<'a> NewImage<'a> {
                 )?;
             }
             self.store.give(&same.name, reference)?;
-            let image = self.store.image(same.name.as_str())?;
+            let image = self.store.image_named(&same.name)?;
             return Ok(Published { image, known: true });
         }
         let is_taken = |name: &Name| {
@@ -161,7 +161,7 @@ impl<'a> NewImage<'a> {
         self.published = true;
         self.store.give(&name, reference)?;
         Ok(Published {
-            image: self.store.image(name.as_str())?,
+            image: self.store.image_named(&name)?,
             known: false,
         })
     }

@@ -2,6 +2,7 @@
 //! reused or it is reported as already in the store.
 
 use std::fs::File;
+use std::path::Path;
 
 use super::Store;
 use super::backend::StoredImage;
@@ -36,7 +37,7 @@ impl Store {
             return Ok(true);
         }
         let damage = if self.has_its_digest(image)? {
-            first_damage(image, file)
+            first_damage(&image.path, file, None)
         } else {
             Some("its root digest has changed".to_owned())
         };
@@ -64,12 +65,25 @@ impl Store {
     }
 }
 
-/// The first damage of an image. The content of an encrypted image cannot be read here.
-fn first_damage(image: &StoredImage, file: File) -> Option<String> {
+/// Whether the whole image in a file outside a store is sound. Reads all of it. Logs damage.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn is_sound_file(path: &Path, secret: Option<bfc::Secret>) -> Result<bool> {
+    let file = File::open(path).map_err(Io::at("opening the image", path))?;
+    let damage = first_damage(path, file, secret);
+    if let Some(damage) = &damage {
+        tracing::warn!("image {} is damaged: {damage}", path.display());
+    }
+    Ok(damage.is_none())
+}
+
+/// The first damage of an image.
+fn first_damage(path: &Path, file: File, secret: Option<bfc::Secret>) -> Option<String> {
     let source = ImageFile {
-        path: image.path.clone(),
+        path: path.to_owned(),
         file,
-        secret: None,
+        secret,
     };
     match Rootfs::open(
         vec![source],

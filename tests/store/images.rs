@@ -13,6 +13,7 @@ on_both! {
     a_file_takes_precedence_over_a_stored_image
     a_failed_build_leaves_nothing
     tags_are_added_moved_and_removed
+    a_name_that_moved_on_means_the_new_image
     an_image_in_use_is_not_removed_and_its_user_is_named
     a_stored_image_is_not_built_again
 }
@@ -91,6 +92,34 @@ fn a_failed_build_leaves_nothing(store: &Store) {
         };
         assert_eq!(names(Path::new(dir).join("images")), ["app:latest"]);
         assert_eq!(names(Path::new(dir).join("locks")), [""; 0]);
+    }
+}
+
+/// The first image with a name lies in a directory of that name, for ever.
+fn a_name_that_moved_on_means_the_new_image(store: &Store) {
+    let show = |name: &str| store.run(&["ls", name]);
+    store.build("one", "t:1");
+    store.run(&["tag", "t:1", "keep:1"]);
+    store.build("two", "t:1");
+    assert_eq!(
+        (show("t:1"), show("keep:1")),
+        ("two\n".into(), "one\n".into())
+    );
+    store.run(&["rm", "t:1"]);
+    assert_eq!((show("keep:1"), store.images().len()), ("one\n".into(), 1));
+    for args in [["ls", "t:1"], ["rm", "t:1"]] {
+        store.fails(&args, 5);
+    }
+    // Nor does a name live on that was taken away.
+    store.build("three", "x");
+    store.run(&["tag", "x", "y"]);
+    store.run(&["rm", "x"]);
+    for name in ["x", "x:latest"] {
+        store.fails(&["rm", name], 5);
+    }
+    assert_eq!(show("y"), "three\n");
+    for name in ["y", "keep:1"] {
+        store.run(&["rm", name]);
     }
 }
 

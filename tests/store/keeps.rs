@@ -214,6 +214,18 @@ fn damage_does_not_spread_and_a_build_repairs_it(store: &Store) {
     // Another image has the same base, and not its damage.
     store.run(&["build", &layouts[1], "-t", "app:b"]);
     store.run(&["verify", "app:b"]);
+    // A layer on top of it would carry the damage on.
+    let layer = store.source("top", b"top");
+    store.fails(
+        &["append", "app:a", layer.to_str().unwrap(), "-t", "app:top"],
+        3,
+    );
+    assert!(
+        store
+            .images()
+            .iter()
+            .all(|image| image["references"][0] != "docker.io/library/app:top")
+    );
     // Somebody goes on with the old one meanwhile.
     let open = std::fs::File::open(&path).unwrap();
     store.run(&["build", &layouts[0], "-t", "app:a"]);
