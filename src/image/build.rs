@@ -11,7 +11,7 @@ use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Built, Platform, sources};
 use crate::registry::Registries;
-use crate::store::{Reference, Store, StoredImage, protect};
+use crate::store::{self, Reference, Store, StoredImage, protect};
 
 /// A request to build an image.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Build {
         protect::refuse_to_write_in(&dir, output)?;
         let options = build::BuildOptions {
             output: output.to_owned(),
-            base: self.base.clone(),
+            base: self.sound_base()?,
             force: self.force,
             ..self.options(dir)
         };
@@ -101,18 +101,21 @@ impl Build {
         {
             return Ok(Made::Known(Box::new(image)));
         }
-        let stored = match &self.base {
-            Some(base) => store
-                .images()?
-                .into_iter()
-                .find(|image| image.path == *base),
+        let mut images = store.images()?.into_iter();
+        let given = self
+            .base
+            .as_ref()
+            .and_then(|base| images.find(|image| image.path == *base));
+        let (stored, loose) = match (&self.base, given) {
+            (Some(_), Some(image)) => (store.is_sound(&image)?.then_some(image), None),
+            // A base outside the store can be copied.
+            (Some(_), None) => (None, self.sound_base()?),
             // Everything is read again.
-            None if !share || self.force => None,
-            None => self.best_base(store, &opened.images)?,
+            (None, _) if !share || self.force => (None, None),
+            (None, _) => (self.best_base(store, &opened.images)?, None),
         };
         let new = store.begin_image(stored.as_ref())?;
-        // A base outside the store can be copied.
-        let base = new.base().or(self.base.as_deref()).map(Path::to_owned);
+        let base = new.base().map(Path::to_owned).or(loose);
         let built = run(
             opened,
             &build::BuildOptions {
@@ -125,6 +128,14 @@ impl Build {
         )?;
         new.publish(name, None, self.force)?;
         Ok(Made::Built(built))
+    }
+
+    /// The base, unless it is damaged: its layers are then read from the sources.
+    fn sound_base(&self) -> Result<Option<PathBuf>> {
+        match &self.base {
+            Some(base) if !store::is_sound_file(base, self.secret.clone())? => Ok(None),
+            base => Ok(base.clone()),
+        }
     }
 
     fn options(&self, temp_dir: PathBuf) -> build::BuildOptions {

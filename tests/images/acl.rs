@@ -243,4 +243,9 @@ fn a_list_that_names_users_without_their_numbers_is_left_out() {
         1
     );
     refused(&list("user::rw-,what::r--"), "SCHILY.acl.access");
+    // The mode of such a file has the mask in the place of the group's permissions.
+    let text = b"user::rw-,user:joe:rw-,group::---,mask::rw-,other::---";
+    let file = member(b"a", b'0', b"").with(100, b"0000660\0");
+    let found = nodes(&tar(vec![pax(b'x', &[("SCHILY.acl.access", text)]), file]));
+    assert_eq!(found[&b"a"[..]].0.attr.mode & 0o777, 0o600);
 }

@@ -135,7 +135,7 @@ pub(super) fn member(name: &[u8], kind: u8, data: &[u8]) -> Member {
 }
 
 impl Member {
-    fn with(mut self, at: usize, bytes: &[u8]) -> Self {
+    pub(super) fn with(mut self, at: usize, bytes: &[u8]) -> Self {
         self.header[at..at + bytes.len()].copy_from_slice(bytes);
         self
     }

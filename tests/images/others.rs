@@ -189,6 +189,18 @@ fn a_directory_of_skopeo_is_an_image() {
         "mkdir dir; echo 1 > dir/version; printf dir > dir/what",
     );
     assert_eq!(bench.what(&["dir"]), "dir");
+    // In a root file system, the file may be anything.
+    sh(
+        bench.dir.path(),
+        "rm dir/version; mkfifo dir/version fifo; cp -a dir linked",
+    );
+    assert_eq!(bench.what(&["dir"]), "dir");
+    sh(
+        bench.dir.path(),
+        "rm linked/version; ln -s ../fifo linked/version",
+    );
+    assert_eq!(bench.what(&["linked"]), "dir");
+    bench.refused(&["tar:fifo"], 1, "not a regular file");
     // Damage is found.
     sh(
         bench.dir.path(),

@@ -226,6 +226,16 @@ fn damage_does_not_spread_and_a_build_repairs_it(store: &Store) {
             .iter()
             .all(|image| image["references"][0] != "docker.io/library/app:top")
     );
+    // Given as the base, its layers are read from the source instead, in the store and outside.
+    let loose = store.dir.path().join("loose.bfc");
+    std::fs::copy(&path, &loose).unwrap();
+    for base in [path.to_str().unwrap(), loose.to_str().unwrap()] {
+        store.run(&["build", &layouts[1], "--from", base, "-t", "app:from"]);
+        store.run(&["verify", "app:from"]);
+        store.run(&["build", &layouts[1], "--from", base, "-f", "-o", "from.bfc"]);
+        store.run(&["verify", "from.bfc"]);
+        store.run(&["rm", "app:from"]);
+    }
     // Somebody goes on with the old one meanwhile.
     let open = std::fs::File::open(&path).unwrap();
     store.run(&["build", &layouts[0], "-t", "app:a"]);

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::bufread::GzDecoder;
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::{SourceImage, SourceLayer, TarSource};
@@ -105,8 +106,16 @@ pub(super) struct Range {
 impl Range {
     /// All of a file.
     pub(super) fn whole(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Io::at("opening", path))?;
-        let len = file.metadata().map_err(Io::at("opening", path))?.len();
+        // A fifo would wait for a writer.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path);
+        let file = file.map_err(Io::at("opening", path))?;
+        let metadata = file.metadata().map_err(Io::at("opening", path))?;
+        if !metadata.is_file() {
+            let what = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(Io::at("opening", path)(what).into());
+        }
+        let len = metadata.len();
         Ok(Self {
             file: Arc::new(file),
             path: path.to_owned(),

@@ -220,7 +220,12 @@ pub(super) fn open_archive(
 
 /// Whether a directory is one of skopeo's `dir:`.
 pub(super) fn is_skopeo_dir(path: &Path) -> bool {
-    let version = Range::whole(&path.join("version"));
+    let version = path.join("version");
+    // In a root file system, it may be a link to anything.
+    if !version.symlink_metadata().is_ok_and(|m| m.is_file()) {
+        return false;
+    }
+    let version = Range::whole(&version);
     let magic = version.and_then(|version| version.magic::<{ SKOPEO_DIR.len() }>());
     magic.is_ok_and(|magic| magic == SKOPEO_DIR)
 }

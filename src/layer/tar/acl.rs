@@ -54,6 +54,15 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<u8>, Bad> {
     Ok(value)
 }
 
+/// The permissions of the owning group that a list gives, if it is one. Where there is a mask, a
+/// file's mode has the mask in their place.
+pub(super) fn group(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    let entries = text.split([',', '\n']).map(|line| one(line.trim()));
+    let mut groups = entries.flatten().filter(|(tag, ..)| *tag == GROUP_OBJ);
+    groups.next().map(|(.., permissions)| permissions.into())
+}
+
 /// Tag, id and permissions of an entry.
 fn one(entry: &str) -> Result<(u16, u32, u16), Bad> {
     let mut fields = entry.split(':');
@@ -153,6 +162,11 @@ mod tests {
             assert_eq!(parse(text.as_bytes()), Err(Bad::Text), "{text:?}");
         }
         assert_eq!(parse(b"user:joe:rwx"), Err(Bad::Name));
+        assert_eq!(
+            group(b"user::rw-\nuser:joe:rw-\ngroup::-w-\nmask::rw-"),
+            Some(2)
+        );
+        assert_eq!(group(b"user:joe:rwx"), None);
         let many = "user:1:r--,".repeat(MAX_ENTRIES + 1);
         assert_eq!(parse(many.as_bytes()), Err(Bad::Text));
     }

@@ -354,7 +354,8 @@ impl Parser {
             .mtime
             .map_or_else(|| header.mtime().map(|s| (s, 0)), Ok)?;
         let attr = Attr {
-            mode: type_bits | header.mode()?,
+            // Without its list, the mode must not give the group what the mask gave others.
+            mode: type_bits | header.mode()? & !(!pax.group.unwrap_or(7) << 3 & 0o070),
             uid: owner(pax.uid, header.uid(), "uid")?,
             gid: owner(pax.gid, header.gid(), "gid")?,
             mtime_s,

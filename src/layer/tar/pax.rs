@@ -38,6 +38,8 @@ pub(super) struct Pax {
     pub mtime: Option<(i64, u32)>,
     /// Extended attributes.
     pub xattrs: Vec<Xattr>,
+    /// The permissions of the owning group, where a list of which only that can be used gives them.
+    pub group: Option<u32>,
     /// Names of attributes that a SCHILY record gave: it is exact, libarchive's encoded copy of it
     /// is passed over.
     schily: Vec<Vec<u8>>,
@@ -122,6 +124,9 @@ impl Pax {
             Ok(value) => self.xattr(name.to_vec(), value, bad),
             Err(acl::Bad::Text) => Err(bad()),
             Err(acl::Bad::Name) => {
+                if name == ACLS[0].1 {
+                    self.group = acl::group(text);
+                }
                 tracing::warn!(
                     "an access control list names users or groups without their numbers, and is \
                      left out; `tar --numeric-owner` writes numbers"

@@ -19,6 +19,7 @@ use super::super::unmount::unmount_unless_used;
 use super::machine;
 use crate::error::{Io, chain};
 use crate::sys::directory::link;
+use crate::sys::idmap::in_user_namespace;
 use crate::sys::mountinfo::{self, MountInfo};
 use crate::sys::namespace;
 use crate::sys::users::{self, Used};
@@ -67,12 +68,16 @@ impl KeptMount {
             ..
         } = mounted;
         let number = namespace::of_process(std::process::id());
-        let own = number
-            .filter(|number| namespace::of_process(1) != Some(*number))
-            .map(|number| OwnNamespace {
-                number,
-                witness: None,
-            });
+        // Users may not ask for process 1's. They have mount namespaces of their own in user
+        // namespaces only; in any other, they could not see who else is there.
+        let is_own = |number: &u64| match namespace::of_process(1) {
+            Some(first) => first != *number,
+            None => in_user_namespace(),
+        };
+        let own = number.filter(is_own).map(|number| OwnNamespace {
+            number,
+            witness: None,
+        });
         let shared = request.shared.is_some();
         let mut place = Self {
             dev,
