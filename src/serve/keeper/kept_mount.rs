@@ -69,10 +69,10 @@ impl KeptMount {
         } = mounted;
         let number = namespace::of_process(std::process::id());
         // Users may not ask for process 1's. They have mount namespaces of their own in user
-        // namespaces only; in any other, they could not see who else is there.
+        // namespaces only; in any other, they could not see who else is there, as root can.
         let is_own = |number: &u64| match namespace::of_process(1) {
             Some(first) => first != *number,
-            None => in_user_namespace(),
+            None => rustix::process::geteuid().is_root() || in_user_namespace(),
         };
         let own = number.filter(is_own).map(|number| OwnNamespace {
             number,
