@@ -92,7 +92,7 @@ for target in fuzz/fuzz_targets/*.rs; do
 done
 
 step "Model checker"
-# A directory of its own: every dependency is built again, two minutes on two cores.
+# A directory of its own: every dependency is built again, which takes six minutes of processor.
 RUSTFLAGS="--cfg shuttle" CARGO_PROFILE_DEV_DEBUG=0 \
     cargo test --workspace --lib --locked --target-dir target/shuttle -- schedules::
 

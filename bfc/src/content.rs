@@ -79,32 +79,18 @@ impl Decoder<'_> {
         if content.layout == Layout::Direct {
             return Ok(*content);
         }
-        let damaged = |reason| {
-            Err(Error::Content {
-                offset: content.offset,
-                reason,
-            })
-        };
         let mut b = [0; OBJECT_LEN];
         read_exact_at(self.source, &mut b, content.offset)?;
         let object = ObjectHeader::parse(&b);
-        if object.orig_size != content.size || object.crc != content.crc {
-            return damaged("the object's header contradicts the index in size or checksum");
-        }
-        if object.comp != content.comp.raw() || object.enc != content.enc.raw() {
-            return damaged(
-                "the object's header contradicts the index in compression or encryption",
-            );
-        }
-        let at = object.content_offset();
-        if at
-            .checked_add(object.stored_size)
-            .is_none_or(|end| end > content.stored)
-        {
-            return damaged("the content does not fit its object");
-        }
+        let stored_as = (content.comp.raw().into(), content.enc.raw().into());
+        object
+            .check((content.size, content.crc), stored_as, content.stored)
+            .map_err(|reason| Error::Content {
+                offset: content.offset,
+                reason,
+            })?;
         Ok(Content {
-            offset: content.offset + at,
+            offset: content.offset + object.content_offset(),
             stored: object.stored_size,
             layout: Layout::Direct,
             ..*content

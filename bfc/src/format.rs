@@ -275,6 +275,25 @@ impl ObjectHeader {
         }
     }
 
+    /// Checks the fields that the index has as well; `obj_size` is the length of the whole object.
+    /// How many bytes of it follow the content, or what is wrong.
+    pub(crate) fn check(
+        &self,
+        (orig_size, crc): (u64, u32),
+        (comp, enc): (u32, u32),
+        obj_size: u64,
+    ) -> Result<u64, &'static str> {
+        if self.orig_size != orig_size || self.crc != crc {
+            return Err("the object's header contradicts the index in size or checksum");
+        }
+        if u32::from(self.comp) != comp || u32::from(self.enc) != enc {
+            return Err("the object's header contradicts the index in compression or encryption");
+        }
+        let end = self.content_offset().checked_add(self.stored_size);
+        end.and_then(|end| obj_size.checked_sub(end))
+            .ok_or("the content does not fit its object")
+    }
+
     /// Distance from the start of the object to its content, bytes.
     pub fn content_offset(&self) -> u64 {
         align(OBJECT_LEN as u64 + u64::from(self.name_len))

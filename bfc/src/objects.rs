@@ -65,20 +65,11 @@ impl Container {
         {
             return damaged("the object's header contradicts the index in mode or time");
         }
-        if object.orig_size != entry.orig_size || object.crc != entry.crc {
-            return damaged("the object's header contradicts the index in size or checksum");
-        }
-        if u32::from(object.comp) != entry.comp || u32::from(object.enc) != entry.enc {
-            return damaged(
-                "the object's header contradicts the index in compression or encryption",
-            );
-        }
         let content = object.content_offset();
-        let Some(behind) = content
-            .checked_add(object.stored_size)
-            .and_then(|end| entry.obj_size.checked_sub(end))
-        else {
-            return damaged("the content does not fit its object");
+        let said = ((entry.orig_size, entry.crc), (entry.comp, entry.enc));
+        let behind = match object.check(said.0, said.1, entry.obj_size) {
+            Ok(behind) => behind,
+            Err(reason) => return damaged(reason),
         };
         // Only the targets of symlinks are padded.
         if behind > 0 && (kind != 3 || behind >= 16) {

@@ -11,7 +11,7 @@ use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Built, Platform, sources};
 use crate::registry::Registries;
-use crate::store::{self, Reference, Store, StoredImage, protect};
+use crate::store::{self, Reference, SoundBase, Store, StoredImage, protect};
 
 /// A request to build an image.
 #[derive(Debug)]
@@ -101,21 +101,16 @@ impl Build {
         {
             return Ok(Made::Known(Box::new(image)));
         }
-        let mut images = store.images()?.into_iter();
-        let given = self
-            .base
-            .as_ref()
-            .and_then(|base| images.find(|image| image.path == *base));
-        let (stored, loose) = match (&self.base, given) {
-            (Some(_), Some(image)) => (store.is_sound(&image)?.then_some(image), None),
-            // A base outside the store can be copied.
-            (Some(_), None) => (None, self.sound_base()?),
+        let base = match &self.base {
+            Some(base) => store.sound_base(base, self.secret.clone())?,
             // Everything is read again.
-            (None, _) if !share || self.force => (None, None),
-            (None, _) => (self.best_base(store, &opened.images)?, None),
+            None if !share || self.force => None,
+            None => self
+                .best_base(store, &opened.images)?
+                .map(|image| SoundBase::Stored(Box::new(image))),
         };
-        let new = store.begin_image(stored.as_ref())?;
-        let base = new.base().map(Path::to_owned).or(loose);
+        let new = store.begin_image(base.as_ref().and_then(SoundBase::stored))?;
+        let base = base.map(SoundBase::into_path);
         let built = run(
             opened,
             &build::BuildOptions {

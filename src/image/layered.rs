@@ -8,7 +8,7 @@ use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
 use crate::build::{self, Base, Built, Spec, sources};
-use crate::store::{self, Reference, Store, protect};
+use crate::store::{Reference, SoundBase, Store, protect};
 
 /// A request to add layers on top of images.
 #[derive(Debug)]
@@ -49,19 +49,13 @@ impl Layered {
     /// [`Error`](super::Error). The store is unchanged then.
     pub fn to_store(self, store: &Store, name: &Reference, events: &dyn Events) -> Result<Built> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
-        let mut base = self.base();
-        let mut images = store.images()?.into_iter();
-        let mut stored = images.find(|image| Some(&image.path) == base.as_ref());
-        let sound = match (&stored, &base) {
-            (Some(image), _) => store.is_sound(image)?,
-            (None, Some(path)) => store::is_sound_file(path, self.sources.secret.clone())?,
-            (None, None) => true,
+        // The layers of one that is damaged are read and checked as those of any source, which
+        // names the damage.
+        let base = match self.base() {
+            Some(path) => store.sound_base(&path, self.sources.secret.clone())?,
+            None => None,
         };
-        if !sound {
-            // Its layers are read and checked as those of any source, which names the damage.
-            (stored, base) = (None, None);
-        }
-        let new = store.begin_image(stored.as_ref())?;
+        let new = store.begin_image(base.as_ref().and_then(SoundBase::stored))?;
         let options = build::BuildOptions {
             output: new.path(),
             force: false,
@@ -70,7 +64,7 @@ impl Layered {
                 ..self.sources.clone()
             },
             write: self.write.clone(),
-            base: new.base().map(PathBuf::from).or(base),
+            base: base.map(SoundBase::into_path),
             is_clone: new.is_clone(),
         };
         let built = self.build(&options, events)?;

@@ -5,9 +5,7 @@ use std::io::Seek;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use oci_spec::image::{Descriptor, ImageIndex, MediaType};
 
 use super::artifact::Artifact;
 use super::download::{Blobs, Observer, RemoteLayer, Wanted};
@@ -255,49 +253,21 @@ struct Remote<'a> {
     top: &'a Manifest,
 }
 
-/// The fields that distinguish a manifest from an index.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Kind {
-    media_type: Option<String>,
-    manifests: Option<IgnoredAny>,
-    layers: Option<IgnoredAny>,
-}
-
 impl Remote<'_> {
     /// An index that contains only the manifest that the reference leads to.
     fn index(&self) -> build::Result<ImageIndex> {
-        let failed = |e: &dyn ToString| build::Error::document(&self.name, e.to_string());
-        let Kind {
-            media_type,
-            manifests,
-            layers,
-        } = serde_json::from_slice(&self.top.bytes).map_err(|e| failed(&e))?;
-        // A document that is both would mean different things to different readers, with the same
-        // digest.
-        if manifests.is_some() && layers.is_some() {
-            return Err(failed(&"it is both an index and a manifest"));
-        }
+        let Manifest { bytes, digest, .. } = self.top;
+        let (index, media_type) = sources::index_of(&self.name, bytes, digest)?;
         if media_type.is_some_and(|said| {
             said != self.top.media_type && is_manifest(&MediaType::from(&*self.top.media_type))
         }) {
-            return Err(failed(&format!(
+            let reason = format!(
                 "the registry says that it is {}, but the document itself does not",
                 self.top.media_type
-            )));
+            );
+            return Err(build::Error::document(&self.name, reason));
         }
-        let media_type = if manifests.is_some() {
-            MediaType::ImageIndex
-        } else {
-            MediaType::ImageManifest
-        };
-        let digest = oci_spec::image::Digest::try_from(self.top.digest.to_string())
-            .map_err(|e| failed(&e))?;
-        let descriptor = Descriptor::new(media_type, self.top.bytes.len() as u64, digest);
-        let index = ImageIndexBuilder::default()
-            .schema_version(oci_spec::image::SCHEMA_VERSION)
-            .manifests(vec![descriptor]);
-        index.build().map_err(|e| failed(&e))
+        Ok(index)
     }
 }
 

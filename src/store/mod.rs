@@ -35,7 +35,7 @@ pub use name::Name;
 pub use new_image::{NewImage, Published};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
-pub use sound::is_sound_file;
+pub use sound::{SoundBase, is_sound_file};
 
 pub(crate) use self::uses::file_id;
 use self::zfs::ZfsStore;

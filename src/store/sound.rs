@@ -2,7 +2,7 @@
 //! reused or it is reported as already in the store.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::backend::StoredImage;
@@ -20,6 +20,25 @@ impl Store {
         let file = File::open(&image.path).map_err(Io::at("opening the image", &image.path))?;
         Ok(Facts::of(&image.path, file)
             .is_ok_and(|found| found.root_digest == image.facts.root_digest))
+    }
+
+    /// The image in a file, which may belong to the store, if it is sound. Its layers are copied
+    /// unread, and count as checked then. `secret` is for an encrypted one outside the store.
+    ///
+    /// # Errors
+    /// [`Error`], except for damage, which is logged.
+    pub fn sound_base(
+        &self,
+        path: &Path,
+        secret: Option<bfc::Secret>,
+    ) -> Result<Option<SoundBase>> {
+        let mut images = self.images()?.into_iter();
+        Ok(match images.find(|image| image.path == path) {
+            Some(image) => self
+                .is_sound(&image)?
+                .then(|| SoundBase::Stored(Box::new(image))),
+            None => is_sound_file(path, secret)?.then(|| SoundBase::Loose(path.to_owned())),
+        })
     }
 
     /// Whether the whole image is sound. Reads all of it once, and remembers the result until the
@@ -62,6 +81,33 @@ impl Store {
             )?;
         }
         Ok(true)
+    }
+}
+
+/// An image whose layers may be copied into a new one.
+#[derive(Debug)]
+pub enum SoundBase {
+    /// An image of the store.
+    Stored(Box<StoredImage>),
+    /// A file outside it.
+    Loose(PathBuf),
+}
+
+impl SoundBase {
+    /// The image, if it is one of the store.
+    pub fn stored(&self) -> Option<&StoredImage> {
+        match self {
+            Self::Stored(image) => Some(image),
+            Self::Loose(_) => None,
+        }
+    }
+
+    /// Its file.
+    pub fn into_path(self) -> PathBuf {
+        match self {
+            Self::Stored(image) => image.path,
+            Self::Loose(path) => path,
+        }
     }
 }
 

@@ -160,6 +160,27 @@ fn images_that_need_no_login_are_fetched_whatever_the_credentials_are() {
     }
 }
 
+/// By the name, port included, under which one logs in.
+#[test]
+fn a_refused_push_names_the_registry() {
+    let bench = Bench::new();
+    bench.layout();
+    run(bench
+        .command()
+        .args(["build", "oci:layout:v1", "-o", "image.bfc"]));
+    let server = Server::new(|request| match &*request.path {
+        "/v2/" => Response::new(200, b""),
+        _ => Response::new(403, b""),
+    });
+    let host = server.host();
+    bench.plain(&[&host]);
+    let push = ["push", "image.bfc", &format!("{host}/app")];
+    let output = bench.command().args(push).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains(&format!("podman login {host}`")), "{said}");
+}
+
 #[test]
 fn what_is_no_image_is_said_to_be_none() {
     let bench = Bench::new();

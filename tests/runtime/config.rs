@@ -146,6 +146,21 @@ fn volumes_ports_labels_signals_and_a_missing_directory() {
     );
 }
 
+/// `config.json` of containers of an image, one for each `create` of the script with its options.
+fn configs(image: &Path, script: &str) -> Vec<Value> {
+    let create = r#"
+        create() {
+            lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null
+            cat b/config.json
+            lxcri_fs delete c
+        }
+        "#;
+    serde_json::Deserializer::from_str(&pass(image, &format!("{create}{script}")))
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .unwrap()
+}
+
 #[test]
 fn options_override_the_image_configuration() {
     let temp = tempfile::tempdir().unwrap();
@@ -165,24 +180,14 @@ fn options_override_the_image_configuration() {
         r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#,
     )
     .unwrap();
-    let text = pass(
+    let configs = configs(
         &image,
-        r#"
-        create() {
-            lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null
-            cat b/config.json
-            lxcri_fs delete c
-        }
-        create -- a 'b c'
+        r#"create -- a 'b c'
         create --entrypoint /bin/cat --env A=1 --user 7:8 --workdir /w --hostname h --read-only \
             --tty --allow-new-privileges -- x
         create --entrypoint '' --idmap 0:100000:65536 --seccomp "$(dirname $IMAGE)/seccomp.json" \
             -- id"#,
     );
-    let configs: Vec<Value> = serde_json::Deserializer::from_str(&text)
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .unwrap();
     assert_eq!(
         configs[0]["process"]["args"],
         serde_json::json!(["/bin/echo", "a", "b c"])
@@ -241,19 +246,9 @@ fn an_entrypoint_of_one_empty_word_is_none() {
             "image",
         ],
     );
-    let text = pass(
-        &image,
-        r#"
-        create() {
-            lxcri_fs create c --image $IMAGE --bundle /run/b "$@" >/dev/null
-            cat b/config.json
-            lxcri_fs delete c
-        }
-        create; create -- /bin/ls -l"#,
-    );
-    let args: Vec<Value> = serde_json::Deserializer::from_str(&text)
-        .into_iter::<Value>()
-        .map(|config| config.unwrap()["process"]["args"].clone())
+    let args: Vec<Value> = configs(&image, "create; create -- /bin/ls -l")
+        .iter()
+        .map(|config| config["process"]["args"].clone())
         .collect();
     assert_eq!(
         args,
@@ -299,12 +294,7 @@ fn nulls_in_a_configuration_are_what_go_takes_them_for() {
         .arg(format!("oci:{}:t", layout.display()))
         .arg("-o")
         .arg(&image));
-    let text = pass(
-        &image,
-        "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; \
-         cat b/config.json; lxcri_fs delete c",
-    );
-    let config: Value = serde_json::from_str(&text).unwrap();
+    let config = configs(&image, "create --read-only").remove(0);
     assert_eq!(config["process"]["args"], serde_json::json!(["/bin/echo"]));
     let mounts = config["mounts"].as_array().unwrap();
     assert!(

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 pub use blob::{Compression, unpack};
 pub use document::{MAX_DOCUMENT, Platform, is_for};
-pub use oci::{Documents, Found, FoundLayer, choose, digest_of};
+pub use oci::{Documents, Found, FoundLayer, choose, digest_of, index_of};
 pub use spec::{Kind, Spec};
 
 use super::digest::Digest;

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, ImageManifest, MediaType};
 use serde::Deserialize;
-use serde_json::json;
+use serde::de::IgnoredAny;
 
 use super::archive::Archive;
 use super::blob::{Blob, Range};
@@ -35,11 +35,42 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// What tells manifests and indexes apart.
+/// The fields that distinguish a manifest from an index.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+struct Kind {
     media_type: Option<String>,
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+}
+
+/// An index that contains only this document, a manifest or an index, and the media type that the
+/// document gives itself.
+///
+/// # Errors
+/// [`Error::Document`] if it is neither, or both.
+pub fn index_of(name: &str, bytes: &[u8], digest: &Digest) -> Result<(ImageIndex, Option<String>)> {
+    let failed = |e: &dyn ToString| Error::document(name, e.to_string());
+    let Kind {
+        media_type,
+        manifests,
+        layers,
+    } = parse(name, bytes)?;
+    // A document that is both would mean different things to different readers, with the same
+    // digest.
+    if manifests.is_some() && layers.is_some() {
+        return Err(failed(&"it is both an index and a manifest"));
+    }
+    let kind = if manifests.is_some() {
+        MediaType::ImageIndex
+    } else {
+        MediaType::ImageManifest
+    };
+    let digest = oci_spec::image::Digest::try_from(digest.to_string()).map_err(|e| failed(&e))?;
+    let index = ImageIndexBuilder::default()
+        .schema_version(oci_spec::image::SCHEMA_VERSION)
+        .manifests(vec![Descriptor::new(kind, bytes.len() as u64, digest)]);
+    Ok((index.build().map_err(|e| failed(&e))?, media_type))
 }
 
 /// Access to the documents of an image, in a layout or a registry.
@@ -235,21 +266,14 @@ pub(super) fn open_skopeo_dir(path: &Path, options: &SourceOptions) -> Result<So
     let range = Range::whole(&path.join(SKOPEO_MANIFEST))?;
     let name = format!("{SKOPEO_MANIFEST} of {}", path.display());
     let bytes = range.read_document(&name)?;
-    let manifest: Manifest = parse(&name, &bytes)?;
-    let media_type = manifest
-        .media_type
-        .unwrap_or_else(|| MediaType::ImageManifest.to_string());
-    let index = json!({
-        "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": media_type,
-            "digest": Digest::of(&bytes).to_string(),
-            "size": bytes.len(),
-        }],
-    });
-    let index = serde_json::from_value(index).map_err(|e| Error::document(&name, e))?;
-    let layout = Layout::Skopeo(path.to_owned(), Digest::of(&bytes));
-    read(&layout, &index, None, options)
+    let digest = Digest::of(&bytes);
+    let (index, _) = index_of(&name, &bytes, &digest)?;
+    read(
+        &Layout::Skopeo(path.to_owned(), digest),
+        &index,
+        None,
+        options,
+    )
 }
 
 fn open(layout: Layout, reference: Option<&str>, options: &SourceOptions) -> Result<SourceImage> {
