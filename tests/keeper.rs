@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::mounts::{
-    Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until,
+    LEAVE_OTHERS, Process, all_of, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until,
 };
 use common::{Mounted, build_image, lxcri_fs, run, stderr, tree};
 use killer::{Death, Killer};
@@ -269,10 +269,11 @@ fn mounts_stay_in_a_namespace_that_a_bind_mount_holds() {
     std::fs::write(&namespace, "").unwrap();
     let script =
         r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
+    let script = format!("{LEAVE_OTHERS}{script}");
     let mut command = Command::new("unshare");
     command
         .arg(format!("--mount={}", namespace.display()))
-        .args(["sh", "-ec", script, env!("CARGO_BIN_EXE_lxcri-fs")])
+        .args(["sh", "-ec", &script, env!("CARGO_BIN_EXE_lxcri-fs")])
         .arg(&image)
         .arg(&dir);
     run(lxcri_fs().arg("ps"));
@@ -300,13 +301,14 @@ fn a_keeper_that_is_alone_in_its_namespace_ends() {
     // The keeper stays in it, because it is told to keep its directory where nobody else looks.
     let script =
         r#"mount -t tmpfs -o mode=700 none /run/lxcri-fs; "$0" mount "$1" "$2"; "$0" ps --json"#;
+    let script = format!("{LEAVE_OTHERS}{script}");
     let mut command = Command::new("unshare");
     command
         .args([
             "--mount",
             "sh",
             "-ec",
-            script,
+            &script,
             env!("CARGO_BIN_EXE_lxcri-fs"),
         ])
         .arg(&image)

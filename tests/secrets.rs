@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::mounts::{Process, is_mounted, kill, pid, row_of, setup, wait_until};
+use common::mounts::{LEAVE_OTHERS, Process, is_mounted, kill, pid, row_of, setup, wait_until};
 use common::{Mounted, lxcri_fs, run};
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -186,7 +186,8 @@ fn the_same_user_cannot_look_into_keeper_and_worker() {
         as ./lxcri-fs umount mnt0
     "#;
     run(Command::new("unshare")
-        .args(["--mount", "sh", "-ec", script, "sh"])
+        .args(["--mount", "sh", "-ec"])
+        .args([&format!("{LEAVE_OTHERS}{script}"), "sh"])
         .arg(temp.path()));
     let read = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
     assert_eq!(read("owners"), "root\nroot\n", "{}", read("refused"));

@@ -17,9 +17,9 @@ use crate::sys::mountinfo;
 use crate::sys::users::{self, Used, User};
 
 /// How long a keeper may take to end after its last mount.
-const LIMIT: Duration = Duration::from_secs(5);
-/// How long a keeper may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long a keeper may take to answer: on a busy machine, others run before it.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often, and how soon, to retry a mount that is busy without visible users.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(25);

@@ -11,12 +11,22 @@ use super::mountinfo;
 use crate::error::Io;
 
 const INIT: &str = "/proc/1/ns/mnt";
+/// The number of the kernel's first mount namespace since Linux 6.18: `MNT_NS_INIT_INO` of
+/// `include/uapi/linux/nsfs.h`. No other ever has it.
+const FIRST: u64 = 0xEFFF_FFF8;
 
 /// The number of a process's mount namespace.
 pub(crate) fn of_process(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/mnt"))
         .ok()
         .map(|m| m.ino())
+}
+
+/// Whether it is the mount namespace of the first process that this process sees; `None` if it may
+/// not be asked, as by users, and by root in some sandboxes.
+pub(crate) fn is_of_init(namespace: u64) -> Option<bool> {
+    let init = of_process(1).map(|init| init == namespace);
+    init.or((namespace == FIRST).then_some(true))
 }
 
 /// A process in this mount namespace, other than these; `None` if there is none any more. `known`

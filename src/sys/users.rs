@@ -96,7 +96,7 @@ pub fn of(used: Used, but: &[u32]) -> Vec<User> {
             continue;
         };
         let proc = entry.path();
-        let overlay = |namespaces| {
+        let overlay = |namespaces: &mut HashSet<u64>| {
             if let Used::Device(dev) = used {
                 overlay_of(&proc, dev, namespaces)
             } else {
@@ -106,7 +106,9 @@ pub fn of(used: Used, but: &[u32]) -> Vec<User> {
         let how = use_of(&proc, used)
             .map(str::to_owned)
             .or_else(|| overlay(&mut namespaces));
-        if let Some(how) = how.filter(|_| !only_looks(&proc)) {
+        // Who has ended since has no name any more, and is no user either.
+        let still_uses = || use_of(&proc, used).is_some() || overlay(&mut HashSet::new()).is_some();
+        if let Some(how) = how.filter(|_| !only_looks(&proc) && still_uses()) {
             let name = std::fs::read_to_string(proc.join("comm"))
                 .unwrap_or_default()
                 .trim_end()

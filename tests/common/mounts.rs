@@ -28,6 +28,14 @@ pub fn setup<const N: usize>() -> (tempfile::TempDir, PathBuf, [PathBuf; N]) {
     (temp, image, dirs)
 }
 
+/// The shell's first line in a mount namespace of its own: without it, the copies of what other
+/// tests have mounted would keep those mounts alive, which they expect to end.
+pub const LEAVE_OTHERS: &str = r#"
+awk '$3 == "fuse.lxcri-fs" { print $2 }' /proc/self/mounts | while read -r others; do
+    umount -l "$others" || true
+done
+"#;
+
 /// All that `ps --json` says of an image.
 pub fn all_of(image: &Path) -> Vec<Value> {
     let rows = run(lxcri_fs().args(["ps", "--json"]));

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::mounts::{
-    Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until, within_a_minute,
+    LEAVE_OTHERS, Process, is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until,
+    within_a_minute,
 };
 use crate::common::{Mounted, golden, lxcri_fs, run, stats, stderr, tree};
 
@@ -199,7 +200,11 @@ fn a_plain_umount_ends_keeper_and_worker() {
     let (_temp, image, [dir]) = setup();
     let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
     let row = row_of(&image);
-    run(Command::new("umount").arg(&dir));
+    // Others may look at it just now.
+    wait_until("unmounting", || {
+        let umount = Command::new("umount").arg(&dir).output();
+        umount.unwrap().status.success()
+    });
     wait_until("the end of the keeper", || {
         !is_alive(pid(&row, "keeper")) && !is_alive(pid(&row, "worker"))
     });
@@ -329,7 +334,8 @@ fn a_user_who_is_not_root_mounts_and_unmounts() {
         ! findmnt mnt0
     "#;
     run(Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, "sh"])
+        .args(["--mount", "sh", "-c"])
+        .args([&format!("{LEAVE_OTHERS}{script}"), "sh"])
         .arg(temp.path()));
     let read = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
     assert!(read("options").contains("ro,nosuid,nodev"));
@@ -436,6 +442,7 @@ fn mount_namespaces_share_a_mount_and_none_holds_the_keeper() {
         "$0" mount "$1" "$2" && stat -c %d "$2" && touch "$3/ready" &&
             while [ ! -e "$3/done" ]; do sleep 0.05; done
         "$0" umount "$2""#;
+    let script = format!("{LEAVE_OTHERS}{script}");
     let elsewhere = |temp: &Path, dir: &Path| {
         let mut command = Command::new("unshare");
         command
@@ -443,7 +450,7 @@ fn mount_namespaces_share_a_mount_and_none_holds_the_keeper() {
                 "--mount",
                 "sh",
                 "-c",
-                script,
+                &script,
                 env!("CARGO_BIN_EXE_lxcri-fs"),
             ])
             .arg(&image)

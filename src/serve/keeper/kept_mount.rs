@@ -70,8 +70,8 @@ impl KeptMount {
         let number = namespace::of_process(std::process::id());
         // Users may not ask for process 1's. They have mount namespaces of their own in user
         // namespaces only; in any other, they could not see who else is there, as root can.
-        let is_own = |number: &u64| match namespace::of_process(1) {
-            Some(first) => first != *number,
+        let is_own = |number: &u64| match namespace::is_of_init(*number) {
+            Some(is_of_init) => !is_of_init,
             None => rustix::process::geteuid().is_root() || in_user_namespace(),
         };
         let own = number.filter(is_own).map(|number| OwnNamespace {
