@@ -240,6 +240,31 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
+/// Whether hard links part on the first write: overlayfs has no index from Linux 6.16 on (see
+/// docs/WRITING.md).
+pub fn hard_links_part() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse::<u32>().unwrap_or_default());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 16)
+}
+
+/// As [`tree`], but for how many names a file has: where overlayfs has no index, it goes on
+/// counting those that are gone, or outside.
+pub fn within(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
+    let mut tree = tree(root);
+    let mut names: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+    for first in tree.values().filter_map(|entry| entry.linked_to.clone()) {
+        *names.entry(first).or_default() += 1;
+    }
+    for entry in tree.values_mut() {
+        entry.nlink = None;
+        entry.linked_to.take_if(|first| names[first] == 1);
+    }
+    tree
+}
+
 /// Panics with the first differences of two trees, unless they are equal.
 #[track_caller]
 pub fn assert_same_tree(expected: &BTreeMap<Vec<u8>, Entry>, found: &BTreeMap<Vec<u8>, Entry>) {

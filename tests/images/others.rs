@@ -129,9 +129,12 @@ fn a_tar_with_a_manifest_of_something_else_is_a_tar() {
     sh(
         bench.dir.path(),
         "mkdir dir; printf dir > dir/what; echo '{\"name\":1}' > dir/manifest.json
-        echo x > dir/repositories; echo x > dir/index.json; tar -C dir -cf a.tar .; gzip -k a.tar",
+        echo x > dir/repositories; echo x > dir/index.json; tar -C dir -cf a.tar .; gzip -k a.tar
+        echo x > dir/oci-layout; tar -C dir -cf b.tar .
+        rm dir/index.json; echo '{\"imageLayoutVersion\":\"1.0.0\"}' > dir/oci-layout
+        tar -C dir -cf c.tar .",
     );
-    for name in ["a.tar", "a.tar.gz"] {
+    for name in ["a.tar", "a.tar.gz", "b.tar", "c.tar", "dir"] {
         assert_eq!(bench.what(&[name]), "dir");
     }
 }
@@ -158,6 +161,34 @@ fn the_list_of_an_archive_is_read_as_docker_reads_it() {
         );
     }
     bench.refused(&["docker-archive:a.tar:v"], 1, "no image named v");
+    // Docker leaves the name of its own registry out, skopeo writes it; what is exactly the name
+    // goes before.
+    let other = bench.path("made/other.json");
+    std::fs::write(&other, "{}").unwrap();
+    let entry = |config: &str, tag: &str| json!({ "Config": config, "RepoTags": [tag], "Layers": ["l.tar"] });
+    let list = json!([
+        entry("other.json", "docker.io/library/a:latest"),
+        entry("c.json", "a:latest"),
+        entry("c.json", "library/b:1"),
+        entry("c.json", "docker.io/team/c:latest"),
+    ]);
+    std::fs::write(bench.path("made/manifest.json"), list.to_string()).unwrap();
+    // Members may be links with names of other forms.
+    sh(
+        &bench.path("made"),
+        "ln l.tar 0; tar --no-recursion -cf ../names.tar ./0 ./l.tar c.json other.json \
+         manifest.json",
+    );
+    for name in [
+        "a:latest",
+        "b:1",
+        "docker.io/library/b:1",
+        "team/c",
+        "docker.io/team/c",
+    ] {
+        let source = format!("docker-archive:names.tar:{name}");
+        assert_eq!(bench.what(&[&source]), "image", "{name}");
+    }
     // Go writes an empty list as null.
     let empty = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
     std::fs::write(bench.path("made/e.json"), empty).unwrap();

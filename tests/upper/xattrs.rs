@@ -1,11 +1,12 @@
 //! Extended attributes under an upper: those of the image are visible, whether a layer of their own
 //! holds them or the image's mount.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Entry, Mounted, assert_same_tree, build_image, lxcri_fs, requests, run, tree};
+use crate::common::{
+    Mounted, assert_same_tree, build_image, hard_links_part, lxcri_fs, requests, run, tree, within,
+};
 
 fn sh(dir: &Path, script: &str) -> String {
     run(Command::new("bash").args(["-euc", script]).current_dir(dir))
@@ -95,29 +96,13 @@ fn has_layer(dir: &Path) -> bool {
         .contains(':')
 }
 
-fn is_new_kernel() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse::<u32>().unwrap_or_default());
-    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 16)
-}
-
-/// As [`tree`], but for how many names a file has: where overlayfs has no index, it goes on
-/// counting those that are gone, or outside.
-fn within(root: &Path) -> BTreeMap<Vec<u8>, Entry> {
-    let mut tree = tree(root);
-    tree.values_mut().for_each(|entry| entry.nlink = None);
-    tree
-}
-
 #[test]
 fn few_attributes_are_visible_without_requests_to_the_image() {
     let fixture = Fixture::new(FEW);
     let (_mounted, dir) = fixture.mount(&fixture.image, &["--ephemeral"], "merged");
     assert_same_tree(&tree(&fixture.root), &tree(&dir));
-    assert_eq!(has_layer(&dir), is_new_kernel());
-    if is_new_kernel() {
+    assert_eq!(has_layer(&dir), hard_links_part());
+    if hard_links_part() {
         // Once to be told that there are none.
         assert!(asked(&dir) <= 2, "{}", asked(&dir));
     }

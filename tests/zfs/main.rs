@@ -14,7 +14,9 @@ use std::process::{Command, Output};
 use std::sync::{PoisonError, RwLock};
 
 use common::zfs::{Scratch, directory, pool, property, zfs};
-use common::{Mounted, assert_same_tree, build_image, lxcri_fs, run, stderr, tree};
+use common::{
+    Mounted, assert_same_tree, build_image, hard_links_part, lxcri_fs, run, stderr, tree, within,
+};
 
 /// An image of a small tree, with attributes that copy-up may lose.
 fn image(dir: &Path) -> PathBuf {
@@ -153,11 +155,9 @@ fn zfs_an_upper_is_created_and_keeps_what_is_written() {
     let root = &mounted.0;
     let inode = root.join("data/one").metadata().unwrap().ino();
     change(root);
-    assert_eq!(
-        std::fs::read(root.join("data/one")).unwrap().len(),
-        300_004,
-        "hard links are one file after copying up"
-    );
+    // After copying up, hard links are still one file, unless the kernel parts them.
+    let other = if hard_links_part() { 300_000 } else { 300_004 };
+    assert_eq!(std::fs::read(root.join("data/one")).unwrap().len(), other);
     assert_eq!(root.join("data/one").metadata().unwrap().ino(), inode);
     assert!(run(Command::new("getcap").arg(root.join("usr/bin/ping"))).contains("cap_net_raw"));
     assert!(
@@ -330,7 +330,7 @@ fn zfs_a_mounted_upper_is_committed_from_a_snapshot() {
     // A program that has a file open for writing does not hinder it.
     let mut file = std::fs::File::create(mounted.0.join("open")).unwrap();
     file.write_all(b"written").unwrap();
-    let then = tree(&mounted.0);
+    let then = within(&mounted.0);
     let new = setup.dir.path().join("new.bfc");
     run(lxcri_fs()
         .args(["commit", &setup.upper("web")])
@@ -346,7 +346,7 @@ fn zfs_a_mounted_upper_is_committed_from_a_snapshot() {
     run(lxcri_fs().arg("verify").arg(&new));
     let dir = setup.directory("new");
     let committed = Mounted::new(&[new.to_str().unwrap()], &dir);
-    assert_same_tree(&then, &tree(&committed.0));
+    assert_same_tree(&then, &within(&committed.0));
 }
 
 #[test]

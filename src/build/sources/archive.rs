@@ -6,6 +6,8 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::SourceOptions;
 use super::blob::{Compression, Range};
 use super::docker::Manifest;
@@ -19,8 +21,12 @@ use crate::layer::tar::{BLOCK, EntryKind, Parser, Reason, Step, padding};
 
 /// Most entries that an archive may have: an image has three for each layer.
 const MAX_ENTRIES: u64 = 100_000;
+/// Most bytes of their names and of the names that they lead to.
+const MAX_NAMES: usize = 16 << 20;
 /// The list of the images in an archive of Docker's.
 const DOCUMENT: &[u8] = b"manifest.json";
+/// What says that an archive is an OCI image layout.
+const OCI_LAYOUT: &[u8] = b"oci-layout";
 /// How many links are followed from one entry to another.
 const MAX_LINKS: usize = 8;
 
@@ -52,11 +58,20 @@ impl Archive {
             file,
         };
         let range = archive.file.clone();
+        let mut room = MAX_NAMES;
         each_entry(
             &mut SeekSkip(&range, 0),
             &range.path,
             &mut |path, found, _| {
-                archive.entries.insert(path, found);
+                let target = match &found {
+                    Found::File { .. } => 0,
+                    Found::Link(target) => target.len(),
+                };
+                // An entry that does not fit is missed where it is asked for.
+                if let Some(left) = room.checked_sub(path.len() + target) {
+                    room = left;
+                    archive.entries.insert(path, found);
+                }
             },
         )?;
         Ok(archive)
@@ -115,6 +130,8 @@ impl Archive {
 struct Seen {
     any: bool,
     oci_layout: bool,
+    /// The list of images of an OCI image layout.
+    index: bool,
     /// The list of images, if that is what `manifest.json` is.
     manifests: bool,
     /// What Docker wrote before it wrote lists.
@@ -122,11 +139,22 @@ struct Seen {
     layer: bool,
 }
 
+/// The content of [`OCI_LAYOUT`].
+#[derive(Deserialize)]
+struct OciLayout {
+    #[serde(rename = "imageLayoutVersion")]
+    _version: String,
+}
+
 impl Seen {
     fn add(&mut self, path: &[u8], document: Option<Vec<u8>>) {
         self.any = true;
         match path {
-            b"oci-layout" => self.oci_layout = true,
+            OCI_LAYOUT => {
+                let layout = document.and_then(|d| serde_json::from_slice::<OciLayout>(&d).ok());
+                self.oci_layout = layout.is_some();
+            }
+            b"index.json" => self.index = true,
             b"repositories" => self.repositories = true,
             DOCUMENT => {
                 let list = document.and_then(|d| serde_json::from_slice::<Vec<Manifest>>(&d).ok());
@@ -140,7 +168,7 @@ impl Seen {
     }
 
     fn kind(&self) -> Option<Kind> {
-        if self.oci_layout {
+        if self.oci_layout && self.index {
             Some(Kind::OciArchive)
         } else if self.manifests || (self.repositories && self.layer) {
             Some(Kind::DockerArchive)
@@ -215,7 +243,8 @@ impl<R: Read> Skip for ReadSkip<R> {
     }
 }
 
-/// Calls `each` with the files and links of a tar, and with what [`DOCUMENT`] has in it.
+/// Calls `each` with the files and links of a tar, and with what [`DOCUMENT`] and
+/// [`OCI_LAYOUT`] have in them.
 fn each_entry(
     input: &mut dyn Skip,
     path: &Path,
@@ -245,7 +274,8 @@ fn each_entry(
         let name = clean_path(&entry.path, "its path");
         let mut document = None;
         let mut left = len;
-        if entry.stored <= MAX_DOCUMENT && name.as_deref().is_ok_and(|name| name == DOCUMENT) {
+        let is_document = |name: &[u8]| [DOCUMENT, OCI_LAYOUT].contains(&name);
+        if entry.stored <= MAX_DOCUMENT && name.as_deref().is_ok_and(is_document) {
             let mut bytes = vec![0; usize::try_from(entry.stored).unwrap_or(0)];
             let read = input.fill(&mut bytes).map_err(Io::at("reading", path))?;
             left -= read as u64;
@@ -262,7 +292,9 @@ fn each_entry(
         let found = match entry.kind {
             EntryKind::File { size, sparse: None } => Found::File { offset: data, size },
             EntryKind::Symlink(target) => Found::Link(beside(&name, &target)),
-            EntryKind::HardLink(target) => Found::Link(target),
+            EntryKind::HardLink(target) => {
+                Found::Link(clean_path(&target, "its target").unwrap_or_default())
+            }
             // Useless in itself, but its name may indicate the kind of archive.
             _ => Found::Link(Vec::new()),
         };

@@ -10,6 +10,7 @@ use super::document::{Config, parse};
 use super::{SourceImage, SourceOptions};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
+use crate::reference;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -76,33 +77,32 @@ pub(super) fn open(
     })
 }
 
+/// A name as Docker understands it: with its own registry, which Docker leaves out and skopeo
+/// writes, and with a tag.
+fn full(name: &str) -> Option<String> {
+    reference::parse(name).ok().map(|parsed| parsed.whole())
+}
+
 fn choose<'a>(
     name: &str,
     manifests: &'a [Manifest],
     reference: Option<&str>,
 ) -> Result<&'a Manifest> {
     let tags = |m: &'a Manifest| m.repo_tags.iter().flatten().map(String::as_str);
-    let has = |m: &'a Manifest, wanted: &str| {
-        // Docker leaves its own registry's name out, skopeo writes it.
-        let short = |tag: &'a str| {
-            tag.strip_prefix("docker.io/library/")
-                .or(tag.strip_prefix("docker.io/"))
-        };
-        // A name without a tag means `latest`; a colon before the last slash is a port's.
-        let name = wanted.rsplit('/').next().unwrap_or_default();
-        let tagged = if name.contains([':', '@']) {
-            wanted.to_owned()
-        } else {
-            format!("{wanted}:latest")
-        };
-        tags(m).any(|tag| [wanted, &tagged].contains(&tag) || short(tag) == Some(&tagged))
-    };
     let chosen = match reference {
         None if manifests.len() == 1 => manifests.first(),
         None => None,
         Some(wanted) => match wanted.strip_prefix('@') {
             Some(number) => number.parse().ok().and_then(|n: usize| manifests.get(n)),
-            None => manifests.iter().find(|m| has(m, wanted)),
+            None => {
+                let find = |is: &dyn Fn(&str) -> bool| {
+                    manifests.iter().find(|&m| tags(m).any(|tag| is(tag)))
+                };
+                let wanted_in_full = full(wanted);
+                find(&|tag| tag == wanted).or_else(|| {
+                    find(&|tag| wanted_in_full.is_some() && full(tag) == wanted_in_full)
+                })
+            }
         },
     };
     chosen.ok_or_else(|| {

@@ -164,7 +164,8 @@ fn unknown(text: &OsStr, reason: &str) -> Error {
 
 fn guess(path: &Path) -> Result<Option<Kind>> {
     if path.is_dir() {
-        return Ok(Some(if path.join("oci-layout").is_file() {
+        let has = |name: &str| path.join(name).is_file();
+        return Ok(Some(if has("oci-layout") && has("index.json") {
             Kind::Oci
         } else {
             Kind::Dir
