@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
@@ -41,9 +43,9 @@ pub(super) enum Credential {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct File {
-    #[serde(deserialize_with = "or_null")]
+    #[serde(deserialize_with = "each_or_null")]
     auths: BTreeMap<String, AuthEntry>,
-    #[serde(deserialize_with = "or_null")]
+    #[serde(deserialize_with = "each_or_null")]
     cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
@@ -69,11 +71,20 @@ fn or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// As [`or_null`], also of the values of a map.
+fn each_or_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    let map: BTreeMap<String, Option<T>> = or_null(deserializer)?;
+    let or_empty = |(key, value): (String, Option<T>)| (key, value.unwrap_or_default());
+    Ok(map.into_iter().map(or_empty).collect())
+}
+
 /// The credential for a repository of a registry, if there is one. Docker Hub is `docker.io`. Logs
 /// what is wrong with a file or a helper: most images can be fetched without credentials.
 pub(super) fn find(registry: &str, repository: &str) -> Option<Credential> {
-    for path in files() {
-        let found = read(&path).and_then(|file| match file {
+    for (path, given) in files() {
+        let found = read(&path, given).and_then(|file| match file {
             Some(file) => file.find(registry, repository, &path),
             None => Ok(None),
         });
@@ -93,15 +104,15 @@ pub(super) fn find(registry: &str, repository: &str) -> Option<Credential> {
     None
 }
 
-/// The files that may contain credentials.
-fn files() -> Vec<PathBuf> {
+/// The files that may contain credentials, and whether the user has named them.
+fn files() -> Vec<(PathBuf, bool)> {
     let variable = |name: &str| {
         std::env::var_os(name)
             .filter(|v| !v.is_empty())
             .map(PathBuf::from)
     };
     if let Some(path) = variable("REGISTRY_AUTH_FILE") {
-        return vec![path];
+        return vec![(path, true)];
     }
     let home = variable("HOME");
     let runtime = variable("XDG_RUNTIME_DIR");
@@ -115,12 +126,23 @@ fn files() -> Vec<PathBuf> {
     let mut files = vec![containers.join("auth.json")];
     files.extend(config.map(|dir| dir.join("containers/auth.json")));
     files.extend(docker.map(|dir| dir.join("config.json")));
-    files
+    files.into_iter().map(|path| (path, false)).collect()
 }
 
-fn read(path: &Path) -> Result<Option<File>> {
+/// Reads a file, if there is one. What the user has named may be a pipe; a home may be another
+/// user's, and a pipe in it would stop this process.
+fn read(path: &Path, given: bool) -> Result<Option<File>> {
     let reading = || Io::at("reading credentials from", path);
-    let file = match std::fs::File::open(path) {
+    let flags = if given {
+        OFlags::empty()
+    } else {
+        OFlags::NONBLOCK
+    };
+    let opened = std::fs::File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
         // After su, the home may be another user's.
         Err(e)
             if matches!(
@@ -132,6 +154,9 @@ fn read(path: &Path) -> Result<Option<File>> {
         }
         opened => opened.map_err(reading())?,
     };
+    if !given && !file.metadata().map_err(reading())?.is_file() {
+        return Err(wrong(path.display(), "it is not a regular file"));
+    }
     let mut text = Zeroizing::new(Vec::new());
     file.take(MAX_FILE)
         .read_to_end(&mut text)
@@ -154,6 +179,7 @@ impl File {
             .cred_helpers
             .get(registry)
             .or_else(|| self.cred_helpers.get(server(registry)))
+            .filter(|helper| !helper.is_empty())
         {
             return ask(helper, server(registry));
         }

@@ -135,6 +135,10 @@ fn images_that_need_no_login_are_fetched_whatever_the_credentials_are() {
             "",
         ),
         (json!({ "auths": { &host: { "auth": null } } }), ""),
+        (
+            json!({ "auths": { &host: null }, "credHelpers": { &host: null } }),
+            "",
+        ),
     ] {
         std::fs::write(&file, config.to_string()).unwrap();
         let output = bench
@@ -158,6 +162,22 @@ fn images_that_need_no_login_are_fetched_whatever_the_credentials_are() {
         );
         assert!(warned.contains(said), "{config}: {warned}");
     }
+    // A pipe that the user names may be the shell's; one in a home would be waited for without end.
+    bench.sh("mkdir -p home/.docker; mkfifo home/.docker/config.json");
+    let output = bench
+        .command()
+        .args(["build", &format!("docker://{host}/app"), "-f", "-o"])
+        .arg("image.bfc")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not a regular file"));
+    let config = json!({ "auths": {} }).to_string();
+    bench.sh(&format!(
+        "export LXCRI_FS_CONFIG=config.toml
+        REGISTRY_AUTH_FILE=<(echo '{config}') {} build docker://{host}/app -f -o image.bfc",
+        env!("CARGO_BIN_EXE_lxcri-fs")
+    ));
 }
 
 /// By the name, port included, under which one logs in.
