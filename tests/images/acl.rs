@@ -12,6 +12,7 @@ use rustix::fs::{XattrFlags, setxattr};
 const USER_OBJ: u16 = 1;
 const USER: u16 = 2;
 const GROUP_OBJ: u16 = 4;
+const NAMED_GROUP: u16 = 8;
 const MASK: u16 = 16;
 const OTHER: u16 = 32;
 const READ_WRITE: u16 = 6;
@@ -22,7 +23,6 @@ const NOBODY_IN_PARTICULAR: u32 = u32::MAX;
 const GROUP: u32 = 4242;
 const NAMED: u32 = 4243;
 
-/// A list as the kernel has it in an attribute: version 2, then tag, rights and id of each entry.
 fn list() -> Vec<u8> {
     let entries = [
         (USER_OBJ, READ_WRITE, NOBODY_IN_PARTICULAR),
@@ -31,6 +31,11 @@ fn list() -> Vec<u8> {
         (MASK, READ_WRITE, NOBODY_IN_PARTICULAR),
         (OTHER, 0, NOBODY_IN_PARTICULAR),
     ];
+    attribute(&entries)
+}
+
+/// A list as the kernel has it in an attribute: version 2, then tag, rights and id of each entry.
+fn attribute(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, rights, id) in entries {
         bytes.extend(tag.to_le_bytes());
@@ -248,4 +253,49 @@ fn a_list_that_names_users_without_their_numbers_is_left_out() {
     let file = member(b"a", b'0', b"").with(100, b"0000660\0");
     let found = nodes(&tar(vec![pax(b'x', &[("SCHILY.acl.access", text)]), file]));
     assert_eq!(found[&b"a"[..]].0.attr.mode & 0o777, 0o600);
+}
+
+/// The kernel is asked about every order of entries, up to five of them.
+#[test]
+fn a_list_is_kept_if_the_kernel_takes_it() {
+    let mut lists = vec![Vec::new()];
+    for len in 0..5 {
+        let shorter: Vec<_> = lists.iter().filter(|l| l.len() == len).cloned().collect();
+        for tag in [USER_OBJ, USER, GROUP_OBJ, NAMED_GROUP, MASK, OTHER, 64] {
+            lists.extend(shorter.iter().map(|list| [&list[..], &[tag]].concat()));
+        }
+    }
+    let value = |list: &[u16]| {
+        let entries = list.iter().map(|tag| match *tag {
+            USER | NAMED_GROUP => (*tag, READ_WRITE, NAMED),
+            tag => (tag, READ_WRITE, NOBODY_IN_PARTICULAR),
+        });
+        attribute(&entries.collect::<Vec<_>>())
+    };
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, "").unwrap();
+    let mut members = Vec::new();
+    for (number, list) in lists.iter().enumerate() {
+        members.push(pax(
+            b'x',
+            &[("SCHILY.xattr.system.posix_acl_access", &value(list))],
+        ));
+        members.push(member(format!("f{number}").as_bytes(), b'0', b""));
+    }
+    let found = nodes(&tar(members));
+    let mut taken = 0;
+    // The kernel takes an empty list as that there shall be none.
+    for (number, list) in lists.iter().enumerate().skip(1) {
+        let takes = setxattr(
+            &path,
+            "system.posix_acl_access",
+            &value(list),
+            XattrFlags::empty(),
+        );
+        let kept = found[format!("f{number}").as_bytes()].0.attr.xattrs.len();
+        assert_eq!(kept == 1, takes.is_ok(), "{list:?}: {takes:?}");
+        taken += kept;
+    }
+    assert_eq!(taken, 4);
 }

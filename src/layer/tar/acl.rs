@@ -54,6 +54,41 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<u8>, Bad> {
     Ok(value)
 }
 
+/// Whether the kernel takes it as the attribute's value (`posix_acl_valid` in fs/posix_acl.c): each
+/// kind of entry in its place, and a mask where it is needed.
+pub(super) fn is_valid(value: &[u8]) -> bool {
+    let Some((version, entries)) = value.split_first_chunk() else {
+        return false;
+    };
+    let (entries, []) = entries.as_chunks::<8>() else {
+        return false;
+    };
+    // Which entry may follow: the last one, and whether one named a user or group.
+    let (mut last, mut needs_mask) = (0, false);
+    for &[t0, t1, p0, p1, i0, i1, i2, i3] in entries {
+        let tag = u16::from_le_bytes([t0, t1]);
+        let permissions = u16::from_le_bytes([p0, p1]);
+        let id = u32::from_le_bytes([i0, i1, i2, i3]);
+        let follows = match tag {
+            USER_OBJ => last == 0,
+            USER => matches!(last, USER_OBJ | USER),
+            GROUP_OBJ => matches!(last, USER_OBJ | USER),
+            GROUP => matches!(last, GROUP_OBJ | GROUP),
+            MASK => matches!(last, GROUP_OBJ | GROUP),
+            OTHER => last == MASK || (!needs_mask && matches!(last, GROUP_OBJ | GROUP)),
+            _ => false,
+        };
+        let named = matches!(tag, USER | GROUP);
+        if !follows || permissions > 7 || (named && id == NO_ID) {
+            return false;
+        }
+        needs_mask |= named;
+        last = tag;
+    }
+    // None at all is no list.
+    *version == VERSION.to_le_bytes() && (last == OTHER || entries.is_empty())
+}
+
 /// The permissions of the owning group that a list gives, if it is one. Where there is a mask, a
 /// file's mode has the mask in their place.
 pub(super) fn group(text: &[u8]) -> Option<u32> {
@@ -119,6 +154,41 @@ mod tests {
             )
         };
         value[4..].chunks(8).map(entry).collect()
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_not_valid() {
+        for text in [
+            "u::rw-,g::r--,o::r--",
+            "u::rw-,g::r--,m::r--,o::r--",
+            "u::rw-,u:1:r--,g::r--,g:2:r--,g:3:r--,m::r--,o::---",
+        ] {
+            assert!(is_valid(&parse(text.as_bytes()).unwrap()), "{text}");
+        }
+        for text in [
+            "u::rw-",
+            "u::rw-,g::r--",
+            "u::rw-,o::r--",
+            "g::r--,o::r--",
+            "u::rw-,u::rw-,g::r--,o::r--",
+            "u::rw-,g::r--,g::r--,o::r--",
+            "u::rw-,g::r--,o::r--,o::r--",
+            "u::rw-,u:1:r--,g::r--,o::r--",
+            "u::rw-,g::r--,g:1:r--,o::r--",
+            "u::rw-,u:4294967295:r--,g::r--,m::r--,o::r--",
+        ] {
+            assert!(!is_valid(&parse(text.as_bytes()).unwrap()), "{text}");
+        }
+        let good = parse(b"u::rw-,g::r--,o::r--").unwrap();
+        assert!(is_valid(&good[..4]) && !is_valid(&[]));
+        for cut in 5..good.len() {
+            assert!(!is_valid(&good[..cut]), "{cut}");
+        }
+        for (at, byte) in [(0, 3), (4, 3), (6, 8)] {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            assert!(!is_valid(&bad), "{at}");
+        }
     }
 
     #[test]

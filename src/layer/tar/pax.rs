@@ -154,6 +154,11 @@ impl Pax {
         if value.len() > MAX_XATTR_VALUE {
             return Err(Reason::TooLong("an extended attribute", MAX_XATTR_VALUE));
         }
+        if ACLS.iter().any(|(_, acl)| *acl == name) && !acl::is_valid(&value) {
+            // Whoever mounts it could not use the file.
+            tracing::warn!("an access control list is left out that the kernel would refuse");
+            return Ok(());
+        }
         match self.xattrs.iter_mut().find(|x| x.name == name) {
             Some(known) => known.value = value,
             None => self.xattrs.push(Xattr { name, value }),
