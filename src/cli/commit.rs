@@ -17,8 +17,8 @@ use crate::store::Reference;
 
 /// Make a new image from an image and an upper, which becomes a new layer
 ///
-/// The upper must not change meanwhile. On ZFS, `commit` reads a snapshot, so the container can
-/// keep running; an upper in a directory must be unmounted first.
+/// On ZFS, `commit` reads a snapshot, so the container can keep running. An upper in a directory
+/// must not be in use: stop the container first. While it is read, its mounts are read-only.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::error::Error;
 use super::output::{json, lines, printable, time};
 use super::store::StoreArgs;
-use crate::runtime::delete::{find, users};
+use crate::runtime::delete::{detached, find, users};
 use crate::runtime::record::{ContainerRecord, Runtime, State, UpperLocation};
 use crate::runtime::root_mount::is_mounted;
 use crate::serve::answer::{self, Answer};
@@ -39,6 +39,9 @@ struct Inspected<'a> {
     mounted: bool,
     /// Whether its mount answers: serving, dead, silent, or unknown; absent if it is not mounted.
     answer: Option<Answer>,
+    /// Whether it is not mounted here, but something uses what it writes: a running container whose
+    /// mount was detached.
+    detached: bool,
     /// How many processes use its root file system.
     processes: usize,
 }
@@ -62,6 +65,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
         configuration: text(&config),
         mounted: answer.is_some(),
         answer,
+        detached: answer.is_none() && detached(&record, &directory)?.is_some(),
         processes: users(&record)?.len(),
         record: &record,
     };
@@ -118,6 +122,7 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
             "mounted, but no process serves it any more (`lxcri-fs mount --all` mounts it again)"
         }
         Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` shows since when)",
+        None if inspected.detached => "not mounted here any more, but in use elsewhere",
         None => "not mounted",
     };
     writeln!(

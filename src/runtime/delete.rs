@@ -1,7 +1,7 @@
 //! Removing a container.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::create::strange;
 use super::directory::RuntimeDirectory;
@@ -66,21 +66,9 @@ fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<
             false => Err(busy(record, users)),
         };
     }
-    // Its mount may have been detached: a running container has it in its own mount namespace.
-    let text = match &record.upper {
-        UpperLocation::Store => existing.container.path.as_os_str(),
-        UpperLocation::Elsewhere(text) => OsStr::new(text),
-        UpperLocation::Ephemeral { .. } => return Ok(()),
-    };
-    // An upper that does not exist is not in use.
-    let Ok(upper) = Written::find(text) else {
+    let Some(upper) = detached(record, &existing.container.path)? else {
         return Ok(());
     };
-    let elsewhere = record.upper != UpperLocation::Store;
-    // An upper outside the store may be mounted without the container.
-    if !is_known_in_use(&upper.layout.place) || elsewhere && !upper.mounts()?.is_empty() {
-        return Ok(());
-    }
     match users::of_upper(upper.id()?) {
         Some(user) => Err(busy(record, vec![user])),
         None => Err(upper::Error::InUse {
@@ -89,6 +77,28 @@ fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<
         }
         .into()),
     }
+}
+
+/// The upper of a container that is not mounted here, if something uses it: its mount may have been
+/// detached, and a running container has it in its own mount namespace. `directory` is the
+/// container's in the store.
+///
+/// # Errors
+/// [`Error::Serve`], [`Error::Upper`].
+pub fn detached(record: &ContainerRecord, directory: &Path) -> Result<Option<Written>> {
+    let text = match &record.upper {
+        UpperLocation::Store => directory.as_os_str(),
+        UpperLocation::Elsewhere(text) => OsStr::new(text),
+        UpperLocation::Ephemeral { .. } => return Ok(None),
+    };
+    // An upper that does not exist is not in use.
+    let Ok(upper) = Written::find(text) else {
+        return Ok(None);
+    };
+    let elsewhere = record.upper != UpperLocation::Store;
+    // An upper outside the store may be mounted without the container.
+    let unused = !is_known_in_use(&upper.layout.place) || elsewhere && !upper.mounts()?.is_empty();
+    Ok(Some(upper).filter(|_| !unused))
 }
 
 fn busy(record: &ContainerRecord, users: Vec<User>) -> Error {

@@ -183,6 +183,12 @@ impl Report for Error {
             Error::NotFound { kind: "image", .. } => {
                 "`lxcri-fs list` shows the images in the store; write ./FILE to name a file"
             }
+            Error::NotFound {
+                kind: "container", ..
+            } => {
+                "a container has the name that `lxcri-fs create` got; `lxcri-fs ps` lists what is \
+                 mounted, and a path or zfs:DATASET names an upper of no container"
+            }
             Error::Location { .. } => "write dir:/var/lib/lxcri-fs or zfs:tank/containers",
             Error::Reference { .. } => {
                 "images in the store have names such as nginx:1.27 or \

@@ -66,6 +66,8 @@ fn create_start_kill_delete_and_exit_codes() {
         rc=0
         lxcri_fs delete c 2>err || rc=$?
         [ $rc = 6 ] && grep -q 'in use' err || fail "$rc $(cat err)"
+        lxcri_fs inspect c >out; grep -q 'in use elsewhere' out || fail "$(cat out)"
+        lxcri_fs inspect c --json | grep -q '"mounted":false.*"detached":true' || fail detached
         rc=0
         lxcri_fs commit c -o c.bfc 2>err || rc=$?
         [ $rc = 6 ] && [ ! -e c.bfc ] || fail "$rc $(cat err)"
@@ -73,6 +75,7 @@ fn create_start_kill_delete_and_exit_codes() {
         $RUNTIME kill c KILL
         for i in $(seq 100); do $RUNTIME state c | grep -q stopped && break; sleep 0.1; done
         $RUNTIME delete c
+        lxcri_fs inspect c >out; grep -q 'not mounted,' out || fail "$(cat out)"
         lxcri_fs diff c | grep -qx 'A /up' || fail "$(lxcri_fs diff c)"
         lxcri_fs delete c
         # The same where it writes elsewhere, which outlives it; not when another has that mounted.

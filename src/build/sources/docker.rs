@@ -96,7 +96,7 @@ fn choose<'a>(
             Some(number) => number.parse().ok().and_then(|n: usize| manifests.get(n)),
             None => {
                 let find = |is: &dyn Fn(&str) -> bool| {
-                    manifests.iter().find(|&m| tags(m).any(|tag| is(tag)))
+                    manifests.iter().find(|&m| tags(m).any(is))
                 };
                 let wanted_in_full = full(wanted);
                 find(&|tag| tag == wanted).or_else(|| {

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use super::archive::Archive;
 use super::blob::Range;
 use crate::build::error::{Error, Result};
-use crate::error::Io;
 
 /// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +124,13 @@ impl Spec {
                 "it is not a directory, a tar, an archive of an image, or a BFC image",
             ));
         }
-        Err(Io::at("opening", path)(std::io::ErrorKind::NotFound).into())
+        let name = text.to_string_lossy();
+        let is_name = crate::reference::parse(&name).is_ok();
+        Err(Error::Source {
+            reason: "there is no such file or directory".into(),
+            hint: is_name.then(|| format!("docker://{name} names an image in a registry")),
+            name: name.into_owned(),
+        })
     }
 
     /// `PATH[:REFERENCE]`. As in skopeo, the reference follows the first colon, unless the whole
