@@ -105,6 +105,11 @@ fn attempts(directory: &Path) -> Vec<(&'static str, io::Result<()>)> {
     ]
 }
 
+fn threads_and_memory_work() {
+    let len = std::thread::spawn(|| vec![1; 1 << 20].len());
+    assert_eq!(len.join().unwrap(), 1 << 20);
+}
+
 #[test]
 fn code_in_a_worker_can_open_nothing() {
     if let Some(directory) = std::env::var_os(PROBE) {
@@ -121,12 +126,7 @@ fn code_in_a_worker_can_open_nothing() {
             succeeded.join(", ")
         );
         // What it is for still works.
-        assert_eq!(
-            std::thread::spawn(|| vec![1; 1 << 20].len())
-                .join()
-                .unwrap(),
-            1 << 20
-        );
+        threads_and_memory_work();
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -415,12 +415,7 @@ fn code_in_a_command_can_write_only_where_the_command_does() {
         )
         .unwrap();
         fs::remove_file(directory.join("target/file")).unwrap();
-        assert_eq!(
-            std::thread::spawn(|| vec![1; 1 << 20].len())
-                .join()
-                .unwrap(),
-            1 << 20
-        );
+        threads_and_memory_work();
         return;
     }
     let directory = tempfile::tempdir().unwrap();

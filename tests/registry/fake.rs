@@ -235,11 +235,17 @@ impl Image {
         }
         tar.resize(tar.len() + 1024, 0);
         let layer = self.blob("application/vnd.oci.image.layer.v1.tar", &tar);
+        self.of_layers(&[layer])
+    }
+
+    /// Adds an image of these layers, which are not compressed; its descriptor.
+    fn of_layers(&mut self, layers: &[Value]) -> Value {
+        let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
         let config = json!({
             "os": "linux",
             "architecture": "amd64",
             "config": {},
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         let config = self.blob(
             "application/vnd.oci.image.config.v1+json",
@@ -249,7 +255,7 @@ impl Image {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config,
-            "layers": [layer],
+            "layers": layers,
         });
         self.manifest(MANIFEST, &manifest)
     }
@@ -275,24 +281,7 @@ impl Image {
         let layers: Vec<Value> = manifests
             .flat_map(|m| m["layers"].as_array().unwrap().clone())
             .collect();
-        let diff_ids: Vec<_> = layers.iter().map(|layer| &layer["digest"]).collect();
-        let config = json!({
-            "os": "linux",
-            "architecture": "amd64",
-            "config": {},
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-        });
-        let config = self.blob(
-            "application/vnd.oci.image.config.v1+json",
-            config.to_string().as_bytes(),
-        );
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": config,
-            "layers": layers,
-        });
-        self.manifest(MANIFEST, &manifest)
+        self.of_layers(&layers)
     }
 
     pub fn tag(&mut self, tag: &str, descriptor: &Value) {

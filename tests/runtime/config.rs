@@ -442,15 +442,15 @@ fn labels_become_annotations_only_by_name_or_on_request() {
 #[test]
 fn volumes_lie_in_the_image_and_never_over_kernel_file_systems() {
     let temp = tempfile::tempdir().unwrap();
-    let made = |name: &str, volume: &str, links: &[(&str, &str)]| {
+    let made = |name: &str, volume: &str, target: &str| {
         let dir = temp.path().join(name);
         std::fs::create_dir(&dir).unwrap();
         let image = image(&dir, &["--config.volume", volume, "--config.cmd", "true"]);
         // umoci has no option for symlinks: one more layer.
         let root = dir.join("links");
         std::fs::create_dir(&root).unwrap();
-        for (link, target) in links {
-            std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+        if !target.is_empty() {
+            std::os::unix::fs::symlink(target, root.join("l")).unwrap();
         }
         run(Command::new("umoci")
             .args([
@@ -477,14 +477,7 @@ fn volumes_lie_in_the_image_and_never_over_kernel_file_systems() {
         ("relative", "/links/l/kernel", "../data/../sys"),
     ];
     for (name, volume, target) in refused {
-        let image = made(
-            name,
-            volume,
-            &[("l", target)]
-                .into_iter()
-                .filter(|l| !l.1.is_empty())
-                .collect::<Vec<_>>(),
-        );
+        let image = made(name, volume, target);
         let output = inside(
             &image,
             "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only",
@@ -506,14 +499,7 @@ fn volumes_lie_in_the_image_and_never_over_kernel_file_systems() {
         ("over", "/a/../../b", "", "/b"),
         ("data", "/links/l/v", "/data", "/data/v"),
     ] {
-        let image = made(
-            name,
-            volume,
-            &[("l", target)]
-                .into_iter()
-                .filter(|l| !l.1.is_empty())
-                .collect::<Vec<_>>(),
-        );
+        let image = made(name, volume, target);
         let config = pass(
             &image,
             "lxcri_fs create c --image $IMAGE --bundle /run/b --read-only >/dev/null; cat \

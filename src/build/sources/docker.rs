@@ -95,9 +95,7 @@ fn choose<'a>(
         Some(wanted) => match wanted.strip_prefix('@') {
             Some(number) => number.parse().ok().and_then(|n: usize| manifests.get(n)),
             None => {
-                let find = |is: &dyn Fn(&str) -> bool| {
-                    manifests.iter().find(|&m| tags(m).any(is))
-                };
+                let find = |is: &dyn Fn(&str) -> bool| manifests.iter().find(|&m| tags(m).any(is));
                 let wanted_in_full = full(wanted);
                 find(&|tag| tag == wanted).or_else(|| {
                     find(&|tag| wanted_in_full.is_some() && full(tag) == wanted_in_full)
