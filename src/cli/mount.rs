@@ -18,8 +18,9 @@ use crate::image::{self, Mount};
 use crate::runtime;
 use crate::serve;
 use crate::serve::mountpoint::MountPoint;
+use crate::serve::shared;
 use crate::sys::idmap::IdMap;
-use crate::sys::mount_attr::MountFlags;
+use crate::sys::mount_attr::{FlagChanges, MountFlags};
 use crate::upper::dataset::Limits;
 use crate::upper::{self, Upper};
 
@@ -102,10 +103,13 @@ pub(super) struct MountArgs {
     pub log_file: Option<PathBuf>,
     /// Mount options as in fstab, separated by commas: ro; suid and dev (without them, set-user-id
     /// bits and devices have no effect); noexec; allow_other; and, with the meaning of the options
-    /// above, upper=, quota=, reservation=, ephemeral, idmap=, subdir=, digest=, password-file=,
-    /// key-file=, cache-size=
+    /// above, upper=, quota=, reservation=, ephemeral[=], idmap=, subdir=, digest=, password-file=,
+    /// key-file=, cache-size=; with remount, the flags change of what is mounted on DIR
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
+    /// Check the arguments and whether DIR is free, and mount nothing, as `mount -f`
+    #[arg(long, conflicts_with = "foreground")]
+    pub fake: bool,
     /// Size of the cache for decoded content that cannot be read in pieces, such as 64M (default:
     /// 32M)
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
@@ -122,7 +126,13 @@ impl MountArgs {
             let path = || Some(PathBuf::from(value));
             match name.as_str() {
                 "ro" => self.read_only = true,
-                "ephemeral" => self.ephemeral = Some(None),
+                "ephemeral" if value.is_empty() => self.ephemeral = Some(None),
+                "ephemeral" => {
+                    self.ephemeral = Some(Some(
+                        size::parse(&option_text(name, value)?)
+                            .map_err(|_| bad_option(name, value))?,
+                    ))
+                }
                 "upper" => self.upper = Some(value.clone()),
                 "quota" => {
                     self.quota = Some(
@@ -165,17 +175,15 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     }
     let options = MountOptions::parse(&args.options)?;
     args.apply(&options)?;
+    if let Some(changes) = options.remount {
+        return remount(args.paths.pop(), changes, args.fake);
+    }
     let mut secret = args.secret.load()?;
-    let missing = || Error::Other {
-        message: "the directory to mount on is missing".to_owned(),
-        hint: Some("usage: lxcri-fs mount IMAGE... DIR".to_owned()),
-        exit: Exit::Usage,
-    };
     let dir = args
         .paths
         .pop()
         .filter(|_| !args.paths.is_empty())
-        .ok_or_else(missing)?;
+        .ok_or_else(no_directory)?;
     let mountpoint = MountPoint::open(&dir)?;
     mountpoint.check_free()?;
     let images = args
@@ -195,6 +203,9 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
     }
     let mut mount = wanted(&args, options.flags, images)?;
     mount.secret = secret;
+    if args.fake {
+        return Ok(());
+    }
     let on = |mount: &Mount| {
         if args.foreground {
             Err(mount.become_keeper(&mountpoint))
@@ -217,6 +228,43 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
             Ok(on(&mount)?)
         }
         other => Ok(other?),
+    }
+}
+
+/// Changes the flags of what is mounted. mount(8) names the image before the directory, and repeats
+/// all options of fstab.
+fn remount(dir: Option<PathBuf>, mut changes: FlagChanges, fake: bool) -> Result<(), Error> {
+    let dir = dir.ok_or_else(no_directory)?;
+    let at = MountPoint::open(&dir)?;
+    let Some(mounted) = at.mounted()? else {
+        return Err(Error::Other {
+            message: format!("nothing is mounted on {}", dir.display()),
+            hint: Some("`lxcri-fs ps` lists mounts".to_owned()),
+            exit: Exit::NotFound,
+        });
+    };
+    if !mounted.is_ours() {
+        return Err(serve::Error::Foreign {
+            path: dir,
+            fs_type: mounted.fs_type,
+        }
+        .into());
+    }
+    if mounted.overlay().is_none() {
+        // An image stays read-only; mount(8) says `rw` where nobody says anything.
+        changes.read_only = None;
+    }
+    match fake {
+        true => Ok(()),
+        false => Ok(shared::remount(&mounted, changes)?),
+    }
+}
+
+fn no_directory() -> Error {
+    Error::Other {
+        message: "the directory to mount on is missing".to_owned(),
+        hint: Some("usage: lxcri-fs mount IMAGE... DIR".to_owned()),
+        exit: Exit::Usage,
     }
 }
 

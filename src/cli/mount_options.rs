@@ -4,12 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::error::{Error, Exit};
-use crate::sys::mount_attr::MountFlags;
+use crate::sys::mount_attr::{FlagChanges, MountFlags};
 
 /// Options that change nothing: those for mount(8) itself, and those that describe what lxcri-fs
 /// does anyway.
-const IGNORED: [&str; 23] = [
-    "rw",
+const IGNORED: [&str; 21] = [
     "defaults",
     "auto",
     "noauto",
@@ -20,7 +19,6 @@ const IGNORED: [&str; 23] = [
     "group",
     "nofail",
     "_netdev",
-    "exec",
     "async",
     "relatime",
     "norelatime",
@@ -34,11 +32,16 @@ const IGNORED: [&str; 23] = [
     "loud",
 ];
 
+/// What the kernel shows of a mount of FUSE: mount(8) repeats it when it changes one.
+const SHOWN: [&str; 4] = ["user_id", "group_id", "max_read", "blksize"];
+
 /// Parsed options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MountOptions {
     /// Flags of the mount.
     pub(super) flags: MountFlags,
+    /// Only the flags that are named, if they are to be changed where it is mounted.
+    pub(super) remount: Option<FlagChanges>,
     values: Vec<(String, OsString)>,
 }
 
@@ -50,6 +53,7 @@ impl MountOptions {
 
     fn parse_as(options: &[OsString], root: bool) -> Result<Self, Error> {
         let mut flags = MountFlags::plain(root);
+        let (mut changes, mut remount, mut shown) = (FlagChanges::default(), false, None);
         let mut values = Vec::new();
         for option in options.iter().flat_map(|o| split(o)) {
             let (name, value) = match option.iter().position(|&b| b == b'=') {
@@ -61,35 +65,59 @@ impl MountOptions {
             };
             let name = String::from_utf8_lossy(name).into_owned();
             match (name.as_str(), value) {
-                ("nosuid", None) => flags.nosuid = true,
-                ("suid", None) => flags.nosuid = !root,
-                ("nodev", None) => flags.nodev = true,
-                ("dev", None) => flags.nodev = !root,
-                ("noexec", None) => flags.noexec = true,
+                ("nosuid" | "suid", None) => changes.nosuid = Some(name == "nosuid" || !root),
+                ("nodev" | "dev", None) => changes.nodev = Some(name == "nodev" || !root),
+                ("noexec" | "exec", None) => changes.noexec = Some(name == "noexec"),
+                ("rw", None) => changes.read_only = Some(false),
+                ("remount", None) => remount = true,
                 ("allow_other", None) => flags.allow_other = true,
-                ("ro" | "ephemeral", None) => values.push((name, OsString::new())),
+                ("ro", None) => {
+                    changes.read_only = Some(true);
+                    values.push((name, OsString::new()));
+                }
+                ("ephemeral", None) => values.push((name, OsString::new())),
                 (
-                    "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest"
+                    "ephemeral" | "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest"
                     | "password-file" | "key-file" | "cache-size",
                     Some(value),
                 ) => values.push((name, value)),
                 (name, _)
                     if IGNORED.contains(&name) || name.starts_with("x-") || name == "comment" => {}
-                (name, _) => {
-                    return Err(Error::Other {
-                        message: format!("unknown mount option {name:?}"),
-                        hint: Some("`lxcri-fs mount --help` lists the options".to_owned()),
-                        exit: Exit::Usage,
-                    });
-                }
+                (name, Some(_)) if SHOWN.contains(&name) => shown = Some(name.to_owned()),
+                (name, _) => return Err(unknown(name)),
             }
         }
-        Ok(Self { flags, values })
+        if let Some(name) = shown.as_ref().filter(|_| !remount) {
+            return Err(unknown(name));
+        }
+        if shown.is_some() {
+            // mount(8) names all that shall be: `suid` is that there is no `nosuid`.
+            for flag in [&mut changes.nosuid, &mut changes.nodev, &mut changes.noexec] {
+                flag.get_or_insert(false);
+            }
+        }
+        flags.nosuid = changes.nosuid.unwrap_or(flags.nosuid);
+        flags.nodev = changes.nodev.unwrap_or(flags.nodev);
+        flags.noexec = changes.noexec.unwrap_or(flags.noexec);
+        let remount = remount.then_some(changes);
+        Ok(Self {
+            flags,
+            remount,
+            values,
+        })
     }
 
     /// The other options, by name, with their values.
     pub(super) fn values(&self) -> &[(String, OsString)] {
         &self.values
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Other {
+        message: format!("unknown mount option {name:?}"),
+        hint: Some("`lxcri-fs mount --help` lists the options".to_owned()),
+        exit: Exit::Usage,
     }
 }
 
@@ -153,6 +181,7 @@ pub(super) fn helper_arguments(
                 ours.push("-o".into());
                 ours.extend(rest.next().cloned());
             }
+            b"-f" => ours.push("--fake".into()),
             // -s, -n, -v: sloppy, no mtab, verbose.
             [b'-', flags @ ..] if !flags.is_empty() && flags.iter().all(|f| b"snv".contains(f)) => {
             }

@@ -17,7 +17,7 @@ use super::protocol::{KeeperReply, KeeperRequest, MountRequest};
 use super::rundir::{Locked, RunDir};
 use crate::error::{Io, chain};
 use crate::sys::idmap::IdMap;
-use crate::sys::mount_attr::MountFlags;
+use crate::sys::mount_attr::{FlagChanges, MountFlags};
 use crate::sys::mountinfo::MountInfo;
 use crate::sys::{mount_attr, mountinfo};
 
@@ -104,7 +104,7 @@ impl Detached {
     /// # Errors
     /// [`Error::Mounted`], [`Error::Io`].
     pub fn attach(self, mountpoint: &MountPoint, flags: MountFlags) -> Result<()> {
-        mount_attr::set(self.mount.as_fd(), flags)
+        mount_attr::change(self.mount.as_fd(), flags.into())
             .map_err(Io::at("setting the mount options of", mountpoint.path()))?;
         attach(self.mount.as_fd(), mountpoint)
     }
@@ -220,14 +220,21 @@ pub fn map_ids(mount: BorrowedFd<'_>, map: &IdMap) -> Result<()> {
 /// # Errors
 /// [`Error::Io`] with the kernel's error: EBUSY if a file is open for writing.
 pub fn set_read_only(mount: &MountInfo, on: bool) -> Result<()> {
-    let root = MountPoint::of(mount)?.directory()?;
-    let doing = if on {
-        "making read-only"
-    } else {
-        "making writable"
+    let changes = FlagChanges {
+        read_only: Some(on),
+        ..FlagChanges::default()
     };
-    let set = mount_attr::set_read_only(root.as_fd(), on);
-    Ok(set.map_err(Io::at(doing, &mount.mountpoint))?)
+    remount(mount, changes)
+}
+
+/// Changes the flags of a mount, as `mount -o remount` does.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn remount(mount: &MountInfo, changes: FlagChanges) -> Result<()> {
+    let root = MountPoint::of(mount)?.directory()?;
+    let changed = mount_attr::change(root.as_fd(), changes);
+    Ok(changed.map_err(Io::at("changing the options of", &mount.mountpoint))?)
 }
 
 /// Attaches a mount of another file system, unless one of lxcri-fs is there already.

@@ -41,45 +41,52 @@ impl MountFlags {
     }
 }
 
-/// Sets and clears flags of a mount that is not attached yet.
-pub(crate) fn set(mount: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
+/// What becomes of a mount's flags; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlagChanges {
+    /// Whether nothing can be written through it.
+    pub read_only: Option<bool>,
+    /// As [`MountFlags::nosuid`].
+    pub nosuid: Option<bool>,
+    /// As [`MountFlags::nodev`].
+    pub nodev: Option<bool>,
+    /// As [`MountFlags::noexec`].
+    pub noexec: Option<bool>,
+}
+
+impl From<MountFlags> for FlagChanges {
+    fn from(flags: MountFlags) -> Self {
+        Self {
+            read_only: Some(true),
+            nosuid: Some(flags.nosuid),
+            nodev: Some(flags.nodev),
+            noexec: Some(flags.noexec),
+        }
+    }
+}
+
+/// Sets and clears flags of a mount.
+pub(crate) fn change(mount: BorrowedFd<'_>, flags: FlagChanges) -> io::Result<()> {
     let mut attr = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set: 0,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
     };
     let bits = [
+        (flags.read_only, libc::MOUNT_ATTR_RDONLY),
         (flags.nosuid, libc::MOUNT_ATTR_NOSUID),
         (flags.nodev, libc::MOUNT_ATTR_NODEV),
         (flags.noexec, libc::MOUNT_ATTR_NOEXEC),
     ];
-    for (set, bit) in bits {
-        if set {
-            attr.attr_set |= bit;
-        } else {
-            attr.attr_clr |= bit;
+    for (wanted, bit) in bits {
+        match wanted {
+            Some(true) => attr.attr_set |= bit,
+            Some(false) => attr.attr_clr |= bit,
+            None => {}
         }
     }
     call::mount_setattr(mount, &attr)
-}
-
-/// Makes a mount read-only or writable.
-pub(crate) fn set_read_only(mount: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    let (attr_set, attr_clr) = if on {
-        (libc::MOUNT_ATTR_RDONLY, 0)
-    } else {
-        (0, libc::MOUNT_ATTR_RDONLY)
-    };
-    call::mount_setattr(
-        mount,
-        &libc::mount_attr {
-            attr_set,
-            attr_clr,
-            propagation: 0,
-            userns_fd: 0,
-        },
-    )
 }
 
 /// Makes a mount that is not attached yet show the ids to which the user namespace maps the stored

@@ -287,6 +287,36 @@ fn mount_8_and_fstab_mount_images() {
     drop(Mounted(dir));
 }
 
+/// mount(8) starts its helper, which it finds in /sbin.
+#[test]
+fn mount_8_remounts_pretends_and_passes_sizes() {
+    let (temp, image, [dir]) = setup();
+    let script = r#"
+        mkdir "$1/t"; mount -t tmpfs t "$1/t"; mkdir "$1/t/u" "$1/t/w"; sbin=$(realpath /sbin)
+        mount -t overlay o -o "lowerdir=$sbin,upperdir=$1/t/u,workdir=$1/t/w" "$sbin"
+        ln -s "$0" "$sbin/mount.fuse.lxcri-fs"
+        options() { findmnt -no VFS-OPTIONS "$3"; }
+        mount -f -t fuse.lxcri-fs "$2" "$3"; ! mountpoint -q "$3"
+        ! mount -o remount,noexec "$3" 2>/dev/null
+        mount -t fuse.lxcri-fs "$2" "$3"
+        mount -o remount,ro "$3"; options "$@" | grep -q ro,nosuid,nodev
+        mount -o remount,suid,noexec "$3"; options "$@" | grep -q ro,nodev,noexec
+        ! touch "$3/new" 2>/dev/null; mount -f -o remount,exec "$3"
+        options "$@" | grep -q noexec; umount "$3"
+        mount -t fuse.lxcri-fs -o ephemeral=1048576 "$2" "$3"; touch "$3/new"
+        ! head -c 2M /dev/zero > "$3/large" 2>/dev/null
+        mount -o remount,ro "$3"; ! touch "$3/other" 2>/dev/null
+        mount -o remount,rw "$3"; touch "$3/other"; umount "$3"
+    "#;
+    run(Command::new("unshare")
+        .args(["--mount", "sh", "-ec"])
+        .args([
+            &format!("{LEAVE_OTHERS}{script}"),
+            env!("CARGO_BIN_EXE_lxcri-fs"),
+        ])
+        .args([temp.path(), &image, &dir]));
+}
+
 #[test]
 fn a_foreground_mount_serves_until_it_is_interrupted() {
     let (_temp, image, [dir]) = setup();
