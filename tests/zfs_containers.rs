@@ -13,7 +13,7 @@ use std::process::Command;
 
 use bench::Store;
 use common::zfs::{directory, pool, zfs};
-use common::{Mounted, run, stderr};
+use common::{Mounted, eventually, run, stderr};
 
 /// A store on a dataset of its own, with the image `app` and the container `c1`, which has written
 /// `precious`.
@@ -80,6 +80,10 @@ impl Setup {
     /// Unmounts the datasets of the container and its image, and then those that they lie in.
     #[track_caller]
     fn unmount_datasets(&self) {
+        let unmount = |name: &str| {
+            let unmounted = Command::new("zfs").args(["unmount", name]).status();
+            unmounted.unwrap().success()
+        };
         let image = format!("{}/images/app:latest", self.dataset);
         for name in [
             self.container(),
@@ -87,9 +91,10 @@ impl Setup {
             format!("{}/containers", self.dataset),
             format!("{}/images", self.dataset),
         ] {
-            zfs(&["unmount", &name]);
+            // The kernel may still be closing a file that somebody had open.
+            eventually("unmounted dataset", || unmount(&name).then_some(()));
         }
-        zfs(&["unmount", &self.dataset]);
+        eventually("unmounted store", || unmount(&self.dataset).then_some(()));
     }
 
     /// What `zfs mount -a` does, to the datasets of this store only: those of other tests are
