@@ -64,6 +64,14 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
+    /// There is no file or directory of this name.
+    #[error("{name}: there is no such file or directory")]
+    NoSource {
+        /// As it was given.
+        name: String,
+        /// What to try.
+        hint: Option<String>,
+    },
     /// Something could not be fetched.
     #[error("fetching {name}")]
     Remote {
@@ -156,6 +164,7 @@ impl Report for Error {
             Error::Io(e) => e.exit(),
             Error::Fs(e) => e.exit(),
             Error::Remote { exit, .. } => *exit,
+            Error::NoSource { .. } => Exit::NotFound,
             Error::Layer {
                 source: layer::Error::Tar(_) | layer::Error::Entry(_) | layer::Error::Skeleton(_),
                 ..
@@ -173,7 +182,9 @@ impl Report for Error {
         match self {
             Error::Io(e) => e.hint(),
             Error::Fs(e) => e.hint(),
-            Error::Source { hint, .. } | Error::Remote { hint, .. } => hint.clone(),
+            Error::Source { hint, .. }
+            | Error::NoSource { hint, .. }
+            | Error::Remote { hint, .. } => hint.clone(),
             _ => None,
         }
     }

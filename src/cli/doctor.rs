@@ -10,6 +10,7 @@ use super::output::{json, printable, say, size};
 use super::ps::explain;
 use super::store::StoreArgs;
 use crate::error::chain;
+use crate::runtime::record::ContainerRecord;
 use crate::serve::confine;
 use crate::serve::overview::{self, Overview, State};
 use crate::store::Store;
@@ -344,6 +345,19 @@ fn store(args: &StoreArgs) -> Result<Vec<Finding>, Error> {
             )]);
         }
     };
+    for container in store.containers().unwrap_or_default() {
+        let record = store
+            .reach(&container)
+            .map(|dir| ContainerRecord::read(&dir));
+        if let Ok(Err(error)) = record {
+            findings.push(Finding::new(
+                "store",
+                Level::Bad,
+                format!("container {}: {}", container.name, chain(&error)),
+                "no command can use it: save its upper and remove its directory by hand",
+            ));
+        }
+    }
     if let Ok(free) = store.free() {
         let level = if free < 1 << 30 {
             Level::Note

@@ -54,12 +54,20 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     Ok(elsewhere.filter(|_| !steps.contains(&Step::RemoveUpper)))
 }
 
-/// Refuses a container that runs.
+/// Refuses a container that runs, or whose root file system is not ours.
 fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<()> {
     let Some(record) = &existing.record else {
         return Ok(());
     };
     if let Some(mounted) = root.map(MountPoint::mounted).transpose()?.flatten() {
+        if !mounted.is_ours() {
+            // Before anything is removed: the next call would go on with that.
+            return Err(serve::Error::Foreign {
+                path: record.runtime.root(),
+                fs_type: mounted.fs_type,
+            }
+            .into());
+        }
         let users = users_of(&mounted);
         return match users.is_empty() {
             true => Ok(()),

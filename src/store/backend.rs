@@ -32,8 +32,9 @@ pub struct Container {
     pub path: PathBuf,
     /// Its dataset, on ZFS.
     pub dataset: Option<Dataset>,
-    /// The images that it is made of, the lowest first.
-    pub images: Vec<ImageUse>,
+    /// The images that it is made of, the lowest first; `None` if their list is damaged: it may
+    /// need any image.
+    pub images: Option<Vec<ImageUse>>,
     /// Whether a process is creating or removing it, or was killed while doing so.
     pub unfinished: bool,
 }

@@ -239,7 +239,10 @@ impl Backend for DirectoryStore {
             if name.is_work() {
                 work.push(name);
             } else {
-                let images = read_json(&path.join(CONTAINER))?.unwrap_or_default();
+                let images = match read_json(&path.join(CONTAINER)) {
+                    Err(Error::Facts { .. }) => None,
+                    read => Some(read?.unwrap_or_default()),
+                };
                 let unfinished = path.join(UNFINISHED).exists();
                 containers.push(Container {
                     name,
@@ -281,7 +284,7 @@ impl Backend for DirectoryStore {
             name: name.clone(),
             path,
             dataset: None,
-            images: images.to_vec(),
+            images: Some(images.to_vec()),
             unfinished: true,
         })
     }

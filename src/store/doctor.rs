@@ -75,6 +75,16 @@ impl Store {
             ),
             "the store can be used",
         );
+        for container in containers.iter().filter(|c| c.images.is_none()) {
+            add(
+                Level::Bad,
+                format!(
+                    "the list of images of container {} is damaged",
+                    container.name
+                ),
+                "no image can be removed until `lxcri-fs delete` has removed the container",
+            );
+        }
         for (name, error) in &scan.broken {
             // Only an image that was read and is wrong is reported as damaged.
             let (found, so) = match error {
@@ -186,6 +196,7 @@ impl Store {
             for used in container
                 .images
                 .iter()
+                .flatten()
                 .filter(|used| !known(&used.root_digest) && !is_hidden(&used.name))
             {
                 let digest = used.root_digest.get(..12).unwrap_or(&used.root_digest);

@@ -77,11 +77,15 @@ impl Store {
             }
         }
         for container in self.containers()? {
-            if container
-                .images
-                .iter()
-                .any(|used| used.root_digest == image.facts.root_digest)
-            {
+            let Some(images) = &container.images else {
+                users.push(format!(
+                    "container {}, whose list of images is damaged",
+                    container.name
+                ));
+                continue;
+            };
+            let digest = &image.facts.root_digest;
+            if images.iter().any(|used| used.root_digest == *digest) {
                 users.push(format!("container {}", container.name));
             }
         }

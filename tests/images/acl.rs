@@ -1,6 +1,7 @@
 //! Access control lists of an image are enforced in every kind of mount, and cost images without
 //! any nothing. Needs root.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -287,15 +288,89 @@ fn a_list_is_kept_if_the_kernel_takes_it() {
     let mut taken = 0;
     // The kernel takes an empty list as that there shall be none.
     for (number, list) in lists.iter().enumerate().skip(1) {
-        let takes = setxattr(
-            &path,
-            "system.posix_acl_access",
-            &value(list),
-            XattrFlags::empty(),
-        );
-        let kept = found[format!("f{number}").as_bytes()].0.attr.xattrs.len();
-        assert_eq!(kept == 1, takes.is_ok(), "{list:?}: {takes:?}");
-        taken += kept;
+        let name = "system.posix_acl_access";
+        let _ = rustix::fs::removexattr(&path, name);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        let takes = setxattr(&path, name, &value(list), XattrFlags::empty());
+        let attr = &found[format!("f{number}").as_bytes()].0.attr;
+        let kept = attr
+            .xattrs
+            .iter()
+            .any(|xattr| xattr.name == name.as_bytes());
+        if takes.is_ok() {
+            // It leaves out itself what the mode says as well.
+            let mut buffer = [0_u8; 256];
+            let has = rustix::fs::getxattr(&path, name, &mut buffer[..]).is_ok();
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!((kept, attr.mode & 0o777), (has, mode & 0o777), "{list:?}");
+        }
+        assert!(takes.is_ok() || !kept, "{list:?}: {takes:?}");
+        taken += usize::from(takes.is_ok());
     }
     assert_eq!(taken, 4);
+}
+
+/// Kernels refuse them, so the file could not be used, or not be copied up.
+#[test]
+fn attributes_that_a_file_cannot_have_are_left_out() {
+    let long = |entries: u32| {
+        let mut list = vec![(USER_OBJ, 6, NOBODY_IN_PARTICULAR)];
+        list.extend((0..entries).map(|id| (USER, 4, id)));
+        for tag in [GROUP_OBJ, MASK, OTHER] {
+            list.push((tag, 0, NOBODY_IN_PARTICULAR));
+        }
+        attribute(&list)
+    };
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let (access, default) = ("system.posix_acl_access", "system.posix_acl_default");
+    for (kind, name, value, is_kept) in [
+        (b'0', access, &list()[..], true),
+        (b'5', default, &list(), true),
+        (b'0', default, &list(), false),
+        (b'2', access, &list(), false),
+        (b'0', access, &long(507), true),
+        (b'0', access, &long(508), false),
+        (b'0', "user.a", b"", true),
+        (b'5', "user.a", b"", true),
+        (b'2', "user.a", b"", false),
+        (b'6', "user.a", b"", false),
+        (b'6', "trusted.a", b"", true),
+        (b'2', "security.a", b"", true),
+        (b'0', "security.capability", &capability, true),
+        (b'0', "security.capability", &capability[1..], false),
+        (b'0', "system.nfs4_acl", b"", false),
+        (b'0', "com.apple.quarantine", b"", false),
+    ] {
+        let record = format!("SCHILY.xattr.{name}");
+        let link: &[u8] = if kind == b'2' { b"target" } else { b"" };
+        let file = member(b"a", kind, b"").with(157, link);
+        let members = vec![pax(b'x', &[(&record, value)]), file];
+        let kept = nodes(&tar(members))[&b"a"[..]].0.attr.xattrs.len();
+        assert_eq!(kept == 1, is_kept, "{} {name}", char::from(kind));
+    }
+    // Without its list, a file's group has what the list gave it, not the mask.
+    let bad = attribute(&[
+        (USER_OBJ, 6, NOBODY_IN_PARTICULAR),
+        (USER_OBJ, 6, NOBODY_IN_PARTICULAR),
+        (GROUP_OBJ, 0, NOBODY_IN_PARTICULAR),
+        (MASK, 7, NOBODY_IN_PARTICULAR),
+        (OTHER, 0, NOBODY_IN_PARTICULAR),
+    ]);
+    let record = format!("SCHILY.xattr.{access}");
+    let file = || member(b"a", b'0', b"").with(100, b"0000670\0");
+    let mode = |records: &[(&str, &[u8])]| {
+        let found = nodes(&tar(vec![pax(b'x', records), file()]));
+        let attr = &found[&b"a"[..]].0.attr;
+        (attr.mode & 0o777, attr.xattrs.len())
+    };
+    assert_eq!(mode(&[(&record, &bad)]), (0o600, 0));
+    // A list that is in order goes before one that is not, in whatever order they come.
+    let good: (&str, &[u8]) = ("SCHILY.acl.access", b"u::rw-,u:1:r--,g::---,m::r--,o::---");
+    assert_eq!(mode(&[(&record, &bad), good]), (0o640, 1));
+    assert_eq!(mode(&[good, (&record, &bad)]), (0o640, 1));
+    // Mode and list say the same: what the list says.
+    let open = ("SCHILY.acl.access", &b"u::rw-,g::---,o::---"[..]);
+    assert_eq!(mode(&[open]), (0o600, 0));
 }

@@ -36,7 +36,7 @@ fn any_attr(kind: u32) -> impl Strategy<Value = Attr> {
             xattrs: xattrs
                 .into_iter()
                 .map(|(n, value)| Xattr {
-                    name: [b"user.", n.as_bytes()].concat(),
+                    name: [b"trusted.", n.as_bytes()].concat(),
                     value,
                 })
                 .collect(),

@@ -99,7 +99,14 @@ fn a_later_create_continues_with_a_kept_upper() {
         nothing_is_left
         # Elsewhere stays, and is said.
         lxcri_fs create c --image $IMAGE --bundle /run/b --upper /run/up; echo mine > b/rootfs/file
-        lxcri_fs delete c 2>err; grep -q /run/up err; grep -q mine up/upper/file; nothing_is_left"#,
+        lxcri_fs delete c 2>err; grep -q /run/up err; grep -q mine up/upper/file; nothing_is_left
+        # What is not ours stays, and so does the container.
+        lxcri_fs create c --image $IMAGE --bundle /run/b; echo mine > b/rootfs/file
+        mount -t tmpfs none b/rootfs; ! lxcri_fs delete c 2>err; umount b/rootfs
+        grep -q 'not one of lxcri-fs' err || fail "$(cat err)"
+        ! lxcri_fs create c --image $IMAGE --bundle /run/b 2>/dev/null; grep -q mine b/rootfs/file
+        lxcri_fs umount b/rootfs; lxcri_fs mount --all; grep -q mine b/rootfs/file
+        lxcri_fs delete c; nothing_is_left"#,
     );
 }
 

@@ -1,11 +1,12 @@
 //! `gc`, `df`, `verify --all` and `doctor` of a store, and a store that is full.
 
 use std::path::Path;
+use std::process::Command;
 
 use super::killed::Killed;
 use crate::bench::{LoopDisk, Store, on_both};
-use crate::common::stderr;
 use crate::common::zfs::zfs;
+use crate::common::{run, stderr};
 use serde_json::Value;
 
 on_both! {
@@ -259,4 +260,45 @@ fn doctor_reports_damage(store: &Store) {
         "{text}"
     );
     store.fails(&["doctor"], 1);
+}
+
+/// What a command prints that may fail.
+fn said(store: &Store, args: &[&str]) -> String {
+    String::from_utf8(store.output(args).stdout).unwrap()
+}
+
+/// What it needs is unknown, so all images stay; everything else goes on.
+#[test]
+fn a_damaged_container_is_in_nobodys_way() {
+    let store = Store::directory();
+    store.build("one", "one");
+    let bundle = |name: &str| store.dir.path().join(name).display().to_string();
+    let create = |name: &str| {
+        let (image, bundle) = ("--image=one", format!("--bundle={}", bundle(name)));
+        store.run(&["create", name, image, &bundle, "--", "true"]);
+    };
+    create("bad");
+    create("good");
+    let containers = store.dir.path().join("store/containers");
+    std::fs::write(containers.join("bad/store.json"), "{").unwrap();
+    store.run(&["inspect", "good"]);
+    store.run(&["umount", &format!("{}/rootfs", bundle("good"))]);
+    store.run(&["mount", "--all"]);
+    assert!(store.json(&["inspect", "good", "--json"])["mounted"] == true);
+    store.run(&["gc", "--grace", "0s"]);
+    store.run(&["df"]);
+    create("new");
+    store.build("two", "two");
+    let refusal = store.fails(&["rm", "two"], 6);
+    assert!(refusal.contains("container bad, whose list"), "{refusal}");
+    assert!(said(&store, &["doctor"]).contains("images of container bad"));
+    for name in ["bad", "good", "new"] {
+        store.run(&["delete", name]);
+    }
+    store.run(&["rm", "two"]);
+    // Of a record that is damaged, `doctor` says so.
+    create("bad");
+    std::fs::write(containers.join("bad/container.json"), "{").unwrap();
+    assert!(said(&store, &["doctor"]).contains("container bad:"));
+    run(Command::new("umount").arg(bundle("bad/rootfs")));
 }

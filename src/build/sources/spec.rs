@@ -125,10 +125,12 @@ impl Spec {
             ));
         }
         let name = text.to_string_lossy();
-        let is_name = crate::reference::parse(&name).is_ok();
-        Err(Error::Source {
-            reason: "there is no such file or directory".into(),
-            hint: is_name.then(|| format!("docker://{name} names an image in a registry")),
+        // A name with an ending is a file's.
+        let last = name.rsplit('/').next().unwrap_or_default();
+        let is_image = crate::reference::parse(&name).is_ok()
+            && !last.split(':').next().unwrap_or_default().contains('.');
+        Err(Error::NoSource {
+            hint: is_image.then(|| format!("docker://{name} names an image in a registry")),
             name: name.into_owned(),
         })
     }

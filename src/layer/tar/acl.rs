@@ -5,8 +5,10 @@
 const VERSION: u32 = 2;
 /// The id of entries that have none.
 const NO_ID: u32 = u32::MAX;
-/// Most entries of a list.
-const MAX_ENTRIES: usize = 4096;
+/// Most entries of a list: the kernel reads lists from FUSE into a page.
+const MAX_ENTRIES: usize = (4096 - size_of::<u32>()) / ENTRY;
+/// Bytes of an entry in the attribute.
+const ENTRY: usize = 8;
 
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
@@ -60,15 +62,15 @@ pub(super) fn is_valid(value: &[u8]) -> bool {
     let Some((version, entries)) = value.split_first_chunk() else {
         return false;
     };
-    let (entries, []) = entries.as_chunks::<8>() else {
+    let (entries, []) = entries.as_chunks::<ENTRY>() else {
         return false;
     };
+    if entries.len() > MAX_ENTRIES {
+        return false;
+    }
     // Which entry may follow: the last one, and whether one named a user or group.
     let (mut last, mut needs_mask) = (0, false);
-    for &[t0, t1, p0, p1, i0, i1, i2, i3] in entries {
-        let tag = u16::from_le_bytes([t0, t1]);
-        let permissions = u16::from_le_bytes([p0, p1]);
-        let id = u32::from_le_bytes([i0, i1, i2, i3]);
+    for (tag, permissions, id) in entries.iter().map(entry) {
         let follows = match tag {
             USER_OBJ => last == 0,
             USER => matches!(last, USER_OBJ | USER),
@@ -87,6 +89,38 @@ pub(super) fn is_valid(value: &[u8]) -> bool {
     }
     // None at all is no list.
     *version == VERSION.to_le_bytes() && (last == OTHER || entries.is_empty())
+}
+
+/// Tag, permissions and id.
+fn entry(&[t0, t1, p0, p1, i0, i1, i2, i3]: &[u8; ENTRY]) -> (u16, u16, u32) {
+    (
+        u16::from_le_bytes([t0, t1]),
+        u16::from_le_bytes([p0, p1]),
+        u32::from_le_bytes([i0, i1, i2, i3]),
+    )
+}
+
+/// The permissions that the first entry of this kind gives, in an attribute's value.
+fn of(value: &[u8], wanted: u16) -> Option<u32> {
+    let entries = value.get(size_of::<u32>()..).unwrap_or_default();
+    let mut entries = entries.as_chunks::<ENTRY>().0.iter().map(entry);
+    let found = entries.find(|(tag, ..)| *tag == wanted);
+    found.map(|(_, permissions, _)| u32::from(permissions) & 7)
+}
+
+/// The permissions of the owning group in an attribute's value, which may be no valid list.
+pub(super) fn group_of(value: &[u8]) -> u32 {
+    of(value, GROUP_OBJ).unwrap_or(0)
+}
+
+/// The permissions in the mode of a file with this valid list, and whether they say all of it, as
+/// `posix_acl_equiv_mode` in fs/posix_acl.c finds them.
+pub(super) fn mode(value: &[u8]) -> (u32, bool) {
+    let bits = |tag| of(value, tag).unwrap_or(0);
+    let mask = of(value, MASK);
+    let group = mask.unwrap_or_else(|| bits(GROUP_OBJ));
+    let is_mode = mask.is_none() && of(value, GROUP_OBJ).is_some();
+    (bits(USER_OBJ) << 6 | group << 3 | bits(OTHER), is_mode)
 }
 
 /// The permissions of the owning group that a list gives, if it is one. Where there is a mask, a

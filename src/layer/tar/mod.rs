@@ -10,6 +10,7 @@ mod parser;
 mod pax;
 mod sparse;
 mod writer;
+mod xattrs;
 
 pub use error::{Error, Reason};
 pub use parser::{EntryKind, Parser, Step, TarEntry};

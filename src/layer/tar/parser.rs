@@ -7,7 +7,7 @@ use super::error::{Error, Reason};
 use super::header::{Header, until_nul};
 use super::pax::Pax;
 use super::sparse::{MAX_MAP, MapReader, SparseMap};
-use super::{BLOCK, Block};
+use super::{BLOCK, Block, xattrs};
 
 /// Longest PAX header and GNU long name that is taken, bytes.
 const MAX_EXTENSION: usize = 1 << 20;
@@ -106,6 +106,8 @@ pub struct Parser {
     offset: u64,
     /// How many entries there were.
     entries: u64,
+    /// How many attributes they have that were left out.
+    left_out: u32,
 }
 
 impl std::fmt::Debug for Parser {
@@ -127,6 +129,7 @@ impl Default for Parser {
             long_link: None,
             offset: 0,
             entries: 0,
+            left_out: 0,
         }
     }
 }
@@ -353,7 +356,7 @@ impl Parser {
         let (mtime_s, mtime_ns) = pax
             .mtime
             .map_or_else(|| header.mtime().map(|s| (s, 0)), Ok)?;
-        let attr = Attr {
+        let mut attr = Attr {
             // Without its list, the mode must not give the group what the mask gave others.
             mode: type_bits | header.mode()? & !(!pax.group.unwrap_or(7) << 3 & 0o070),
             uid: owner(pax.uid, header.uid(), "uid")?,
@@ -362,6 +365,7 @@ impl Parser {
             mtime_ns,
             xattrs: pax.xattrs,
         };
+        xattrs::fit(&path, &kind, &mut attr, &mut self.left_out);
         let is_file = matches!(kind, EntryKind::File { .. });
         // Only files have data, whatever the size field says of others: Go's reader and GNU tar (of
         // links) take it so.

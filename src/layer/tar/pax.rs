@@ -6,6 +6,7 @@ use super::acl;
 use super::error::Reason;
 use super::header::decimal;
 use super::sparse::PaxSparse;
+use super::xattrs;
 
 /// Our own record: the type of an entry that tar has no type for. `socket` is the only value.
 pub(super) const TYPE: &[u8] = b"LXCRIFS.type";
@@ -117,7 +118,7 @@ impl Pax {
 
     /// An access control list; the attribute itself, which some writers add, is exact.
     fn acl(&mut self, name: &[u8], text: &[u8], bad: impl Fn() -> Reason) -> Result<(), Reason> {
-        if text.is_empty() || self.schily.iter().any(|known| known == name) {
+        if text.is_empty() || self.schily.iter().any(|known| known == name) && self.has_list(name) {
             return Ok(());
         }
         match acl::parse(text) {
@@ -134,6 +135,12 @@ impl Pax {
                 Ok(())
             }
         }
+    }
+
+    /// Whether there is a valid list already.
+    fn has_list(&self, name: &[u8]) -> bool {
+        let mut known = self.xattrs.iter().filter(|xattr| xattr.name == name);
+        known.any(|xattr| acl::is_valid(&xattr.value))
     }
 
     fn xattr(
@@ -154,9 +161,7 @@ impl Pax {
         if value.len() > MAX_XATTR_VALUE {
             return Err(Reason::TooLong("an extended attribute", MAX_XATTR_VALUE));
         }
-        if ACLS.iter().any(|(_, acl)| *acl == name) && !acl::is_valid(&value) {
-            // Whoever mounts it could not use the file.
-            tracing::warn!("an access control list is left out that the kernel would refuse");
+        if xattrs::is_list(&name) && !acl::is_valid(&value) && self.has_list(&name) {
             return Ok(());
         }
         match self.xattrs.iter_mut().find(|x| x.name == name) {

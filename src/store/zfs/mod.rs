@@ -331,7 +331,7 @@ impl Backend for ZfsStore {
                 name,
                 path,
                 dataset: Some(dataset.clone()),
-                images: images.collect(),
+                images: Some(images.collect()),
                 unfinished,
             });
         }
@@ -374,7 +374,7 @@ impl Backend for ZfsStore {
             name: name.clone(),
             path,
             dataset: Some(dataset),
-            images: images.to_vec(),
+            images: Some(images.to_vec()),
             unfinished: true,
         })
     }
