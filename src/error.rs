@@ -49,6 +49,14 @@ impl Io {
         self.source.kind()
     }
 
+    /// Whether its file system, or what its user may take of it, is full.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+
     /// Whether another user could redirect the path.
     pub fn is_untrusted(&self) -> bool {
         let source = self.source.get_ref();

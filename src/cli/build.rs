@@ -174,11 +174,11 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         },
         Target {
             output: Some(path), ..
-        } => print(
-            &path.display().to_string(),
-            &build.to_file(path, &events)?,
-            args.json,
-        ),
+        } => {
+            args.store.refuse_to_replace(path)?;
+            let built = build.to_file(path, &events)?;
+            print(&path.display().to_string(), &built, args.json)
+        }
         Target {
             output: None,
             tag: None,

@@ -78,6 +78,7 @@ pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
         let built = commit.to_store(&args.store.open()?, reference, &events)?;
         (reference.familiar().to_owned(), built)
     } else if let Some(output) = &args.output {
+        args.store.refuse_to_replace(output)?;
         let built = commit.to_file(output, args.force, &events)?;
         (output.display().to_string(), built)
     } else {

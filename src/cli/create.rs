@@ -8,7 +8,7 @@ use bfc::Secret;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::error::{Error, Exit};
-use super::output::say;
+use super::output::{note, say};
 use super::progress::Waiting;
 use super::secret::SecretArgs;
 use super::size;
@@ -220,6 +220,15 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<StoredImage>, PathBuf), E
     let mut found = args.store.in_store(&args.image);
     let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
     let named = missing || matches!(&found, Ok(Some(_)));
+    // A mistyped file name is no name of somebody's image.
+    let is_file = args.image.extension().is_some_and(|e| e == "bfc");
+    if missing && (is_file || args.image.exists()) {
+        return Err(found.err().unwrap_or_else(|| Error::Other {
+            message: format!("there is no image {:?}", args.image),
+            hint: None,
+            exit: Exit::NotFound,
+        }));
+    }
     if args.pull == When::Always && named || args.pull == When::Missing && missing {
         pull_it(args)?;
         found = args.store.in_store(&args.image);
@@ -248,6 +257,12 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
         ..Pull::of(&reference)
     };
     let name: Reference = reference.whole().parse()?;
+    if args.pull == When::Missing {
+        note(format_args!(
+            "lxcri-fs: the store has no image {}: pulling it",
+            name.familiar()
+        ));
+    }
     let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting)?;
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
 }

@@ -91,7 +91,12 @@ fn fuse() -> Vec<Finding> {
             about,
             Level::Bad,
             format!("/dev/fuse: {e}"),
-            "nothing can be mounted: try `modprobe fuse`",
+            match e.kind() {
+                std::io::ErrorKind::PermissionDenied => {
+                    "this user can mount nothing: root can, or gives them the right to open it"
+                }
+                _ => "nothing can be mounted: try `modprobe fuse`",
+            },
         )),
     }
     let (major, minor) = kernel::version();
@@ -304,7 +309,11 @@ fn mounts() -> Result<Vec<Finding>, Error> {
     let found = format!("{served} of {} mounted images", all.len());
     let mut findings = vec![Finding::new(
         "mounts",
-        Level::Good,
+        if served == all.len() {
+            Level::Good
+        } else {
+            Level::Note
+        },
         found,
         "are being served",
     )];

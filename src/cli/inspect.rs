@@ -14,7 +14,7 @@ use crate::runtime::root_mount::is_mounted;
 use crate::serve::answer::{self, Answer};
 use crate::serve::mountpoint::mounted_at;
 
-/// Show a container: its image, where it writes, and whether it is mounted and running
+/// Show a container: its image, where it writes, whether it is mounted, and how many processes use it
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs inspect web1 --json | jq -r .image.path")]
 pub(super) struct InspectArgs {
@@ -122,12 +122,22 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
             "mounted, but no process serves it any more (`lxcri-fs mount --all` mounts it again)"
         }
         Some(Answer::Silent) => "mounted, but not answering (`lxcri-fs ps` shows since when)",
-        None if inspected.detached => "not mounted here any more, but in use elsewhere",
+        None if inspected.detached => {
+            return writeln!(
+                out,
+                "Root          {}, not mounted here any more, but still in use",
+                inspected.root
+            );
+        }
         None => "not mounted",
+    };
+    let processes = match inspected.processes {
+        1 => "1 process".to_owned(),
+        n => format!("{n} processes"),
     };
     writeln!(
         out,
-        "Root          {}, {mounted}, used by {} processes",
-        inspected.root, inspected.processes
+        "Root          {}, {mounted}, used by {processes}",
+        inspected.root
     )
 }

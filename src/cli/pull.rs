@@ -87,6 +87,9 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
         force: args.force,
         observer: transfer.clone(),
     };
+    if let Some(path) = &args.output {
+        args.store.refuse_to_replace(path)?;
+    }
     let (name, pulled) = match &args.output {
         Some(path) => (path.display().to_string(), pull.to_file(path)),
         None => {

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::error::Error;
-use crate::image::{is_remote, open_file};
+use crate::image::{self, is_remote, open_file};
 use crate::registry::Registries;
+use crate::runtime::record::images;
 use crate::store::{Config, Location, Store, StoredImage};
 
 /// The store.
@@ -21,6 +22,16 @@ pub(super) struct StoreArgs {
 }
 
 impl StoreArgs {
+    /// Refuses to replace the file of an image that a container or another upper was written over;
+    /// see [`image::refuse_to_replace`].
+    pub(super) fn refuse_to_replace(&self, file: &Path) -> Result<(), Error> {
+        if !file.exists() {
+            return Ok(());
+        }
+        let containers = self.open().map(|store| images(&store)).unwrap_or_default();
+        Ok(image::refuse_to_replace(file, &containers)?)
+    }
+
     /// Reads the configuration.
     pub(super) fn config(&self) -> Result<Config, Error> {
         Ok(Config::load(self.store.as_ref())?)

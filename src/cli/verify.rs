@@ -136,7 +136,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
         format!("{} of {count} images are damaged: {names}", damaged.len())
     };
     let hint = Some(
-        "files that are not listed can still be read; pull or build the image again with --force"
+        "pull or build the image again with --force; files that are not listed can still be read, \
+         unless the image itself is listed"
             .into(),
     );
     Err(Error::Other {

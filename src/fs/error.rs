@@ -18,6 +18,9 @@ pub enum Error {
         /// What is wrong with it.
         source: bfc::Error,
     },
+    /// Decoded content could not be written out.
+    #[error("writing what was decoded")]
+    Output(#[source] std::io::Error),
     /// Several images cannot be mounted as one.
     #[error("image {}", image.display())]
     Stack {
@@ -89,6 +92,7 @@ impl Error {
             } => Errno::KEYREJECTED,
             Error::Image { .. }
             | Error::Stack { .. }
+            | Error::Output(_)
             | Error::Subdir { .. }
             | Error::Temporary { .. }
             | Error::SpoolFull { .. } => Errno::IO,

@@ -70,6 +70,20 @@ impl InPlace {
     }
 }
 
+/// Refuses to replace the file of an image with uppers: what they hold belongs to the image that the
+/// file has now. `containers` are those in the store.
+///
+/// # Errors
+/// [`Error::WouldNotFit`].
+pub fn refuse_to_replace(image: &Path, containers: &[ContainerImage]) -> Result<()> {
+    let uppers = uppers_on(image, None, containers)?;
+    if uppers.is_empty() {
+        return Ok(());
+    }
+    let image = image.to_owned();
+    Err(Error::WouldNotFit { image, uppers })
+}
+
 /// The uppers over an image except `own`, of mounts and of containers. Sorted.
 fn uppers_on(
     image: &Path,

@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::fs::Gid;
 
 use super::directory::RuntimeDirectory;
-use super::error::Result;
-use super::record::{ContainerRecord, UpperLocation};
+use super::error::{Error, Result};
+use super::record::{ContainerRecord, State, UpperLocation};
 use super::root_mount;
 use super::steps::{self, Found, Recorded, Step};
 use crate::store::{self, Container, Store};
@@ -119,7 +119,13 @@ impl<'a> Existing<'a> {
             Step::Record(state) => {
                 if let Some(record) = &mut self.record {
                     record.state = state;
-                    record.write(&self.container.path)?;
+                    match record.write(&self.container.path) {
+                        // What is deleted gives space back. If that is interrupted, the container
+                        // is there or not, and can be deleted.
+                        Err(Error::Io(e))
+                            if e.is_full() && state == State::Deleting && !record.found_upper => {}
+                        written => written?,
+                    }
                 }
             }
             Step::Unmount => {

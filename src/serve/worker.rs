@@ -20,7 +20,7 @@ use super::protocol::{MountedImage, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
 use super::{adapter, confine, resume, secrets, surplus};
 use crate::error::Io;
-use crate::fs::{self, ImageFile, ImageOptions, Rootfs, Spool};
+use crate::fs::{self, ImageFile, ImageOptions, ROOT, Rootfs, Spool};
 
 /// How long the keeper may take to make a temporary file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -163,7 +163,11 @@ fn open(
                 Secret::Key(key.0)
             }),
         });
-    Rootfs::open_with(sources.collect(), options, Box::new(spool))
+    let rootfs = Rootfs::open_with(sources.collect(), options, Box::new(spool))?;
+    // Whoever mounts it hears of a damaged root directory, without which nothing is found.
+    rootfs.inode(ROOT)?;
+    rootfs.lookup(ROOT, b"bin")?;
+    Ok(rootfs)
 }
 
 /// Temporary files that the keeper makes.

@@ -6,6 +6,7 @@
 //! images/_w…/               an image that is being written or removed
 //! containers/NAME/          a container's directory, which has its images in store.json
 //! locks/                    locks that are held
+//! room                      space for removals on a full file system
 //! ```
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
 use super::remove_tree::remove_tree;
+use super::room;
 use crate::error::Io;
 use crate::sys::directory::replace;
 use crate::sys::extents::{self, Usage};
@@ -185,6 +187,7 @@ impl Backend for DirectoryStore {
         write_json(&from, FACTS, facts)?;
         renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
             .map_err(|e| failed(e.into()))?;
+        room::take(&self.root);
         sync(&self.images())
     }
 
@@ -197,7 +200,14 @@ impl Backend for DirectoryStore {
     }
 
     fn set_facts(&self, name: &Name, facts: &Facts) -> Result<()> {
-        write_json(&self.images().join(name), FACTS, facts)
+        let dir = self.images().join(name);
+        match write_json(&dir, FACTS, facts) {
+            // It may be an image without the last of its names, which is to be removed.
+            Err(Error::Io(e)) if e.is_full() && room::give(&self.root) => {
+                write_json(&dir, FACTS, facts)
+            }
+            written => written,
+        }
     }
 
     fn usage(&self, name: &Name) -> Result<Usage> {

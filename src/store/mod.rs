@@ -17,6 +17,7 @@ mod new_image;
 pub mod protect;
 mod reference;
 mod remove_tree;
+mod room;
 mod sound;
 mod uses;
 mod zfs;

@@ -66,7 +66,7 @@ fn create_start_kill_delete_and_exit_codes() {
         rc=0
         lxcri_fs delete c 2>err || rc=$?
         [ $rc = 6 ] && grep -q 'in use' err || fail "$rc $(cat err)"
-        lxcri_fs inspect c >out; grep -q 'in use elsewhere' out || fail "$(cat out)"
+        lxcri_fs inspect c >out; grep -q 'still in use' out || fail "$(cat out)"
         lxcri_fs inspect c --json | grep -q '"mounted":false.*"detached":true' || fail detached
         rc=0
         lxcri_fs commit c -o c.bfc 2>err || rc=$?

@@ -262,6 +262,42 @@ fn doctor_reports_damage(store: &Store) {
     store.fails(&["doctor"], 1);
 }
 
+/// What gives space back works on a full file system.
+#[test]
+fn containers_and_names_are_removed_from_a_full_store() {
+    let disk = LoopDisk::tmpfs("8m");
+    let store = Store::in_directory(disk.path());
+    store.build("one", "one");
+    store.run(&["tag", "one", "other"]);
+    store.run(&[
+        "append",
+        "one",
+        store.source("more", b"more").to_str().unwrap(),
+        "-t",
+        "two",
+    ]);
+    let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+    let bundle = elsewhere.path().join("c");
+    let create = format!("--bundle={}", bundle.display());
+    store.run(&["create", "c", "--image=one", &create, "--", "true"]);
+    let fill = |path: &Path| {
+        let full = std::fs::write(path, vec![1; 16 << 20]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    };
+    fill(&bundle.join("rootfs/large"));
+    // What is kept has to be recorded.
+    store.fails(&["delete", "c", "--keep"], 1);
+    assert!(bundle.join("rootfs/large").exists());
+    store.run(&["delete", "c"]);
+    assert!(!bundle.exists());
+    let ballast = disk.path().join("ballast");
+    fill(&ballast);
+    store.run(&["rm", "other"]);
+    store.run(&["rm", "one"]);
+    assert_eq!(store.images().len(), 1);
+    assert_eq!(store.run(&["cat", "two", "more"]), "more");
+}
+
 /// What a command prints that may fail.
 fn said(store: &Store, args: &[&str]) -> String {
     String::from_utf8(store.output(args).stdout).unwrap()

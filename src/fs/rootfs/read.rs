@@ -295,7 +295,10 @@ impl Rootfs {
             let decoder = image.decoder(self.check_hash);
             let path = self.section.content_path(&content).map_err(failed)?;
             let content = decoder.resolve(&content).map_err(failed)?;
-            return decoder.stream(&content, &path, sink).map_err(failed);
+            return match decoder.stream(&content, &path, sink) {
+                Err(bfc::Error::Write { source, .. }) => Err(Error::Output(source)),
+                streamed => streamed.map_err(failed),
+            };
         }
         let step = 1 << 20;
         let mut buf = Vec::with_capacity(step);
@@ -303,8 +306,7 @@ impl Rootfs {
         while offset < inode.size {
             buf.clear();
             self.read(ino, offset, step, &mut buf)?;
-            sink.write_all(&buf)
-                .map_err(|source| self.image_error(bfc::Error::Write { offset, source }))?;
+            sink.write_all(&buf).map_err(Error::Output)?;
             offset += buf.len() as u64;
         }
         Ok(())
