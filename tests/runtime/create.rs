@@ -110,6 +110,29 @@ fn a_later_create_continues_with_a_kept_upper() {
     );
 }
 
+/// What a container has written belongs to the image that the file has now.
+#[test]
+fn an_image_with_a_container_is_not_replaced_by_force() {
+    pass_on(
+        &["--config.cmd", "true"],
+        r#"
+        cp $IMAGE own.bfc; lxcri_fs create c --image ./own.bfc --bundle /run/b
+        echo mine > b/rootfs/file; mkdir other; lxcri_fs umount b/rootfs
+        for command in "build other -o own.bfc" "commit c -o own.bfc"; do
+            rc=0; lxcri_fs $command --force 2>err || rc=$?
+            [ $rc = 6 ] && grep -q 'container c' err || fail "$command: $rc $(cat err)"
+        done
+        lxcri_fs mount --all; grep -q mine b/rootfs/file; lxcri_fs delete c
+        lxcri_fs build other -o own.bfc --force
+        # A mistyped file is no image of a registry.
+        rc=0; lxcri_fs create c --image nope.bfc --bundle /run/b 2>err || rc=$?
+        [ $rc = 5 ] && grep -q './FILE' err || fail "$rc $(cat err)"
+        rc=0; lxcri_fs create c --image other --bundle /run/b 2>err || rc=$?
+        [ $rc = 5 ] && grep -q './FILE' err || fail "$rc $(cat err)"
+        nothing_is_left"#,
+    );
+}
+
 #[test]
 fn mount_all_restores_the_recorded_mounts() {
     pass_on(

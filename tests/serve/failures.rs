@@ -6,8 +6,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::common::forge::mend;
 use crate::common::mounts::{is_alive, is_mounted, kill, pid, ps, row_of, setup, wait_until};
-use crate::common::{Mounted, Stop, golden, lxcri_fs, run, stats, stderr, tree};
+use crate::common::{Mounted, Stop, build_image, golden, lxcri_fs, run, stats, stderr, tree};
 
 #[test]
 fn repeated_kills_of_the_worker_cause_no_read_error() {
@@ -64,6 +65,31 @@ fn repeated_kills_of_the_worker_cause_no_read_error() {
     });
     run(Command::new("umount").arg(&overlay));
     assert!(rounds > 4, "{rounds}");
+}
+
+/// The header of the section with the tree, bytes.
+const HEADER: usize = 512;
+
+/// Whoever mounts it is told, not whoever reads it.
+#[test]
+fn an_image_without_a_root_directory_is_not_mounted() {
+    let (temp, _, [dir]) = setup();
+    let image = temp.path().join("damaged.bfc");
+    std::fs::create_dir_all(temp.path().join("root/bin")).unwrap();
+    build_image(temp.path().join("root"), &image);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let section = mend::section_range(&bytes).unwrap();
+    bytes[section.start + HEADER..section.end]
+        .iter_mut()
+        .for_each(|byte| *byte ^= 1);
+    std::fs::write(&image, bytes).unwrap();
+    for how in [&[][..], &["--ephemeral"]] {
+        let mut command = lxcri_fs();
+        let output = command.arg("mount").args(how).args([&image, &dir]).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert!(!is_mounted(&dir) && ps(&image).is_none());
+    }
 }
 
 #[test]
