@@ -151,11 +151,24 @@ impl Output {
 }
 
 fn exists(path: &Path) -> Error {
+    taken(path, "replace it with --force")
+}
+
+/// What is to be made exists. `hint` says what to do.
+pub(super) fn taken(path: &Path, hint: &str) -> Error {
     Error::Source {
         name: path.display().to_string(),
         reason: "it exists already".into(),
-        hint: Some("replace it with --force".into()),
+        hint: Some(hint.into()),
     }
+}
+
+/// As [`taken`], where nothing replaces it, unless there is nothing.
+pub(super) fn refuse_taken(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(taken(path, "name another, or remove it first"));
+    }
+    Ok(())
 }
 
 fn temp_prefix(path: &Path) -> OsString {

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, say, size};
+use super::output::{json, note, say, size};
 use super::store::StoreArgs;
 use crate::error::chain;
 use crate::store::{Garbage, Outcome, Step, StoredImage};
@@ -60,6 +60,8 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     if !args.dry_run {
         store.sweep_locks()?;
     }
+    let young = store.garbage(SignedDuration::ZERO)?.len();
+    let young = young.saturating_sub(plan.len());
     let (mut total, mut failed) = (0, 0);
     for step in &plan {
         let outcome = (!args.dry_run).then(|| store.collect(step, grace));
@@ -97,6 +99,12 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
                 "freed"
             }
         ))?;
+    }
+    if young > 0 && !args.json {
+        note(format_args!(
+            "lxcri-fs: {young} more {} younger than the grace period; `--grace 0s` removes them",
+            if young == 1 { "is" } else { "are" }
+        ));
     }
     if failed == 0 {
         return Ok(());

@@ -55,7 +55,8 @@ impl DirectoryEntry {
         // The same path as in mountinfo.
         let found = path_of(open(path)?.as_fd()).map_err(Io::at(FINDING, path))?;
         let (Some(parent), Some(name)) = (found.parent(), found.file_name()) else {
-            return Err(failed(Errno::BUSY));
+            let root = io::Error::other("it is the root directory");
+            return Err(Io::at(FINDING, path)(root));
         };
         let parent =
             openat2(CWD, parent, FIND, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(failed)?;

@@ -15,6 +15,7 @@ use super::{WriteError, tree_tar, write_tar};
 use crate::build::config::{LayerFact, config};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
+use crate::build::output::refuse_taken;
 use crate::build::sources::Compression;
 use crate::build::sources::Platform;
 use crate::error::Io;
@@ -40,9 +41,7 @@ pub fn oci_layout(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
     let parent = crate::build::parent(dir);
-    if dir.symlink_metadata().is_ok() {
-        return Err(Io::at("making", dir)(io::ErrorKind::AlreadyExists).into());
-    }
+    refuse_taken(dir)?;
     let temp = tempfile::Builder::new()
         .prefix(".lxcri-fs-export.")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))

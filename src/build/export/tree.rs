@@ -9,7 +9,7 @@ use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
 use super::WriteError;
 use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::Error;
-use crate::build::output::Output;
+use crate::build::output::{Output, refuse_taken};
 use crate::error::Io;
 use crate::fs::{Order, ROOT, Rootfs, Step, Visit};
 use crate::layer::tar::{Body, Writer};
@@ -75,6 +75,7 @@ pub fn tree_tar_file(
     path: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
+    refuse_taken(path)?;
     let output = Output::create(path, false)?;
     let mut out = BufWriter::with_capacity(1 << 18, output.file()?);
     tree_tar(rootfs, &mut out, progress).map_err(|e| e.with_output(path))?;
