@@ -14,7 +14,7 @@ use crate::runtime::root_mount::is_mounted;
 use crate::serve::answer::{self, Answer};
 use crate::serve::mountpoint::mounted_at;
 
-/// Show a container: its image, where it writes, whether it is mounted, and how many processes use it
+/// Show a container: its image, where it writes, whether it is mounted, and how many use it
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs inspect web1 --json | jq -r .image.path")]
 pub(super) struct InspectArgs {

@@ -70,8 +70,8 @@ impl InPlace {
     }
 }
 
-/// Refuses to replace the file of an image with uppers: what they hold belongs to the image that the
-/// file has now. `containers` are those in the store.
+/// Refuses to replace the file of an image with uppers: what they hold belongs to the image that is
+/// there now. `containers` are those in the store.
 ///
 /// # Errors
 /// [`Error::WouldNotFit`].

@@ -165,7 +165,9 @@ fn the_list_of_an_archive_is_read_as_docker_reads_it() {
     // goes before.
     let other = bench.path("made/other.json");
     std::fs::write(&other, "{}").unwrap();
-    let entry = |config: &str, tag: &str| json!({ "Config": config, "RepoTags": [tag], "Layers": ["l.tar"] });
+    let layers = ["l.tar"];
+    let entry =
+        |config: &str, tag: &str| json!({ "Config": config, "RepoTags": [tag], "Layers": layers });
     let list = json!([
         entry("other.json", "docker.io/library/a:latest"),
         entry("c.json", "a:latest"),

@@ -7,6 +7,7 @@
 mod bench;
 #[path = "../common/mod.rs"]
 mod common;
+mod credentials;
 mod fake;
 mod pull;
 mod server;
