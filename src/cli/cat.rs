@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use bfc::format::{S_IFLNK, S_IFMT};
 use clap::Args;
 
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::open::ImageArgs;
+use super::output::printable;
 use crate::fs::ImageOptions;
 use crate::serve::confine::Kept;
 
@@ -28,7 +30,15 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
         path: args.path.clone(),
         source,
     };
-    let (ino, _) = rootfs.resolve(&args.path).map_err(in_image)?;
+    let (ino, inode) = rootfs.resolve(&args.path).map_err(in_image)?;
+    if inode.is_dir() {
+        return Err(no_file(args, "a directory", "`lxcri-fs ls` lists it"));
+    }
+    if inode.mode & S_IFMT == S_IFLNK {
+        let target = rootfs.readlink(ino).map_err(in_image)?;
+        let what = format!("a symlink to {}", printable(&target));
+        return Err(no_file(args, &what, "name the file that it leads to"));
+    }
     let mut out = super::output::bytes();
     // Reads in pieces instead of streaming: content that can only be checked as a whole must not be
     // printed before the check.
@@ -45,4 +55,12 @@ pub(super) fn run(args: &CatArgs) -> Result<(), Error> {
         offset += buf.len() as u64;
     }
     out.flush().map_err(Error::Output)
+}
+
+fn no_file(args: &CatArgs, what: &str, hint: &str) -> Error {
+    Error::Other {
+        message: format!("{} is {what}", args.path.display()),
+        hint: Some(hint.to_owned()),
+        exit: Exit::Failure,
+    }
 }

@@ -1,5 +1,6 @@
 //! `lxcri-fs info`
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -130,7 +131,7 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
             .as_ref()
             .map(|l| format!("blake3:{}", hex(&l.root_digest))),
         inodes: section.inode_count(),
-        contents: section.content_count(),
+        contents: 0,
         content_bytes: 0,
         stored_bytes: 0,
         compressed: 0,
@@ -142,8 +143,14 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
         chain: Vec::new(),
         config: serde_json::from_slice(&section.blob(section.header().config)?).ok(),
     };
+    // Layers share contents.
+    let mut seen = HashSet::new();
     for number in 0..section.content_count() {
         let content = section.content(number)?;
+        if !seen.insert(content.offset) {
+            continue;
+        }
+        info.contents += 1;
         info.content_bytes = info.content_bytes.saturating_add(content.size);
         info.stored_bytes = info.stored_bytes.saturating_add(content.stored);
         info.compressed += u64::from(content.comp != Compression::None);

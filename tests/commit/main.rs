@@ -420,6 +420,8 @@ fn commit_in_place_adds_a_layer_and_a_new_upper_shows_the_same() {
     .unwrap();
     assert_eq!(info["layers"].as_array().unwrap().len(), 3);
     assert_eq!(info["layers"][2]["created_by"], "what was done");
+    // What layers share counts once.
+    assert!(info["stored_bytes"].as_u64() < info["bytes"].as_u64());
     {
         let other = fixture.path("other");
         let _mounted = fixture.mount(
