@@ -269,7 +269,14 @@ fn a_prestart_hook_mounts_if_it_runs_in_time() {
             echo "$0" | sed "s/PID/$$/" |
                 env -i LXCRI_FS_CONFIG=/run/allow.toml "$PROGRAM" hook oci prestart &&
                 cat b/rootfs/data/hello' "$state" | grep -q 'from the image'
-        nothing_is_left"#,
+        # A state of nothing is not one of the bundle in this directory.
+        cd b
+        for nothing in '[]' '{}' '{"ociVersion":"1.0.2","id":"c","status":"creating","bundle":"."}'
+        do
+            ! echo "$nothing" | lxcri_fs hook oci prestart 2>/run/err
+            grep -Eq 'absolute path|state on standard input' /run/err || fail "$(cat /run/err)"
+        done
+        cd ..; nothing_is_left"#,
     );
 }
 

@@ -44,6 +44,12 @@ pub fn oci(
     ))?;
     let state: State = serde_json::from_slice(&state)
         .map_err(Error::document("the container's state on standard input"))?;
+    // The specification demands it; this process's directory is not the runtime's.
+    if !state.bundle().is_absolute() {
+        return Err(Error::unfit(
+            "the container's state on standard input names no absolute path of a bundle",
+        ));
+    }
     if moment == Moment::Stop
         && let Some(root) = root
     {
