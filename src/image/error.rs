@@ -110,8 +110,8 @@ impl Report for Error {
         let hint = match self {
             Error::Secret { .. } => "a password is one line of text; a key file holds 32 raw bytes",
             Error::WouldNotFit { .. } => {
-                "make a new image: -t NAME puts it into the store; the old one stays for what \
-                 belongs to it"
+                "make a new image with -t; `append --force` and `commit --in-place --force` change \
+                 this one anyway"
             }
             Error::Several => "make a new image with -o or -t",
             Error::Subdirectory => {

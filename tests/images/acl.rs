@@ -370,6 +370,8 @@ fn attributes_that_a_file_cannot_have_are_left_out() {
     let good: (&str, &[u8]) = ("SCHILY.acl.access", b"u::rw-,u:1:r--,g::---,m::r--,o::---");
     assert_eq!(mode(&[(&record, &bad), good]), (0o640, 1));
     assert_eq!(mode(&[good, (&record, &bad)]), (0o640, 1));
+    // No entries are no list.
+    assert_eq!(mode(&[(&record, &attribute(&[]))]), (0o670, 0));
     // Mode and list say the same: what the list says.
     let open = ("SCHILY.acl.access", &b"u::rw-,g::---,o::---"[..]);
     assert_eq!(mode(&[open]), (0o600, 0));

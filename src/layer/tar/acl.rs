@@ -113,14 +113,28 @@ pub(super) fn group_of(value: &[u8]) -> u32 {
     of(value, GROUP_OBJ).unwrap_or(0)
 }
 
-/// The permissions in the mode of a file with this valid list, and whether they say all of it, as
-/// `posix_acl_equiv_mode` in fs/posix_acl.c finds them.
-pub(super) fn mode(value: &[u8]) -> (u32, bool) {
+/// What a list says of a file's mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Nothing: it has no entries, and is no list.
+    None,
+    /// These permissions, which say all of the list.
+    Whole(u32),
+    /// These permissions, and more.
+    Part(u32),
+}
+
+/// What a valid list says of the mode, as `posix_acl_equiv_mode` in fs/posix_acl.c finds it.
+pub(super) fn mode(value: &[u8]) -> Mode {
+    let Some(group) = of(value, GROUP_OBJ) else {
+        return Mode::None;
+    };
     let bits = |tag| of(value, tag).unwrap_or(0);
-    let mask = of(value, MASK);
-    let group = mask.unwrap_or_else(|| bits(GROUP_OBJ));
-    let is_mode = mask.is_none() && of(value, GROUP_OBJ).is_some();
-    (bits(USER_OBJ) << 6 | group << 3 | bits(OTHER), is_mode)
+    let of_all = |group| bits(USER_OBJ) << 6 | group << 3 | bits(OTHER);
+    match of(value, MASK) {
+        None => Mode::Whole(of_all(group)),
+        Some(mask) => Mode::Part(of_all(mask)),
+    }
 }
 
 /// The permissions of the owning group that a list gives, if it is one. Where there is a mask, a

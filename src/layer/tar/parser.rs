@@ -365,7 +365,7 @@ impl Parser {
             mtime_ns,
             xattrs: pax.xattrs,
         };
-        xattrs::fit(&path, &kind, &mut attr, &mut self.left_out);
+        xattrs::fit(&path, &mut attr, &mut self.left_out);
         let is_file = matches!(kind, EntryKind::File { .. });
         // Only files have data, whatever the size field says of others: Go's reader and GNU tar (of
         // links) take it so.

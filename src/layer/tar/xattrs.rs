@@ -1,10 +1,10 @@
 //! Which extended attributes a file of a layer can have. What every kernel refuses would make the
 //! file unusable where it is mounted, or copied up, so it is left out with a warning.
 
+use bfc::format::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::{Attr, Xattr};
 
 use super::acl;
-use super::parser::EntryKind;
 
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
@@ -21,11 +21,13 @@ pub(super) fn is_list(name: &[u8]) -> bool {
 /// every file.
 const MAX_WARNINGS: u32 = 10;
 
-/// Leaves out what a file of this kind cannot have, and makes mode and access control list agree,
-/// as chmod and setfacl do. `left_out` counts in the layer.
-pub(super) fn fit(path: &[u8], kind: &EntryKind, attr: &mut Attr, left_out: &mut u32) {
+/// Leaves out what a file of this type cannot have, and makes mode and access control list agree,
+/// as chmod and setfacl do. A hard link counts as a regular file: nothing is known of its target.
+/// `left_out` counts in the layer.
+pub(super) fn fit(path: &[u8], attr: &mut Attr, left_out: &mut u32) {
+    let file_type = attr.mode & S_IFMT;
     for xattr in std::mem::take(&mut attr.xattrs) {
-        if can_have(kind, &xattr) {
+        if can_have(file_type, &xattr) {
             attr.xattrs.push(xattr);
             continue;
         }
@@ -41,7 +43,7 @@ pub(super) fn fit(path: &[u8], kind: &EntryKind, attr: &mut Attr, left_out: &mut
             }
             _ => {}
         }
-        if xattr.name == ACCESS && !matches!(kind, EntryKind::Symlink(_)) {
+        if xattr.name == ACCESS && file_type != S_IFLNK {
             // The mode has the mask in the place of the group's permissions.
             attr.mode &= !(!acl::group_of(&xattr.value) << 3 & 0o070);
         }
@@ -49,25 +51,26 @@ pub(super) fn fit(path: &[u8], kind: &EntryKind, attr: &mut Attr, left_out: &mut
     let Some(at) = attr.xattrs.iter().position(|xattr| xattr.name == ACCESS) else {
         return;
     };
-    let (permissions, is_mode) = acl::mode(&attr.xattrs[at].value);
-    attr.mode = attr.mode & !PERMISSIONS | permissions;
-    if is_mode {
-        attr.xattrs.remove(at);
+    match acl::mode(&attr.xattrs[at].value) {
+        acl::Mode::None => {
+            attr.xattrs.remove(at);
+        }
+        acl::Mode::Whole(permissions) => {
+            attr.mode = attr.mode & !PERMISSIONS | permissions;
+            attr.xattrs.remove(at);
+        }
+        acl::Mode::Part(permissions) => attr.mode = attr.mode & !PERMISSIONS | permissions,
     }
 }
 
-/// Whether the kernel lets a file have it (xattr(7)): `xattr_permission` in fs/xattr.c, and what
-/// each namespace asks for.
-fn can_have(kind: &EntryKind, xattr: &Xattr) -> bool {
-    let is_dir = matches!(kind, EntryKind::Dir);
-    let is_link = matches!(kind, EntryKind::Symlink(_));
-    // Those of a hard link are its target's, of which nothing is known here.
-    let is_file = matches!(kind, EntryKind::File { .. } | EntryKind::HardLink(_));
+/// Whether the kernel lets a file of this type have it: `xattr_permission` in fs/xattr.c, and what
+/// each namespace asks for (xattr(7)).
+fn can_have(file_type: u32, xattr: &Xattr) -> bool {
     match &*xattr.name {
-        ACCESS => !is_link && acl::is_valid(&xattr.value),
-        DEFAULT => is_dir && acl::is_valid(&xattr.value),
+        ACCESS => file_type != S_IFLNK && acl::is_valid(&xattr.value),
+        DEFAULT => file_type == S_IFDIR && acl::is_valid(&xattr.value),
         CAPABILITY => is_capability(&xattr.value),
-        name if name.starts_with(b"user.") => is_dir || is_file,
+        name if name.starts_with(b"user.") => matches!(file_type, S_IFDIR | S_IFREG),
         name => name.starts_with(b"trusted.") || name.starts_with(b"security."),
     }
 }
