@@ -304,9 +304,7 @@ fn mount_8_remounts_pretends_and_passes_sizes() {
         ! touch "$3/new" 2>/dev/null; mount -f -o remount,exec "$3"
         options "$@" | grep -q noexec; umount "$3"
         mount -t fuse.lxcri-fs -o ephemeral=1048576 "$2" "$3"; touch "$3/new"
-        ! head -c 2M /dev/zero > "$3/large" 2>/dev/null
-        mount -o remount,ro "$3"; ! touch "$3/other" 2>/dev/null
-        mount -o remount,rw "$3"; touch "$3/other"; umount "$3"
+        ! head -c 2M /dev/zero > "$3/large" 2>/dev/null; umount "$3"
     "#;
     run(Command::new("unshare")
         .args(["--mount", "sh", "-ec"])
