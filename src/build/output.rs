@@ -155,7 +155,7 @@ fn exists(path: &Path) -> Error {
 }
 
 /// What is to be made exists. `hint` says what to do.
-pub(super) fn taken(path: &Path, hint: &str) -> Error {
+fn taken(path: &Path, hint: &str) -> Error {
     Error::Source {
         name: path.display().to_string(),
         reason: "it exists already".into(),

@@ -221,15 +221,13 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<StoredImage>, PathBuf), E
     let missing = matches!(&found, Err(Error::Store(store::Error::NotFound { .. })));
     let named = missing || matches!(&found, Ok(Some(_)));
     // A mistyped file name is no name of somebody's image.
-    let is_file = args.image.extension().is_some_and(|e| e == "bfc");
-    if missing && (is_file || args.image.exists()) {
-        return Err(found.err().unwrap_or_else(|| Error::Other {
-            message: format!("there is no image {:?}", args.image),
-            hint: None,
-            exit: Exit::NotFound,
-        }));
-    }
-    if args.pull == When::Always && named || args.pull == When::Missing && missing {
+    let is_file = args.image.extension().is_some_and(|e| e == "bfc") || args.image.exists();
+    let pulls = match args.pull {
+        When::Always => named,
+        When::Missing => missing,
+        When::Never => false,
+    };
+    if pulls && !(missing && is_file) {
         pull_it(args)?;
         found = args.store.in_store(&args.image);
     }

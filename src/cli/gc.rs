@@ -60,7 +60,10 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     if !args.dry_run {
         store.sweep_locks()?;
     }
-    let young = store.garbage(SignedDuration::ZERO)?.len();
+    let young = match args.json {
+        true => 0,
+        false => store.garbage(SignedDuration::ZERO)?.len(),
+    };
     let young = young.saturating_sub(plan.len());
     let (mut total, mut failed) = (0, 0);
     for step in &plan {
@@ -100,7 +103,7 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             }
         ))?;
     }
-    if young > 0 && !args.json {
+    if young > 0 {
         note(format_args!(
             "lxcri-fs: {young} more {} younger than the grace period; `--grace 0s` removes them",
             if young == 1 { "is" } else { "are" }

@@ -124,45 +124,21 @@ impl MountArgs {
     fn apply(&mut self, options: &MountOptions) -> Result<(), Error> {
         for (name, value) in options.values() {
             let path = || Some(PathBuf::from(value));
+            let bad = || bad_option(name, value);
+            let bytes = || size::parse(&option_text(name, value)?).map_err(|_| bad());
             match name.as_str() {
                 "ro" => self.read_only = true,
                 "ephemeral" if value.is_empty() => self.ephemeral = Some(None),
-                "ephemeral" => {
-                    self.ephemeral = Some(Some(
-                        size::parse(&option_text(name, value)?)
-                            .map_err(|_| bad_option(name, value))?,
-                    ))
-                }
+                "ephemeral" => self.ephemeral = Some(Some(bytes()?)),
                 "upper" => self.upper = Some(value.clone()),
-                "quota" => {
-                    self.quota = Some(
-                        size::parse(&option_text(name, value)?)
-                            .map_err(|_| bad_option(name, value))?,
-                    )
-                }
-                "reservation" => {
-                    self.reservation = Some(
-                        size::parse(&option_text(name, value)?)
-                            .map_err(|_| bad_option(name, value))?,
-                    )
-                }
-                "idmap" => {
-                    self.idmap = Some(
-                        option_text(name, value)?
-                            .parse()
-                            .map_err(|_| bad_option(name, value))?,
-                    )
-                }
+                "quota" => self.quota = Some(bytes()?),
+                "reservation" => self.reservation = Some(bytes()?),
+                "idmap" => self.idmap = Some(option_text(name, value)?.parse().map_err(|_| bad())?),
                 "subdir" => self.subdir = path(),
                 "digest" => self.digest = Some(option_text(name, value)?),
                 "password-file" => self.secret.password_file = path(),
                 "key-file" => self.secret.key_file = path(),
-                _ => {
-                    self.cache_size = Some(
-                        size::parse(&option_text(name, value)?)
-                            .map_err(|_| bad_option(name, value))?,
-                    )
-                }
+                _ => self.cache_size = Some(bytes()?),
             }
         }
         Ok(())

@@ -5,8 +5,10 @@
 const VERSION: u32 = 2;
 /// The id of entries that have none.
 const NO_ID: u32 = u32::MAX;
-/// Most entries of a list: the kernel reads lists from FUSE into a page.
-const MAX_ENTRIES: usize = (4096 - size_of::<u32>()) / ENTRY;
+/// Most entries of a list that is read.
+const MAX_ENTRIES: usize = 4096;
+/// Most entries of a list that can be used: the kernel reads lists from FUSE into a page.
+const MAX_USABLE: usize = (4096 - size_of::<u32>()) / ENTRY;
 /// Bytes of an entry in the attribute.
 const ENTRY: usize = 8;
 
@@ -65,7 +67,7 @@ pub(super) fn is_valid(value: &[u8]) -> bool {
     let (entries, []) = entries.as_chunks::<ENTRY>() else {
         return false;
     };
-    if entries.len() > MAX_ENTRIES {
+    if entries.len() > MAX_USABLE {
         return false;
     }
     // Which entry may follow: the last one, and whether one named a user or group.
