@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use lxcri_fs::build::export::Compression;
 use lxcri_fs::build::export::oci_layout;
-use lxcri_fs::build::sources::Compression;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);

@@ -18,7 +18,8 @@ step "Tools"
 # command:package
 wanted="
     cc:build-essential fusermount3:fuse3 mmdebstrap:mmdebstrap umoci:umoci skopeo:skopeo
-    setfattr:attr setfacl:acl setcap:libcap2-bin zstd:zstd strace:strace pkg-config:pkg-config
+    setfattr:attr setfacl:acl setcap:libcap2-bin zstd:zstd xz:xz-utils bzip2:bzip2
+    strace:strace pkg-config:pkg-config
     qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
     sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc

@@ -53,37 +53,41 @@ pub(super) struct AppendArgs {
 pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let secret = args.secret.load()?;
-    let sources = sources::SourceOptions {
-        platform: Platform::host(),
-        secret: secret.clone(),
-        temp_dir: build::parent(&args.image),
-        max_size: args.write.max_size,
-    };
-    let registries = args.store.registries(&args.layers)?;
+    let (layers, _layers_held) = args.store.sources(&args.layers)?;
+    let registries = args.store.registries(&layers)?;
     let write = args.write.options();
     let events = Work::new("Appending");
     let (path, held) = args.store.open_image(&args.image)?;
+    let sources = |temp_dir| sources::SourceOptions {
+        platform: Platform::host(),
+        secret: secret.clone(),
+        temp_dir,
+        max_size: args.write.max_size,
+    };
     if let Some(reference) = &args.tag {
+        let store = args.store.open()?;
+        let sources = sources(store.temp_dir()?);
         let layered = Layered {
             images: vec![path],
-            layers: Sources::open(&args.layers, &sources, &registries)?,
+            layers: Sources::open(&layers, &sources, &registries)?,
             sources,
             write,
         };
-        let built = layered.to_store(&args.store.open()?, reference, &events)?;
+        let built = layered.to_store(&store, reference, &events)?;
         // Open for as long as it was read.
         drop(held);
         return print(reference.familiar(), &built, args.json);
     }
     drop(held);
+    let sources = sources(build::parent(&path));
     let store = args.store.open()?;
     let image = InPlace::check(&store, &path, None, &images(&store), args.force)?;
-    let layers = Sources::open(&args.layers, &sources, &registries)?;
+    let added = Sources::open(&layers, &sources, &registries)?;
     let options = AppendOptions {
         write,
-        secret,
+        secret: secret.clone(),
         sources,
     };
-    let built = image.append(layers, &options, &events)?;
+    let built = image.append(added, &options, &events)?;
     print(&args.image.display().to_string(), &built, args.json)
 }

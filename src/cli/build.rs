@@ -20,14 +20,19 @@ use crate::text::hex;
 
 /// Build an image from a directory, an OCI image, an archive, or an image in a registry
 ///
-/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF],
-/// docker://REFERENCE, tar:FILE or bfc:FILE. Without a prefix, lxcri-fs guesses the kind from the
-/// file or directory. It checks all digests; a failed build leaves nothing behind.
+/// SOURCE is dir:PATH, oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF], tar:FILE,
+/// bfc:IMAGE or docker://REFERENCE; skopeo, if it is installed, also reads
+/// containers-storage:REFERENCE and docker-daemon:REFERENCE. Without a prefix, it is a file or
+/// directory, whose kind lxcri-fs finds out, or the name of an image in the store. As FILE, - is
+/// standard input. Tars may be compressed with gzip, zstd or xz. All digests are checked; a failed
+/// build leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs build oci:nginx:1.27 -t nginx:1.27
-  lxcri-fs build rootfs/ -o debian.bfc --layer upper/")]
+  lxcri-fs build rootfs/ -o debian.bfc --layer upper/
+  lxcri-fs build nginx:1.27 --layer site/ -t site
+  docker save app | lxcri-fs build docker-archive:- -t app")]
 pub(super) struct BuildArgs {
     /// What to build the image from
     source: OsString,
@@ -150,6 +155,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         .chain(&args.layers)
         .cloned()
         .collect();
+    let (sources, _held) = args.store.sources(&sources)?;
     let build = Build {
         registries: args.store.registries(&sources)?,
         sources,

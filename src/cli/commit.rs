@@ -30,8 +30,8 @@ pub(super) struct CommitArgs {
     /// The container, where it is mounted, or its upper: a directory or `zfs:DATASET`
     #[arg(value_name = "UPPER")]
     upper: OsString,
-    /// The image below the upper, if it has moved since it was mounted; if there are several, the
-    /// lowest first
+    /// The image below the upper, if it has moved since it was mounted: a file, or the name of an
+    /// image in the store; if there are several, the lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// Write the new image to this file; it shares blocks with the old image if the file system
@@ -65,9 +65,10 @@ pub(super) struct CommitArgs {
 
 pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
+    let (below, _held) = args.store.open_images(&args.images)?;
     let commit = Commit {
         written: find(&args.upper, &args.store)?,
-        images: args.images.clone(),
+        images: below,
         secret: args.secret.load()?,
         message: args.message.clone(),
         write: args.write.options(),

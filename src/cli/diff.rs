@@ -28,8 +28,8 @@ pub(super) struct DiffArgs {
     /// The container, where it is mounted, or its upper: a directory or `zfs:DATASET`
     #[arg(value_name = "UPPER")]
     upper: OsString,
-    /// The image below the upper, if it has moved since it was mounted; if there are several, the
-    /// lowest first
+    /// The image below the upper, if it has moved since it was mounted: a file, or the name of an
+    /// image in the store; if there are several, the lowest first
     #[arg(value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
@@ -52,7 +52,8 @@ pub(super) fn run(args: &DiffArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
     let written = find(&args.upper, &args.store)?;
     let record = written.record()?;
-    let image = open_lower(&record, &args.images, args.secret.load()?.as_ref())?;
+    let (images, _held) = args.store.open_images(&args.images)?;
+    let image = open_lower(&record, &images, args.secret.load()?.as_ref())?;
     let changes = written.source(&record, Arc::new(image))?.changes()?;
     let mut out = many_lines();
     for (kind, path) in changes {

@@ -9,7 +9,7 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, say};
 use super::progress::Work;
-use crate::build::sources::Compression;
+use crate::build::export::Compression;
 use crate::fs::ImageOptions;
 use crate::image::{Events, Layers, Push};
 use crate::registry::pull;

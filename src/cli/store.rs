@@ -1,16 +1,20 @@
 //! The store that a command works on, and how its arguments name images there.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::error::Error;
-use crate::image::{self, is_remote, open_file};
+use crate::image::{self, is_file, is_remote, open_file};
 use crate::registry::Registries;
 use crate::runtime::record::images;
-use crate::store::{Config, Location, Store, StoredImage};
+use crate::store::{self, Config, Location, Store, StoredImage};
+
+/// The prefix of sources that are images of ours.
+const BFC: &str = "bfc:";
 
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
@@ -65,6 +69,53 @@ impl StoreArgs {
                 Ok((image.path, file))
             }
             None => Ok((image.to_owned(), open_file(image)?)),
+        }
+    }
+
+    /// As [`StoreArgs::open_image`], for several: their paths, and the open files, which keep them
+    /// from being removed.
+    pub(super) fn open_images(
+        &self,
+        images: &[PathBuf],
+    ) -> Result<(Vec<PathBuf>, Vec<File>), Error> {
+        let opened = images.iter().map(|image| self.open_image(image));
+        Ok(opened.collect::<Result<Vec<_>, _>>()?.into_iter().unzip())
+    }
+
+    /// Sources of images, of which those that are names in the store, with or without `bfc:`,
+    /// become the files there; and these, opened, which keeps them from being removed.
+    pub(super) fn sources(&self, texts: &[OsString]) -> Result<(Vec<OsString>, Vec<File>), Error> {
+        let (mut sources, mut held) = (Vec::new(), Vec::new());
+        for text in texts {
+            let Some(name) = self.source_name(text)? else {
+                sources.push(text.clone());
+                continue;
+            };
+            let (path, file) = self.open_image(&name)?;
+            let mut source = OsString::from(BFC);
+            source.push(path);
+            sources.push(source);
+            held.push(file);
+        }
+        Ok((sources, held))
+    }
+
+    /// The name, if a source is an image in the store.
+    fn source_name(&self, text: &OsStr) -> Result<Option<PathBuf>, Error> {
+        if let Some(name) = text.as_bytes().strip_prefix(BFC.as_bytes()) {
+            let name = PathBuf::from(OsStr::from_bytes(name));
+            return Ok(self.in_store(&name)?.map(|_| name));
+        }
+        if is_file(text) {
+            return Ok(None);
+        }
+        match self.in_store(text.as_ref()) {
+            Ok(found) => Ok(found.map(|_| text.into())),
+            // That it is no file either is said when it is opened.
+            Err(Error::Store(store::Error::NotFound { .. } | store::Error::Reference { .. })) => {
+                Ok(None)
+            }
+            Err(e) => Err(e),
         }
     }
 

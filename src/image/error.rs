@@ -59,6 +59,9 @@ pub enum Error {
     /// A directory given as a source is not a layer, but has one in it.
     #[error("{} is the directory of an upper, not a layer", .0.display())]
     IsUpper(PathBuf),
+    /// Two sources are standard input.
+    #[error("standard input can be one source only")]
+    InputTwice,
     /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
@@ -82,7 +85,8 @@ impl Error {
             | Error::WouldNotFit { .. }
             | Error::Several
             | Error::Subdirectory
-            | Error::IsUpper(_) => return None,
+            | Error::IsUpper(_)
+            | Error::InputTwice => return None,
         })
     }
 }
@@ -101,7 +105,7 @@ impl Report for Error {
         match self {
             Error::Secret { .. } => Exit::Key,
             Error::WouldNotFit { .. } => Exit::Busy,
-            Error::Several | Error::IsUpper(_) => Exit::Usage,
+            Error::Several | Error::IsUpper(_) | Error::InputTwice => Exit::Usage,
             other => other.inner().map_or(Exit::Failure, Report::exit),
         }
     }
@@ -122,6 +126,7 @@ impl Report for Error {
                 "`lxcri-fs commit` makes a layer of what was written over an image; the directory \
                  `upper` in this one has the files"
             }
+            Error::InputTwice => "write the others to files",
             other => return other.inner().and_then(Report::hint),
         };
         Some(hint.to_owned())

@@ -15,6 +15,7 @@ mod mount;
 mod pull;
 mod push;
 pub mod secret;
+mod skopeo;
 mod sources;
 mod verify;
 
@@ -28,5 +29,5 @@ pub use layered::Layered;
 pub use mount::Mount;
 pub use pull::{Pull, Pulled};
 pub use push::{Layers, Push};
-pub use sources::{Sources, is_remote, total};
+pub use sources::{Sources, is_file, is_remote, total};
 pub use verify::{Verified, verify};

@@ -1,9 +1,11 @@
-//! Sources of images: files ([`sources::open`]) and registries ([`pull::source`]).
+//! Sources of images: files ([`sources::open`]), registries ([`pull::source`]), and the storage of
+//! other engines ([`skopeo`]).
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::error::{Error, Result};
+use super::skopeo;
 use crate::build::{self, Built, SourceImage, Spec, sources};
 use crate::reference;
 use crate::registry::{self, Blobs, Registries, pull};
@@ -38,6 +40,7 @@ impl Sources {
         registries: &Registries,
     ) -> Result<Self> {
         let mut opened = Self::default();
+        let mut input = false;
         for text in texts {
             match remote(text) {
                 Some(reference) => {
@@ -51,11 +54,17 @@ impl Sources {
                     opened.images.push(source.image);
                     opened.blobs.push(source.blobs);
                 }
-                None => {
-                    let spec = Spec::parse(text)?;
-                    refuse_upper(&spec)?;
-                    opened.images.push(sources::open(&spec, options)?);
-                }
+                None => match skopeo::reference(text) {
+                    Some(reference) => opened.images.push(skopeo::read(reference, options)?),
+                    None => {
+                        let spec = Spec::parse(text)?;
+                        refuse_upper(&spec)?;
+                        if spec.is_input() && std::mem::replace(&mut input, true) {
+                            return Err(Error::InputTwice);
+                        }
+                        opened.images.push(sources::open(&spec, options)?);
+                    }
+                },
             }
         }
         Ok(opened)
@@ -100,6 +109,13 @@ pub fn total(images: &[SourceImage]) -> u64 {
 /// Whether a source is fetched from a registry.
 pub fn is_remote(text: &OsStr) -> bool {
     remote(text).is_some()
+}
+
+/// Whether a source is something else than the name of an image in a store: it has a prefix, or
+/// there is such a file or directory.
+pub fn is_file(text: &OsStr) -> bool {
+    let no_source = |spec| matches!(spec, Err(build::Error::NoSource { .. }));
+    is_remote(text) || skopeo::reference(text).is_some() || !no_source(Spec::parse(text))
 }
 
 fn remote(text: &OsStr) -> Option<&str> {

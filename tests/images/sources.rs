@@ -274,6 +274,111 @@ fn the_kind_of_a_source_is_guessed() {
     );
 }
 
+/// Sources in every form of compression, by name and through a pipe.
+#[test]
+fn compressed_sources_are_read_from_files_and_pipes() {
+    let bench = Bench::new();
+    let layout = Layout::new(bench.path("layout"));
+    layout.index(&[named(layout.image("image"), "latest")]);
+    sh(
+        bench.dir.path(),
+        "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json; \
+         copy='skopeo --policy policy.json copy -q oci:layout:latest'
+        $copy docker-archive:docker.tar:example/image:1; $copy oci-archive:oci.tar:latest
+        # Of layers that are padded to 10 KiB, some versions make layers with other digests.
+        umoci init --layout own; umoci new --image own:it; umoci unpack --image own:it bundle
+        printf chunked > bundle/rootfs/what; umoci repack --image own:it bundle
+        skopeo --policy policy.json copy -q --dest-compress-format zstd:chunked oci:own:it oci:chunked
+        mkdir dir; printf dir > dir/what; tar -C dir -cf plain.tar what
+        for tar in plain docker oci; do
+            for pack in 'gzip -k' 'zstd -qk' 'xz -k' 'bzip2 -k'; do $pack $tar.tar; done
+        done
+        head -c 700 plain.tar | xz > parts.tar.xz; tail -c +701 plain.tar | xz >> parts.tar.xz
+        head -c 100 plain.tar.xz > short.tar.xz
+        xz --lzma2=dict=512MiB -c plain.tar > large.tar.xz",
+    );
+    for (tar, kind, what) in [
+        ("plain", "tar", "dir"),
+        ("docker", "docker-archive", "image"),
+        ("oci", "oci-archive", "image"),
+    ] {
+        for ending in ["", ".gz", ".zst", ".xz"] {
+            let file = format!("{tar}.tar{ending}");
+            assert_eq!(bench.what(&[&file]), what, "{file}");
+            assert_eq!(bench.what(&[&format!("{kind}:{file}")]), what, "{file}");
+            let source = format!("{kind}:-");
+            sh(
+                bench.dir.path(),
+                &format!(
+                    "cat {file} | {} build {source} -f -o piped.bfc",
+                    env!("CARGO_BIN_EXE_lxcri-fs")
+                ),
+            );
+            let piped = run(lxcri_fs()
+                .arg("cat")
+                .arg(bench.path("piped.bfc"))
+                .arg("what"));
+            assert_eq!(piped, what, "{file}");
+        }
+        let file = format!("{tar}.tar.bz2");
+        for source in [&file, &format!("{kind}:{file}")] {
+            bench.refused(&[source], 1, "it is compressed with bzip2");
+        }
+    }
+    assert_eq!(bench.what(&["chunked"]), "chunked");
+    assert_eq!(bench.what(&["parts.tar.xz"]), "dir");
+    bench.refused(&["tar:short.tar.xz"], 3, "decompressing short.tar.xz");
+    bench.refused(&["tar:large.tar.xz"], 3, "a larger dictionary than 256 MiB");
+    bench.refused(&["-"], 1, "hint: tar:-");
+    bench.refused(
+        &["tar:-", "--layer", "tar:-"],
+        2,
+        "standard input can be one source only",
+    );
+}
+
+/// The storage of podman is read through skopeo, here one of the test's own.
+#[test]
+fn the_storage_of_other_engines_is_read() {
+    let bench = Bench::new();
+    let layout = Layout::new(bench.path("layout"));
+    layout.index(&[named(layout.image("image"), "latest")]);
+    let storage = format!(
+        "containers-storage:[vfs@{}+{}]localhost/image:1",
+        bench.path("root").display(),
+        bench.path("run").display()
+    );
+    sh(
+        bench.dir.path(),
+        &format!(
+            "printf '{{\"default\":[{{\"type\":\"insecureAcceptAnything\"}}]}}' > policy.json
+            skopeo --policy policy.json copy -q oci:layout:latest {storage}"
+        ),
+    );
+    assert_eq!(bench.what(&[&storage]), "image");
+    // The configuration is the image's own, to the byte.
+    let config = |image: &str| -> Value {
+        let info = run(lxcri_fs().args(["info", "--json"]).arg(bench.path(image)));
+        serde_json::from_str::<Value>(&info).unwrap()["config"].take()
+    };
+    let stored = config("image.bfc");
+    bench.what(&["layout"]);
+    assert_eq!(config("image.bfc"), stored);
+    bench.refused(
+        &[&storage.replace("image:1", "image:2")],
+        1,
+        "skopeo says: ",
+    );
+    let output = lxcri_fs()
+        .args(["build", &storage, "-o", "none.bfc"])
+        .env("PATH", "/nowhere")
+        .current_dir(bench.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("only skopeo reads it"));
+}
+
 #[test]
 fn layers_are_added_in_order() {
     let bench = Bench::new();

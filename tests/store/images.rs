@@ -46,8 +46,39 @@ fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
         "--from",
         "team/app:1",
     ]);
+    // As a source, and as a layer on top.
+    store.run(&["build", "team/app:1", "-t", "copied"]);
+    assert_eq!(store.run(&["cat", "copied", "hello"]), "hello");
+    store.build("other", "other");
+    for source in ["team/app:1", "bfc:team/app:1", digest] {
+        store.run(&["build", source, "--layer", "other", "-t", "both"]);
+        assert_eq!(store.run(&["ls", "both"]), "hello\nother\n");
+    }
+    store.run(&["append", "other", "bfc:team/app:1", "-t", "appended"]);
+    assert_eq!(store.run(&["ls", "appended"]), "hello\nother\n");
+    store.run(&["build", "team/app:1", "-o", "file.bfc"]);
+    store.run(&["append", "file.bfc", "other"]);
+    assert_eq!(store.run(&["ls", "file.bfc"]), "hello\nother\n");
+    store.fails(&["build", "team/app:2", "-t", "none"], 5);
+    store.fails(&["build", "bfc:team/app:2", "-t", "none"], 5);
     let mountpoint = store.dir.path().join("mnt");
     std::fs::create_dir(&mountpoint).unwrap();
+    let upper = store.dir.path().join("upper");
+    run(&mut store.command(&[
+        "mount",
+        "team/app:1",
+        "mnt",
+        "--upper",
+        upper.to_str().unwrap(),
+    ]));
+    {
+        let _mounted = Mounted(mountpoint.clone());
+        std::fs::write(mountpoint.join("written"), "").unwrap();
+    }
+    assert_eq!(store.run(&["diff", "upper", "team/app:1"]), "A /written\n");
+    store.run(&["commit", "upper", "team/app:1", "-t", "committed"]);
+    assert_eq!(store.run(&["ls", "committed"]), "hello\nwritten\n");
+    store.fails(&["diff", "upper", "team/app:2"], 5);
     run(&mut store.command(&["mount", "again", "mnt"]));
     let _mounted = Mounted(mountpoint.clone());
     assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello");

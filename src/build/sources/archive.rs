@@ -9,9 +9,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::SourceOptions;
-use super::blob::{Compression, Range};
+use super::blob::Range;
 use super::docker::Manifest;
 use super::document::MAX_DOCUMENT;
+use super::input;
+use super::packed::Packed;
 use super::spec::Kind;
 use crate::build::error::{Error, Result};
 use crate::error::Io;
@@ -42,17 +44,38 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Opens an archive. A compressed one is unpacked into a temporary file first, for its parts
-    /// are needed in another order.
+    /// Opens an archive, or standard input if `path` says so. A compressed one is unpacked into a
+    /// temporary file first, for its parts are needed in another order.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
     pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
-        let mut file = Range::whole(path)?;
-        let compression = Compression::of(&file.magic::<4>()?);
-        if compression != Compression::None {
-            file = unpacked(&file, compression, options)?;
+        if input::is_named(path) {
+            return Self::read(path, input::open()?, options);
         }
+        let file = Range::whole(path)?;
+        match file.packed()? {
+            Packed::No => Self::of(file),
+            packed => Self::of(unpacked(path, file.reader(), packed, options)?),
+        }
+    }
+
+    /// Reads an archive, compressed or not, into a temporary file. Messages name it `path`.
+    ///
+    /// # Errors
+    /// As [`Archive::open`].
+    pub(super) fn read(
+        path: &Path,
+        mut input: impl Read + Send,
+        options: &SourceOptions,
+    ) -> Result<Self> {
+        let mut magic = [0; Packed::MAGIC];
+        let len = fill(&mut input, &mut magic).map_err(Io::at("reading", path))?;
+        let packed = Packed::of(&path.display().to_string(), &magic[..len])?;
+        Self::of(unpacked(path, magic[..len].chain(input), packed, options)?)
+    }
+
+    fn of(file: Range) -> Result<Self> {
         let mut archive = Self {
             entries: HashMap::new(),
             file,
@@ -81,14 +104,14 @@ impl Archive {
     /// neither.
     pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
         let range = Range::whole(path)?;
-        let compression = Compression::of(&range.magic::<4>()?);
+        let packed = range.packed()?;
         let mut seen = Seen::default();
         let mut look = |path: Vec<u8>, _, document: Option<Vec<u8>>| seen.add(&path, document);
-        let walked = match compression {
-            Compression::None => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
+        let walked = match packed {
+            Packed::No => each_entry(&mut SeekSkip(&range, 0), path, &mut look),
             _ => {
                 let input = BufReader::with_capacity(1 << 18, range.reader());
-                let reader = compression.reader(input).map_err(Io::at("reading", path))?;
+                let reader = packed.reader(input).map_err(Io::at("reading", path))?;
                 each_entry(&mut ReadSkip(reader), path, &mut look)
             }
         };
@@ -178,17 +201,23 @@ impl Seen {
     }
 }
 
-fn unpacked(file: &Range, compression: Compression, options: &SourceOptions) -> Result<Range> {
+/// The bytes of `input`, decompressed, in a temporary file. Messages name it `path`.
+fn unpacked(
+    path: &Path,
+    input: impl Read + Send,
+    packed: Packed,
+    options: &SourceOptions,
+) -> Result<Range> {
     let writing = || Io::at("unpacking the archive into", &options.temp_dir);
     let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
-    let reader = compression
-        .reader(BufReader::with_capacity(1 << 18, file.reader()))
-        .map_err(Io::at("reading", &file.path))?;
+    let reader = packed
+        .reader(BufReader::with_capacity(1 << 18, input))
+        .map_err(Io::at("reading", path))?;
     let mut limited = reader.take(options.max_size.saturating_add(1));
-    let len = io::copy(&mut limited, &mut temp).map_err(Io::at("decompressing", &file.path))?;
+    let len = io::copy(&mut limited, &mut temp).map_err(Io::at("decompressing", path))?;
     if len > options.max_size {
         return Err(Error::Source {
-            name: file.path.display().to_string(),
+            name: path.display().to_string(),
             reason: format!("it is larger than {} bytes when unpacked", options.max_size),
             hint: Some("--max-size allows more".into()),
         });
@@ -197,7 +226,7 @@ fn unpacked(file: &Range, compression: Compression, options: &SourceOptions) -> 
     temp.seek(SeekFrom::Start(0)).map_err(writing())?;
     Ok(Range {
         file: Arc::new(temp),
-        path: file.path.clone(),
+        path: path.to_owned(),
         offset: 0,
         len,
     })

@@ -1,94 +1,23 @@
-//! A blob: a tar, plain or compressed with gzip or zstd, in a file or in a part of one.
+//! A blob: a tar, plain or compressed, in a file or in a part of one.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::bufread::GzDecoder;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use super::{SourceImage, SourceLayer, TarSource};
+use super::packed::Packed;
+use super::{SourceImage, SourceLayer, TarSource, input};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 use crate::error::Io;
+use crate::layer::read::fill;
 
 /// How much is read, decompressed and handed on at a time, bytes.
 const PIECE: usize = 1 << 18;
-
-/// First bytes of a member of gzip's.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-
-/// How a blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Not.
-    None,
-    /// gzip, any number of members.
-    Gzip,
-    /// zstd, any number of frames.
-    Zstd,
-}
-
-impl Compression {
-    /// Determined by the first bytes, because media types are often wrong.
-    pub fn of(magic: &[u8]) -> Self {
-        match magic {
-            [first, second, ..] if [*first, *second] == GZIP => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-
-    /// A reader of the decompressed bytes.
-    pub fn reader<'a>(
-        self,
-        input: impl BufRead + Send + 'a,
-    ) -> io::Result<Box<dyn Read + Send + 'a>> {
-        Ok(match self {
-            Self::None => Box::new(input),
-            Self::Gzip => Box::new(Gzip(Some(GzDecoder::new(input)))),
-            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
-        })
-    }
-}
-
-/// Reads the members of a gzip stream. Zeros may follow the last one, as tapes and some writers
-/// leave them; gzip(1) ignores them too.
-struct Gzip<R>(Option<GzDecoder<R>>);
-
-impl<R: BufRead> Read for Gzip<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while let Some(member) = &mut self.0 {
-            match member.read(buf)? {
-                0 if !buf.is_empty() => {}
-                n => return Ok(n),
-            }
-            let Some(mut input) = self.0.take().map(GzDecoder::into_inner) else {
-                break;
-            };
-            let mut zeros = false;
-            loop {
-                let bytes = input.fill_buf()?;
-                let count = bytes.iter().take_while(|b| **b == 0).count();
-                match bytes.get(count) {
-                    None if bytes.is_empty() => return Ok(0),
-                    Some(byte) if zeros || count > 0 || *byte != GZIP[0] => {
-                        let what = "something other than zeros follows the compressed data";
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-                    }
-                    Some(_) => break,
-                    None => zeros = true,
-                }
-                input.consume(count);
-            }
-            self.0 = Some(GzDecoder::new(input));
-        }
-        Ok(0)
-    }
-}
 
 /// A part of a file.
 #[derive(Debug, Clone)]
@@ -134,6 +63,12 @@ impl Range {
         Ok(magic)
     }
 
+    /// How it is compressed.
+    pub(super) fn packed(&self) -> Result<Packed> {
+        let magic = self.magic::<{ Packed::MAGIC }>()?;
+        Packed::of(&self.path.display().to_string(), &magic)
+    }
+
     /// Reads it from its beginning.
     pub(super) fn reader(&self) -> RangeReader {
         RangeReader {
@@ -176,7 +111,7 @@ impl Blob {
     /// The layer that it is.
     pub(super) fn layer(self, created_by: Vec<u8>, diff_id: Option<Digest>) -> Result<SourceLayer> {
         let (name, size) = (self.name.clone(), self.range.len);
-        let compressed = Compression::of(&self.range.magic::<4>()?) != Compression::None;
+        let compressed = self.range.packed()? != Packed::No;
         Ok(SourceLayer {
             name,
             created_by,
@@ -227,14 +162,20 @@ pub fn unpack(
         hash: digest.map(|_| Sha256::new()),
         progress,
     };
-    let unpacked = {
-        let mut input = BufReader::with_capacity(PIECE, &mut checked);
-        let found = Compression::of(input.fill_buf().map_err(reading())?);
-        let mut tar = if decompress { found } else { Compression::None }
-            .reader(&mut input)
-            .map_err(reading())?;
-        copy(&mut *tar, out)
+    let mut magic = [0; Packed::MAGIC];
+    let len = fill(&mut checked, &mut magic).map_err(reading())?;
+    let found = if decompress {
+        Packed::of(name, &magic[..len])
+    } else {
+        Ok(Packed::No)
     };
+    let unpacked = found.map(|found| {
+        let input = magic[..len].chain(&mut checked);
+        let mut tar = found
+            .reader(BufReader::with_capacity(PIECE, input))
+            .map_err(Failed::Read)?;
+        copy(&mut *tar, out)
+    });
     // Decompressor and parser stop at the first error, but the digest covers all bytes and gives
     // the better message.
     io::copy(&mut checked, &mut io::sink()).map_err(reading())?;
@@ -251,7 +192,7 @@ pub fn unpack(
             });
         }
     }
-    match unpacked {
+    match unpacked? {
         Err(Failed::Read(source)) => Err(Error::Decompress {
             name: name.to_owned(),
             source,
@@ -297,17 +238,47 @@ impl<R: Read> Read for Checked<'_, R> {
     }
 }
 
-/// Opens a tar of a root file system, or of a layer.
-pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
-    let range = Range::whole(path)?;
-    let name = path.display().to_string();
-    let created_by = super::created_by("tar", path);
-    let layer = Blob {
-        name,
-        range,
-        digest: None,
+/// A tar in standard input, whose length is not known.
+struct Input<R> {
+    name: String,
+    input: R,
+}
+
+impl<R: Read + Send> TarSource for Input<R> {
+    fn write_to(
+        self: Box<Self>,
+        out: &mut dyn Write,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        let Self { name, input } = *self;
+        unpack(&name, name.as_ref(), input, None, true, out, progress)
     }
-    .layer(created_by, None)?;
+}
+
+/// Opens a tar of a root file system, or of a layer; `-` is standard input.
+pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
+    let created_by = super::created_by("tar", path);
+    let layer = if input::is_named(path) {
+        let name = "standard input".to_owned();
+        SourceLayer {
+            name: name.clone(),
+            created_by,
+            diff_id: None,
+            size: 0,
+            compressed: true,
+            tar: Box::new(Input {
+                name,
+                input: input::open()?,
+            }),
+        }
+    } else {
+        let blob = Blob {
+            name: path.display().to_string(),
+            range: Range::whole(path)?,
+            digest: None,
+        };
+        blob.layer(created_by, None)?
+    };
     Ok(SourceImage {
         layers: vec![layer],
         ..SourceImage::default()

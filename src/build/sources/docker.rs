@@ -1,7 +1,5 @@
 //! Archives of `docker save` and skopeo.
 
-use std::path::Path;
-
 use serde::Deserialize;
 
 use super::archive::Archive;
@@ -20,14 +18,13 @@ pub(super) struct Manifest {
     layers: Option<Vec<String>>,
 }
 
-/// Opens an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
+/// The image in an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
 pub(super) fn open(
-    path: &Path,
+    archive: &Archive,
     reference: Option<&str>,
     options: &SourceOptions,
 ) -> Result<SourceImage> {
-    let archive = Archive::open(path, options)?;
-    let name = path.display().to_string();
+    let name = archive.path().display().to_string();
     let get = |member: &str| {
         archive
             .get(member)

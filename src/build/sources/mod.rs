@@ -7,20 +7,23 @@ mod dir;
 mod docker;
 mod document;
 mod image;
+mod input;
 mod oci;
+mod packed;
 mod spec;
 pub mod upper;
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
-pub use blob::{Compression, unpack};
+pub use blob::unpack;
 pub use document::{MAX_DOCUMENT, Platform, is_for};
 pub use oci::{Documents, Found, FoundLayer, choose, digest_of, index_of};
 pub use spec::{Kind, Spec};
 
 use super::digest::Digest;
 use super::error::Result;
+use archive::Archive;
 
 /// An image to build: its layers and its documents.
 #[derive(Debug, Default)]
@@ -88,7 +91,7 @@ pub struct SourceOptions {
 
 /// The history of a layer that had none. It must not contain the path of the source, which would
 /// change the image.
-fn created_by(kind: &str, path: &std::path::Path) -> Vec<u8> {
+fn created_by(kind: &str, path: &Path) -> Vec<u8> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     format!("lxcri-fs build {kind}:{name}").into_bytes()
 }
@@ -104,8 +107,26 @@ pub fn open(spec: &Spec, options: &SourceOptions) -> Result<SourceImage> {
         Kind::Dir => dir::open(path),
         Kind::Oci => oci::open_dir(path, spec.reference.as_deref(), options),
         Kind::OciArchive => oci::open_archive(path, spec.reference.as_deref(), options),
-        Kind::DockerArchive => docker::open(path, spec.reference.as_deref(), options),
+        Kind::DockerArchive => docker::open(
+            &Archive::open(path, options)?,
+            spec.reference.as_deref(),
+            options,
+        ),
         Kind::Tar => blob::open_tar(path),
         Kind::Bfc => image::open(path, options),
     }
+}
+
+/// Reads the image of a docker archive with a single image, compressed or not, into a temporary
+/// file. Messages name it `name`.
+///
+/// # Errors
+/// As [`open`].
+pub fn read_docker_archive(
+    name: &str,
+    input: impl Read + Send,
+    options: &SourceOptions,
+) -> Result<SourceImage> {
+    let archive = Archive::read(name.as_ref(), input, options)?;
+    docker::open(&archive, None, options)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use super::blob::Range;
+use super::input;
 use crate::build::error::{Error, Result};
 
 /// The kind of a source.
@@ -62,6 +63,11 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Whether it is standard input.
+    pub fn is_input(&self) -> bool {
+        input::is_named(&self.path)
+    }
+
     /// Parses `text`, and looks at the file if the prefix is missing.
     ///
     /// # Errors
@@ -72,6 +78,13 @@ impl Spec {
             if let Some(rest) = bytes.strip_prefix(prefix) {
                 return Ok(Self::with_kind(kind, rest));
             }
+        }
+        if input::is_named(Path::new(text)) {
+            return Err(Error::Source {
+                name: "-".to_owned(),
+                reason: "it does not say what standard input is".to_owned(),
+                hint: Some("tar:-, oci-archive:- and docker-archive:- do".to_owned()),
+            });
         }
         if let Some(at) = bytes.windows(3).position(|w| w == b"://") {
             return Err(unknown(
