@@ -18,6 +18,22 @@ impl Flavour {
         self.update(0, data)
     }
 
+    /// The CRC of `len` zeros.
+    pub fn of_zeros(self, len: u64) -> u32 {
+        const ZEROS: [u8; 1 << 12] = [0; 1 << 12];
+        if self == Flavour::Raw {
+            return 0;
+        }
+        let (mut crc, mut left) = (0, len);
+        while left > 0 {
+            #[allow(clippy::cast_possible_truncation)] // at most a few thousand
+            let n = left.min(ZEROS.len() as u64) as usize;
+            crc = self.update(crc, &ZEROS[..n]);
+            left -= n as u64;
+        }
+        crc
+    }
+
     /// Continues `crc` (0 for none yet) with `data`.
     pub fn update(self, crc: u32, data: &[u8]) -> u32 {
         match self {
@@ -45,6 +61,10 @@ mod tests {
         for flavour in [Flavour::Raw, Flavour::Standard] {
             let whole = flavour.crc(b"hello, world");
             assert_eq!(flavour.update(flavour.crc(b"hello, "), b"world"), whole);
+            for len in [0, 1, 4096, 10_000] {
+                let zeros = vec![0; len];
+                assert_eq!(flavour.of_zeros(len as u64), flavour.crc(&zeros));
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Passes the content of an image's tree to a tar.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 
 use bfc::rootfs::Attr;
@@ -29,11 +30,12 @@ pub(super) fn attr_of(rootfs: &Rootfs, ino: u32, inode: &Inode) -> crate::fs::Re
     })
 }
 
-/// Reads a file's content. Keeps the error, for which an [`io::Error`] has no room.
+/// Reads a file's content, or parts of it. Keeps the error, for which an [`io::Error`] has no room.
 pub(super) struct ContentReader<'a> {
     rootfs: &'a Rootfs,
     ino: u32,
-    offset: u64,
+    /// The parts that are still to be read: offset and length.
+    parts: VecDeque<(u64, u64)>,
     piece: Vec<u8>,
     at: usize,
     error: Option<crate::fs::Error>,
@@ -42,10 +44,15 @@ pub(super) struct ContentReader<'a> {
 impl<'a> ContentReader<'a> {
     /// Reads the file with this inode number.
     pub(super) fn new(rootfs: &'a Rootfs, ino: u32) -> Self {
+        Self::of_parts(rootfs, ino, &[(0, u64::MAX)])
+    }
+
+    /// Reads these parts of the file, each an offset and a length, one behind the other.
+    pub(super) fn of_parts(rootfs: &'a Rootfs, ino: u32, parts: &[(u64, u64)]) -> Self {
         Self {
             rootfs,
             ino,
-            offset: 0,
+            parts: parts.iter().copied().collect(),
             piece: Vec::new(),
             at: 0,
             error: None,
@@ -73,14 +80,20 @@ impl Read for ContentReader<'_> {
         if self.at == self.piece.len() {
             self.piece.clear();
             self.at = 0;
-            if let Err(error) = self
-                .rootfs
-                .read(self.ino, self.offset, PIECE, &mut self.piece)
-            {
+            let Some((offset, len)) = self.parts.front_mut() else {
+                return Ok(0);
+            };
+            let want = usize::try_from(*len).unwrap_or(PIECE).min(PIECE);
+            if let Err(error) = self.rootfs.read(self.ino, *offset, want, &mut self.piece) {
                 self.error = Some(error);
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            self.offset += self.piece.len() as u64;
+            let read = self.piece.len() as u64;
+            *offset += read;
+            *len -= read;
+            if *len == 0 || read == 0 {
+                self.parts.pop_front();
+            }
         }
         let n = buf.len().min(self.piece.len() - self.at);
         buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);

@@ -21,6 +21,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::create::{make_node, set_attributes, times};
+use super::sparse_file::SparseFile;
 use super::{Error, Order, Rootfs, Step, Visit};
 
 /// Flags to open a directory that is ours to fill.
@@ -397,11 +398,15 @@ impl Extractor<'_> {
 
     fn content(&mut self, mut file: File, ino: u32, inode: &Inode) -> Result<(), Failure> {
         let mut counted = Counted {
-            file: &mut file,
+            file: SparseFile::new(&mut file),
             progress: self.progress,
         };
         self.rootfs
             .copy(ino, &mut counted)
+            .map_err(|e| self.fail("writing its content", e))?;
+        counted
+            .file
+            .finish()
             .map_err(|e| self.fail("writing its content", e))?;
         self.done.bytes += inode.size;
         self.attributes(&file, inode)
@@ -438,7 +443,7 @@ impl Extractor<'_> {
 }
 
 struct Counted<'a> {
-    file: &'a mut File,
+    file: SparseFile<'a>,
     progress: &'a dyn Fn(u64),
 }
 

@@ -1,6 +1,7 @@
 //! The root file system of one image, or of several merged images: all operations of a read-only
 //! file system.
 
+mod holes;
 mod read;
 
 use std::borrow::Cow;
@@ -23,6 +24,8 @@ use super::stack::stack;
 use super::walk::{Order, Shown, Walk};
 use crate::layer::MAX_PATH;
 
+pub use holes::Seek;
+pub(super) use holes::is_zero;
 pub use read::Decoded;
 
 /// Inode number of the root.

@@ -24,7 +24,7 @@ use super::attr::{BLOCK, file_type, may_have_lists};
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::fs::{ROOT, Rootfs};
+use crate::fs::{ROOT, Rootfs, Seek};
 use crate::sys::idmap::in_user_namespace;
 
 /// Nothing ever changes, so the kernel may cache it for ever. (A century, because the kernel adds
@@ -72,6 +72,7 @@ pub(super) struct Adapter {
     resends: Arc<OnceLock<bool>>,
     /// Prefix of the attributes that overlayfs uses itself, which an image must not set.
     marks: &'static [u8],
+    has_holes: OnceLock<bool>,
 }
 
 /// Prefix of the attributes that overlayfs uses itself on mounts of this process. A confined
@@ -102,6 +103,7 @@ impl Adapter {
             in_hand,
             resends,
             marks,
+            has_holes: OnceLock::new(),
         }
     }
 }
@@ -208,16 +210,33 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
+    /// Asked for holes and data only. If the image has no holes, the answer makes the kernel ask
+    /// no more, which would slow down every copy-up.
     fn lseek(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _fh: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(Errno::ENOSYS);
+        let has_holes = || self.rootfs.has_holes().unwrap_or(true);
+        if !self.has_holes.get_or_init(has_holes) {
+            return reply.error(Errno::ENOSYS);
+        }
+        let offset = u64::try_from(offset).unwrap_or(u64::MAX);
+        let result = self.answer(Op::Lseek, req, ino, offset, |ino| {
+            let seek = match whence {
+                libc::SEEK_DATA => Seek::Data,
+                libc::SEEK_HOLE => Seek::Hole,
+                _ => return Err(Errno::EINVAL.into()),
+            };
+            let found = self.rootfs.seek(ino, offset, seek)?;
+            let found = found.and_then(|found| i64::try_from(found).ok());
+            found.ok_or_else(|| Errno::ENXIO.into())
+        });
+        reply!(reply, result, found => reply.offset(found));
     }
 
     fn ioctl(

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bfc::format::{S_IFMT, S_IFREG};
+use bfc::format::S_IFMT;
 use bfc::rootfs::format::Inode;
 use fuser::{FileAttr, FileType, INodeNo};
 
@@ -27,8 +27,9 @@ pub(super) fn file_type(kind: u8) -> Option<FileType> {
     })
 }
 
-/// The attributes of an inode; `None` when its mode has no file type.
-pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
+/// The attributes of an inode, of which `data` bytes are no holes; `None` when its mode has no file
+/// type.
+pub(super) fn file_attr(ino: u32, inode: &Inode, data: u64) -> Option<FileAttr> {
     #[allow(clippy::cast_possible_truncation)] // four bits, twelve bits
     let (kind, perm) = (
         ((inode.mode & S_IFMT) >> 12) as u8,
@@ -51,10 +52,10 @@ pub(super) fn file_attr(ino: u32, inode: &Inode) -> Option<FileAttr> {
     Some(FileAttr {
         ino: INodeNo(ino.into()),
         size,
-        blocks: if inode.mode & S_IFMT == S_IFREG || kind == FileType::Directory {
-            size.div_ceil(512)
-        } else {
-            0
+        blocks: match kind {
+            FileType::RegularFile => data.div_ceil(512),
+            FileType::Directory => size.div_ceil(512),
+            _ => 0,
         },
         atime: time,
         mtime: time,

@@ -19,10 +19,11 @@ pub(super) enum Op {
     Getxattr,
     Listxattr,
     Statfs,
+    Lseek,
 }
 
 impl Op {
-    const ALL: [Op; 9] = [
+    const ALL: [Op; 10] = [
         Op::Lookup,
         Op::Getattr,
         Op::Readlink,
@@ -32,6 +33,7 @@ impl Op {
         Op::Getxattr,
         Op::Listxattr,
         Op::Statfs,
+        Op::Lseek,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl Op {
             Op::Getxattr => "getxattr",
             Op::Listxattr => "listxattr",
             Op::Statfs => "statfs",
+            Op::Lseek => "lseek",
         }
     }
 }

@@ -7,6 +7,7 @@
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
+mod holes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -5,14 +5,36 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
+use bfc::rootfs::format::Inode;
 
 use super::WriteError;
 use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::Error;
 use crate::build::output::{Output, refuse_taken};
 use crate::error::Io;
-use crate::fs::{Order, ROOT, Rootfs, Step, Visit};
+use crate::fs::{Order, ROOT, Rootfs, Seek, Step, Visit};
 use crate::layer::tar::{Body, Writer};
+
+/// Most parts of a file with holes; one with more is written without holes. Readers of tars have
+/// limits for the map, which is a megabyte in some.
+const MAX_PARTS: usize = 1 << 14;
+
+/// The parts of a file that are data: offset and length. At most one more than [`MAX_PARTS`].
+fn data_parts(rootfs: &Rootfs, ino: u32, inode: &Inode) -> Result<Vec<(u64, u64)>, WriteError> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while let Some(start) = rootfs.seek(ino, at, Seek::Data)?
+        && parts.len() <= MAX_PARTS
+    {
+        let hole = rootfs.seek(ino, start, Seek::Hole)?;
+        at = hole.unwrap_or(inode.size);
+        // The end of a search in a very long hole is none of its end.
+        if at > start {
+            parts.push((start, at - start));
+        }
+    }
+    Ok(parts)
+}
 
 /// Writes the tree as a tar in canonical form: the same tree gives the same bytes.
 ///
@@ -49,8 +71,16 @@ pub fn tree_tar(
         }
         match inode.mode & S_IFMT {
             S_IFREG => {
-                let mut content = ContentReader::new(rootfs, ino);
-                let written = tar.append(path, &attr, Body::File(inode.size, &mut content));
+                let parts = data_parts(rootfs, ino, &inode)?;
+                let (mut content, written);
+                if parts == [(0, inode.size)] || inode.size == 0 || parts.len() > MAX_PARTS {
+                    content = ContentReader::new(rootfs, ino);
+                    written = tar.append(path, &attr, Body::File(inode.size, &mut content));
+                } else {
+                    content = ContentReader::of_parts(rootfs, ino, &parts);
+                    let body = Body::Sparse(inode.size, &parts, &mut content);
+                    written = tar.append(path, &attr, body);
+                }
                 content.checked::<WriteError>(written)?;
                 progress(inode.size);
             }

@@ -223,7 +223,7 @@ impl Rootfs {
     }
 
     /// The content of a regular file that is not empty.
-    fn content(&self, inode: &Inode) -> Result<Content> {
+    pub(super) fn content(&self, inode: &Inode) -> Result<Content> {
         let content = self
             .section
             .content(inode.data)

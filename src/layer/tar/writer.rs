@@ -16,6 +16,9 @@ const MAX_NAME: usize = 100;
 pub enum Body<'a> {
     /// A regular file: its length and its bytes.
     File(u64, &'a mut dyn Read),
+    /// A regular file with holes: its length, the offset and length of each part that is data, in
+    /// order, and the bytes of these parts.
+    Sparse(u64, &'a [(u64, u64)], &'a mut dyn Read),
     /// Another name of the file at this path.
     HardLink(&'a [u8]),
     /// A symbolic link's target.
@@ -30,6 +33,7 @@ impl std::fmt::Debug for Body<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Body::File(..) => "File",
+            Body::Sparse(..) => "Sparse",
             Body::HardLink(_) => "HardLink",
             Body::Symlink(_) => "Symlink",
             Body::Device(..) => "Device",
@@ -41,6 +45,20 @@ impl std::fmt::Debug for Body<'_> {
 /// Writes a tar.
 pub struct Writer<W> {
     out: W,
+}
+
+/// The map of a sparse file of GNU's form 1.0: the number of its parts and the parts, in decimal
+/// lines, in whole blocks.
+fn sparse_map(size: u64, parts: &[(u64, u64)]) -> Vec<u8> {
+    // The end of a file that ends in a hole is a part of no bytes.
+    let end = parts.last().map_or(0, |(offset, len)| offset + len);
+    let last = (end < size).then_some((size, 0));
+    let mut map = format!("{}\n", parts.len() + usize::from(last.is_some())).into_bytes();
+    for (offset, len) in parts.iter().copied().chain(last) {
+        map.extend_from_slice(format!("{offset}\n{len}\n").as_bytes());
+    }
+    map.resize(map.len().next_multiple_of(BLOCK), 0);
+    map
 }
 
 impl<W> std::fmt::Debug for Writer<W> {
@@ -85,8 +103,16 @@ impl<W: Write> Writer<W> {
                 ));
             }
         };
+        let map = match &body {
+            Body::Sparse(size, parts, _) => sparse_map(*size, parts),
+            _ => Vec::new(),
+        };
         let (target, size, device) = match &body {
             Body::File(size, _) => (b"".as_slice(), *size, (0, 0)),
+            Body::Sparse(_, parts, _) => {
+                let data: u64 = parts.iter().map(|(_, len)| len).sum();
+                (b"".as_slice(), map.len() as u64 + data, (0, 0))
+            }
             Body::HardLink(target) | Body::Symlink(target) => (*target, 0, (0, 0)),
             Body::Device(major, minor) => (b"".as_slice(), 0, (*major, *minor)),
             Body::None => (b"".as_slice(), 0, (0, 0)),
@@ -112,7 +138,17 @@ impl<W: Write> Writer<W> {
                 pax::format_time(attr.mtime_s, attr.mtime_ns).as_bytes(),
             );
         }
-        if name.len() > MAX_NAME {
+        if let Body::Sparse(size, ..) = &body {
+            // GNU's form 1.0: the map is in front of the data.
+            for (key, value) in [
+                (b"GNU.sparse.major".as_slice(), b"1".as_slice()),
+                (b"GNU.sparse.minor", b"0"),
+                (b"GNU.sparse.name", &name),
+                (b"GNU.sparse.realsize", size.to_string().as_bytes()),
+            ] {
+                pax::push_record(&mut records, key, value);
+            }
+        } else if name.len() > MAX_NAME {
             pax::push_record(&mut records, b"path", &name);
         }
         if target.len() > MAX_NAME {
@@ -143,9 +179,11 @@ impl<W: Write> Writer<W> {
             self.pax_header(&name, &records)?;
         }
         self.out.write_all(&header.encode())?;
-        if let Body::File(size, input) = body {
-            let copied = io::copy(&mut input.take(size), &mut self.out)?;
-            if copied != size {
+        if let Body::File(_, input) | Body::Sparse(_, _, input) = body {
+            self.out.write_all(&map)?;
+            let data = size - map.len() as u64;
+            let copied = io::copy(&mut input.take(data), &mut self.out)?;
+            if copied != data {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             self.pad(size)?;

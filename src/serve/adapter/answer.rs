@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use bfc::format::{S_IFMT, S_IFREG};
 use bfc::rootfs::format::Inode;
 use fuser::{Errno, FileAttr, INodeNo, Request};
 
@@ -139,7 +140,13 @@ impl Adapter {
     }
 
     pub(super) fn attr(&self, ino: u32, inode: &Inode) -> Answer<FileAttr> {
-        file_attr(ino, inode).ok_or_else(|| {
+        let data = if inode.mode & S_IFMT == S_IFREG {
+            // A damaged file is one without holes here: its readers are told.
+            self.rootfs.data_bytes(inode).unwrap_or(inode.size)
+        } else {
+            0
+        };
+        file_attr(ino, inode, data).ok_or_else(|| {
             self.metrics.damaged();
             if self.log_number(ino, TYPE).is_some() {
                 tracing::error!(ino, mode = inode.mode, "an inode of unknown type");

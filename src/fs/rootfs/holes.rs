@@ -1,0 +1,185 @@
+//! Holes of files: frames that hold nothing but zeros. A frame's checksum tells which may be holes.
+
+use bfc::crc::Flavour;
+use bfc::format::{S_IFMT, S_IFREG};
+use bfc::rootfs::format::{Content, Inode};
+use rustix::io::Errno;
+
+use super::super::error::{Error, Result};
+use super::{Rootfs, kind_error};
+
+/// Most bytes that one search decodes, which takes some tenths of a second.
+const MAX_DECODED: u64 = 2 << 30;
+/// Most frames that one search looks at.
+const MAX_SEARCHED: u32 = 1 << 20;
+
+/// What [`Rootfs::seek`] searches for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Data, as SEEK_DATA of lseek(2).
+    Data,
+    /// A hole or the end of the file, as SEEK_HOLE.
+    Hole,
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut blocks = bytes.chunks(ZEROS.len());
+    blocks.all(|block| *block == ZEROS[..block.len()])
+}
+
+/// The frames of a file.
+struct Frames<'a> {
+    rootfs: &'a Rootfs,
+    content: Content,
+    flavour: Flavour,
+    /// Length of a frame, binary logarithm.
+    log2: u8,
+    /// The checksum of a whole frame of zeros.
+    zeros: u32,
+}
+
+impl Frames<'_> {
+    fn start(&self, number: u32) -> u64 {
+        u64::from(number) << self.log2
+    }
+
+    fn len(&self, number: u32) -> u64 {
+        (self.content.size - self.start(number)).min(1 << self.log2)
+    }
+
+    /// Whether its checksum is that of zeros.
+    fn may_be_hole(&self, number: u32) -> Result<bool> {
+        let frame = self.rootfs.section.frame(&self.content, number);
+        let crc = frame.map_err(|e| self.rootfs.image_error(e))?.crc;
+        let len = self.len(number);
+        Ok(crc == self.zeros_of(len))
+    }
+
+    fn zeros_of(&self, len: u64) -> u32 {
+        if len == 1 << self.log2 {
+            self.zeros
+        } else {
+            self.flavour.of_zeros(len)
+        }
+    }
+
+    /// Whether it holds only zeros. What cannot be decoded is data, of which its reader is told.
+    fn is_hole(&self, number: u32, ino: u32, bytes: &mut Vec<u8>) -> bool {
+        bytes.clear();
+        let read = self
+            .rootfs
+            .read(ino, self.start(number), 1 << self.log2, bytes);
+        read.is_ok() && is_zero(bytes)
+    }
+}
+
+impl Rootfs {
+    /// The offset of the next data, or of the next hole or else the end of the file, from `offset`
+    /// on; `None` if there is none. A very long hole may be said to end before its end, and a hole
+    /// after very much data not be found.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the image is damaged, [`Error::Kind`] when it is no regular file.
+    pub fn seek(&self, ino: u32, offset: u64, seek: Seek) -> Result<Option<u64>> {
+        let inode = self.inode(ino)?;
+        if inode.mode & S_IFMT != S_IFREG {
+            return Err(kind_error(ino, "not a regular file", Errno::INVAL));
+        }
+        if offset >= inode.size {
+            return Ok(None);
+        }
+        let Some(frames) = self.frames(&inode)? else {
+            return Ok(Some(match seek {
+                Seek::Data => offset,
+                Seek::Hole => inode.size,
+            }));
+        };
+        let first = u32::try_from(offset >> frames.log2).unwrap_or(u32::MAX);
+        let (mut bytes, mut decoded) = (Vec::new(), 0_u64);
+        let end = frames
+            .content
+            .frames
+            .min(first.saturating_add(MAX_SEARCHED));
+        for number in first..end {
+            let mut is_hole = decoded < MAX_DECODED && frames.may_be_hole(number)?;
+            if is_hole {
+                decoded += frames.len(number);
+                is_hole = frames.is_hole(number, ino, &mut bytes);
+            }
+            if is_hole == (seek == Seek::Hole) {
+                return Ok(Some(offset.max(frames.start(number))));
+            }
+        }
+        Ok(match seek {
+            Seek::Data => (end < frames.content.frames).then(|| frames.start(end)),
+            Seek::Hole => Some(inode.size),
+        })
+    }
+
+    /// How many bytes of a regular file are data, as far as checksums tell: its length without its
+    /// holes.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the image is damaged.
+    pub fn data_bytes(&self, inode: &Inode) -> Result<u64> {
+        let mut data = inode.size;
+        if let Some(frames) = self.frames(inode)? {
+            for number in 0..frames.content.frames {
+                if frames.may_be_hole(number)? {
+                    data -= frames.len(number);
+                }
+            }
+        }
+        Ok(data)
+    }
+
+    /// Whether any file has a hole, as far as checksums tell.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the image is damaged.
+    pub fn has_holes(&self) -> Result<bool> {
+        for number in 0..self.section.content_count() {
+            let content = self.section.content(number);
+            let content = content.map_err(|e| self.image_error(e))?;
+            let inode = Inode {
+                mode: S_IFREG,
+                size: content.size,
+                data: number,
+                ..Inode::default()
+            };
+            if let Some(frames) = self.frames(&inode)? {
+                for number in 0..content.frames {
+                    if frames.may_be_hole(number)? {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The frames of a regular file; `None` if it is one piece, or empty.
+    fn frames(&self, inode: &Inode) -> Result<Option<Frames<'_>>> {
+        let log2 = self.section.header().frame_log2;
+        if inode.size <= 1 << log2 {
+            return Ok(None);
+        }
+        let content = self.content(inode)?;
+        // The reader of a frame refuses another number.
+        let is_cut = u64::from(content.frames) == inode.size.div_ceil(1 << log2);
+        if !is_cut {
+            return Ok(None);
+        }
+        let image = self.images.get(usize::from(content.source));
+        let flavour = image.ok_or(Error::NotFound)?.container.flavour();
+        Ok(Some(Frames {
+            rootfs: self,
+            zeros: flavour.of_zeros(1 << log2),
+            content,
+            flavour,
+            log2,
+        }))
+    }
+}
