@@ -23,7 +23,7 @@ pub enum Seek {
 }
 
 /// Whether all bytes are zero.
-pub fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut blocks = bytes.chunks(ZEROS.len());
     blocks.all(|block| *block == ZEROS[..block.len()])
