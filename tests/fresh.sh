@@ -86,7 +86,9 @@ on_a_fresh_machine() { # RELEASE
     fi
     unshare --mount --pid --ipc --uts --fork --kill-child --propagation private bash -euc "$boot" \
         _ "$tree" "$rust" "${settings[@]}" \
-        bash -euc "cd ~/lxcri-fs; ./demo.sh; ./tests/run.sh ${LXCRI_FS_FRESH_TESTS:-}"
+        bash -euc "cd ~/lxcri-fs
+            ./demo.sh; echo \"=== $1: demo.sh took \$SECONDS s\"
+            ./tests/run.sh ${LXCRI_FS_FRESH_TESTS:-}; echo \"=== $1: both took \$SECONDS s\""
 }
 
 [ $# -gt 0 ] || set -- bookworm trixie
