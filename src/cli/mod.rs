@@ -7,6 +7,7 @@ mod cat;
 mod clone;
 mod commit;
 mod config;
+mod containers;
 mod create;
 mod delete;
 mod df;
@@ -99,6 +100,7 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     Config(config::ConfigArgs),
     Create(Box<create::CreateArgs>),
+    Containers(containers::ContainersArgs),
     Delete(delete::DeleteArgs),
     Inspect(inspect::InspectArgs),
     Hook(hook::HookArgs),
@@ -172,6 +174,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Create(args) => create::run(&args),
+        Command::Containers(args) => containers::run(&args),
         Command::Delete(args) => delete::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Hook(args) => hook::run(&args),

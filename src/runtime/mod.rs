@@ -3,7 +3,8 @@
 //!
 //! [`image`] reads an image's own configuration, and [`process`] combines it with the options of
 //! `create`; [`bundle`] and [`lxc`] write the result for the two kinds of runtimes. [`create`] and
-//! [`delete`] create and remove containers, with a [`record`] of each.
+//! [`delete`] create and remove containers, with a [`record`] of each, and [`status`] says what they
+//! are doing.
 
 pub mod annotations;
 pub mod bundle;
@@ -22,6 +23,7 @@ pub mod root_mount;
 mod rootpath;
 mod roots;
 pub mod signal;
+pub mod status;
 pub mod steps;
 pub mod user;
 pub mod wrapper;

@@ -12,6 +12,7 @@ mod config;
 mod containers;
 mod create;
 mod killed;
+mod listed;
 mod lxc;
 mod oci;
 mod podman;

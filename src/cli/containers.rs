@@ -1,0 +1,186 @@
+//! `lxcri-fs containers`
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::error::Error;
+use super::output::{json, lines, printable, size, time};
+use super::store::StoreArgs;
+use crate::error::chain;
+use crate::runtime::record::{Runtime, UpperLocation};
+use crate::runtime::status::{self, Listed, Status};
+use crate::store::Store;
+
+/// List the containers in the store
+///
+/// WRITTEN is the space that a container takes in the store.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+States: created (not mounted); mounted; running; dead (no process serves its mount any more); hung
+(its mount does not answer); gone (somebody removed its runtime's configuration); unfinished or
+deleting (in work, or interrupted); kept (deleted, but not what it wrote); damaged.
+
+Examples:
+  lxcri-fs containers
+  lxcri-fs containers -q | xargs -n 1 lxcri-fs inspect
+  lxcri-fs containers --json | jq -r 'select(.image.is_current == false).name'")]
+pub(super) struct ContainersArgs {
+    /// Print names only
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Print one JSON object for each container
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    state: Status,
+    image: Option<Image>,
+    /// `lxc` or `oci`.
+    runtime: Option<&'static str>,
+    /// The runtime's configuration.
+    configuration: Option<String>,
+    root: Option<String>,
+    /// How many processes use its root file system.
+    processes: usize,
+    /// Where it writes: its directory in the store, another place, or `memory`.
+    upper: Option<String>,
+    /// Space that it takes in the store, bytes.
+    written_bytes: Option<u64>,
+    /// When it was created, seconds since 1970.
+    created: Option<u64>,
+    /// Why nothing is known about it.
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Image {
+    /// As `create` was given it.
+    name: String,
+    path: String,
+    root_digest: Option<String>,
+    /// Whether the name still means this image; null if it was a file.
+    is_current: Option<bool>,
+}
+
+pub(super) fn run(args: &ContainersArgs) -> Result<(), Error> {
+    let store = args.store.open()?;
+    let mut out = lines();
+    if args.quiet {
+        let mut containers = store.containers()?.into_iter();
+        return containers
+            .try_for_each(|container| writeln!(out, "{}", container.name))
+            .map_err(Error::Output);
+    }
+    let rows: Vec<Row> = status::all(&store)?
+        .iter()
+        .map(|listed| row(listed, &store))
+        .collect();
+    if args.json {
+        return rows.iter().try_for_each(json);
+    }
+    print(&rows).map_err(Error::Output)
+}
+
+fn row(listed: &Listed, store: &Store) -> Row {
+    let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
+    let record = listed.record.as_ref().ok();
+    let upper = record.map(|record| match &record.upper {
+        UpperLocation::Store => text(&listed.container.path),
+        UpperLocation::Elsewhere(place) => place.clone(),
+        UpperLocation::Ephemeral { .. } => "memory".to_owned(),
+    });
+    Row {
+        name: listed.container.name.to_string(),
+        state: listed.status,
+        image: record.map(|record| Image {
+            name: record.image.name.clone(),
+            path: text(&record.image.path),
+            root_digest: record.image.root_digest.clone(),
+            is_current: listed.is_current,
+        }),
+        runtime: record.map(|record| match record.runtime {
+            Runtime::Lxc { .. } => "lxc",
+            Runtime::Bundle { .. } => "oci",
+        }),
+        configuration: record.map(|record| text(&record.runtime.config())),
+        root: record.map(|record| text(&record.runtime.root())),
+        processes: listed.processes,
+        upper,
+        // Another process may have removed it meanwhile.
+        written_bytes: listed.written(store).unwrap_or(None),
+        created: record.map(|record| record.created),
+        error: listed.record.as_ref().err().map(|error| chain(error)),
+    }
+}
+
+fn print(rows: &[Row]) -> std::io::Result<()> {
+    let mut out = lines();
+    writeln!(
+        out,
+        "{:<20} {:<10} {:<4} {:>10}  {:<16}  IMAGE",
+        "NAME", "STATE", "FOR", "WRITTEN", "CREATED (UTC)"
+    )?;
+    for row in rows {
+        let written = match (&row.upper, row.written_bytes) {
+            (_, Some(bytes)) => size(bytes),
+            (Some(upper), None) if upper == "memory" => upper.clone(),
+            _ => "elsewhere".to_owned(),
+        };
+        let created = row.created.and_then(|at| i64::try_from(at).ok()).map(time);
+        let image = row.image.as_ref().map_or("-", |image| &image.name);
+        let moved = match row.image.as_ref().and_then(|image| image.is_current) {
+            Some(false) => " (an earlier one)",
+            _ => "",
+        };
+        writeln!(
+            out,
+            "{:<20} {:<10} {:<4} {written:>10}  {:<16}  {image}{moved}",
+            row.name,
+            row.state.name(),
+            row.runtime.unwrap_or("-"),
+            created.as_deref().unwrap_or("-"),
+        )?;
+        if let Some(explained) = explain(row) {
+            writeln!(out, "{:>8}{explained}", "")?;
+        }
+    }
+    Ok(())
+}
+
+/// What an abnormal state means, and what to do about it.
+fn explain(row: &Row) -> Option<String> {
+    let name = &row.name;
+    Some(match row.state {
+        Status::Created | Status::Mounted | Status::Running => return None,
+        Status::Dead => "no process serves its mount any more: `lxcri-fs mount --all` mounts it \
+                         again"
+            .to_owned(),
+        Status::Hung => "its mount does not answer: `lxcri-fs ps` shows since when".to_owned(),
+        Status::Gone => {
+            let configuration = row.configuration.as_deref().unwrap_or_default();
+            format!(
+                "{configuration} was removed by something else: `lxcri-fs delete {name}` removes \
+                 the rest, and with --keep not what it wrote"
+            )
+        }
+        Status::Unfinished => format!(
+            "it is being created, or that was interrupted: `lxcri-fs delete {name}` then removes \
+             the remains"
+        ),
+        Status::Deleting => format!(
+            "it is being deleted, or that was interrupted: `lxcri-fs delete {name}` then goes on"
+        ),
+        Status::Kept => format!("`lxcri-fs create {name}` continues with what it wrote"),
+        Status::Damaged => {
+            let why = row.error.as_deref().unwrap_or("its record cannot be read");
+            format!("{why}; `lxcri-fs doctor` tells more")
+        }
+    })
+}
