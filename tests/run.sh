@@ -97,6 +97,14 @@ step "Model checker"
 RUSTFLAGS="--cfg shuttle" CARGO_PROFILE_DEV_DEBUG=0 \
     cargo test --workspace --lib --locked --target-dir target/shuttle -- schedules::
 
+step "Miri"
+# bfc has no unsafe code; Miri checks the libraries below it, as far as they are Rust.
+if cargo +nightly miri setup >/dev/null 2>&1; then
+    cargo +nightly miri test --package bfc --lib --locked --target-dir target/miri -- crc:: aead::
+else
+    echo "Skipped: rustup's nightly with the component miri is not here."
+fi
+
 step "Tests"
 cargo test --workspace --locked --no-fail-fast
 

@@ -61,7 +61,7 @@ mod tests {
         for flavour in [Flavour::Raw, Flavour::Standard] {
             let whole = flavour.crc(b"hello, world");
             assert_eq!(flavour.update(flavour.crc(b"hello, "), b"world"), whole);
-            for len in [0, 1, 4096, 10_000] {
+            for len in [0, 1, 4096, 5000] {
                 let zeros = vec![0; len];
                 assert_eq!(flavour.of_zeros(len as u64), flavour.crc(&zeros));
             }

@@ -3,7 +3,7 @@
 //!
 //! [`image`] reads an image's own configuration, and [`process`] combines it with the options of
 //! `create`; [`bundle`] and [`lxc`] write the result for the two kinds of runtimes. [`create`] and
-//! [`delete`] create and remove containers, with a [`record`] of each, and [`status`] says what they
+//! [`delete`] create and remove containers, with a [`record`] of each. [`status`] says what they
 //! are doing.
 
 pub mod annotations;

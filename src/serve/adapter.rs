@@ -24,8 +24,7 @@ use super::attr::{BLOCK, file_type, may_have_lists};
 use super::in_hand::InHand;
 use super::stats::{Metrics, Op};
 use super::surplus::Surplus;
-use crate::fs::{ROOT, Rootfs, Seek};
-use crate::sys::idmap::in_user_namespace;
+use crate::fs::{ROOT, Rootfs};
 
 /// Nothing ever changes, so the kernel may cache it for ever. (A century, because the kernel adds
 /// this to its clock.)
@@ -73,16 +72,6 @@ pub(super) struct Adapter {
     /// Prefix of the attributes that overlayfs uses itself, which an image must not set.
     marks: &'static [u8],
     has_holes: OnceLock<bool>,
-}
-
-/// Prefix of the attributes that overlayfs uses itself on mounts of this process. A confined
-/// process cannot find this out.
-pub(super) fn marks() -> &'static [u8] {
-    if in_user_namespace() {
-        b"user.overlay."
-    } else {
-        b"trusted.overlay."
-    }
 }
 
 impl Adapter {
@@ -227,14 +216,7 @@ impl Filesystem for Adapter {
         }
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         let result = self.answer(Op::Lseek, req, ino, offset, |ino| {
-            let seek = match whence {
-                libc::SEEK_DATA => Seek::Data,
-                libc::SEEK_HOLE => Seek::Hole,
-                _ => return Err(Errno::EINVAL.into()),
-            };
-            let found = self.rootfs.seek(ino, offset, seek)?;
-            let found = found.and_then(|found| i64::try_from(found).ok());
-            found.ok_or_else(|| Errno::ENXIO.into())
+            self.seek(ino, offset, whence)
         });
         reply!(reply, result, found => reply.offset(found));
     }

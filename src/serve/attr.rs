@@ -7,6 +7,7 @@ use bfc::rootfs::format::Inode;
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::fs::{ROOT, Rootfs};
+use crate::sys::idmap::in_user_namespace;
 
 /// Block size for stat(2).
 pub(super) const BLOCK: u32 = 4096;
@@ -110,6 +111,16 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
 /// The 32-bit device number of the FUSE protocol: 12 bits of major number, 20 of minor.
 fn encode_dev(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// Prefix of the attributes that overlayfs uses itself on mounts of this process. A confined
+/// process cannot find this out.
+pub(super) fn marks() -> &'static [u8] {
+    if in_user_namespace() {
+        b"user.overlay."
+    } else {
+        b"trusted.overlay."
+    }
 }
 
 /// Prefix of the names of access control lists.

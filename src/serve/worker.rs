@@ -18,7 +18,7 @@ use super::error::{Error, Failure, Result};
 use super::in_hand::InHand;
 use super::protocol::{MountedImage, TemporaryFile, WorkerReply, WorkerRequest};
 use super::stats::Metrics;
-use super::{adapter, confine, resume, secrets, surplus};
+use super::{attr, confine, resume, secrets, surplus};
 use crate::error::Io;
 use crate::fs::{self, ImageFile, ImageOptions, ROOT, Rootfs, Spool};
 
@@ -34,7 +34,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let _ = rustix::thread::set_name(c"lxcri-fs-worker");
     let control = Channel::from_stdin("keeper")?;
     secrets::forbid_dumps();
-    let marks = adapter::marks();
+    let marks = attr::marks();
     let confinement = confine::confine();
     // A signal to all processes of a service or of a terminal must not end the mount: the keeper
     // decides.

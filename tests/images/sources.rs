@@ -288,7 +288,8 @@ fn compressed_sources_are_read_from_files_and_pipes() {
         # Of layers that are padded to 10 KiB, some versions make layers with other digests.
         umoci init --layout own; umoci new --image own:it; umoci unpack --image own:it bundle
         printf chunked > bundle/rootfs/what; umoci repack --image own:it bundle
-        skopeo --policy policy.json copy -q --dest-compress-format zstd:chunked oci:own:it oci:chunked
+        skopeo --policy policy.json copy -q --dest-compress-format zstd:chunked oci:own:it \
+            oci:chunked
         mkdir dir; printf dir > dir/what; tar -C dir -cf plain.tar what
         for tar in plain docker oci; do
             for pack in 'gzip -k' 'zstd -qk' 'xz -k' 'bzip2 -k'; do $pack $tar.tar; done

@@ -18,7 +18,8 @@ pub(super) struct Manifest {
     layers: Option<Vec<String>>,
 }
 
-/// The image in an archive; `reference` is one of its `RepoTags`, or `@` and the number of an image.
+/// The image in an archive; `reference` is one of its `RepoTags`, or `@` and the number of an
+/// image.
 pub(super) fn open(
     archive: &Archive,
     reference: Option<&str>,

@@ -15,7 +15,7 @@ use super::super::attr::{file_attr, negative};
 use super::super::stats::Op;
 use super::Adapter;
 use crate::error::chain;
-use crate::fs::{self, Order, ROOT, Step};
+use crate::fs::{self, Order, ROOT, Seek, Step};
 
 /// How many different errors to log; further ones are only answered.
 const MAX_LOGGED: usize = 4096;
@@ -153,6 +153,18 @@ impl Adapter {
             }
             Errno::EIO.into()
         })
+    }
+
+    /// Where the next hole or data is, as lseek(2) asks for it.
+    pub(super) fn seek(&self, ino: u32, offset: u64, whence: i32) -> Answer<i64> {
+        let seek = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return Err(Errno::EINVAL.into()),
+        };
+        let found = self.rootfs.seek(ino, offset, seek)?;
+        let found = found.and_then(|found| i64::try_from(found).ok());
+        found.ok_or_else(|| Errno::ENXIO.into())
     }
 
     pub(super) fn look_up(&self, parent: u32, name: &[u8]) -> Answer<FileAttr> {
