@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         write: WriteOptions::default(),
         secret: None,
         sources,
+        changes: Vec::new(),
     };
     let built = target.append(layers, &options, &())?;
     println!("{} bytes, {} layers", built.image.len, built.layers.len());

@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         secret: None,
         message: "examples/commit".to_owned(),
         write: WriteOptions::default(),
+        changes: Vec::new(),
         max_size: MAX_SIZE,
     };
     let built = commit.to_file(&PathBuf::from(image), false, &())?;

@@ -178,6 +178,7 @@ fn image(path: &Path, write: &WriteOptions, tars: Vec<Vec<u8>>) -> Result<(), Bo
         write: write.clone(),
         base: None,
         is_clone: false,
+        changes: Vec::new(),
     };
     build(vec![image], &options, &|_| ())?;
     Ok(())

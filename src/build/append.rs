@@ -7,6 +7,7 @@ use bfc::rootfs::LayerEntry;
 use bfc::writer::{Documents, Keep, WriteOptions};
 
 use super::base::Base;
+use super::change::Change;
 use super::error::{Error, Result};
 use super::{Built, SourceImage, added, finish};
 use crate::error::Io;
@@ -21,6 +22,8 @@ pub struct AppendOptions {
     pub secret: Option<bfc::Secret>,
     /// How sources were opened.
     pub sources: super::sources::SourceOptions,
+    /// What to change in the image's configuration.
+    pub changes: Vec<Change>,
 }
 
 /// Puts the layers of `images` on top of the image at `path`. Until the last write, that of the
@@ -94,5 +97,11 @@ fn append_to(
         config: base.config.clone(),
         manifest: base.manifest.clone(),
     };
-    finish(writer, tree, found, &options.sources.platform, path)
+    finish(
+        writer,
+        tree,
+        found,
+        (&options.sources.platform, &options.changes),
+        path,
+    )
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::change::Change;
 use super::digest::Digest;
 use super::error::{Error, Result};
 use super::sources::Platform;
@@ -15,7 +16,7 @@ pub(super) struct LayerFact<'a> {
 }
 
 /// The configuration of an image with these layers. `found` is the source's, which is returned
-/// unchanged if it names the same layers.
+/// unchanged if it names the same layers and nothing is to be changed.
 ///
 /// # Errors
 /// [`Error::Document`] if `found` is not a JSON object.
@@ -23,6 +24,7 @@ pub(super) fn config(
     found: &[u8],
     layers: &[LayerFact<'_>],
     platform: &Platform,
+    changes: &[Change],
 ) -> Result<Vec<u8>> {
     let name = "image configuration";
     let mut document: Map<String, Value> = if found.is_empty() {
@@ -47,7 +49,7 @@ pub(super) fn config(
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
-    if !found.is_empty() && known == diff_ids {
+    if !found.is_empty() && known == diff_ids && changes.is_empty() {
         return Ok(found.to_vec());
     }
     if !diff_ids.starts_with(&known) {
@@ -78,5 +80,8 @@ pub(super) fn config(
         "rootfs".into(),
         json!({ "type": "layers", "diff_ids": diff_ids }),
     );
+    for change in changes {
+        change.apply(&mut document);
+    }
     serde_json::to_vec(&document).map_err(|e| Error::document(name, e))
 }

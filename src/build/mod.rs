@@ -7,6 +7,7 @@
 
 mod append;
 mod base;
+mod change;
 mod config;
 mod content;
 mod digest;
@@ -24,6 +25,7 @@ use bfc::writer::{ContentSink, Documents, ImageWriter, Keep, WriteOptions, Writt
 
 pub use append::{AppendOptions, append};
 pub use base::Base;
+pub use change::{Change, NotAChange};
 pub use digest::Digest;
 pub use error::{Error, Mismatch, Result};
 pub use output::{Output, parent};
@@ -53,6 +55,8 @@ pub struct BuildOptions {
     pub base: Option<PathBuf>,
     /// Whether the image file is already a clone of that image, which is overwritten.
     pub is_clone: bool,
+    /// What to change in the image's configuration.
+    pub changes: Vec<Change>,
 }
 
 /// A layer that was built.
@@ -121,7 +125,7 @@ pub fn build(
         start.writer,
         start.tree,
         found,
-        &options.sources.platform,
+        (&options.sources.platform, &options.changes),
         &options.output,
     )?;
     output.publish()?;
@@ -182,7 +186,7 @@ fn finish(
     writer: ImageWriter,
     tree: Tree,
     found: Documents,
-    platform: &Platform,
+    (platform, changes): (&Platform, &[Change]),
     path: &Path,
 ) -> Result<Built> {
     let Documents {
@@ -197,7 +201,7 @@ fn finish(
             created_by: &l.created_by,
         })
         .collect();
-    let new_config = config::config(&config, &facts, platform)?;
+    let new_config = config::config(&config, &facts, platform, changes)?;
     // A manifest describes the layers that it came with, and no others.
     let manifest = if config == new_config {
         manifest

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::build::{WriteArgs, print};
+use super::build::{ChangeArgs, WriteArgs, print};
 use super::error::Error;
 use super::progress::Work;
 use super::secret::SecretArgs;
@@ -40,6 +40,8 @@ pub(super) struct AppendArgs {
     #[arg(short, long, conflicts_with = "tag")]
     force: bool,
     #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
@@ -72,6 +74,7 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
             layers: Sources::open(&layers, &sources, &registries)?,
             sources,
             write,
+            changes: args.change.changes.clone(),
         };
         let built = layered.to_store(&store, reference, &events)?;
         // Open for as long as it was read.
@@ -87,6 +90,7 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
         write,
         secret: secret.clone(),
         sources,
+        changes: args.change.changes.clone(),
     };
     let built = image.append(added, &options, &events)?;
     print(&args.image.display().to_string(), &built, args.json)

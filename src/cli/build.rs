@@ -13,7 +13,7 @@ use super::output::{json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
-use crate::build::{self, MAX_SIZE, Platform};
+use crate::build::{self, Change, MAX_SIZE, Platform};
 use crate::image::{self, Build, Made};
 use crate::store::{self, Reference};
 use crate::text::hex;
@@ -32,6 +32,7 @@ Examples:
   lxcri-fs build oci:nginx:1.27 -t nginx:1.27
   lxcri-fs build rootfs/ -o debian.bfc --layer upper/
   lxcri-fs build nginx:1.27 --layer site/ -t site
+  lxcri-fs build rootfs.tar.xz -t debian --change 'CMD [\"bash\"]'
   docker save app | lxcri-fs build docker-archive:- -t app")]
 pub(super) struct BuildArgs {
     /// What to build the image from
@@ -60,6 +61,8 @@ pub(super) struct BuildArgs {
     /// How to compress file contents
     #[arg(long, value_enum, default_value_t = CompressionArg::Zstd)]
     compression: CompressionArg,
+    #[command(flatten)]
+    change: ChangeArgs,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
@@ -99,6 +102,16 @@ pub(super) struct WriteArgs {
         value_parser = super::size::parse
     )]
     pub max_size: u64,
+}
+
+/// What `build`, `append` and `commit` change in the configuration.
+#[derive(Debug, Args)]
+pub(super) struct ChangeArgs {
+    /// Change the image's configuration, as `podman commit --change` does: CMD, ENTRYPOINT, ENV,
+    /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR, such as 'CMD ["nginx"]' or 'ENV
+    /// LANG=C.UTF-8'; can be given several times
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub changes: Vec<Change>,
 }
 
 impl WriteArgs {
@@ -167,6 +180,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
             key,
             ..args.write.options()
         },
+        changes: args.change.changes.clone(),
         base: held.as_ref().map(|(path, _)| path.clone()),
         force: args.force,
     };

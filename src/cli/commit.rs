@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use super::build::{WriteArgs, print};
+use super::build::{ChangeArgs, WriteArgs, print};
 use super::error::Error;
 use super::progress::Work;
 use super::secret::SecretArgs;
@@ -23,7 +23,7 @@ use crate::store::Reference;
 #[command(after_help = "\
 Examples:
   lxcri-fs commit /srv/web1 nginx.bfc -o patched.bfc
-  lxcri-fs commit web1 -t nginx:patched
+  lxcri-fs commit web1 -t nginx:patched --change 'USER 101'
   lxcri-fs commit zfs:tank/web1 --in-place")]
 #[command(group = ArgGroup::new("target").required(true))]
 pub(super) struct CommitArgs {
@@ -53,6 +53,8 @@ pub(super) struct CommitArgs {
     #[arg(short, long, value_name = "TEXT", default_value = "lxcri-fs commit")]
     message: String,
     #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
@@ -72,6 +74,7 @@ pub(super) fn run(args: &CommitArgs) -> Result<(), Error> {
         secret: args.secret.load()?,
         message: args.message.clone(),
         write: args.write.options(),
+        changes: args.change.changes.clone(),
         max_size: args.write.max_size,
     };
     let events = Work::new("Committing");

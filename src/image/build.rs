@@ -9,7 +9,7 @@ use bfc::writer::WriteOptions;
 use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
-use crate::build::{self, Built, Platform, sources};
+use crate::build::{self, Built, Change, Platform, sources};
 use crate::registry::Registries;
 use crate::store::{self, Reference, SoundBase, Store, StoredImage, protect};
 
@@ -29,6 +29,8 @@ pub struct Build {
     pub max_size: u64,
     /// How to write contents.
     pub write: WriteOptions,
+    /// What to change in the configuration of the first source.
+    pub changes: Vec<Change>,
     /// An image whose first layers are reused if the sources have the same.
     pub base: Option<PathBuf>,
     /// For a file, whether to replace it; for a store, whether to read everything again and replace
@@ -56,6 +58,7 @@ impl Build {
             secret: None,
             max_size: build::MAX_SIZE,
             write: WriteOptions::default(),
+            changes: Vec::new(),
             base: None,
             force: false,
         }
@@ -149,6 +152,7 @@ impl Build {
             write: self.write.clone(),
             base: None,
             is_clone: false,
+            changes: self.changes.clone(),
         }
     }
 
@@ -160,7 +164,11 @@ impl Build {
         name: &Reference,
         images: &[build::SourceImage],
     ) -> Result<Option<StoredImage>> {
+        // The configuration after changes is known once it is made.
         let [image] = images else { return Ok(None) };
+        if !self.changes.is_empty() {
+            return Ok(None);
+        }
         let layers: Option<Vec<_>> = image.layers.iter().map(|layer| layer.diff_id).collect();
         let found = store
             .images()?

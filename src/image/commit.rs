@@ -11,7 +11,7 @@ use super::file::open_file;
 use super::in_place::{ContainerImage, InPlace};
 use super::layered::Layered;
 use super::sources::Sources;
-use crate::build::{self, AppendOptions, Built, Platform, sources};
+use crate::build::{self, AppendOptions, Built, Change, Platform, sources};
 use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::store::{Reference, Store};
 use crate::upper::record::{self, UpperRecord};
@@ -30,6 +30,8 @@ pub struct Commit {
     pub message: String,
     /// How to write contents.
     pub write: WriteOptions,
+    /// What to change in the configuration.
+    pub changes: Vec<Change>,
     /// Limit of the unpacked layer, bytes.
     pub max_size: u64,
 }
@@ -83,6 +85,7 @@ impl Commit {
             write: self.write.clone(),
             secret: self.secret.clone(),
             sources: self.sources(build::parent(path)),
+            changes: self.changes.clone(),
         };
         let built = self.with_layer(&below, |layers| target.append(layers, &options, events))?;
         Ok((path.clone(), built))
@@ -119,6 +122,7 @@ impl Commit {
             layers,
             sources,
             write: self.write.clone(),
+            changes: self.changes.clone(),
         }
     }
 

@@ -7,7 +7,7 @@ use bfc::writer::WriteOptions;
 use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
-use crate::build::{self, Base, Built, Spec, sources};
+use crate::build::{self, Base, Built, Change, Spec, sources};
 use crate::store::{Reference, SoundBase, Store, protect};
 
 /// A request to add layers on top of images.
@@ -21,6 +21,8 @@ pub struct Layered {
     pub sources: sources::SourceOptions,
     /// How to write contents.
     pub write: WriteOptions,
+    /// What to change in the configuration.
+    pub changes: Vec<Change>,
 }
 
 impl Layered {
@@ -39,6 +41,7 @@ impl Layered {
             write: self.write.clone(),
             base,
             is_clone: false,
+            changes: self.changes.clone(),
         };
         self.build(&options, events)
     }
@@ -66,6 +69,7 @@ impl Layered {
             write: self.write.clone(),
             base: base.map(SoundBase::into_path),
             is_clone: new.is_clone(),
+            changes: self.changes.clone(),
         };
         let built = self.build(&options, events)?;
         new.publish(name, None, false)?;

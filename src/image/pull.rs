@@ -187,6 +187,7 @@ impl<'a> Pull<'a> {
                     write: self.write.clone(),
                     base: base.map(Path::to_owned),
                     is_clone,
+                    changes: Vec::new(),
                 };
                 let built = build::build(vec![source.image], &options, &|_| ());
                 Ok(source

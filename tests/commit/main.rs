@@ -566,3 +566,66 @@ fn names_that_layers_use_for_deletions_are_refused() {
     }
     assert!(commit().status.success());
 }
+
+/// Build, append and commit change the configuration as `--change` says, and keep the rest of it.
+#[test]
+fn the_configuration_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let config = |image: &str| -> Value {
+        let info = run(lxcri_fs().args(["info", "--json", image]).current_dir(dir));
+        serde_json::from_str::<Value>(&info).unwrap()["config"]["config"].take()
+    };
+    let lxcri_fs = |args: &[&str]| drop(run(lxcri_fs().args(args).current_dir(dir)));
+    sh(
+        dir,
+        "mkdir root layer mnt; echo 1 > root/one; echo 2 > layer/two",
+    );
+    let (cmd, env) = (r#"CMD ["sleep","9"]"#, "ENV A=1");
+    lxcri_fs(&["build", "root", "-o", "a.bfc", "--change", cmd, "-c", env]);
+    assert_eq!(
+        config("a.bfc"),
+        serde_json::json!({ "Cmd": ["sleep", "9"], "Env": ["A=1"] })
+    );
+    // Without layers of its own, an image is built that differs in its configuration only.
+    lxcri_fs(&["build", "a.bfc", "-o", "b.bfc", "--change", "USER 5"]);
+    assert_eq!(
+        config("b.bfc"),
+        serde_json::json!({ "Cmd": ["sleep", "9"], "Env": ["A=1"], "User": "5" })
+    );
+    lxcri_fs(&["append", "b.bfc", "layer", "--change", "LABEL x=y"]);
+    assert_eq!(
+        config("b.bfc"),
+        serde_json::json!({
+            "Cmd": ["sleep", "9"], "Env": ["A=1"], "User": "5", "Labels": { "x": "y" },
+        })
+    );
+    lxcri_fs(&["mount", "b.bfc", "mnt", "--upper", "upper"]);
+    sh(dir, "echo 3 > mnt/three; umount mnt");
+    lxcri_fs(&[
+        "commit",
+        "upper",
+        "-o",
+        "c.bfc",
+        "--change",
+        "ENV A=2",
+        "--change",
+        "WORKDIR /w",
+    ]);
+    assert_eq!(
+        config("c.bfc"),
+        serde_json::json!({
+            "Cmd": ["sleep", "9"], "Env": ["A=2"], "User": "5", "Labels": { "x": "y" },
+            "WorkingDir": "/w",
+        })
+    );
+    lxcri_fs(&["verify", "a.bfc"]);
+    lxcri_fs(&["verify", "c.bfc"]);
+    let said = common::lxcri_fs()
+        .args(["build", "root", "-o", "d.bfc", "--change", "FROM x"])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(2));
+    assert!(stderr(&said).contains("FROM is not one of CMD"));
+}

@@ -238,7 +238,7 @@ impl Layout<'_> {
                 created_by: b"lxcri-fs export",
             })
             .collect();
-        let config = config(&found_config, &facts, &Platform::host())?;
+        let config = config(&found_config, &facts, &Platform::host(), &[])?;
         let config_digest = Digest::of(&config);
         let is_found =
             found.is_some_and(|found| Digest::parse(&found.config.digest) == Some(config_digest));

@@ -1,0 +1,243 @@
+//! Changes of an image's configuration, as `podman commit --change` takes them.
+
+use std::str::FromStr;
+
+use serde_json::{Map, Value, json};
+
+/// A change of an image's configuration: an instruction of a Containerfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// `CMD`: a JSON array of words, or a line for `/bin/sh -c`.
+    Cmd(Vec<String>),
+    /// `ENTRYPOINT`, likewise.
+    Entrypoint(Vec<String>),
+    /// `ENV NAME=VALUE`.
+    Env(String, String),
+    /// `EXPOSE PORT[/PROTOCOL]…`.
+    Expose(Vec<String>),
+    /// `LABEL NAME=VALUE`.
+    Label(String, String),
+    /// `STOPSIGNAL SIGNAL`.
+    StopSignal(String),
+    /// `USER USER[:GROUP]`.
+    User(String),
+    /// `VOLUME`: a JSON array of directories, or directories separated by blanks.
+    Volume(Vec<String>),
+    /// `WORKDIR DIR`, absolute.
+    WorkDir(String),
+}
+
+/// Why a text is not a change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAChange {
+    /// There is no value.
+    #[error("write an instruction and its value, such as `CMD [\"nginx\"]`")]
+    Form,
+    /// An instruction that changes no configuration, or none.
+    #[error(
+        "{0} is not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR"
+    )]
+    Instruction(String),
+    /// A value without `=`.
+    #[error("{0} needs NAME=VALUE")]
+    Pair(&'static str),
+    /// A directory that is not absolute.
+    #[error("{0} needs an absolute path")]
+    Relative(&'static str),
+    /// A port that is none.
+    #[error("EXPOSE needs ports, such as 80 or 53/udp")]
+    Port,
+}
+
+impl FromStr for Change {
+    type Err = NotAChange;
+
+    fn from_str(text: &str) -> Result<Self, NotAChange> {
+        let (instruction, value) = text
+            .trim()
+            .split_once([' ', '\t', '='])
+            .ok_or(NotAChange::Form)?;
+        let value = value.trim();
+        if value.is_empty() {
+            return Err(NotAChange::Form);
+        }
+        let whole = || unquoted(value).to_owned();
+        Ok(match &*instruction.to_ascii_uppercase() {
+            "CMD" => Change::Cmd(command(value)),
+            "ENTRYPOINT" => Change::Entrypoint(command(value)),
+            "ENV" => {
+                let (name, value) = pair("ENV", value)?;
+                Change::Env(name, value)
+            }
+            "LABEL" => {
+                let (name, value) = pair("LABEL", value)?;
+                Change::Label(name, value)
+            }
+            "EXPOSE" => Change::Expose(ports(value)?),
+            "STOPSIGNAL" => Change::StopSignal(whole()),
+            "USER" => Change::User(whole()),
+            "VOLUME" => Change::Volume(volumes(value)?),
+            "WORKDIR" if whole().starts_with('/') => Change::WorkDir(whole()),
+            "WORKDIR" => return Err(NotAChange::Relative("WORKDIR")),
+            _ => return Err(NotAChange::Instruction(instruction.to_owned())),
+        })
+    }
+}
+
+/// The words of a command.
+fn command(value: &str) -> Vec<String> {
+    let shell = || vec!["/bin/sh".to_owned(), "-c".to_owned(), value.to_owned()];
+    serde_json::from_str(value).unwrap_or_else(|_| shell())
+}
+
+fn pair(instruction: &'static str, value: &str) -> Result<(String, String), NotAChange> {
+    let (name, value) = value.split_once('=').ok_or(NotAChange::Pair(instruction))?;
+    let name = unquoted(name);
+    // `ENV NAME VALUE` is an old form, of which `=` may be a part.
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(NotAChange::Pair(instruction));
+    }
+    Ok((name.to_owned(), unquoted(value).to_owned()))
+}
+
+fn ports(value: &str) -> Result<Vec<String>, NotAChange> {
+    let port = |word: &str| {
+        let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+        let protocol = protocol.to_ascii_lowercase();
+        let known = ["tcp", "udp", "sctp"].contains(&&*protocol);
+        // A range is passed on as it is.
+        let numbers = number.split('-').all(|n| n.parse::<u16>().is_ok());
+        let port = format!("{number}/{protocol}");
+        Some(port)
+            .filter(|_| known && numbers)
+            .ok_or(NotAChange::Port)
+    };
+    value.split_whitespace().map(port).collect()
+}
+
+fn volumes(value: &str) -> Result<Vec<String>, NotAChange> {
+    let words = || value.split_whitespace().map(str::to_owned).collect();
+    let volumes: Vec<String> = serde_json::from_str(value).unwrap_or_else(|_| words());
+    if volumes.iter().all(|volume| volume.starts_with('/')) {
+        Ok(volumes)
+    } else {
+        Err(NotAChange::Relative("VOLUME"))
+    }
+}
+
+/// The text in quotation marks, if it is in some.
+fn unquoted(text: &str) -> &str {
+    let inside = |mark: char| text.strip_prefix(mark)?.strip_suffix(mark);
+    inside('"').or_else(|| inside('\'')).unwrap_or(text)
+}
+
+impl Change {
+    /// Changes the `config` of an OCI image configuration.
+    pub(super) fn apply(&self, document: &mut Map<String, Value>) {
+        let config = object(document, "config");
+        match self {
+            Change::Cmd(words) => drop(config.insert("Cmd".into(), json!(words))),
+            Change::Entrypoint(words) => drop(config.insert("Entrypoint".into(), json!(words))),
+            Change::StopSignal(signal) => drop(config.insert("StopSignal".into(), json!(signal))),
+            Change::User(user) => drop(config.insert("User".into(), json!(user))),
+            Change::WorkDir(dir) => drop(config.insert("WorkingDir".into(), json!(dir))),
+            Change::Label(name, value) => {
+                object(config, "Labels").insert(name.clone(), json!(value));
+            }
+            Change::Env(name, value) => {
+                let mut variables = config
+                    .get("Env")
+                    .and_then(Value::as_array)
+                    .cloned()
+                    .unwrap_or_default();
+                let is_it = |variable: &Value| {
+                    let variable = variable.as_str().unwrap_or_default();
+                    variable.split('=').next() == Some(name)
+                };
+                let new = json!(format!("{name}={value}"));
+                match variables.iter_mut().find(|variable| is_it(variable)) {
+                    Some(variable) => *variable = new,
+                    None => variables.push(new),
+                }
+                config.insert("Env".into(), Value::Array(variables));
+            }
+            Change::Expose(names) => {
+                let ports = object(config, "ExposedPorts");
+                ports.extend(names.iter().map(|name| (name.clone(), json!({}))));
+            }
+            Change::Volume(names) => {
+                let volumes = object(config, "Volumes");
+                volumes.extend(names.iter().map(|name| (name.clone(), json!({}))));
+            }
+        }
+    }
+}
+
+/// The object with this name, which is made if it is missing or null.
+fn object<'a>(document: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
+    let is_object = document.get(name).is_some_and(Value::is_object);
+    if !is_object {
+        document.insert(name.to_owned(), json!({}));
+    }
+    match document.get_mut(name) {
+        Some(Value::Object(object)) => object,
+        // It was just made.
+        _ => unreachable!(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_mean_what_podman_takes_them_for() {
+        let mut document = Map::new();
+        document.insert("config".into(), Value::Null);
+        for change in [
+            r#"CMD ["a","b"]"#,
+            "ENV A=1 B=2",
+            "LABEL x=y z",
+            "USER 1:2",
+            "WORKDIR /w",
+            "STOPSIGNAL 9",
+            r#"VOLUME ["/v","/w"]"#,
+            "EXPOSE 80",
+            "EXPOSE 53/UDP 8000-8010",
+            "ENTRYPOINT /e --x",
+            r#"ENV E="f g""#,
+            "ENV E=h",
+            "cmd=/bin/z",
+        ] {
+            change.parse::<Change>().unwrap().apply(&mut document);
+        }
+        assert_eq!(
+            document["config"],
+            json!({
+                "Cmd": ["/bin/sh", "-c", "/bin/z"],
+                "Entrypoint": ["/bin/sh", "-c", "/e --x"],
+                "Env": ["A=1 B=2", "E=h"],
+                "ExposedPorts": { "80/tcp": {}, "53/udp": {}, "8000-8010/tcp": {} },
+                "Labels": { "x": "y z" },
+                "StopSignal": "9",
+                "User": "1:2",
+                "Volumes": { "/v": {}, "/w": {} },
+                "WorkingDir": "/w",
+            })
+        );
+        for (text, said) in [
+            ("CMD", "write an instruction"),
+            ("FROM x", "FROM is not one of"),
+            ("ENV C D", "ENV needs NAME=VALUE"),
+            ("ENV C D=E", "ENV needs NAME=VALUE"),
+            ("LABEL q", "LABEL needs NAME=VALUE"),
+            ("WORKDIR w", "WORKDIR needs an absolute path"),
+            ("VOLUME v", "VOLUME needs an absolute path"),
+            ("EXPOSE http", "EXPOSE needs ports"),
+        ] {
+            let error = text.parse::<Change>().unwrap_err().to_string();
+            assert!(error.starts_with(said), "{text}: {error}");
+        }
+    }
+}
