@@ -1,7 +1,6 @@
 //! `lxcri-fs create`.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use bfc::Secret;
@@ -21,13 +20,11 @@ use crate::image::{Pull, open_file};
 use crate::registry::pull;
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
+use crate::runtime::lxc_defaults;
 use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, UpperLocation};
 use crate::store::{self, Reference, Store, StoredImage};
 use crate::sys::idmap::IdMap;
-
-/// LXC's default directory for containers.
-const LXC_PATH: &str = "/var/lib/lxc";
 
 /// When to pull the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -134,10 +131,13 @@ pub(super) struct CreateArgs {
     /// LXC's directory for containers (default: what `lxc-config lxc.lxcpath` prints)
     #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     lxc_path: Option<PathBuf>,
-    /// Make LXC read this configuration file too, for instance for network and limits (default:
-    /// none, and so no network); can be given several times
+    /// Make LXC read this configuration file, for instance for network and limits, instead of
+    /// copying LXC's default configuration, as lxc-create does; can be given several times
     #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
     include: Vec<PathBuf>,
+    /// The container's network (default: what LXC's configuration says)
+    #[arg(long, value_name = "NETWORK", conflicts_with_all = ["bundle", "include"])]
+    network: Option<Network>,
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
@@ -145,6 +145,13 @@ pub(super) struct CreateArgs {
     /// Command and arguments to run instead of the image's
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// What `--network` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Network {
+    /// The loopback device only
+    None,
 }
 
 pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
@@ -297,7 +304,14 @@ fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
 
 fn target(args: &CreateArgs) -> Result<Target, Error> {
     let Some(bundle) = &args.bundle else {
-        let path = args.lxc_path.clone().unwrap_or_else(lxc_path);
+        let path = args.lxc_path.clone().unwrap_or_else(lxc_defaults::path);
+        let mut copied = Vec::new();
+        if args.include.is_empty() {
+            copied = lxc_defaults::settings(&lxc_defaults::default_config())?;
+        }
+        if args.network == Some(Network::None) {
+            copied.retain(|(key, _)| !key.starts_with("lxc.net."));
+        }
         let includes = args
             .include
             .iter()
@@ -305,6 +319,7 @@ fn target(args: &CreateArgs) -> Result<Target, Error> {
             .collect::<Result<_, _>>()?;
         return Ok(Target::Lxc {
             path: absolute(&path)?,
+            copied,
             includes,
         });
     };
@@ -314,20 +329,6 @@ fn target(args: &CreateArgs) -> Result<Target, Error> {
         seccomp: args.seccomp.as_deref().map(bundle::seccomp).transpose()?,
         new_privileges: args.allow_new_privileges,
     })
-}
-
-/// LXC's directory for containers, as `lxc-config` prints it.
-fn lxc_path() -> PathBuf {
-    let said = Command::new("lxc-config")
-        .arg("lxc.lxcpath")
-        .output()
-        .ok()
-        .filter(|o| o.status.success());
-    let said = said
-        .and_then(|o| String::from_utf8(o.stdout).ok())
-        .map(|text| PathBuf::from(text.trim()));
-    said.filter(|path| path.is_absolute())
-        .unwrap_or_else(|| PathBuf::from(LXC_PATH))
 }
 
 /// Makes the path of an upper's directory absolute; a dataset stays as it is.

@@ -65,6 +65,8 @@ pub enum Target {
     Lxc {
         /// LXC's directory for containers.
         path: PathBuf,
+        /// Keys and values of LXC's default configuration.
+        copied: Vec<(String, String)>,
         /// Configurations to include last.
         includes: Vec<PathBuf>,
     },
@@ -309,7 +311,9 @@ fn configuration(
             };
             bundle::to_json(&bundle::spec(process, &settings)?)
         }
-        Target::Lxc { includes, .. } => {
+        Target::Lxc {
+            copied, includes, ..
+        } => {
             let mut defaults = vec![PathBuf::from(lxc::COMMON)];
             defaults.extend(idmap.is_some().then(|| PathBuf::from(lxc::USER_NAMESPACE)));
             defaults.retain(|path| path.exists());
@@ -320,6 +324,7 @@ fn configuration(
                 hostname,
                 idmap,
                 defaults,
+                copied: copied.clone(),
                 includes: includes.clone(),
                 hook,
             };

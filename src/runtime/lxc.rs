@@ -30,7 +30,9 @@ pub struct Settings {
     pub idmap: Option<IdMap>,
     /// Configurations that LXC reads first.
     pub defaults: Vec<PathBuf>,
-    /// Configurations that LXC reads last; without any, the container has no network.
+    /// Keys and values of LXC's default configuration.
+    pub copied: Vec<(String, String)>,
+    /// Configurations that LXC reads last.
     pub includes: Vec<PathBuf>,
     /// The command line of the hook that mounts and unmounts, program first.
     pub hook: Vec<String>,
@@ -113,7 +115,15 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
     {
         application(&mut config, process, program, shell)?;
     }
-    if settings.includes.is_empty() {
+    for (key, value) in &settings.copied {
+        config.line(key, value)?;
+    }
+    // Without any, the container would have the host's network.
+    let has_network = settings
+        .copied
+        .iter()
+        .any(|(key, _)| key.starts_with("lxc.net."));
+    if !has_network && settings.includes.is_empty() {
         config.line("lxc.net.0.type", "empty")?;
     }
     for path in &settings.includes {
@@ -301,6 +311,7 @@ mod tests {
             hostname: "a".into(),
             idmap: Some("0:100000:65536".parse().unwrap()),
             defaults: Vec::new(),
+            copied: Vec::new(),
             includes: Vec::new(),
             hook: vec![
                 "/opt/my programs/lxcri-fs".into(),

@@ -17,6 +17,7 @@ pub mod image;
 mod inject;
 mod left;
 pub mod lxc;
+pub mod lxc_defaults;
 pub mod process;
 pub mod record;
 pub mod root_mount;

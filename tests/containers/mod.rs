@@ -129,6 +129,9 @@ pub fn inside(image: &Path, script: &str) -> Output {
             touch /etc/$f
             mount --bind /run/$f /etc/$f
         done
+        # LXC's default is a bridge, which is not here.
+        echo 'lxc.net.0.type = empty' > /run/default.conf
+        [ ! -e /etc/lxc/default.conf ] || mount --bind /run/default.conf /etc/lxc/default.conf
         mount --make-rshared /
         exec "$@""#;
     Command::new("timeout")

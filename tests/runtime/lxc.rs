@@ -144,3 +144,41 @@ fn a_private_root_mount_shows_the_container_too() {
         lxcri_fs delete c; nothing_is_left"#,
     );
 }
+
+/// As lxc-create: a copy, with an address of its own.
+#[test]
+fn a_container_gets_lxcs_default_configuration() {
+    lxc(
+        &["--config.cmd", "sleep", "--config.cmd", "100"],
+        r#"
+        cat > default.conf <<'CONF'
+# A comment.
+lxc.net.0.type = veth
+lxc.net.0.link = lxcbr9
+lxc.net.0.hwaddr = 00:16:3e:xx:xx:xx
+lxc.idmap = u 0 100000 65536
+lxc.prlimit.nofile = 512
+CONF
+        lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc 2>err
+        grep -q 'lxc.idmap is left out' err || fail "$(cat err)"
+        grep -q '^lxc.net.0.link = lxcbr9$' lxc/c/config || fail "$(cat lxc/c/config)"
+        grep -qE '^lxc.net.0.hwaddr = 00:16:3e(:[0-9a-f]{2}){3}$' lxc/c/config
+        ! grep -q -e lxc.idmap -e 'type = empty' lxc/c/config || fail "$(cat lxc/c/config)"
+        lxcri_fs delete c
+        # The bridge is not here, so it runs without.
+        lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc --network none 2>/dev/null
+        ! grep -q lxcbr9 lxc/c/config
+        grep -q '^lxc.net.0.type = empty$' lxc/c/config
+        lxc-start -P /run/lxc -n c || fail "$(lxc-start -F -P /run/lxc -n c 2>&1)"
+        pid=$(lxc-info -P /run/lxc -n c -p -H)
+        grep -q 'Max open files *512' /proc/$pid/limits || fail "$(cat /proc/$pid/limits)"
+        lxc-stop -k -P /run/lxc -n c
+        lxcri_fs delete c
+        echo 'lxc.cap.drop = sys_boot' > more
+        lxcri_fs create c --image $IMAGE --lxc --lxc-path /run/lxc --include more
+        ! grep -q lxcbr9 lxc/c/config
+        grep -q '^lxc.include = /run/more$' lxc/c/config
+        lxcri_fs delete c
+        nothing_is_left"#,
+    );
+}
