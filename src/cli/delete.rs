@@ -4,20 +4,21 @@ use clap::Args;
 
 use super::error::Error;
 use super::output::note;
+use super::rm::all_or;
 use super::store::StoreArgs;
 use crate::runtime::delete::delete;
 
-/// Delete a container: unmount it, and remove its configuration and what it has written
+/// Delete containers: unmount them, and remove their configuration and what they have written
 ///
 /// The image stays in the store. What was written to a directory or dataset of `create --upper`
 /// stays as well.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs delete web1")]
 pub(super) struct DeleteArgs {
-    /// The container's name
-    #[arg(value_name = "NAME")]
-    name: String,
-    /// Keep what the container has written, and its snapshots; `create` with the same name and
+    /// The containers' names
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    /// Keep what a container has written, and its snapshots; `create` with the same name and
     /// image continues with it
     #[arg(long)]
     keep: bool,
@@ -26,11 +27,16 @@ pub(super) struct DeleteArgs {
 }
 
 pub(super) fn run(args: &DeleteArgs) -> Result<(), Error> {
-    if let Some(place) = delete(&args.store.open()?, &args.name, args.keep)? {
-        note(format_args!(
-            "lxcri-fs: what {} has written stays in {place}",
-            args.name
-        ));
+    let store = args.store.open()?;
+    let mut failures = Vec::new();
+    for name in &args.names {
+        match delete(&store, name, args.keep) {
+            Ok(None) => {}
+            Ok(Some(place)) => note(format_args!(
+                "lxcri-fs: what {name} has written stays in {place}"
+            )),
+            Err(error) => failures.push(Error::from(error)),
+        }
     }
-    Ok(())
+    all_or(failures, args.names.len(), "containers were not deleted")
 }

@@ -10,24 +10,26 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::confine;
-use super::output::{json, lines, printable, size};
+use super::output::{json, lines, printable, say, size};
+use super::rm::all_or;
 use super::store::StoreArgs;
 use crate::fs::{self, ImageOptions, tree_of_index};
 use crate::serve::confine::Kept;
 use crate::store::graph;
 use crate::text::hex;
 
-/// Show an image's format, size, compression and layers
+/// Show images' format, size, compression and layers
 ///
 /// This needs no password: names and attributes are not encrypted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: lxcri-fs info debian.bfc")]
 pub(super) struct InfoArgs {
-    /// The image: a file, or the name or digest of an image in the store
-    image: PathBuf,
+    /// The images: files, or names or digests of images in the store
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
-    /// Print one JSON object
+    /// Print one JSON object for each image
     #[arg(long)]
     json: bool,
 }
@@ -73,30 +75,53 @@ struct LayerRow {
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
-    let (path, file) = args.store.open_image(&args.image)?;
-    let chain = chain(args)?;
-    confine(Kept::default(), &ImageOptions::default());
-    let mut info = inspect(&path, file).map_err(|source| fs::Error::Image {
-        image: path.clone(),
-        source,
-    })?;
-    info.chain = chain;
-    if args.json {
-        json(&info)
-    } else {
-        print(&info).map_err(Error::Output)
+    let mut failures = Vec::new();
+    let mut opened = Vec::new();
+    for image in &args.images {
+        match open(image, &args.store) {
+            Ok(image) => opened.push(image),
+            Err(error) => failures.push(error),
+        }
     }
+    confine(Kept::default(), &ImageOptions::default());
+    let mut is_first = true;
+    for (path, file, chain) in opened {
+        let mut info = match inspect(&path, file) {
+            Ok(info) => info,
+            Err(source) => {
+                failures.push(
+                    fs::Error::Image {
+                        image: path,
+                        source,
+                    }
+                    .into(),
+                );
+                continue;
+            }
+        };
+        info.chain = chain;
+        if args.json {
+            json(&info)?;
+            continue;
+        }
+        if !std::mem::take(&mut is_first) {
+            say(format_args!(""))?;
+        }
+        print(&info).map_err(Error::Output)?;
+    }
+    all_or(failures, args.images.len(), "images cannot be shown")
 }
 
-/// The images that it was cloned from, nearest first.
-fn chain(args: &InfoArgs) -> Result<Vec<String>, Error> {
-    let Some((store, image)) = args.store.in_store(&args.image)? else {
-        return Ok(Vec::new());
+/// Opens an image; its path, and the images that it was cloned from, nearest first.
+fn open(image: &Path, store: &StoreArgs) -> Result<(PathBuf, std::fs::File, Vec<String>), Error> {
+    let (path, file) = store.open_image(image)?;
+    let Some((store, image)) = store.in_store(image)? else {
+        return Ok((path, file, Vec::new()));
     };
-    Ok(graph::chain(&store.images()?, &image.name)
-        .iter()
-        .map(|image| image.name.to_string())
-        .collect())
+    let images = store.images()?;
+    let chain = graph::chain(&images, &image.name);
+    let chain = chain.iter().map(|image| image.name.to_string());
+    Ok((path, file, chain.collect()))
 }
 
 fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {

@@ -23,11 +23,15 @@ use crate::store::{self, Name, StoredImage, Usage};
     after_help = "\
 Examples:
   lxcri-fs list
+  lxcri-fs rm $(lxcri-fs list -q)
   lxcri-fs list --json | jq -r .references[]"
 )]
 pub(super) struct ListArgs {
     #[command(flatten)]
     store: StoreArgs,
+    /// Print digests only
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
     /// Print one JSON object for each image
     #[arg(long)]
     json: bool,
@@ -60,7 +64,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     let scan = store.scan()?;
     let images = scan.images;
     let mut out = lines();
-    if !args.json && !images.is_empty() {
+    if !args.json && !args.quiet {
         writeln!(
             out,
             "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}",
@@ -69,6 +73,10 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
         .map_err(Error::Output)?;
     }
     for image in &images {
+        if args.quiet {
+            writeln!(out, "{}", image.facts.short_digest()).map_err(Error::Output)?;
+            continue;
+        }
         // Another process may have removed it meanwhile.
         let Ok(usage) = store.usage_of(image) else {
             continue;

@@ -92,9 +92,6 @@ pub(super) fn run(args: &PsArgs) -> Result<(), Error> {
     if args.json {
         return rows.iter().try_for_each(json);
     }
-    if rows.is_empty() {
-        return Ok(());
-    }
     print(&rows).map_err(Error::Output)
 }
 
@@ -112,14 +109,16 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
             number(row.worker.map(u64::from)),
             number(row.restarts),
         );
-        let (image, mounted) = (row.images.join(" "), row.mountpoints.join(" "));
+        let (image, mut mounted) = (row.images.join(" "), row.mountpoints.iter());
+        let first = mounted.next().map_or("", |path| path);
         let uptime = row.uptime_seconds.map_or_else(|| "-".to_owned(), duration);
         let (state, users) = (row.state, row.users);
         writeln!(
             out,
             "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {state:<10} \
-             {image:<32} {mounted}"
+             {image:<32} {first}"
         )?;
+        mounted.try_for_each(|path| writeln!(out, "{:>86}{path}", ""))?;
         for UpperRow { mountpoint, upper } in &row.uppers {
             let upper = upper
                 .as_deref()

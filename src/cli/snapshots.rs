@@ -61,14 +61,12 @@ pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
         return rows.iter().try_for_each(json);
     }
     let mut out = lines();
-    if !rows.is_empty() {
-        writeln!(
-            out,
-            "{:<24} {:<16} {:>10} {:>10}  CLONES",
-            "NAME", "CREATED", "OWN", "SHOWN"
-        )
-        .map_err(Error::Output)?;
-    }
+    writeln!(
+        out,
+        "{:<24} {:<16} {:>10} {:>10}  CLONES",
+        "NAME", "CREATED (UTC)", "OWN", "SHOWN"
+    )
+    .map_err(Error::Output)?;
     for row in rows {
         let created = time(i64::try_from(row.created).unwrap_or(i64::MAX));
         let (own, shown) = (size(row.used), size(row.referenced));

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::error::Error;
 use super::output::note;
+use super::rm::all_or;
 use crate::serve::fuse_mount::Unmount;
 use crate::serve::unmount::{self, Unmounted};
 
@@ -18,9 +19,9 @@ Examples:
   lxcri-fs umount /mnt
   lxcri-fs umount --lazy /mnt")]
 pub(super) struct UmountArgs {
-    /// The directory that the image is mounted on
-    #[arg(value_name = "DIR")]
-    pub mountpoint: PathBuf,
+    /// The directories that images are mounted on
+    #[arg(required = true, value_name = "DIR")]
+    pub mountpoints: Vec<PathBuf>,
     /// Detach the mount now; it ends when nothing uses it any more
     #[arg(short, long)]
     pub lazy: bool,
@@ -30,22 +31,25 @@ pub(super) struct UmountArgs {
 }
 
 pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
-    let mountpoint = unmount::mountpoint(&args.mountpoint);
     // A detached mount ends with its last user.
     let how = Unmount {
         lazy: args.lazy || args.force,
         force: args.force,
     };
-    match unmount::unmount(&mountpoint, how)? {
-        Unmounted::Done => {}
-        Unmounted::Nothing => note(format_args!(
-            "lxcri-fs: nothing is mounted on {}",
-            args.mountpoint.display()
-        )),
-        Unmounted::StillUsed => note(format_args!(
-            "lxcri-fs: {} is detached; the mount ends when nothing uses it any more",
-            args.mountpoint.display()
-        )),
+    let mut failures = Vec::new();
+    for mountpoint in &args.mountpoints {
+        match unmount::unmount(&unmount::mountpoint(mountpoint), how) {
+            Ok(Unmounted::Done) => {}
+            Ok(Unmounted::Nothing) => note(format_args!(
+                "lxcri-fs: nothing is mounted on {}",
+                mountpoint.display()
+            )),
+            Ok(Unmounted::StillUsed) => note(format_args!(
+                "lxcri-fs: {} is detached; the mount ends when nothing uses it any more",
+                mountpoint.display()
+            )),
+            Err(error) => failures.push(Error::from(error)),
+        }
     }
-    Ok(())
+    all_or(failures, args.mountpoints.len(), "were not unmounted")
 }

@@ -16,6 +16,7 @@ on_both! {
     a_name_that_moved_on_means_the_new_image
     an_image_in_use_is_not_removed_and_its_user_is_named
     a_stored_image_is_not_built_again
+    commands_take_several_names
 }
 
 fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
@@ -82,6 +83,33 @@ fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
     run(&mut store.command(&["mount", "again", "mnt"]));
     let _mounted = Mounted(mountpoint.clone());
     assert_eq!(std::fs::read(mountpoint.join("hello")).unwrap(), b"hello");
+}
+
+/// What lists is a table also when it is empty, and commands take several names.
+fn commands_take_several_names(store: &Store) {
+    assert!(store.run(&["list"]).starts_with("REFERENCE"));
+    assert_eq!(store.run(&["list", "-q"]), "");
+    for name in ["a", "b", "c"] {
+        store.build(name, name);
+    }
+    let info = store.run(&["info", "a", "b"]);
+    assert_eq!(info.matches("Root digest").count(), 2);
+    assert_eq!(store.run(&["info", "--json", "a", "b"]).lines().count(), 2);
+    // What can be shown is, and the rest is an error.
+    let output = store.output(&["info", "a", "none", "b"]);
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout)
+            .matches("Root digest")
+            .count(),
+        2
+    );
+    assert_eq!(store.run(&["cat", "a", "a", "/a"]), "aa");
+    let digests = store.run(&["list", "-q"]);
+    let digests: Vec<&str> = digests.lines().collect();
+    assert_eq!(digests.len(), 3);
+    store.run(&[&["rm"], &digests[..]].concat());
+    assert!(store.images().is_empty());
 }
 
 fn a_file_takes_precedence_over_a_stored_image(store: &Store) {
