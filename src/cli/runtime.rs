@@ -18,6 +18,9 @@ const NAMES: [(&str, Option<&str>); 3] = [
 
 /// Act as an OCI runtime: mount the image that a container's annotations name, then run crun or
 /// runc
+///
+/// The container gets the image's user, variables, working directory and entrypoint, unless the
+/// engine was asked for others. Its command follows the entrypoint; `-` stands for the image's own.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Under the names lxcri-fs-runtime, lxcri-fs-crun and lxcri-fs-runc, for instance of a symlink,
@@ -27,7 +30,7 @@ Examples:
   lxcri-fs runtime --runtime runc -- run -b /srv/web1 web1
   ln -s $(command -v lxcri-fs) /usr/local/bin/lxcri-fs-crun
   podman --runtime /usr/local/bin/lxcri-fs-crun run --rootfs /var/empty \\
-    --annotation org.lxcri-fs.image=/srv/nginx.bfc")]
+    --annotation org.lxcri-fs.image=/srv/nginx.bfc -")]
 pub(super) struct RuntimeArgs {
     /// The real runtime, as a name or a path (default: crun, or else runc)
     #[arg(long, value_name = "RUNTIME")]

@@ -18,8 +18,10 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::record::ImageRecord;
-use super::root_mount::{RootMount, Writable};
+use super::root_mount::{RootMount, Writable, secret_of};
 use crate::error::Io;
+use crate::fs::Rootfs;
+use crate::image;
 use crate::store::{self, Config, Store};
 use crate::sys::idmap::IdMap;
 use crate::sys::{directory, files};
@@ -117,6 +119,15 @@ impl Wanted {
         self.upper = None;
     }
 
+    /// Opens the image, to read its configuration.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn open(&self) -> Result<Rootfs> {
+        let secret = secret_of(&self.image)?;
+        Ok(image::open(&self.image.path, secret)?)
+    }
+
     /// The map of ids.
     pub fn idmap(&self) -> Option<&IdMap> {
         self.idmap.as_ref()
@@ -145,13 +156,16 @@ impl Wanted {
     }
 }
 
+/// Whether a container has no root file system of its own, and so no image.
+pub(super) fn is_none(own_root: &Path) -> bool {
+    let looked = std::fs::symlink_metadata(own_root);
+    own_root == Path::new(NO_ROOT) || looked.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 /// Refuses an annotation that may come from an image: the container has a root file system of its
 /// own, which may be an image's.
 fn check_choice(annotation: &str, own_root: &Path) -> Result<()> {
-    let is_there = std::fs::symlink_metadata(own_root)
-        .err()
-        .is_none_or(|e| e.kind() != io::ErrorKind::NotFound);
-    if own_root == Path::new(NO_ROOT) || !is_there {
+    if is_none(own_root) {
         return Ok(());
     }
     let short = annotation.trim_start_matches(super::ANNOTATION);

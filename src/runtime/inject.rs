@@ -5,17 +5,18 @@ use std::path::Path;
 use rustix::fs::Gid;
 use serde_json::{Value, json};
 
-use super::annotations::Wanted;
+use super::annotations::{Wanted, is_none};
 use super::error::{Error, Result};
-use super::{bundle, root_mount, roots};
+use super::{bundle, image_defaults, root_mount, roots};
 
 /// Mounts the root file system that the annotations of a configuration in the directory `bundle`
-/// name, for the container with this id, and changes the configuration to use it, and to unmount it
-/// when the container has ended. Returns whether the annotations name one.
+/// name, for the container with this id, and changes the configuration to use it and what the image
+/// says of its process (its working directory with `cwd` only), and to unmount it when the
+/// container has ended. Returns whether the annotations name one.
 ///
 /// # Errors
 /// [`Error`]; nothing is mounted then.
-pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> {
+pub(super) fn root(config: &mut Value, bundle: &Path, id: &str, cwd: bool) -> Result<bool> {
     let annotations = config.get("annotations").cloned().unwrap_or_default();
     let own_root = bundle.join(
         config
@@ -41,6 +42,10 @@ pub(super) fn root(config: &mut Value, bundle: &Path, id: &str) -> Result<bool> 
             .and_then(root_mount::root_of)
             .map(|(_, group)| group)
     });
+    // Beside an image of its own, the engine has applied that image's configuration.
+    if is_none(&own_root) {
+        image_defaults::apply(config, &wanted.open()?, cwd)?;
+    }
     let root = roots::make(id, group)?;
     let path = root
         .to_str()

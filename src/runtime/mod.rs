@@ -14,6 +14,7 @@ mod directory;
 mod error;
 pub mod hook;
 pub mod image;
+mod image_defaults;
 mod inject;
 mod left;
 pub mod lxc;

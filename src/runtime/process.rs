@@ -10,7 +10,8 @@ use super::signal;
 use super::user::User;
 
 /// The PATH that runtimes use if an image sets none.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Mount points of the kernel's file systems in a container.
 const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// Prefix of the annotations into which the image specification converts an image's fields.

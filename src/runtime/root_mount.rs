@@ -117,20 +117,26 @@ impl RootMount {
     }
 
     fn mount_now(&self) -> Result<()> {
-        let image = &self.image;
-        let secret = match (&image.key_file, &image.password_file) {
-            (Some(path), _) => Some(secret::key_file(path)?),
-            (None, Some(path)) => Some(secret::password_file(path)?),
-            (None, None) => secret::from_environment(),
-        };
-        let mut mount = image::Mount::of(&image.path)?;
-        mount.secret = secret;
+        let mut mount = image::Mount::of(&self.image.path)?;
+        mount.secret = secret_of(&self.image)?;
         mount.upper = self.upper.as_ref().map(Writable::upper).transpose()?;
         mount.idmap.clone_from(&self.idmap);
         mount.flags = container_flags();
         mount.orphan = true;
         Ok(mount.at(&self.root)?)
     }
+}
+
+/// The password or key of a container's image, if it has one.
+///
+/// # Errors
+/// [`Error::Image`] if its file cannot be read.
+pub(super) fn secret_of(image: &ImageRecord) -> Result<Option<bfc::Secret>> {
+    Ok(match (&image.key_file, &image.password_file) {
+        (Some(path), _) => Some(secret::key_file(path)?),
+        (None, Some(path)) => Some(secret::password_file(path)?),
+        (None, None) => secret::from_environment(),
+    })
 }
 
 /// The flags for a mount that only the container can reach.

@@ -153,7 +153,7 @@ fn prepare(call: &Call<'_>) -> Result<()> {
     let Ok(mut config) = serde_json::from_slice::<Value>(&text) else {
         return Ok(());
     };
-    if !inject::root(&mut config, &call.bundle, id)? {
+    if !inject::root(&mut config, &call.bundle, id, true)? {
         return Ok(());
     }
     let text =

@@ -163,3 +163,83 @@ H
             [ $asked = 0 ] || grep -q "may be an image's own" err || fail "$(cat err)""#,
     );
 }
+
+/// The image's user, variables, directory and command are applied as podman applies them to an
+/// image of its own, through the wrapper and through the hook; what is given wins.
+#[test]
+fn an_image_is_configured_as_podman_would() {
+    if !has("skopeo") {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let image = image(
+        temp.path(),
+        &[
+            "--config.user",
+            "app",
+            "--config.env",
+            "A=of the image",
+            "--config.env",
+            "PATH=/bin",
+            "--config.workingdir",
+            "/home/app",
+            "--config.entrypoint",
+            "sh",
+            "--config.entrypoint",
+            "-c",
+            "--config.cmd",
+            "id; pwd; env; grep Cap /proc/self/status",
+        ],
+    );
+    if !podman_runs(&image) {
+        return;
+    }
+    pass(
+        &image,
+        &format!(
+            "{PODMAN}{}",
+            r#"
+            cat > hook.json <<H
+{
+    "version": "1.0.0",
+    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
+    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
+    "stages": ["precreate"]
+}
+H
+            skopeo --policy etc/policy.json copy -q oci:$(dirname $IMAGE)/oci:t oci-archive:t.tar:t
+            podman load -q -i t.tar >/dev/null
+            said() { grep -v -e HOSTNAME= -e '^TERM=' -e ^container= | sort; }
+            check() { # OPTIONS -- COMMAND
+                options=()
+                while [ "$1" != -- ]; do options+=("$1"); shift; done
+                shift
+                RT=(--runtime crun)
+                rm -f hooks/*
+                podrun "${options[@]}" localhost/t "$@" 2>&1 | said > expected
+                [ $# -gt 0 ] || set -- -
+                for runtime in lxcri-fs-crun crun; do
+                    RT=(--runtime $runtime)
+                    rm -f hooks/*
+                    [ $runtime != crun ] || cp hook.json hooks/
+                    podrun "${options[@]}" --annotation org.lxcri-fs.image=$IMAGE \
+                        --rootfs /var/empty "$@" 2>&1 | said > found
+                    # With the hook, podman keeps the directory.
+                    if [ $runtime = crun ]; then
+                        sed -i -e '/^PWD=/d' -e '/^\//d' found expected
+                    fi
+                    diff expected found >&2 || fail "$runtime ${options[*]} $*"
+                done
+            }
+            check --
+            grep -q 'uid=1000(app)' expected && grep -q '^A=of the image$' expected
+            check -- 'echo mine; id'
+            grep -q mine expected
+            check --env A=mine --
+            check --user 0:33 --
+            check --user 1000:33 -- 'id; pwd'
+            check --env PATH=/sbin:/bin --
+            nothing_is_left"#
+        ),
+    );
+}

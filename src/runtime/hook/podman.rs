@@ -27,7 +27,8 @@ pub fn podman_precreate(input: impl Read, mut output: impl Write) -> Result<()> 
         "the container's configuration on standard input",
     ))?;
     let id = id(&config).unwrap_or_else(|| blake3::hash(&text).to_hex().to_string());
-    let edited = inject::root(&mut config, Path::new(""), &id)?;
+    // Podman looks for the working directory in the root file system that it knows.
+    let edited = inject::root(&mut config, Path::new(""), &id, false)?;
     let text = if edited {
         serde_json::to_vec(&config).map_err(Error::document("the container's configuration"))?
     } else {
