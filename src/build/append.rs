@@ -7,7 +7,7 @@ use bfc::rootfs::LayerEntry;
 use bfc::writer::{Documents, Keep, WriteOptions};
 
 use super::base::Base;
-use super::change::Change;
+use super::config_change::ConfigChange;
 use super::error::{Error, Result};
 use super::{Built, SourceImage, added, finish};
 use crate::error::Io;
@@ -23,7 +23,7 @@ pub struct AppendOptions {
     /// How sources were opened.
     pub sources: super::sources::SourceOptions,
     /// What to change in the image's configuration.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
 }
 
 /// Puts the layers of `images` on top of the image at `path`. Until the last write, that of the

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::change::Change;
+use super::config_change::ConfigChange;
 use super::digest::Digest;
 use super::error::{Error, Result};
 use super::sources::Platform;
@@ -24,7 +24,7 @@ pub(super) fn config(
     found: &[u8],
     layers: &[LayerFact<'_>],
     platform: &Platform,
-    changes: &[Change],
+    changes: &[ConfigChange],
 ) -> Result<Vec<u8>> {
     let name = "image configuration";
     let mut document: Map<String, Value> = if found.is_empty() {

@@ -7,8 +7,8 @@
 
 mod append;
 mod base;
-mod change;
 mod config;
+mod config_change;
 mod content;
 mod digest;
 mod error;
@@ -25,7 +25,7 @@ use bfc::writer::{ContentSink, Documents, ImageWriter, Keep, WriteOptions, Writt
 
 pub use append::{AppendOptions, append};
 pub use base::Base;
-pub use change::{Change, NotAChange};
+pub use config_change::{ConfigChange, NotAChange};
 pub use digest::Digest;
 pub use error::{Error, Mismatch, Result};
 pub use output::{Output, parent};
@@ -56,7 +56,7 @@ pub struct BuildOptions {
     /// Whether the image file is already a clone of that image, which is overwritten.
     pub is_clone: bool,
     /// What to change in the image's configuration.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
 }
 
 /// A layer that was built.
@@ -186,7 +186,7 @@ fn finish(
     writer: ImageWriter,
     tree: Tree,
     found: Documents,
-    (platform, changes): (&Platform, &[Change]),
+    (platform, changes): (&Platform, &[ConfigChange]),
     path: &Path,
 ) -> Result<Built> {
     let Documents {

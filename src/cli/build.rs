@@ -13,7 +13,7 @@ use super::output::{json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
-use crate::build::{self, Change, MAX_SIZE, Platform};
+use crate::build::{self, ConfigChange, MAX_SIZE, Platform};
 use crate::image::{self, Build, Made};
 use crate::store::{self, Reference};
 use crate::text::hex;
@@ -111,7 +111,7 @@ pub(super) struct ChangeArgs {
     /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR, such as 'CMD ["nginx"]' or 'ENV
     /// LANG=C.UTF-8'; can be given several times
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
 }
 
 impl WriteArgs {

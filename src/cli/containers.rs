@@ -18,9 +18,9 @@ use crate::store::Store;
 /// WRITTEN is the space that a container takes in the store.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-States: created (not mounted); mounted; running; dead (no process serves its mount any more); hung
+Status: created (not mounted); mounted; running; dead (no process serves its mount any more); hung
 (its mount does not answer); gone (somebody removed its runtime's configuration); unfinished or
-deleting (in work, or interrupted); kept (deleted, but not what it wrote); damaged.
+deleting (in progress, or interrupted); kept (deleted, but not what it wrote); damaged.
 
 Examples:
   lxcri-fs containers
@@ -40,7 +40,7 @@ pub(super) struct ContainersArgs {
 #[derive(Serialize)]
 struct Row {
     name: String,
-    state: Status,
+    status: Status,
     image: Option<Image>,
     /// `lxc` or `oci`.
     runtime: Option<&'static str>,
@@ -98,7 +98,7 @@ fn row(listed: &Listed, store: &Store) -> Row {
     });
     Row {
         name: listed.container.name.to_string(),
-        state: listed.status,
+        status: listed.status,
         image: record.map(|record| Image {
             name: record.image.name.clone(),
             path: text(&record.image.path),
@@ -124,8 +124,8 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
     let mut out = lines();
     writeln!(
         out,
-        "{:<20} {:<10} {:<4} {:>10}  {:<16}  IMAGE",
-        "NAME", "STATE", "FOR", "WRITTEN", "CREATED (UTC)"
+        "{:<20} {:<10} {:<7} {:>10}  {:<16}  IMAGE",
+        "NAME", "STATUS", "RUNTIME", "WRITTEN", "CREATED (UTC)"
     )?;
     for row in rows {
         let written = match (&row.upper, row.written_bytes) {
@@ -136,14 +136,14 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
         let created = row.created.and_then(|at| i64::try_from(at).ok()).map(time);
         let image = row.image.as_ref().map_or("-", |image| &image.name);
         let moved = match row.image.as_ref().and_then(|image| image.is_current) {
-            Some(false) => " (an earlier one)",
+            Some(false) => " (the name means another image now)",
             _ => "",
         };
         writeln!(
             out,
-            "{:<20} {:<10} {:<4} {written:>10}  {:<16}  {image}{moved}",
+            "{:<20} {:<10} {:<7} {written:>10}  {:<16}  {image}{moved}",
             row.name,
-            row.state.name(),
+            row.status.name(),
             row.runtime.unwrap_or("-"),
             created.as_deref().unwrap_or("-"),
         )?;
@@ -157,7 +157,7 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
 /// What an abnormal state means, and what to do about it.
 fn explain(row: &Row) -> Option<String> {
     let name = &row.name;
-    Some(match row.state {
+    Some(match row.status {
         Status::Created | Status::Mounted | Status::Running => return None,
         Status::Dead => "no process serves its mount any more: `lxcri-fs mount --all` mounts it \
                          again"
@@ -166,16 +166,17 @@ fn explain(row: &Row) -> Option<String> {
         Status::Gone => {
             let configuration = row.configuration.as_deref().unwrap_or_default();
             format!(
-                "{configuration} was removed by something else: `lxcri-fs delete {name}` removes \
-                 the rest, and with --keep not what it wrote"
+                "something else removed {configuration}: `lxcri-fs delete {name}` removes the \
+                 rest; add --keep to keep what it wrote"
             )
         }
         Status::Unfinished => format!(
-            "it is being created, or that was interrupted: `lxcri-fs delete {name}` then removes \
-             the remains"
+            "its creation is in progress or was interrupted; in that case `lxcri-fs delete {name}` \
+             removes the remains"
         ),
         Status::Deleting => format!(
-            "it is being deleted, or that was interrupted: `lxcri-fs delete {name}` then goes on"
+            "its deletion is in progress or was interrupted; in that case `lxcri-fs delete {name}` \
+             finishes it"
         ),
         Status::Kept => format!("`lxcri-fs create {name}` continues with what it wrote"),
         Status::Damaged => {

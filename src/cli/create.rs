@@ -131,8 +131,9 @@ pub(super) struct CreateArgs {
     /// LXC's directory for containers (default: what `lxc-config lxc.lxcpath` prints)
     #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
     lxc_path: Option<PathBuf>,
-    /// Make LXC read this configuration file, for instance for network and limits, instead of
-    /// copying LXC's default configuration, as lxc-create does; can be given several times
+    /// Make LXC read this configuration file, for instance for network and limits; can be given
+    /// several times. Without this option, LXC's default configuration is copied, as lxc-create
+    /// does
     #[arg(long, value_name = "FILE", conflicts_with = "bundle")]
     include: Vec<PathBuf>,
     /// The container's network (default: what LXC's configuration says)
@@ -304,13 +305,19 @@ fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
 
 fn target(args: &CreateArgs) -> Result<Target, Error> {
     let Some(bundle) = &args.bundle else {
-        let path = args.lxc_path.clone().unwrap_or_else(lxc_defaults::path);
+        let path = args
+            .lxc_path
+            .clone()
+            .unwrap_or_else(lxc_defaults::container_directory);
         let mut copied = Vec::new();
         if args.include.is_empty() {
             copied = lxc_defaults::settings(&lxc_defaults::default_config())?;
         }
         if args.network == Some(Network::None) {
-            copied.retain(|(key, _)| !key.starts_with("lxc.net."));
+            copied.retain(|(key, _)| !key.starts_with("lxc.net"));
+            // An empty value clears what an included file says.
+            copied.push(("lxc.net".to_owned(), String::new()));
+            copied.push(("lxc.net.0.type".to_owned(), "empty".to_owned()));
         }
         let includes = args
             .include

@@ -3,8 +3,7 @@
 use clap::Args;
 
 use super::error::Error;
-use super::output::note;
-use super::rm::all_or;
+use super::output::{all_or, note};
 use super::store::StoreArgs;
 use crate::runtime::delete::delete;
 

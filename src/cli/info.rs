@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::confine;
-use super::output::{json, lines, printable, say, size};
-use super::rm::all_or;
+use super::output::{all_or, json, lines, printable, say, size};
 use super::store::StoreArgs;
 use crate::fs::{self, ImageOptions, tree_of_index};
+use crate::image::open_file;
 use crate::serve::confine::Kept;
 use crate::store::graph;
 use crate::text::hex;
@@ -114,14 +114,14 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
 
 /// Opens an image; its path, and the images that it was cloned from, nearest first.
 fn open(image: &Path, store: &StoreArgs) -> Result<(PathBuf, std::fs::File, Vec<String>), Error> {
-    let (path, file) = store.open_image(image)?;
     let Some((store, image)) = store.in_store(image)? else {
-        return Ok((path, file, Vec::new()));
+        return Ok((image.to_owned(), open_file(image)?, Vec::new()));
     };
+    let file = store.open_image(&image)?;
     let images = store.images()?;
     let chain = graph::chain(&images, &image.name);
     let chain = chain.iter().map(|image| image.name.to_string());
-    Ok((path, file, chain.collect()))
+    Ok((image.path.clone(), file, chain.collect()))
 }
 
 fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {

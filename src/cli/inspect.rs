@@ -11,6 +11,7 @@ use super::store::StoreArgs;
 use crate::runtime::delete::{detached, find, users};
 use crate::runtime::record::{ContainerRecord, Runtime, State, UpperLocation};
 use crate::runtime::root_mount::is_mounted;
+use crate::runtime::status::{self, Status};
 use crate::serve::answer::{self, Answer};
 use crate::serve::mountpoint::mounted_at;
 
@@ -36,6 +37,8 @@ struct Inspected<'a> {
     directory: String,
     root: String,
     configuration: String,
+    /// What it is doing, as `containers` lists it.
+    status: Status,
     mounted: bool,
     /// Whether its mount answers: serving, dead, silent, or unknown; absent if it is not mounted.
     answer: Option<Answer>,
@@ -59,14 +62,16 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
         Some(mounted) => answer::ask(&[mounted.id])?.get(&mounted.id).copied(),
         None => None,
     };
+    let processes = users(&record)?.len();
     let inspected = Inspected {
+        status: status::of(&record, &directory, answer, processes),
         directory: text(&directory),
         root: text(&root),
         configuration: text(&config),
         mounted: answer.is_some(),
         answer,
         detached: answer.is_none() && detached(&record, &directory)?.is_some(),
-        processes: users(&record)?.len(),
+        processes,
         record: &record,
     };
     if args.json {
@@ -87,6 +92,7 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     };
     writeln!(out, "Name          {}", printable(record.name.as_bytes()))?;
     writeln!(out, "State         {state}")?;
+    writeln!(out, "Status        {}", inspected.status.name())?;
     writeln!(
         out,
         "Created       {}",

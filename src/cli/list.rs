@@ -6,8 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, lines, size, time};
-use super::rm::all_or;
+use super::output::{all_or, json, lines, size, time};
 use super::store::StoreArgs;
 use crate::error::Report;
 use crate::error::chain;

@@ -69,6 +69,31 @@ pub(super) fn report(error: &Error) -> ExitCode {
     error.exit().into()
 }
 
+/// The error of a command that continued after each failure: the only one, or after printing all,
+/// how many there were.
+pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
+    if of == 1 {
+        return Err(last);
+    }
+    let exit = failures.first().unwrap_or(&last).exit();
+    failures.push(last);
+    for error in &failures {
+        let _ = report(error);
+    }
+    Err(Error::Other {
+        message: format!("{} of {of} {what}", failures.len()),
+        hint: None,
+        exit: if exit == Exit::Usage {
+            Exit::Failure
+        } else {
+            exit
+        },
+    })
+}
+
 /// Whether standard error is a terminal.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
 pub(super) fn is_terminal() -> bool {

@@ -2,10 +2,9 @@
 
 use clap::Args;
 
-use super::error::{Error, Exit};
-use super::output::{report, say, size};
+use super::error::Error;
+use super::output::{all_or, say, size};
 use super::store::StoreArgs;
-use crate::error::Report;
 use crate::store::Removed;
 
 /// Remove images from the store
@@ -35,29 +34,4 @@ pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
         }
     }
     all_or(failures, args.images.len(), "images were not removed")
-}
-
-/// Combines the failures of a command that continued after each. Prints all but the last, which it
-/// returns.
-pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<(), Error> {
-    let Some(last) = failures.pop() else {
-        return Ok(());
-    };
-    if of == 1 {
-        return Err(last);
-    }
-    let exit = failures.first().unwrap_or(&last).exit();
-    failures.push(last);
-    for error in &failures {
-        let _ = report(error);
-    }
-    Err(Error::Other {
-        message: format!("{} of {of} {what}", failures.len()),
-        hint: None,
-        exit: if exit == Exit::Usage {
-            Exit::Failure
-        } else {
-            exit
-        },
-    })
 }

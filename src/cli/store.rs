@@ -32,7 +32,7 @@ impl StoreArgs {
         if !file.exists() {
             return Ok(());
         }
-        let containers = self.open().map(|store| images(&store)).unwrap_or_default();
+        let containers = images(&self.open()?);
         Ok(image::refuse_to_replace(file, &containers)?)
     }
 

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::Error;
-use super::output::note;
-use super::rm::all_or;
+use super::output::{all_or, note};
 use crate::serve::fuse_mount::Unmount;
 use crate::serve::unmount::{self, Unmounted};
 
@@ -51,5 +50,9 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), Error> {
             Err(error) => failures.push(Error::from(error)),
         }
     }
-    all_or(failures, args.mountpoints.len(), "were not unmounted")
+    all_or(
+        failures,
+        args.mountpoints.len(),
+        "mounts were not unmounted",
+    )
 }

@@ -71,6 +71,8 @@ pub struct Rootfs {
     cache: Cache,
     /// Stored content of one piece that is read in place, once its checksum was found right.
     checks: Checks,
+    /// How much of long files is data.
+    data: holes::Data,
 }
 
 impl std::fmt::Debug for Rootfs {
@@ -200,6 +202,7 @@ impl Rootfs {
             hide_xattrs: options.hide_xattrs,
             cache: Cache::new(options.cache_bytes, spool, options.spool_bytes),
             checks: Checks::default(),
+            data: holes::no_data(),
         };
         if let Some(subdir) = &options.subdir {
             rootfs.root = rootfs.resolve_dir(subdir)?;

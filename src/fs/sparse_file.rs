@@ -8,7 +8,7 @@ use super::rootfs::is_zero;
 /// Zeros of this length, bytes, become a hole; it is the length of the frames of images.
 const HOLE: usize = 64 << 10;
 
-/// Writes a new file, in which longer runs of zeros become holes.
+/// Writes a new file, in which aligned runs of zeros become holes, if they are written at once.
 pub(super) struct SparseFile<'a> {
     file: &'a mut File,
     /// How many bytes were written, holes included.

@@ -9,7 +9,7 @@ use bfc::writer::WriteOptions;
 use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
-use crate::build::{self, Built, Change, Platform, sources};
+use crate::build::{self, Built, ConfigChange, Platform, sources};
 use crate::registry::Registries;
 use crate::store::{self, Reference, SoundBase, Store, StoredImage, protect};
 
@@ -30,7 +30,7 @@ pub struct Build {
     /// How to write contents.
     pub write: WriteOptions,
     /// What to change in the configuration of the first source.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// An image whose first layers are reused if the sources have the same.
     pub base: Option<PathBuf>,
     /// For a file, whether to replace it; for a store, whether to read everything again and replace

@@ -8,10 +8,10 @@ use bfc::writer::WriteOptions;
 use super::error::{Error, Result};
 use super::events::Events;
 use super::file::open_file;
-use super::in_place::{ContainerImage, InPlace};
+use super::in_place::{ContainerAndImage, InPlace};
 use super::layered::Layered;
 use super::sources::Sources;
-use crate::build::{self, AppendOptions, Built, Change, Platform, sources};
+use crate::build::{self, AppendOptions, Built, ConfigChange, Platform, sources};
 use crate::fs::{ImageFile, ImageOptions, Rootfs};
 use crate::store::{Reference, Store};
 use crate::upper::record::{self, UpperRecord};
@@ -31,7 +31,7 @@ pub struct Commit {
     /// How to write contents.
     pub write: WriteOptions,
     /// What to change in the configuration.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
     /// Limit of the unpacked layer, bytes.
     pub max_size: u64,
 }
@@ -71,7 +71,7 @@ impl Commit {
     pub fn in_place(
         &self,
         store: &Store,
-        containers: &[ContainerImage],
+        containers: &[ContainerAndImage],
         force: bool,
         events: &dyn Events,
     ) -> Result<(PathBuf, Built)> {

@@ -60,8 +60,8 @@ pub enum Error {
     #[error("{} is the directory of an upper, not a layer", .0.display())]
     IsUpper(PathBuf),
     /// Two sources are standard input.
-    #[error("standard input can be one source only")]
-    InputTwice,
+    #[error("only one source can be standard input")]
+    StdinTwice,
     /// A system call on a path failed.
     #[error(transparent)]
     Io(#[from] Io),
@@ -86,7 +86,7 @@ impl Error {
             | Error::Several
             | Error::Subdirectory
             | Error::IsUpper(_)
-            | Error::InputTwice => return None,
+            | Error::StdinTwice => return None,
         })
     }
 }
@@ -105,7 +105,7 @@ impl Report for Error {
         match self {
             Error::Secret { .. } => Exit::Key,
             Error::WouldNotFit { .. } => Exit::Busy,
-            Error::Several | Error::IsUpper(_) | Error::InputTwice => Exit::Usage,
+            Error::Several | Error::IsUpper(_) | Error::StdinTwice => Exit::Usage,
             other => other.inner().map_or(Exit::Failure, Report::exit),
         }
     }
@@ -126,7 +126,7 @@ impl Report for Error {
                 "`lxcri-fs commit` makes a layer of what was written over an image; the directory \
                  `upper` in this one has the files"
             }
-            Error::InputTwice => "write the others to files",
+            Error::StdinTwice => "write the others to files",
             other => return other.inner().and_then(Report::hint),
         };
         Some(hint.to_owned())

@@ -12,7 +12,7 @@ use crate::store::{Container, Store, file_id};
 
 /// A container in a store, and the file of its image.
 #[derive(Debug)]
-pub struct ContainerImage {
+pub struct ContainerAndImage {
     /// The container.
     pub container: Container,
     /// Its image.
@@ -36,7 +36,7 @@ impl InPlace {
         store: &Store,
         image: &Path,
         own: Option<&Path>,
-        containers: &[ContainerImage],
+        containers: &[ContainerAndImage],
         force: bool,
     ) -> Result<Self> {
         if !image.exists() {
@@ -75,7 +75,7 @@ impl InPlace {
 ///
 /// # Errors
 /// [`Error::WouldNotFit`].
-pub fn refuse_to_replace(image: &Path, containers: &[ContainerImage]) -> Result<()> {
+pub fn refuse_to_replace(image: &Path, containers: &[ContainerAndImage]) -> Result<()> {
     let uppers = uppers_on(image, None, containers)?;
     if uppers.is_empty() {
         return Ok(());
@@ -88,7 +88,7 @@ pub fn refuse_to_replace(image: &Path, containers: &[ContainerImage]) -> Result<
 fn uppers_on(
     image: &Path,
     own: Option<&Path>,
-    containers: &[ContainerImage],
+    containers: &[ContainerAndImage],
 ) -> Result<Vec<String>> {
     let id = file_id(image);
     let is_it = |path: &Path| id.is_some() && file_id(path) == id;
@@ -106,7 +106,7 @@ fn uppers_on(
         let others = others.filter(|upper| Some(*upper) != own);
         uppers.extend(others.map(|upper| upper.display().to_string()));
     }
-    for ContainerImage { container, image } in containers {
+    for ContainerAndImage { container, image } in containers {
         let is_own = own.is_some_and(|own| own.starts_with(&container.path));
         if !is_own && is_it(image) {
             uppers.push(format!("container {}", container.name));

@@ -7,7 +7,7 @@ use bfc::writer::WriteOptions;
 use super::error::Result;
 use super::events::{Events, Step};
 use super::sources::{Sources, total};
-use crate::build::{self, Base, Built, Change, Spec, sources};
+use crate::build::{self, Base, Built, ConfigChange, Spec, sources};
 use crate::store::{Reference, SoundBase, Store, protect};
 
 /// A request to add layers on top of images.
@@ -22,7 +22,7 @@ pub struct Layered {
     /// How to write contents.
     pub write: WriteOptions,
     /// What to change in the configuration.
-    pub changes: Vec<Change>,
+    pub changes: Vec<ConfigChange>,
 }
 
 impl Layered {

@@ -24,7 +24,7 @@ pub use commit::{Commit, open_lower};
 pub use error::{Error, Result};
 pub use events::{Events, Step};
 pub use file::{open, open_file};
-pub use in_place::{ContainerImage, InPlace, refuse_to_replace};
+pub use in_place::{ContainerAndImage, InPlace, refuse_to_replace};
 pub use layered::Layered;
 pub use mount::Mount;
 pub use pull::{Pull, Pulled};

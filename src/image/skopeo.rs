@@ -10,10 +10,10 @@ use crate::build::{self, Platform, SourceImage, sources};
 use crate::error::Io;
 use crate::text::printable;
 
-/// The transports of skopeo's that are read through it: podman's, CRI-O's and buildah's storage,
+/// The skopeo transports that are read through it: podman's, CRI-O's and buildah's storage,
 /// and Docker's.
 const TRANSPORTS: [&str; 2] = ["containers-storage:", "docker-daemon:"];
-/// Most of skopeo's messages that is kept, bytes.
+/// How many bytes of skopeo's messages are kept.
 const MAX_MESSAGES: u64 = 64 << 10;
 
 /// The image that `text` names, if that is in the storage of another engine.
@@ -68,7 +68,7 @@ pub(super) fn read(reference: &str, options: &sources::SourceOptions) -> Result<
     let status = child.wait().map_err(doing())?;
     match read {
         // It ended because nobody read on.
-        Err(error @ build::Error::Io(_)) => Err(error.into()),
+        Err(error @ (build::Error::Io(_) | build::Error::Source { .. })) => Err(error.into()),
         _ if !status.success() => {
             messages.seek(SeekFrom::Start(0)).map_err(doing())?;
             let reason = why(messages, status).map_err(doing())?;

@@ -59,8 +59,8 @@ impl Sources {
                     None => {
                         let spec = Spec::parse(text)?;
                         refuse_upper(&spec)?;
-                        if spec.is_input() && std::mem::replace(&mut input, true) {
-                            return Err(Error::InputTwice);
+                        if spec.is_stdin() && std::mem::replace(&mut input, true) {
+                            return Err(Error::StdinTwice);
                         }
                         opened.images.push(sources::open(&spec, options)?);
                     }
@@ -114,8 +114,7 @@ pub fn is_remote(text: &OsStr) -> bool {
 /// Whether a source is something else than the name of an image in a store: it has a prefix, or
 /// there is such a file or directory.
 pub fn is_file(text: &OsStr) -> bool {
-    let no_source = |spec| matches!(spec, Err(build::Error::NoSource { .. }));
-    is_remote(text) || skopeo::reference(text).is_some() || !no_source(Spec::parse(text))
+    is_remote(text) || skopeo::reference(text).is_some() || Spec::names_file(text)
 }
 
 fn remote(text: &OsStr) -> Option<&str> {

@@ -316,7 +316,13 @@ fn configuration(
         } => {
             let mut defaults = vec![PathBuf::from(lxc::COMMON)];
             defaults.extend(idmap.is_some().then(|| PathBuf::from(lxc::USER_NAMESPACE)));
-            defaults.retain(|path| path.exists());
+            defaults.retain(|path| {
+                let is_there = path.exists();
+                if !is_there {
+                    tracing::warn!("{} is missing: is LXC installed?", path.display());
+                }
+                is_there
+            });
             let hook = super::command_line(&["hook", "lxc", &text(dir)?])?;
             let settings = lxc::Settings {
                 root,

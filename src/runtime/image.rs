@@ -244,13 +244,4 @@ impl<'a> ContainerImage<'a> {
         Ok(found
             .is_some_and(|(_, inode)| inode.mode & S_IFMT == S_IFREG && inode.mode & 0o111 != 0))
     }
-
-    /// Whether there is a directory at a path, symlinks followed.
-    ///
-    /// # Errors
-    /// [`Error::Fs`].
-    pub fn has_directory(&self, path: &str) -> Result<bool> {
-        Ok(rootpath::resolve(self.rootfs, path.as_bytes())?
-            .is_some_and(|(_, inode)| inode.is_dir()))
-    }
 }

@@ -116,13 +116,12 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
         application(&mut config, process, program, shell)?;
     }
     for (key, value) in &settings.copied {
-        config.line(key, value)?;
+        // Each was one line of LXC's own.
+        let _ = writeln!(config.0, "{key} = {value}");
     }
     // Without any, the container would have the host's network.
-    let has_network = settings
-        .copied
-        .iter()
-        .any(|(key, _)| key.starts_with("lxc.net."));
+    let mut keys = settings.copied.iter().map(|(key, _)| key);
+    let has_network = keys.any(|key| key.starts_with("lxc.net") || key == "lxc.include");
     if !has_network && settings.includes.is_empty() {
         config.line("lxc.net.0.type", "empty")?;
     }

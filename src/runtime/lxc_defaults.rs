@@ -25,7 +25,7 @@ const OWN: [&str; 6] = [
 ];
 
 /// LXC's directory for containers.
-pub fn path() -> PathBuf {
+pub fn container_directory() -> PathBuf {
     asked("lxc.lxcpath").unwrap_or_else(|| PATH.into())
 }
 
@@ -42,7 +42,7 @@ fn asked(key: &str) -> Option<PathBuf> {
 }
 
 /// The keys and values of a default configuration that a new container gets; none if there is no
-/// such file. Each `x` of a hardware address becomes a random digit, once for all starts.
+/// such file. Each `x` of a hardware address becomes a random digit, the same at every start.
 ///
 /// # Errors
 /// [`Io`] if it cannot be read.
@@ -86,11 +86,13 @@ fn address(template: &str) -> Result<String> {
         .map_err(Io::doing("making a hardware address"))?;
     let digits = random.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
     let mut digits = digits.filter_map(|digit| char::from_digit(digit.into(), 16));
-    let complete = |c: char| match c {
-        'x' | 'X' => digits.next().unwrap_or('0'),
-        c => c,
+    let complete = |(at, c): (usize, char)| match (at, c) {
+        // An odd first octet is that of a group.
+        (1, 'x' | 'X') => '2',
+        (_, 'x' | 'X') => digits.next().unwrap_or('0'),
+        (_, c) => c,
     };
-    Ok(template.chars().map(complete).collect())
+    Ok(template.chars().enumerate().map(complete).collect())
 }
 
 #[cfg(test)]
@@ -117,5 +119,10 @@ mod tests {
         assert_eq!(address.len(), 17);
         assert_ne!(*address, settings(&path).unwrap()[1].1);
         assert_eq!(found[2].1, "a = b");
+        for _ in 0..20 {
+            let any = super::address("xx:xx:xx:xx:xx:xx").unwrap();
+            let first = u8::from_str_radix(&any[..2], 16).unwrap();
+            assert_eq!(first & 3, 2, "{any} is of one device, and not of a maker");
+        }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use crate::fs::paths;
-use crate::image::ContainerImage;
+use crate::image::ContainerAndImage;
 use crate::store::{self, Store};
 use crate::sys::directory::replace;
 use crate::sys::files;
@@ -119,13 +119,13 @@ impl Runtime {
 }
 
 /// The containers in a store, and their images. Those without a readable record are left out.
-pub fn images(store: &Store) -> Vec<ContainerImage> {
+pub fn images(store: &Store) -> Vec<ContainerAndImage> {
     let containers = store.containers().unwrap_or_default().into_iter();
     containers
         .filter_map(|container| {
             let dir = store.reach(&container).ok()?;
             let image = ContainerRecord::read(&dir).ok()??.image.path;
-            Some(ContainerImage { container, image })
+            Some(ContainerAndImage { container, image })
         })
         .collect()
 }

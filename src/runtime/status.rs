@@ -110,7 +110,7 @@ pub fn all(store: &Store) -> Result<Vec<Listed>> {
         let status = match &record {
             Err(_) if container.unfinished => Status::Unfinished,
             Err(_) => Status::Damaged,
-            Ok((record, dir)) => status(record, dir, answer, processes),
+            Ok((record, dir)) => of(record, dir, answer, processes),
         };
         Listed {
             is_current: record
@@ -133,7 +133,7 @@ fn read(store: &Store, container: &Container) -> Result<(ContainerRecord, PathBu
     Ok((record, dir))
 }
 
-/// What is mounted as a container's root file system, if that is ours. Touches no mount.
+/// What lxcri-fs has mounted as a container's root file system. Touches no mount.
 fn root_of<'a>(
     record: &ContainerRecord,
     mounts: &HashMap<&Path, &'a MountInfo>,
@@ -144,7 +144,9 @@ fn root_of<'a>(
     mount.is_ours().then_some(*mount)
 }
 
-fn status(
+/// What a container with this record, whose directory is `dir`, is doing. `answer` is what its
+/// mount answered, if it is mounted; `processes` use it.
+pub fn of(
     record: &ContainerRecord,
     dir: &Path,
     answer: Option<Answer>,
@@ -159,7 +161,9 @@ fn status(
         (State::Ready, Some(_)) if processes > 0 => Status::Running,
         // It runs on a root that was detached from here.
         (State::Ready, None) if matches!(detached(record, dir), Ok(Some(_))) => Status::Running,
-        (State::Ready, _) if !record.runtime.config().exists() => Status::Gone,
+        (State::Ready, _) if matches!(record.runtime.config().try_exists(), Ok(false)) => {
+            Status::Gone
+        }
         (State::Ready, Some(_)) => Status::Mounted,
         (State::Ready, None) => Status::Created,
     }
@@ -177,6 +181,8 @@ fn is_current(record: &ContainerRecord, images: &[StoredImage]) -> Option<bool> 
     let named = images.iter().find(|image| image.facts.refs.contains(&name));
     match named {
         Some(image) => Some(image.facts.root_digest == digest),
+        // It was created from the digest.
+        None if digest.starts_with(record.image.name.trim_start_matches("blake3:")) => None,
         None => own.then_some(false),
     }
 }

@@ -199,8 +199,8 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    /// Asked for holes and data only. If the image has no holes, the answer makes the kernel ask
-    /// no more, which would slow down every copy-up.
+    /// Asked for holes and data only. If the image has no holes, the answer makes the kernel stop
+    /// asking: a question at every copy-up would slow it down.
     fn lseek(
         &self,
         req: &Request,
@@ -210,10 +210,6 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let has_holes = || self.rootfs.has_holes().unwrap_or(true);
-        if !self.has_holes.get_or_init(has_holes) {
-            return reply.error(Errno::ENOSYS);
-        }
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
         let result = self.answer(Op::Lseek, req, ino, offset, |ino| {
             self.seek(ino, offset, whence)

@@ -57,17 +57,6 @@ impl Snapshot {
         change::snapshot(self)
     }
 
-    /// Takes it of the dataset and of all that are in it, at one moment.
-    ///
-    /// # Errors
-    /// [`Error::Command`].
-    pub fn take_recursively(&self) -> Result<()> {
-        Command::zfs("snapshot", self.as_str())
-            .args(["-r"])
-            .run()
-            .map(drop)
-    }
-
     /// Has its dataset go back to it. What is open in the dataset is lost to its users, so unmount
     /// what stands on it first.
     ///

@@ -253,6 +253,18 @@ proptest! {
     }
 }
 
+/// A file with attributes gets a name in a directory that has a later number.
+#[test]
+fn a_linked_file_keeps_its_attributes_under_all_names() {
+    let linked = || "f/linked".to_owned();
+    let ops = [
+        Op::Remove(linked()),
+        Op::Link("a/x".to_owned(), linked()),
+        Op::Rename("a/x".to_owned(), "a/b/c/x".to_owned()),
+    ];
+    check_commit(&Fixture::new(), &ops);
+}
+
 #[test]
 fn changes_that_overlayfs_marks_are_committed() {
     use Op::*;

@@ -261,7 +261,7 @@ fn umoci_stats_an_image_of_a_directory() {
 #[test]
 fn sources_that_only_skopeo_reads_are_named_with_the_way_out() {
     let bench = Bench::new();
-    for source in ["containers-storage:localhost/x", "docker-daemon:x:1"] {
+    for source in ["ostree:x@/repo", "sif:x.sif"] {
         bench.refused(
             &[source],
             1,

@@ -334,7 +334,7 @@ fn compressed_sources_are_read_from_files_and_pipes() {
     bench.refused(
         &["tar:-", "--layer", "tar:-"],
         2,
-        "standard input can be one source only",
+        "only one source can be standard input",
     );
 }
 

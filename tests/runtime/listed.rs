@@ -13,7 +13,9 @@ fn every_state_of_a_container_is_listed() {
 import json, sys
 for line in open("all.json"):
     row = json.loads(line)
-    if row["name"] == sys.argv[1]: print(row["state"], row["processes"])' $1)
+    if row["name"] == sys.argv[1]: print(row["status"], row["processes"])' $1)
+            lxcri_fs inspect --json $1 2>/dev/null | grep -q "\"status\":\"${2%% *}\"" ||
+                [ $2 = damaged ] || fail "inspect says of $1: $(lxcri_fs inspect $1 2>&1)"
             case $is in "$2"*) ;; *) fail "$1 is $is, not $2" ;; esac
         }
         [ -z "$(lxcri_fs containers -q)" ]
@@ -31,14 +33,15 @@ for line in open("all.json"):
         head -c 3000000 /dev/zero | tr '\0' x > b/rootfs/large
         lxcri_fs containers | grep -qE '^c .* 2\.9 MiB'
         sh -c 'cd b/rootfs; exec sleep 100' & sleeper=$!
-        for i in 1 2 3 4 5; do sleep 0.2; done
+        for i in $(seq 50); do [ ! -e /proc/$sleeper/cwd/bin ] || break; sleep 0.1; done
         state c 'running 1'
         kill $sleeper; wait $sleeper || :
         lxcri_fs umount b/rootfs
         state c created
         # The name means another image now.
         mkdir new; echo new > new/file; lxcri_fs build new -t app >/dev/null
-        lxcri_fs containers | grep -q '^c .* app (an earlier one)$' || fail "$(lxcri_fs containers)"
+        lxcri_fs containers | grep -q '^c .* app (the name means another image now)$' ||
+            fail "$(lxcri_fs containers)"
         lxcri_fs mount --all
         state c mounted
         # Its runtime's configuration is gone.

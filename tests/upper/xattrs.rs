@@ -26,6 +26,7 @@ impl Fixture {
         std::fs::create_dir(&root).unwrap();
         sh(&root, script);
         build_image(&root, &image);
+        run(lxcri_fs().arg("verify").arg(&image));
         Self { dir, root, image }
     }
 

@@ -233,16 +233,17 @@ impl<'a> Builder<'a> {
         if self.interned.is_empty() {
             return Ok(());
         }
-        let mut leads = vec![false; self.tree.nodes.len()];
-        // Directories come before their entries.
+        let nodes = self.tree.nodes.iter();
+        let mut leads: Vec<bool> = nodes.map(|node| !node.attr.xattrs.is_empty()).collect();
+        // Directories come before those that are in them, but not before every file: it may have
+        // another name elsewhere.
         for &id in self.order.iter().rev() {
             let mut children = self
                 .tree
                 .children(id)
                 .into_iter()
                 .flat_map(|children| children.values());
-            leads[id as usize] = !self.tree.node(id).attr.xattrs.is_empty()
-                || children.any(|&child| leads[child as usize]);
+            leads[id as usize] |= children.any(|&child| leads[child as usize]);
         }
         let mut list = Vec::new();
         for &dir in self.order.iter().filter(|&&id| leads[id as usize]) {

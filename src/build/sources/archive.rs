@@ -12,9 +12,9 @@ use super::SourceOptions;
 use super::blob::Range;
 use super::docker::Manifest;
 use super::document::MAX_DOCUMENT;
-use super::input;
 use super::packed::Packed;
 use super::spec::Kind;
+use super::stdin;
 use crate::build::error::{Error, Result};
 use crate::error::Io;
 use crate::layer::clean_path;
@@ -50,8 +50,8 @@ impl Archive {
     /// # Errors
     /// [`Error::Io`], [`Error::Archive`].
     pub(super) fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
-        if input::is_named(path) {
-            return Self::read(path, input::open()?, options);
+        if stdin::is_named(path) {
+            return Self::read(path, stdin::open()?, options);
         }
         let file = Range::whole(path)?;
         match file.packed()? {
@@ -90,7 +90,7 @@ impl Archive {
                     Found::File { .. } => 0,
                     Found::Link(target) => target.len(),
                 };
-                // An entry that does not fit is missed where it is asked for.
+                // Entries beyond the limit are dropped; looking one up then fails.
                 if let Some(left) = room.checked_sub(path.len() + target) {
                     room = left;
                     archive.entries.insert(path, found);

@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 use super::packed::Packed;
-use super::{SourceImage, SourceLayer, TarSource, input};
+use super::{SourceImage, SourceLayer, TarSource, stdin};
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Mismatch, Result};
 use crate::error::Io;
@@ -258,7 +258,7 @@ impl<R: Read + Send> TarSource for Input<R> {
 /// Opens a tar of a root file system, or of a layer; `-` is standard input.
 pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
     let created_by = super::created_by("tar", path);
-    let layer = if input::is_named(path) {
+    let layer = if stdin::is_named(path) {
         let name = "standard input".to_owned();
         SourceLayer {
             name: name.clone(),
@@ -268,7 +268,7 @@ pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
             compressed: true,
             tar: Box::new(Input {
                 name,
-                input: input::open()?,
+                input: stdin::open()?,
             }),
         }
     } else {

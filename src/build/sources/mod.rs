@@ -7,10 +7,10 @@ mod dir;
 mod docker;
 mod document;
 mod image;
-mod input;
 mod oci;
 mod packed;
 mod spec;
+mod stdin;
 pub mod upper;
 
 use std::io::{Read, Write};

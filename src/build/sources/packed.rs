@@ -7,9 +7,9 @@ use lzma_rust2::XzReader;
 
 use crate::build::error::{Error, Result};
 
-/// First bytes of a member of gzip's.
+/// First bytes of a gzip member.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// First bytes of a stream of xz's.
+/// First bytes of an xz stream.
 const XZ: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
 /// Compressed forms that are not read: their first bytes, their names, and what decompresses them.
 const UNREAD: [(&[u8], &str, &str); 5] = [
@@ -61,7 +61,7 @@ impl Packed {
         Ok(match magic {
             _ if begins(&GZIP) => Self::Gzip,
             _ if begins(&XZ) => Self::Xz,
-            // What may be skipped can come first.
+            // A zstd stream may begin with a skippable frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::No,
         })
@@ -100,7 +100,10 @@ impl<R: BufRead> Read for Gzip<R> {
             };
             let mut zeros = false;
             loop {
-                let bytes = input.fill_buf()?;
+                let bytes = match input.fill_buf() {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    other => other?,
+                };
                 let count = bytes.iter().take_while(|b| **b == 0).count();
                 match bytes.get(count) {
                     None if bytes.is_empty() => return Ok(0),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
 use super::blob::Range;
-use super::input;
+use super::stdin;
 use crate::build::error::{Error, Result};
 
 /// The kind of a source.
@@ -42,14 +42,8 @@ impl Kind {
     }
 }
 
-/// Other sources of skopeo's and podman's.
-const TRANSPORTS: [&str; 5] = [
-    "containers-storage:",
-    "docker-daemon:",
-    "ostree:",
-    "sif:",
-    "atomic:",
-];
+/// Skopeo transports that nothing here reads.
+const TRANSPORTS: [&str; 3] = ["ostree:", "sif:", "atomic:"];
 
 /// The name of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +58,26 @@ pub struct Spec {
 
 impl Spec {
     /// Whether it is standard input.
-    pub fn is_input(&self) -> bool {
-        input::is_named(&self.path)
+    pub fn is_stdin(&self) -> bool {
+        let reads_it = matches!(
+            self.kind,
+            Kind::Tar | Kind::OciArchive | Kind::DockerArchive
+        );
+        reads_it && stdin::is_named(&self.path)
+    }
+
+    /// Whether `text` has a prefix or names a file or directory that exists, and so cannot be the
+    /// name of an image in a store. Does not read the file.
+    pub fn names_file(text: &OsStr) -> bool {
+        let bytes = text.as_bytes();
+        let colons = bytes.iter().enumerate().filter(|(_, b)| **b == b':');
+        let mut ends = colons.map(|(at, _)| at).chain([bytes.len()]);
+        let prefixes = Kind::PREFIXES.iter().map(|(prefix, _)| *prefix);
+        let mut prefixes = prefixes.chain(TRANSPORTS.iter().map(|text| text.as_bytes()));
+        stdin::is_named(Path::new(text))
+            || bytes.windows(3).any(|w| w == b"://")
+            || prefixes.any(|prefix| bytes.starts_with(prefix))
+            || ends.any(|end| Path::new(OsStr::from_bytes(&bytes[..end])).exists())
     }
 
     /// Parses `text`, and looks at the file if the prefix is missing.
@@ -79,7 +91,7 @@ impl Spec {
                 return Ok(Self::with_kind(kind, rest));
             }
         }
-        if input::is_named(Path::new(text)) {
+        if stdin::is_named(Path::new(text)) {
             return Err(Error::Source {
                 name: "-".to_owned(),
                 reason: "it does not say what standard input is".to_owned(),
@@ -100,7 +112,7 @@ impl Spec {
         if let Some(transport) = transport.filter(|_| !path.exists()) {
             return Err(Error::Source {
                 name: text.to_string_lossy().into_owned(),
-                reason: format!("{transport} is a transport of skopeo's, which is not read here"),
+                reason: format!("{transport} is a skopeo transport that is not read here"),
                 hint: Some(format!(
                     "`skopeo copy {} oci-archive:image.tar` makes a source of it",
                     text.to_string_lossy()

@@ -1,17 +1,35 @@
 //! Holes of files: frames that hold nothing but zeros. A frame's checksum tells which may be holes.
 
+use std::num::NonZeroUsize;
+use std::sync::PoisonError;
+
 use bfc::crc::Flavour;
 use bfc::format::{S_IFMT, S_IFREG};
 use bfc::rootfs::format::{Content, Inode};
+use lru::LruCache;
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
 use super::{Rootfs, kind_error};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Most bytes that one search decodes, which takes some tenths of a second.
 const MAX_DECODED: u64 = 2 << 30;
 /// Most frames that one search looks at.
 const MAX_SEARCHED: u32 = 1 << 20;
+
+/// Files of more frames, 64 MiB mostly, are not counted at every question.
+const LONG: u32 = 1024;
+/// Of how many of them it is known how much of them is data.
+const KNOWN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// How many bytes of long contents are data, by their numbers.
+pub(super) type Data = Mutex<LruCache<u64, u64>>;
+
+/// An empty one.
+pub(super) fn no_data() -> Data {
+    Mutex::new(LruCache::new(KNOWN))
+}
 
 /// What [`Rootfs::seek`] searches for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,15 +142,27 @@ impl Rootfs {
     /// # Errors
     /// [`Error::Image`] when the image is damaged.
     pub fn data_bytes(&self, inode: &Inode) -> Result<u64> {
+        let Some(frames) = self.frames(inode)? else {
+            return Ok(inode.size);
+        };
+        let is_long = frames.content.frames > LONG;
+        if is_long && let Some(data) = self.data().get(&inode.data) {
+            return Ok(*data);
+        }
         let mut data = inode.size;
-        if let Some(frames) = self.frames(inode)? {
-            for number in 0..frames.content.frames {
-                if frames.may_be_hole(number)? {
-                    data -= frames.len(number);
-                }
+        for number in 0..frames.content.frames {
+            if frames.may_be_hole(number)? {
+                data -= frames.len(number);
             }
         }
+        if is_long {
+            self.data().put(inode.data, data);
+        }
         Ok(data)
+    }
+
+    fn data(&self) -> MutexGuard<'_, LruCache<u64, u64>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether any file has a hole, as far as checksums tell.

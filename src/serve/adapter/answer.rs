@@ -157,6 +157,10 @@ impl Adapter {
 
     /// Where the next hole or data is, as lseek(2) asks for it.
     pub(super) fn seek(&self, ino: u32, offset: u64, whence: i32) -> Answer<i64> {
+        let has_holes = || self.rootfs.has_holes().unwrap_or(true);
+        if !self.has_holes.get_or_init(has_holes) {
+            return Err(Errno::ENOSYS.into());
+        }
         let seek = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,

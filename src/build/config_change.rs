@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// A change of an image's configuration: an instruction of a Containerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum ConfigChange {
     /// `CMD`: a JSON array of words, or a line for `/bin/sh -c`.
     Cmd(Vec<String>),
     /// `ENTRYPOINT`, likewise.
@@ -45,11 +45,11 @@ pub enum NotAChange {
     #[error("{0} needs an absolute path")]
     Relative(&'static str),
     /// A port that is none.
-    #[error("EXPOSE needs ports, such as 80 or 53/udp")]
+    #[error("EXPOSE needs ports, such as 80, 53/udp or 8000-8010")]
     Port,
 }
 
-impl FromStr for Change {
+impl FromStr for ConfigChange {
     type Err = NotAChange;
 
     fn from_str(text: &str) -> Result<Self, NotAChange> {
@@ -63,21 +63,21 @@ impl FromStr for Change {
         }
         let whole = || unquoted(value).to_owned();
         Ok(match &*instruction.to_ascii_uppercase() {
-            "CMD" => Change::Cmd(command(value)),
-            "ENTRYPOINT" => Change::Entrypoint(command(value)),
+            "CMD" => ConfigChange::Cmd(command(value)),
+            "ENTRYPOINT" => ConfigChange::Entrypoint(command(value)),
             "ENV" => {
                 let (name, value) = pair("ENV", value)?;
-                Change::Env(name, value)
+                ConfigChange::Env(name, value)
             }
             "LABEL" => {
                 let (name, value) = pair("LABEL", value)?;
-                Change::Label(name, value)
+                ConfigChange::Label(name, value)
             }
-            "EXPOSE" => Change::Expose(ports(value)?),
-            "STOPSIGNAL" => Change::StopSignal(whole()),
-            "USER" => Change::User(whole()),
-            "VOLUME" => Change::Volume(volumes(value)?),
-            "WORKDIR" if whole().starts_with('/') => Change::WorkDir(whole()),
+            "EXPOSE" => ConfigChange::Expose(ports(value)?),
+            "STOPSIGNAL" => ConfigChange::StopSignal(whole()),
+            "USER" => ConfigChange::User(whole()),
+            "VOLUME" => ConfigChange::Volume(volumes(value)?),
+            "WORKDIR" if whole().starts_with('/') => ConfigChange::WorkDir(whole()),
             "WORKDIR" => return Err(NotAChange::Relative("WORKDIR")),
             _ => return Err(NotAChange::Instruction(instruction.to_owned())),
         })
@@ -105,8 +105,11 @@ fn ports(value: &str) -> Result<Vec<String>, NotAChange> {
         let (number, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
         let protocol = protocol.to_ascii_lowercase();
         let known = ["tcp", "udp", "sctp"].contains(&&*protocol);
-        // A range is passed on as it is.
-        let numbers = number.split('-').all(|n| n.parse::<u16>().is_ok());
+        let (low, high) = number.split_once('-').unwrap_or((number, number));
+        let is_number = |n: &str| n.bytes().all(|b| b.is_ascii_digit());
+        let numbers = is_number(low)
+            && is_number(high)
+            && matches!((low.parse::<u16>(), high.parse::<u16>()), (Ok(a), Ok(b)) if a <= b);
         let port = format!("{number}/{protocol}");
         Some(port)
             .filter(|_| known && numbers)
@@ -131,59 +134,64 @@ fn unquoted(text: &str) -> &str {
     inside('"').or_else(|| inside('\'')).unwrap_or(text)
 }
 
-impl Change {
+impl ConfigChange {
     /// Changes the `config` of an OCI image configuration.
     pub(super) fn apply(&self, document: &mut Map<String, Value>) {
-        let config = object(document, "config");
-        match self {
-            Change::Cmd(words) => drop(config.insert("Cmd".into(), json!(words))),
-            Change::Entrypoint(words) => drop(config.insert("Entrypoint".into(), json!(words))),
-            Change::StopSignal(signal) => drop(config.insert("StopSignal".into(), json!(signal))),
-            Change::User(user) => drop(config.insert("User".into(), json!(user))),
-            Change::WorkDir(dir) => drop(config.insert("WorkingDir".into(), json!(dir))),
-            Change::Label(name, value) => {
-                object(config, "Labels").insert(name.clone(), json!(value));
+        change(document, "config", |config| self.change(config));
+    }
+
+    fn change(&self, config: &mut Map<String, Value>) {
+        let (name, value) = match self {
+            ConfigChange::Cmd(words) => ("Cmd", json!(words)),
+            ConfigChange::Entrypoint(words) => ("Entrypoint", json!(words)),
+            ConfigChange::StopSignal(signal) => ("StopSignal", json!(signal)),
+            ConfigChange::User(user) => ("User", json!(user)),
+            ConfigChange::WorkDir(dir) => ("WorkingDir", json!(dir)),
+            ConfigChange::Env(name, value) => ("Env", variables(config.get("Env"), name, value)),
+            ConfigChange::Label(name, value) => {
+                return change(config, "Labels", |labels| {
+                    labels.insert(name.clone(), json!(value));
+                });
             }
-            Change::Env(name, value) => {
-                let mut variables = config
-                    .get("Env")
-                    .and_then(Value::as_array)
-                    .cloned()
-                    .unwrap_or_default();
-                let is_it = |variable: &Value| {
-                    let variable = variable.as_str().unwrap_or_default();
-                    variable.split('=').next() == Some(name)
-                };
-                let new = json!(format!("{name}={value}"));
-                match variables.iter_mut().find(|variable| is_it(variable)) {
-                    Some(variable) => *variable = new,
-                    None => variables.push(new),
-                }
-                config.insert("Env".into(), Value::Array(variables));
-            }
-            Change::Expose(names) => {
-                let ports = object(config, "ExposedPorts");
-                ports.extend(names.iter().map(|name| (name.clone(), json!({}))));
-            }
-            Change::Volume(names) => {
-                let volumes = object(config, "Volumes");
-                volumes.extend(names.iter().map(|name| (name.clone(), json!({}))));
-            }
-        }
+            ConfigChange::Expose(names) => return change(config, "ExposedPorts", add(names)),
+            ConfigChange::Volume(names) => return change(config, "Volumes", add(names)),
+        };
+        config.insert(name.to_owned(), value);
     }
 }
 
-/// The object with this name, which is made if it is missing or null.
-fn object<'a>(document: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<String, Value> {
-    let is_object = document.get(name).is_some_and(Value::is_object);
-    if !is_object {
-        document.insert(name.to_owned(), json!({}));
+/// Adds names to an object that stands for a set.
+fn add(names: &[String]) -> impl FnOnce(&mut Map<String, Value>) {
+    |set| set.extend(names.iter().map(|name| (name.clone(), json!({}))))
+}
+
+/// The variables, with a new one or a new value.
+fn variables(found: Option<&Value>, name: &str, value: &str) -> Value {
+    let mut variables = found.and_then(Value::as_array).cloned().unwrap_or_default();
+    let is_it = |variable: &Value| {
+        let variable = variable.as_str().unwrap_or_default();
+        variable.split('=').next() == Some(name)
+    };
+    let new = json!(format!("{name}={value}"));
+    match variables.iter_mut().find(|variable| is_it(variable)) {
+        Some(variable) => *variable = new,
+        None => variables.push(new),
     }
-    match document.get_mut(name) {
+    Value::Array(variables)
+}
+
+/// Changes the object with this name, which is made if it is missing or null.
+fn change(
+    document: &mut Map<String, Value>,
+    name: &str,
+    act: impl FnOnce(&mut Map<String, Value>),
+) {
+    let mut object = match document.remove(name) {
         Some(Value::Object(object)) => object,
-        // It was just made.
-        _ => unreachable!(),
-    }
+        _ => Map::new(),
+    };
+    act(&mut object);
+    document.insert(name.to_owned(), Value::Object(object));
 }
 
 #[cfg(test)]
@@ -210,7 +218,7 @@ mod tests {
             "ENV E=h",
             "cmd=/bin/z",
         ] {
-            change.parse::<Change>().unwrap().apply(&mut document);
+            change.parse::<ConfigChange>().unwrap().apply(&mut document);
         }
         assert_eq!(
             document["config"],
@@ -235,8 +243,11 @@ mod tests {
             ("WORKDIR w", "WORKDIR needs an absolute path"),
             ("VOLUME v", "VOLUME needs an absolute path"),
             ("EXPOSE http", "EXPOSE needs ports"),
+            ("EXPOSE 1-2-3", "EXPOSE needs ports"),
+            ("EXPOSE 9-5", "EXPOSE needs ports"),
+            ("EXPOSE +80", "EXPOSE needs ports"),
         ] {
-            let error = text.parse::<Change>().unwrap_err().to_string();
+            let error = text.parse::<ConfigChange>().unwrap_err().to_string();
             assert!(error.starts_with(said), "{text}: {error}");
         }
     }
