@@ -69,7 +69,10 @@ pub(super) fn config(
         .filter(|created| created.is_string())
         .cloned()
         .unwrap_or_else(|| json!("1970-01-01T00:00:00Z"));
-    for layer in &layers[known.len()..] {
+    // Tools take the entries for those of the layers, one by one.
+    let is_layer = |entry: &&Value| entry.get("empty_layer") != Some(&json!(true));
+    let told = history.iter().filter(is_layer).count().min(known.len());
+    for layer in &layers[told..] {
         history.push(json!({
             "created": created,
             "created_by": String::from_utf8_lossy(layer.created_by),

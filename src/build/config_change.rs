@@ -41,9 +41,15 @@ pub enum NotAChange {
     /// A value without `=`.
     #[error("{0} needs NAME=VALUE")]
     Pair(&'static str),
-    /// A directory that is not absolute.
-    #[error("{0} needs an absolute path")]
-    Relative(&'static str),
+    /// A directory that is not absolute, or leads up.
+    #[error("{0} needs an absolute path without `..`")]
+    Path(&'static str),
+    /// A list of words that is cut off, or has something else in it.
+    #[error("{0} needs a JSON array of strings, or a line for the shell")]
+    Words(&'static str),
+    /// A user that cannot be one.
+    #[error("USER needs USER[:GROUP], as names or numbers")]
+    User,
     /// A port that is none.
     #[error("EXPOSE needs ports, such as 80, 53/udp or 8000-8010")]
     Port,
@@ -63,8 +69,8 @@ impl FromStr for ConfigChange {
         }
         let whole = || unquoted(value).to_owned();
         Ok(match &*instruction.to_ascii_uppercase() {
-            "CMD" => ConfigChange::Cmd(command(value)),
-            "ENTRYPOINT" => ConfigChange::Entrypoint(command(value)),
+            "CMD" => ConfigChange::Cmd(command("CMD", value)?),
+            "ENTRYPOINT" => ConfigChange::Entrypoint(command("ENTRYPOINT", value)?),
             "ENV" => {
                 let (name, value) = pair("ENV", value)?;
                 ConfigChange::Env(name, value)
@@ -75,19 +81,40 @@ impl FromStr for ConfigChange {
             }
             "EXPOSE" => ConfigChange::Expose(ports(value)?),
             "STOPSIGNAL" => ConfigChange::StopSignal(whole()),
-            "USER" => ConfigChange::User(whole()),
+            "USER" if is_user(&whole()) => ConfigChange::User(whole()),
+            "USER" => return Err(NotAChange::User),
             "VOLUME" => ConfigChange::Volume(volumes(value)?),
-            "WORKDIR" if whole().starts_with('/') => ConfigChange::WorkDir(whole()),
-            "WORKDIR" => return Err(NotAChange::Relative("WORKDIR")),
+            "WORKDIR" if is_plain(&whole()) => ConfigChange::WorkDir(whole()),
+            "WORKDIR" => return Err(NotAChange::Path("WORKDIR")),
             _ => return Err(NotAChange::Instruction(instruction.to_owned())),
         })
     }
 }
 
 /// The words of a command.
-fn command(value: &str) -> Vec<String> {
-    let shell = || vec!["/bin/sh".to_owned(), "-c".to_owned(), value.to_owned()];
-    serde_json::from_str(value).unwrap_or_else(|_| shell())
+fn command(instruction: &'static str, value: &str) -> Result<Vec<String>, NotAChange> {
+    match serde_json::from_str(value) {
+        Ok(words) => Ok(words),
+        // `[ -e file ]` is a line for the shell.
+        Err(_) if value.starts_with("[\"") => Err(NotAChange::Words(instruction)),
+        Err(_) => Ok(vec![
+            "/bin/sh".to_owned(),
+            "-c".to_owned(),
+            value.to_owned(),
+        ]),
+    }
+}
+
+fn is_user(text: &str) -> bool {
+    let is_name =
+        |name: &str| !name.is_empty() && !name.starts_with('-') && !name.contains([':', ' ', '\t']);
+    let (user, group) = text.split_once(':').unwrap_or((text, "0"));
+    is_name(user) && is_name(group)
+}
+
+/// Whether a path is absolute and stays below the root.
+fn is_plain(path: &str) -> bool {
+    path.starts_with('/') && path.split('/').all(|name| name != "..")
 }
 
 fn pair(instruction: &'static str, value: &str) -> Result<(String, String), NotAChange> {
@@ -109,7 +136,7 @@ fn ports(value: &str) -> Result<Vec<String>, NotAChange> {
         let is_number = |n: &str| n.bytes().all(|b| b.is_ascii_digit());
         let numbers = is_number(low)
             && is_number(high)
-            && matches!((low.parse::<u16>(), high.parse::<u16>()), (Ok(a), Ok(b)) if a <= b);
+            && matches!((low.parse::<u16>(), high.parse::<u16>()), (Ok(a), Ok(b)) if 1 <= a && a <= b);
         let port = format!("{number}/{protocol}");
         Some(port)
             .filter(|_| known && numbers)
@@ -121,10 +148,10 @@ fn ports(value: &str) -> Result<Vec<String>, NotAChange> {
 fn volumes(value: &str) -> Result<Vec<String>, NotAChange> {
     let words = || value.split_whitespace().map(str::to_owned).collect();
     let volumes: Vec<String> = serde_json::from_str(value).unwrap_or_else(|_| words());
-    if volumes.iter().all(|volume| volume.starts_with('/')) {
+    if volumes.iter().all(|volume| is_plain(volume)) {
         Ok(volumes)
     } else {
-        Err(NotAChange::Relative("VOLUME"))
+        Err(NotAChange::Path("VOLUME"))
     }
 }
 
@@ -245,6 +272,14 @@ mod tests {
             ("EXPOSE http", "EXPOSE needs ports"),
             ("EXPOSE 1-2-3", "EXPOSE needs ports"),
             ("EXPOSE 9-5", "EXPOSE needs ports"),
+            ("EXPOSE 0", "EXPOSE needs ports"),
+            ("CMD [\"a\"", "CMD needs a JSON array"),
+            ("ENTRYPOINT [\"a\", 1]", "ENTRYPOINT needs a JSON array"),
+            ("USER :", "USER needs USER"),
+            ("USER a b", "USER needs USER"),
+            ("USER -1", "USER needs USER"),
+            ("WORKDIR /../x", "WORKDIR needs an absolute path"),
+            ("VOLUME /../x", "VOLUME needs an absolute path"),
             ("EXPOSE +80", "EXPOSE needs ports"),
         ] {
             let error = text.parse::<ConfigChange>().unwrap_err().to_string();

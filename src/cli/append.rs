@@ -54,6 +54,7 @@ pub(super) struct AppendArgs {
 
 pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
+    args.secret.refuse_both(&args.layers)?;
     let secret = args.secret.load()?;
     let (layers, _layers_held) = args.store.sources(&args.layers)?;
     let registries = args.store.registries(&layers)?;

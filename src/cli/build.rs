@@ -13,8 +13,9 @@ use super::output::{json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
-use crate::build::{self, ConfigChange, MAX_SIZE, Platform};
+use crate::build::{self, ConfigChange, MAX_SIZE, NotAChange, Platform};
 use crate::image::{self, Build, Made};
+use crate::runtime::signal;
 use crate::store::{self, Reference};
 use crate::text::hex;
 
@@ -110,8 +111,17 @@ pub(super) struct ChangeArgs {
     /// Change the image's configuration, as `podman commit --change` does: CMD, ENTRYPOINT, ENV,
     /// EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR, such as 'CMD ["nginx"]' or 'ENV
     /// LANG=C.UTF-8'; can be given several times
-    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    #[arg(short, long = "change", value_name = "INSTRUCTION", value_parser = change)]
     pub changes: Vec<ConfigChange>,
+}
+
+/// A change that a container can be made of later.
+fn change(text: &str) -> Result<ConfigChange, String> {
+    let change: ConfigChange = text.parse().map_err(|e: NotAChange| e.to_string())?;
+    if let ConfigChange::StopSignal(signal) = &change {
+        signal::number(signal).map_err(|e| e.to_string())?;
+    }
+    Ok(change)
 }
 
 impl WriteArgs {
@@ -158,6 +168,9 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         .as_ref()
         .map(|base| args.store.open_image(base))
         .transpose()?;
+    args.secret
+        .refuse_both(std::slice::from_ref(&args.source))?;
+    args.secret.refuse_both(&args.layers)?;
     let secret = args.secret.load()?;
     let compression = match args.compression {
         CompressionArg::Zstd => Compression::Zstd,

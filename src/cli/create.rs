@@ -322,7 +322,10 @@ fn target(args: &CreateArgs) -> Result<Target, Error> {
         let includes = args
             .include
             .iter()
-            .map(|path| absolute(path))
+            .map(|path| {
+                std::fs::metadata(path).map_err(Io::at("looking for", path))?;
+                absolute(path)
+            })
             .collect::<Result<_, _>>()?;
         return Ok(Target::Lxc {
             path: absolute(&path)?,

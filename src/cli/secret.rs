@@ -1,9 +1,11 @@
 //! Passwords and keys, which come from files, descriptors, the environment or a prompt, but never
 //! from the command line.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bfc::Secret;
@@ -11,7 +13,7 @@ use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
-use super::error::Error;
+use super::error::{Error, Exit};
 use crate::error::Io;
 use crate::image::secret::{self, MAX_PASSWORD, strip_line_end};
 use crate::text::neutral;
@@ -34,6 +36,23 @@ pub struct SecretArgs {
 }
 
 impl SecretArgs {
+    /// Refuses to read the password and a source from standard input.
+    ///
+    /// # Errors
+    /// [`Error::Other`].
+    pub(super) fn refuse_both(&self, sources: &[OsString]) -> Result<(), Error> {
+        let reads = self.password_file.as_deref() == Some(Path::new("-"));
+        let is_stdin = |source: &OsString| source.as_bytes().ends_with(b":-");
+        if !reads || !sources.iter().any(is_stdin) {
+            return Ok(());
+        }
+        Err(Error::Other {
+            message: "standard input cannot be both a source and the password".to_owned(),
+            hint: Some("--password-fd and LXCRI_FS_PASSWORD pass a password otherwise".to_owned()),
+            exit: Exit::Usage,
+        })
+    }
+
     /// The secret that the arguments or else `LXCRI_FS_PASSWORD` give; `None` if there is none.
     ///
     /// # Errors

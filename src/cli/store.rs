@@ -16,6 +16,15 @@ use crate::store::{self, Config, Location, Store, StoredImage};
 /// The prefix of sources that are images of ours.
 const BFC: &str = "bfc:";
 
+/// An image without the prefix that sources may have.
+fn bare(image: &Path) -> &Path {
+    let bytes = image.as_os_str().as_bytes();
+    match bytes.strip_prefix(BFC.as_bytes()) {
+        Some(rest) if !image.exists() => Path::new(OsStr::from_bytes(rest)),
+        _ => image,
+    }
+}
+
 /// The store.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct StoreArgs {
@@ -68,7 +77,10 @@ impl StoreArgs {
                 let file = store.open_image(&image)?;
                 Ok((image.path, file))
             }
-            None => Ok((image.to_owned(), open_file(image)?)),
+            None => {
+                let image = bare(image);
+                Ok((image.to_owned(), open_file(image)?))
+            }
         }
     }
 
@@ -121,6 +133,7 @@ impl StoreArgs {
 
     /// The image in the store that an argument names; `None` if it names a file.
     pub(super) fn in_store(&self, image: &Path) -> Result<Option<(Store, StoredImage)>, Error> {
+        let image = bare(image);
         let text = image.to_str().filter(|text| !text.starts_with(['/', '.']));
         let Some(text) = text.filter(|_| image.is_dir() || !image.exists()) else {
             return Ok(None);

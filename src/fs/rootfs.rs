@@ -23,6 +23,7 @@ use super::spool::{Spool, TempDir};
 use super::stack::stack;
 use super::walk::{Order, Shown, Walk};
 use crate::layer::MAX_PATH;
+use crate::sync::Mutex;
 
 pub use holes::Seek;
 pub(super) use holes::is_zero;
@@ -71,8 +72,7 @@ pub struct Rootfs {
     cache: Cache,
     /// Stored content of one piece that is read in place, once its checksum was found right.
     checks: Checks,
-    /// How much of long files is data.
-    data: holes::Data,
+    holes: Mutex<holes::Known>,
 }
 
 impl std::fmt::Debug for Rootfs {
@@ -202,7 +202,7 @@ impl Rootfs {
             hide_xattrs: options.hide_xattrs,
             cache: Cache::new(options.cache_bytes, spool, options.spool_bytes),
             checks: Checks::default(),
-            data: holes::no_data(),
+            holes: Mutex::default(),
         };
         if let Some(subdir) = &options.subdir {
             rootfs.root = rootfs.resolve_dir(subdir)?;

@@ -15,10 +15,12 @@ const DEFAULT: &str = "/etc/lxc/default.conf";
 /// Longest default configuration that is read, bytes.
 const MAX_LEN: u64 = 1 << 20;
 /// Beginnings of keys that `create` decides itself.
-const OWN: [&str; 6] = [
-    "lxc.rootfs.",
-    "lxc.uts.name",
+const OWN: [&str; 8] = [
+    "lxc.rootfs",
+    "lxc.uts",
     "lxc.idmap",
+    "lxc.id_map",
+    "lxc.signal.halt",
     "lxc.hook.version",
     "lxc.init.",
     "lxc.execute.",

@@ -246,9 +246,11 @@ impl Backend for DirectoryStore {
             .filter_map(|name| Name::new(name).ok())
         {
             let path = self.container_dirs().join(&name);
+            // What is no directory is nobody's container.
+            let is_directory = path.is_dir();
             if name.is_work() {
                 work.push(name);
-            } else {
+            } else if is_directory {
                 let images = match read_json(&path.join(CONTAINER)) {
                     Err(Error::Facts { .. }) => None,
                     read => Some(read?.unwrap_or_default()),

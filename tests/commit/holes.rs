@@ -142,6 +142,28 @@ fn holes_stay_holes() {
     same(&mnt);
 }
 
+/// Encrypted zeros differ from each other, and are holes all the same.
+#[test]
+fn holes_of_encrypted_images_are_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    sh(
+        dir,
+        "mkdir src mnt; head -c 32 /dev/urandom > key; truncate -s 5M src/f
+        printf b | dd of=src/f bs=1M seek=3 conv=notrunc status=none",
+    );
+    run(lxcri_fs()
+        .args(["build", "src", "-o", "image.bfc", "--key-file", "key"])
+        .current_dir(dir));
+    let (image, key) = (dir.join("image.bfc"), dir.join("key"));
+    let args = ["--key-file", key.to_str().unwrap(), image.to_str().unwrap()];
+    let _mounted = Mounted::new(&args, &dir.join("mnt"));
+    for _ in 0..2 {
+        assert_eq!(data(&dir.join("mnt/f")), [(3 * MIB, 3 * MIB + FRAME)]);
+    }
+    sh(dir, "cmp src/f mnt/f");
+}
+
 /// An image without holes costs the kernel one question.
 #[test]
 fn a_kernel_asks_once_about_holes_that_an_image_has_none_of() {

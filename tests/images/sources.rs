@@ -4,7 +4,7 @@
 //! Needs root, and the tools that `tests/run.sh` installs.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -121,6 +121,7 @@ impl Bench {
             .arg("-o")
             .arg(self.path("image.bfc"))
             .current_dir(self.dir.path())
+            .stdin(Stdio::null())
             .output()
             .unwrap()
     }
@@ -330,7 +331,19 @@ fn compressed_sources_are_read_from_files_and_pipes() {
     assert_eq!(bench.what(&["parts.tar.xz"]), "dir");
     bench.refused(&["tar:short.tar.xz"], 3, "decompressing short.tar.xz");
     bench.refused(&["tar:large.tar.xz"], 3, "a larger dictionary than 256 MiB");
+    bench.refused(
+        &["short.tar.xz"],
+        3,
+        "decompressing short.tar.xz: it ends too early",
+    );
     bench.refused(&["-"], 1, "hint: tar:-");
+    // Nobody wrote into the pipe.
+    bench.refused(&["tar:-"], 1, "standard input: it is empty");
+    bench.refused(
+        &["tar:-", "--password-file", "-"],
+        2,
+        "standard input cannot be both a source and the password",
+    );
     bench.refused(
         &["tar:-", "--layer", "tar:-"],
         2,

@@ -21,6 +21,8 @@ for line in open("all.json"):
         [ -z "$(lxcri_fs containers -q)" ]
         [ "$(lxcri_fs containers | wc -l)" = 1 ]
         lxcri_fs build bfc:$IMAGE -t app
+        # What is no directory is in nobody's way.
+        mkdir -p store/containers; touch store/containers/stray
         lxcri_fs create c --image app --bundle /run/b
         state c mounted
         lxcri_fs create other --image $IMAGE --bundle /run/o --ephemeral=16M
@@ -73,7 +75,7 @@ for line in sys.stdin:
         echo '{' > store/containers/c/container.json
         state c damaged
         lxcri_fs delete apart
-        rm -r store/containers/c
+        rm -r store/containers/c store/containers/stray
         nothing_is_left"#,
     );
 }

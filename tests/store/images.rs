@@ -55,7 +55,7 @@ fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
         store.run(&["build", source, "--layer", "other", "-t", "both"]);
         assert_eq!(store.run(&["ls", "both"]), "hello\nother\n");
     }
-    store.run(&["append", "other", "bfc:team/app:1", "-t", "appended"]);
+    store.run(&["append", "bfc:other", "bfc:team/app:1", "-t", "appended"]);
     assert_eq!(store.run(&["ls", "appended"]), "hello\nother\n");
     store.run(&["build", "team/app:1", "-o", "file.bfc"]);
     store.run(&["append", "file.bfc", "other"]);
@@ -77,6 +77,10 @@ fn a_stored_image_can_be_used_wherever_a_file_can(store: &Store) {
         std::fs::write(mountpoint.join("written"), "").unwrap();
     }
     assert_eq!(store.run(&["diff", "upper", "team/app:1"]), "A /written\n");
+    assert_eq!(
+        store.run(&["diff", "upper", "bfc:team/app:1"]),
+        "A /written\n"
+    );
     store.run(&["commit", "upper", "team/app:1", "-t", "committed"]);
     assert_eq!(store.run(&["ls", "committed"]), "hello\nwritten\n");
     store.fails(&["diff", "upper", "team/app:2"], 5);

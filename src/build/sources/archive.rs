@@ -118,6 +118,10 @@ impl Archive {
         match walked {
             // Not a tar at all.
             Err(Error::Archive { .. }) if !seen.any => Ok(None),
+            Err(Error::Io(error)) if packed != Packed::No => Err(Error::Decompress {
+                name: path.display().to_string(),
+                source: error.source,
+            }),
             Err(e) => Err(e),
             Ok(()) => Ok(seen.kind()),
         }

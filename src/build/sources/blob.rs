@@ -250,7 +250,18 @@ impl<R: Read + Send> TarSource for Input<R> {
         out: &mut dyn Write,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
-        let Self { name, input } = *self;
+        let Self { name, mut input } = *self;
+        let mut first = [0; 1];
+        let len = fill(&mut input, &mut first).map_err(Io::at("reading", name.as_ref()))?;
+        if len == 0 {
+            // A program that failed before the pipe is no empty layer.
+            return Err(Error::Source {
+                name,
+                reason: "it is empty".to_owned(),
+                hint: None,
+            });
+        }
+        let input = first.chain(input);
         unpack(&name, name.as_ref(), input, None, true, out, progress)
     }
 }

@@ -135,6 +135,7 @@ impl<R: Read> Read for Xz<R> {
                     MAX_XZ_MEMORY >> 10
                 ),
             ),
+            io::ErrorKind::UnexpectedEof => io::Error::new(e.kind(), "it ends too early"),
             _ => e,
         })
     }

@@ -4,18 +4,19 @@ use std::num::NonZeroUsize;
 use std::sync::PoisonError;
 
 use bfc::crc::Flavour;
-use bfc::format::{S_IFMT, S_IFREG};
-use bfc::rootfs::format::{Content, Inode};
+use bfc::format::{Encryption, S_IFMT, S_IFREG};
+use bfc::rootfs::format::{Content, Hash, Inode};
 use lru::LruCache;
 use rustix::io::Errno;
 
 use super::super::error::{Error, Result};
 use super::{Rootfs, kind_error};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::MutexGuard;
 
-/// Most bytes that one search decodes, which takes some tenths of a second.
-const MAX_DECODED: u64 = 2 << 30;
-/// Most frames that one search looks at.
+/// Most bytes that one search decodes, which takes a tenth of a second. Encrypted frames of zeros
+/// differ, and each has to be decoded.
+const MAX_DECODED: u64 = 256 << 20;
+/// Most frames that one question looks at, which takes a tenth of a second.
 const MAX_SEARCHED: u32 = 1 << 20;
 
 /// Files of more frames, 64 MiB mostly, are not counted at every question.
@@ -23,12 +24,22 @@ const LONG: u32 = 1024;
 /// Of how many of them it is known how much of them is data.
 const KNOWN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
 
-/// How many bytes of long contents are data, by their numbers.
-pub(super) type Data = Mutex<LruCache<u64, u64>>;
+/// What is known about holes.
+pub(super) struct Known {
+    /// How many bytes of long contents are data, by their numbers.
+    data: LruCache<u64, u64>,
+    /// Digests of stored bytes that are zeros when they are decoded. Writers store all zeros of one
+    /// length alike.
+    zeros: LruCache<Hash, ()>,
+}
 
-/// An empty one.
-pub(super) fn no_data() -> Data {
-    Mutex::new(LruCache::new(KNOWN))
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            data: LruCache::new(KNOWN),
+            zeros: LruCache::new(KNOWN),
+        }
+    }
 }
 
 /// What [`Rootfs::seek`] searches for.
@@ -67,12 +78,12 @@ impl Frames<'_> {
         (self.content.size - self.start(number)).min(1 << self.log2)
     }
 
-    /// Whether its checksum is that of zeros.
-    fn may_be_hole(&self, number: u32) -> Result<bool> {
+    /// The digest of its stored bytes, if its checksum is that of zeros.
+    fn may_be_hole(&self, number: u32) -> Result<Option<Hash>> {
         let frame = self.rootfs.section.frame(&self.content, number);
-        let crc = frame.map_err(|e| self.rootfs.image_error(e))?.crc;
-        let len = self.len(number);
-        Ok(crc == self.zeros_of(len))
+        let frame = frame.map_err(|e| self.rootfs.image_error(e))?;
+        let is_alike = frame.crc == self.zeros_of(self.len(number));
+        Ok(is_alike.then_some(frame.hash))
     }
 
     fn zeros_of(&self, len: u64) -> u32 {
@@ -121,11 +132,19 @@ impl Rootfs {
             .frames
             .min(first.saturating_add(MAX_SEARCHED));
         for number in first..end {
-            let mut is_hole = decoded < MAX_DECODED && frames.may_be_hole(number)?;
-            if is_hole {
-                decoded += frames.len(number);
-                is_hole = frames.is_hole(number, ino, &mut bytes);
-            }
+            let is_hole = match frames.may_be_hole(number)? {
+                None => false,
+                Some(hash) if self.known().zeros.get(&hash).is_some() => true,
+                Some(_) if decoded >= MAX_DECODED => false,
+                Some(hash) => {
+                    decoded += frames.len(number);
+                    let is_hole = frames.is_hole(number, ino, &mut bytes);
+                    if is_hole && frames.content.enc == Encryption::None {
+                        self.known().zeros.put(hash, ());
+                    }
+                    is_hole
+                }
+            };
             if is_hole == (seek == Seek::Hole) {
                 return Ok(Some(offset.max(frames.start(number))));
             }
@@ -137,7 +156,7 @@ impl Rootfs {
     }
 
     /// How many bytes of a regular file are data, as far as checksums tell: its length without its
-    /// holes.
+    /// holes. Of a very long file, the end counts as data.
     ///
     /// # Errors
     /// [`Error::Image`] when the image is damaged.
@@ -146,30 +165,33 @@ impl Rootfs {
             return Ok(inode.size);
         };
         let is_long = frames.content.frames > LONG;
-        if is_long && let Some(data) = self.data().get(&inode.data) {
+        if is_long && let Some(data) = self.known().data.get(&inode.data) {
             return Ok(*data);
         }
         let mut data = inode.size;
-        for number in 0..frames.content.frames {
-            if frames.may_be_hole(number)? {
+        for number in 0..frames.content.frames.min(MAX_SEARCHED) {
+            if frames.may_be_hole(number)?.is_some() {
                 data -= frames.len(number);
             }
         }
         if is_long {
-            self.data().put(inode.data, data);
+            self.known().data.put(inode.data, data);
         }
         Ok(data)
     }
 
-    fn data(&self) -> MutexGuard<'_, LruCache<u64, u64>> {
-        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.holes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether any file has a hole, as far as checksums tell.
+    /// Whether any file has a hole, as far as checksums tell. A very large image may have.
     ///
     /// # Errors
     /// [`Error::Image`] when the image is damaged.
     pub fn has_holes(&self) -> Result<bool> {
+        if self.section.frame_count() > MAX_SEARCHED.into() {
+            return Ok(true);
+        }
         for number in 0..self.section.content_count() {
             let content = self.section.content(number);
             let content = content.map_err(|e| self.image_error(e))?;
@@ -181,7 +203,7 @@ impl Rootfs {
             };
             if let Some(frames) = self.frames(&inode)? {
                 for number in 0..content.frames {
-                    if frames.may_be_hole(number)? {
+                    if frames.may_be_hole(number)?.is_some() {
                         return Ok(true);
                     }
                 }
