@@ -133,10 +133,11 @@ fn ports(value: &str) -> Result<Vec<String>, NotAChange> {
         let protocol = protocol.to_ascii_lowercase();
         let known = ["tcp", "udp", "sctp"].contains(&&*protocol);
         let (low, high) = number.split_once('-').unwrap_or((number, number));
-        let is_number = |n: &str| n.bytes().all(|b| b.is_ascii_digit());
-        let numbers = is_number(low)
-            && is_number(high)
-            && matches!((low.parse::<u16>(), high.parse::<u16>()), (Ok(a), Ok(b)) if 1 <= a && a <= b);
+        let parsed = |n: &str| {
+            let is_number = n.bytes().all(|b| b.is_ascii_digit());
+            n.parse::<u16>().ok().filter(|n| is_number && *n > 0)
+        };
+        let numbers = parsed(low).is_some_and(|low| parsed(high).is_some_and(|high| low <= high));
         let port = format!("{number}/{protocol}");
         Some(port)
             .filter(|_| known && numbers)

@@ -633,6 +633,32 @@ fn the_configuration_is_changed() {
     );
     lxcri_fs(&["verify", "a.bfc"]);
     lxcri_fs(&["verify", "c.bfc"]);
+    // Where there was no history, each layer gets its entry.
+    sh(
+        dir,
+        "umoci init --layout oci; umoci new --image oci:t; umoci insert --image oci:t root /r
+        python3 - <<'P'
+import hashlib, json, os
+def read(d): return json.load(open('oci/blobs/sha256/' + d['digest'][7:]))
+def write(o):
+    data = json.dumps(o).encode(); name = hashlib.sha256(data).hexdigest()
+    open('oci/blobs/sha256/' + name, 'wb').write(data)
+    return {'digest': 'sha256:' + name, 'size': len(data)}
+index = json.load(open('oci/index.json')); top = index['manifests'][0]
+manifest = read(top); config = read(manifest['config'])
+del config['history']
+manifest['config'].update(write(config)); top.update(write(manifest))
+json.dump(index, open('oci/index.json', 'w'))
+P",
+    );
+    lxcri_fs(&["build", "oci:oci:t", "-o", "e.bfc"]);
+    lxcri_fs(&["append", "e.bfc", "layer"]);
+    let info = run(common::lxcri_fs()
+        .args(["info", "--json", "e.bfc"])
+        .current_dir(dir));
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let count = |list: &Value| list.as_array().map(Vec::len);
+    assert_eq!(count(&info["config"]["history"]), count(&info["layers"]));
     let said = common::lxcri_fs()
         .args(["build", "root", "-o", "d.bfc", "--change", "FROM x"])
         .current_dir(dir)
