@@ -349,7 +349,7 @@ fn an_upper_in_a_user_namespace_needs_no_root() {
             mkdir merged; {program} mount ../image.bfc --upper upper merged; echo more >> \
          merged/file; rm merged/large; mv merged/bin/cap merged/tool
             cat merged/file; ls merged; {program} diff merged; {program} umount merged; {program} \
-         ps; ls upper/upper'",
+         ps --json; ls upper/upper'",
         dir = fixture.dir.path().display()
     );
     let found = run(Command::new("unshare").args(["-m", "bash", "-euc", &script]));
