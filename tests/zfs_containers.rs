@@ -226,7 +226,13 @@ fn zfs_a_locked_store_says_so_and_loses_nothing() {
 fn zfs_unmounted_datasets_are_mounted_after_their_parents() {
     let Some(setup) = Setup::new() else { return };
     setup.store.run(&["umount", setup.root().to_str().unwrap()]);
-    for args in [&["list"][..], &["df"], &["doctor"], &["inspect", "c1"]] {
+    for args in [
+        &["list"][..],
+        &["df"],
+        &["doctor"],
+        &["containers"],
+        &["inspect", "c1"],
+    ] {
         setup.unmount_datasets();
         setup.store.run(args);
         // What `zfs mount -a` does later hides nothing.
@@ -237,6 +243,12 @@ fn zfs_unmounted_datasets_are_mounted_after_their_parents() {
         // Everything has to be there to be unmounted again.
         setup.store.run(&["inspect", "c1"]);
     }
+    let listed = setup.store.json(&["containers", "--json"]);
+    assert_eq!(
+        (&listed["name"], &listed["status"]),
+        (&"c1".into(), &"created".into())
+    );
+    assert!(listed["written_bytes"].as_u64().unwrap() > 0);
     setup.store.run(&["mount", "--all"]);
     setup.assert_is_there();
     // Something else over it is told, and the image is not said to be broken.
