@@ -12,7 +12,7 @@ use super::store::StoreArgs;
 use crate::error::chain;
 use crate::runtime::record::ContainerRecord;
 use crate::serve::confine;
-use crate::serve::overview::{self, Overview, State};
+use crate::serve::overview::{self, MountState, Overview};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
 use crate::sys::kernel;
@@ -297,14 +297,14 @@ fn mounts() -> Result<Vec<Finding>, Error> {
     } = overview::ask()?;
     let kept = kept
         .iter()
-        .map(|m| (State::of(m, &answers), &m.seen, Some(m.status.pid)));
+        .map(|m| (MountState::of(m, &answers), &m.seen, Some(m.status.pid)));
     let unkept = unkept
         .iter()
-        .map(|m| (State::of_unkept(m, &answers), &m.seen, None));
+        .map(|m| (MountState::of_unkept(m, &answers), &m.seen, None));
     let all: Vec<_> = kept.chain(unkept).collect();
     let served = all
         .iter()
-        .filter(|(state, ..)| matches!(state, State::Serving | State::Restarting))
+        .filter(|(state, ..)| matches!(state, MountState::Serving | MountState::Restarting))
         .count();
     let found = format!("{served} of {} mounted images", all.len());
     let mut findings = vec![Finding::new(
@@ -319,7 +319,7 @@ fn mounts() -> Result<Vec<Finding>, Error> {
     )];
     for (state, seen, keeper) in &all {
         let Some(so) = explain(state) else { continue };
-        let level = if matches!(state, State::Of(_) | State::Unkept) {
+        let level = if matches!(state, MountState::Of(_) | MountState::Unkept) {
             Level::Note
         } else {
             Level::Bad

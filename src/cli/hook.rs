@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::error::Error;
 use super::store::StoreArgs;
-use crate::runtime::hook::{LxcFacts, Moment, lxc, oci, podman_precreate};
+use crate::runtime::hook::{HookVariables, Moment, lxc, oci, podman_precreate};
 use crate::store::{Config, Store};
 
 /// Mount and unmount for container runtimes, which call this as a hook
@@ -70,7 +70,7 @@ pub(super) fn run(args: &HookArgs) -> Result<(), Error> {
                         .path
                 }
             };
-            let facts = LxcFacts {
+            let facts = HookVariables {
                 hook: variable("LXC_HOOK_TYPE").unwrap_or_default(),
                 target: variable("LXC_TARGET"),
             };

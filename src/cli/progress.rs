@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{is_terminal, note, size};
-use crate::image::{Events, Step};
+use crate::image::{Events, Stage};
 use crate::store::Reference;
 
 /// Progress of work; the size of each step is known when it begins.
@@ -40,10 +40,10 @@ impl Events for Work {
         Waiting.waiting(name);
     }
 
-    fn begins(&self, step: Step, bytes: u64) {
+    fn begins(&self, step: Stage, bytes: u64) {
         let what = match step {
-            Step::MakeLayers => "Making layers",
-            Step::Digest => "Reading",
+            Stage::MakeLayers => "Making layers",
+            Stage::Digest => "Reading",
             _ => self.what,
         };
         let progress = Progress::bytes(what, bytes);

@@ -13,7 +13,7 @@ use super::error::Error;
 use super::output::{json, lines, printable, time};
 use crate::serve::answer::Answer;
 use crate::serve::confine::Confinement;
-use crate::serve::overview::{self, Mounted, Overview, Seen, State, Unkept};
+use crate::serve::overview::{self, MountState, Mounted, Overview, Seen, Unkept};
 use crate::sys::users;
 use crate::upper::upper_dir::is_ephemeral;
 
@@ -137,7 +137,7 @@ fn row(
     answers: &HashMap<u32, Answer>,
     users: &HashMap<(u32, u32), usize>,
 ) -> Row {
-    let state = State::of(&mounted, answers);
+    let state = MountState::of(&mounted, answers);
     let status = mounted.status;
     let images = status
         .images
@@ -161,7 +161,7 @@ fn unkept_row(
     answers: &HashMap<u32, Answer>,
     users: &HashMap<(u32, u32), usize>,
 ) -> Row {
-    let state = State::of_unkept(mounted, answers);
+    let state = MountState::of_unkept(mounted, answers);
     stateful(
         vec![text(&mounted.image)],
         &mounted.seen,
@@ -176,7 +176,7 @@ fn stateful(
     images: Vec<String>,
     seen: &[Seen],
     dev: (u32, u32),
-    state: &State,
+    state: &MountState,
     users: &HashMap<(u32, u32), usize>,
 ) -> Row {
     let devices: BTreeSet<(u32, u32)> = seen.iter().map(|s| s.dev).chain([dev]).collect();
@@ -192,7 +192,7 @@ fn stateful(
         uptime_seconds: None,
         users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
         failed: None,
-        not_answering_since: if let State::Silent(since) = state {
+        not_answering_since: if let MountState::Silent(since) = state {
             *since
         } else {
             None
@@ -202,24 +202,26 @@ fn stateful(
     }
 }
 
-fn name(state: &State) -> &'static str {
+fn name(state: &MountState) -> &'static str {
     match state {
-        State::Serving => "serving",
-        State::Restarting => "restarting",
-        State::Failed(_) => "failed",
-        State::Silent(_) => "hung",
-        State::Dead => "dead",
-        State::Unkept => "unkept",
-        State::Of(_) => "other-user",
+        MountState::Serving => "serving",
+        MountState::Restarting => "restarting",
+        MountState::Failed(_) => "failed",
+        MountState::Silent(_) => "hung",
+        MountState::Dead => "dead",
+        MountState::Unkept => "unkept",
+        MountState::Of(_) => "other-user",
     }
 }
 
 /// What an abnormal state means for users of the mount, and what to do about it.
-pub(super) fn explain(state: &State) -> Option<String> {
+pub(super) fn explain(state: &MountState) -> Option<String> {
     Some(match state {
-        State::Serving | State::Restarting => return None,
-        State::Failed(why) => format!("{why}; users get errors: unmount it, then mount it again"),
-        State::Silent(since) => {
+        MountState::Serving | MountState::Restarting => return None,
+        MountState::Failed(why) => {
+            format!("{why}; users get errors: unmount it, then mount it again")
+        }
+        MountState::Silent(since) => {
             let since = since
                 .map(|at| format!(" since {}", time(i64::try_from(at).unwrap_or(i64::MAX))))
                 .unwrap_or_default();
@@ -228,14 +230,16 @@ pub(super) fn explain(state: &State) -> Option<String> {
                  umount --force` ends the wait with errors"
             )
         }
-        State::Dead => "no process serves it any more, and users get errors: unmount it with \
+        MountState::Dead => "no process serves it any more, and users get errors: unmount it with \
                         `lxcri-fs umount`, then mount it again; `lxcri-fs mount --all` does both \
                         for containers"
             .to_owned(),
-        State::Unkept => "no keeper of this user watches it, so it ends with the process that \
+        MountState::Unkept => {
+            "no keeper of this user watches it, so it ends with the process that \
                           serves it: unmount it when it is idle, and mount it again"
-            .to_owned(),
-        State::Of(uid) => format!(
+                .to_owned()
+        }
+        MountState::Of(uid) => format!(
             "mounted by user {uid}: only that user's `lxcri-fs ps` can show \
                                    more"
         ),

@@ -7,7 +7,7 @@ use bfc::format::Compression;
 use bfc::writer::WriteOptions;
 
 use super::error::Result;
-use super::events::{Events, Step};
+use super::events::{Events, Stage};
 use super::sources::{Sources, total};
 use crate::build::{self, Built, ConfigChange, Platform, sources};
 use crate::registry::Registries;
@@ -219,7 +219,7 @@ impl Build {
 }
 
 fn run(opened: Sources, options: &build::BuildOptions, events: &dyn Events) -> Result<Built> {
-    events.begins(Step::Write, total(&opened.images));
+    events.begins(Stage::Write, total(&opened.images));
     let built = opened.build(|images| build::build(images, options, &|n| events.done(n)));
     events.ends();
     built

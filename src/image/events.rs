@@ -5,7 +5,7 @@ use crate::store::Reference;
 /// A step of long work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Step {
+pub enum Stage {
     /// Layers are read, and an image is written.
     Write,
     /// An image is read, and layers are written.
@@ -22,7 +22,7 @@ pub trait Events: Send + Sync {
     fn waiting(&self, _name: &Reference) {}
 
     /// A step begins, with so many bytes of work.
-    fn begins(&self, _step: Step, _bytes: u64) {}
+    fn begins(&self, _step: Stage, _bytes: u64) {}
 
     /// So many bytes more are done.
     fn done(&self, _bytes: u64) {}

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
-use super::events::{Events, Step};
+use super::events::{Events, Stage};
 use super::sources::{Sources, total};
 use crate::build::{self, AppendOptions, Built};
 use crate::error::Io;
@@ -62,7 +62,7 @@ impl InPlace {
         options: &AppendOptions,
         events: &dyn Events,
     ) -> Result<Built> {
-        events.begins(Step::Write, total(&layers.images));
+        events.begins(Stage::Write, total(&layers.images));
         let built =
             layers.build(|images| build::append(&self.image, images, options, &|n| events.done(n)));
         events.ends();

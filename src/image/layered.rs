@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bfc::writer::WriteOptions;
 
 use super::error::Result;
-use super::events::{Events, Step};
+use super::events::{Events, Stage};
 use super::sources::{Sources, total};
 use crate::build::{self, Base, Built, ConfigChange, Spec, sources};
 use crate::store::{Reference, SoundBase, Store, protect};
@@ -89,13 +89,13 @@ impl Layered {
         let mut images = Vec::new();
         for path in self.images {
             let spec = Spec {
-                kind: sources::Kind::Bfc,
+                kind: sources::SourceKind::Bfc,
                 path,
                 reference: None,
             };
             images.push(sources::open(&spec, &options.sources)?);
         }
-        events.begins(Step::Write, total(&self.layers.images));
+        events.begins(Stage::Write, total(&self.layers.images));
         let built = self.layers.build(|layers| {
             images.extend(layers);
             build::build(images, options, &|n| events.done(n))

@@ -22,7 +22,7 @@ mod verify;
 pub use build::{Build, Made};
 pub use commit::{Commit, open_lower};
 pub use error::{Error, Result};
-pub use events::{Events, Step};
+pub use events::{Events, Stage};
 pub use file::{open, open_file};
 pub use in_place::{ContainerAndImage, InPlace, refuse_to_replace};
 pub use layered::Layered;

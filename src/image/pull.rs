@@ -125,7 +125,7 @@ impl<'a> Pull<'a> {
         let found = pull::find(self.reference, &options)?;
         let manifest_digest = found.digest();
         let base = match &found {
-            pull::Found::Image(source) if share && !self.force => {
+            pull::Fetchable::Image(source) if share && !self.force => {
                 let layers: Vec<_> = source
                     .image
                     .layers
@@ -166,14 +166,14 @@ impl<'a> Pull<'a> {
     /// the file is already a clone of it.
     fn fetch(
         &self,
-        found: pull::Found,
+        found: pull::Fetchable,
         temp_dir: PathBuf,
         output: &Path,
         base: Option<&Path>,
         is_clone: bool,
     ) -> Result<()> {
         match found {
-            pull::Found::Image(source) => {
+            pull::Fetchable::Image(source) => {
                 let sources = sources::SourceOptions {
                     platform: self.platform.clone(),
                     secret: None,
@@ -194,7 +194,7 @@ impl<'a> Pull<'a> {
                     .blobs
                     .finish(built.map(|_| ()).map_err(registry::Error::from))?)
             }
-            pull::Found::File(file) => {
+            pull::Fetchable::File(file) => {
                 Ok(file
                     .blobs
                     .finish(file.write_to(output, self.force, &|_| ()))?)

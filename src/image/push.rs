@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Result;
-use super::events::{Events, Step};
+use super::events::{Events, Stage};
 use crate::build::Digest;
 use crate::build::export::Compression;
 use crate::build::export::{self, MANIFEST, OciImage};
@@ -84,7 +84,7 @@ impl Push<'_> {
         let locator = container.locator().map_err(failed)?;
         let target = Target::new(self.reference, None, self.registries)?;
         // Bytes after the end of the image are remains of an interrupted write, and are not pushed.
-        events.begins(Step::Digest, container.len());
+        events.begins(Stage::Digest, container.len());
         let upload = push::file(path, container.len(), &|n| events.done(n));
         events.ends();
         let upload = upload?;
@@ -127,7 +127,7 @@ fn make(
             false
         })
     };
-    events.begins(Step::MakeLayers, export::oci_layout_size(rootfs));
+    events.begins(Stage::MakeLayers, export::oci_layout_size(rootfs));
     let compression = compression.unwrap_or(Compression::Gzip);
     let done = |n| events.done(n);
     let image = export::oci_image(rootfs, dir, compression, &mut reuse, &done);
@@ -153,7 +153,7 @@ fn send(
     let kind = serde_json::from_slice::<Kind>(&manifest).ok();
     let media_type = kind.and_then(|kind| kind.media_type);
     let media_type = media_type.as_deref().unwrap_or(MANIFEST);
-    events.begins(Step::Send, uploads.iter().map(|upload| upload.size).sum());
+    events.begins(Stage::Send, uploads.iter().map(|upload| upload.size).sum());
     let digest = target.push(uploads, manifest, media_type, &|n| events.done(n));
     events.ends();
     Ok(digest?)

@@ -17,7 +17,7 @@ use super::answer::pause;
 use super::error::{Error, Result};
 use super::rate::{Body, Interrupted};
 use super::retry::Failures;
-use super::session::{Session, Sources};
+use super::session::{Mirrored, Session};
 use super::spool::{Spool, SpoolDir};
 use crate::build::sources::{TarSource, unpack};
 use crate::build::{self, Digest, Mismatch};
@@ -263,7 +263,7 @@ impl TarSource for RemoteLayer {
 
 /// The work of the thread.
 struct Work {
-    sources: Arc<Sources>,
+    sources: Arc<Mirrored>,
     order: Vec<usize>,
     spools: Vec<Arc<Spool>>,
     wanted: Vec<Wanted>,

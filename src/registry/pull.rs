@@ -66,14 +66,14 @@ pub struct RemoteFile {
 
 /// What a reference leads to.
 #[derive(Debug)]
-pub enum Found {
+pub enum Fetchable {
     /// An image of the OCI or of Docker.
     Image(RemoteImage),
     /// An image file of lxcri-fs.
     File(RemoteFile),
 }
 
-impl Found {
+impl Fetchable {
     /// What the reference leads to: the digest of a manifest, or of an index.
     pub fn digest(&self) -> Digest {
         match self {
@@ -106,7 +106,7 @@ pub fn digest(reference: &Reference, registries: &Registries) -> Result<Digest> 
 ///
 /// # Errors
 /// [`Error`].
-pub fn find(reference: &Reference, options: &PullOptions) -> Result<Found> {
+pub fn find(reference: &Reference, options: &PullOptions) -> Result<Fetchable> {
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
     if let Some(artifact) = Artifact::of(&top.bytes) {
@@ -120,7 +120,7 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Found> {
             &options.temp_dir,
             options.observer.clone(),
         )?;
-        return Ok(Found::File(RemoteFile {
+        return Ok(Fetchable::File(RemoteFile {
             artifact,
             digest: top.digest,
             blobs,
@@ -160,7 +160,7 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Found> {
         }),
     };
     let layers = found.layers.into_iter().enumerate().map(layer).collect();
-    Ok(Found::Image(RemoteImage {
+    Ok(Fetchable::Image(RemoteImage {
         image: SourceImage {
             layers,
             config: found.config,
@@ -177,8 +177,8 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Found> {
 /// [`Error`], also when it is an image file.
 pub fn source(reference: &Reference, options: &PullOptions) -> Result<RemoteImage> {
     match find(reference, options)? {
-        Found::Image(source) => Ok(source),
-        Found::File(_) => Err(Error::Build(build::Error::Source {
+        Fetchable::Image(source) => Ok(source),
+        Fetchable::File(_) => Err(Error::Build(build::Error::Source {
             name: reference.whole(),
             reason: "it is an image file, and has no layers to build from".into(),
             hint: Some("`lxcri-fs pull` fetches it as it is".into()),

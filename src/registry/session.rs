@@ -36,14 +36,14 @@ pub struct Manifest {
 }
 
 /// The registry of a reference, behind its mirrors.
-pub struct Sources {
+pub struct Mirrored {
     /// In the order in which they are asked; the registry itself is the last.
     endpoints: Vec<(Endpoint, AtomicBool)>,
 }
 
-impl std::fmt::Debug for Sources {
+impl std::fmt::Debug for Mirrored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources").finish_non_exhaustive()
+        f.debug_struct("Mirrored").finish_non_exhaustive()
     }
 }
 
@@ -52,7 +52,7 @@ pub struct Session {
     /// Runs the requests.
     pub runtime: Runtime,
     /// The registry and its mirrors.
-    pub sources: Arc<Sources>,
+    pub sources: Arc<Mirrored>,
 }
 
 impl std::fmt::Debug for Session {
@@ -91,7 +91,7 @@ impl Session {
         endpoints.push(reading(registry, repository.to_owned(), registries)?);
         Ok(Self {
             runtime,
-            sources: Arc::new(Sources {
+            sources: Arc::new(Mirrored {
                 endpoints: endpoints
                     .into_iter()
                     .map(|e| (e, AtomicBool::new(false)))
@@ -142,7 +142,7 @@ fn reading(host: &str, repository: String, registries: &Registries) -> Result<En
     Endpoint::new(host, repository, registries.get(host).insecure, vec![scope])
 }
 
-impl Sources {
+impl Mirrored {
     /// The answer of the first source that has one.
     async fn first<T>(&self, ask: impl AsyncFn(&Endpoint) -> Result<T>) -> Result<T> {
         let last = self.endpoints.len() - 1;

@@ -9,7 +9,7 @@ use super::directory::RuntimeDirectory;
 use super::error::{Error, Result};
 use super::record::{ContainerRecord, State, UpperLocation};
 use super::root_mount;
-use super::steps::{self, Found, Recorded, Step};
+use super::steps::{self, Recorded, Remains, Step};
 use crate::store::{self, Container, Store};
 
 /// A container in the store, and its record.
@@ -82,8 +82,8 @@ impl<'a> Existing<'a> {
     }
 
     /// The parts of it that exist.
-    pub(super) fn found(&self) -> Found {
-        Found {
+    pub(super) fn found(&self) -> Remains {
+        Remains {
             marked: self.container.unfinished,
             record: self
                 .record

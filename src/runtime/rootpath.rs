@@ -48,7 +48,7 @@ fn step(names: &mut Vec<Vec<u8>>, name: Vec<u8>) {
 }
 
 /// An inode on the path.
-struct Found {
+struct Entered {
     name: Vec<u8>,
     ino: u32,
     inode: Inode,
@@ -57,7 +57,7 @@ struct Found {
 /// A path that was followed as far as it exists.
 struct Walked {
     /// The root, and the inodes from there to the last that exists.
-    found: Vec<Found>,
+    found: Vec<Entered>,
     /// The names after that, which do not exist.
     missing: Vec<Vec<u8>>,
     /// Whether any name on the path did not exist, even if `..` led back from it.
@@ -69,7 +69,7 @@ struct Walked {
 fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
     let mut left: Vec<Vec<u8>> = components(path);
     let mut walked = Walked {
-        found: vec![Found {
+        found: vec![Entered {
             name: Vec::new(),
             ino: ROOT,
             inode: rootfs.inode(ROOT)?,
@@ -101,7 +101,7 @@ fn walk(rootfs: &Rootfs, path: &[u8]) -> Result<Option<Walked>> {
             continue;
         };
         if inode.mode & S_IFMT != S_IFLNK {
-            at.push(Found { name, ino, inode });
+            at.push(Entered { name, ino, inode });
             continue;
         }
         let target = rootfs.readlink(ino)?;

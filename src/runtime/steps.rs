@@ -12,7 +12,7 @@ use super::record::State;
 
 /// What exists of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct Remains {
     /// Whether it is marked as unfinished.
     pub marked: bool,
     /// Its record; `None` when there is none.
@@ -76,7 +76,7 @@ pub enum Left {
     Undo(Vec<Step>),
 }
 
-impl Found {
+impl Remains {
     /// What `create` should do with it.
     pub fn left(&self) -> Left {
         match (self.marked, self.record) {
@@ -190,7 +190,7 @@ mod tests {
     /// What there is, as far as steps change it.
     #[derive(Debug, Clone, Default)]
     struct World {
-        found: Option<Found>,
+        found: Option<Remains>,
         /// What is outside the store: directories, an unfinished configuration, a configuration, a
         /// mount, an upper elsewhere.
         dirs: bool,
@@ -232,7 +232,7 @@ mod tests {
             };
             match (step, part) {
                 (Step::MakeContainer, 0) => {
-                    self.found = Some(Found {
+                    self.found = Some(Remains {
                         marked: true,
                         record: None,
                     })
@@ -388,7 +388,7 @@ mod tests {
                 [State::Creating, State::Ready, State::Deleting, State::Kept];
             let outside = [Step::Unmount, Step::RemoveConfiguration, Step::RemoveUpper];
             let recorded = |n, own| Recorded { state: STATES[n], own, keeps, new_upper };
-            let found = |own| Found { marked, record: state.map(|n| recorded(n, own)) };
+            let found = |own| Remains { marked, record: state.map(|n| recorded(n, own)) };
             if !marked {
                 prop_assert!(!matches!(found(true).left(), Left::Undo(_)));
             }

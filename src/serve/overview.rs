@@ -69,9 +69,9 @@ fn shown(mount: &MountInfo) -> Option<(u32, u32)> {
         .or_else(|| mount.is_ours().then_some(mount.dev))
 }
 
-/// State of a file system of lxcri-fs.
+/// The state of a mount of lxcri-fs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum MountState {
     /// It answers.
     Serving,
     /// It has no worker at the moment, and will get one.
@@ -88,7 +88,7 @@ pub enum State {
     Of(u32),
 }
 
-impl State {
+impl MountState {
     /// The state of a mount with a keeper, from the answers.
     pub fn of(mounted: &Mounted, answers: &HashMap<u32, Answer>) -> Self {
         let status = &mounted.status;

@@ -31,7 +31,7 @@ const MAX: u64 = 1 << 20;
 
 /// An image in the record of an upper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
+pub struct LowerImage {
     /// Where it was when the upper was made.
     #[serde(with = "paths::path")]
     pub path: PathBuf,
@@ -44,7 +44,7 @@ pub struct ImageRecord {
 pub struct UpperRecord {
     version: u32,
     /// The images, lowest first.
-    pub images: Vec<ImageRecord>,
+    pub images: Vec<LowerImage>,
     /// The directory of the image that is the root.
     #[serde(
         default,
@@ -125,7 +125,7 @@ impl Pending {
 
 impl UpperRecord {
     /// A record for a new upper over these images.
-    pub fn new(images: Vec<ImageRecord>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
+    pub fn new(images: Vec<LowerImage>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
         Self {
             version: VERSION,
             images,
@@ -290,7 +290,7 @@ impl UpperRecord {
 ///
 /// # Errors
 /// [`Error::Fs`] if it is not an image.
-pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
+pub fn identify(path: &Path, file: &File) -> Result<LowerImage> {
     let failed = |source| fs::Error::Image {
         image: path.to_owned(),
         source,
@@ -303,7 +303,7 @@ pub fn identify(path: &Path, file: &File) -> Result<ImageRecord> {
         Some(locator) => format!("blake3:{}", hex(&locator.root_digest)),
         None => format!("uuid:{}", hex(&container.header().uuid)),
     };
-    Ok(ImageRecord {
+    Ok(LowerImage {
         path: path.to_owned(),
         digest,
     })

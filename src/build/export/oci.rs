@@ -115,7 +115,7 @@ pub struct BlobFile {
 
 /// The manifest that an image came with.
 #[derive(Deserialize)]
-struct Found {
+struct FoundManifest {
     config: FoundBlob,
     layers: Vec<FoundBlob>,
 }
@@ -187,7 +187,7 @@ impl Layout<'_> {
         let section = self.rootfs.section();
         let records = section.layers().map_err(failed)?;
         let found_manifest = section.blob(section.header().manifest).map_err(failed)?;
-        let found: Option<Found> = serde_json::from_slice(&found_manifest).ok();
+        let found: Option<FoundManifest> = serde_json::from_slice(&found_manifest).ok();
         let mut kept = kept(found.as_ref(), &records, reuse);
         // Compression takes the most time, so as many layers as there are cores run in parallel.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -386,7 +386,7 @@ impl Layout<'_> {
 
 /// The layers of the manifest that the image came with; those that have to be made are left out.
 fn kept(
-    found: Option<&Found>,
+    found: Option<&FoundManifest>,
     records: &[format::LayerRecord],
     reuse: &mut dyn FnMut(&Digest) -> bool,
 ) -> Vec<Option<Made>> {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::SourceOptions;
-use super::blob::Range;
+use super::blob::FilePart;
 use super::docker::Manifest;
 use super::document::MAX_DOCUMENT;
 use super::packed::Packed;
-use super::spec::Kind;
+use super::spec::SourceKind;
 use super::stdin;
 use crate::build::error::{Error, Result};
 use crate::error::Io;
@@ -32,15 +32,15 @@ const OCI_LAYOUT: &[u8] = b"oci-layout";
 /// How many links are followed from one entry to another.
 const MAX_LINKS: usize = 8;
 
-enum Found {
+enum Member {
     File { offset: u64, size: u64 },
     Link(Vec<u8>),
 }
 
 /// An open archive.
 pub(super) struct Archive {
-    file: Range,
-    entries: HashMap<Vec<u8>, Found>,
+    file: FilePart,
+    entries: HashMap<Vec<u8>, Member>,
 }
 
 impl Archive {
@@ -53,7 +53,7 @@ impl Archive {
         if stdin::is_named(path) {
             return Self::read(path, stdin::open()?, options);
         }
-        let file = Range::whole(path)?;
+        let file = FilePart::whole(path)?;
         match file.packed()? {
             Packed::No => Self::of(file),
             packed => Self::of(unpacked(path, file.reader(), packed, options)?),
@@ -75,7 +75,7 @@ impl Archive {
         Self::of(unpacked(path, magic[..len].chain(input), packed, options)?)
     }
 
-    fn of(file: Range) -> Result<Self> {
+    fn of(file: FilePart) -> Result<Self> {
         let mut archive = Self {
             entries: HashMap::new(),
             file,
@@ -87,8 +87,8 @@ impl Archive {
             &range.path,
             &mut |path, found, _| {
                 let target = match &found {
-                    Found::File { .. } => 0,
-                    Found::Link(target) => target.len(),
+                    Member::File { .. } => 0,
+                    Member::Link(target) => target.len(),
                 };
                 // Entries beyond the limit are dropped; looking one up then fails.
                 if let Some(left) = room.checked_sub(path.len() + target) {
@@ -102,8 +102,8 @@ impl Archive {
 
     /// The kind of a file that is not a BFC image: an archive of an image or a tar; `None` if it is
     /// neither.
-    pub(super) fn guess(path: &Path) -> Result<Option<Kind>> {
-        let range = Range::whole(path)?;
+    pub(super) fn guess(path: &Path) -> Result<Option<SourceKind>> {
+        let range = FilePart::whole(path)?;
         let packed = range.packed()?;
         let mut seen = Seen::default();
         let mut look = |path: Vec<u8>, _, document: Option<Vec<u8>>| seen.add(&path, document);
@@ -133,18 +133,18 @@ impl Archive {
     }
 
     /// The file at `path`, links between entries followed; `None` when there is none.
-    pub(super) fn get(&self, path: &str) -> Option<Range> {
+    pub(super) fn get(&self, path: &str) -> Option<FilePart> {
         let mut at = clean_path(path.as_bytes(), "its path").ok()?;
         for _ in 0..MAX_LINKS {
             match self.entries.get(&at)? {
-                Found::File { offset, size } => {
-                    return Some(Range {
+                Member::File { offset, size } => {
+                    return Some(FilePart {
                         offset: self.file.offset + offset,
                         len: *size,
                         ..self.file.clone()
                     });
                 }
-                Found::Link(target) => at.clone_from(target),
+                Member::Link(target) => at.clone_from(target),
             }
         }
         None
@@ -194,13 +194,13 @@ impl Seen {
         }
     }
 
-    fn kind(&self) -> Option<Kind> {
+    fn kind(&self) -> Option<SourceKind> {
         if self.oci_layout && self.index {
-            Some(Kind::OciArchive)
+            Some(SourceKind::OciArchive)
         } else if self.manifests || (self.repositories && self.layer) {
-            Some(Kind::DockerArchive)
+            Some(SourceKind::DockerArchive)
         } else {
-            self.any.then_some(Kind::Tar)
+            self.any.then_some(SourceKind::Tar)
         }
     }
 }
@@ -211,7 +211,7 @@ fn unpacked(
     input: impl Read + Send,
     packed: Packed,
     options: &SourceOptions,
-) -> Result<Range> {
+) -> Result<FilePart> {
     let writing = || Io::at("unpacking the archive into", &options.temp_dir);
     let mut temp: File = tempfile::tempfile_in(&options.temp_dir).map_err(writing())?;
     let reader = packed
@@ -228,7 +228,7 @@ fn unpacked(
     }
     temp.flush().map_err(writing())?;
     temp.seek(SeekFrom::Start(0)).map_err(writing())?;
-    Ok(Range {
+    Ok(FilePart {
         file: Arc::new(temp),
         path: path.to_owned(),
         offset: 0,
@@ -243,12 +243,12 @@ trait Skip {
     fn skip(&mut self, n: u64) -> io::Result<()>;
 }
 
-struct SeekSkip<'a>(&'a Range, u64);
+struct SeekSkip<'a>(&'a FilePart, u64);
 
 impl Skip for SeekSkip<'_> {
     fn fill(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let at = self.1.min(self.0.len);
-        let rest = Range {
+        let rest = FilePart {
             offset: self.0.offset + at,
             len: self.0.len - at,
             ..self.0.clone()
@@ -281,7 +281,7 @@ impl<R: Read> Skip for ReadSkip<R> {
 fn each_entry(
     input: &mut dyn Skip,
     path: &Path,
-    each: &mut dyn FnMut(Vec<u8>, Found, Option<Vec<u8>>),
+    each: &mut dyn FnMut(Vec<u8>, Member, Option<Vec<u8>>),
 ) -> Result<()> {
     let archive = |source| Error::Archive {
         path: path.to_owned(),
@@ -323,13 +323,13 @@ fn each_entry(
             continue;
         };
         let found = match entry.kind {
-            EntryKind::File { size, sparse: None } => Found::File { offset: data, size },
-            EntryKind::Symlink(target) => Found::Link(beside(&name, &target)),
+            EntryKind::File { size, sparse: None } => Member::File { offset: data, size },
+            EntryKind::Symlink(target) => Member::Link(beside(&name, &target)),
             EntryKind::HardLink(target) => {
-                Found::Link(clean_path(&target, "its target").unwrap_or_default())
+                Member::Link(clean_path(&target, "its target").unwrap_or_default())
             }
             // Useless in itself, but its name may indicate the kind of archive.
-            _ => Found::Link(Vec::new()),
+            _ => Member::Link(Vec::new()),
         };
         each(name, found, document);
     }

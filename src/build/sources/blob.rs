@@ -21,7 +21,7 @@ const PIECE: usize = 1 << 18;
 
 /// A part of a file.
 #[derive(Debug, Clone)]
-pub(super) struct Range {
+pub(super) struct FilePart {
     /// The file.
     pub file: Arc<File>,
     /// Its path, for messages.
@@ -32,7 +32,7 @@ pub(super) struct Range {
     pub len: u64,
 }
 
-impl Range {
+impl FilePart {
     /// All of a file.
     pub(super) fn whole(path: &Path) -> Result<Self> {
         // A fifo would wait for a writer.
@@ -70,21 +70,21 @@ impl Range {
     }
 
     /// Reads it from its beginning.
-    pub(super) fn reader(&self) -> RangeReader {
-        RangeReader {
+    pub(super) fn reader(&self) -> FilePartReader {
+        FilePartReader {
             range: self.clone(),
             at: 0,
         }
     }
 }
 
-/// Reads a [`Range`].
-pub(super) struct RangeReader {
-    range: Range,
+/// Reads a [`FilePart`].
+pub(super) struct FilePartReader {
+    range: FilePart,
     at: u64,
 }
 
-impl Read for RangeReader {
+impl Read for FilePartReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.range.len - self.at).unwrap_or(usize::MAX);
         let want = left.min(buf.len());
@@ -102,7 +102,7 @@ pub(super) struct Blob {
     /// Its name in messages.
     pub name: String,
     /// Its bytes.
-    pub range: Range,
+    pub range: FilePart,
     /// The digest that its bytes must have.
     pub digest: Option<Digest>,
 }
@@ -285,7 +285,7 @@ pub(super) fn open_tar(path: &Path) -> Result<SourceImage> {
     } else {
         let blob = Blob {
             name: path.display().to_string(),
-            range: Range::whole(path)?,
+            range: FilePart::whole(path)?,
             digest: None,
         };
         blob.layer(created_by, None)?

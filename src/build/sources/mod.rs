@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 pub use blob::unpack;
 pub use document::{MAX_DOCUMENT, Platform, is_for};
-pub use oci::{Documents, Found, FoundLayer, choose, digest_of, index_of};
-pub use spec::{Kind, Spec};
+pub use oci::{Documents, FoundImage, FoundLayer, choose, digest_of, index_of};
+pub use spec::{SourceKind, Spec};
 
 use super::digest::Digest;
 use super::error::Result;
@@ -103,17 +103,17 @@ fn created_by(kind: &str, path: &Path) -> Vec<u8> {
 pub fn open(spec: &Spec, options: &SourceOptions) -> Result<SourceImage> {
     let path = &spec.path;
     match spec.kind {
-        Kind::Dir if oci::is_skopeo_dir(path) => oci::open_skopeo_dir(path, options),
-        Kind::Dir => dir::open(path),
-        Kind::Oci => oci::open_dir(path, spec.reference.as_deref(), options),
-        Kind::OciArchive => oci::open_archive(path, spec.reference.as_deref(), options),
-        Kind::DockerArchive => docker::open(
+        SourceKind::Dir if oci::is_skopeo_dir(path) => oci::open_skopeo_dir(path, options),
+        SourceKind::Dir => dir::open(path),
+        SourceKind::Oci => oci::open_dir(path, spec.reference.as_deref(), options),
+        SourceKind::OciArchive => oci::open_archive(path, spec.reference.as_deref(), options),
+        SourceKind::DockerArchive => docker::open(
             &Archive::open(path, options)?,
             spec.reference.as_deref(),
             options,
         ),
-        Kind::Tar => blob::open_tar(path),
-        Kind::Bfc => image::open(path, options),
+        SourceKind::Tar => blob::open_tar(path),
+        SourceKind::Bfc => image::open(path, options),
     }
 }
 

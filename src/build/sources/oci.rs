@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::archive::Archive;
-use super::blob::{Blob, Range};
+use super::blob::{Blob, FilePart};
 use super::document::{Config, MAX_DOCUMENT, parse};
 use super::{Platform, SourceImage, SourceOptions};
 use crate::build::digest::Digest;
@@ -87,7 +87,7 @@ pub trait Documents {
 
 /// An image that was found.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundImage {
     /// Its manifest, unchanged.
     pub manifest: Vec<u8>,
     /// Its configuration, unchanged.
@@ -130,9 +130,9 @@ enum Layout {
 }
 
 impl Layout {
-    fn get(&self, path: &str) -> Result<Range> {
+    fn get(&self, path: &str) -> Result<FilePart> {
         match self {
-            Self::Dir(dir) | Self::Skopeo(dir, _) => Range::whole(&dir.join(path)),
+            Self::Dir(dir) | Self::Skopeo(dir, _) => FilePart::whole(&dir.join(path)),
             Self::Archive(archive) => archive
                 .get(path)
                 .ok_or_else(|| Error::document(self.name(), format!("{path} is missing"))),
@@ -145,7 +145,7 @@ impl Layout {
     }
 
     /// A blob, once its length was found right.
-    fn blob(&self, digest: &Digest, size: u64) -> Result<Range> {
+    fn blob(&self, digest: &Digest, size: u64) -> Result<FilePart> {
         let hex = digest.hex();
         let range = match self {
             Self::Dir(_) | Self::Archive(_) => self.get(&format!("blobs/sha256/{hex}"))?,
@@ -206,7 +206,7 @@ impl Documents for Layout {
     }
 }
 
-impl Range {
+impl FilePart {
     /// Reads all of it, if it is not too long for a document.
     pub(super) fn read_document(&self, name: &str) -> Result<Vec<u8>> {
         use std::io::Read;
@@ -256,14 +256,14 @@ pub(super) fn is_skopeo_dir(path: &Path) -> bool {
     if !version.symlink_metadata().is_ok_and(|m| m.is_file()) {
         return false;
     }
-    let version = Range::whole(&version);
+    let version = FilePart::whole(&version);
     let magic = version.and_then(|version| version.magic::<{ SKOPEO_DIR.len() }>());
     magic.is_ok_and(|magic| magic == SKOPEO_DIR)
 }
 
 /// Opens a directory of skopeo's `dir:`, which holds one image, or several of one name.
 pub(super) fn open_skopeo_dir(path: &Path, options: &SourceOptions) -> Result<SourceImage> {
-    let range = Range::whole(&path.join(SKOPEO_MANIFEST))?;
+    let range = FilePart::whole(&path.join(SKOPEO_MANIFEST))?;
     let name = format!("{SKOPEO_MANIFEST} of {}", path.display());
     let bytes = range.read_document(&name)?;
     let digest = Digest::of(&bytes);
@@ -326,7 +326,7 @@ pub fn choose(
     index: &ImageIndex,
     reference: Option<&str>,
     platform: &Platform,
-) -> Result<Found> {
+) -> Result<FoundImage> {
     let descriptor = choose_manifest(documents, index, reference, platform)?;
     let manifest_bytes = documents.document(&descriptor)?;
     let manifest: ImageManifest = parse(
@@ -355,7 +355,7 @@ pub fn choose(
         .zip(known)
         .map(layer)
         .collect::<Result<_>>()?;
-    Ok(Found {
+    Ok(FoundImage {
         manifest: manifest_bytes,
         config: config_bytes,
         layers,

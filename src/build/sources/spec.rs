@@ -6,13 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::archive::Archive;
-use super::blob::Range;
+use super::blob::FilePart;
 use super::stdin;
 use crate::build::error::{Error, Result};
 
 /// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum SourceKind {
     /// A directory: a root file system, or a layer in overlayfs's or OCI's form.
     Dir,
     /// An OCI image layout.
@@ -27,7 +27,7 @@ pub enum Kind {
     Bfc,
 }
 
-impl Kind {
+impl SourceKind {
     const PREFIXES: [(&'static [u8], Self); 6] = [
         (b"dir:", Self::Dir),
         (b"oci:", Self::Oci),
@@ -49,7 +49,7 @@ const TRANSPORTS: [&str; 3] = ["ostree:", "sif:", "atomic:"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: SourceKind,
     /// Its path.
     pub path: PathBuf,
     /// The image to choose from it.
@@ -61,7 +61,7 @@ impl Spec {
     pub fn is_stdin(&self) -> bool {
         let reads_it = matches!(
             self.kind,
-            Kind::Tar | Kind::OciArchive | Kind::DockerArchive
+            SourceKind::Tar | SourceKind::OciArchive | SourceKind::DockerArchive
         );
         reads_it && stdin::is_named(&self.path)
     }
@@ -72,7 +72,7 @@ impl Spec {
         let bytes = text.as_bytes();
         let colons = bytes.iter().enumerate().filter(|(_, b)| **b == b':');
         let mut ends = colons.map(|(at, _)| at).chain([bytes.len()]);
-        let prefixes = Kind::PREFIXES.iter().map(|(prefix, _)| *prefix);
+        let prefixes = SourceKind::PREFIXES.iter().map(|(prefix, _)| *prefix);
         let mut prefixes = prefixes.chain(TRANSPORTS.iter().map(|text| text.as_bytes()));
         stdin::is_named(Path::new(text))
             || bytes.windows(3).any(|w| w == b"://")
@@ -86,7 +86,7 @@ impl Spec {
     /// If the file does not exist or is of an unknown kind.
     pub fn parse(text: &OsStr) -> Result<Self> {
         let bytes = text.as_bytes();
-        for (prefix, kind) in Kind::PREFIXES {
+        for (prefix, kind) in SourceKind::PREFIXES {
             if let Some(rest) = bytes.strip_prefix(prefix) {
                 return Ok(Self::with_kind(kind, rest));
             }
@@ -162,7 +162,7 @@ impl Spec {
 
     /// `PATH[:REFERENCE]`. As in skopeo, the reference follows the first colon, unless the whole
     /// text is an existing path.
-    fn with_kind(kind: Kind, rest: &[u8]) -> Self {
+    fn with_kind(kind: SourceKind, rest: &[u8]) -> Self {
         let whole = Self {
             kind,
             path: OsStr::from_bytes(rest).into(),
@@ -194,20 +194,20 @@ fn unknown(text: &OsStr, reason: &str) -> Error {
     }
 }
 
-fn guess(path: &Path) -> Result<Option<Kind>> {
+fn guess(path: &Path) -> Result<Option<SourceKind>> {
     if path.is_dir() {
         let has = |name: &str| path.join(name).is_file();
         return Ok(Some(if has("oci-layout") && has("index.json") {
-            Kind::Oci
+            SourceKind::Oci
         } else {
-            Kind::Dir
+            SourceKind::Dir
         }));
     }
     if !path.is_file() {
         return Ok(None);
     }
-    if Range::whole(path)?.magic::<8>()?.starts_with(b"BFCFv1") {
-        return Ok(Some(Kind::Bfc));
+    if FilePart::whole(path)?.magic::<8>()?.starts_with(b"BFCFv1") {
+        return Ok(Some(SourceKind::Bfc));
     }
     Archive::guess(path)
 }

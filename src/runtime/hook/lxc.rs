@@ -9,7 +9,7 @@ use crate::store::{Name, Store};
 
 /// What LXC's environment variables say about the container.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct HookVariables {
     /// `LXC_HOOK_TYPE`.
     pub hook: String,
     /// `LXC_TARGET`: `stop` or `reboot`, after the container has ended.
@@ -22,7 +22,7 @@ pub struct Facts {
 /// # Errors
 /// [`Error`]: LXC then does not start the container. [`crate::store::Error::Locked`] if another
 /// process is at work on it for too long.
-pub fn lxc(container: &Path, facts: &Facts) -> Result<()> {
+pub fn lxc(container: &Path, facts: &HookVariables) -> Result<()> {
     let found = Store::of_container(container)?;
     let lock = |(store, name): &(Store, Name)| store.lock_container_soon(name.as_str());
     let _lock = found.as_ref().map(lock).transpose()?;

@@ -8,6 +8,6 @@ mod lxc;
 mod oci;
 mod podman;
 
-pub use lxc::{Facts as LxcFacts, lxc};
+pub use lxc::{HookVariables, lxc};
 pub use oci::{Moment, oci};
 pub use podman::podman_precreate;

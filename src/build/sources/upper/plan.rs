@@ -29,13 +29,13 @@ pub(super) struct Item {
     /// Whether the image has something at this path.
     was: bool,
     is_dir: bool,
-    pub(super) what: What,
+    pub(super) what: Planned,
     /// The file's identity, if it may have more names.
     file: Option<FileId>,
 }
 
 /// What an upper has at a path.
-pub(super) enum What {
+pub(super) enum Planned {
     /// Nothing any more.
     Whiteout,
     /// A directory that hides the image's at the same path, which is this inode.
@@ -114,8 +114,8 @@ impl Plan {
                 dirs.insert(path.clone());
             }
             match what {
-                What::Opaque(ino) => hidden.push((path, ino)),
-                What::Whiteout => drop(changes.insert(path, Kind::Deleted)),
+                Planned::Opaque(ino) => hidden.push((path, ino)),
+                Planned::Whiteout => drop(changes.insert(path, Kind::Deleted)),
                 _ if path.is_empty() => {}
                 _ => drop(changes.insert(path, if was { Kind::Changed } else { Kind::Added })),
             }
@@ -152,10 +152,9 @@ pub(super) fn linked(upper: &Upper) -> Result<Vec<Linked>> {
     let names = Names::find(&upper.image, &walk.index.keys().copied().collect())?;
     let linked = walk.index.iter().map(|(ino, indexed)| {
         // Those of directories that have moved are planned already.
-        let moved =
-            walk.plan.items.iter().filter(
-                |item| matches!(&item.what, What::Index(entry, _) if *entry == indexed.name),
-            );
+        let moved = walk.plan.items.iter().filter(
+            |item| matches!(&item.what, Planned::Index(entry, _) if *entry == indexed.name),
+        );
         let moved = moved.map(|item| item.path.clone());
         Linked {
             entry: indexed.name.clone(),
@@ -260,7 +259,7 @@ impl Walk<'_> {
                         path,
                         was: true,
                         is_dir: false,
-                        what: What::Whiteout,
+                        what: Planned::Whiteout,
                         file: None,
                     });
                 }
@@ -304,7 +303,7 @@ impl Walk<'_> {
                 path,
                 was: there.is_some(),
                 is_dir: false,
-                what: What::Upper(content),
+                what: Planned::Upper(content),
                 file,
             });
         }
@@ -354,7 +353,7 @@ impl Walk<'_> {
             path: path.clone(),
             was: there.is_some(),
             is_dir: true,
-            what: What::Upper(None),
+            what: Planned::Upper(None),
             file: None,
         });
         let inherited = if hidden { None } else { image };
@@ -363,7 +362,7 @@ impl Walk<'_> {
                 path: path.clone(),
                 was: true,
                 is_dir: true,
-                what: What::Opaque(ino),
+                what: Planned::Opaque(ino),
                 file: None,
             });
         }
@@ -411,11 +410,11 @@ impl Walk<'_> {
                     file,
                     content,
                     size,
-                }) => (What::Index(name.clone(), *content), Some(*file), *size),
+                }) => (Planned::Index(name.clone(), *content), Some(*file), *size),
                 None => {
                     let several = inode.nlink > 1 && !inode.is_dir();
                     (
-                        What::Image(ino),
+                        Planned::Image(ino),
                         several.then_some(FileId::Image(ino)),
                         if inode.is_dir() { 0 } else { inode.size },
                     )
@@ -456,18 +455,18 @@ impl Walk<'_> {
                 first.insert(file, path);
             }
             match first.get(&file) {
-                Some(path) => item.what = What::HardLink(path.clone()),
+                Some(path) => item.what = Planned::HardLink(path.clone()),
                 None => drop(first.insert(file, item.path.clone())),
             }
         }
         for (ino, indexed) in &self.index {
             for path in names.untouched(*ino, &self.merged) {
                 let what = match first.get(&indexed.file) {
-                    Some(path) => What::HardLink(path.clone()),
+                    Some(path) => Planned::HardLink(path.clone()),
                     None => {
                         first.insert(indexed.file, path.clone());
                         self.plan.size = self.plan.size.saturating_add(indexed.size);
-                        What::Index(indexed.name.clone(), indexed.content)
+                        Planned::Index(indexed.name.clone(), indexed.content)
                     }
                 };
                 self.plan.items.push(Item {

@@ -9,7 +9,7 @@ use bfc::format::{S_IFBLK, S_IFCHR, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::Attr;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
 
-use super::plan::{Plan, What};
+use super::plan::{Plan, Planned};
 use super::{Upper, join, open_dir};
 use crate::build::content::{ContentReader, attr_of};
 use crate::build::error::{Error, Result};
@@ -32,7 +32,11 @@ impl TarSource for UpperTar {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
         let Self { upper, plan } = *self;
-        let index = if plan.items.iter().any(|i| matches!(i.what, What::Index(..))) {
+        let index = if plan
+            .items
+            .iter()
+            .any(|i| matches!(i.what, Planned::Index(..)))
+        {
             Some(upper.directory("work/index")?)
         } else {
             None
@@ -48,7 +52,7 @@ impl TarSource for UpperTar {
         for item in &plan.items {
             let path = &item.path;
             let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
-            let is_mark = matches!(item.what, What::Whiteout | What::Opaque(_));
+            let is_mark = matches!(item.what, Planned::Whiteout | Planned::Opaque(_));
             if name.starts_with(WHITEOUT) && !is_mark {
                 return Err(Error::Source {
                     name: format!("{}: {}", upper.name, String::from_utf8_lossy(path)),
@@ -57,9 +61,9 @@ impl TarSource for UpperTar {
                 });
             }
             match &item.what {
-                What::Whiteout => pack.mark(&beside(path, WHITEOUT))?,
-                What::Opaque(_) => pack.mark(&join(path, OPAQUE))?,
-                What::HardLink(target) => pack.append(
+                Planned::Whiteout => pack.mark(&beside(path, WHITEOUT))?,
+                Planned::Opaque(_) => pack.mark(&join(path, OPAQUE))?,
+                Planned::HardLink(target) => pack.append(
                     path,
                     &Attr {
                         mode: S_IFREG,
@@ -67,13 +71,13 @@ impl TarSource for UpperTar {
                     },
                     Body::HardLink(target),
                 )?,
-                What::Image(ino) => pack.of_image(path, *ino)?,
-                What::Upper(content) => {
+                Planned::Image(ino) => pack.of_image(path, *ino)?,
+                Planned::Upper(content) => {
                     let name = if path.is_empty() { b"." } else { name };
                     let dir = pack.parent(path)?;
                     pack.of_upper(path, &dir, name, *content)?;
                 }
-                What::Index(name, content) => {
+                Planned::Index(name, content) => {
                     if let Some(dir) = &index {
                         pack.of_upper(path, dir, name, *content)?;
                     }
