@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")"
 megabytes=2000; . tests/needs
 sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
-echo "Five to ten minutes on two cores: installs a C compiler, mmdebstrap and fuse3 where they are
+echo "Three to ten minutes on two cores: installs a C compiler, mmdebstrap and fuse3 where they are
 missing, builds lxcri-fs in target/, and makes an image of a
 minimal Debian (80 MB to download). Nothing stays mounted."
 
