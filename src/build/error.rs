@@ -64,6 +64,16 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
+    /// A source has no such image.
+    #[error("{name}: {reason}")]
+    NoImage {
+        /// As it was given.
+        name: String,
+        /// What it lacks.
+        reason: String,
+        /// What to try.
+        hint: Option<String>,
+    },
     /// There is no file or directory of this name.
     #[error("{name}: there is no such file or directory")]
     NoSource {
@@ -164,7 +174,7 @@ impl Report for Error {
             Error::Io(e) => e.exit(),
             Error::Fs(e) => e.exit(),
             Error::Remote { exit, .. } => *exit,
-            Error::NoSource { .. } => Exit::NotFound,
+            Error::NoSource { .. } | Error::NoImage { .. } => Exit::NotFound,
             Error::Layer {
                 source: layer::Error::Tar(_) | layer::Error::Entry(_) | layer::Error::Skeleton(_),
                 ..
@@ -184,6 +194,7 @@ impl Report for Error {
             Error::Fs(e) => e.hint(),
             Error::Source { hint, .. }
             | Error::NoSource { hint, .. }
+            | Error::NoImage { hint, .. }
             | Error::Remote { hint, .. } => hint.clone(),
             _ => None,
         }

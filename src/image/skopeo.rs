@@ -40,6 +40,7 @@ pub(super) fn read(reference: &str, options: &sources::SourceOptions) -> Result<
         os,
         architecture,
         variant,
+        ..
     } = &options.platform;
     let mut command = Command::new("skopeo");
     command.args(["--override-os", os, "--override-arch", architecture]);

@@ -180,8 +180,19 @@ fn an_index_is_searched_by_platform() {
     ] {
         assert_eq!(bench.what(&[&source, "--platform", platform]), what);
     }
-    bench.refused(&[&source, "--platform", "linux/riscv64"], 1, "linux/arm/v6");
+    bench.refused(&[&source, "--platform", "linux/riscv64"], 5, "linux/arm/v6");
     bench.refused(&[&source, "--platform", "linux"], 2, "OS/ARCHITECTURE");
+    // An image alone, whose configuration says what it is for.
+    let alone = Layout::new(bench.path("alone"));
+    alone.index(&[alone.image("amd64")]);
+    let alone = alone.source("");
+    assert_eq!(bench.what(&[&alone]), "amd64");
+    assert_eq!(bench.what(&[&alone, "--platform", "linux/amd64"]), "amd64");
+    bench.refused(
+        &[&alone, "--platform", "linux/arm64"],
+        5,
+        "choose one with --platform: linux/amd64",
+    );
 }
 
 #[test]
@@ -209,7 +220,7 @@ fn images_of_a_layout_have_names() {
         1,
         "choose one with :TAG: v1, registry.example:5000/two:v2",
     );
-    bench.refused(&[&layout.source(":v3")], 1, "no image named v3");
+    bench.refused(&[&layout.source(":v3")], 5, "no image named v3");
 }
 
 #[test]
@@ -270,7 +281,7 @@ fn the_kind_of_a_source_is_guessed() {
     bench.refused(&["docker://Example/image"], 2, "is not a reference");
     bench.refused(
         &["docker-archive:docker.tar:other:1"],
-        1,
+        5,
         "no image named other:1",
     );
 }

@@ -56,7 +56,8 @@ pub(super) fn open(
     let config: Config = parse(&config_name, &config_bytes)?;
     let members = manifest.layers.as_deref().unwrap_or_default();
     let known = config.layers(&config_name, members.len())?;
-    config.warn_of_platform(&name, &options.platform);
+    let platform = &options.platform;
+    config.check_platform(&name, platform, platform.is_asked)?;
     let mut layers = Vec::new();
     for (member, (diff_id, created_by)) in members.iter().zip(known) {
         layers.push(
@@ -103,13 +104,21 @@ fn choose<'a>(
     };
     chosen.ok_or_else(|| {
         let known: Vec<_> = manifests.iter().flat_map(tags).collect();
-        Error::Source {
-            name: name.to_owned(),
-            reason: reference.map_or_else(
-                || format!("it has several or no images ({})", manifests.len()),
-                |r| format!("it has no image named {r}"),
-            ),
-            hint: Some(format!("choose one with :REFERENCE: {}", known.join(", "))),
+        let (name, hint) = (
+            name.to_owned(),
+            Some(format!("choose one with :REFERENCE: {}", known.join(", "))),
+        );
+        match reference {
+            Some(reference) => Error::NoImage {
+                name,
+                reason: format!("it has no image named {reference}"),
+                hint,
+            },
+            None => Error::Source {
+                name,
+                reason: format!("it has several or no images ({})", manifests.len()),
+                hint,
+            },
         }
     })
 }

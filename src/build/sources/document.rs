@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::build::digest::Digest;
 use crate::build::error::{Error, Result};
+use crate::text::printable;
 
 /// Largest document that is read, bytes; registries have the same limit.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -31,6 +32,8 @@ pub struct Platform {
     pub architecture: String,
     /// Variant of the architecture, such as `v7`; `None` takes any.
     pub variant: Option<String>,
+    /// Whether somebody asked for it. An image for another one is then refused.
+    pub is_asked: bool,
 }
 
 impl Platform {
@@ -49,6 +52,7 @@ impl Platform {
             os: "linux".into(),
             architecture: architecture.into(),
             variant: None,
+            is_asked: false,
         }
     }
 
@@ -82,6 +86,7 @@ impl FromStr for Platform {
                 os: os.into(),
                 architecture: architecture.into(),
                 variant: None,
+                is_asked: true,
             }),
             [os, architecture, variant]
                 if !os.is_empty() && !architecture.is_empty() && !variant.is_empty() =>
@@ -90,6 +95,7 @@ impl FromStr for Platform {
                     os: os.into(),
                     architecture: architecture.into(),
                     variant: Some(variant.into()),
+                    is_asked: true,
                 })
             }
             _ => Err(
@@ -154,17 +160,33 @@ const NOTHING: History = History {
 };
 
 impl Config {
-    /// Warns when the image `name` is for another platform: it was the only one there was.
-    pub(super) fn warn_of_platform(&self, name: &str, wanted: &Platform) {
+    /// Warns if the image is for another platform, or refuses it with `refuse`.
+    pub(super) fn check_platform(&self, name: &str, wanted: &Platform, refuse: bool) -> Result<()> {
         let (Some(os), Some(architecture)) = (&self.os, &self.architecture) else {
-            return;
+            return Ok(());
         };
         if wanted
             .fit(os, architecture, self.variant.as_deref())
-            .is_none()
+            .is_some()
         {
-            tracing::warn!("{name} is an image for {os}/{architecture}, not for {wanted}");
+            return Ok(());
         }
+        if refuse {
+            let variant = self.variant.iter().map(|variant| format!("/{variant}"));
+            let variant: String = variant.collect();
+            return Err(Error::NoImage {
+                name: name.to_owned(),
+                reason: format!("it has no image for {wanted}"),
+                hint: Some(format!(
+                    "choose one with --platform: {}/{}{}",
+                    printable(os.as_bytes()),
+                    printable(architecture.as_bytes()),
+                    printable(variant.as_bytes())
+                )),
+            });
+        }
+        tracing::warn!("{name} is an image for {os}/{architecture}, not for {wanted}");
+        Ok(())
     }
 
     /// The diff_id and the `created_by` of each of `layers` layers.

@@ -338,7 +338,9 @@ pub fn choose(
     let config_name = format!("configuration {}", manifest.config().digest());
     let config: Config = parse(&config_name, &config_bytes)?;
     let known = config.layers(&config_name, manifest.layers().len())?;
-    config.warn_of_platform(&documents.name(), platform);
+    // An index says what its images are for, and has been searched for it.
+    let is_asked = platform.is_asked && descriptor.platform().is_none();
+    config.check_platform(&documents.name(), platform, is_asked)?;
     let layer = |(descriptor, (diff_id, created_by)): (&Descriptor, (Digest, Vec<u8>))| {
         let compressed = is_compressed(&documents.name(), descriptor.media_type().as_ref())?;
         Ok(FoundLayer {
@@ -420,8 +422,11 @@ fn choose_manifest(
         hint,
     };
     if named.is_empty() {
-        let reason = format!("it has no image named {}", reference.unwrap_or("anything"));
-        return Err(source(reason, names(index)));
+        return Err(Error::NoImage {
+            name: documents.name(),
+            reason: format!("it has no image named {}", reference.unwrap_or("anything")),
+            hint: names(index),
+        });
     }
     let (mut found, mut indexes) = (Vec::new(), 0);
     for descriptor in named {
@@ -450,14 +455,14 @@ fn choose_manifest(
                 .filter_map(|d| d.platform().as_ref())
                 .map(describe)
                 .collect();
-            let reason = format!("it has no image for {}", platform);
-            Err(source(
-                reason,
-                Some(format!(
+            Err(Error::NoImage {
+                name: documents.name(),
+                reason: format!("it has no image for {platform}"),
+                hint: Some(format!(
                     "choose one with --platform: {}",
                     platforms.join(", ")
                 )),
-            ))
+            })
         }
         _ => Err(source("it has several images".into(), names(index))),
     }
