@@ -348,6 +348,12 @@ fn compressed_sources_are_read_from_files_and_pipes() {
         "decompressing short.tar.xz: it ends too early",
     );
     bench.refused(&["-"], 1, "hint: tar:-");
+    sh(
+        bench.dir.path(),
+        "for tar in docker oci; do head -c 1500 $tar.tar > cut.$tar; done",
+    );
+    bench.refused(&["docker-archive:cut.docker"], 3, "cut off");
+    bench.refused(&["oci-archive:cut.oci"], 3, "cut off");
     // Nobody wrote into the pipe.
     bench.refused(&["tar:-"], 1, "standard input: it is empty");
     bench.refused(

@@ -81,13 +81,16 @@ impl Archive {
             file,
         };
         let range = archive.file.clone();
-        let mut room = MAX_NAMES;
+        let (mut room, mut is_cut) = (MAX_NAMES, false);
         each_entry(
             &mut SeekSkip(&range, 0),
             &range.path,
             &mut |path, found, _| {
                 let target = match &found {
-                    Member::File { .. } => 0,
+                    Member::File { offset, size } => {
+                        is_cut |= offset.saturating_add(*size) > range.len;
+                        0
+                    }
                     Member::Link(target) => target.len(),
                 };
                 // Entries beyond the limit are dropped; looking one up then fails.
@@ -97,6 +100,10 @@ impl Archive {
                 }
             },
         )?;
+        if is_cut {
+            let name = range.path.display().to_string();
+            return Err(Error::document(name, "the archive is cut off"));
+        }
         Ok(archive)
     }
 
