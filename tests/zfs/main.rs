@@ -339,7 +339,7 @@ fn zfs_a_mounted_upper_is_committed_from_a_snapshot() {
         .arg(&new));
     drop(file);
     assert_eq!(
-        run(lxcri_fs().args(["snapshots", &setup.upper("web")])),
+        run(lxcri_fs().args(["snapshots", "--json", &setup.upper("web")])),
         "",
         "its own snapshot is gone"
     );
