@@ -168,19 +168,17 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
         .as_ref()
         .map(|base| args.store.open_image(base))
         .transpose()?;
-    args.secret
-        .refuse_both(std::slice::from_ref(&args.source))?;
-    args.secret.refuse_both(&args.layers)?;
+    let sources: Vec<_> = std::iter::once(&args.source)
+        .chain(&args.layers)
+        .cloned()
+        .collect();
+    args.secret.refuse_both(&sources)?;
     let secret = args.secret.load()?;
     let compression = match args.compression {
         CompressionArg::Zstd => Compression::Zstd,
         CompressionArg::None => Compression::None,
     };
     let key = secret.clone().map(new_key).transpose()?;
-    let sources: Vec<_> = std::iter::once(&args.source)
-        .chain(&args.layers)
-        .cloned()
-        .collect();
     let (sources, _held) = args.store.sources(&sources)?;
     let build = Build {
         registries: args.store.registries(&sources)?,

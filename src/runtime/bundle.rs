@@ -22,6 +22,11 @@ const VERSION: &str = "1.0.2";
 /// Longest config.json or seccomp profile that is read, bytes.
 pub const MAX_CONFIG: u64 = 16 << 20;
 
+/// The error for a config.json of others that is not as the specification says.
+pub(super) fn malformed() -> Error {
+    Error::unfit("the container's configuration violates the OCI runtime specification")
+}
+
 /// The group of terminals.
 const TTY: u32 = 5;
 

@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::error::{Error, Result};
+use super::bundle;
+use super::error::Result;
 use super::image::ContainerImage;
 use super::process::{DEFAULT_PATH, Overrides, Process};
 use super::user::User;
@@ -25,16 +26,14 @@ const UNASKED: [(&str, &str); 4] = [
 /// working directory does so with `cwd` only.
 ///
 /// # Errors
-/// [`Error::Unfit`] if the image's configuration cannot be applied, such as for a user that it does
-/// not know; the errors of reading the image.
+/// [`Error::Unfit`](super::Error::Unfit) if the image's configuration cannot be applied, such as
+/// for a user that it does not know; the errors of reading the image.
 pub(super) fn apply(config: &mut Value, rootfs: &Rootfs, cwd: bool) -> Result<()> {
     let image = ContainerImage::open(rootfs)?;
-    let malformed =
-        || Error::unfit("the container's configuration violates the OCI runtime specification");
     let Some(process) = config.get_mut("process") else {
         return Ok(());
     };
-    let given = process.as_object_mut().ok_or_else(malformed)?;
+    let given = process.as_object_mut().ok_or_else(bundle::malformed)?;
     let id = |name| {
         let id = given.get("user").and_then(|user| user.get(name));
         id.and_then(Value::as_u64).unwrap_or(0)
@@ -72,7 +71,7 @@ pub(super) fn apply(config: &mut Value, rootfs: &Rootfs, cwd: bool) -> Result<()
         uid, gid, groups, ..
     } = own.user;
     let user = given.entry("user").or_insert_with(|| json!({}));
-    let user = user.as_object_mut().ok_or_else(malformed)?;
+    let user = user.as_object_mut().ok_or_else(bundle::malformed)?;
     user.insert("uid".into(), json!(uid));
     user.insert("gid".into(), json!(gid));
     // As after a login, and in podman, the group itself is among them.

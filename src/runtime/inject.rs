@@ -76,25 +76,23 @@ fn group_of_root(config: &Value) -> Option<Gid> {
 fn add(config: &mut Value, root: &str) -> Result<()> {
     let program = super::command_line(&["hook", "oci", "poststop", "--root", root])?;
     let hook = json!({ "path": program[0], "args": program, "timeout": bundle::HOOK_TIMEOUT });
-    let malformed =
-        || Error::unfit("the container's configuration violates the OCI runtime specification");
-    let object = config.as_object_mut().ok_or_else(malformed)?;
+    let object = config.as_object_mut().ok_or_else(bundle::malformed)?;
     object
         .entry("root")
         .or_insert_with(|| json!({}))
         .as_object_mut()
-        .ok_or_else(malformed)?
+        .ok_or_else(bundle::malformed)?
         .insert("path".into(), json!(root));
     let hooks = object
         .entry("hooks")
         .or_insert_with(|| json!({}))
         .as_object_mut()
-        .ok_or_else(malformed)?;
+        .ok_or_else(bundle::malformed)?;
     let poststop = hooks
         .entry("poststop")
         .or_insert_with(|| json!([]))
         .as_array_mut()
-        .ok_or_else(malformed)?;
+        .ok_or_else(bundle::malformed)?;
     // A bundle may run again under another id.
     let is_ours = |hook: &Value| {
         hook.get("path") == Some(&json!(program[0]))

@@ -109,6 +109,17 @@ impl Bench {
         }
     }
 
+    /// With an OCI layout `layout`, in which an image is called latest, and with a policy for
+    /// skopeo.
+    fn with_layout() -> Self {
+        let bench = Self::new();
+        let layout = Layout::new(bench.path("layout"));
+        layout.index(&[named(layout.image("image"), "latest")]);
+        let policy = r#"{"default":[{"type":"insecureAcceptAnything"}]}"#;
+        std::fs::write(bench.path("policy.json"), policy).unwrap();
+        bench
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -225,13 +236,10 @@ fn images_of_a_layout_have_names() {
 
 #[test]
 fn the_kind_of_a_source_is_guessed() {
-    let bench = Bench::new();
-    let layout = Layout::new(bench.path("layout"));
-    layout.index(&[named(layout.image("image"), "latest")]);
+    let bench = Bench::with_layout();
     sh(
         bench.dir.path(),
-        "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json; \
-         copy='skopeo --policy policy.json copy -q oci:layout:latest'
+        "copy='skopeo --policy policy.json copy -q oci:layout:latest'
         $copy docker-archive:docker.tar:example/image:1; $copy oci-archive:oci.tar:latest; gzip -k \
          docker.tar; zstd -q oci.tar
         mkdir dir; printf dir > dir/what; tar -C dir -cf tar what; gzip -k tar; tar -C dir -czf \
@@ -289,13 +297,10 @@ fn the_kind_of_a_source_is_guessed() {
 /// Sources in every form of compression, by name and through a pipe.
 #[test]
 fn compressed_sources_are_read_from_files_and_pipes() {
-    let bench = Bench::new();
-    let layout = Layout::new(bench.path("layout"));
-    layout.index(&[named(layout.image("image"), "latest")]);
+    let bench = Bench::with_layout();
     sh(
         bench.dir.path(),
-        "printf '{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}' > policy.json; \
-         copy='skopeo --policy policy.json copy -q oci:layout:latest'
+        "copy='skopeo --policy policy.json copy -q oci:layout:latest'
         $copy docker-archive:docker.tar:example/image:1; $copy oci-archive:oci.tar:latest
         # Of layers that are padded to 10 KiB, some versions make layers with other digests.
         umoci init --layout own; umoci new --image own:it; umoci unpack --image own:it bundle
@@ -371,9 +376,7 @@ fn compressed_sources_are_read_from_files_and_pipes() {
 /// The storage of podman is read through skopeo, here one of the test's own.
 #[test]
 fn the_storage_of_other_engines_is_read() {
-    let bench = Bench::new();
-    let layout = Layout::new(bench.path("layout"));
-    layout.index(&[named(layout.image("image"), "latest")]);
+    let bench = Bench::with_layout();
     let storage = format!(
         "containers-storage:[vfs@{}+{}]localhost/image:1",
         bench.path("root").display(),
@@ -381,10 +384,7 @@ fn the_storage_of_other_engines_is_read() {
     );
     sh(
         bench.dir.path(),
-        &format!(
-            "printf '{{\"default\":[{{\"type\":\"insecureAcceptAnything\"}}]}}' > policy.json
-            skopeo --policy policy.json copy -q oci:layout:latest {storage}"
-        ),
+        &format!("skopeo --policy policy.json copy -q oci:layout:latest {storage}"),
     );
     assert_eq!(bench.what(&[&storage]), "image");
     // The configuration is the image's own, to the byte.

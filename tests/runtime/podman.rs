@@ -6,6 +6,14 @@ use crate::containers::{has, image, inside, pass};
 const PODMAN: &str = r#"
 mkdir -p etc hooks empty /var/empty
 printf '{"default":[{"type":"insecureAcceptAnything"}]}' > etc/policy.json
+cat > hook.json <<H
+{
+    "version": "1.0.0",
+    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
+    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
+    "stages": ["precreate"]
+}
+H
 cat > etc/containers.conf <<C
 [engine]
 hooks_dir = ["/run/hooks"]
@@ -79,14 +87,7 @@ fn podman_runs_images_through_the_wrapper() {
 fn podman_runs_images_through_the_precreate_hook() {
     podman(
         r#"RT=(--runtime crun)
-            cat > hooks/lxcri-fs.json <<H
-{
-    "version": "1.0.0",
-    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
-    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
-    "stages": ["precreate"]
-}
-H
+            cp hook.json hooks/
             podrun --annotation org.lxcri-fs.image=$IMAGE --rootfs /var/empty \
                 sh -c 'cat /data/hello; echo x > /x' > out || fail "$(cat out)"
             grep -q 'from the image' out
@@ -116,14 +117,6 @@ fn annotations_of_an_image_manifest_select_nothing() {
     }
     podman(
         r#"RT=(--runtime crun)
-            cat > hook.json <<H
-{
-    "version": "1.0.0",
-    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
-    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
-    "stages": ["precreate"]
-}
-H
             mkdir -p /var/lib/lxcri-fs
             mount -t tmpfs tmpfs /var/lib/lxcri-fs
             cp -r "$(dirname $IMAGE)/oci" layout
@@ -199,14 +192,6 @@ fn an_image_is_configured_as_podman_would() {
         &format!(
             "{PODMAN}{}",
             r#"
-            cat > hook.json <<H
-{
-    "version": "1.0.0",
-    "hook": {"path": "$PROGRAM", "args": ["lxcri-fs", "hook", "podman-precreate"]},
-    "when": {"annotations": {"^org\\\\.lxcri-fs\\\\.image$": ".*"}},
-    "stages": ["precreate"]
-}
-H
             skopeo --policy etc/policy.json copy -q oci:$(dirname $IMAGE)/oci:t oci-archive:t.tar:t
             podman load -q -i t.tar >/dev/null
             said() { grep -v -e HOSTNAME= -e '^TERM=' -e ^container= | sort; }

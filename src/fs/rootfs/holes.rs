@@ -13,10 +13,10 @@ use super::super::error::{Error, Result};
 use super::{Rootfs, kind_error};
 use crate::sync::MutexGuard;
 
-/// Most bytes that one search decodes, which takes a tenth of a second. Encrypted frames of zeros
-/// differ, and each has to be decoded.
+/// Most bytes that one search decodes. Encrypted frames of zeros differ, and each has to be
+/// decoded.
 const MAX_DECODED: u64 = 256 << 20;
-/// Most frames that one question looks at, which takes a tenth of a second.
+/// Most frames that one question looks at.
 const MAX_SEARCHED: u32 = 1 << 20;
 
 /// Files of more frames, 64 MiB mostly, are not counted at every question.
@@ -195,13 +195,7 @@ impl Rootfs {
         for number in 0..self.section.content_count() {
             let content = self.section.content(number);
             let content = content.map_err(|e| self.image_error(e))?;
-            let inode = Inode {
-                mode: S_IFREG,
-                size: content.size,
-                data: number,
-                ..Inode::default()
-            };
-            if let Some(frames) = self.frames(&inode)? {
+            if let Some(frames) = self.cut(content)? {
                 for number in 0..content.frames {
                     if frames.may_be_hole(number)?.is_some() {
                         return Ok(true);
@@ -214,14 +208,18 @@ impl Rootfs {
 
     /// The frames of a regular file; `None` if it is one piece, or empty.
     fn frames(&self, inode: &Inode) -> Result<Option<Frames<'_>>> {
-        let log2 = self.section.header().frame_log2;
-        if inode.size <= 1 << log2 {
+        if inode.size <= 1 << self.section.header().frame_log2 {
             return Ok(None);
         }
-        let content = self.content(inode)?;
+        self.cut(self.content(inode)?)
+    }
+
+    /// The frames of a content; `None` if it is one piece.
+    fn cut(&self, content: Content) -> Result<Option<Frames<'_>>> {
+        let log2 = self.section.header().frame_log2;
         // The reader of a frame refuses another number.
-        let is_cut = u64::from(content.frames) == inode.size.div_ceil(1 << log2);
-        if !is_cut {
+        let is_cut = u64::from(content.frames) == content.size.div_ceil(1 << log2);
+        if content.size <= 1 << log2 || !is_cut {
             return Ok(None);
         }
         let image = self.images.get(usize::from(content.source));
