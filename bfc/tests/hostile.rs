@@ -156,6 +156,10 @@ fn sections_that_mislead_readers_are_refused() {
             Box::new(|s, h| inode(s, h, 1, |i| i.mode = S_IFREG)),
         ),
         (
+            "a time before 1970 with more nanoseconds than a second has",
+            Box::new(|s, h| inode(s, h, 3, |i| (i.mtime_s, i.mtime_ns) = (-1, 1_000_000_000))),
+        ),
+        (
             "a dentry of another type",
             Box::new(|s, h| dentry(s, h, 1, |d| d.kind = 4)),
         ),

@@ -104,7 +104,7 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
         UNIX_EPOCH.checked_add(whole)
     };
     second
-        .and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.min(999_999_999).into())))
+        .and_then(|t| t.checked_add(Duration::from_nanos(nanoseconds.into())))
         .unwrap_or(UNIX_EPOCH)
 }
 

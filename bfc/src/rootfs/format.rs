@@ -57,6 +57,8 @@ pub const INCOMPAT_1_0: u64 = INCOMPAT_DIGEST_32 | INCOMPAT_ONE_NAME | INCOMPAT_
 /// `compat` bit: every zstd frame ends in its content checksum.
 pub const COMPAT_ZSTD_CHECKSUM: u64 = 1;
 
+/// Most nanoseconds past a second.
+pub const MAX_NANOSECONDS: u32 = 999_999_999;
 /// Inode number of the root.
 pub const ROOT: u32 = 1;
 
@@ -99,7 +101,7 @@ pub struct Inode {
     pub gid: u32,
     /// Modification time, seconds since 1970.
     pub mtime_s: i64,
-    /// Modification time, nanoseconds past the second.
+    /// Modification time, nanoseconds past the second, at most [`MAX_NANOSECONDS`].
     pub mtime_ns: u32,
     /// Offset of the attribute set in `xattrs`; 0 for none.
     pub xattr: u32,

@@ -13,8 +13,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::format::{
-    DENTRY_LEN, Dentry, HASH_LEN, INODE_LEN, Inode, Locator, MAX_XATTR_DENTRIES, ROOT, Region,
-    SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
+    DENTRY_LEN, Dentry, HASH_LEN, INODE_LEN, Inode, Locator, MAX_NANOSECONDS, MAX_XATTR_DENTRIES,
+    ROOT, Region, SECTION_HEADER_LEN, SectionHeader, XATTR_DENTRY_LEN, hash,
 };
 use crate::error::{Error, Result};
 use crate::format::{S_IFLNK, S_IFMT, array_at, u16_at, u32_at};
@@ -286,6 +286,12 @@ impl Section {
             return Err(Error::Section {
                 offset,
                 reason: "a directory that does not come behind its parent",
+            });
+        }
+        if inode.mtime_ns > MAX_NANOSECONDS {
+            return Err(Error::Section {
+                offset,
+                reason: "a time with more nanoseconds than a second has",
             });
         }
         Ok(Some(inode))
