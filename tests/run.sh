@@ -85,7 +85,7 @@ for target in fuzz/fuzz_targets/*.rs; do
     mkdir -p "fuzz/corpus/$name"
     case $name in
         image) cargo run --locked --quiet --example fuzz_seeds "fuzz/corpus/$name" ;;
-        layer) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
+        layer | guess) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
     RUSTC_BOOTSTRAP=1 cargo fuzz run "$name" -- -max_total_time="${LXCRI_FS_FUZZ_SECONDS:-30}" \

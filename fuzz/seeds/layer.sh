@@ -1,6 +1,6 @@
 #!/bin/bash
-# Seeds of the layer target into the directory $1: what GNU tar writes in each of its forms, and
-# layers with marks.
+# Seeds of the targets layer and guess into the directory $1: what GNU tar writes in each of its
+# forms, and layers with marks.
 set -euo pipefail
 out=$(realpath "$1")
 work=$(mktemp -d)

@@ -51,6 +51,8 @@ struct Row {
     processes: usize,
     /// Where it writes: its directory in the store, another place, or `memory`.
     upper: Option<String>,
+    /// Where its volumes are mounted in the container.
+    volumes: Vec<String>,
     /// Space that it takes in the store, bytes.
     written_bytes: Option<u64>,
     /// When it was created, seconds since 1970.
@@ -113,6 +115,10 @@ fn row(listed: &Listed, store: &Store) -> Row {
         root: record.map(|record| text(&record.runtime.root())),
         processes: listed.processes,
         upper,
+        volumes: record.map_or_else(Vec::new, |record| {
+            let volumes = record.volumes.iter();
+            volumes.map(|volume| volume.destination.clone()).collect()
+        }),
         // Another process may have removed it meanwhile.
         written_bytes: listed.written(store).unwrap_or(None),
         created: record.map(|record| record.created),

@@ -23,6 +23,7 @@ use crate::runtime::create::{Request, Target, create};
 use crate::runtime::lxc_defaults;
 use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, UpperLocation};
+use crate::runtime::volumes::{Source, Volume};
 use crate::store::{self, Reference, Store, StoredImage};
 use crate::sys::idmap::IdMap;
 
@@ -111,6 +112,12 @@ pub(super) struct CreateArgs {
     /// Run in this directory, which is created if it is missing (default: the image's)
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
+    /// Mount a volume on DEST: SOURCE is a volume of the store, which is made if it is missing and
+    /// stays when the container is removed, or a path of the host (with a slash). Without SOURCE,
+    /// a directory of the container's own, as each volume that the image declares gets one. New
+    /// volumes begin with what the image has there. Can be given several times
+    #[arg(long, value_name = "[SOURCE:]DEST[:ro]")]
+    volume: Vec<Volume>,
     /// Make the root file system read-only in the container
     #[arg(long)]
     read_only: bool,
@@ -156,6 +163,8 @@ enum Network {
 }
 
 pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
+    // Filling a volume takes three descriptors for each level of its tree.
+    super::limits::raise_open_files();
     let (store, stored, path) = resolve(args)?;
     let file = match &stored {
         Some(image) => store.open_image(image)?,
@@ -215,6 +224,12 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
             annotations: args.annotation.clone(),
         },
         hostname: args.hostname.clone(),
+        volumes: args
+            .volume
+            .iter()
+            .cloned()
+            .map(from_here)
+            .collect::<Result<_, _>>()?,
         read_only: args.read_only,
         target: target(args)?,
     };
@@ -351,7 +366,7 @@ fn elsewhere(text: &str) -> Result<String, Error> {
 }
 
 /// Makes a path absolute, and resolves symlinks in the part of it that exists.
-fn absolute(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(Io::at("finding", path))?;
     if let Ok(found) = absolute.canonicalize() {
         return Ok(found);
@@ -363,6 +378,15 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
         (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
         _ => Ok(absolute),
     }
+}
+
+/// Makes the path of a volume absolute.
+fn from_here(volume: Volume) -> Result<Volume, Error> {
+    let source = match volume.source {
+        Source::Host(path) => Source::Host(absolute(&path)?),
+        other => other,
+    };
+    Ok(Volume { source, ..volume })
 }
 
 fn variable(text: &str) -> Result<String, String> {

@@ -115,6 +115,17 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     if let Some(map) = &record.idmap {
         writeln!(out, "Ids           {map}")?;
     }
+    for volume in &record.volumes {
+        let source = printable(volume.source.as_os_str().as_encoded_bytes());
+        let of = match (&volume.name, volume.own) {
+            (Some(name), _) => format!(", volume {}", printable(name.as_bytes())),
+            (None, true) => String::new(),
+            (None, false) => ", of the host".to_owned(),
+        };
+        let read_only = if volume.read_only { ", read-only" } else { "" };
+        let destination = printable(volume.destination.as_bytes());
+        writeln!(out, "Volume        {destination} ({source}{of}{read_only})")?;
+    }
     let runtime = match record.runtime {
         Runtime::Lxc { system: true, .. } => "LXC, a system",
         Runtime::Lxc { system: false, .. } => "LXC, an application",

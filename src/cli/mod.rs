@@ -46,6 +46,7 @@ mod umount;
 mod upgrade;
 mod upper_name;
 mod verify;
+mod volumes;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
@@ -84,6 +85,7 @@ enum Command {
     Upgrade(upgrade::UpgradeArgs),
     Snapshot(snapshot::SnapshotArgs),
     Snapshots(snapshots::SnapshotsArgs),
+    Volumes(volumes::VolumesArgs),
     Rollback(rollback::RollbackArgs),
     Clone(clone::CloneArgs),
     Ls(ls::LsArgs),
@@ -159,6 +161,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Snapshots(args) => snapshots::run(&args),
+        Command::Volumes(args) => volumes::run(&args),
         Command::Rollback(args) => rollback::run(&args),
         Command::Clone(args) => clone::run(&args),
         Command::Ls(args) => ls::run(&args),

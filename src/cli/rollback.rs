@@ -8,10 +8,10 @@ use super::store::StoreArgs;
 use super::upper_name::{UpperName, find};
 use crate::zfs::Newer;
 
-/// Roll back what a container has written to a snapshot (ZFS)
+/// Roll back what a container has written to a snapshot
 ///
-/// Everything written since the snapshot is lost. `rollback` refuses if the container is mounted or
-/// if there are newer snapshots.
+/// Everything written since the snapshot is lost. `rollback` refuses if the container is mounted,
+/// and on ZFS if there are newer snapshots.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +27,7 @@ pub(super) struct RollbackArgs {
     /// If it is mounted and not in use, unmount it first, and mount it again afterwards
     #[arg(short, long)]
     force: bool,
-    /// Destroy newer snapshots
+    /// Destroy newer snapshots (ZFS)
     #[arg(long)]
     destroy_newer: bool,
     #[command(flatten)]

@@ -7,7 +7,9 @@ use super::error::Error;
 use super::store::StoreArgs;
 use super::upper_name::{UpperName, find};
 
-/// Take a snapshot of what a container has written, while it runs or not (ZFS)
+/// Take a snapshot of what a container has written
+///
+/// On ZFS at any time, also while it runs. On btrfs and XFS while no process uses it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,7 +34,7 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<(), Error> {
     let name = args.name.snapshot()?;
     let written = find(&args.name.upper, &args.store)?;
     if args.delete {
-        return Ok(written.on_zfs()?.at(name)?.destroy()?);
+        return Ok(written.delete_snapshot(name)?);
     }
     written.snapshot(name)?;
     Ok(())

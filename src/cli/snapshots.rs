@@ -11,7 +11,7 @@ use super::output::{json, lines, size, time};
 use super::store::StoreArgs;
 use super::upper_name::find;
 
-/// List the snapshots of what a container has written, oldest first (ZFS)
+/// List the snapshots of what a container has written, oldest first
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,7 +32,7 @@ pub(super) struct SnapshotsArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// Full name: `DATASET@NAME`.
+    /// Full name: `DATASET@NAME`, or its directory.
     snapshot: String,
     /// Seconds since 1970.
     created: u64,
@@ -49,12 +49,12 @@ pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     let rows: Vec<Row> = snapshots
         .into_iter()
         .map(|info| Row {
-            name: info.snapshot.name().to_owned(),
-            snapshot: info.snapshot.to_string(),
-            created: info.creation,
+            name: info.name,
+            snapshot: info.place,
+            created: info.created,
             used: info.used,
             referenced: info.referenced,
-            clones: info.clones.iter().map(ToString::to_string).collect(),
+            clones: info.clones,
         })
         .collect();
     if args.json {

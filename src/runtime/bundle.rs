@@ -15,6 +15,7 @@ use oci_spec::runtime::{
 
 use super::error::{Error, Result};
 use super::process::Process;
+use super::volumes::VolumeRecord;
 use crate::sys::idmap::IdMap;
 
 /// The version to write: nothing newer is used, and runtimes refuse unknown versions.
@@ -50,6 +51,8 @@ const CAPABILITIES: [Capability; 11] = [
 pub struct Settings {
     /// Where the root file system is mounted, absolute.
     pub root: PathBuf,
+    /// Its volumes, in the order in which they are mounted.
+    pub volumes: Vec<VolumeRecord>,
     /// Whether the container may write to it.
     pub read_only: bool,
     /// Whether it gets a terminal.
@@ -202,9 +205,29 @@ fn mounts(process: &Process, settings: &Settings) -> Result<Vec<Mount>, OciSpecE
         // The container has no such group.
         options.retain(|o| o != "gid=5");
     }
-    // A writable root file system has the volumes already, with the image's files; a read-only one
-    // needs a mount for each.
-    for volume in process.volumes.iter().filter(|_| settings.read_only) {
+    for volume in &settings.volumes {
+        let mut options = vec!["rbind", "rprivate"];
+        if volume.own || volume.name.is_some() {
+            options.extend(["nosuid", "nodev"]);
+        }
+        options.push(if volume.read_only { "ro" } else { "rw" });
+        mounts.push(
+            MountBuilder::default()
+                .destination(&volume.destination)
+                .typ("bind")
+                .source(&volume.source)
+                .options(options.into_iter().map(str::to_owned).collect::<Vec<_>>())
+                .build()?,
+        );
+    }
+    // Without a directory for it, a volume of a writable root file system is in that; a read-only
+    // one needs a mount.
+    let has = |path: &String| settings.volumes.iter().any(|v| v.destination == *path);
+    let in_memory = process
+        .volumes
+        .iter()
+        .filter(|path| settings.read_only && !has(path));
+    for volume in in_memory {
         let options = ["rw", "nosuid", "nodev", "noexec", "relatime"]
             .map(str::to_owned)
             .to_vec();

@@ -15,7 +15,8 @@ use super::process::{Overrides, Process};
 use super::record::{ContainerRecord, ImageRecord, Runtime, UpperLocation};
 use super::root_mount::{self, Writable};
 use super::steps::{self, Left, Step};
-use super::{bundle, lxc, process};
+use super::volumes::Volume;
+use super::{bundle, lxc, process, volumes};
 use crate::fs::Rootfs;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
@@ -52,6 +53,8 @@ pub struct Request<'a> {
     pub overrides: Overrides,
     /// Host name; `None` for the container's name.
     pub hostname: Option<String>,
+    /// Its volumes, besides those that the image declares.
+    pub volumes: Vec<Volume>,
     /// Whether its root file system is read-only in the container.
     pub read_only: bool,
     /// The runtime that it is for.
@@ -127,6 +130,9 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     );
     record.found_upper |= kept.is_some();
     check_free(&record.runtime)?;
+    // What is written to memory is discarded, and so is what would be in volumes of its own.
+    let keeps = !matches!(request.upper, UpperLocation::Ephemeral { .. });
+    let wanted = volumes::wanted(&image, &process, &request.volumes, keeps)?;
     let all = steps::create(kept.is_some());
     // The steps before the mount, which run while the server starts, and those after it.
     let (before, after) = all.split_at(
@@ -144,17 +150,19 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
                 &request.stored.into_iter().collect::<Vec<_>>(),
             )?,
         };
-        let mut record = record.clone();
-        record.place = Some(store.place(&container.name)?);
-        let dir = container.path.clone();
+        let (name, dir) = (container.name.clone(), container.path.clone());
         let begun = existing.insert(Existing::new(store, container, record.clone()));
+        let mut record = record.clone();
+        record.place = Some(store.place(&name)?);
+        record.volumes = volumes::places(store, &dir, &wanted)?;
+        begun.record = Some(record.clone());
         for &step in before {
             match step {
                 Step::MakeDirectories => begun.make_outside(group.map(|(_, group)| group))?,
                 Step::WriteConfiguration => {
                     let config = configuration(store, &request, &image, &process, &record, &dir)?;
                     // It contains environment variables, which may be secret.
-                    outside_of(begun)?.configure(&config)?;
+                    configured(begun, &config)?;
                 }
                 other => begun.take(&[other])?,
             }
@@ -172,6 +180,10 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             Step::MakeWorkingDirectory => {
                 root_mount::make_directory(root, &record.cwd, record.idmap.as_ref())
             }
+            Step::FillVolumes => match &begun.record {
+                Some(record) => volumes::fill(store, record, root),
+                None => Ok(()),
+            },
             other => begun.take(&[other]),
         });
         mounted = made.and(mounted);
@@ -203,9 +215,17 @@ fn outside_of<'a>(begun: &'a mut Existing<'_>) -> Result<&'a RuntimeDirectory> {
         .ok_or_else(|| Error::unfit("the directory of the container has been removed"))
 }
 
+/// Writes the configuration of a container that is being made.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Unfit`] if its directory is gone.
+pub(super) fn configured(begun: &mut Existing<'_>, text: &str) -> Result<()> {
+    outside_of(begun)?.configure(text)
+}
+
 /// Undoes the remains of an interrupted `create` or `delete` of this name. Returns the container if
 /// its upper was kept.
-fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
+pub(super) fn clear_away(store: &Store, name: &str) -> Result<Option<Container>> {
     // This ends, because each round removes something.
     loop {
         let Some(mut existing) = Existing::find(store, name)? else {
@@ -300,6 +320,7 @@ fn configuration(
             ])?];
             let settings = bundle::Settings {
                 root,
+                volumes: record.volumes.clone(),
                 read_only,
                 terminal,
                 hostname,
@@ -326,6 +347,7 @@ fn configuration(
             let hook = super::command_line(&["hook", "lxc", &text(dir)?])?;
             let settings = lxc::Settings {
                 root,
+                volumes: record.volumes.clone(),
                 read_only,
                 hostname,
                 idmap,
@@ -355,7 +377,7 @@ fn configuration(
 }
 
 /// A path as text, which configurations require.
-fn text(path: &Path) -> Result<String> {
+pub(super) fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
         Error::unfit(format!(
             "{} is not UTF-8, so no configuration can name it",

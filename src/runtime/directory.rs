@@ -3,6 +3,7 @@
 //! once, and its files are created and removed through that descriptor.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,12 +11,13 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::bundle::MAX_CONFIG;
 use super::error::{Error, Result};
 use super::record::Runtime;
 use crate::error::Io;
 use crate::serve::mountpoint::MountPoint;
 use crate::sys::directory::{DirectoryEntry, is_empty};
-use crate::sys::files::{make_private_directory, open_directory_beneath};
+use crate::sys::files::{make_private_directory, open_directory_beneath, take};
 use crate::sys::replace::unfinished;
 
 /// Deepest directories that runtimes have created as mount points, below the root.
@@ -88,6 +90,22 @@ impl RuntimeDirectory {
     /// [`Error::Io`].
     pub(super) fn configure(&self, text: &str) -> Result<()> {
         Ok(self.config.replace(text.as_bytes())?)
+    }
+
+    /// Reads the runtime's configuration.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if it is longer than [`MAX_CONFIG`].
+    pub(super) fn configuration(&self) -> Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(
+            self.config.parent(),
+            self.config.name(),
+            flags,
+            Mode::empty(),
+        );
+        let file = file.map_err(Io::at("opening", self.config.path()))?;
+        Ok(take(File::from(file), MAX_CONFIG).map_err(Io::at("reading", self.config.path()))?)
     }
 
     /// Removes what `create` made in it, and unless `keep`, the directory itself if it is empty.

@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::record::{ContainerRecord, State, UpperLocation};
 use super::root_mount;
 use super::steps::{self, Recorded, Remains, Step};
+use super::volumes;
 use crate::store::{self, Container, Store};
 
 /// A container in the store, and its record.
@@ -100,7 +101,11 @@ impl<'a> Existing<'a> {
         let Some(recorded) = self.found().record else {
             return Ok(());
         };
-        self.take(&steps::undo(&recorded))
+        self.take(&steps::undo(&recorded))?;
+        match &self.record {
+            Some(record) => volumes::forget_unfilled(self.store, record),
+            None => Ok(()),
+        }
     }
 
     /// Takes steps, one after the other. What is not there is none of them.
@@ -148,6 +153,7 @@ impl<'a> Existing<'a> {
             | Step::MakeDirectories
             | Step::WriteConfiguration
             | Step::Mount
+            | Step::FillVolumes
             | Step::MakeWorkingDirectory => {}
         }
         Ok(())

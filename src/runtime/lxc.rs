@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 use super::process::Process;
+use super::volumes::VolumeRecord;
 use crate::sys::idmap::IdMap;
 
 /// LXC's own configuration for all containers.
@@ -22,6 +23,8 @@ const MAX_COMMAND: usize = 128 << 10;
 pub struct Settings {
     /// Where the root file system is mounted, absolute.
     pub root: PathBuf,
+    /// Its volumes, in the order in which they are mounted.
+    pub volumes: Vec<VolumeRecord>,
     /// Whether the container may write to it.
     pub read_only: bool,
     /// Host name.
@@ -72,12 +75,7 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
         config.line("lxc.rootfs.options", "ro")?;
     }
     config.line("lxc.hook.version", "1")?;
-    let hook = settings
-        .hook
-        .iter()
-        .map(|word| shell_word(word))
-        .collect::<Vec<_>>()
-        .join(" ");
+    let hook = hook_line(&settings.hook);
     for name in ["pre-start", "post-stop"] {
         config.line(&format!("lxc.hook.{name}"), &hook)?;
     }
@@ -97,7 +95,35 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
         "lxc.mount.entry",
         "tmpfs dev/shm tmpfs nosuid,nodev,noexec,mode=1777,size=65536k,create=dir 0 0",
     )?;
-    for volume in process.volumes.iter().filter(|_| settings.read_only) {
+    for volume in &settings.volumes {
+        let source = text_of(&volume.source, "lxc.mount.entry")?;
+        let (source, target) = (
+            fstab_word(source),
+            fstab_word(volume.destination.trim_start_matches('/')),
+        );
+        let mut options = String::from("rbind");
+        if volume.own || volume.name.is_some() {
+            options.push_str(",nosuid,nodev");
+        }
+        if volume.read_only {
+            options.push_str(",ro");
+        }
+        let create = if volume.source.is_file() {
+            "file"
+        } else {
+            "dir"
+        };
+        config.line(
+            "lxc.mount.entry",
+            &format!("{source} {target} none {options},create={create} 0 0"),
+        )?;
+    }
+    let has = |path: &String| settings.volumes.iter().any(|v| v.destination == *path);
+    let in_memory = process
+        .volumes
+        .iter()
+        .filter(|path| settings.read_only && !has(path));
+    for volume in in_memory {
         let target = fstab_word(volume.trim_start_matches('/'));
         config.line(
             "lxc.mount.entry",
@@ -129,6 +155,12 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
         config.path("lxc.include", "", path)?;
     }
     Ok(config.0)
+}
+
+/// A hook's command line as a value of LXC's.
+pub(super) fn hook_line(hook: &[String]) -> String {
+    let words: Vec<String> = hook.iter().map(|word| shell_word(word)).collect();
+    words.join(" ")
 }
 
 fn application(config: &mut Config, process: &Process, program: &str, shell: bool) -> Result<()> {
@@ -212,14 +244,16 @@ impl Config {
     }
 
     fn path(&mut self, key: &str, prefix: &str, path: &Path) -> Result<()> {
-        let text = path.to_str().ok_or_else(|| {
-            Error::unfit(format!(
-                "{key} must be UTF-8, but this path is not: {}",
-                path.display()
-            ))
-        })?;
-        self.line(key, &format!("{prefix}{text}"))
+        self.line(key, &format!("{prefix}{}", text_of(path, key)?))
     }
+}
+
+/// A path as text, which LXC's configuration is.
+fn text_of<'a>(path: &'a Path, key: &str) -> Result<&'a str> {
+    path.to_str().ok_or_else(|| {
+        let path = path.display();
+        Error::unfit(format!("{key} must be UTF-8, but this path is not: {path}"))
+    })
 }
 
 /// Whether LXC 5, which splits at blanks, and LXC 6, which understands quotes, both leave a word
@@ -265,7 +299,7 @@ fn shell_word(word: &str) -> String {
 }
 
 /// Escapes a word for fstab: blanks and backslashes become octal digits.
-fn fstab_word(word: &str) -> String {
+pub(super) fn fstab_word(word: &str) -> String {
     let mut out = String::new();
     for &byte in Path::new(word).as_os_str().as_bytes() {
         if byte.is_ascii_graphic() && byte != b'\\' {
@@ -306,6 +340,7 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             root: "/var/lib/lxc/a b/rootfs".into(),
+            volumes: Vec::new(),
             read_only: false,
             hostname: "a".into(),
             idmap: Some("0:100000:65536".parse().unwrap()),

@@ -82,7 +82,7 @@ pub fn settings(path: &Path) -> Result<Vec<(String, String)>> {
 }
 
 /// A hardware address with random digits in place of each `x`.
-fn address(template: &str) -> Result<String> {
+pub(super) fn address(template: &str) -> Result<String> {
     let mut random = [0; 32];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(Io::doing("making a hardware address"))?;

@@ -8,6 +8,7 @@
 
 pub mod annotations;
 pub mod bundle;
+pub mod clone;
 pub mod create;
 pub mod delete;
 mod directory;
@@ -20,6 +21,7 @@ mod left;
 pub mod lxc;
 pub mod lxc_defaults;
 pub mod process;
+mod reconfigure;
 pub mod record;
 pub mod root_mount;
 mod rootpath;
@@ -28,6 +30,7 @@ pub mod signal;
 pub mod status;
 pub mod steps;
 pub mod user;
+pub mod volumes;
 pub mod wrapper;
 
 pub use error::{Error, Result};

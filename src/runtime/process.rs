@@ -129,31 +129,28 @@ impl Process {
         Ok(process)
     }
 
+    /// Whether a volume there would hide the kernel's file systems or the whole root file system.
+    pub(super) fn is_kernels(volume: &str) -> bool {
+        let is_below = |top: &str| {
+            let rest = volume.strip_prefix(top);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        volume == "/" || KERNEL.iter().any(|top| is_below(top))
+    }
+
     /// Refuses volumes over the kernel's file systems or over the whole root file system.
     ///
     /// # Errors
     /// [`Error::Unfit`].
     pub fn check_volumes(&self) -> Result<()> {
-        let is_kernels = |volume: &str| {
-            KERNEL.iter().any(|top| {
-                volume
-                    .strip_prefix(top)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
-        };
-        match self
-            .volumes
-            .iter()
-            .find(|volume| *volume == "/" || is_kernels(volume))
-        {
+        match self.volumes.iter().find(|volume| Self::is_kernels(volume)) {
             Some(volume) => Err(Error::Unfit {
                 what: format!(
                     "the image declares the volume {volume}, which would hide files of the kernel \
                      or of the image"
                 ),
                 hint: Some(
-                    "create the container without --read-only: then nothing is mounted for \
-                            volumes"
+                    "create the container without --read-only: then nothing is mounted there"
                         .into(),
                 ),
             }),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::volumes::VolumeRecord;
 use crate::fs::paths;
 use crate::image::ContainerAndImage;
 use crate::store::{self, Store};
@@ -156,6 +157,9 @@ pub struct ContainerRecord {
     pub found_upper: bool,
     /// Working directory of its process, which is created if the image does not have it.
     pub cwd: String,
+    /// Its volumes, in the order in which they are mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeRecord>,
     /// What identified it on the host when it was created: `zfs:` and its dataset, or `dir:` and
     /// its directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,6 +199,7 @@ impl ContainerRecord {
             found_dir,
             found_upper,
             cwd,
+            volumes: Vec::new(),
             place: None,
         }
     }

@@ -25,6 +25,7 @@ use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
 use crate::upper::{self, Upper};
+use crate::zfs::recorded;
 
 /// How often, and how soon, to retry unmounting a file system that is busy right after its
 /// container's end.
@@ -111,6 +112,12 @@ impl RootMount {
     /// # Errors
     /// As [`RootMount::mount`], and those of [`make_directory`].
     pub fn mount_ready(&self, record: &ContainerRecord) -> Result<()> {
+        // A volume of the store may be a dataset that is not mounted.
+        for volume in record.volumes.iter().filter(|volume| volume.name.is_some()) {
+            if let Some(dir) = volume.source.parent().filter(|_| !volume.source.exists()) {
+                recorded::reach_directory(dir).map_err(store::Error::from)?;
+            }
+        }
         self.mount()?;
         let root = MountPoint::open(&self.root)?;
         make_directory(&root, &record.cwd, record.idmap.as_ref())
@@ -304,7 +311,7 @@ pub(super) fn unmount_ended_at(root: &MountPoint) -> Result<()> {
 pub fn make_directory(root: &MountPoint, path: &str, idmap: Option<&IdMap>) -> Result<()> {
     let failed = |e: Errno| {
         Io::at(
-            "making the working directory",
+            "making the directory",
             &root.path().join(path.trim_start_matches('/')),
         )(e)
     };

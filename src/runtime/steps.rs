@@ -57,6 +57,8 @@ pub enum Step {
     RemoveConfiguration,
     /// Remove the upper that was created outside the store.
     RemoveUpper,
+    /// Create the mount points of its volumes, and fill new volumes with what the image has there.
+    FillVolumes,
     /// Clear the mark.
     Unmark,
     /// Remove the container from the store.
@@ -158,6 +160,7 @@ pub fn create(kept: bool) -> Vec<Step> {
         Step::WriteConfiguration,
         Step::Mount,
         Step::MakeWorkingDirectory,
+        Step::FillVolumes,
         Step::Record(State::Ready),
         Step::Unmark,
     ]

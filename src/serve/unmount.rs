@@ -54,6 +54,20 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> Result<Unmounted> {
 /// # Errors
 /// As [`unmount`].
 pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
+    let limit = if how.lazy { Duration::ZERO } else { LIMIT };
+    unmount_and_wait(at, how, limit)
+}
+
+/// Like [`unmount_at`], while the caller keeps the image mounted: nothing will end with this mount.
+///
+/// # Errors
+/// As [`unmount`].
+pub(crate) fn unmount_one_of(at: &MountPoint) -> Result<Unmounted> {
+    unmount_and_wait(at, Unmount::default(), Duration::ZERO)
+}
+
+/// Unmounts, and waits for the keeper, if it has no other mount.
+fn unmount_and_wait(at: &MountPoint, how: Unmount, limit: Duration) -> Result<Unmounted> {
     let Some(mounted) = at.mounted()? else {
         return Ok(Unmounted::Nothing);
     };
@@ -114,7 +128,6 @@ pub fn unmount_at(at: &MountPoint, how: Unmount) -> Result<Unmounted> {
     let (Ok((KeeperReply::Used(false), _)), Some(pidfd)) = (look, pidfd) else {
         return Ok(Unmounted::Done);
     };
-    let limit = if how.lazy { Duration::ZERO } else { LIMIT };
     let limit = Timespec {
         tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: 0,

@@ -123,6 +123,16 @@ pub trait Backend: Debug + Send + Sync {
     /// exists.
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container>;
 
+    /// Creates a container's directory with what another one's has, or had at a snapshot, except
+    /// `without`, marked as unfinished. `None` if the backend can only copy files.
+    fn clone_container(
+        &self,
+        from: &Container,
+        snapshot: Option<&str>,
+        name: &Name,
+        without: &str,
+    ) -> Result<Option<Container>>;
+
     /// Sets or clears the mark of an unfinished container.
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()>;
 
@@ -134,4 +144,16 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Removes a container with all that is in its directory.
     fn remove_container(&self, name: &Name) -> Result<()>;
+
+    /// The directory of a volume, which is made if it is missing, and mounted if necessary.
+    fn volume(&self, name: &Name) -> Result<PathBuf>;
+
+    /// The volumes.
+    fn volumes(&self) -> Result<Vec<Name>>;
+
+    /// The space that a volume takes.
+    fn volume_usage(&self, name: &Name) -> Result<Usage>;
+
+    /// Removes a volume with all that is in it.
+    fn remove_volume(&self, name: &Name) -> Result<()>;
 }

@@ -1,11 +1,11 @@
-//! Containers as hooks find them: by their directories, and while other processes may be at work on
-//! them.
+//! Containers as clones begin, and as hooks find them: by their directories, and while other
+//! processes may be at work on them.
 
 use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Error, Result};
-use super::{Location, Lock, Name, Store, directory};
+use super::{Container, Location, Lock, Name, Store, directory};
 use crate::sys::mountinfo;
 use crate::zfs::{Dataset, recorded};
 
@@ -13,7 +13,53 @@ use crate::zfs::{Dataset, recorded};
 /// lxcri-fs after a minute.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 
+/// The name of a new container.
+///
+/// # Errors
+/// [`Error::Name`].
+pub(super) fn new_name(name: &str) -> Result<Name> {
+    let name = Name::new(name)?;
+    if name.is_work() {
+        return Err(Error::Name {
+            name: name.to_string(),
+            reason: "names that begin with _w are reserved",
+        });
+    }
+    Ok(name)
+}
+
 impl Store {
+    /// Creates a container from the images of another, marked as unfinished. If the store can clone
+    /// datasets, its directory has what the other's has, or had at a snapshot, except the file
+    /// `without`; whether it has is returned.
+    ///
+    /// # Errors
+    /// As [`Store::create_container`], [`Error::NotFound`] if the other container is gone, and
+    /// [`Error::Zfs`] if there is no such snapshot.
+    pub(crate) fn clone_container(
+        &self,
+        from: &Name,
+        snapshot: Option<&str>,
+        name: &str,
+        without: &str,
+    ) -> Result<(Container, bool)> {
+        let name = new_name(name)?;
+        let _lock = self.change()?;
+        let from = self
+            .listed(from.as_str())?
+            .ok_or_else(|| self.not_found("container", from.as_str()))?;
+        let cloned = self
+            .backend
+            .clone_container(&from, snapshot, &name, without)?;
+        match cloned {
+            Some(container) => Ok((container, true)),
+            None => {
+                let images = from.images.unwrap_or_default();
+                Ok((self.backend.create_container(&name, &images)?, false))
+            }
+        }
+    }
+
     /// As [`Store::lock_container`], for hooks, for which a runtime waits.
     ///
     /// # Errors

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
@@ -24,7 +24,7 @@ use super::backend::{Backend, Begun, Container, ImageUse, Scan, StoredImage};
 use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
-use super::remove_tree::remove_tree;
+use super::remove_tree::{refuse_mounts, remove_tree};
 use super::room;
 use crate::error::Io;
 use crate::sys::directory::replace;
@@ -32,6 +32,8 @@ use crate::sys::extents::{self, Usage};
 
 /// Directory of the containers.
 const CONTAINERS: &str = "containers";
+/// Directory of the volumes.
+const VOLUMES: &str = "volumes";
 /// File with the facts of an image, beside it.
 pub(super) const FACTS: &str = "image.json";
 /// File with the images of a container, in its directory.
@@ -211,11 +213,11 @@ impl Backend for DirectoryStore {
     }
 
     fn usage(&self, name: &Name) -> Result<Usage> {
-        tree_usage(&self.images().join(name))
+        Ok(extents::tree_usage(&self.images().join(name))?)
     }
 
     fn container_usage(&self, name: &Name) -> Result<Usage> {
-        tree_usage(&self.container_dirs().join(name))
+        Ok(extents::tree_usage(&self.container_dirs().join(name))?)
     }
 
     fn free(&self) -> Result<u64> {
@@ -301,6 +303,16 @@ impl Backend for DirectoryStore {
         })
     }
 
+    fn clone_container(
+        &self,
+        _from: &Container,
+        _snapshot: Option<&str>,
+        _name: &Name,
+        _without: &str,
+    ) -> Result<Option<Container>> {
+        Ok(None)
+    }
+
     fn reach(&self, name: &Name) -> Result<PathBuf> {
         Ok(self.container_dirs().join(name))
     }
@@ -336,12 +348,42 @@ impl Backend for DirectoryStore {
     fn remove_container(&self, name: &Name) -> Result<()> {
         remove_dir(&self.container_dirs(), name)
     }
+
+    fn volume(&self, name: &Name) -> Result<PathBuf> {
+        let all = self.root.join(VOLUMES);
+        make_dir(&self.root, 0o711)?;
+        make_dir(&all, 0o711)?;
+        let dir = all.join(name);
+        make_dir(&dir, 0o700)?;
+        sync(&all)?;
+        sweep(&all)?;
+        Ok(dir)
+    }
+
+    fn volumes(&self) -> Result<Vec<Name>> {
+        let all = self.root.join(VOLUMES);
+        let names = entries(&all)?;
+        let names = names.iter().filter_map(|n| Name::new(n).ok());
+        let is_volume = |name: &Name| !name.is_work() && all.join(name).is_dir();
+        Ok(names.filter(is_volume).collect())
+    }
+
+    fn volume_usage(&self, name: &Name) -> Result<Usage> {
+        Ok(extents::tree_usage(&self.root.join(VOLUMES).join(name))?)
+    }
+
+    fn remove_volume(&self, name: &Name) -> Result<()> {
+        let all = self.root.join(VOLUMES);
+        refuse_mounts(&all.join(name))?;
+        remove_dir(&all, name)?;
+        sweep(&all)
+    }
 }
 
 /// Makes a complete image read-only: lxcri-fs never writes to it again, whatever name is used for
 /// it.
 pub(super) fn keep_as_it_is(path: &Path) -> Result<()> {
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o444);
+    let mode = PermissionsExt::from_mode(0o444);
     Ok(std::fs::set_permissions(path, mode).map_err(Io::at("setting the mode of", path))?)
 }
 
@@ -360,49 +402,18 @@ fn mark(dir: &Path) -> Result<()> {
     sync(dir)
 }
 
-/// The space that a directory takes, with everything in it on the same file system.
-fn tree_usage(dir: &Path) -> Result<Usage> {
-    let (mut usage, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
-    let device = dir
-        .symlink_metadata()
-        .map_err(Io::at("looking at", dir))?
-        .dev();
-    let mut seen = std::collections::HashSet::new();
-    while let Some(dir) = dirs.pop() {
-        let failed = |e| Io::at("reading", &dir)(e);
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let Ok(metadata) = path.symlink_metadata() else {
-                continue;
-            };
-            if metadata.dev() != device
-                || metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino())
-            {
-                continue;
-            }
-            if metadata.is_dir() {
-                dirs.push(path);
-            } else if metadata.is_file() {
-                let file = File::options()
-                    .read(true)
-                    .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-                    .open(&path);
-                usage += file
-                    .and_then(|file| extents::usage(&file))
-                    .map_err(Io::at("looking at", &path))?;
-            } else {
-                usage += Usage {
-                    bytes: metadata.blocks().saturating_mul(512),
-                    shared: 0,
-                };
-            }
-        }
-    }
-    Ok(usage)
-}
-
 /// Removes a directory: renames it first, so that it disappears at once, and then removes its
 /// contents.
+/// Removes what killed processes have left of directories that they were removing.
+fn sweep(all: &Path) -> Result<()> {
+    for name in entries(all)? {
+        if let Some(name) = Name::new(&name).ok().filter(Name::is_work) {
+            remove_dir(all, &name)?;
+        }
+    }
+    Ok(())
+}
+
 fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     let dir = all.join(name);
     let work = if name.is_work() {
@@ -434,6 +445,8 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 
 fn make_dir(path: &Path, mode: u32) -> Result<()> {
     let made = match DirBuilder::new().mode(mode).create(path) {
+        // Whatever the umask is.
+        Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(mode)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             DirBuilder::new().recursive(true).mode(0o711).create(path)

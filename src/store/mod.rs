@@ -20,6 +20,7 @@ mod remove_tree;
 mod room;
 mod sound;
 mod uses;
+mod volumes;
 mod zfs;
 
 use std::fs::File;
@@ -334,13 +335,7 @@ impl Store {
     /// [`Error::Exists`], [`Error::Name`], [`Error::NotFound`] when an image has been removed
     /// meanwhile.
     pub fn create_container(&self, name: &str, images: &[&StoredImage]) -> Result<Container> {
-        let name = Name::new(name)?;
-        if name.is_work() {
-            return Err(Error::Name {
-                name: name.to_string(),
-                reason: "names that begin with _w are reserved",
-            });
-        }
+        let name = containers::new_name(name)?;
         let _lock = self.change()?;
         if let Some(gone) = images.iter().find(|image| !image.path.exists()) {
             return Err(self.not_found("image", gone.name.as_str()));

@@ -3,9 +3,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+
+use super::Result;
+use crate::error::Io;
 
 /// Space on disk, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +65,50 @@ pub fn usage(file: &File) -> io::Result<Usage> {
         bytes,
         shared: shared.min(bytes),
     })
+}
+
+/// The space that a directory takes, with everything in it on the same file system.
+///
+/// # Errors
+/// [`Io`].
+pub fn tree_usage(dir: &Path) -> Result<Usage> {
+    let (mut all, mut dirs) = (Usage::default(), vec![dir.to_owned()]);
+    let device = dir
+        .symlink_metadata()
+        .map_err(Io::at("looking at", dir))?
+        .dev();
+    let mut seen = std::collections::HashSet::new();
+    while let Some(dir) = dirs.pop() {
+        let failed = |e| Io::at("reading", &dir)(e);
+        for entry in std::fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let Ok(metadata) = path.symlink_metadata() else {
+                continue;
+            };
+            if metadata.dev() != device
+                || metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino())
+            {
+                continue;
+            }
+            if metadata.is_dir() {
+                dirs.push(path);
+            } else if metadata.is_file() {
+                let file = File::options()
+                    .read(true)
+                    .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+                    .open(&path);
+                all += file
+                    .and_then(|file| usage(&file))
+                    .map_err(Io::at("looking at", &path))?;
+            } else {
+                all += Usage {
+                    bytes: metadata.blocks().saturating_mul(512),
+                    shared: 0,
+                };
+            }
+        }
+    }
+    Ok(all)
 }
 
 mod fiemap {

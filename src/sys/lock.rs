@@ -1,6 +1,6 @@
 //! Locks with flock(2), which end with their holder, even if it is killed.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -135,10 +135,15 @@ impl Locks {
         let take = || {
             let file = match open(&path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    std::fs::DirBuilder::new()
-                        .recursive(true)
-                        .mode(0o700)
-                        .create(&self.dir)?;
+                    let make = |dir: &Path, mode| {
+                        let mut builder = DirBuilder::new();
+                        builder.recursive(true).mode(mode).create(dir)
+                    };
+                    // The directory above may hold what others need to reach.
+                    self.dir
+                        .parent()
+                        .map_or(Ok(()), |above| make(above, 0o711))?;
+                    make(&self.dir, 0o700)?;
                     open(&path)?
                 }
                 other => other?,

@@ -14,8 +14,10 @@ pub(crate) mod memory;
 pub(crate) mod mount_attr;
 pub mod mountinfo;
 pub(crate) mod namespace;
+pub(crate) mod remove_tree;
 pub(crate) mod replace;
 pub(crate) mod tmpfs;
+pub(crate) mod tree_copy;
 pub mod users;
 
 use crate::error::Io;

@@ -62,17 +62,42 @@ pub enum Error {
         /// The processes that use it; empty if unknown.
         users: Vec<User>,
     },
-    /// The upper is in a directory, which has no snapshots.
-    #[error("{} is not a ZFS dataset, so it has no snapshots", path.display())]
+    /// The upper's file system has no snapshots.
+    #[error(
+        "{} is on a file system that cannot share blocks between files, so it has no snapshots",
+        path.display()
+    )]
     NoSnapshots {
         /// The upper's directory.
         path: PathBuf,
     },
-    /// The dataset cannot be rolled back while it is mounted.
-    #[error("{dataset} is in use as the upper of a mount {place}")]
+    /// There is no such snapshot.
+    #[error("{} has no snapshot {name}", path.display())]
+    NoSnapshot {
+        /// The upper's directory.
+        path: PathBuf,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// There is a snapshot of this name.
+    #[error("{} has a snapshot {name} already", path.display())]
+    SnapshotExists {
+        /// The upper's directory.
+        path: PathBuf,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// A snapshot cannot have this name.
+    #[error("{name:?} cannot be the name of a snapshot")]
+    SnapshotName {
+        /// The name.
+        name: String,
+    },
+    /// The upper cannot be rolled back while it is mounted.
+    #[error("{upper} is in use as the upper of a mount {place}")]
     Mounted {
-        /// The dataset.
-        dataset: zfs::Dataset,
+        /// The dataset or directory.
+        upper: String,
         /// Where.
         place: String,
         /// Whether `--force` could unmount it and mount it again.
@@ -88,14 +113,14 @@ pub enum Error {
         /// A dataset that was cloned from one of them.
         clone: Option<zfs::Dataset>,
     },
-    /// The dataset was rolled back to a state that belongs to another image.
+    /// The upper was rolled back to a state that belongs to another image.
     #[error(
         "rolled back to {snapshot}, which does not belong to what was mounted on {}",
         mountpoint.display()
     )]
     NotRemounted {
         /// The snapshot.
-        snapshot: zfs::Snapshot,
+        snapshot: String,
         /// Where it was mounted.
         mountpoint: PathBuf,
     },
@@ -197,7 +222,8 @@ impl Report for Error {
             Error::Zfs(e) => e.exit(),
             Error::Build(e) => e.exit(),
             Error::LeftUnmounted { source, .. } => source.exit(),
-            Error::NoUpper { .. } => Exit::NotFound,
+            Error::NoUpper { .. } | Error::NoSnapshot { .. } => Exit::NotFound,
+            Error::SnapshotName { .. } => Exit::Usage,
             Error::InUse { .. }
             | Error::Mounted { .. }
             | Error::NewerSnapshots { .. }
@@ -220,8 +246,8 @@ impl Report for Error {
                  mounted on"
             }
             Error::Busy { .. } => {
-                "unmount it first; an upper on ZFS can stay mounted, because `commit` reads a \
-                 snapshot"
+                "stop its container, or unmount it; on ZFS it can stay in use, because a snapshot \
+                 is read"
             }
             Error::Zfs(e) => return e.hint(),
             Error::Unfit {
@@ -237,13 +263,15 @@ impl Report for Error {
                 return Some(format!("`zfs set {property}={value} {dataset}`"));
             }
             Error::NoSnapshots { .. } => {
-                "copy the directory while it is not mounted; a new upper can be on ZFS: `mount \
-                 --upper zfs:DATASET`"
+                "btrfs, XFS and ZFS can; `lxcri-fs clone NAME NEW` copies a container"
             }
             Error::Mounted { remount: true, .. } => {
                 "unmount it first; --force unmounts it and mounts it again"
             }
             Error::Mounted { .. } => "unmount it",
+            Error::NoSnapshot { .. } => "`lxcri-fs snapshots UPPER` lists them",
+            Error::SnapshotExists { .. } => "`lxcri-fs snapshot --delete UPPER@NAME` deletes it",
+            Error::SnapshotName { .. } => "letters, digits, and - _ . : make a name",
             Error::NewerSnapshots {
                 clone: Some(clone), ..
             } => {

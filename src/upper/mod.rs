@@ -5,7 +5,9 @@
 //! written, where whiteouts are 0/0 character devices and marks are `trusted.overlay.*` attributes,
 //! and overlayfs's `work/`. Beside them is a [`record`] of the image that it belongs to.
 
+mod copy;
 pub mod dataset;
+mod directory_snapshots;
 pub mod engine;
 mod error;
 pub mod in_use;

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, FsWord, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
-    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, mkdirat, mknodat, openat,
-    renameat, unlinkat,
+    AtFlags, Dir, FileType, FsWord, Mode, OFlags, XattrFlags, fchmod, fsetxattr, mkdirat, mknodat,
+    openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
+use super::directory_snapshots::{self, ROLLBACK, SNAPSHOTS};
 use super::error::{Error, Result};
 use crate::error::Io;
 use crate::serve::shared::Hidden;
@@ -20,15 +20,23 @@ use crate::sys::directory::{self, DirectoryEntry};
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::replace::UNFINISHED;
 use crate::sys::tmpfs;
+use crate::sys::tree_copy::attributes;
 use crate::zfs::{self, Dataset};
 
-const UPPER: &str = "upper";
-const WORK: &str = "work";
+/// Name of the directory of what was written.
+pub(super) const UPPER: &str = "upper";
+/// Name of the directory of a container's own volumes.
+pub const VOLUMES: &str = "volumes";
+/// Name of overlayfs's own directory.
+pub(super) const WORK: &str = "work";
 /// Names that a new place may contain: the parts of an upper, the store's files of a container, and
 /// what file systems have in their root directories.
-const BESIDE: [&str; 7] = [
+const BESIDE: [&str; 10] = [
     UPPER,
     WORK,
+    VOLUMES,
+    SNAPSHOTS,
+    ROLLBACK,
     "store.json",
     "container.json",
     "unfinished",
@@ -39,8 +47,6 @@ const BESIDE: [&str; 7] = [
 const TEMPORARY: [&str; 3] = [".upper-", ".probe-", ".tmp"];
 /// Prefix of the name of a dataset.
 const DATASET: &[u8] = b"zfs:";
-/// The kernel's limits for a list of attribute names and for a value.
-const MAX_XATTR: usize = 1 << 16;
 
 /// Where a container writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +153,7 @@ impl UpperDir {
         let dir = openat(found, ".", DIRECTORY, Mode::empty()).map_err(Io::at("opening", path))?;
         let path = directory::path_of(dir.as_fd()).map_err(Io::at("finding", path))?;
         check_type(&path, dir.as_fd())?;
+        directory_snapshots::finish(dir.as_fd(), &path)?;
         Ok(Self {
             layout: Layout::in_place(path),
             is_kept: true,
@@ -337,36 +344,9 @@ pub(super) fn names(dir: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
 /// Gives a directory the owner, mode, attributes and times of another.
 pub(super) fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     // The descriptor of a mount may only serve to look up names.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let from = openat(from, ".", flags, Mode::empty())?;
-    let stat = fstat(&from)?;
-    fchown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    let mut names = vec![0_u8; MAX_XATTR];
-    let len = match flistxattr(&from, &mut names[..]) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => 0,
-        other => other?,
-    };
-    for name in names[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {
-        let mut value = vec![0_u8; MAX_XATTR];
-        let len = fgetxattr(&from, name, &mut value[..])?;
-        fsetxattr(to, name, &value[..len], XattrFlags::empty())?;
-    }
-    let time = Timespec {
-        tv_sec: stat.st_mtime,
-        tv_nsec: stat.st_mtime_nsec.cast_signed(),
-    };
-    futimens(
-        to,
-        &Timestamps {
-            last_access: time,
-            last_modification: time,
-        },
-    )
+    let this = OsStr::new(".");
+    let stat = statat(from, this, AtFlags::SYMLINK_NOFOLLOW)?;
+    attributes(from, to, this, &stat)
 }
 
 /// File systems that overlayfs cannot write to, by the magic number of statfs(2), and why.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::directory_snapshots;
 use super::error::{Error, Result};
 use super::in_use;
 use super::record::UpperRecord;
@@ -17,6 +18,7 @@ use crate::build::sources::upper::Upper as Source;
 use crate::error::Io;
 use crate::fs::Rootfs;
 use crate::serve::{self, shared, unmount};
+use crate::sys::directory;
 use crate::sys::mountinfo::{self, DirectoryId};
 use crate::sys::users::{self, Used};
 use crate::zfs::{Dataset, Snapshot, recorded};
@@ -82,6 +84,9 @@ impl Written {
             }
         };
         let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
+        if zfs.is_none() {
+            directory_snapshots::finish(directory::open(&place)?.as_fd(), &place)?;
+        }
         let layout = Layout::in_place(place);
         layout.check()?;
         Ok(Self {
@@ -130,6 +135,14 @@ impl Written {
         let id = self.id()?;
         let is_over = |m: &mountinfo::MountInfo| m.overlay().is_some_and(|o| o.is_over(id));
         Ok(mountinfo::all()?.into_iter().filter(is_over).collect())
+    }
+
+    /// Its state at a snapshot, if it is in a directory.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`], [`Error::SnapshotName`], [`Error::Io`].
+    pub fn at_snapshot(&self, name: &str) -> Result<Still> {
+        self.snapshot_directory(name).map(Still::of_copy)
     }
 
     /// Keeps it unchanged while the result is held: takes a snapshot of a dataset, or makes the
@@ -246,6 +259,20 @@ impl Still {
             snapshot: Some(snapshot),
             frozen: Vec::new(),
         })
+    }
+
+    /// A snapshot in a directory, which never changes.
+    pub(super) fn of_copy(place: PathBuf) -> Self {
+        Self {
+            place,
+            snapshot: None,
+            frozen: Vec::new(),
+        }
+    }
+
+    /// Where it is: the upper's place, or a snapshot of that.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
     }
 
     /// Reads it.

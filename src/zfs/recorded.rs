@@ -15,6 +15,8 @@ use crate::error::Io;
 pub const IMAGES: &str = "images";
 /// Name of the dataset of a store that has the containers.
 pub const CONTAINERS: &str = "containers";
+/// Name of the dataset of a store that has the volumes.
+pub const VOLUMES: &str = "volumes";
 
 /// Opens an image. One that is not found is looked for again after [`reach_directory`].
 ///
@@ -35,8 +37,9 @@ pub fn open_image<E: From<Error> + From<Io>>(path: &Path) -> Result<File, E> {
     Ok(file.map_err(Io::at("opening the image", path))?)
 }
 
-/// Mounts the dataset of an image or container whose directory this is, after the datasets that it
-/// lies in; whether there is one. No other dataset is mounted: the path may be anybody's choice.
+/// Mounts the dataset of an image, container or volume whose directory this is, after the datasets
+/// that it lies in; whether there is one. No other dataset is mounted: the path may be anybody's
+/// choice.
 ///
 /// # Errors
 /// Those of [`Dataset::reach`].
@@ -49,7 +52,7 @@ pub fn reach_directory(dir: &Path) -> Result<bool> {
     let is_of_store = |dataset: &&Dataset| {
         dataset
             .parent()
-            .is_some_and(|parent| [IMAGES, CONTAINERS].contains(&parent.name()))
+            .is_some_and(|parent| [IMAGES, CONTAINERS, VOLUMES].contains(&parent.name()))
     };
     let found: Vec<&Dataset> = found.iter().filter(is_of_store).collect();
     // Copies of a store may have kept their directories: which of them is meant is not known.

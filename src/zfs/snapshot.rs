@@ -87,6 +87,17 @@ impl Snapshot {
             .map(drop)
     }
 
+    /// Destroys it as soon as it has no clones and no holds.
+    ///
+    /// # Errors
+    /// [`Error::Command`].
+    pub fn destroy_when_unused(&self) -> Result<()> {
+        Command::zfs("destroy", self.as_str())
+            .args(["-d"])
+            .run()
+            .map(drop)
+    }
+
     /// Destroys it.
     ///
     /// # Errors

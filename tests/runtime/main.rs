@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod access;
+mod clones;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
@@ -17,3 +18,4 @@ mod lxc;
 mod oci;
 mod podman;
 mod races;
+mod volumes;

@@ -12,4 +12,5 @@ mod images;
 mod keeps;
 mod killed;
 mod layers;
+mod snapshots;
 mod upkeep;

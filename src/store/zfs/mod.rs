@@ -6,6 +6,8 @@
 //! PARENT/images/NAME@lxcri-fs-DIGEST   its state when it was complete, which clones begin from
 //! PARENT/images/_w…           an image that is being written
 //! PARENT/containers/NAME      a container's directory; org.lxcri-fs:image says what it is made of
+//! PARENT/containers/_w…       a clone that is being made
+//! PARENT/volumes/NAME         a volume
 //! ```
 
 mod facts;
@@ -22,7 +24,7 @@ use super::name::Name;
 use crate::error::Io;
 use crate::sys::extents::Usage;
 use crate::upper::dataset::PROPERTIES as CONTAINER_PROPERTIES;
-use crate::zfs::recorded::{CONTAINERS, IMAGES};
+use crate::zfs::recorded::{CONTAINERS, IMAGES, VOLUMES};
 use crate::zfs::{Cause, Children, Create, Dataset, Properties, Snapshot};
 use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
@@ -40,6 +42,8 @@ const IMAGE_PROPERTIES: [(&str, &str); 6] = [
 ];
 /// Prefix of the snapshots of complete images; the first digits of the root digest follow.
 const SNAPSHOT: &str = "lxcri-fs-";
+/// Prefix of the snapshots that clones of containers begin from, which live as long as these.
+const CLONE: &str = "lxcri-fs-clone";
 const CONTAINER_IMAGES: &str = "org.lxcri-fs:image";
 /// Property of a container that is being created or removed: set first, and cleared last.
 const UNFINISHED: &str = "org.lxcri-fs:unfinished";
@@ -52,6 +56,7 @@ pub(super) struct ZfsStore {
     parent: Dataset,
     images: Dataset,
     containers: Dataset,
+    volumes: Dataset,
 }
 
 impl ZfsStore {
@@ -63,6 +68,7 @@ impl ZfsStore {
         Ok(Self {
             images: parent.child(IMAGES)?,
             containers: parent.child(CONTAINERS)?,
+            volumes: parent.child(VOLUMES)?,
             parent,
         })
     }
@@ -303,7 +309,7 @@ impl Backend for ZfsStore {
     }
 
     fn containers(&self) -> Result<(Vec<Container>, Vec<Name>)> {
-        let mut containers = Vec::new();
+        let (mut containers, mut work) = (Vec::new(), Vec::new());
         for (dataset, properties) in self.children(
             &self.containers,
             &[CONTAINER_IMAGES, UNFINISHED, "mountpoint"],
@@ -311,6 +317,10 @@ impl Backend for ZfsStore {
             let Ok(name) = Name::new(dataset.name()) else {
                 continue;
             };
+            if name.is_work() {
+                work.push(name);
+                continue;
+            }
             let path = properties
                 .get("mountpoint")
                 .filter(|p| p.starts_with('/'))
@@ -335,7 +345,7 @@ impl Backend for ZfsStore {
                 unfinished,
             });
         }
-        Ok((containers, Vec::new()))
+        Ok((containers, work))
     }
 
     fn reach(&self, name: &Name) -> Result<PathBuf> {
@@ -345,15 +355,7 @@ impl Backend for ZfsStore {
     fn create_container(&self, name: &Name, images: &[ImageUse]) -> Result<Container> {
         self.prepare(&self.containers, &[("atime", "off")], 0o711)?;
         let dataset = self.container(name)?;
-        let used: Vec<String> = images
-            .iter()
-            .map(|i| format!("{}={}", i.name, i.root_digest))
-            .collect();
-        let used = if used.is_empty() {
-            NONE.to_owned()
-        } else {
-            used.join(" ")
-        };
+        let used = list(images);
         let mut properties = CONTAINER_PROPERTIES.to_vec();
         properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
         dataset
@@ -379,6 +381,69 @@ impl Backend for ZfsStore {
         })
     }
 
+    fn clone_container(
+        &self,
+        from: &Container,
+        snapshot: Option<&str>,
+        name: &Name,
+        without: &str,
+    ) -> Result<Option<Container>> {
+        let (origin, is_new) = {
+            let original = self.container(&from.name)?;
+            match snapshot {
+                Some(snapshot) => (original.at(snapshot)?, false),
+                None => {
+                    let place = original.reach()?;
+                    // What programs wrote through mappings stays in memory until a sync.
+                    let dir = File::open(&place).map_err(Io::at("opening", &place))?;
+                    rustix::fs::syncfs(&dir).map_err(Io::at("syncing", &place))?;
+                    let snapshot = original.at(&format!("{CLONE}{}", Name::work()?))?;
+                    snapshot.take()?;
+                    (snapshot, true)
+                }
+            }
+        };
+        let images = from.images.clone().unwrap_or_default();
+        let used = list(&images);
+        let mut properties = CONTAINER_PROPERTIES.to_vec();
+        properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
+        // It gets its name once it has nothing any more that says that it is the other container.
+        let work = self.container(&Name::work()?)?;
+        let dataset = self.container(name)?;
+        let cloned = origin.clone_to(&work, &properties).map_err(Error::from);
+        let renamed = cloned.and_then(|()| {
+            let renamed = private(&work).and_then(|dir| {
+                let path = dir.join(without);
+                match std::fs::remove_file(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Io::at("removing", &path)(e).into());
+                    }
+                    _ => {}
+                }
+                work.rename(&dataset).map_err(|e| match e.cause() {
+                    Some(Cause::Exists) => Error::Exists {
+                        kind: "container",
+                        name: name.to_string(),
+                        store: format!("{PREFIX}{}", self.parent),
+                    },
+                    _ => e.into(),
+                })
+            });
+            renamed.inspect_err(|_| drop(work.destroy(Children::Keep)))
+        });
+        if is_new {
+            origin.destroy_when_unused()?;
+        }
+        renamed?;
+        Ok(Some(Container {
+            name: name.clone(),
+            path: dataset.reach()?,
+            dataset: Some(dataset),
+            images: Some(images),
+            unfinished: true,
+        }))
+    }
+
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
         let dataset = self.container(name)?;
         if unfinished {
@@ -396,6 +461,33 @@ impl Backend for ZfsStore {
 
     fn remove_container(&self, name: &Name) -> Result<()> {
         remove::destroy(&self.container(name)?).map(drop)
+    }
+
+    fn volume(&self, name: &Name) -> Result<PathBuf> {
+        self.prepare(&self.volumes, &[("atime", "off")], 0o711)?;
+        let dataset = self.volumes.child(name.as_str())?;
+        if dataset.exists()? {
+            return Ok(dataset.reach()?);
+        }
+        dataset.create(&Create {
+            properties: &CONTAINER_PROPERTIES,
+            parents: false,
+        })?;
+        private(&dataset).inspect_err(|_| drop(dataset.destroy(Children::Keep)))
+    }
+
+    fn volumes(&self) -> Result<Vec<Name>> {
+        let all = self.children(&self.volumes, &["mountpoint"])?;
+        let names = all.iter().map(|(dataset, _)| Name::new(dataset.name()));
+        Ok(names.filter_map(Result::ok).collect())
+    }
+
+    fn volume_usage(&self, name: &Name) -> Result<Usage> {
+        usage(&self.volumes.child(name.as_str())?)
+    }
+
+    fn remove_volume(&self, name: &Name) -> Result<()> {
+        remove::destroy(&self.volumes.child(name.as_str())?).map(drop)
     }
 
     fn place(&self, name: &Name) -> Result<String> {
@@ -421,6 +513,18 @@ fn usage(dataset: &Dataset) -> Result<Usage> {
         bytes,
         shared: bytes.saturating_sub(own),
     })
+}
+
+/// The images of a container as the value of a property.
+fn list(images: &[ImageUse]) -> String {
+    let used: Vec<String> = images
+        .iter()
+        .map(|i| format!("{}={}", i.name, i.root_digest))
+        .collect();
+    match used.is_empty() {
+        true => NONE.to_owned(),
+        false => used.join(" "),
+    }
 }
 
 /// Replaces a file by a copy of a file in another dataset.

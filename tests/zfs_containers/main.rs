@@ -4,9 +4,12 @@
 //! Needs a pool, named by `LXCRI_FS_TEST_POOL`: `tests/zfs/run` makes one in a VM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "common/store.rs"]
+#[path = "../common/store.rs"]
 mod bench;
+mod clones;
+#[path = "../common/mod.rs"]
 mod common;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
