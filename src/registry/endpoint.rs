@@ -35,6 +35,8 @@ pub(super) struct Endpoint {
     tokens: Client,
     /// The scopes to request tokens for.
     scopes: Vec<String>,
+    /// The credential to use instead of those that are saved.
+    credential: Option<Credential>,
     authorization: Mutex<Option<HeaderValue>>,
 }
 
@@ -64,8 +66,29 @@ impl Endpoint {
             http: client(name, redirects(insecure), insecure)?,
             tokens: client(name, redirect::Policy::none(), insecure)?,
             scopes,
+            credential: None,
             authorization: Mutex::new(None),
         })
+    }
+
+    /// The same, but with this credential instead of those that are saved.
+    pub(super) fn with_credential(mut self, credential: Credential) -> Self {
+        self.credential = Some(credential);
+        self
+    }
+
+    /// Asks whether it is a registry that lets us in.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(super) async fn ping(&self) -> Result<Response> {
+        let at = |base: &Url| {
+            let mut url = base.clone();
+            url.set_path("/v2/");
+            url
+        };
+        let response = self.send(|http, base| http.get(at(base))).await;
+        response.map_err(|error| self.named(error))
     }
 
     /// The registry's name.
@@ -178,7 +201,8 @@ impl Endpoint {
     /// Answers the challenge of a response.
     async fn authorize(&self, response: Response, base: &Url) -> Result<HeaderValue> {
         let challenge = Challenge::of(response.headers());
-        let credential = credentials::find(&self.name, &self.repository);
+        let given = self.credential.clone();
+        let credential = given.or_else(|| credentials::find(&self.name, &self.repository));
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
                 // `insecure` applies to this host only.

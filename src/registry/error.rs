@@ -56,6 +56,35 @@ pub enum Error {
         /// The registry's message.
         reason: String,
     },
+    /// The registry does not accept a name and a password.
+    #[error("{registry} does not accept this name and password: {reason}")]
+    Login {
+        /// The registry, or the repository of one.
+        registry: String,
+        /// The registry's message.
+        reason: String,
+    },
+    /// An invalid user name.
+    #[error("{0:?} is not a user name: it is empty, or has a colon")]
+    UserName(String),
+    /// There are no credentials to remove.
+    #[error("not logged in to {registry}: {} has no credentials for it", file.display())]
+    NotLoggedIn {
+        /// The registry, or the repository of one.
+        registry: String,
+        /// The file that `logout` changes.
+        file: PathBuf,
+        /// Another file that has credentials for it.
+        other: Option<PathBuf>,
+    },
+    /// An invalid name of a registry.
+    #[error("{text:?} is not the name of a registry: {reason}")]
+    Registry {
+        /// As it was given.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The registry's response violates the protocol.
     #[error("{url}: {reason}")]
     Protocol {
@@ -146,8 +175,9 @@ impl Error {
 impl Report for Error {
     fn exit(&self) -> Exit {
         match self {
-            Error::Reference { .. } => Exit::Usage,
-            Error::Denied { .. } | Error::Credentials { .. } => Exit::Key,
+            Error::Reference { .. } | Error::Registry { .. } | Error::UserName(_) => Exit::Usage,
+            Error::Denied { .. } | Error::Login { .. } | Error::Credentials { .. } => Exit::Key,
+            Error::NotLoggedIn { .. } => Exit::NotFound,
             Error::Status { status, .. } if *status == StatusCode::NOT_FOUND => Exit::NotFound,
             Error::Io(e) => e.exit(),
             Error::Build(e) => e.exit(),
@@ -158,9 +188,18 @@ impl Report for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Denied { registry, .. } => Some(format!(
-                "check the image's name, and log in with `podman login {registry}` or `docker \
-                 login {registry}`"
+                "check the image's name, and log in with `lxcri-fs login {registry}`"
             )),
+            Error::NotLoggedIn { other, .. } => other.as_ref().map(|path| {
+                format!(
+                    "{} has some, which the program that wrote it removes; `--authfile` names a \
+                     file to change",
+                    path.display()
+                )
+            }),
+            Error::Registry { .. } => {
+                Some("write registry.example.org, localhost:5000 or docker.io".into())
+            }
             Error::Transport { source, .. } if is_certificate(source) => Some(
                 "put the registry's CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or set \
                  `insecure = true` for it in the configuration"

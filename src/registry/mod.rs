@@ -20,6 +20,7 @@ mod credentials;
 mod download;
 mod endpoint;
 mod error;
+pub mod login;
 pub mod pull;
 pub mod push;
 mod rate;

@@ -9,6 +9,7 @@ mod bench;
 mod common;
 mod credentials;
 mod fake;
+mod login;
 mod pull;
 mod server;
 mod transfer;
