@@ -35,7 +35,7 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
         _ => (rest, None),
     };
     let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        Some((host, path)) if !is_short(name) => (host, path),
         _ => (HUB, name),
     };
     let host = if host == HUB_INDEX { HUB } else { host };
@@ -71,6 +71,14 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
         (None, Some(digest)) => Reference::with_digest(host, repository, digest),
         (Some(tag), Some(digest)) => Reference::with_tag_and_digest(host, repository, tag, digest),
     })
+}
+
+/// Whether a name begins with no registry, not even with Docker Hub.
+pub fn is_short(name: &str) -> bool {
+    match name.split_once('/') {
+        Some((host, _)) => !(host.contains(['.', ':']) || host == "localhost"),
+        None => true,
+    }
 }
 
 /// Labels separated by dots, and optionally a port.

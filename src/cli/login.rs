@@ -54,7 +54,7 @@ pub(super) struct AuthFileArgs {
 
 pub(super) fn run(args: &LoginArgs) -> Result<(), Error> {
     let account = Account::parse(&args.registry)?;
-    let registries = args.tls.apply(args.store.config()?.registries.value);
+    let registries = args.store.registries(args.tls)?;
     let user = match &args.username {
         Some(user) => user.clone(),
         None => {

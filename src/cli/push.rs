@@ -9,6 +9,7 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, say};
 use super::progress::Work;
+use super::tls::TlsArgs;
 use crate::build::export::Compression;
 use crate::fs::ImageOptions;
 use crate::image::{Events, Layers, Push};
@@ -40,6 +41,8 @@ pub(super) struct PushArgs {
     /// else /var/tmp)
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -73,7 +76,7 @@ struct Report {
 
 pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     let reference = pull::parse(&args.reference)?;
-    let registries = args.image.store.config()?.registries.value;
+    let registries = args.image.store.registries(args.tls)?;
     let push = Push {
         reference: &reference,
         registries: &registries,

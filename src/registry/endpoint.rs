@@ -8,6 +8,7 @@ use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url, 
 
 use super::answer::{pause, refusal};
 use super::challenge::Challenge;
+use super::config::Place;
 use super::credentials::{self, Credential};
 use super::error::{Error, Result};
 use super::rate::{self, Interrupted};
@@ -41,30 +42,30 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint for `repository` of the registry `name`, with the `scopes` that will be needed.
+    /// An endpoint for a repository, with the `scopes` that will be needed.
     ///
     /// # Errors
     /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if it is not
     /// a host.
-    pub(super) fn new(
-        name: &str,
-        repository: String,
-        insecure: bool,
-        scopes: Vec<String>,
-    ) -> Result<Self> {
-        let host = if name == HUB { HUB_HOST } else { name };
+    pub(super) fn new(place: Place, scopes: Vec<String>) -> Result<Self> {
+        let Place {
+            host: name,
+            repository,
+            insecure,
+        } = place;
+        let host = if name == HUB { HUB_HOST } else { &name };
         let wrong = |reason: String| Error::Reference {
-            text: name.to_owned(),
+            text: name.clone(),
             reason,
         };
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
         Ok(Self {
-            name: name.to_owned(),
-            repository,
             base: Mutex::new(base),
             insecure,
-            http: client(name, redirects(insecure), insecure)?,
-            tokens: client(name, redirect::Policy::none(), insecure)?,
+            http: client(&name, redirects(insecure), insecure)?,
+            tokens: client(&name, redirect::Policy::none(), insecure)?,
+            name,
+            repository,
             scopes,
             credential: None,
             authorization: Mutex::new(None),

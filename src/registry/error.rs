@@ -101,6 +101,24 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A malformed registries.conf.
+    #[error("{}{}: {reason}", path.display(), at_line(*line))]
+    RegistriesConf {
+        /// The file.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// registries.conf blocks the registry, or a part of it.
+    #[error("{name} is blocked by {}", file.display())]
+    Blocked {
+        /// The image's name.
+        name: String,
+        /// The file that says so.
+        file: PathBuf,
+    },
     /// A certificate of `certs.d`.
     #[error("certificate {}: {reason}", path.display())]
     Certificate {
@@ -126,6 +144,11 @@ pub enum Error {
     /// What was fetched is wrong, or the image cannot be read.
     #[error(transparent)]
     Build(#[from] build::Error),
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map(|line| format!(", line {line}"))
+        .unwrap_or_default()
 }
 
 fn colon(message: &str) -> String {
@@ -208,6 +231,10 @@ impl Report for Error {
             Error::Transport { source, .. } if source.is_connect() => Some(
                 "check the registry's name, and whether a proxy is needed; for a registry that \
                  speaks plain HTTP, set `insecure = true` in the configuration"
+                    .into(),
+            ),
+            Error::RegistriesConf { .. } => Some(
+                "containers-registries.conf(5) describes the file, which podman and skopeo read too"
                     .into(),
             ),
             Error::Slow { .. } => Some(

@@ -84,13 +84,12 @@ impl Account {
         password: &Zeroizing<String>,
         registries: &Registries,
     ) -> Result<()> {
-        let insecure = registries.get(&self.host).insecure;
+        let place = registries.as_named(&self.host, &self.repository);
         let credential = Credential::Basic {
             user: user.to_owned(),
             password: password.clone(),
         };
-        let endpoint = Endpoint::new(&self.host, self.repository.clone(), insecure, Vec::new())?
-            .with_credential(credential);
+        let endpoint = Endpoint::new(place, Vec::new())?.with_credential(credential);
         let asked = async { expect(endpoint.ping().await?, &[StatusCode::OK]).await };
         match runtime()?.block_on(asked) {
             Err(Error::Denied { reason, .. }) => Err(Error::Login {

@@ -24,6 +24,7 @@ pub mod login;
 pub mod pull;
 pub mod push;
 mod rate;
+mod registries_conf;
 mod retry;
 mod session;
 mod spool;

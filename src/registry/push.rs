@@ -70,8 +70,8 @@ impl Target {
     /// some of the blobs. Sends no request yet.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if the
-    /// reference has a digest.
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`], [`Error::Blocked`];
+    /// [`Error::Reference`] if the reference has a digest.
     pub fn new(
         reference: &Reference,
         other: Option<String>,
@@ -88,8 +88,7 @@ impl Target {
         let other = other.filter(|other| *other != repository);
         let mut scopes = vec![format!("repository:{repository}:pull,push")];
         scopes.extend(other.iter().map(|other| format!("repository:{other}:pull")));
-        let insecure = registries.get(reference.registry()).insecure;
-        let endpoint = Endpoint::new(reference.registry(), repository, insecure, scopes)?;
+        let endpoint = Endpoint::new(registries.target(reference)?, scopes)?;
         Ok(Self {
             runtime: runtime()?,
             endpoint,

@@ -11,6 +11,7 @@ mod credentials;
 mod fake;
 mod login;
 mod pull;
+mod registries_conf;
 mod server;
 mod transfer;
 mod trust;
