@@ -2,6 +2,7 @@
 //! the command line.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +40,10 @@ pub(super) struct Place {
     /// The registry: `HOST[:PORT]`.
     pub host: String,
     pub repository: String,
-    /// Whether its certificate need not be valid, and it may speak plain HTTP.
+    /// Whether its certificate need not be valid.
     pub insecure: bool,
+    /// Whether it may speak plain HTTP.
+    pub plain: bool,
 }
 
 impl Registries {
@@ -94,10 +97,10 @@ impl Registries {
         } else if let Some((rule, rest)) = self.rule(&name, reference)? {
             let mirrors = rule.mirrors.iter();
             for mirror in mirrors.filter(|mirror| mirror.is_for(reference.digest().is_some())) {
-                places.push(self.place(&mirror.location, rest, mirror.insecure)?);
+                places.push(self.relocated(&mirror.location, rest, mirror.insecure)?);
             }
             places.push(match &rule.location {
-                Some(location) => self.place(location, rest, rule.insecure)?,
+                Some(location) => self.relocated(location, rest, rule.insecure)?,
                 None => self.as_named(host, repository),
             });
         } else {
@@ -119,11 +122,11 @@ impl Registries {
     pub(super) fn as_named(&self, host: &str, repository: &str) -> Place {
         let name = format!("{host}/{repository}");
         let rule = self.conf.rule(name.trim_end_matches('/'));
-        Place {
-            host: host.to_owned(),
-            repository: repository.to_owned(),
-            insecure: self.is_insecure(host, rule.is_some_and(|(rule, _)| rule.insecure)),
-        }
+        self.place(
+            host,
+            repository,
+            rule.is_some_and(|(rule, _)| rule.insecure),
+        )
     }
 
     /// The rule of registries.conf for an image, and what comes after the prefix in its name.
@@ -148,21 +151,38 @@ impl Registries {
     }
 
     /// The place at which `location` stands for what comes before `rest` in a name.
-    fn place(&self, location: &str, rest: &str, insecure: bool) -> Result<Place> {
+    fn relocated(&self, location: &str, rest: &str, insecure: bool) -> Result<Place> {
         let parsed = super::pull::parse(&format!("{location}{rest}"))?;
-        Ok(Place {
-            host: parsed.registry().to_owned(),
-            repository: parsed.repository().to_owned(),
-            insecure: self.is_insecure(parsed.registry(), insecure),
-        })
+        Ok(self.place(parsed.registry(), parsed.repository(), insecure))
     }
 
-    /// Whether a registry is insecure, of which registries.conf says `otherwise`.
-    fn is_insecure(&self, host: &str, otherwise: bool) -> bool {
+    /// A repository of a registry, of which registries.conf says whether it is insecure.
+    fn place(&self, host: &str, repository: &str, insecure: bool) -> Place {
         let own = self.own.get(host).map(|own| own.insecure);
-        self.verify
-            .map_or(own.unwrap_or(otherwise), |verify| !verify)
+        let insecure = self
+            .verify
+            .map_or(own.unwrap_or(insecure), |verify| !verify);
+        Place {
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            insecure,
+            plain: insecure || self.verify.is_none() && is_loopback(host),
+        }
     }
+}
+
+/// Whether `HOST[:PORT]` is this machine.
+fn is_loopback(host: &str) -> bool {
+    let port = |c: char| c.is_ascii_digit();
+    let name = match host.rsplit_once(':') {
+        Some((name, digits)) if digits.chars().all(port) => name,
+        _ => host,
+    };
+    let address = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = address.unwrap_or(name).parse::<IpAddr>();
+    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -321,6 +341,32 @@ mod tests {
         assert_eq!(places(&verified, "x.wild.example/a"), ["x.wild.example/a"]);
         let any = registries.with_verify(Some(false));
         assert_eq!(places(&any, "other.example/a"), ["other.example/a!"]);
+    }
+
+    #[test]
+    fn this_machine_may_speak_plain_http() {
+        for (host, plain) in [
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1", true),
+            ("127.1.2.3:5000", true),
+            ("[::1]:5000", true),
+            ("[::1]", true),
+            ("[fe80::1]:5000", false),
+            ("10.0.0.1:5000", false),
+            ("localhost.example", false),
+            ("127.0.0.1.example:5000", false),
+            ("docker.io", false),
+        ] {
+            let place = Registries::default().as_named(host, "app");
+            assert_eq!((place.plain, place.insecure), (plain, false), "{host}");
+            let verify = Registries::default().with_verify(Some(true));
+            assert!(!verify.as_named(host, "app").plain, "{host}");
+            let any = Registries::default()
+                .with_verify(Some(false))
+                .as_named(host, "app");
+            assert!(any.plain && any.insecure, "{host}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One registry or mirror: authorizes requests to it, and repeats them if necessary.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::answer::{pause, refusal};
 use super::challenge::Challenge;
 use super::config::Place;
 use super::credentials::{self, Credential};
-use super::error::{Error, Result};
+use super::error::{Error, Result, is_certificate};
 use super::rate::{self, Interrupted};
 use super::retry::{Cause, Failures, is_transient};
 use super::{auth, certificates};
@@ -30,7 +31,10 @@ pub(super) struct Endpoint {
     name: String,
     repository: String,
     base: Mutex<Url>,
+    /// Whether it has answered: what it speaks is known then.
+    answered: AtomicBool,
     insecure: bool,
+    plain: bool,
     http: Client,
     /// For credentials: follows no redirects.
     tokens: Client,
@@ -52,6 +56,7 @@ impl Endpoint {
             host: name,
             repository,
             insecure,
+            plain,
         } = place;
         let host = if name == HUB { HUB_HOST } else { &name };
         let wrong = |reason: String| Error::Reference {
@@ -61,7 +66,9 @@ impl Endpoint {
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
         Ok(Self {
             base: Mutex::new(base),
+            answered: AtomicBool::new(false),
             insecure,
+            plain,
             http: client(&name, redirects(insecure), insecure)?,
             tokens: client(&name, redirect::Policy::none(), insecure)?,
             name,
@@ -156,9 +163,7 @@ impl Endpoint {
                 rate::begin(answer).await
             };
             let response = match answer {
-                Err(Interrupted::Broken(error))
-                    if error.is_connect() && self.insecure && base.scheme() == "https" =>
-                {
+                Err(Interrupted::Broken(error)) if self.may_be_plain(&error, &base) => {
                     let mut plain = base;
                     // Cannot fail between these two.
                     let _ = plain.set_scheme("http");
@@ -173,6 +178,7 @@ impl Endpoint {
                 }
                 Ok(response) => response,
             };
+            self.answered.store(true, Ordering::Relaxed);
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && response.url().origin() == base.origin() {
                 if challenged {
@@ -199,6 +205,16 @@ impl Endpoint {
         }
     }
 
+    /// Whether the registry may be one without https, after the first request to it has failed. A
+    /// certificate that is not valid shows that it is none.
+    fn may_be_plain(&self, error: &reqwest::Error, base: &Url) -> bool {
+        self.plain
+            && base.scheme() == "https"
+            && error.is_connect()
+            && !self.answered.load(Ordering::Relaxed)
+            && (self.insecure || !is_certificate(error))
+    }
+
     /// Answers the challenge of a response.
     async fn authorize(&self, response: Response, base: &Url) -> Result<HeaderValue> {
         let challenge = Challenge::of(response.headers());
@@ -206,10 +222,9 @@ impl Endpoint {
         let credential = given.or_else(|| credentials::find(&self.name, &self.repository));
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
-                // `insecure` applies to this host only.
+                // What is allowed for this host is not for others.
                 let same_host = realm.host() == base.host();
-                if realm.scheme() != "https"
-                    && !(self.insecure && (same_host || credential.is_none()))
+                if realm.scheme() != "https" && !(self.plain && (same_host || credential.is_none()))
                 {
                     let realm = super::error::shown(&realm);
                     return Err(Error::protocol(

@@ -225,12 +225,13 @@ impl Report for Error {
             }
             Error::Transport { source, .. } if is_certificate(source) => Some(
                 "put the registry's CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or set \
-                 `insecure = true` for it in the configuration"
+                 `insecure = true` for it in the configuration, or give --tls-verify=false"
                     .into(),
             ),
             Error::Transport { source, .. } if source.is_connect() => Some(
                 "check the registry's name, and whether a proxy is needed; for a registry that \
-                 speaks plain HTTP, set `insecure = true` in the configuration"
+                 speaks plain HTTP, set `insecure = true` in the configuration, or give \
+                 --tls-verify=false"
                     .into(),
             ),
             Error::RegistriesConf { .. } => Some(
@@ -255,7 +256,8 @@ impl Report for Error {
     }
 }
 
-fn is_certificate(error: &reqwest::Error) -> bool {
+/// Whether a connection failed because of the server's certificate.
+pub(super) fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
         if matches!(

@@ -10,6 +10,7 @@ mod common;
 mod credentials;
 mod fake;
 mod login;
+mod plain;
 mod pull;
 mod registries_conf;
 mod server;

@@ -28,16 +28,21 @@ pub struct Registry {
 impl Registry {
     /// Starts one that keeps its data in `dir`.
     pub fn start(dir: &Path) -> Self {
-        Self::run(dir, false)
+        Self::run(dir, false, false)
+    }
+
+    /// Starts one with plain HTTP, for [`USER`] only.
+    pub fn with_plain_login(dir: &Path) -> Self {
+        Self::run(dir, false, true)
     }
 
     /// Starts one with TLS, for [`USER`] only. `ca.crt` in `dir` is its CA.
     pub fn with_login(dir: &Path) -> Self {
         certificate(dir);
-        Self::run(dir, true)
+        Self::run(dir, true, true)
     }
 
-    fn run(dir: &Path, login: bool) -> Self {
+    fn run(dir: &Path, tls: bool, login: bool) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -53,9 +58,11 @@ impl Registry {
             },
             "http": { "addr": format!("127.0.0.1:{port}") },
         });
-        if login {
+        if tls {
             config["http"]["tls"] =
                 json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
+        }
+        if login {
             std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
             config["auth"] =
                 json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
