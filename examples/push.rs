@@ -21,9 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let layers = Layers {
         came_from: None,
         compression: None,
+        store: None,
         temp_dir: std::env::temp_dir(),
     };
-    let digest = push.layers(&rootfs, layers, &())?;
+    let digest = push.layers(&rootfs, &layers, &())?;
     println!("{}@{digest}", reference.whole());
     Ok(())
 }

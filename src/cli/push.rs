@@ -89,11 +89,12 @@ pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     } else {
         let stored = args.image.store.in_store(&args.image.image)?;
         let layers = Layers {
-            came_from: stored.and_then(|(_, image)| push.came_from(&image)),
+            came_from: stored.as_ref().and_then(|(_, image)| push.came_from(image)),
             compression: args.compression.map(Into::into),
+            store: stored.as_ref().map(|(store, _)| store),
             temp_dir: args.temp_dir.clone().unwrap_or_else(temp_dir),
         };
-        push.layers(&args.image.open(&ImageOptions::default())?, layers, events)?
+        push.layers(&args.image.open(&ImageOptions::default())?, &layers, events)?
     };
     if args.json {
         return json(&Report {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
 use reqwest::{Body, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
@@ -16,7 +16,7 @@ use super::config::Registries;
 use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use super::retry::{Cause, Failures};
-use super::session::{expect, runtime};
+use super::session::{CONTENT_DIGEST, MANIFESTS, expect, runtime};
 use super::{Reference, artifact};
 use crate::build::Digest;
 use crate::error::Io;
@@ -97,12 +97,27 @@ impl Target {
         })
     }
 
+    /// Asks whether this user may push: begins an upload, and gives it up.
+    ///
+    /// # Errors
+    /// [`Error::Denied`], [`Error::Transport`], [`Error::Status`].
+    pub fn ask(&self) -> Result<()> {
+        let asked = async {
+            let begun = expect(self.begin().await?, &[StatusCode::ACCEPTED]).await?;
+            self.give_up(&begun).await;
+            Ok(())
+        };
+        self.runtime
+            .block_on(asked)
+            .map_err(|error| self.endpoint.named(error))
+    }
+
     /// Whether the repository has a blob. Mounts it from the other repository if that has it.
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`].
     pub fn has(&self, digest: &Digest) -> Result<bool> {
-        self.runtime.block_on(async {
+        let asked = async {
             if self.is_there(digest).await? {
                 return Ok(true);
             }
@@ -110,11 +125,15 @@ impl Target {
                 Some(other) => self.take_over(digest, other).await,
                 None => Ok(false),
             }
-        })
+        };
+        self.runtime
+            .block_on(asked)
+            .map_err(|error| self.endpoint.named(error))
     }
 
-    /// Sends the blobs that the registry lacks, then the manifest under the tag. Returns the
-    /// manifest's digest. Calls `progress` with the bytes of uploads that were processed.
+    /// Sends the blobs that the registry lacks, then the manifest under the tag, unless the tag
+    /// leads to it already. Returns the manifest's digest. Calls `progress` with the bytes of
+    /// uploads that were processed.
     ///
     /// # Errors
     /// [`Error`]; the tag is unchanged then.
@@ -127,6 +146,7 @@ impl Target {
     ) -> Result<Digest> {
         let digest = Digest::of(&manifest);
         let tag = self.reference.tag().unwrap_or("latest");
+        let path = format!("manifests/{tag}");
         let all = async {
             let send = |upload| self.upload(upload, progress);
             stream::iter(uploads)
@@ -134,7 +154,9 @@ impl Target {
                 .buffer_unordered(AT_ONCE)
                 .try_collect::<()>()
                 .await?;
-            let path = format!("manifests/{tag}");
+            if self.is_tagged(&path, &digest).await? {
+                return Ok(());
+            }
             let put = self.endpoint.send(|http, base| {
                 http.put(self.endpoint.url(base, &path))
                     .header(CONTENT_TYPE, media_type)
@@ -145,11 +167,43 @@ impl Target {
                 &[StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED],
             )
             .await
+            .map(drop)
         };
         self.runtime
             .block_on(all)
             .map_err(|error| self.endpoint.named(error))?;
         Ok(digest)
+    }
+
+    /// Whether a tag leads to this manifest.
+    async fn is_tagged(&self, path: &str, digest: &Digest) -> Result<bool> {
+        let response = self
+            .endpoint
+            .send(|http, base| {
+                http.head(self.endpoint.url(base, path))
+                    .header(ACCEPT, MANIFESTS)
+            })
+            .await?;
+        let headers = response.headers();
+        let said = headers.get(CONTENT_DIGEST).and_then(|v| v.to_str().ok());
+        Ok(response.status() == StatusCode::OK && said.and_then(Digest::parse) == Some(*digest))
+    }
+
+    /// Begins an upload.
+    async fn begin(&self) -> Result<Response> {
+        let begin = |http: &reqwest::Client, base: &Url| {
+            http.post(self.endpoint.url(base, "blobs/uploads/"))
+                .header(CONTENT_LENGTH, 0)
+        };
+        self.endpoint.send(begin).await
+    }
+
+    /// Ends an upload that was begun, without a blob. A registry need not be able to.
+    async fn give_up(&self, begun: &Response) {
+        if let Ok(begun) = location(begun) {
+            let delete = |http: &reqwest::Client, _: &Url| http.delete(begun.clone());
+            let _ = self.endpoint.send_once(delete).await;
+        }
     }
 
     async fn is_there(&self, digest: &Digest) -> Result<bool> {
@@ -182,13 +236,8 @@ impl Target {
         if response.status() == StatusCode::CREATED {
             return Ok(true);
         }
-        if let Ok(begun) = location(&response) {
-            // It has begun an upload instead, which is not wanted.
-            let _ = self
-                .endpoint
-                .send_once(|http, _| http.delete(begun.clone()))
-                .await;
-        }
+        // It has begun an upload instead, which is not wanted.
+        self.give_up(&response).await;
         Ok(false)
     }
 
@@ -200,11 +249,7 @@ impl Target {
         let mut failures = Failures::default();
         loop {
             // Each attempt is a new upload, because the state of the previous one is unknown.
-            let begin = self.endpoint.send(|http, base| {
-                http.post(self.endpoint.url(base, "blobs/uploads/"))
-                    .header(CONTENT_LENGTH, 0)
-            });
-            let begun = expect(begin.await?, &[StatusCode::ACCEPTED]).await?;
+            let begun = expect(self.begin().await?, &[StatusCode::ACCEPTED]).await?;
             let mut url = location(&begun)?;
             url.query_pairs_mut()
                 .append_pair("digest", &upload.digest.to_string());

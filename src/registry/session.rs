@@ -22,7 +22,7 @@ pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
                                     application/vnd.docker.distribution.manifest.list.v2+json, \
                                     application/vnd.docker.distribution.manifest.v2+json";
 /// Header with the digest of a manifest.
-const CONTENT_DIGEST: &str = "docker-content-digest";
+pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// A manifest or an index.
 #[derive(Debug, Clone)]

@@ -12,6 +12,7 @@ mod fake;
 mod login;
 mod plain;
 mod pull;
+mod push;
 mod registries_conf;
 mod server;
 mod transfer;
