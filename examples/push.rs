@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use lxcri_fs::image::{Layers, Push};
 use lxcri_fs::registry::pull::parse;
@@ -17,6 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let push = Push {
         reference: &reference,
         registries: &Config::load(None)?.registries.value,
+        observer: Arc::new(()),
     };
     let layers = Layers {
         came_from: None,

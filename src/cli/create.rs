@@ -7,7 +7,7 @@ use bfc::Secret;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::error::{Error, Exit};
-use super::output::{note, say};
+use super::output::{is_terminal, note, say};
 use super::progress::Waiting;
 use super::secret::SecretArgs;
 use super::size;
@@ -259,7 +259,8 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
     };
     let registries = args.store.registries(args.tls)?;
     let reference = registries.resolve(args.image.to_str().ok_or_else(wrong)?)?;
-    let transfer = Arc::new(Transfer::new(true));
+    // Without a terminal, one line in the end is enough.
+    let transfer = Arc::new(Transfer::new(!is_terminal()));
     let pull = Pull {
         registries,
         observer: transfer.clone(),
@@ -272,7 +273,9 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
             name.familiar()
         ));
     }
-    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting)?;
+    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting);
+    transfer.finish();
+    let pulled = pulled?;
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
 }
 

@@ -12,17 +12,27 @@ use crate::error::{Io, chain};
 use crate::fs::{self, Rootfs};
 use crate::registry::artifact::Artifact;
 use crate::registry::push::{self, Target, Upload, UploadContent};
-use crate::registry::{Reference, Registries, pull};
+use crate::registry::{Observer, Reference, Registries, pull};
 use crate::store::{Store, StoredImage};
 use crate::text::hex;
 
 /// A request to push an image.
-#[derive(Debug)]
 pub struct Push<'a> {
     /// The image's name in the registry.
     pub reference: &'a Reference,
     /// Settings of registries.
     pub registries: &'a Registries,
+    /// Receives the progress of uploads.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl std::fmt::Debug for Push<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Push")
+            .field("reference", &self.reference)
+            .field("registries", &self.registries)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How to send layers.
@@ -96,8 +106,10 @@ impl Push<'_> {
         }
         let at = dir.as_ref().map_or(&*layers.temp_dir, |dir| dir.path());
         let compression = layers.compression.unwrap_or(Compression::Gzip);
-        events.begins(Stage::MakeLayers, export::oci_image_size(rootfs, &known));
         let done = |n| events.done(n);
+        if dir.is_some() {
+            events.begins(Stage::MakeLayers, export::oci_image_size(rootfs, &known));
+        }
         let image = export::oci_image(rootfs, at, compression, &known, &done);
         events.ends();
         let image = image?;
@@ -113,7 +125,7 @@ impl Push<'_> {
             content: UploadContent::Owned(image.config),
         };
         let uploads: Vec<_> = layers.chain([config]).collect();
-        send(&target, &uploads, image.manifest, events)
+        self.send(&target, &uploads, image.manifest)
     }
 
     /// Pushes the file itself, as an artifact. Returns the digest of the manifest.
@@ -141,7 +153,20 @@ impl Push<'_> {
         };
         let title = path.file_name().unwrap_or_default().to_string_lossy();
         let uploads = [upload, push::empty_config()];
-        send(&target, &uploads, artifact.manifest(&title), events)
+        self.send(&target, &uploads, artifact.manifest(&title))
+    }
+
+    fn send(&self, target: &Target, uploads: &[Upload], manifest: Vec<u8>) -> Result<Digest> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Kind {
+            media_type: Option<String>,
+        }
+        // A manifest that is kept as it was pulled may be in Docker's format.
+        let kind = serde_json::from_slice::<Kind>(&manifest).ok();
+        let media_type = kind.and_then(|kind| kind.media_type);
+        let media_type = media_type.as_deref().unwrap_or(MANIFEST);
+        Ok(target.push(uploads, manifest, media_type, &self.observer)?)
     }
 
     /// Another repository of the same registry from which an image in the store was pulled, if any.
@@ -153,25 +178,4 @@ impl Push<'_> {
             .map(|name| name.repository().to_owned())
             .find(|other| other != self.reference.repository())
     }
-}
-
-fn send(
-    target: &Target,
-    uploads: &[Upload],
-    manifest: Vec<u8>,
-    events: &dyn Events,
-) -> Result<Digest> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Kind {
-        media_type: Option<String>,
-    }
-    // A manifest that is kept as it was pulled may be in Docker's format.
-    let kind = serde_json::from_slice::<Kind>(&manifest).ok();
-    let media_type = kind.and_then(|kind| kind.media_type);
-    let media_type = media_type.as_deref().unwrap_or(MANIFEST);
-    events.begins(Stage::Send, uploads.iter().map(|upload| upload.size).sum());
-    let digest = target.push(uploads, manifest, media_type, &|n| events.done(n));
-    events.ends();
-    Ok(digest?)
 }

@@ -17,7 +17,7 @@ use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use super::retry::{Cause, Failures};
 use super::session::{CONTENT_DIGEST, MANIFESTS, expect, runtime};
-use super::{Reference, artifact};
+use super::{Observer, Reference, Wanted, artifact};
 use crate::build::Digest;
 use crate::error::Io;
 
@@ -132,8 +132,8 @@ impl Target {
     }
 
     /// Sends the blobs that the registry lacks, then the manifest under the tag, unless the tag
-    /// leads to it already. Returns the manifest's digest. Calls `progress` with the bytes of
-    /// uploads that were processed.
+    /// leads to it already. Returns the manifest's digest. Files come first among the uploads, and
+    /// are what `observer` observes.
     ///
     /// # Errors
     /// [`Error`]; the tag is unchanged then.
@@ -142,14 +142,20 @@ impl Target {
         uploads: &[Upload],
         manifest: Vec<u8>,
         media_type: &str,
-        progress: &(dyn Fn(u64) + Sync),
+        observer: &Arc<dyn Observer>,
     ) -> Result<Digest> {
         let digest = Digest::of(&manifest);
+        let is_file = |upload: &&Upload| matches!(upload.content, UploadContent::File(_));
+        let files = uploads.iter().take_while(is_file).map(|upload| Wanted {
+            digest: upload.digest,
+            size: upload.size,
+        });
+        observer.begins(&files.collect::<Vec<_>>());
         let tag = self.reference.tag().unwrap_or("latest");
         let path = format!("manifests/{tag}");
         let all = async {
-            let send = |upload| self.upload(upload, progress);
-            stream::iter(uploads)
+            let send = |(number, upload)| self.upload(number, upload, observer);
+            stream::iter(uploads.iter().enumerate())
                 .map(send)
                 .buffer_unordered(AT_ONCE)
                 .try_collect::<()>()
@@ -241,9 +247,15 @@ impl Target {
         Ok(false)
     }
 
-    async fn upload(&self, upload: &Upload, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    async fn upload(
+        &self,
+        number: usize,
+        upload: &Upload,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<()> {
         if self.is_there(&upload.digest).await? {
-            progress(upload.size);
+            observer.moved(number, upload.size, true);
+            observer.complete(number);
             return Ok(());
         }
         let mut failures = Failures::default();
@@ -259,12 +271,15 @@ impl Target {
                     .put(url.clone())
                     .header(CONTENT_LENGTH, upload.size)
                     .header(CONTENT_TYPE, "application/octet-stream");
-                request.body(file.body(upload.size))
+                observer.again(number);
+                let observer = observer.clone();
+                let sent = move |bytes| observer.moved(number, bytes, false);
+                request.body(file.body(upload.size, sent))
             };
             let why = match self.endpoint.send_once(put).await {
                 Ok(response) => {
                     expect(response, &[StatusCode::CREATED]).await?;
-                    progress(upload.size);
+                    observer.complete(number);
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => error,
@@ -321,14 +336,16 @@ impl UploadContent {
 }
 
 impl Opened<'_> {
-    /// The bytes, piece by piece.
-    fn body(&self, size: u64) -> Body {
+    /// The bytes, piece by piece; calls `sent` with the length of each piece of a file, when it is
+    /// about to be sent.
+    fn body(&self, size: u64, sent: impl Fn(u64) + Send + Sync + 'static) -> Body {
         let file = match self {
             Self::File(file) => file.clone(),
             Self::Bytes(bytes) => return bytes.to_vec().into(),
         };
+        let sent = Arc::new(sent);
         Body::wrap_stream(stream::try_unfold(0, move |at| {
-            let file = file.clone();
+            let (file, sent) = (file.clone(), sent.clone());
             async move {
                 let left = usize::try_from(size - at).unwrap_or(usize::MAX);
                 if left == 0 {
@@ -336,6 +353,7 @@ impl Opened<'_> {
                 }
                 let mut piece = vec![0; left.min(PIECE)];
                 file.read_exact_at(&mut piece, at)?;
+                sent(piece.len() as u64);
                 let end = at + piece.len() as u64;
                 Ok::<_, std::io::Error>(Some((piece, end)))
             }
