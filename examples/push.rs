@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use lxcri_fs::image::{Layers, Push};
 use lxcri_fs::registry::pull::parse;
@@ -17,13 +18,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let push = Push {
         reference: &reference,
         registries: &Config::load(None)?.registries.value,
+        observer: Arc::new(()),
     };
     let layers = Layers {
         came_from: None,
         compression: None,
+        store: None,
         temp_dir: std::env::temp_dir(),
     };
-    let digest = push.layers(&rootfs, layers, &())?;
+    let digest = push.layers(&rootfs, &layers, &())?;
     println!("{}@{digest}", reference.whole());
     Ok(())
 }

@@ -4,6 +4,8 @@
 //! oci-spec's parser compiles a regular expression of 8 MiB, which takes longer than a mount. The
 //! tests compare this parser with it.
 
+use std::net::Ipv6Addr;
+
 use oci_spec::distribution::Reference;
 
 /// The prefix with which skopeo and podman write references.
@@ -35,7 +37,7 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
         _ => (rest, None),
     };
     let (host, path) = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        Some((host, path)) if !is_short(name) => (host, path),
         _ => (HUB, name),
     };
     let host = if host == HUB_INDEX { HUB } else { host };
@@ -73,8 +75,21 @@ pub fn parse(text: &str) -> Result<Reference, &'static str> {
     })
 }
 
-/// Labels separated by dots, and optionally a port.
+/// Whether a name begins with no registry, not even with Docker Hub.
+pub fn is_short(name: &str) -> bool {
+    match name.split_once('/') {
+        Some((host, _)) => !(host.contains(['.', ':']) || host == "localhost"),
+        None => true,
+    }
+}
+
+/// Labels separated by dots, or an IPv6 address in brackets, and optionally a port.
 fn is_host(text: &str) -> bool {
+    if let Some((address, port)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        return address.parse::<Ipv6Addr>().is_ok()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
     let (labels, port) = text.split_once(':').unwrap_or((text, "0"));
     let is_label = |label: &str| {
         !label.is_empty()
@@ -136,6 +151,28 @@ mod tests {
             "docker.io/library/nginx:1"
         );
         assert!(parse("docker://").is_err() && parse("").is_err());
+    }
+
+    /// As distribution/reference has them; oci-spec has not.
+    #[test]
+    fn addresses_of_ipv6_are_hosts() {
+        for (text, whole) in [
+            ("[::1]:5000/app", "[::1]:5000/app:latest"),
+            ("[fe80::1]/team/app:1", "[fe80::1]/team/app:1"),
+        ] {
+            assert_eq!(parse(text).unwrap().whole(), whole);
+            assert_eq!(parse(whole).unwrap().whole(), whole);
+        }
+        for text in [
+            "[::1]:/app",
+            "[::1]x/app",
+            "[x]:1/app",
+            "[::1/app",
+            "[1.2.3.4]:1/app",
+            "[::1]",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 
     const ALMOST_REFERENCES: &str = concat!(

@@ -26,6 +26,11 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The line, from 1, of the byte at `offset` in a text.
+pub fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|&b| b == b'\n').count()
+}
+
 /// Escapes every [`is_unseen`] character of a message as Rust does: `\n`, `\u{1b}`. Escaping twice
 /// gives the same as escaping once.
 pub fn neutral(text: &str) -> Cow<'_, str> {

@@ -10,6 +10,7 @@ use super::error::Error;
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
+use super::tls::TlsArgs;
 use crate::build::{self, AppendOptions, Platform, sources};
 use crate::image::{InPlace, Layered, Sources};
 use crate::runtime::record::images;
@@ -46,6 +47,8 @@ pub(super) struct AppendArgs {
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     store: StoreArgs,
     /// Print the result as JSON
     #[arg(long)]
@@ -57,7 +60,7 @@ pub(super) fn run(args: &AppendArgs) -> Result<(), Error> {
     args.secret.refuse_both(&args.layers)?;
     let secret = args.secret.load()?;
     let (layers, _layers_held) = args.store.sources(&args.layers)?;
-    let registries = args.store.registries(&layers)?;
+    let registries = args.store.registries_for(&layers, args.tls)?;
     let write = args.write.options();
     let events = Work::new("Appending");
     let (path, held) = args.store.open_image(&args.image)?;

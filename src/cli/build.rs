@@ -13,6 +13,7 @@ use super::output::{json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
+use super::tls::TlsArgs;
 use crate::build::{self, ConfigChange, MAX_SIZE, NotAChange, Platform};
 use crate::image::{self, Build, Made};
 use crate::runtime::signal;
@@ -68,6 +69,8 @@ pub(super) struct BuildArgs {
     write: WriteArgs,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[command(flatten)]
     store: StoreArgs,
     /// Print the result as JSON
@@ -181,7 +184,7 @@ pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
     let key = secret.clone().map(new_key).transpose()?;
     let (sources, _held) = args.store.sources(&sources)?;
     let build = Build {
-        registries: args.store.registries(&sources)?,
+        registries: args.store.registries_for(&sources, args.tls)?,
         sources,
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         secret,

@@ -7,17 +7,17 @@ use bfc::Secret;
 use clap::{ArgGroup, Args, ValueEnum};
 
 use super::error::{Error, Exit};
-use super::output::{note, say};
+use super::output::{is_terminal, note, say};
 use super::progress::Waiting;
 use super::secret::SecretArgs;
 use super::size;
 use super::store::StoreArgs;
+use super::tls::TlsArgs;
 use super::transfer::Transfer;
 use crate::error::{Io, chain};
 use crate::fs::{ImageFile, ImageOptions, Rootfs, verify};
 use crate::image::secret::image_key;
 use crate::image::{Pull, open_file};
-use crate::registry::pull;
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::lxc_defaults;
@@ -149,6 +149,8 @@ pub(super) struct CreateArgs {
     #[command(flatten)]
     secret: SecretArgs,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     store: StoreArgs,
     /// Command and arguments to run instead of the image's
     #[arg(last = true, value_name = "CMD")]
@@ -170,7 +172,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         Some(image) => store.open_image(image)?,
         None => open_file(&path)?,
     };
-    let record = image_record(args, &path)?;
+    let record = image_record(args, stored.as_ref(), &path)?;
     let key = image_key(&path, &file, args.secret.load()?.as_ref())?;
     let secret = key.clone().map(|key| Secret::Key(key.0));
     let options = ImageOptions {
@@ -270,10 +272,12 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
         hint: None,
         exit: Exit::Usage,
     };
-    let reference = pull::parse(args.image.to_str().ok_or_else(wrong)?)?;
-    let transfer = Arc::new(Transfer::new(true));
+    let registries = args.store.registries(args.tls)?;
+    let reference = registries.resolve(args.image.to_str().ok_or_else(wrong)?)?;
+    // Without a terminal, one line in the end is enough.
+    let transfer = Arc::new(Transfer::new(!is_terminal()));
     let pull = Pull {
-        registries: args.store.config()?.registries.value,
+        registries,
         observer: transfer.clone(),
         ..Pull::of(&reference)
     };
@@ -284,12 +288,35 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
             name.familiar()
         ));
     }
-    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting)?;
+    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting);
+    transfer.finish();
+    let pulled = pulled?;
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())
 }
 
+/// The name of the image: as it was given, or the one that it is an alias of.
+fn name_in_store(args: &CreateArgs, stored: Option<&StoredImage>) -> Result<String, Error> {
+    let given = args.image.display().to_string();
+    let Some(image) = stored else {
+        return Ok(given);
+    };
+    let is_of = |name: &String| {
+        let name = name.parse::<Reference>();
+        name.is_ok_and(|name| image.facts.refs.contains(&name))
+    };
+    if is_of(&given) {
+        return Ok(given);
+    }
+    let alias = args.store.registries(args.tls)?.alias(&given);
+    Ok(alias.filter(is_of).unwrap_or(given))
+}
+
 /// What later mounts, which can ask nobody, need to find the image and to read it.
-fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
+fn image_record(
+    args: &CreateArgs,
+    stored: Option<&StoredImage>,
+    path: &Path,
+) -> Result<ImageRecord, Error> {
     let file = |file: &Option<PathBuf>| file.as_deref().map(absolute).transpose();
     let (password_file, key_file) = (
         file(&args.secret.password_file)?,
@@ -311,7 +338,7 @@ fn image_record(args: &CreateArgs, path: &Path) -> Result<ImageRecord, Error> {
     }
     Ok(ImageRecord {
         path: path.to_owned(),
-        name: args.image.display().to_string(),
+        name: name_in_store(args, stored)?,
         root_digest: None,
         password_file,
         key_file,

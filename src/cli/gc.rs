@@ -109,6 +109,9 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             if young == 1 { "is" } else { "are" }
         ));
     }
+    if !args.dry_run {
+        store.sweep_compressed()?;
+    }
     if failed == 0 {
         return Ok(());
     }

@@ -22,6 +22,8 @@ mod info;
 mod inspect;
 mod limits;
 mod list;
+mod login;
+mod logout;
 mod ls;
 mod mount;
 mod mount_options;
@@ -41,6 +43,7 @@ mod snapshots;
 mod stats;
 mod store;
 mod tag;
+mod tls;
 mod transfer;
 mod umount;
 mod upgrade;
@@ -75,6 +78,8 @@ enum Command {
     Build(build::BuildArgs),
     Pull(pull::PullArgs),
     Push(push::PushArgs),
+    Login(login::LoginArgs),
+    Logout(logout::LogoutArgs),
     Append(append::AppendArgs),
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
@@ -150,6 +155,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Push(args) => push::run(&args),
+        Command::Login(args) => login::run(&args),
+        Command::Logout(args) => logout::run(&args),
         Command::Append(args) => append::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Mount(args) => mount::run(args),

@@ -12,10 +12,10 @@ use super::error::Error;
 use super::output::{json, say, size};
 use super::progress::Waiting;
 use super::store::StoreArgs;
+use super::tls::TlsArgs;
 use super::transfer::Transfer;
 use crate::build::Platform;
 use crate::image::{Pull, Pulled};
-use crate::registry::pull;
 use crate::store::Reference;
 
 /// Pull an image from a registry into the store
@@ -50,6 +50,8 @@ pub(super) struct PullArgs {
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     store: StoreArgs,
     /// Show no progress
     #[arg(short, long)]
@@ -73,12 +75,13 @@ struct Report<'a> {
 
 pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
     super::limits::raise_open_files();
-    let reference = pull::parse(&args.reference)?;
+    let registries = args.store.registries(args.tls)?;
+    let reference = registries.resolve(&args.reference)?;
     let transfer = Arc::new(Transfer::new(args.quiet));
     let pull = Pull {
         reference: &reference,
         platform: args.platform.clone().unwrap_or_else(Platform::host),
-        registries: args.store.config()?.registries.value,
+        registries,
         write: WriteOptions {
             level: args.write.level,
             ..WriteOptions::default()

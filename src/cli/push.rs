@@ -1,6 +1,7 @@
 //! `lxcri-fs push`
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -9,6 +10,9 @@ use super::error::Error;
 use super::open::ImageArgs;
 use super::output::{json, say};
 use super::progress::Work;
+use super::tls::TlsArgs;
+use super::transfer::Transfer;
+use crate::build::Digest;
 use crate::build::export::Compression;
 use crate::fs::ImageOptions;
 use crate::image::{Events, Layers, Push};
@@ -40,6 +44,8 @@ pub(super) struct PushArgs {
     /// else /var/tmp)
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -73,25 +79,18 @@ struct Report {
 
 pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     let reference = pull::parse(&args.reference)?;
-    let registries = args.image.store.config()?.registries.value;
+    let registries = args.image.store.registries(args.tls)?;
+    let transfer = Arc::new(Transfer::of_push(args.quiet));
     let push = Push {
         reference: &reference,
         registries: &registries,
+        observer: transfer.clone(),
     };
     let work = Work::new("Pushing");
     let events: &dyn Events = if args.quiet { &() } else { &work };
-    let digest = if args.artifact {
-        let (path, file) = args.image.store.open_image(&args.image.image)?;
-        push.file(&path, file, events)?
-    } else {
-        let stored = args.image.store.in_store(&args.image.image)?;
-        let layers = Layers {
-            came_from: stored.and_then(|(_, image)| push.came_from(&image)),
-            compression: args.compression.map(Into::into),
-            temp_dir: args.temp_dir.clone().unwrap_or_else(temp_dir),
-        };
-        push.layers(&args.image.open(&ImageOptions::default())?, layers, events)?
-    };
+    let digest = send(args, &push, events);
+    transfer.finish();
+    let digest = digest?;
     if args.json {
         return json(&Report {
             reference: reference.whole(),
@@ -100,6 +99,22 @@ pub(super) fn run(args: &PushArgs) -> Result<(), Error> {
     }
     say(format_args!("{}@{digest}", reference.whole()))?;
     Ok(())
+}
+
+fn send(args: &PushArgs, push: &Push<'_>, events: &dyn Events) -> Result<Digest, Error> {
+    if args.artifact {
+        let (path, file) = args.image.store.open_image(&args.image.image)?;
+        return Ok(push.file(&path, file, events)?);
+    }
+    let stored = args.image.store.in_store(&args.image.image)?;
+    let layers = Layers {
+        came_from: stored.as_ref().and_then(|(_, image)| push.came_from(image)),
+        compression: args.compression.map(Into::into),
+        store: stored.as_ref().map(|(store, _)| store),
+        temp_dir: args.temp_dir.clone().unwrap_or_else(temp_dir),
+    };
+    let rootfs = args.image.open(&ImageOptions::default())?;
+    Ok(push.layers(&rootfs, &layers, events)?)
 }
 
 fn temp_dir() -> PathBuf {

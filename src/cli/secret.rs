@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ impl SecretArgs {
         if let Some(path) = &self.password_file {
             let is_stdin = path == Path::new("-");
             return Ok(Some(if is_stdin {
-                secret::password(std::io::stdin().lock(), path)?
+                secret::password(io::stdin().lock(), path)?
             } else {
                 secret::password_file(path)?
             }));
@@ -92,33 +92,51 @@ pub(super) fn terminal() -> Option<File> {
 ///
 /// # Errors
 /// [`Error::Io`] when the terminal fails.
-pub(super) fn prompt(image: &Path, mut terminal: File) -> Result<Secret, Error> {
+pub(super) fn prompt(image: &Path, terminal: File) -> Result<Secret, Error> {
+    let question = format!("Password for {}: ", neutral(&image.to_string_lossy()));
+    ask_secretly(&question, terminal)
+}
+
+/// Asks for a password on the terminal, without echo.
+///
+/// # Errors
+/// [`Error::Io`] when the terminal fails.
+pub(super) fn ask_secretly(question: &str, mut terminal: File) -> Result<Secret, Error> {
     let failed = Io::at("asking for the password on", Path::new(TERMINAL));
-    let ask = |terminal: &mut File| -> std::io::Result<Zeroizing<Vec<u8>>> {
-        write!(
-            terminal,
-            "Password for {}: ",
-            neutral(&image.to_string_lossy())
-        )?;
-        let mut line = Zeroizing::new(Vec::with_capacity(256));
-        {
-            let fd = terminal.try_clone()?;
-            let _echo = NoEcho::new(fd.as_fd())?;
-            std::io::BufReader::new(terminal.take(MAX_PASSWORD)).read_until(b'\n', &mut line)?;
-        }
+    let asked = |terminal: &mut File| {
+        let fd = terminal.try_clone()?;
+        let _echo = NoEcho::new(fd.as_fd())?;
+        let line = ask_line(question, terminal)?;
         writeln!(terminal)?;
         Ok(line)
     };
-    let mut line = ask(&mut terminal).map_err(failed)?;
+    Ok(Secret::Password(
+        asked(&mut terminal).map_err(|e: io::Error| failed(e))?,
+    ))
+}
+
+/// Asks for a line on the terminal.
+///
+/// # Errors
+/// [`Error::Io`] when the terminal fails.
+pub(super) fn ask(question: &str, terminal: &mut File) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let failed = Io::at("asking on", Path::new(TERMINAL));
+    Ok(ask_line(question, terminal).map_err(failed)?)
+}
+
+fn ask_line(question: &str, terminal: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
+    write!(terminal, "{question}")?;
+    let mut line = Zeroizing::new(Vec::with_capacity(256));
+    io::BufReader::new(terminal.take(MAX_PASSWORD)).read_until(b'\n', &mut line)?;
     strip_line_end(&mut line);
-    Ok(Secret::Password(line))
+    Ok(line)
 }
 
 /// Keeps the terminal's echo off while it exists.
 struct NoEcho<'fd>(BorrowedFd<'fd>, rustix::termios::Termios);
 
 impl<'fd> NoEcho<'fd> {
-    fn new(fd: BorrowedFd<'fd>) -> std::io::Result<Self> {
+    fn new(fd: BorrowedFd<'fd>) -> io::Result<Self> {
         let before = tcgetattr(fd)?;
         let mut silent = before.clone();
         silent.local_modes.remove(LocalModes::ECHO);

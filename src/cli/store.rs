@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::error::Error;
+use super::tls::TlsArgs;
 use crate::image::{self, is_file, is_remote, open_file};
 use crate::registry::Registries;
 use crate::runtime::record::images;
@@ -50,15 +51,22 @@ impl StoreArgs {
         Ok(Config::load(self.store.as_ref())?)
     }
 
-    /// The settings of registries, if any of these sources is in a registry; reads the
+    /// The settings of registries: of the configuration, of registries.conf, and of `tls`.
+    pub(super) fn registries(&self, tls: TlsArgs) -> Result<Registries, Error> {
+        let registries = self.config()?.registries.value.with_registries_conf()?;
+        Ok(tls.apply(registries))
+    }
+
+    /// As [`StoreArgs::registries`], if any of these sources is in a registry; reads the
     /// configuration only then.
-    pub(super) fn registries<'a>(
+    pub(super) fn registries_for<'a>(
         &self,
         sources: impl IntoIterator<Item = &'a OsString>,
+        tls: TlsArgs,
     ) -> Result<Registries, Error> {
         let is_remote = sources.into_iter().any(|source| is_remote(source));
         if is_remote {
-            Ok(self.config()?.registries.value)
+            self.registries(tls)
         } else {
             Ok(Registries::default())
         }
@@ -139,7 +147,20 @@ impl StoreArgs {
             return Ok(None);
         };
         let store = self.open()?;
-        let image = store.image(text)?;
+        let image = self.named(&store, text)?;
         Ok(Some((store, image)))
+    }
+
+    /// The image of this name in the store. A short name that the store does not have is what
+    /// registries.conf has as its alias, under which `pull` puts it into the store.
+    pub(super) fn named(&self, store: &Store, text: &str) -> Result<StoredImage, Error> {
+        match store.image(text) {
+            Err(missing @ store::Error::NotFound { .. }) => {
+                let alias = self.registries(TlsArgs::default())?.alias(text);
+                let aliased = alias.map(|name| store.image(&name));
+                Ok(aliased.unwrap_or(Err(missing))?)
+            }
+            found => Ok(found?),
+        }
     }
 }

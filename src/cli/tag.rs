@@ -23,7 +23,7 @@ pub(super) struct TagArgs {
 
 pub(super) fn run(args: &TagArgs) -> Result<(), Error> {
     let store = args.store.open()?;
-    let image = store.image(&args.image)?;
+    let image = args.store.named(&store, &args.image)?;
     Ok(args
         .names
         .iter()

@@ -1,4 +1,5 @@
-//! Progress of pulls: on a terminal a bar for each layer, elsewhere a line for each.
+//! Progress of pulls and pushes: on a terminal a bar for each layer, with its rate and the time
+//! that is left; elsewhere a line for each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,9 +9,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::output::{is_terminal, note, size};
 use crate::registry::{Observer, Wanted};
 
-/// Progress of a pull.
+/// Progress of a pull or of a push.
 pub(super) struct Transfer {
     quiet: bool,
+    /// What is said of bytes that did not have to be moved.
+    known: &'static str,
     bars: Option<MultiProgress>,
     blobs: Mutex<Vec<Blob>>,
     fetched: AtomicU64,
@@ -19,16 +22,27 @@ pub(super) struct Transfer {
 struct Blob {
     name: String,
     size: u64,
-    resumed: u64,
+    moved: u64,
+    known: u64,
     bar: Option<ProgressBar>,
 }
 
 impl Transfer {
-    /// Makes a progress display, which shows nothing if `quiet` is set.
+    /// The display of a pull, which shows nothing if `quiet` is set.
     pub(super) fn new(quiet: bool) -> Self {
+        Self::knowing(quiet, "fetched before")
+    }
+
+    /// The display of a push, which shows nothing if `quiet` is set.
+    pub(super) fn of_push(quiet: bool) -> Self {
+        Self::knowing(quiet, "in the registry before")
+    }
+
+    fn knowing(quiet: bool, known: &'static str) -> Self {
         let bars = (!quiet && is_terminal()).then(MultiProgress::new);
         Self {
             quiet,
+            known,
             bars,
             blobs: Mutex::default(),
             fetched: AtomicU64::new(0),
@@ -67,7 +81,7 @@ impl Observer for Transfer {
                 .bars
                 .as_ref()?
                 .add(ProgressBar::new(blob.size).with_message(name.to_owned()));
-            let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
+            let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
             Some(
                 bar.with_style(
                     ProgressStyle::with_template(template)
@@ -81,33 +95,53 @@ impl Observer for Transfer {
                 bar: bar(blob, &name),
                 name,
                 size: blob.size,
-                resumed: 0,
+                moved: 0,
+                known: 0,
             }
         });
         *self.blobs.lock().unwrap_or_else(PoisonError::into_inner) = blobs.collect();
     }
 
-    fn fetched(&self, blob: usize, bytes: u64, resumed: bool) {
-        if !resumed {
+    fn moved(&self, blob: usize, bytes: u64, known: bool) {
+        if !known {
             self.fetched.fetch_add(bytes, Ordering::Relaxed);
         }
         self.with(blob, |blob| {
-            blob.resumed += if resumed { bytes } else { 0 };
+            let first = blob.moved == 0;
+            blob.moved += bytes;
+            blob.known += if known { bytes } else { 0 };
             if let Some(bar) = &blob.bar {
-                bar.inc(bytes);
+                // The rate is that of what is moved, from its beginning on.
+                if first {
+                    bar.reset_eta();
+                }
+                bar.set_position(blob.moved);
+                if known {
+                    bar.reset_eta();
+                }
+            }
+        });
+    }
+
+    fn again(&self, blob: usize) {
+        self.with(blob, |blob| {
+            (blob.moved, blob.known) = (0, 0);
+            if let Some(bar) = &blob.bar {
+                bar.set_position(0);
             }
         });
     }
 
     fn complete(&self, blob: usize) {
+        let known = self.known;
         self.with(blob, |blob| match &blob.bar {
             Some(bar) => bar.finish(),
             None if self.quiet => {}
-            None if blob.resumed > 0 => note(format_args!(
-                "{}: {}, of which {} were fetched before",
+            None if blob.known > 0 => note(format_args!(
+                "{}: {}, of which {} were {known}",
                 blob.name,
                 size(blob.size),
-                size(blob.resumed)
+                size(blob.known)
             )),
             None => note(format_args!("{}: {}", blob.name, size(blob.size))),
         });

@@ -12,8 +12,6 @@ pub enum Stage {
     MakeLayers,
     /// A file is read for its digest.
     Digest,
-    /// Layers are sent to a registry.
-    Send,
 }
 
 /// Receives the progress of work. Any thread may call the methods.

@@ -39,13 +39,16 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// Receives the progress of downloads, from another thread.
+/// Receives the progress of downloads and uploads, from any thread.
 pub trait Observer: Send + Sync {
     /// These are the blobs that there are.
     fn begins(&self, _blobs: &[Wanted]) {}
 
-    /// Blob number `blob` has `bytes` more; `resumed` when they were here already.
-    fn fetched(&self, blob: usize, bytes: u64, resumed: bool);
+    /// `bytes` more of blob number `blob` have arrived; `known` when they were there already.
+    fn moved(&self, blob: usize, bytes: u64, known: bool);
+
+    /// Blob number `blob` begins again: what was moved of it is lost.
+    fn again(&self, _blob: usize) {}
 
     /// Blob number `blob` is complete.
     fn complete(&self, _blob: usize) {}
@@ -53,7 +56,7 @@ pub trait Observer: Send + Sync {
 
 /// Observes nothing.
 impl Observer for () {
-    fn fetched(&self, _: usize, _: u64, _: bool) {}
+    fn moved(&self, _: usize, _: u64, _: bool) {}
 }
 
 /// Blobs that are being fetched, each once, however often it is requested. When this is dropped,
@@ -296,7 +299,7 @@ impl Work {
     async fn fetch(&self, blob: usize) -> Result<()> {
         let (spool, size) = (&self.spools[blob], self.wanted[blob].size);
         if spool.have() > 0 {
-            self.observer.fetched(blob, spool.have(), true);
+            self.observer.moved(blob, spool.have(), true);
         }
         let mut failures = Failures::default();
         let mut seen = spool.have();
@@ -378,7 +381,7 @@ impl Work {
             if known < piece.len() {
                 spool.append(&piece[known..])?;
                 self.observer
-                    .fetched(blob, (piece.len() - known) as u64, false);
+                    .moved(blob, (piece.len() - known) as u64, false);
             }
             at = end;
         }

@@ -1,5 +1,6 @@
 //! One registry or mirror: authorizes requests to it, and repeats them if necessary.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url, 
 
 use super::answer::{pause, refusal};
 use super::challenge::Challenge;
+use super::config::Place;
 use super::credentials::{self, Credential};
-use super::error::{Error, Result};
+use super::error::{Error, Result, is_certificate};
 use super::rate::{self, Interrupted};
 use super::retry::{Cause, Failures, is_transient};
 use super::{auth, certificates};
@@ -29,43 +31,72 @@ pub(super) struct Endpoint {
     name: String,
     repository: String,
     base: Mutex<Url>,
+    /// Whether it has answered: what it speaks is known then.
+    answered: AtomicBool,
     insecure: bool,
+    plain: bool,
     http: Client,
     /// For credentials: follows no redirects.
     tokens: Client,
     /// The scopes to request tokens for.
     scopes: Vec<String>,
+    /// The credential to use instead of those that are saved.
+    credential: Option<Credential>,
     authorization: Mutex<Option<HeaderValue>>,
 }
 
 impl Endpoint {
-    /// An endpoint for `repository` of the registry `name`, with the `scopes` that will be needed.
+    /// An endpoint for a repository, with the `scopes` that will be needed.
     ///
     /// # Errors
     /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if it is not
     /// a host.
-    pub(super) fn new(
-        name: &str,
-        repository: String,
-        insecure: bool,
-        scopes: Vec<String>,
-    ) -> Result<Self> {
-        let host = if name == HUB { HUB_HOST } else { name };
+    pub(super) fn new(place: Place, scopes: Vec<String>) -> Result<Self> {
+        let Place {
+            host: name,
+            repository,
+            insecure,
+            plain,
+        } = place;
+        let host = if name == HUB { HUB_HOST } else { &name };
         let wrong = |reason: String| Error::Reference {
-            text: name.to_owned(),
+            text: name.clone(),
             reason,
         };
         let base = Url::parse(&format!("https://{host}/")).map_err(|e| wrong(e.to_string()))?;
         Ok(Self {
-            name: name.to_owned(),
-            repository,
             base: Mutex::new(base),
+            answered: AtomicBool::new(false),
             insecure,
-            http: client(name, redirects(insecure), insecure)?,
-            tokens: client(name, redirect::Policy::none(), insecure)?,
+            plain,
+            http: client(&name, redirects(insecure), insecure)?,
+            tokens: client(&name, redirect::Policy::none(), insecure)?,
+            name,
+            repository,
             scopes,
+            credential: None,
             authorization: Mutex::new(None),
         })
+    }
+
+    /// The same, but with this credential instead of those that are saved.
+    pub(super) fn with_credential(mut self, credential: Credential) -> Self {
+        self.credential = Some(credential);
+        self
+    }
+
+    /// Asks whether it is a registry that lets us in.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(super) async fn ping(&self) -> Result<Response> {
+        let at = |base: &Url| {
+            let mut url = base.clone();
+            url.set_path("/v2/");
+            url
+        };
+        let response = self.send(|http, base| http.get(at(base))).await;
+        response.map_err(|error| self.named(error))
     }
 
     /// The registry's name.
@@ -132,9 +163,7 @@ impl Endpoint {
                 rate::begin(answer).await
             };
             let response = match answer {
-                Err(Interrupted::Broken(error))
-                    if error.is_connect() && self.insecure && base.scheme() == "https" =>
-                {
+                Err(Interrupted::Broken(error)) if self.may_be_plain(&error, &base) => {
                     let mut plain = base;
                     // Cannot fail between these two.
                     let _ = plain.set_scheme("http");
@@ -149,6 +178,7 @@ impl Endpoint {
                 }
                 Ok(response) => response,
             };
+            self.answered.store(true, Ordering::Relaxed);
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && response.url().origin() == base.origin() {
                 if challenged {
@@ -175,16 +205,26 @@ impl Endpoint {
         }
     }
 
+    /// Whether the registry may be one without https, after the first request to it has failed. A
+    /// certificate that is not valid shows that it is none.
+    fn may_be_plain(&self, error: &reqwest::Error, base: &Url) -> bool {
+        self.plain
+            && base.scheme() == "https"
+            && error.is_connect()
+            && !self.answered.load(Ordering::Relaxed)
+            && (self.insecure || !is_certificate(error))
+    }
+
     /// Answers the challenge of a response.
     async fn authorize(&self, response: Response, base: &Url) -> Result<HeaderValue> {
         let challenge = Challenge::of(response.headers());
-        let credential = credentials::find(&self.name, &self.repository);
+        let given = self.credential.clone();
+        let credential = given.or_else(|| credentials::find(&self.name, &self.repository));
         match (challenge, credential) {
             (Some(Challenge::Bearer { realm, service }), credential) => {
-                // `insecure` applies to this host only.
+                // What is allowed for this host is not for others.
                 let same_host = realm.host() == base.host();
-                if realm.scheme() != "https"
-                    && !(self.insecure && (same_host || credential.is_none()))
+                if realm.scheme() != "https" && !(self.plain && (same_host || credential.is_none()))
                 {
                     let realm = super::error::shown(&realm);
                     return Err(Error::protocol(

@@ -56,6 +56,35 @@ pub enum Error {
         /// The registry's message.
         reason: String,
     },
+    /// The registry does not accept a name and a password.
+    #[error("{registry} does not accept this name and password: {reason}")]
+    Login {
+        /// The registry, or the repository of one.
+        registry: String,
+        /// The registry's message.
+        reason: String,
+    },
+    /// An invalid user name.
+    #[error("{0:?} is not a user name: it is empty, or has a colon")]
+    UserName(String),
+    /// There are no credentials to remove.
+    #[error("not logged in to {registry}: {} has no credentials for it", file.display())]
+    NotLoggedIn {
+        /// The registry, or the repository of one.
+        registry: String,
+        /// The file that `logout` changes.
+        file: PathBuf,
+        /// Another file that has credentials for it.
+        other: Option<PathBuf>,
+    },
+    /// An invalid name of a registry.
+    #[error("{text:?} is not the name of a registry: {reason}")]
+    Registry {
+        /// As it was given.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The registry's response violates the protocol.
     #[error("{url}: {reason}")]
     Protocol {
@@ -71,6 +100,24 @@ pub enum Error {
         from: String,
         /// What is wrong.
         reason: String,
+    },
+    /// A malformed registries.conf.
+    #[error("{}{}: {reason}", path.display(), at_line(*line))]
+    RegistriesConf {
+        /// The file.
+        path: PathBuf,
+        /// The line in it, from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// registries.conf blocks the registry, or a part of it.
+    #[error("{name} is blocked by {}", file.display())]
+    Blocked {
+        /// The image's name.
+        name: String,
+        /// The file that says so.
+        file: PathBuf,
     },
     /// A certificate of `certs.d`.
     #[error("certificate {}: {reason}", path.display())]
@@ -97,6 +144,11 @@ pub enum Error {
     /// What was fetched is wrong, or the image cannot be read.
     #[error(transparent)]
     Build(#[from] build::Error),
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map(|line| format!(", line {line}"))
+        .unwrap_or_default()
 }
 
 fn colon(message: &str) -> String {
@@ -146,8 +198,9 @@ impl Error {
 impl Report for Error {
     fn exit(&self) -> Exit {
         match self {
-            Error::Reference { .. } => Exit::Usage,
-            Error::Denied { .. } | Error::Credentials { .. } => Exit::Key,
+            Error::Reference { .. } | Error::Registry { .. } | Error::UserName(_) => Exit::Usage,
+            Error::Denied { .. } | Error::Login { .. } | Error::Credentials { .. } => Exit::Key,
+            Error::NotLoggedIn { .. } => Exit::NotFound,
             Error::Status { status, .. } if *status == StatusCode::NOT_FOUND => Exit::NotFound,
             Error::Io(e) => e.exit(),
             Error::Build(e) => e.exit(),
@@ -158,17 +211,31 @@ impl Report for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Error::Denied { registry, .. } => Some(format!(
-                "check the image's name, and log in with `podman login {registry}` or `docker \
-                 login {registry}`"
+                "check the image's name, and log in with `lxcri-fs login {registry}`"
             )),
+            Error::NotLoggedIn { other, .. } => other.as_ref().map(|path| {
+                format!(
+                    "{} has some, which the program that wrote it removes; `--authfile` names a \
+                     file to change",
+                    path.display()
+                )
+            }),
+            Error::Registry { .. } => {
+                Some("write registry.example.org, localhost:5000 or docker.io".into())
+            }
             Error::Transport { source, .. } if is_certificate(source) => Some(
                 "put the registry's CA into /etc/containers/certs.d/HOST[:PORT]/ca.crt, or set \
-                 `insecure = true` for it in the configuration"
+                 `insecure = true` for it in the configuration, or give --tls-verify=false"
                     .into(),
             ),
             Error::Transport { source, .. } if source.is_connect() => Some(
                 "check the registry's name, and whether a proxy is needed; for a registry that \
-                 speaks plain HTTP, set `insecure = true` in the configuration"
+                 speaks plain HTTP, set `insecure = true` in the configuration, or give \
+                 --tls-verify=false"
+                    .into(),
+            ),
+            Error::RegistriesConf { .. } => Some(
+                "containers-registries.conf(5) describes the file, which podman and skopeo read too"
                     .into(),
             ),
             Error::Slow { .. } => Some(
@@ -189,7 +256,8 @@ impl Report for Error {
     }
 }
 
-fn is_certificate(error: &reqwest::Error) -> bool {
+/// Whether a connection failed because of the server's certificate.
+pub(super) fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
         if matches!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
 use reqwest::{Body, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
@@ -16,8 +16,8 @@ use super::config::Registries;
 use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use super::retry::{Cause, Failures};
-use super::session::{expect, runtime};
-use super::{Reference, artifact};
+use super::session::{CONTENT_DIGEST, MANIFESTS, expect, runtime};
+use super::{Observer, Reference, Wanted, artifact};
 use crate::build::Digest;
 use crate::error::Io;
 
@@ -70,8 +70,8 @@ impl Target {
     /// some of the blobs. Sends no request yet.
     ///
     /// # Errors
-    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`]; [`Error::Reference`] if the
-    /// reference has a digest.
+    /// [`Error::Certificate`], [`Error::Client`], [`Error::Io`], [`Error::Blocked`];
+    /// [`Error::Reference`] if the reference has a digest.
     pub fn new(
         reference: &Reference,
         other: Option<String>,
@@ -88,8 +88,7 @@ impl Target {
         let other = other.filter(|other| *other != repository);
         let mut scopes = vec![format!("repository:{repository}:pull,push")];
         scopes.extend(other.iter().map(|other| format!("repository:{other}:pull")));
-        let insecure = registries.get(reference.registry()).insecure;
-        let endpoint = Endpoint::new(reference.registry(), repository, insecure, scopes)?;
+        let endpoint = Endpoint::new(registries.target(reference)?, scopes)?;
         Ok(Self {
             runtime: runtime()?,
             endpoint,
@@ -98,12 +97,27 @@ impl Target {
         })
     }
 
+    /// Asks whether this user may push: begins an upload, and gives it up.
+    ///
+    /// # Errors
+    /// [`Error::Denied`], [`Error::Transport`], [`Error::Status`].
+    pub fn ask(&self) -> Result<()> {
+        let asked = async {
+            let begun = expect(self.begin().await?, &[StatusCode::ACCEPTED]).await?;
+            self.give_up(&begun).await;
+            Ok(())
+        };
+        self.runtime
+            .block_on(asked)
+            .map_err(|error| self.endpoint.named(error))
+    }
+
     /// Whether the repository has a blob. Mounts it from the other repository if that has it.
     ///
     /// # Errors
     /// [`Error::Transport`], [`Error::Status`], [`Error::Denied`].
     pub fn has(&self, digest: &Digest) -> Result<bool> {
-        self.runtime.block_on(async {
+        let asked = async {
             if self.is_there(digest).await? {
                 return Ok(true);
             }
@@ -111,11 +125,15 @@ impl Target {
                 Some(other) => self.take_over(digest, other).await,
                 None => Ok(false),
             }
-        })
+        };
+        self.runtime
+            .block_on(asked)
+            .map_err(|error| self.endpoint.named(error))
     }
 
-    /// Sends the blobs that the registry lacks, then the manifest under the tag. Returns the
-    /// manifest's digest. Calls `progress` with the bytes of uploads that were processed.
+    /// Sends the blobs that the registry lacks, then the manifest under the tag, unless the tag
+    /// leads to it already. Returns the manifest's digest. Files come first among the uploads, and
+    /// are what `observer` observes.
     ///
     /// # Errors
     /// [`Error`]; the tag is unchanged then.
@@ -124,18 +142,27 @@ impl Target {
         uploads: &[Upload],
         manifest: Vec<u8>,
         media_type: &str,
-        progress: &(dyn Fn(u64) + Sync),
+        observer: &Arc<dyn Observer>,
     ) -> Result<Digest> {
         let digest = Digest::of(&manifest);
+        let is_file = |upload: &&Upload| matches!(upload.content, UploadContent::File(_));
+        let files = uploads.iter().take_while(is_file).map(|upload| Wanted {
+            digest: upload.digest,
+            size: upload.size,
+        });
+        observer.begins(&files.collect::<Vec<_>>());
         let tag = self.reference.tag().unwrap_or("latest");
+        let path = format!("manifests/{tag}");
         let all = async {
-            let send = |upload| self.upload(upload, progress);
-            stream::iter(uploads)
+            let send = |(number, upload)| self.upload(number, upload, observer);
+            stream::iter(uploads.iter().enumerate())
                 .map(send)
                 .buffer_unordered(AT_ONCE)
                 .try_collect::<()>()
                 .await?;
-            let path = format!("manifests/{tag}");
+            if self.is_tagged(&path, &digest).await? {
+                return Ok(());
+            }
             let put = self.endpoint.send(|http, base| {
                 http.put(self.endpoint.url(base, &path))
                     .header(CONTENT_TYPE, media_type)
@@ -146,11 +173,43 @@ impl Target {
                 &[StatusCode::CREATED, StatusCode::OK, StatusCode::ACCEPTED],
             )
             .await
+            .map(drop)
         };
         self.runtime
             .block_on(all)
             .map_err(|error| self.endpoint.named(error))?;
         Ok(digest)
+    }
+
+    /// Whether a tag leads to this manifest.
+    async fn is_tagged(&self, path: &str, digest: &Digest) -> Result<bool> {
+        let response = self
+            .endpoint
+            .send(|http, base| {
+                http.head(self.endpoint.url(base, path))
+                    .header(ACCEPT, MANIFESTS)
+            })
+            .await?;
+        let headers = response.headers();
+        let said = headers.get(CONTENT_DIGEST).and_then(|v| v.to_str().ok());
+        Ok(response.status() == StatusCode::OK && said.and_then(Digest::parse) == Some(*digest))
+    }
+
+    /// Begins an upload.
+    async fn begin(&self) -> Result<Response> {
+        let begin = |http: &reqwest::Client, base: &Url| {
+            http.post(self.endpoint.url(base, "blobs/uploads/"))
+                .header(CONTENT_LENGTH, 0)
+        };
+        self.endpoint.send(begin).await
+    }
+
+    /// Ends an upload that was begun, without a blob. A registry need not be able to.
+    async fn give_up(&self, begun: &Response) {
+        if let Ok(begun) = location(begun) {
+            let delete = |http: &reqwest::Client, _: &Url| http.delete(begun.clone());
+            let _ = self.endpoint.send_once(delete).await;
+        }
     }
 
     async fn is_there(&self, digest: &Digest) -> Result<bool> {
@@ -183,29 +242,26 @@ impl Target {
         if response.status() == StatusCode::CREATED {
             return Ok(true);
         }
-        if let Ok(begun) = location(&response) {
-            // It has begun an upload instead, which is not wanted.
-            let _ = self
-                .endpoint
-                .send_once(|http, _| http.delete(begun.clone()))
-                .await;
-        }
+        // It has begun an upload instead, which is not wanted.
+        self.give_up(&response).await;
         Ok(false)
     }
 
-    async fn upload(&self, upload: &Upload, progress: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    async fn upload(
+        &self,
+        number: usize,
+        upload: &Upload,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<()> {
         if self.is_there(&upload.digest).await? {
-            progress(upload.size);
+            observer.moved(number, upload.size, true);
+            observer.complete(number);
             return Ok(());
         }
         let mut failures = Failures::default();
         loop {
             // Each attempt is a new upload, because the state of the previous one is unknown.
-            let begin = self.endpoint.send(|http, base| {
-                http.post(self.endpoint.url(base, "blobs/uploads/"))
-                    .header(CONTENT_LENGTH, 0)
-            });
-            let begun = expect(begin.await?, &[StatusCode::ACCEPTED]).await?;
+            let begun = expect(self.begin().await?, &[StatusCode::ACCEPTED]).await?;
             let mut url = location(&begun)?;
             url.query_pairs_mut()
                 .append_pair("digest", &upload.digest.to_string());
@@ -215,12 +271,15 @@ impl Target {
                     .put(url.clone())
                     .header(CONTENT_LENGTH, upload.size)
                     .header(CONTENT_TYPE, "application/octet-stream");
-                request.body(file.body(upload.size))
+                observer.again(number);
+                let observer = observer.clone();
+                let sent = move |bytes| observer.moved(number, bytes, false);
+                request.body(file.body(upload.size, sent))
             };
             let why = match self.endpoint.send_once(put).await {
                 Ok(response) => {
                     expect(response, &[StatusCode::CREATED]).await?;
-                    progress(upload.size);
+                    observer.complete(number);
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => error,
@@ -277,14 +336,16 @@ impl UploadContent {
 }
 
 impl Opened<'_> {
-    /// The bytes, piece by piece.
-    fn body(&self, size: u64) -> Body {
+    /// The bytes, piece by piece; calls `sent` with the length of each piece of a file, when it is
+    /// about to be sent.
+    fn body(&self, size: u64, sent: impl Fn(u64) + Send + Sync + 'static) -> Body {
         let file = match self {
             Self::File(file) => file.clone(),
             Self::Bytes(bytes) => return bytes.to_vec().into(),
         };
+        let sent = Arc::new(sent);
         Body::wrap_stream(stream::try_unfold(0, move |at| {
-            let file = file.clone();
+            let (file, sent) = (file.clone(), sent.clone());
             async move {
                 let left = usize::try_from(size - at).unwrap_or(usize::MAX);
                 if left == 0 {
@@ -292,6 +353,7 @@ impl Opened<'_> {
                 }
                 let mut piece = vec![0; left.min(PIECE)];
                 file.read_exact_at(&mut piece, at)?;
+                sent(piece.len() as u64);
                 let end = at + piece.len() as u64;
                 Ok::<_, std::io::Error>(Some((piece, end)))
             }

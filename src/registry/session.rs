@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 
 use super::Reference;
 use super::answer::{document, refusal};
-use super::config::Registries;
+use super::config::{Place, Registries};
 use super::endpoint::Endpoint;
 use super::error::{Error, Result};
 use crate::build::sources::MAX_DOCUMENT;
@@ -22,7 +22,7 @@ pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
                                     application/vnd.docker.distribution.manifest.list.v2+json, \
                                     application/vnd.docker.distribution.manifest.v2+json";
 /// Header with the digest of a manifest.
-const CONTENT_DIGEST: &str = "docker-content-digest";
+pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// A manifest or an index.
 #[derive(Debug, Clone)]
@@ -74,21 +74,15 @@ impl Session {
     /// Prepares to read `reference`. Sends no request yet.
     ///
     /// # Errors
-    /// Those of [`Endpoint::new`].
+    /// Those of [`Endpoint::new`]; [`Error::Blocked`].
     pub fn new(reference: &Reference, registries: &Registries) -> Result<Self> {
         let runtime = runtime()?;
-        let (registry, repository) = (reference.registry(), reference.repository());
-        let mut endpoints = Vec::new();
-        for mirror in registries.get(registry).mirrors {
-            let (host, prefix) = mirror.split_once('/').unwrap_or((&mirror, ""));
-            let path = if prefix.is_empty() {
-                repository.to_owned()
-            } else {
-                format!("{}/{repository}", prefix.trim_matches('/'))
-            };
-            endpoints.push(reading(host, path, registries)?);
-        }
-        endpoints.push(reading(registry, repository.to_owned(), registries)?);
+        let endpoint = |place: Place| {
+            let scope = format!("repository:{}:pull", place.repository);
+            Endpoint::new(place, vec![scope])
+        };
+        let endpoints = registries.sources(reference)?.into_iter().map(endpoint);
+        let endpoints = endpoints.collect::<Result<Vec<_>>>()?;
         Ok(Self {
             runtime,
             sources: Arc::new(Mirrored {
@@ -135,11 +129,6 @@ impl Session {
                 .await
         })
     }
-}
-
-fn reading(host: &str, repository: String, registries: &Registries) -> Result<Endpoint> {
-    let scope = format!("repository:{repository}:pull");
-    Endpoint::new(host, repository, registries.get(host).insecure, vec![scope])
 }
 
 impl Mirrored {

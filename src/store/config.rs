@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use crate::error::Io;
 use crate::registry::Registries;
+use crate::text::line_at;
 use crate::zfs::Dataset;
 
 /// The configuration file, unless [`CONFIG_VARIABLE`] names another.
@@ -252,13 +253,7 @@ fn text_of(text: &OsStr) -> Result<&str> {
 fn parse(text: &str, path: &Path) -> Result<File> {
     toml::from_str(text).map_err(|e| Error::Config {
         path: path.to_owned(),
-        line: e.span().map(|span| {
-            1 + text
-                .bytes()
-                .take(span.start)
-                .filter(|&b| b == b'\n')
-                .count()
-        }),
+        line: e.span().map(|span| line_at(text, span.start)),
         reason: e.message().to_owned(),
     })
 }

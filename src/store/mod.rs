@@ -4,6 +4,7 @@
 //! contains what differs. docs/STORE.md describes the layout.
 
 mod backend;
+mod compressed;
 pub mod config;
 mod containers;
 mod directory;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, openat2};
@@ -59,6 +60,33 @@ pub fn open_directory_beneath(
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Io::at("opening", path))?;
     take(file, limit).map_err(Io::at("reading", path))
+}
+
+/// The content of a regular file of at most `limit` bytes, if there is one. Does not wait for what
+/// is no regular file, such as a pipe.
+///
+/// # Errors
+/// [`Io`], also if the file is longer, or is no regular file.
+pub fn read_regular(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(nonblock).open(path);
+    let file = match opened {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
+        opened => opened.map_err(Io::at("opening", path))?,
+    };
+    if !file.metadata().map_err(Io::at("opening", path))?.is_file() {
+        return Err(Io::at("reading", path)(io::Error::other(
+            "it is not a regular file",
+        )));
+    }
+    take(file, limit).map(Some).map_err(Io::at("reading", path))
 }
 
 /// Reads a stream to its end, at most `limit` bytes.

@@ -54,6 +54,8 @@ impl Bench {
             "REGISTRY_AUTH_FILE",
             "XDG_RUNTIME_DIR",
             "XDG_CONFIG_HOME",
+            "XDG_CACHE_HOME",
+            "CONTAINERS_REGISTRIES_CONF",
             "DOCKER_CONFIG",
             "HTTP_PROXY",
             "HTTPS_PROXY",

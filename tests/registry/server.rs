@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::run;
+use crate::common::{eventually, run};
 
 /// The name that [`HTPASSWD`] lets in.
 pub const USER: &str = "somebody";
@@ -23,21 +23,29 @@ const HTPASSWD: &str = "somebody:$2b$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRW
 pub struct Registry {
     pub port: u16,
     child: Child,
+    log: PathBuf,
+    /// How many requests of the log were read.
+    read: AtomicUsize,
 }
 
 impl Registry {
     /// Starts one that keeps its data in `dir`.
     pub fn start(dir: &Path) -> Self {
-        Self::run(dir, false)
+        Self::run(dir, false, false)
+    }
+
+    /// Starts one with plain HTTP, for [`USER`] only.
+    pub fn with_plain_login(dir: &Path) -> Self {
+        Self::run(dir, false, true)
     }
 
     /// Starts one with TLS, for [`USER`] only. `ca.crt` in `dir` is its CA.
     pub fn with_login(dir: &Path) -> Self {
         certificate(dir);
-        Self::run(dir, true)
+        Self::run(dir, true, true)
     }
 
-    fn run(dir: &Path, login: bool) -> Self {
+    fn run(dir: &Path, tls: bool, login: bool) -> Self {
         std::fs::create_dir_all(dir).unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -53,9 +61,11 @@ impl Registry {
             },
             "http": { "addr": format!("127.0.0.1:{port}") },
         });
-        if login {
+        if tls {
             config["http"]["tls"] =
                 json!({ "certificate": dir.join("tls.crt"), "key": dir.join("tls.key") });
+        }
+        if login {
             std::fs::write(dir.join("htpasswd"), HTPASSWD).unwrap();
             config["auth"] =
                 json!({ "htpasswd": { "realm": "test", "path": dir.join("htpasswd") } });
@@ -71,7 +81,13 @@ impl Registry {
             .stderr(log)
             .spawn()
             .unwrap();
-        let started = Self { port, child };
+        let log = dir.join("log");
+        let started = Self {
+            port,
+            child,
+            log,
+            read: AtomicUsize::new(0),
+        };
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(
@@ -86,6 +102,31 @@ impl Registry {
 
     pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `METHOD PATH` of the requests since the last call. Those of a registry with TLS cannot be
+    /// told.
+    pub fn asked(&self) -> Vec<String> {
+        let from = self.read.load(Ordering::Relaxed);
+        // What was asked before this is in the log when this is.
+        let mark = format!("GET /v2/?mark={from}");
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(connection, "{mark} HTTP/1.0\r\n\r\n").unwrap();
+        connection.read_to_end(&mut Vec::new()).unwrap();
+        let requests = eventually("the log of the registry", || {
+            let log = std::fs::read_to_string(&self.log).unwrap();
+            let request = |line: &str| {
+                let (_, request) = line.split_once(" \"")?;
+                Some(request.split_once(" HTTP/")?.0.to_owned())
+            };
+            let requests: Vec<_> = log.lines().filter_map(request).skip(from).collect();
+            requests.contains(&mark).then_some(requests)
+        });
+        self.read.store(from + requests.len(), Ordering::Relaxed);
+        requests
+            .into_iter()
+            .filter(|request| *request != mark)
+            .collect()
     }
 }
 

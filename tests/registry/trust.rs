@@ -28,7 +28,7 @@ fn tls_and_a_login_are_used_where_the_registry_requires_them() {
 
     bench.refused(&reference, 1, "certs.d");
     bench.trust(&registry);
-    bench.refused(&reference, 4, "podman login");
+    bench.refused(&reference, 4, "lxcri-fs login");
 
     let file = bench.path("auth.json");
     let login = |path: &Path, password: &str| {
@@ -117,7 +117,7 @@ fn a_refused_push_names_the_registry() {
     let output = bench.command().args(push).output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(4), "{said}");
-    assert!(said.contains(&format!("podman login {host}`")), "{said}");
+    assert!(said.contains(&format!("lxcri-fs login {host}`")), "{said}");
 }
 
 #[test]

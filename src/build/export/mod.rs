@@ -5,7 +5,10 @@ mod oci;
 mod tree;
 
 pub use layer::{WriteError, write_tar};
-pub use oci::{BlobFile, MANIFEST, OciImage, oci_image, oci_layout, oci_layout_size};
+pub use oci::{
+    BlobFile, LayerBlob, MANIFEST, OciImage, OriginalLayer, oci_image, oci_image_size, oci_layout,
+    oci_layout_size, original_layers,
+};
 pub use tree::{tree_tar, tree_tar_file};
 
 /// How layers are compressed that are exported.

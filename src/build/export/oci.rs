@@ -62,16 +62,34 @@ pub fn oci_layout(
 
 /// How many bytes of progress [`oci_layout`] will report.
 pub fn oci_layout_size(rootfs: &Rootfs) -> u64 {
-    match rootfs.section().layers() {
-        Ok(layers) if !layers.is_empty() => layers
-            .iter()
-            .fold(0, |sum, layer| sum.saturating_add(layer.tar_size)),
-        _ => rootfs.content_bytes(),
-    }
+    oci_image_size(rootfs, &[])
 }
 
-/// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer of the
-/// original manifest is left out if `reuse` returns true for the digest of its blob.
+/// The layers of an image, the lowest first, and the blobs that they came as; none of a plain v1
+/// image.
+///
+/// # Errors
+/// [`Error::Fs`] if the image is damaged.
+pub fn original_layers(rootfs: &Rootfs) -> Result<Vec<OriginalLayer>> {
+    let failed = failed(rootfs);
+    let section = rootfs.section();
+    let records = section.layers().map_err(&failed)?;
+    let found = section.blob(section.header().manifest).map_err(&failed)?;
+    let blobs = match serde_json::from_slice::<FoundManifest>(&found) {
+        Ok(found) if found.layers.len() == records.len() => found.layers,
+        _ => Vec::new(),
+    };
+    let mut blobs = blobs.iter().map(FoundBlob::layer);
+    let layer = |record: &format::LayerRecord| OriginalLayer {
+        diff_id: Digest(record.diff_id),
+        blob: blobs.next().flatten(),
+    };
+    Ok(records.iter().map(layer).collect())
+}
+
+/// Makes the documents and layers of an OCI image, the layers as files in `dir`. A layer that is
+/// `known` as a blob is not made; there is one entry for each of the [`original_layers`]. If all
+/// are known, nothing is written.
 ///
 /// # Errors
 /// As [`oci_layout`].
@@ -79,7 +97,7 @@ pub fn oci_image(
     rootfs: &Rootfs,
     dir: &Path,
     compression: Compression,
-    reuse: &mut dyn FnMut(&Digest) -> bool,
+    known: &[Option<LayerBlob>],
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<OciImage> {
     Layout {
@@ -88,7 +106,39 @@ pub fn oci_image(
         compression,
         progress,
     }
-    .image(reuse)
+    .image(known)
+}
+
+/// How many bytes of progress [`oci_image`] will report.
+pub fn oci_image_size(rootfs: &Rootfs, known: &[Option<LayerBlob>]) -> u64 {
+    match rootfs.section().layers() {
+        Ok(layers) if !layers.is_empty() => {
+            let is_known = |index: usize| known.get(index).is_some_and(Option::is_some);
+            let made = layers.iter().enumerate().filter(|(i, _)| !is_known(*i));
+            made.fold(0, |sum, (_, layer)| sum.saturating_add(layer.tar_size))
+        }
+        _ => rootfs.content_bytes(),
+    }
+}
+
+/// A layer, compressed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length, bytes.
+    pub size: u64,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, Copy)]
+pub struct OriginalLayer {
+    /// The digest of its tar.
+    pub diff_id: Digest,
+    /// The blob that it came as, if the image has a manifest.
+    pub blob: Option<LayerBlob>,
 }
 
 /// An image as OCI describes it.
@@ -102,15 +152,15 @@ pub struct OciImage {
     pub layers: Vec<BlobFile>,
 }
 
-/// A blob in a file.
+/// A layer's blob in a file.
 #[derive(Debug)]
 pub struct BlobFile {
     /// The file.
     pub path: PathBuf,
-    /// Its digest.
-    pub digest: Digest,
-    /// Its length, bytes.
-    pub size: u64,
+    /// The digest of the layer's tar.
+    pub diff_id: Digest,
+    /// The blob.
+    pub blob: LayerBlob,
 }
 
 /// The manifest that an image came with.
@@ -129,6 +179,37 @@ struct FoundBlob {
     size: u64,
 }
 
+impl FoundBlob {
+    /// The blob of a layer; `None` if its digest is not SHA-256.
+    fn layer(&self) -> Option<LayerBlob> {
+        let compression = match &*self.media_type {
+            media_type if media_type.ends_with("gzip") => Compression::Gzip,
+            media_type if media_type.ends_with("zstd") => Compression::Zstd,
+            _ => Compression::None,
+        };
+        Some(LayerBlob {
+            digest: Digest::parse(&self.digest)?,
+            size: self.size,
+            compression,
+        })
+    }
+}
+
+/// Makes a closure for `map_err` that adds the image.
+fn failed(rootfs: &Rootfs) -> impl Fn(bfc::Error) -> Error {
+    let image = rootfs
+        .paths()
+        .next()
+        .unwrap_or(Path::new("image"))
+        .to_owned();
+    move |source| {
+        Error::Fs(fs::Error::Image {
+            image: image.clone(),
+            source,
+        })
+    }
+}
+
 struct Layout<'a> {
     rootfs: &'a Rootfs,
     root: &'a Path,
@@ -144,16 +225,15 @@ struct Written {
 
 /// A layer of the new image.
 struct Made {
-    blob: Written,
+    blob: LayerBlob,
     diff_id: Digest,
-    compression: Compression,
     /// Whether there is a file of it.
     is_new: bool,
 }
 
 impl Layout<'_> {
     fn write(&self) -> Result<()> {
-        let image = self.image(&mut |_| false)?;
+        let image = self.image(&[])?;
         self.blob(&image.config)?;
         let manifest = self.blob(&image.manifest)?;
         let index = json!({
@@ -169,26 +249,24 @@ impl Layout<'_> {
         self.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
     }
 
-    fn image(&self, reuse: &mut dyn FnMut(&Digest) -> bool) -> Result<OciImage> {
+    fn image(&self, known: &[Option<LayerBlob>]) -> Result<OciImage> {
         let blobs = self.root.join("blobs/sha256");
-        std::fs::create_dir_all(&blobs).map_err(Io::at("making", &blobs))?;
-        let image = self
-            .rootfs
-            .paths()
-            .next()
-            .unwrap_or(Path::new("image"))
-            .to_owned();
-        let failed = |source| {
-            Error::Fs(fs::Error::Image {
-                image: image.clone(),
-                source,
+        let failed = failed(self.rootfs);
+        let section = self.rootfs.section();
+        let records = section.layers().map_err(&failed)?;
+        let found_manifest = section.blob(section.header().manifest).map_err(&failed)?;
+        let found: Option<FoundManifest> = serde_json::from_slice(&found_manifest).ok();
+        let is_known = |(index, record): (usize, &format::LayerRecord)| {
+            Some(Made {
+                blob: (*known.get(index)?)?,
+                diff_id: Digest(record.diff_id),
+                is_new: false,
             })
         };
-        let section = self.rootfs.section();
-        let records = section.layers().map_err(failed)?;
-        let found_manifest = section.blob(section.header().manifest).map_err(failed)?;
-        let found: Option<FoundManifest> = serde_json::from_slice(&found_manifest).ok();
-        let mut kept = kept(found.as_ref(), &records, reuse);
+        let mut kept: Vec<_> = records.iter().enumerate().map(is_known).collect();
+        if records.is_empty() || kept.iter().any(Option::is_none) {
+            std::fs::create_dir_all(&blobs).map_err(Io::at("making", &blobs))?;
+        }
         // Compression takes the most time, so as many layers as there are cores run in parallel.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut rest: Vec<_> = records
@@ -211,26 +289,14 @@ impl Layout<'_> {
                     .collect()
             });
             for ((index, _), result) in some.into_iter().zip(results) {
-                let (blob, diff_id) = result?;
-                kept[index] = Some(Made {
-                    blob,
-                    diff_id,
-                    compression: self.compression,
-                    is_new: true,
-                });
+                kept[index] = Some(self.made(result?));
             }
         }
         let mut made: Vec<_> = kept.into_iter().flatten().collect();
         if records.is_empty() {
-            let (blob, diff_id) = self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?;
-            made.push(Made {
-                blob,
-                diff_id,
-                compression: self.compression,
-                is_new: true,
-            });
+            made.push(self.made(self.layer(0, &mut |out| tree_tar(self.rootfs, out, &|_| ()))?));
         }
-        let found_config = section.blob(section.header().config).map_err(failed)?;
+        let found_config = section.blob(section.header().config).map_err(&failed)?;
         let facts: Vec<_> = made
             .iter()
             .map(|layer| LayerFact {
@@ -240,9 +306,15 @@ impl Layout<'_> {
             .collect();
         let config = config(&found_config, &facts, &Platform::host(), &[])?;
         let config_digest = Digest::of(&config);
-        let is_found =
-            found.is_some_and(|found| Digest::parse(&found.config.digest) == Some(config_digest));
-        let manifest = if is_found && made.iter().all(|layer| !layer.is_new) {
+        let is_found = found.is_some_and(|found| {
+            let layers = found
+                .layers
+                .iter()
+                .map(|layer| Digest::parse(&layer.digest));
+            Digest::parse(&found.config.digest) == Some(config_digest)
+                && layers.eq(made.iter().map(|layer| Some(layer.blob.digest)))
+        });
+        let manifest = if is_found {
             // It is the image that it came from, to the last byte.
             found_manifest.into_owned()
         } else {
@@ -257,8 +329,8 @@ impl Layout<'_> {
         };
         let file = |layer: Made| BlobFile {
             path: blobs.join(layer.blob.digest.hex()),
-            digest: layer.blob.digest,
-            size: layer.blob.size,
+            diff_id: layer.diff_id,
+            blob: layer.blob,
         };
         let layers = made
             .into_iter()
@@ -272,21 +344,38 @@ impl Layout<'_> {
         })
     }
 
+    /// A layer that was written, and the digest of its tar.
+    fn made(&self, (blob, diff_id): (Written, Digest)) -> Made {
+        let blob = LayerBlob {
+            digest: blob.digest,
+            size: blob.size,
+            compression: self.compression,
+        };
+        Made {
+            blob,
+            diff_id,
+            is_new: true,
+        }
+    }
+
     /// The manifest: the original annotations, and everything else from the new blobs.
     fn manifest(&self, found: &[u8], config: &Written, layers: &[Made]) -> Vec<u8> {
-        let descriptor = |media_type: &str, blob: &Written| {
-            let digest = blob.digest.to_string();
-            json!({ "mediaType": media_type, "digest": digest, "size": blob.size })
+        let descriptor = |media_type: &str, digest: Digest, size: u64| {
+            let digest = digest.to_string();
+            json!({ "mediaType": media_type, "digest": digest, "size": size })
         };
-        let layer = |made: &Made| match made.compression {
-            Compression::None => descriptor(LAYER, &made.blob),
-            Compression::Gzip => descriptor(&format!("{LAYER}+gzip"), &made.blob),
-            Compression::Zstd => descriptor(&format!("{LAYER}+zstd"), &made.blob),
+        let layer = |Made { blob, .. }: &Made| {
+            let suffix = match blob.compression {
+                Compression::None => "",
+                Compression::Gzip => "+gzip",
+                Compression::Zstd => "+zstd",
+            };
+            descriptor(&format!("{LAYER}{suffix}"), blob.digest, blob.size)
         };
         let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": descriptor(CONFIG, config),
+            "config": descriptor(CONFIG, config.digest, config.size),
             "layers": layers.iter().map(layer).collect::<Vec<_>>(),
         });
         let annotations = serde_json::from_slice::<Value>(found)
@@ -382,36 +471,6 @@ impl Layout<'_> {
         .map_err(|e| e.with_output(temp))?;
         Ok((tar.out, Digest(tar.hash.finalize().into())))
     }
-}
-
-/// The layers of the manifest that the image came with; those that have to be made are left out.
-fn kept(
-    found: Option<&FoundManifest>,
-    records: &[format::LayerRecord],
-    reuse: &mut dyn FnMut(&Digest) -> bool,
-) -> Vec<Option<Made>> {
-    let Some(found) = found.filter(|found| found.layers.len() == records.len()) else {
-        return records.iter().map(|_| None).collect();
-    };
-    let keep = |(layer, record): (&FoundBlob, &format::LayerRecord)| {
-        let digest = Digest::parse(&layer.digest).filter(&mut *reuse)?;
-        let compression = match &*layer.media_type {
-            media_type if media_type.ends_with("gzip") => Compression::Gzip,
-            media_type if media_type.ends_with("zstd") => Compression::Zstd,
-            _ => Compression::None,
-        };
-        let blob = Written {
-            digest,
-            size: layer.size,
-        };
-        Some(Made {
-            blob,
-            diff_id: Digest(record.diff_id),
-            compression,
-            is_new: false,
-        })
-    };
-    found.layers.iter().zip(records).map(keep).collect()
 }
 
 /// Hashes what is written.
