@@ -347,7 +347,16 @@ fn elsewhere(text: &str) -> Result<String, Error> {
         return Ok(text.to_owned());
     }
     let path = absolute(Path::new(text))?;
-    Ok(path.to_string_lossy().into_owned())
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Error::Other {
+            message: format!(
+                "{} cannot be an upper: its path is not UTF-8",
+                path.display()
+            ),
+            hint: None,
+            exit: Exit::Usage,
+        })
 }
 
 /// Makes a path absolute, and resolves symlinks in the part of it that exists.

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::error::{Error, Exit};
 use super::mount_options::{MountOptions, bad_option, option_text};
-use super::output::note;
+use super::output::complain;
 use super::secret::{SecretArgs, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
@@ -280,13 +280,10 @@ fn wanted(
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::root_mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
-        note(format_args!(
-            "lxcri-fs: container {name}: {}",
-            crate::error::chain(error)
-        ));
-        if let Some(hint) = error.hint() {
-            note(format_args!("  hint: {hint}"));
-        }
+        complain(
+            &format!("container {name}: {}", crate::error::chain(error)),
+            error.hint().as_deref(),
+        );
     }
     if failures.is_empty() {
         return Ok(());

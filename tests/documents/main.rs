@@ -6,7 +6,12 @@
 mod common;
 #[path = "../containers/mod.rs"]
 mod containers;
+mod examples;
+mod exit_codes;
+mod looks;
 mod promises;
+#[path = "../common/store.rs"]
+mod store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
