@@ -8,6 +8,7 @@ mod common;
 mod containers;
 mod examples;
 mod exit_codes;
+mod json;
 mod looks;
 mod promises;
 #[path = "../common/store.rs"]
