@@ -80,6 +80,7 @@ mod tests {
             root_digest: String::new(),
             manifest_digest: None,
             created: Timestamp::UNIX_EPOCH,
+            unnamed: None,
             layers: Vec::new(),
             compression: String::new(),
             encryption: String::new(),

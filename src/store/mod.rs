@@ -22,8 +22,11 @@ mod sound;
 mod uses;
 mod zfs;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+
+use jiff::Timestamp;
 
 pub use crate::sys::extents::Usage;
 pub use crate::sys::lock::{Lock, Locks};
@@ -85,6 +88,7 @@ impl Store {
     /// # Errors
     /// [`Error::Location`].
     pub fn at(location: Location) -> Result<Self> {
+        tracing::debug!("the store is {location}");
         let backend: Box<dyn Backend> = match &location {
             Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
             Location::Zfs(parent) => Box::new(ZfsStore::new(parent.clone())?),
@@ -185,6 +189,7 @@ impl Store {
             }
             other => other.map_err(Io::at("opening the image", &image.path))?,
         };
+        tracing::debug!("image {} is {}", image.name, image.path.display());
         uses::hold(&file, &image.path)?;
         // It may have been removed before it was locked.
         if image.path.exists() {
@@ -526,7 +531,7 @@ impl Store {
             .filter(|i| i.name == *name && !i.facts.refs.contains(reference))
         {
             let mut facts = image.facts.clone();
-            facts.refs.push(reference.clone());
+            facts.name(reference);
             self.backend.set_facts(name, &facts)?;
         }
         for image in images
@@ -534,7 +539,7 @@ impl Store {
             .filter(|i| i.name != *name && i.facts.refs.contains(reference))
         {
             let mut facts = image.facts.clone();
-            facts.refs.retain(|r| r != reference);
+            facts.unname(reference, Timestamp::now());
             self.backend.set_facts(&image.name, &facts)?;
         }
         Ok(())
@@ -563,11 +568,13 @@ fn settle_references(images: &mut [StoredImage]) {
             .cmp(&a.facts.created)
             .then_with(|| a.name.cmp(&b.name))
     });
-    let mut taken = std::collections::HashSet::new();
+    let mut taken: HashMap<Reference, Timestamp> = HashMap::new();
     for image in images {
-        image
-            .facts
-            .refs
-            .retain(|reference| taken.insert(reference.clone()));
+        for reference in image.facts.refs.clone() {
+            match taken.get(&reference) {
+                Some(since) => image.facts.unname(&reference, *since),
+                None => drop(taken.insert(reference, image.facts.created)),
+            }
+        }
     }
 }
