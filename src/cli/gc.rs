@@ -10,6 +10,7 @@ use super::error::{Error, Exit};
 use super::output::{json, moment, note, say, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
+use crate::store::config::duration;
 use crate::store::{Garbage, Outcome, Step, StoredImage};
 
 /// Remove what the store no longer needs: images without a name, and remains of interrupted work
@@ -22,9 +23,9 @@ pub(super) struct GcArgs {
     /// Only list what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Keep what lost its name, or was made, less than DURATION ago, such as 30m or 24h (default: gc.grace of the
-    /// configuration, or else 24h)
-    #[arg(long, value_name = "DURATION")]
+    /// Keep what lost its name, or was made, less than DURATION ago, such as 30m, 24h or 7d
+    /// (default: gc.grace of the configuration, or else 24h)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     grace: Option<SignedDuration>,
     #[command(flatten)]
     store: StoreArgs,

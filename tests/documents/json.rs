@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::common::{Mounted, build_image, golden, lxcri_fs, stderr};
-use super::read;
+use super::containers::{has, layout, pass};
 use super::store::Store;
+use super::{FOR_REGISTRY, REGISTRY, read};
 
 /// Fields that no command prints here, of what is documented: those of rare states.
 const RARE: [&str; 9] = [
@@ -20,7 +21,7 @@ const RARE: [&str; 9] = [
     "ps: failed",
     "ps: not_answering_since",
 ];
-/// Commands that need ZFS or a registry, whose tests compare what they print with the document.
+/// Commands that need a registry, which another test has, or ZFS: tests/zfs/snapshots.rs.
 const ELSEWHERE: [&str; 3] = ["pull", "push", "snapshots"];
 
 /// The fields of each command, and what their types allow.
@@ -93,7 +94,7 @@ fn allows(documented: &str, kind: &str) -> bool {
 }
 
 /// What a command prints that the document does not say, and adds what it printed to `seen`.
-pub fn differences(command: &str, printed: &str, seen: &mut BTreeSet<String>) -> Vec<String> {
+fn differences(command: &str, printed: &str, seen: &mut BTreeSet<String>) -> Vec<String> {
     let documented = documented();
     let fields = &documented[command];
     let mut wrong = Vec::new();
@@ -218,6 +219,29 @@ fn commands_print_the_fields_that_are_documented() {
         .filter(|field| !seen.contains(field))
         .collect();
     assert_eq!(unseen, rare, "documented, and not printed here");
+}
+
+#[test]
+fn transfers_print_the_fields_that_are_documented() {
+    if !FOR_REGISTRY.into_iter().all(has) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let script = "lxcri-fs pull debian:13 --json > pulled
+        lxcri-fs pull debian:13 --json >> pulled
+        lxcri-fs push debian:13 127.0.0.1:5000/team/new:1 --json > pushed
+        kill $registry; cat pulled; echo; cat pushed";
+    let printed = pass(&layout(temp.path(), &[]), &format!("{REGISTRY}\n{script}"));
+    let (pulled, pushed) = printed.split_once("\n\n").unwrap();
+    let mut seen = BTreeSet::new();
+    let mut wrong = differences("pull", pulled, &mut seen);
+    wrong.extend(differences("push", pushed, &mut seen));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let documented = documented();
+    assert_eq!(
+        seen.len(),
+        documented["pull"].len() + documented["push"].len()
+    );
 }
 
 /// What `--format` says that it knows, and the document's fields: the same.
