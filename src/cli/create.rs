@@ -219,6 +219,9 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         target: target(args)?,
     };
     let created = create(&store, request)?;
+    if let (Some(image), Some(upper)) = (&stored, &args.upper) {
+        store.note_upper(image, &elsewhere(upper)?)?;
+    }
     say(format_args!("{}", created.record.runtime.dir().display()))?;
     Ok(())
 }

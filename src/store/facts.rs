@@ -37,6 +37,9 @@ pub struct Facts {
     /// When it lost its last name to another image; none while it has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unnamed: Option<Timestamp>,
+    /// Uppers outside the store that were written over it: directories, or `zfs:` and a dataset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uppers: Vec<String>,
     /// How new contents are compressed: `zstd` or `none`.
     pub compression: String,
     /// How contents are encrypted: `none`, `password` or `key`.
@@ -120,6 +123,7 @@ impl Facts {
             created: Timestamp::try_from(created).unwrap_or(Timestamp::UNIX_EPOCH),
             layers,
             unnamed: None,
+            uppers: Vec::new(),
             compression: if compression == Compression::None {
                 "none"
             } else {

@@ -198,7 +198,7 @@ impl Store {
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
                     return Ok(Outcome::Kept("it has a name again".to_owned()));
                 }
-                match self.remove_image(&now) {
+                match self.remove_image(&now, false) {
                     Ok(freed) => Ok(Outcome::Freed(freed)),
                     Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
                     Err(error) => Err(error),

@@ -81,6 +81,7 @@ mod tests {
             manifest_digest: None,
             created: Timestamp::UNIX_EPOCH,
             unnamed: None,
+            uppers: Vec::new(),
             layers: Vec::new(),
             compression: String::new(),
             encryption: String::new(),

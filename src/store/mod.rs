@@ -425,11 +425,11 @@ impl Store {
     }
 
     /// Removes a name of an image, and with its last name the image. If `text` is a digest, removes
-    /// the image with all its names.
+    /// the image with all its names. With `force`, uppers outside the store keep no image.
     ///
     /// # Errors
     /// [`Error::InUse`] if something uses the image, [`Error::NotFound`].
-    pub fn remove(&self, text: &str) -> Result<Removed> {
+    pub fn remove(&self, text: &str, force: bool) -> Result<Removed> {
         let _lock = self.change()?;
         let mut image = self.image(text)?;
         if let Some(at) = text
@@ -443,15 +443,18 @@ impl Store {
             return Ok(Removed::Reference(reference));
         }
         Ok(Removed::Image {
-            freed: self.remove_image(&image)?,
+            freed: self.remove_image(&image, force)?,
         })
     }
 
     /// Removes an image that is not in use. The caller holds the store's lock.
-    fn remove_image(&self, image: &StoredImage) -> Result<u64> {
+    fn remove_image(&self, image: &StoredImage, force: bool) -> Result<u64> {
         // Held until the image is removed, so that no process starts to use it meanwhile.
         let held = uses::claim(&image.path)?;
         let mut users = self.users_but_open(image)?;
+        if !force {
+            users.extend(uses::uppers(image));
+        }
         if held.is_none() && users.is_empty() {
             users.push(uses::OPEN.to_owned());
         }
