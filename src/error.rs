@@ -107,7 +107,7 @@ pub enum Exit {
     Failure = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// An image is damaged.
+    /// An image is damaged, or a file is no image.
     Damaged = 3,
     /// A password or key is missing or wrong.
     Key = 4,

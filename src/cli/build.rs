@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, say, size};
+use super::output::{count, json, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
@@ -146,9 +146,18 @@ enum CompressionArg {
 #[derive(Serialize)]
 struct Report {
     image: String,
+    /// Whether the store had it already.
+    known: bool,
     size: u64,
     root_digest: String,
     layers: Vec<LayerReport>,
+    #[serde(flatten)]
+    contents: Option<Contents>,
+}
+
+/// What an image that was built has.
+#[derive(Serialize)]
+struct Contents {
     contents: u64,
     content_bytes: u64,
     stored_bytes: u64,
@@ -158,8 +167,8 @@ struct Report {
 #[derive(Serialize)]
 struct LayerReport {
     diff_id: String,
-    size: u64,
-    entries: u64,
+    size: Option<u64>,
+    entries: Option<u64>,
 }
 
 pub(super) fn run(args: &BuildArgs) -> Result<(), Error> {
@@ -227,12 +236,19 @@ fn print_known(
 ) -> Result<(), Error> {
     let root_digest = format!("blake3:{}", image.facts.root_digest);
     if as_json {
-        return json(&serde_json::json!({
-            "image": reference.familiar(),
-            "size": image.facts.size,
-            "root_digest": image.facts.root_digest,
-            "known": true,
-        }));
+        let layer = |diff_id: &build::Digest| LayerReport {
+            diff_id: diff_id.to_string(),
+            size: None,
+            entries: None,
+        };
+        return json(&Report {
+            image: reference.familiar().to_owned(),
+            known: true,
+            size: image.facts.size,
+            root_digest,
+            layers: image.facts.layers.iter().map(layer).collect(),
+            contents: None,
+        });
     }
     say(format_args!("{reference}: already in the store"))?;
     say(format_args!("root digest {root_digest}"))?;
@@ -244,25 +260,27 @@ pub(super) fn print(name: &str, built: &build::Built, as_json: bool) -> Result<(
     if as_json {
         let layer = |l: &build::BuiltLayer| LayerReport {
             diff_id: l.diff_id.to_string(),
-            size: l.size,
-            entries: l.entries,
+            size: Some(l.size),
+            entries: Some(l.entries),
         };
         return json(&Report {
             image: name.to_owned(),
+            known: false,
             size: built.image.len,
-            root_digest: hex(&built.image.root_digest),
+            root_digest: format!("blake3:{}", hex(&built.image.root_digest)),
             layers: built.layers.iter().map(layer).collect(),
-            contents: built.image.contents,
-            content_bytes: built.image.content_bytes,
-            stored_bytes: built.image.stored_bytes,
-            paths_not_in_v1: built.image.unsaid,
+            contents: Some(Contents {
+                contents: built.image.contents,
+                content_bytes: built.image.content_bytes,
+                stored_bytes: built.image.stored_bytes,
+                paths_not_in_v1: built.image.unsaid,
+            }),
         });
     }
-    let layers = built.layers.len();
     say(format_args!(
-        "{name}: {}, {layers} layer{}",
+        "{name}: {}, {}",
         size(built.image.len),
-        if layers == 1 { "" } else { "s" }
+        count(built.layers.len() as u64, "layer", "layers")
     ))?;
     say(format_args!(
         "root digest blake3:{}",

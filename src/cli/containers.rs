@@ -5,8 +5,10 @@ use std::io::Write;
 use clap::Args;
 use serde::Serialize;
 
+use super::colour;
 use super::error::Error;
-use super::output::{json, lines, printable, size, time};
+use super::format::Format;
+use super::output::{lines, moment, printable, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
 use crate::runtime::record::{Runtime, UpperLocation};
@@ -25,17 +27,41 @@ deleting (in progress, or interrupted); kept (deleted, but not what it wrote); d
 Examples:
   lxcri-fs containers
   lxcri-fs containers -q | xargs -n 1 lxcri-fs inspect
+  lxcri-fs containers --format '{{.Name}}: {{.Status}}, {{.Image}}'
   lxcri-fs containers --json | jq -r 'select(.image.is_current == false).name'")]
 pub(super) struct ContainersArgs {
     /// Print names only
-    #[arg(short, long, conflicts_with = "json")]
+    #[arg(short, long, conflicts_with_all = ["json", "format"])]
     quiet: bool,
     /// Print one JSON object for each container
     #[arg(long)]
     json: bool,
+    /// Print each container in this form: text with fields of the JSON object, such as `{{.Name}}`
+    /// and `{{.Image.Path}}`; after `table`, as columns that `\t` divides; or `json`
+    #[arg(long, conflicts_with = "json", value_parser = |text: &str| Format::parse(text, FIELDS))]
+    format: Option<Format>,
     #[command(flatten)]
     store: StoreArgs,
 }
+
+/// The fields of [`Row`].
+const FIELDS: &[&str] = &[
+    "name",
+    "status",
+    "image",
+    "image.name",
+    "image.path",
+    "image.root_digest",
+    "image.is_current",
+    "runtime",
+    "configuration",
+    "root",
+    "processes",
+    "upper",
+    "written_bytes",
+    "created",
+    "error",
+];
 
 #[derive(Serialize)]
 struct Row {
@@ -55,8 +81,11 @@ struct Row {
     volumes: Vec<String>,
     /// Space that it takes in the store, bytes.
     written_bytes: Option<u64>,
-    /// When it was created, seconds since 1970.
-    created: Option<u64>,
+    /// When it was created.
+    created: Option<String>,
+    /// The same, seconds since 1970.
+    #[serde(skip)]
+    created_at: Option<i64>,
     /// Why nothing is known about it.
     error: Option<String>,
 }
@@ -84,8 +113,8 @@ pub(super) fn run(args: &ContainersArgs) -> Result<(), Error> {
         .iter()
         .map(|listed| row(listed, &store))
         .collect();
-    if args.json {
-        return rows.iter().try_for_each(json);
+    if args.json || args.format.is_some() {
+        return args.format.as_ref().unwrap_or(&Format::Json).print(&rows);
     }
     print(&rows).map_err(Error::Output)
 }
@@ -93,6 +122,7 @@ pub(super) fn run(args: &ContainersArgs) -> Result<(), Error> {
 fn row(listed: &Listed, store: &Store) -> Row {
     let text = |path: &std::path::Path| printable(path.as_os_str().as_encoded_bytes());
     let record = listed.record.as_ref().ok();
+    let created_at = record.and_then(|record| i64::try_from(record.created).ok());
     let upper = record.map(|record| match &record.upper {
         UpperLocation::Store => text(&listed.container.path),
         UpperLocation::Elsewhere(place) => place.clone(),
@@ -121,7 +151,8 @@ fn row(listed: &Listed, store: &Store) -> Row {
         }),
         // Another process may have removed it meanwhile.
         written_bytes: listed.written(store).unwrap_or(None),
-        created: record.map(|record| record.created),
+        created: created_at.and_then(|at| moment(at, 0)),
+        created_at,
         error: listed.record.as_ref().err().map(|error| chain(error)),
     }
 }
@@ -139,17 +170,17 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
             (Some(upper), None) if upper == "memory" => upper.clone(),
             _ => "elsewhere".to_owned(),
         };
-        let created = row.created.and_then(|at| i64::try_from(at).ok()).map(time);
+        let created = row.created_at.map(time);
         let image = row.image.as_ref().map_or("-", |image| &image.name);
         let moved = match row.image.as_ref().and_then(|image| image.is_current) {
             Some(false) => " (the name means another image now)",
             _ => "",
         };
+        write!(out, "{:<20} ", row.name)?;
+        out.paint(style(row.status), &format!("{:<10}", row.status.name()))?;
         writeln!(
             out,
-            "{:<20} {:<10} {:<7} {written:>10}  {:<16}  {image}{moved}",
-            row.name,
-            row.status.name(),
+            " {:<7} {written:>10}  {:<16}  {image}{moved}",
             row.runtime.unwrap_or("-"),
             created.as_deref().unwrap_or("-"),
         )?;
@@ -158,6 +189,15 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn style(status: Status) -> anstyle::Style {
+    match status {
+        Status::Running => colour::GOOD,
+        Status::Created | Status::Mounted | Status::Kept => colour::PLAIN,
+        Status::Gone | Status::Unfinished | Status::Deleting => colour::NOTE,
+        Status::Dead | Status::Hung | Status::Damaged => colour::BAD,
+    }
 }
 
 /// What an abnormal state means, and what to do about it.

@@ -236,6 +236,9 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
         target: target(args)?,
     };
     let created = create(&store, request)?;
+    if let (Some(image), Some(upper)) = (&stored, &args.upper) {
+        store.note_upper(image, &elsewhere(upper)?)?;
+    }
     say(format_args!("{}", created.record.runtime.dir().display()))?;
     Ok(())
 }
@@ -389,7 +392,16 @@ fn elsewhere(text: &str) -> Result<String, Error> {
         return Ok(text.to_owned());
     }
     let path = absolute(Path::new(text))?;
-    Ok(path.to_string_lossy().into_owned())
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Error::Other {
+            message: format!(
+                "{} cannot be an upper: its path is not UTF-8",
+                path.display()
+            ),
+            hint: None,
+            exit: Exit::Usage,
+        })
 }
 
 /// Makes a path absolute, and resolves symlinks in the part of it that exists.

@@ -1,12 +1,14 @@
 //! `lxcri-fs doctor`
 
+use std::io::Write as _;
 use std::path::Path;
 
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
 
+use super::colour;
 use super::error::{Error, Exit};
-use super::output::{json, printable, say, size};
+use super::output::{count, json, lines, printable, size};
 use super::ps::explain;
 use super::store::StoreArgs;
 use crate::error::chain;
@@ -51,12 +53,22 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
             Level::Note => "note",
             Level::Bad => "BAD",
         };
-        say(format_args!(
-            "{level:<5} {:<8} {}: {}",
+        let style = match finding.level {
+            Level::Good => colour::GOOD,
+            Level::Note => colour::NOTE,
+            Level::Bad => colour::BAD,
+        };
+        let mut out = lines();
+        out.paint(style, &format!("{level:<5}"))
+            .map_err(Error::Output)?;
+        writeln!(
+            out,
+            " {:<8} {}: {}",
             finding.about,
             printable(finding.found.as_bytes()),
             finding.so
-        ))?;
+        )
+        .map_err(Error::Output)?;
     }
     match findings.iter().filter(|f| f.level == Level::Bad).count() {
         0 => Ok(()),
@@ -306,7 +318,10 @@ fn mounts() -> Result<Vec<Finding>, Error> {
         .iter()
         .filter(|(state, ..)| matches!(state, MountState::Serving | MountState::Restarting))
         .count();
-    let found = format!("{served} of {} mounted images", all.len());
+    let found = format!(
+        "{served} of {}",
+        count(all.len() as u64, "mounted image", "mounted images")
+    );
     let mut findings = vec![Finding::new(
         "mounts",
         if served == all.len() {

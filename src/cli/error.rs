@@ -8,8 +8,9 @@ use crate::{build, fs, image, registry, runtime, serve, store, upper, zfs};
 
 /// Shown by `--help`.
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 an image \
-                                     is damaged, 4 a password, key or login is missing or wrong, 5 \
-                                     something named does not exist, 6 something is in use.";
+                                     is damaged or no image, 4 a password, key or login is missing \
+                                     or wrong, 5 something named does not exist, 6 something is in \
+                                     use.";
 
 /// A failed command.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,9 @@ use rustix::thread::CapabilitySet;
 
 use super::error::{Error, Exit};
 use super::open::ImageArgs;
-use super::output::{note, size};
+use super::output::{complain, count, note, size};
 use super::progress::Work;
-use crate::error::{Io, chain};
+use crate::error::{Io, Report, chain};
 use crate::fs::{ExtractOptions, ImageOptions, extract, open_target};
 use crate::image::Events as _;
 use crate::serve::confine::Kept;
@@ -80,33 +80,38 @@ pub(super) fn run(args: &ExtractArgs) -> Result<(), Error> {
     );
     progress.ends();
     for failure in &done.failures {
-        note(format_args!("lxcri-fs: {}", chain(failure)));
+        complain(&chain(failure), None);
     }
     if done.failures.is_empty() {
         note(format_args!(
-            "{}: {} entries, {}",
+            "{}: {}, {}",
             args.dir.display(),
-            done.entries,
+            count(done.entries, "entry", "entries"),
             size(done.bytes)
         ));
         return Ok(());
     }
-    let damaged = done.failures.iter().any(|f| {
-        f.source
-            .downcast_ref()
-            .is_some_and(crate::fs::Error::is_damage)
+    let exits = done.failures.iter().map(|failure| {
+        let error = failure.source.downcast_ref::<crate::fs::Error>();
+        error.map_or(Exit::Failure, Report::exit)
+    });
+    // Damage counts most; what is missing, only if nothing else failed.
+    let exit = exits.reduce(|one, other| match (one, other) {
+        (Exit::Damaged, _) | (_, Exit::Damaged) => Exit::Damaged,
+        (Exit::NotFound, Exit::NotFound) => Exit::NotFound,
+        _ => Exit::Failure,
     });
     Err(Error::Other {
         message: format!(
-            "{} of {} entries were not extracted",
+            "{} of {} not extracted",
             done.failures.len(),
-            done.entries + done.failures.len() as u64
+            count(
+                done.entries + done.failures.len() as u64,
+                "entry",
+                "entries"
+            )
         ),
         hint: None,
-        exit: if damaged {
-            Exit::Damaged
-        } else {
-            Exit::Failure
-        },
+        exit: exit.unwrap_or(Exit::Failure),
     })
 }

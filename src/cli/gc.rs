@@ -7,9 +7,10 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, note, say, size};
+use super::output::{json, moment, note, say, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
+use crate::store::config::duration;
 use crate::store::{Garbage, Outcome, Step, StoredImage};
 
 /// Remove what the store no longer needs: images without a name, and remains of interrupted work
@@ -22,9 +23,9 @@ pub(super) struct GcArgs {
     /// Only list what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Keep what was made less than DURATION ago, such as 30m or 24h (default: gc.grace of the
-    /// configuration, or else 24h)
-    #[arg(long, value_name = "DURATION")]
+    /// Keep what lost its name, or was made, less than DURATION ago, such as 30m, 24h or 7d
+    /// (default: gc.grace of the configuration, or else 24h)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     grace: Option<SignedDuration>,
     #[command(flatten)]
     store: StoreArgs,
@@ -50,6 +51,9 @@ struct Row {
     freed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
+    /// Until when the grace period keeps it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_until: Option<String>,
 }
 
 pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
@@ -60,11 +64,7 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     if !args.dry_run {
         store.sweep_locks()?;
     }
-    let young = match args.json {
-        true => 0,
-        false => store.garbage(SignedDuration::ZERO)?.len(),
-    };
-    let young = young.saturating_sub(plan.len());
+    let young = store.kept_by_grace(&plan)?;
     let (mut total, mut failed) = (0, 0);
     for step in &plan {
         let outcome = (!args.dry_run).then(|| store.collect(step, grace));
@@ -92,6 +92,27 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             (None, None) => say(format_args!("{what}: {}", size(row.bytes))),
         }?;
     }
+    for step in &young {
+        let until = step
+            .garbage
+            .since()
+            .and_then(|at| at.checked_add(grace).ok());
+        let until = until.map(|at| at.as_second());
+        if args.json {
+            json(&Row {
+                kept: Some("it is younger than the grace period".to_owned()),
+                kept_until: until.and_then(|at| moment(at, 0)),
+                ..row(step)
+            })?;
+            continue;
+        }
+        let until = until.map(|at| format!(" until {} (UTC)", time(at)));
+        say(format_args!(
+            "{}: kept{} by the grace period",
+            describe(&step.garbage),
+            until.unwrap_or_default()
+        ))?;
+    }
     if !args.json {
         say(format_args!(
             "{} ({total} bytes) {}",
@@ -103,10 +124,9 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             }
         ))?;
     }
-    if young > 0 {
+    if !args.json && !young.is_empty() {
         note(format_args!(
-            "lxcri-fs: {young} more {} younger than the grace period; `--grace 0s` removes them",
-            if young == 1 { "is" } else { "are" }
+            "lxcri-fs: `--grace 0s` removes what the grace period keeps"
         ));
     }
     if !args.dry_run {
@@ -147,6 +167,7 @@ fn row(step: &Step) -> Row {
         bytes: step.usage.own(),
         freed: None,
         kept: None,
+        kept_until: None,
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::confine;
-use super::output::{all_or, json, lines, printable, say, size};
+use super::output::{all_or, count, json, lines, printable, say, size};
 use super::store::StoreArgs;
 use crate::fs::{self, ImageOptions, tree_of_index};
 use crate::image::open_file;
@@ -229,8 +229,8 @@ fn print(info: &Info) -> std::io::Result<()> {
     if info.unsaid > 0 {
         writeln!(
             out,
-            "Not in v1     {} paths or types, which other BFC tools do not see",
-            info.unsaid
+            "Not in v1     {}, which other BFC tools do not see",
+            count(info.unsaid, "path or type", "paths or types")
         )?;
     }
     if let Some(end) = info.torn_after {
@@ -243,10 +243,10 @@ fn print(info: &Info) -> std::io::Result<()> {
         let stored = size(layer.stored_bytes);
         writeln!(
             out,
-            "Layer {:<7} {} {} entries, tar {}, stored {stored}",
+            "Layer {:<7} {} {}, tar {}, stored {stored}",
             number + 1,
             layer.diff_id,
-            layer.entries,
+            count(layer.entries, "entry", "entries"),
             size(layer.tar_bytes)
         )?;
         if !layer.created_by.is_empty() {

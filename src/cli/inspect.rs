@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use clap::Args;
-use serde::Serialize;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
 
 use super::error::Error;
-use super::output::{json, lines, printable, time};
+use super::output::{count, json, lines, moment, printable, time};
 use super::store::StoreArgs;
 use crate::runtime::delete::{detached, find, users};
 use crate::runtime::record::{ContainerRecord, Runtime, State, UpperLocation};
@@ -31,7 +32,7 @@ pub(super) struct InspectArgs {
 
 #[derive(Debug, Serialize)]
 struct Inspected<'a> {
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "with_moment")]
     record: &'a ContainerRecord,
     /// Its directory in the store.
     directory: String,
@@ -47,6 +48,14 @@ struct Inspected<'a> {
     detached: bool,
     /// How many processes use its root file system.
     processes: usize,
+}
+
+/// The record, with the time as all commands print it.
+fn with_moment<S: Serializer>(record: &&ContainerRecord, to: S) -> Result<S::Ok, S::Error> {
+    let mut fields = serde_json::to_value(record).map_err(S::Error::custom)?;
+    let created = i64::try_from(record.created).ok();
+    fields["created"] = created.and_then(|at| moment(at, 0)).into();
+    fields.serialize(to)
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), Error> {
@@ -148,10 +157,7 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
         }
         None => "not mounted",
     };
-    let processes = match inspected.processes {
-        1 => "1 process".to_owned(),
-        n => format!("{n} processes"),
-    };
+    let processes = count(inspected.processes as u64, "process", "processes");
     writeln!(
         out,
         "Root          {}, {mounted}, used by {processes}",

@@ -6,7 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{all_or, json, lines, size, time};
+use super::format::Format;
+use super::output::{all_or, lines, size, time};
 use super::store::StoreArgs;
 use crate::error::Report;
 use crate::error::chain;
@@ -23,22 +24,51 @@ use crate::store::{self, Name, StoredImage, Usage};
 Examples:
   lxcri-fs list
   lxcri-fs rm $(lxcri-fs list -q)
+  lxcri-fs list --format 'table {{.ID}}\\t{{.Reference}}\\t{{.Bytes}}'
   lxcri-fs list --json | jq -r .references[]"
 )]
 pub(super) struct ListArgs {
     #[command(flatten)]
     store: StoreArgs,
     /// Print digests only
-    #[arg(short, long, conflicts_with = "json")]
+    #[arg(short, long, conflicts_with_all = ["json", "format"])]
     quiet: bool,
     /// Print one JSON object for each image
     #[arg(long)]
     json: bool,
+    /// Print each image in this form: text with fields of the JSON object, such as `{{.Reference}}`
+    /// and `{{json .Layers}}`; after `table`, as columns that `\t` divides; or `json`
+    #[arg(long, conflicts_with = "json", value_parser = |text: &str| Format::parse(text, FIELDS))]
+    format: Option<Format>,
 }
+
+/// The fields of [`Row`].
+const FIELDS: &[&str] = &[
+    "id",
+    "reference",
+    "references",
+    "name",
+    "path",
+    "root_digest",
+    "manifest_digest",
+    "created",
+    "layers",
+    "compression",
+    "encryption",
+    "size",
+    "bytes",
+    "own_bytes",
+    "shared_bytes",
+    "parent",
+];
 
 /// An image as `--json` prints it.
 #[derive(Serialize)]
 struct Row<'a> {
+    /// As many digits of the root digest as commands need.
+    id: &'a str,
+    /// The first name, as it is typed.
+    reference: Option<&'a str>,
     name: &'a str,
     path: String,
     references: Vec<&'a str>,
@@ -63,7 +93,9 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     let scan = store.scan()?;
     let images = scan.images;
     let mut out = lines();
-    if !args.json && !args.quiet {
+    let mut rows = Vec::new();
+    let as_rows = args.json || args.format.is_some();
+    if !as_rows && !args.quiet {
         writeln!(
             out,
             "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}",
@@ -80,12 +112,13 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
         let Ok(usage) = store.usage_of(image) else {
             continue;
         };
-        if args.json {
-            json(&row(image, usage))?;
+        if as_rows {
+            rows.push(row(image, usage));
         } else {
             print(&mut out, image, usage).map_err(Error::Output)?;
         }
     }
+    args.format.as_ref().unwrap_or(&Format::Json).print(&rows)?;
     // A broken directory that holds no image hides none; `doctor` reports it.
     let is_hidden = |error: &store::Error| match error {
         store::Error::Io(e) => e.kind() != std::io::ErrorKind::NotFound,
@@ -145,6 +178,8 @@ fn print(out: &mut impl Write, image: &StoredImage, usage: Usage) -> std::io::Re
 fn row(image: &StoredImage, usage: Usage) -> Row<'_> {
     let facts = &image.facts;
     Row {
+        id: facts.short_digest(),
+        reference: facts.refs.first().map(|r| r.familiar()),
         name: image.name.as_str(),
         path: image.path.display().to_string(),
         references: facts.refs.iter().map(|r| r.as_str()).collect(),

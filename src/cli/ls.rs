@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::open::ImageArgs;
-use super::output::{json, lines, printable, time};
+use super::output::{json, lines, moment, printable, time};
 use crate::fs::{self, ImageOptions, Order, Rootfs, Step};
 use crate::serve::confine::Kept;
 
@@ -51,8 +51,8 @@ struct LsRow {
     gid: u32,
     nlink: u32,
     size: u64,
-    /// Seconds since 1970, and nanoseconds.
-    mtime: (i64, u32),
+    /// `None` outside of the years -9999 to 9999.
+    mtime: Option<String>,
     inode: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
@@ -117,7 +117,9 @@ fn print(
             gid: inode.gid,
             nlink: inode.nlink,
             size: if inode.is_dir() { 0 } else { inode.size },
-            mtime: (inode.mtime_s, inode.mtime_ns),
+            mtime: i32::try_from(inode.mtime_ns)
+                .ok()
+                .and_then(|ns| moment(inode.mtime_s, ns)),
             inode: ino,
             target,
             device,

@@ -5,6 +5,7 @@ mod append;
 mod build;
 mod cat;
 mod clone;
+mod colour;
 mod commit;
 mod config;
 mod containers;
@@ -13,9 +14,12 @@ mod delete;
 mod df;
 mod diff;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod error;
 mod export;
 mod extract;
+mod format;
 mod gc;
 mod hook;
 mod info;
@@ -54,10 +58,9 @@ mod volumes;
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 pub use error::{Error, Exit};
-use output::notes;
 
 use crate::serve::{daemon, log};
 use crate::text::neutral;
@@ -69,8 +72,21 @@ pub use secret::SecretArgs;
 struct Cli {
     #[command(flatten)]
     _store: store::StoreArgs,
+    #[command(flatten)]
+    talk: Talk,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How much to print. An option `quiet` of a command counts as this one too.
+#[derive(Debug, Args)]
+struct Talk {
+    /// Print no notes and no progress; errors and warnings stay
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print what the command does, on standard error; twice, print more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
@@ -125,7 +141,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(result) = daemon::run(&args) {
         return exit_code(result.map_err(Error::from));
     }
-    log::init_command();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -135,15 +150,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 let neutral = args
                     .iter()
                     .map(|arg| neutral(&arg.to_string_lossy()).into_owned());
-                let error = Cli::try_parse_from(neutral).err().unwrap_or(error);
-                notes(
-                    &error
-                        .render()
-                        .to_string()
-                        .trim_end()
-                        .split('\n')
-                        .collect::<Vec<_>>(),
-                );
+                match Cli::try_parse_from(neutral) {
+                    Err(neutral) => output::usage(&neutral, true),
+                    Ok(_) => output::usage(&error, false),
+                }
                 return Exit::Usage.into();
             }
             // The help. A reader may close the pipe early, which is no error.
@@ -151,6 +161,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    log::init_command(cli.talk.verbose);
+    if cli.talk.quiet {
+        output::be_quiet();
+    }
     let result = match cli.command {
         Command::Build(args) => build::run(&args),
         Command::Pull(args) => pull::run(&args),

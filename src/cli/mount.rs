@@ -8,11 +8,11 @@ use clap::Args;
 
 use super::error::{Error, Exit};
 use super::mount_options::{MountOptions, bad_option, option_text};
-use super::output::note;
+use super::output::complain;
 use super::secret::{SecretArgs, prompt, terminal};
 use super::size;
 use super::store::StoreArgs;
-use crate::error::Report;
+use crate::error::{Report, chain};
 use crate::image::secret::is_encrypted;
 use crate::image::{self, Mount};
 use crate::runtime;
@@ -189,7 +189,16 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
             mount.on(&mountpoint)
         }
     };
-    match on(&mount) {
+    mount_asking(&mut mount, on)?;
+    if let Some(upper) = &mount.upper {
+        note_upper(&args.store, &args.paths, upper);
+    }
+    Ok(())
+}
+
+/// Mounts, and asks for the password if only that is missing.
+fn mount_asking(mount: &mut Mount, on: impl Fn(&Mount) -> image::Result<()>) -> Result<(), Error> {
+    match on(mount) {
         Err(
             image::Error::Serve(serve::Error::Failed(failure))
             | image::Error::Upper(upper::Error::Serve(serve::Error::Failed(failure))),
@@ -201,9 +210,31 @@ pub(super) fn run(mut args: MountArgs) -> Result<(), Error> {
             if mount.secret.is_none() {
                 return Err(serve::Error::Failed(failure).into());
             }
-            Ok(on(&mount)?)
+            Ok(on(mount)?)
         }
         other => Ok(other?),
+    }
+}
+
+/// Tells the store which of its images an upper needs, if this user may change the store.
+fn note_upper(store: &StoreArgs, images: &[PathBuf], upper: &Upper) {
+    let place = match upper {
+        Upper::Dir(dir) => dir
+            .canonicalize()
+            .ok()
+            .and_then(|dir| dir.into_os_string().into_string().ok()),
+        Upper::Zfs { dataset, .. } => Some(format!("zfs:{dataset}")),
+        Upper::Ephemeral { .. } => None,
+    };
+    let Some(place) = place else { return };
+    for image in images {
+        let noted = store.in_store(image).and_then(|found| match found {
+            Some((store, image)) => Ok(store.note_upper(&image, &place)?),
+            None => Ok(()),
+        });
+        if let Err(error) = noted {
+            tracing::debug!("the store was not told of {place}: {}", chain(&error));
+        }
     }
 }
 
@@ -280,13 +311,10 @@ fn wanted(
 fn mount_containers(store: &StoreArgs) -> Result<(), Error> {
     let failures = runtime::root_mount::mount_all(&store.open()?)?;
     for (name, error) in &failures {
-        note(format_args!(
-            "lxcri-fs: container {name}: {}",
-            crate::error::chain(error)
-        ));
-        if let Some(hint) = error.hint() {
-            note(format_args!("  hint: {hint}"));
-        }
+        complain(
+            &format!("container {name}: {}", chain(error)),
+            error.hint().as_deref(),
+        );
     }
     if failures.is_empty() {
         return Ok(());

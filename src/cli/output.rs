@@ -3,10 +3,13 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use anstyle::Style;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::colour::{self, has_colours, painted};
 use super::error::{Error, Exit};
 use crate::error::{Report, chain};
 pub(super) use crate::text::printable;
@@ -37,19 +40,64 @@ pub(super) fn say(line: fmt::Arguments<'_>) -> Result<(), Error> {
     writeln!(lines(), "{line}").map_err(Error::Output)
 }
 
-/// Prints a line on standard error. If standard error is closed, the line is lost without an error.
-pub(super) fn note(line: fmt::Arguments<'_>) {
-    notes(&[&line.to_string()]);
+/// Whether notes and progress are not wanted.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, prints no notes and no progress.
+pub(super) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Prints lines on standard error with one write: LXC logs every write separately.
-pub(super) fn notes(lines: &[&str]) {
-    let text: String = lines
-        .iter()
-        .flat_map(|line| [neutral(line), "\n".into()])
-        .collect();
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Prints a line on standard error, unless notes are not wanted. If standard error is closed, the
+/// line is lost without an error.
+pub(super) fn note(line: fmt::Arguments<'_>) {
+    if !is_quiet() {
+        print_errors(&format!("{}\n", neutral(&line.to_string())));
+    }
+}
+
+/// Prints the program's name and what is wrong on standard error, and a hint below it.
+pub(super) fn complain(cause: &str, hint: Option<&str>) {
+    let on = errors_have_colours();
+    let mut text = format!(
+        "{} {}\n",
+        painted(colour::ERROR, "lxcri-fs:", on),
+        neutral(cause)
+    );
+    if let Some(hint) = hint {
+        let word = painted(colour::HINT, "hint:", on);
+        text.push_str(&format!("  {word} {}\n", neutral(hint)));
+    }
+    print_errors(&text);
+}
+
+/// Prints what is wrong with a command line: what clap says, in which no argument can control the
+/// terminal if `is_neutral`.
+pub(super) fn usage(error: &clap::Error, is_neutral: bool) {
+    let text = error.render();
+    let text = if is_neutral && errors_have_colours() {
+        text.ansi().to_string()
+    } else {
+        let text = text.to_string();
+        let lines = text.trim_end().split('\n').map(neutral);
+        lines.collect::<Vec<_>>().join("\n") + "\n"
+    };
+    print_errors(&text);
+}
+
+/// Prints text on standard error with one write: LXC logs every write separately.
+fn print_errors(text: &str) {
     #[allow(clippy::disallowed_methods)] // This is the place for it.
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[allow(clippy::disallowed_methods)] // This is the place for it.
+fn errors_have_colours() -> bool {
+    has_colours(&io::stderr())
 }
 
 /// Prints an error's cause and hint, and returns the exit code. A closed pipe is not reported.
@@ -57,16 +105,7 @@ pub(super) fn report(error: &Error) -> ExitCode {
     if matches!(error, Error::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Failure.into();
     }
-    let (cause, hint) = (
-        format!("lxcri-fs: {}", chain(error)),
-        error.hint().map(|hint| format!("  hint: {hint}")),
-    );
-    notes(
-        &[Some(&*cause), hint.as_deref()]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>(),
-    );
+    complain(&chain(error), error.hint().as_deref());
     error.exit().into()
 }
 
@@ -95,14 +134,22 @@ pub(super) fn all_or(mut failures: Vec<Error>, of: usize, what: &str) -> Result<
     })
 }
 
-/// Whether standard error is a terminal.
+/// Whether progress can be drawn: standard error is a terminal, and it is wanted.
 #[allow(clippy::disallowed_methods)] // This is the place for it.
 pub(super) fn is_terminal() -> bool {
-    io::stderr().is_terminal()
+    !is_quiet() && io::stderr().is_terminal()
 }
 
 /// Writes text and makes invisible characters visible; see [`text`](crate::text).
 pub(super) struct Lines<W>(W);
+
+impl Lines<io::StdoutLock<'static>> {
+    /// Writes a part of a line, in a style where standard output has colours.
+    pub(super) fn paint(&mut self, style: Style, text: &str) -> io::Result<()> {
+        let text = painted(style, &neutral(text), has_colours(&self.0));
+        self.0.write_all(text.as_bytes())
+    }
+}
 
 impl<W: Write> Write for Lines<W> {
     /// Writes text that is already divided into lines.
@@ -140,11 +187,20 @@ impl<W: Write> Write for Lines<W> {
 /// [`Error::Output`].
 pub(super) fn json(value: &impl Serialize) -> Result<(), Error> {
     let mut out = bytes();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, Visible);
-    value
-        .serialize(&mut serializer)
-        .map_err(|e| Error::Output(e.into()))?;
+    write_json(&mut out, value).map_err(Error::Output)?;
     writeln!(out).map_err(Error::Output)
+}
+
+/// A value as [`json`] prints it.
+pub(super) fn json_text(value: &impl Serialize) -> io::Result<String> {
+    let mut text = Vec::new();
+    write_json(&mut text, value)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn write_json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut serializer = serde_json::Serializer::with_formatter(out, Visible);
+    Ok(value.serialize(&mut serializer)?)
 }
 
 /// Formats JSON in one line, with invisible characters as `\uXXXX`.
@@ -185,7 +241,20 @@ pub(super) fn time(seconds: i64) -> String {
     }
 }
 
-/// Formats a number of bytes for people: `1.2 GiB`.
+/// Formats a time, in seconds since 1970 and nanoseconds, for programs: `2026-11-21T03:06:00Z`.
+/// `None` if it is after the year 9999, or before -9999.
+pub(super) fn moment(seconds: i64, nanoseconds: i32) -> Option<String> {
+    let time = Timestamp::new(seconds, nanoseconds).ok()?;
+    Some(time.to_string())
+}
+
+/// A number of things: `1 entry`, `2 entries`.
+pub(super) fn count(n: u64, one: &str, several: &str) -> String {
+    let word = if n == 1 { one } else { several };
+    format!("{n} {word}")
+}
+
+/// Formats a number of bytes for people: `1.2 GiB`. Options that take a size take this too.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     #[allow(clippy::cast_precision_loss)] // for people

@@ -9,8 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde::Serialize;
 
+use super::colour;
 use super::error::Error;
-use super::output::{json, lines, printable, time};
+use super::output::{count, json, lines, moment, note, printable, time};
 use crate::serve::answer::Answer;
 use crate::serve::confine::Confinement;
 use crate::serve::overview::{self, MountState, Mounted, Overview, Seen, Unkept};
@@ -55,9 +56,9 @@ struct Row {
     /// Why no process serves it any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed: Option<String>,
-    /// Since when its worker has not answered, in seconds since 1970; absent if unknown.
+    /// Since when its worker has not answered; absent if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
-    not_answering_since: Option<u64>,
+    not_answering_since: Option<String>,
     /// What confines its worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     confinement: Option<Confinement>,
@@ -95,6 +96,18 @@ pub(super) fn run(args: &PsArgs) -> Result<(), Error> {
     print(&rows).map_err(Error::Output)
 }
 
+/// Notes how many mounts of other users a command left out.
+pub(super) fn note_others(command: &str) -> Result<(), Error> {
+    let others = overview::of_others()?.len() as u64;
+    if others > 0 {
+        let mounts = count(others, "mount of another user", "mounts of other users");
+        note(format_args!(
+            "lxcri-fs: left out {mounts}: a user's own `lxcri-fs {command}` has them"
+        ));
+    }
+    Ok(())
+}
+
 fn print(rows: &[Row]) -> std::io::Result<()> {
     let mut out = lines();
     writeln!(
@@ -113,11 +126,12 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
         let first = mounted.next().map_or("", |path| path);
         let uptime = row.uptime_seconds.map_or_else(|| "-".to_owned(), duration);
         let (state, users) = (row.state, row.users);
-        writeln!(
+        write!(
             out,
-            "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {state:<10} \
-             {image:<32} {first}"
+            "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  "
         )?;
+        out.paint(style(state), &format!("{state:<10}"))?;
+        writeln!(out, " {image:<32} {first}")?;
         mounted.try_for_each(|path| writeln!(out, "{:>86}{path}", ""))?;
         for UpperRow { mountpoint, upper } in &row.uppers {
             let upper = upper
@@ -192,10 +206,11 @@ fn stateful(
         uptime_seconds: None,
         users: devices.iter().filter_map(|dev| users.get(dev)).sum(),
         failed: None,
-        not_answering_since: if let MountState::Silent(since) = state {
-            *since
-        } else {
-            None
+        not_answering_since: match state {
+            MountState::Silent(Some(since)) => {
+                i64::try_from(*since).ok().and_then(|at| moment(at, 0))
+            }
+            _ => None,
         },
         confinement: None,
         explained: explain(state),
@@ -211,6 +226,15 @@ fn name(state: &MountState) -> &'static str {
         MountState::Dead => "dead",
         MountState::Unkept => "unkept",
         MountState::Of(_) => "other-user",
+    }
+}
+
+fn style(state: &str) -> anstyle::Style {
+    match state {
+        "serving" => colour::GOOD,
+        "restarting" | "unkept" => colour::NOTE,
+        "other-user" => colour::PLAIN,
+        _ => colour::BAD,
     }
 }
 

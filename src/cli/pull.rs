@@ -121,7 +121,7 @@ fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(
             image: name,
             up_to_date: *up_to_date,
             manifest_digest: manifest_digest.to_string(),
-            root_digest: facts.root_digest.clone(),
+            root_digest: format!("blake3:{}", facts.root_digest),
             layers: facts.layers.len(),
             size: facts.size,
             fetched_bytes: fetched,

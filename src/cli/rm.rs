@@ -17,6 +17,10 @@ pub(super) struct RmArgs {
     /// Names or digests of images
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    /// Remove images also if what was written over them outside the store (`mount --upper`) can no
+    /// longer be used without them
+    #[arg(short, long)]
+    force: bool,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -25,7 +29,7 @@ pub(super) fn run(args: &RmArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let mut failures = Vec::new();
     for image in &args.images {
-        match store.remove(image) {
+        match store.remove(image, args.force) {
             Ok(Removed::Reference(reference)) => say(format_args!("{reference}: name removed"))?,
             Ok(Removed::Image { freed }) => {
                 say(format_args!("{image}: removed, {} freed", size(freed)))?

@@ -1,11 +1,16 @@
 //! Sizes on the command line.
 
-/// Parses a number of bytes, such as `512`, or with a unit (powers of 1024) `64K`, `10M`, `10GiB`.
+/// Most digits after the point: further ones are less than a byte of most units.
+const MAX_DECIMALS: usize = 9;
+
+/// Parses a number of bytes, such as `512`, or with a unit (powers of 1024) `64K`, `1.5G`, `10GiB`,
+/// and as lists print it, `1.2 GiB`.
 pub(super) fn parse(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let error = || format!("`{text}` is not a size such as 512, 64K, 10M or 20G");
-    let shift = match unit.to_ascii_uppercase().as_str() {
+    let error = || format!("`{text}` is not a size such as 512, 64K, 10M or 1.5G");
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let end = text.find(|c| !is_number(c)).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim_start_matches(' ').to_ascii_uppercase().as_str() {
         "" | "B" => 0,
         "K" | "KB" | "KIB" => 10,
         "M" | "MB" | "MIB" => 20,
@@ -14,14 +19,26 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
         "P" | "PB" | "PIB" => 50,
         _ => return Err(error()),
     };
-    let number: u64 = number.parse().map_err(|_| error())?;
-    number
-        .checked_mul(1 << shift)
+    let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
+    if decimals.len() > MAX_DECIMALS || (shift == 0 && number.contains('.')) {
+        return Err(error());
+    }
+    let (whole, part): (u64, u128) = match (whole.parse(), decimals.parse()) {
+        (Ok(whole), Ok(part)) => (whole, part),
+        _ => return Err(error()),
+    };
+    // Of 10 to the number of decimals.
+    let of = decimals.bytes().fold(1u128, |of, _| of * 10);
+    let part = u64::try_from((part << shift) / of).ok();
+    let bytes = whole.checked_mul(1 << shift).zip(part);
+    bytes
+        .and_then(|(whole, part)| whole.checked_add(part))
         .ok_or_else(|| format!("`{text}` is too large"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::output::size;
     use super::parse;
 
     #[test]
@@ -35,11 +52,32 @@ mod tests {
             ("2GiB", 2 << 30),
             ("3TB", 3 << 40),
             ("1P", 1 << 50),
+            ("1.5G", 3 << 29),
+            ("1.2 GiB", 1_288_490_188),
+            ("0.5 KiB", 512),
+            ("7 B", 7),
         ];
         for (text, bytes) in good {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "-1", "1.5G", "1X", "1iB", "99999999P", "1 G"] {
+        // What is printed can be typed.
+        for bytes in [0, 1, 1023, 1024, 1_300_000, 5 << 30, u64::MAX >> 2] {
+            let parsed = parse(&size(bytes)).unwrap_or_default();
+            assert!(bytes.abs_diff(parsed) <= bytes / 20, "{}", size(bytes));
+        }
+        for text in [
+            "",
+            "G",
+            "-1",
+            "1.5",
+            "1.5 B",
+            ".5G",
+            "1.G",
+            "1.2.3G",
+            "1X",
+            "1iB",
+            "99999999P",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::Error;
-use super::output::{json, lines, size, time};
+use super::output::{json, lines, moment, size, time};
 use super::store::StoreArgs;
 use super::upper_name::find;
 
@@ -34,14 +34,20 @@ struct Row {
     name: String,
     /// Full name: `DATASET@NAME`, or its directory.
     snapshot: String,
-    /// Seconds since 1970.
-    created: u64,
+    created: Option<String>,
+    /// The same, seconds since 1970.
+    #[serde(skip)]
+    created_at: i64,
     /// Bytes that deleting it would free.
     used: u64,
     /// Bytes that it references, shared or not.
     referenced: u64,
     /// Datasets that were cloned from it.
     clones: Vec<String>,
+}
+
+fn seconds(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
 }
 
 pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
@@ -51,7 +57,8 @@ pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
         .map(|info| Row {
             name: info.name,
             snapshot: info.place,
-            created: info.created,
+            created: moment(seconds(info.created), 0),
+            created_at: seconds(info.created),
             used: info.used,
             referenced: info.referenced,
             clones: info.clones,
@@ -68,7 +75,7 @@ pub(super) fn run(args: &SnapshotsArgs) -> Result<(), Error> {
     )
     .map_err(Error::Output)?;
     for row in rows {
-        let created = time(i64::try_from(row.created).unwrap_or(i64::MAX));
+        let created = time(row.created_at);
         let (own, shown) = (size(row.used), size(row.referenced));
         writeln!(
             out,

@@ -9,7 +9,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, lines, note, printable, size};
+use super::output::{complain, count, json, lines, printable, size};
+use super::ps::note_others;
 use crate::serve::overview::{self, Mounted};
 use crate::serve::stats::{OpStats, Stats};
 use crate::serve::unmount;
@@ -54,9 +55,14 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
                 "nothing that lxcri-fs mounted is mounted on {}",
                 path.display()
             );
+            let is_of_others = overview::of_others()?.contains(&mountpoint);
+            let hint = match is_of_others {
+                true => "another user mounted it: only that user's `lxcri-fs stats` shows it",
+                false => "`lxcri-fs ps` lists mounts",
+            };
             return Err(Error::Other {
                 message,
-                hint: Some("`lxcri-fs ps` lists mounts".to_owned()),
+                hint: Some(hint.to_owned()),
                 exit: Exit::NotFound,
             });
         }
@@ -66,11 +72,14 @@ pub(super) fn run(args: &StatsArgs) -> Result<(), Error> {
         // None while a worker is being replaced or after it has failed: there are no counters then.
         match mounted.dir.stats()? {
             Some(stats) => rows.push(row(&mounted, stats)),
-            None => note(format_args!(
-                "lxcri-fs: the worker of {} does not answer; `lxcri-fs ps` shows its state",
-                images(&mounted)
-            )),
+            None => complain(
+                &format!("the worker of {} does not answer", images(&mounted)),
+                Some("`lxcri-fs ps` shows its state"),
+            ),
         }
+    }
+    if args.mountpoint.is_none() {
+        note_others("stats")?;
     }
     if args.json {
         return rows.iter().try_for_each(json);
@@ -137,15 +146,16 @@ fn table(row: &Row) -> String {
     let (served, decoded) = (size(served_bytes), size(decoded_bytes));
     let _ = writeln!(
         out,
-        "  read {served}, for which {decoded} were decoded; {damaged} times damage; {} worker \
-         restarts",
-        row.restarts
+        "  read {served}, for which {decoded} were decoded; {} of damage; {}",
+        count(damaged, "error", "errors"),
+        count(row.restarts, "worker restart", "worker restarts")
     );
     if cache_hits + cache_misses > 0 {
         let _ = writeln!(
             out,
-            "  content that is decoded whole: {cache_hits} times found in the cache, \
-             {cache_misses} times decoded"
+            "  content that is decoded whole: {} found in the cache, {} decoded",
+            count(cache_hits, "time", "times"),
+            count(cache_misses, "time", "times")
         );
     }
     out

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::error::{Error, Exit};
 use super::open::{ImageArgs, Opened, confine};
-use super::output::{json, printable, say, size};
+use super::output::{count, json, printable, say, size};
 use super::progress::Work;
 use super::secret::SecretArgs;
 use super::store::StoreArgs;
@@ -136,8 +136,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Error> {
         format!("{} of {count} images are damaged: {names}", damaged.len())
     };
     let hint = Some(
-        "pull or build the image again with --force; files that are not listed can still be read, \
-         unless the image itself is listed"
+        "`lxcri-fs pull --force REFERENCE` or `lxcri-fs build --force SOURCE` makes the image \
+         again; files that are not listed can still be read, unless the image itself is listed"
             .into(),
     );
     Err(Error::Other {
@@ -229,9 +229,9 @@ fn print(args: &VerifyArgs, report: &Report<'_>) -> Result<(), Error> {
     }
     if report.sound {
         say(format_args!(
-            "{}: sound: {} entries, {} of content",
+            "{}: sound: {}, {} of content",
             report.image,
-            report.entries,
+            count(report.entries, "entry", "entries"),
             size(report.bytes)
         ))?;
     }

@@ -144,7 +144,7 @@ impl LeftOut {
 
     fn finish(&self) {
         if self.0 > MAX_WARNED {
-            tracing::warn!("left out {} entries of the index altogether", self.0);
+            tracing::warn!("left out entries of the index, {} altogether", self.0);
         }
     }
 }

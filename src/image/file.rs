@@ -20,6 +20,7 @@ pub fn open_file(path: &Path) -> Result<File> {
         .map_err(Io::at("opening the image", path))?
         .file_type();
     if kind.is_file() || kind.is_block_device() {
+        tracing::debug!("opened the image {}", path.display());
         return Ok(file);
     }
     let source = if kind.is_dir() {

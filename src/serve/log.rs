@@ -84,18 +84,49 @@ fn journal() -> io::Result<UnixStream> {
 }
 
 /// Prints a command's warnings, and those of the libraries that it uses, to standard error, as its
-/// errors are printed.
-pub fn init_command() {
+/// errors are printed; with `verbose`, also what it does: 1 for the level `debug`, 2 for `trace`.
+pub fn init_command(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    // What libraries say beyond warnings may have parts of what is secret.
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target(env!("CARGO_CRATE_NAME"), level)
+        .with_target("bfc", level);
     let lines = tracing_subscriber::fmt::layer()
         .with_target(false)
         .with_ansi(false)
         .with_level(false)
         .without_time()
-        .with_writer(|| Line(format!("{NAME}: warning: ")));
+        .with_writer(Messages);
     // A second initialisation has no effect.
     let _ = tracing_subscriber::registry()
-        .with(lines.with_filter(LevelFilter::WARN))
+        .with(lines.with_filter(filter))
         .try_init();
+}
+
+/// Standard error of a command.
+struct Messages;
+
+impl<'a> MakeWriter<'a> for Messages {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line(format!("{NAME}: "))
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
+        let level = match *meta.level() {
+            Level::ERROR | Level::WARN => "warning",
+            Level::INFO => "info",
+            Level::DEBUG => "debug",
+            Level::TRACE => "trace",
+        };
+        Line(format!("{NAME}: {level}: "))
+    }
 }
 
 /// Logs this process's events, and those of the libraries that it uses, to standard error.

@@ -210,6 +210,20 @@ pub fn all() -> Result<Vec<Mounted>> {
     kept(&mountinfo::all()?)
 }
 
+/// Where other users have mounted images, as far as this user may know of it: for root, all.
+///
+/// # Errors
+/// [`super::Error::Io`] if the mounts cannot be read.
+pub fn of_others() -> Result<Vec<PathBuf>> {
+    let own = rustix::process::geteuid().as_raw();
+    if own != 0 || in_user_namespace() {
+        return Ok(Vec::new());
+    }
+    let mounts = mountinfo::all()?.into_iter();
+    let others = mounts.filter(|m| m.is_ours() && m.user_id().is_some_and(|uid| uid != own));
+    Ok(others.map(|mount| mount.mountpoint).collect())
+}
+
 fn kept(mounts: &[MountInfo]) -> Result<Vec<Mounted>> {
     let mut all = Vec::new();
     for dir in RunDir::all()? {

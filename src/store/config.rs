@@ -6,8 +6,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use jiff::SignedDuration;
-use serde::{Deserialize, Serialize};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
 use crate::error::Io;
@@ -187,7 +188,26 @@ impl Annotation {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Gc {
+    #[serde(deserialize_with = "optional_duration")]
     grace: Option<SignedDuration>,
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(
+    from: D,
+) -> std::result::Result<Option<SignedDuration>, D::Error> {
+    let text = String::deserialize(from)?;
+    duration(&text).map(Some).map_err(D::Error::custom)
+}
+
+/// Parses a length of time, such as `30m`, `24h`, `7d` or `1d 12h`; a day has 24 hours.
+///
+/// # Errors
+/// If it is none, in words for the user.
+pub fn duration(text: &str) -> std::result::Result<SignedDuration, String> {
+    let span: Option<Span> = text.parse().ok();
+    span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok())
+        .filter(|duration| !duration.is_negative())
+        .ok_or_else(|| format!("`{text}` is not a length of time such as 30m, 24h or 7d"))
 }
 
 impl Config {
@@ -292,6 +312,24 @@ mod tests {
     }
 
     #[test]
+    fn durations() {
+        let hours = [
+            ("30m", 0),
+            ("24h", 24),
+            ("7d", 168),
+            ("1d 12h", 36),
+            ("1w", 168),
+        ];
+        for (text, hours) in hours {
+            assert_eq!(duration(text).unwrap().as_hours(), hours, "{text}");
+        }
+        assert_eq!(duration("0s").unwrap(), SignedDuration::ZERO);
+        for text in ["", "7", "7x", "-1h", "1mo", "1y", "soon"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_wrong_key_is_named_with_its_line() {
         let path = Path::new("/c.toml");
         let good = "store = \"zfs:tank\"\n[gc]\ngrace = \
@@ -317,7 +355,10 @@ mod tests {
                 "store = \"tank\"\n",
                 "/c.toml, line 1: \"tank\" is not a store",
             ),
-            ("[gc]\ngrace = \"soon\"\n", "/c.toml, line 2: "),
+            (
+                "[gc]\ngrace = \"soon\"\n",
+                "/c.toml, line 2: `soon` is not a length of time such as 30m, 24h or 7d",
+            ),
             ("store = \n", "/c.toml, line 1: "),
         ];
         for (text, message) in cases {

@@ -203,6 +203,10 @@ impl Report for Error {
                 "unmount what is mounted; move a dataset elsewhere with `zfs rename`, or remove it \
                  with `zfs destroy`"
             }
+            Error::InUse { kind: "image", .. } => {
+                "delete or unmount what uses it; `lxcri-fs rm --force` removes it if only uppers \
+                 outside the store need it"
+            }
             Error::Locked { .. } => "try again when the other command is done",
             Error::Facts { .. } => "`lxcri-fs doctor` shows what is wrong",
             Error::Io(e) if e.kind() == io::ErrorKind::PermissionDenied => {

@@ -34,6 +34,12 @@ pub struct Facts {
     pub created: Timestamp,
     /// diff_ids, lowest first.
     pub layers: Vec<Digest>,
+    /// When it lost its last name to another image; none while it has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unnamed: Option<Timestamp>,
+    /// Uppers outside the store that were written over it: directories, or `zfs:` and a dataset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub uppers: Vec<String>,
     /// How new contents are compressed: `zstd` or `none`.
     pub compression: String,
     /// How contents are encrypted: `none`, `password` or `key`.
@@ -116,6 +122,8 @@ impl Facts {
             manifest_digest: (!manifest.is_empty()).then(|| Digest::of(&manifest)),
             created: Timestamp::try_from(created).unwrap_or(Timestamp::UNIX_EPOCH),
             layers,
+            unnamed: None,
+            uppers: Vec::new(),
             compression: if compression == Compression::None {
                 "none"
             } else {
@@ -127,6 +135,28 @@ impl Facts {
             parent: None,
             checked: None,
         })
+    }
+
+    /// Gives it a reference.
+    pub(super) fn name(&mut self, reference: &Reference) {
+        if !self.refs.contains(reference) {
+            self.refs.push(reference.clone());
+        }
+        self.unnamed = None;
+    }
+
+    /// Takes a reference from it at this time.
+    pub(super) fn unname(&mut self, reference: &Reference, at: Timestamp) {
+        let had = self.refs.len();
+        self.refs.retain(|r| r != reference);
+        if self.refs.is_empty() && had > 0 {
+            self.unnamed = Some(at);
+        }
+    }
+
+    /// Since when it may be garbage, if it has no name.
+    pub(super) fn unnamed_since(&self) -> Timestamp {
+        self.unnamed.unwrap_or(self.created)
     }
 
     /// As many digits of the root digest as are needed to distinguish images.

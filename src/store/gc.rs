@@ -31,6 +31,32 @@ pub enum Garbage {
     Blob(PathBuf),
 }
 
+impl Garbage {
+    /// Since when the grace time runs; `None` if there is none for it.
+    pub fn since(&self) -> Option<Timestamp> {
+        match self {
+            Garbage::Image(image) => Some(image.facts.unnamed_since()),
+            Garbage::Blob(path) => {
+                let modified = path.metadata().and_then(|m| m.modified()).ok()?;
+                Timestamp::try_from(modified).ok()
+            }
+            Garbage::Work(_) | Garbage::Container(_) | Garbage::Snapshot(_) => None,
+        }
+    }
+
+    /// Whether both are the same thing.
+    fn is(&self, other: &Garbage) -> bool {
+        match (self, other) {
+            (Garbage::Image(a), Garbage::Image(b)) => a.name == b.name,
+            (Garbage::Work(a), Garbage::Work(b))
+            | (Garbage::Container(a), Garbage::Container(b)) => a == b,
+            (Garbage::Snapshot(a), Garbage::Snapshot(b)) => a == b,
+            (Garbage::Blob(a), Garbage::Blob(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
 /// One step of a plan.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -52,8 +78,8 @@ pub enum Outcome {
 }
 
 impl Store {
-    /// Makes a plan: images without a name that are older than `grace` and not in use, and remains
-    /// of killed processes. Clones come before their origins.
+    /// Makes a plan: images that have had no name for longer than `grace` and are not in use, and
+    /// remains of killed processes. Clones come before their origins.
     ///
     /// # Errors
     /// [`Error`].
@@ -117,6 +143,16 @@ impl Store {
         Ok(steps)
     }
 
+    /// What only the grace time keeps: it would be garbage without.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn kept_by_grace(&self, plan: &[Step]) -> Result<Vec<Step>> {
+        let mut all = self.garbage(SignedDuration::ZERO)?;
+        all.retain(|step| !plan.iter().any(|known| known.garbage.is(&step.garbage)));
+        Ok(all)
+    }
+
     /// Snapshots of containers that killed processes had taken in order to read them.
     pub(super) fn left_snapshots(&self) -> Result<Vec<Snapshot>> {
         let datasets = self
@@ -162,7 +198,7 @@ impl Store {
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
                     return Ok(Outcome::Kept("it has a name again".to_owned()));
                 }
-                match self.remove_image(&now) {
+                match self.remove_image(&now, false) {
                     Ok(freed) => Ok(Outcome::Freed(freed)),
                     Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
                     Err(error) => Err(error),
@@ -231,5 +267,5 @@ fn old_blob(path: &Path, grace: SignedDuration) -> Option<File> {
 }
 
 fn is_old(image: &StoredImage, grace: SignedDuration) -> bool {
-    Timestamp::now().duration_since(image.facts.created) >= grace
+    Timestamp::now().duration_since(image.facts.unnamed_since()) >= grace
 }

@@ -80,6 +80,8 @@ mod tests {
             root_digest: String::new(),
             manifest_digest: None,
             created: Timestamp::UNIX_EPOCH,
+            unnamed: None,
+            uppers: Vec::new(),
             layers: Vec::new(),
             compression: String::new(),
             encryption: String::new(),

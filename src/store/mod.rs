@@ -24,8 +24,11 @@ mod uses;
 mod volumes;
 mod zfs;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+
+use jiff::Timestamp;
 
 pub use crate::sys::extents::Usage;
 pub use crate::sys::lock::{Lock, Locks};
@@ -87,6 +90,7 @@ impl Store {
     /// # Errors
     /// [`Error::Location`].
     pub fn at(location: Location) -> Result<Self> {
+        tracing::debug!("the store is {location}");
         let backend: Box<dyn Backend> = match &location {
             Location::Directory(path) => Box::new(DirectoryStore::new(path.clone())),
             Location::Zfs(parent) => Box::new(ZfsStore::new(parent.clone())?),
@@ -187,6 +191,7 @@ impl Store {
             }
             other => other.map_err(Io::at("opening the image", &image.path))?,
         };
+        tracing::debug!("image {} is {}", image.name, image.path.display());
         uses::hold(&file, &image.path)?;
         // It may have been removed before it was locked.
         if image.path.exists() {
@@ -416,11 +421,11 @@ impl Store {
     }
 
     /// Removes a name of an image, and with its last name the image. If `text` is a digest, removes
-    /// the image with all its names.
+    /// the image with all its names. With `force`, uppers outside the store keep no image.
     ///
     /// # Errors
     /// [`Error::InUse`] if something uses the image, [`Error::NotFound`].
-    pub fn remove(&self, text: &str) -> Result<Removed> {
+    pub fn remove(&self, text: &str, force: bool) -> Result<Removed> {
         let _lock = self.change()?;
         let mut image = self.image(text)?;
         if let Some(at) = text
@@ -434,15 +439,18 @@ impl Store {
             return Ok(Removed::Reference(reference));
         }
         Ok(Removed::Image {
-            freed: self.remove_image(&image)?,
+            freed: self.remove_image(&image, force)?,
         })
     }
 
     /// Removes an image that is not in use. The caller holds the store's lock.
-    fn remove_image(&self, image: &StoredImage) -> Result<u64> {
+    fn remove_image(&self, image: &StoredImage, force: bool) -> Result<u64> {
         // Held until the image is removed, so that no process starts to use it meanwhile.
         let held = uses::claim(&image.path)?;
         let mut users = self.users_but_open(image)?;
+        if !force {
+            users.extend(uses::uppers(image));
+        }
         if held.is_none() && users.is_empty() {
             users.push(uses::OPEN.to_owned());
         }
@@ -522,7 +530,7 @@ impl Store {
             .filter(|i| i.name == *name && !i.facts.refs.contains(reference))
         {
             let mut facts = image.facts.clone();
-            facts.refs.push(reference.clone());
+            facts.name(reference);
             self.backend.set_facts(name, &facts)?;
         }
         for image in images
@@ -530,7 +538,7 @@ impl Store {
             .filter(|i| i.name != *name && i.facts.refs.contains(reference))
         {
             let mut facts = image.facts.clone();
-            facts.refs.retain(|r| r != reference);
+            facts.unname(reference, Timestamp::now());
             self.backend.set_facts(&image.name, &facts)?;
         }
         Ok(())
@@ -559,11 +567,13 @@ fn settle_references(images: &mut [StoredImage]) {
             .cmp(&a.facts.created)
             .then_with(|| a.name.cmp(&b.name))
     });
-    let mut taken = std::collections::HashSet::new();
+    let mut taken: HashMap<Reference, Timestamp> = HashMap::new();
     for image in images {
-        image
-            .facts
-            .refs
-            .retain(|reference| taken.insert(reference.clone()));
+        for reference in image.facts.refs.clone() {
+            match taken.get(&reference) {
+                Some(since) => image.facts.unname(&reference, *since),
+                None => drop(taken.insert(reference, image.facts.created)),
+            }
+        }
     }
 }

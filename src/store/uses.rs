@@ -1,8 +1,9 @@
 //! Finds out what uses an image.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::Store;
@@ -11,6 +12,9 @@ use super::error::{Error, Result};
 use crate::error::Io;
 use crate::serve::overview;
 use crate::sys::lock::{Mode, lock};
+use crate::upper;
+use crate::upper::record::UpperRecord;
+use crate::zfs::Dataset;
 
 /// Describes a user that only has the image open.
 pub(super) const OPEN: &str = "a process has it open";
@@ -46,6 +50,7 @@ impl Store {
     /// [`Error`].
     pub fn users(&self, image: &StoredImage) -> Result<Vec<String>> {
         let mut users = self.users_but_open(image)?;
+        users.extend(uppers(image));
         if users.is_empty() && claim(&image.path)?.is_none() {
             users.push(OPEN.to_owned());
         }
@@ -91,6 +96,66 @@ impl Store {
         }
         users.extend(self.backend.dependents(&image.name)?);
         Ok(users)
+    }
+}
+
+/// Longest list of uppers that is kept for an image: a property of ZFS holds 8 KiB.
+const MAX_UPPERS: usize = 32;
+
+/// The uppers outside the store that an image is needed for, as far as the store was told.
+pub(super) fn uppers(image: &StoredImage) -> Vec<String> {
+    let places = image.facts.uppers.iter();
+    places
+        .filter(|place| is_upper_of(place, &image.facts.root_digest))
+        .map(|place| format!("what was written over it to {place}"))
+        .collect()
+}
+
+/// Whether a place still has an upper over the image with this root digest. What cannot be found
+/// out counts as one.
+fn is_upper_of(place: &str, root_digest: &str) -> bool {
+    let dir = match place.strip_prefix("zfs:").map(str::parse::<Dataset>) {
+        None => PathBuf::from(place),
+        Some(Err(_)) => return false,
+        Some(Ok(dataset)) if matches!(dataset.exists(), Ok(false)) => return false,
+        Some(Ok(dataset)) => match dataset.mountpoint() {
+            Ok(dir) => dir,
+            Err(_) => return true,
+        },
+    };
+    match UpperRecord::read(&dir) {
+        Ok(record) => record.is_some_and(|record| {
+            let mut digests = record.images.iter().map(|image| image.digest.as_str());
+            digests.any(|digest| digest.strip_prefix("blake3:") == Some(root_digest))
+        }),
+        Err(upper::Error::Io(error)) => error.kind() != ErrorKind::NotFound,
+        Err(_) => true,
+    }
+}
+
+impl Store {
+    /// Notes that an image is needed for the upper in this place outside the store: a directory, or
+    /// `zfs:` and a dataset. Forgets those that are gone.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be changed.
+    pub fn note_upper(&self, image: &StoredImage, place: &str) -> Result<()> {
+        if image.facts.uppers.iter().any(|known| known == place) {
+            return Ok(());
+        }
+        let _lock = self.change()?;
+        let mut images = self.backend.scan()?.images.into_iter();
+        let Some(now) = images.find(|now| now.name == image.name) else {
+            return Ok(());
+        };
+        let mut facts = now.facts;
+        let digest = facts.root_digest.clone();
+        facts.uppers.retain(|known| is_upper_of(known, &digest));
+        if facts.uppers.len() >= MAX_UPPERS {
+            facts.uppers.remove(0);
+        }
+        facts.uppers.push(place.to_owned());
+        self.backend.set_facts(&now.name, &facts)
     }
 }
 

@@ -76,6 +76,8 @@ impl Command {
         if !self.name.is_empty() {
             self.process.arg(&self.name);
         }
+        let args: Vec<_> = self.process.get_args().collect();
+        tracing::debug!("running {} {args:?}", self.program);
         self.process.output().map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::NotInstalled {
                 command: self.program,

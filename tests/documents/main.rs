@@ -6,7 +6,13 @@
 mod common;
 #[path = "../containers/mod.rs"]
 mod containers;
+mod examples;
+mod exit_codes;
+mod json;
+mod looks;
 mod promises;
+#[path = "../common/store.rs"]
+mod store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -292,26 +298,11 @@ fn the_architecture_names_the_folders_of_the_sources() {
     assert_eq!(folders, rows.map(|(name, _)| name.to_owned()).collect());
 }
 
-/// The README's first steps, on a machine whose Docker Hub is a registry of its own with a small
-/// image.
-#[test]
-fn the_first_steps_of_the_readme_work_in_order() {
-    let readme = read("README.md");
-    let (_, rest) = readme.split_once("## First steps\n").unwrap();
-    let commands: Vec<_> = rest
-        .lines()
-        .skip_while(|line| !line.starts_with("    "))
-        .map_while(|line| line.strip_prefix("    "))
-        .collect();
-    assert_eq!(commands.len(), 5);
-    if !["docker-registry", "ip", "skopeo", "umoci"]
-        .into_iter()
-        .all(containers::has)
-    {
-        return;
-    }
-    let temp = tempfile::tempdir().unwrap();
-    let script = r#"
+/// The programs that [`REGISTRY`] needs.
+const FOR_REGISTRY: [&str; 4] = ["docker-registry", "ip", "skopeo", "umoci"];
+
+/// Script: a machine whose Docker Hub is a registry of its own, which has a small image.
+const REGISTRY: &str = r#"
         ip link set lo up; mkdir registry bin; mount -t tmpfs tmpfs /mnt; mount -t tmpfs tmpfs /srv
         ln -s "$PROGRAM" bin/lxcri-fs; export PATH=/run/bin:$PATH LXCRI_FS_CONFIG=/run/config.toml
         printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
@@ -325,11 +316,28 @@ fn the_first_steps_of_the_readme_work_in_order() {
             docker://127.0.0.1:5000/library/debian:13
         printf '%s\n' '[registries."127.0.0.1:5000"]' 'insecure = true' '[registries."docker.io"]' \
             'mirrors = ["127.0.0.1:5000"]' > config.toml
-        cd /; "#;
+"#;
+
+/// The README's first steps, on a machine whose Docker Hub is a registry of its own with a small
+/// image.
+#[test]
+fn the_first_steps_of_the_readme_work_in_order() {
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once("## First steps\n").unwrap();
+    let commands: Vec<_> = rest
+        .lines()
+        .skip_while(|line| !line.starts_with("    "))
+        .map_while(|line| line.strip_prefix("    "))
+        .collect();
+    assert_eq!(commands.len(), 5);
+    if !FOR_REGISTRY.into_iter().all(containers::has) {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
     let printed = pass(
         &layout(temp.path(), &[]),
         &format!(
-            "{script}\n{}\ncd /run; kill $registry; nothing_is_left",
+            "{REGISTRY}\ncd /; {}\ncd /run; kill $registry; nothing_is_left",
             commands.join("\n")
         ),
     );

@@ -217,7 +217,12 @@ fn extract_takes_single_paths() {
         std::fs::metadata(dir.path().join("tree/bin"))
             .unwrap()
             .mtime(),
-        bin["mtime"][0].as_i64().unwrap()
+        bin["mtime"]
+            .as_str()
+            .unwrap()
+            .parse::<jiff::Timestamp>()
+            .unwrap()
+            .as_second()
     );
 }
 

@@ -12,6 +12,38 @@ on_both! {
     an_added_layer_makes_another_stored_image
     build_checks_the_image_that_exists
     damage_does_not_spread_and_a_build_repairs_it
+    an_image_is_kept_for_an_upper_outside_the_store
+}
+
+fn an_image_is_kept_for_an_upper_outside_the_store(store: &Store) {
+    store.build("file", "app");
+    let digest = store.image("app")["id"].as_str().unwrap().to_owned();
+    let (upper, mnt) = (store.dir.path().join("upper"), store.dir.path().join("mnt"));
+    std::fs::create_dir(&mnt).unwrap();
+    let write = |image: &str| {
+        store.run(&["mount", image, "mnt", "--upper", "upper"]);
+        let mounted = Mounted(mnt.clone());
+        std::fs::write(mounted.0.join("written"), image).unwrap();
+    };
+    write("app");
+    let said = store.fails(&["rm", "app"], 6);
+    assert!(
+        said.contains(upper.to_str().unwrap()) && said.contains("`lxcri-fs rm --force`"),
+        "{said}"
+    );
+    // Nor is it garbage when it loses its name, for as long as the upper is there.
+    store.build("other", "app");
+    assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");
+    store.fails(&["rm", &digest], 6);
+    write(&digest);
+    std::fs::remove_dir_all(&upper).unwrap();
+    assert!(store.run(&["gc", "--grace", "0s"]).contains(&digest));
+    assert_eq!(store.images().len(), 1);
+    // The second one is removed all the same.
+    write("app");
+    store.fails(&["rm", "app"], 6);
+    store.run(&["rm", "--force", "app"]);
+    assert!(store.images().is_empty());
 }
 
 fn path_of(store: &Store, name: &str) -> PathBuf {

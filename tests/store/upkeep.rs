@@ -13,8 +13,52 @@ on_both! {
     gc_removes_untagged_and_interrupted_images_and_counts_them
     the_sizes_of_df_add_up
     verify_all_lists_what_is_damaged
+    an_image_is_kept_for_the_grace_time_after_it_lost_its_name
     a_full_store_has_no_partial_image
     doctor_reports_damage
+}
+
+fn an_image_is_kept_for_the_grace_time_after_it_lost_its_name(store: &Store) {
+    store.build("old", "app");
+    let path = store.image("app")["path"].as_str().unwrap().to_owned();
+    let dir = Path::new(&path).parent().unwrap();
+    // It came into the store long ago.
+    const CREATED: &str = "2020-01-01T00:00:00Z";
+    match store.location.strip_prefix("zfs:") {
+        Some(parent) => {
+            let name = dir.file_name().unwrap().to_str().unwrap();
+            let dataset = format!("{parent}/images/{name}");
+            zfs(&["set", &format!("org.lxcri-fs:created={CREATED}"), &dataset]);
+        }
+        None => {
+            let facts = dir.join("image.json");
+            let text = std::fs::read_to_string(&facts).unwrap();
+            let mut known: Value = serde_json::from_str(&text).unwrap();
+            known["created"] = CREATED.into();
+            std::fs::write(&facts, known.to_string()).unwrap();
+        }
+    }
+    assert_eq!(store.image("app")["created"], CREATED);
+    store.build("new", "app");
+    let said = store.run(&["gc"]);
+    assert!(
+        said.contains(", formerly app:latest: kept until "),
+        "{said}"
+    );
+    let row: Value = serde_json::from_str(&store.run(&["gc", "--json"])).unwrap();
+    let until: jiff::Timestamp = row["kept_until"].as_str().unwrap().parse().unwrap();
+    let left = until.duration_since(jiff::Timestamp::now());
+    assert!((23..=24).contains(&left.as_hours()), "{row}");
+    assert_eq!(store.images().len(), 2);
+    // With its name it is no garbage; without, its time begins anew.
+    store.build("old", "app");
+    assert!(
+        store
+            .run(&["gc", "--grace", "0s"])
+            .contains("formerly app:")
+    );
+    assert_eq!(store.images().len(), 1);
+    assert_eq!(store.image("app")["created"], CREATED);
 }
 
 fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
@@ -56,9 +100,13 @@ fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
     );
     build.signal(rustix::process::Signal::KILL);
     build.0.wait().unwrap();
+    let planned = store.run(&["gc", "--dry-run", "--json"]);
+    let (kept, removed): (Vec<&str>, Vec<&str>) = planned
+        .lines()
+        .partition(|line| line.contains("\"kept_until\":"));
     assert_eq!(
-        store.run(&["gc", "--dry-run", "--json"]).lines().count(),
-        1,
+        (kept.len(), removed.len()),
+        (1, 1),
         "the image is too young"
     );
     let plan = store.run(&["gc", "--grace", "0s", "--dry-run"]);
@@ -107,7 +155,12 @@ fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
     let blob = images.join(".lxcri-fs-blobs").join("0".repeat(64));
     std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
     std::fs::write(&blob, [b'b'; 10_000]).unwrap();
-    assert_eq!(store.run(&["gc"]), "0 B (0 bytes) freed\n");
+    let said = store.run(&["gc"]);
+    let end = " by the grace period\n0 B (0 bytes) freed\n";
+    assert!(
+        said.contains(": kept until ") && said.ends_with(end),
+        "{said}"
+    );
     let held = std::fs::File::open(&blob).unwrap();
     held.lock_shared().unwrap();
     assert_eq!(store.run(&["gc", "--grace", "0s"]), "0 B (0 bytes) freed\n");

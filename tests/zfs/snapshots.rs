@@ -36,6 +36,21 @@ fn zfs_a_rollback_restores_everything_a_snapshot_holds() {
             .collect::<Vec<_>>(),
         ["first", "second"]
     );
+    // As docs/JSON.md has it.
+    let fields: Vec<_> = rows[0].as_object().unwrap().keys().collect();
+    assert_eq!(
+        fields,
+        [
+            "clones",
+            "created",
+            "name",
+            "referenced",
+            "snapshot",
+            "used"
+        ]
+    );
+    let created = rows[0]["created"].as_str().unwrap();
+    assert!(created.parse::<jiff::Timestamp>().is_ok(), "{created}");
     assert_eq!(
         rows[0]["snapshot"],
         format!("{}@first", setup.scratch.child("web"))

@@ -11,17 +11,21 @@ pub(super) const REFERENCES: &str = "org.lxcri-fs:ref";
 pub(super) const ROOT_DIGEST: &str = "org.lxcri-fs:root-digest";
 pub(super) const MANIFEST_DIGEST: &str = "org.lxcri-fs:manifest-digest";
 pub(super) const CREATED: &str = "org.lxcri-fs:created";
+pub(super) const UNNAMED: &str = "org.lxcri-fs:unnamed";
+pub(super) const UPPERS: &str = "org.lxcri-fs:uppers";
 pub(super) const LAYERS: &str = "org.lxcri-fs:layers";
 pub(super) const COMPRESSION: &str = "org.lxcri-fs:compression";
 pub(super) const ENCRYPTION: &str = "org.lxcri-fs:encryption";
 pub(super) const SIZE: &str = "org.lxcri-fs:size";
 pub(super) const CHECKED: &str = "org.lxcri-fs:checked";
 /// The properties that are read from an image's dataset.
-pub(super) const ASKED: [&str; 13] = [
+pub(super) const ASKED: [&str; 15] = [
     REFERENCES,
     ROOT_DIGEST,
     MANIFEST_DIGEST,
     CREATED,
+    UNNAMED,
+    UPPERS,
     LAYERS,
     COMPRESSION,
     ENCRYPTION,
@@ -78,6 +82,14 @@ pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
         ),
         (CREATED, facts.created.to_string()),
         (
+            UNNAMED,
+            facts
+                .unnamed
+                .map_or_else(|| NONE.to_owned(), |at| at.to_string()),
+        ),
+        // Paths may have blanks and commas.
+        (UPPERS, serde_json::json!(facts.uppers).to_string()),
+        (
             LAYERS,
             if layers.len() > MAX_VALUE {
                 NONE.to_owned()
@@ -110,6 +122,11 @@ pub(super) fn parse(properties: &Properties) -> Option<Facts> {
             Some(crate::build::Digest::parse(manifest)?)
         },
         created: own(properties, CREATED)?.parse().ok()?,
+        // Earlier versions did not record it.
+        unnamed: own(properties, UNNAMED).and_then(|at| at.parse().ok()),
+        uppers: own(properties, UPPERS)
+            .and_then(|list| serde_json::from_str(list).ok())
+            .unwrap_or_default(),
         layers: layers
             .split(',')
             .map(crate::build::Digest::parse_hex)
