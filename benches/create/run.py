@@ -8,6 +8,7 @@ an image that nobody has mounted; caches are warm. DIR (/var/tmp/lxcri-fs-create
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -43,13 +44,13 @@ def main():
     store, target = ["--store", f"dir:{base}/store"], base / "mnt"
     target.mkdir()
     run(program, "build", *store, f"oci:{args.image}", "-t", "bench")
-    lines = [line.split() for line in run(program, "list", *store).splitlines()]
-    print(f"image {args.image}: {lines[-1]}, load {os.getloadavg()[0]:.1f}")
+    [image] = [json.loads(line) for line in run(program, "list", *store, "--json").splitlines()]
+    print(f"image {args.image}: {image['size'] / 1e6:.1f} MB, layers: {len(image['layers'])}, load {os.getloadavg()[0]:.1f}")
 
     def fresh():
         # The keeper of the last mount ends some moments after it.
         for _ in range(100):
-            if not run(program, "ps"):
+            if not run(program, "ps", "--json"):
                 return
             time.sleep(0.1)
 
