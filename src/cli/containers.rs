@@ -58,6 +58,7 @@ const FIELDS: &[&str] = &[
     "root",
     "processes",
     "upper",
+    "volumes",
     "written_bytes",
     "created",
     "error",

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::error::{Error, Result, harmless};
 use super::rate::{self, Body};
-use super::retry::{Cause, Failures, is_transient};
+use super::retry::{Cause, Failures, is_transient, retry_after};
 
 /// Longest error document that is read, bytes.
 const MAX_REFUSAL: u64 = 1 << 14;
@@ -24,9 +24,9 @@ pub(super) async fn send_patiently(
                 .await
                 .ok_or_else(|| broken.at(url))?,
             Ok(response) if is_transient(response.status()) => {
-                let headers = response.headers().clone();
+                let asked = retry_after(response.headers());
                 if pause(
-                    failures.pause(&Cause::Answer(&headers)),
+                    failures.pause(&Cause::Answer(asked)),
                     url,
                     &response.status().to_string(),
                 )
@@ -84,6 +84,7 @@ pub(super) async fn refusal(response: Response) -> Error {
         message: String,
     }
     let (status, url) = (response.status(), response.url().clone());
+    let asked = retry_after(response.headers());
     let body = document(response, MAX_REFUSAL).await.unwrap_or_default();
     let said = serde_json::from_slice::<Refusal>(&body)
         .ok()
@@ -112,6 +113,7 @@ pub(super) async fn refusal(response: Response) -> Error {
     Error::Status {
         url: super::error::shown(&url),
         status,
+        retry_after: asked,
         message,
     }
 }

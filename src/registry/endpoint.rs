@@ -13,7 +13,7 @@ use super::config::Place;
 use super::credentials::{self, Credential};
 use super::error::{Error, Result, is_certificate};
 use super::rate::{self, Interrupted};
-use super::retry::{Cause, Failures, is_transient};
+use super::retry::{Cause, Failures, is_transient, retry_after};
 use super::{auth, certificates};
 
 const MAX_REDIRECTS: usize = 10;
@@ -188,9 +188,9 @@ impl Endpoint {
                 let value = self.authorize(response, &base).await?;
                 *lock(&self.authorization) = Some(value);
             } else if is_transient(status) {
-                let headers = response.headers().clone();
+                let asked = retry_after(response.headers());
                 match pause(
-                    failures.pause(&Cause::Answer(&headers)),
+                    failures.pause(&Cause::Answer(asked)),
                     &url,
                     &status.to_string(),
                 )

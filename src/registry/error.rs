@@ -1,5 +1,7 @@
 //! Errors of registries.
 
+use std::time::Duration;
+
 use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
@@ -47,6 +49,8 @@ pub enum Error {
         status: StatusCode,
         /// The registry's message.
         message: String,
+        /// How long to wait before another try, if it says that.
+        retry_after: Option<Duration>,
     },
     /// The registry requires a login, or denies access.
     #[error("{registry} denies access: {reason}")]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Body, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
@@ -285,7 +285,11 @@ impl Target {
                 Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
             };
-            let wait = failures.pause(&Cause::Answer(&HeaderMap::new()));
+            let asked = match &why {
+                Error::Status { retry_after, .. } => *retry_after,
+                _ => None,
+            };
+            let wait = failures.pause(&Cause::Answer(asked));
             pause(wait, &url, &why.to_string()).await.ok_or(why)?;
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
@@ -42,10 +44,8 @@ impl Failures {
         let pause = FIRST * (1 << self.0);
         self.0 += 1;
         match cause {
-            Cause::Answer(headers) => match retry_after(headers) {
-                Some(asked) if asked > LONGEST => None,
-                asked => Some(asked.unwrap_or_default().max(pause)),
-            },
+            Cause::Answer(Some(asked)) if *asked > LONGEST => None,
+            Cause::Answer(asked) => Some(asked.unwrap_or_default().max(pause)),
             Cause::Transport(_) | Cause::Slow => Some(pause),
         }
     }
@@ -62,20 +62,23 @@ pub(super) enum Cause<'a> {
     Transport(&'a reqwest::Error),
     /// An answer that is too slow.
     Slow,
-    /// An answer with these headers.
-    Answer(&'a HeaderMap),
+    /// An answer, and the time to wait that its headers ask for.
+    Answer(Option<Duration>),
 }
 
-/// Seconds; the other form, a date, is not used by registries.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-        .map(Duration::from_secs)
+/// The time to wait that an answer asks for: seconds, or a date.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = rfc2822::parse(text).ok()?.timestamp();
+    Some(
+        until
+            .duration_since(Timestamp::now())
+            .try_into()
+            .unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]
@@ -87,25 +90,37 @@ mod tests {
     fn pauses_grow_end_and_are_what_the_registry_asks_for() {
         let mut headers = HeaderMap::new();
         let mut failures = Failures::default();
-        let pauses: Vec<_> = std::iter::from_fn(|| failures.pause(&Cause::Answer(&headers)))
-            .map(|p| p.as_millis())
-            .collect();
+        let pauses: Vec<_> =
+            std::iter::from_fn(|| failures.pause(&Cause::Answer(retry_after(&headers))))
+                .map(|p| p.as_millis())
+                .collect();
         assert_eq!(pauses, [250, 500, 1000, 2000, 4000]);
         failures.forget();
         headers.insert(RETRY_AFTER, "7".parse().unwrap());
         assert_eq!(
-            failures.pause(&Cause::Answer(&headers)),
+            failures.pause(&Cause::Answer(retry_after(&headers))),
             Some(Duration::from_secs(7))
         );
         headers.insert(RETRY_AFTER, "99999999999".parse().unwrap());
-        assert_eq!(failures.pause(&Cause::Answer(&headers)), None);
-        headers.insert(
-            RETRY_AFTER,
-            "Wed, 21 Oct 2026 07:28:00 GMT".parse().unwrap(),
-        );
-        assert_eq!(
-            failures.pause(&Cause::Answer(&headers)),
-            Some(Duration::from_secs(1))
-        );
+        assert_eq!(failures.pause(&Cause::Answer(retry_after(&headers))), None);
+        // A date that is past, and one that is too far away.
+        for (date, expected) in [
+            (
+                "Wed, 21 Oct 2015 07:28:00 GMT",
+                Some(Duration::from_millis(500)),
+            ),
+            ("Tue, 21 Oct 2195 07:28:00 GMT", None),
+        ] {
+            headers.insert(RETRY_AFTER, date.parse().unwrap());
+            assert_eq!(
+                failures.pause(&Cause::Answer(retry_after(&headers))),
+                expected
+            );
+        }
+        let soon = Timestamp::now() + Duration::from_secs(30);
+        let soon = rfc2822::to_string(&soon.to_zoned(jiff::tz::TimeZone::UTC)).unwrap();
+        headers.insert(RETRY_AFTER, soon.parse().unwrap());
+        let wait = retry_after(&headers).unwrap();
+        assert!((20..=30).contains(&wait.as_secs()), "{wait:?}");
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::error::{Error, Result};
 use crate::sys::{mountinfo, remove_tree as sys};
 
-/// Removes the directory `name` of the directory `parent` with everything in it, as
-/// [`remove_tree`](sys::remove_tree) of the operating system does.
+/// Removes the directory `name` of the directory `parent` with everything in it; symlinks are not
+/// followed.
 ///
 /// # Errors
 /// [`Error::InUse`] when something is mounted in it, [`Error::Io`].

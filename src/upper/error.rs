@@ -71,6 +71,12 @@ pub enum Error {
         /// The upper's directory.
         path: PathBuf,
     },
+    /// The upper is in a directory, but only a dataset can be cloned into another.
+    #[error("{} is not a ZFS dataset", path.display())]
+    NotOnZfs {
+        /// The upper's directory.
+        path: PathBuf,
+    },
     /// There is no such snapshot.
     #[error("{} has no snapshot {name}", path.display())]
     NoSnapshot {
@@ -269,6 +275,7 @@ impl Report for Error {
                 "unmount it first; --force unmounts it and mounts it again"
             }
             Error::Mounted { .. } => "unmount it",
+            Error::NotOnZfs { .. } => "`lxcri-fs clone NAME NEW` makes a container of another",
             Error::NoSnapshot { .. } => "`lxcri-fs snapshots UPPER` lists them",
             Error::SnapshotExists { .. } => "`lxcri-fs snapshot --delete UPPER@NAME` deletes it",
             Error::SnapshotName { .. } => "letters, digits, and - _ . : make a name",

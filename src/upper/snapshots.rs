@@ -62,9 +62,9 @@ impl Written {
     /// Its dataset.
     ///
     /// # Errors
-    /// [`Error::NoSnapshots`] if it is in a directory.
-    pub fn on_zfs(&self) -> Result<&Dataset> {
-        self.dataset.as_ref().ok_or_else(|| Error::NoSnapshots {
+    /// [`Error::NotOnZfs`] if it is in a directory.
+    fn on_zfs(&self) -> Result<&Dataset> {
+        self.dataset.as_ref().ok_or_else(|| Error::NotOnZfs {
             path: self.layout.place.clone(),
         })
     }
@@ -257,7 +257,7 @@ impl Written {
 /// same image. Takes a snapshot if none is named. Returns the snapshot.
 ///
 /// # Errors
-/// [`Error::NoSnapshots`], [`Error::Zfs`], [`Error::Io`]. Nothing is left behind then.
+/// [`Error::NotOnZfs`], [`Error::Zfs`], [`Error::Io`]. Nothing is left behind then.
 pub fn clone(
     from: &Written,
     snapshot: Option<&str>,

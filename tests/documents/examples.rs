@@ -48,7 +48,7 @@ images
 # Undoes what an example made.
 undo() {
     for dir in /mnt /mnt/web2; do lxcri-fs umount $dir; done 2>/dev/null
-    for name in web1 web2 job; do lxcri-fs delete $name; done 2>/dev/null >&2
+    for name in web1 web2 job job1 job2; do lxcri-fs delete $name; done 2>/dev/null >&2
     rm -rf /srv/* debian-oci out patched.bfc
     images
 }
@@ -65,7 +65,14 @@ fn before(command: &str, line: &str) -> &'static str {
         ("commit", _) => "wrote",
         ("diff", line) if line.contains("/mnt") => "mounted; echo x > /mnt/written",
         ("diff", line) if line.contains("/srv/web1") => "wrote",
-        ("containers" | "inspect" | "delete" | "diff", _) => "web1",
+        ("clone", line) if line.contains("job1") => {
+            "lxcri-fs create job1 --image nginx:1.27 --bundle /srv/job1 >/dev/null"
+        }
+        ("clone" | "containers" | "inspect" | "delete" | "diff", _) => "web1",
+        ("volumes", line) if line.contains("--delete") => {
+            "lxcri-fs create job --image nginx:1.27 --bundle /srv/job --volume old-database:/db
+             lxcri-fs delete job"
+        }
         ("ps" | "stats" | "umount" | "upgrade", _) => "mounted",
         ("mount", line) if line.contains("--subdir") => {
             "tree; mkdir all; mv rootfs all; lxcri-fs build all -f -o image.bfc >/dev/null"

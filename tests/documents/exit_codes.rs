@@ -30,6 +30,8 @@ const TABLE: &[(i32, &[&str])] = &[
             "verify app.bfc",
             "umount point missing/point",
             "inspect web",
+            "snapshots web",
+            "volumes",
         ],
     ),
     (
@@ -46,9 +48,7 @@ const TABLE: &[(i32, &[&str])] = &[
             "append plain.bfc layer",
             "mount app.bfc . --upper full",
             "mount app.bfc point --digest 00 --upper upper",
-            "snapshot web@now",
-            "snapshots web",
-            "rollback web@now",
+            "clone web web",
             "umount tmpfs",
             "cat app.bfc /",
             // Nothing listens there.
@@ -122,6 +122,10 @@ const TABLE: &[(i32, &[&str])] = &[
     (
         5,
         &[
+            "rollback web@now",
+            "clone web@now new",
+            "clone missing new",
+            "volumes --delete missing",
             // Images.
             "info missing.bfc",
             "info ./missing.bfc",

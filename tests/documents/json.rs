@@ -166,7 +166,17 @@ fn commands_print_the_fields_that_are_documented() {
     check("append app.bfc layer", &[0]);
     store.run(&["build", "layer", "-t", "other"]);
     for (name, more) in [
-        ("web", &["--bundle", "bundle"][..]),
+        (
+            "web",
+            &[
+                "--bundle",
+                "bundle",
+                "--volume",
+                "logs:/logs",
+                "--volume",
+                "/own",
+            ][..],
+        ),
         ("memory", &["--bundle", "memory", "--ephemeral=1M"]),
         ("elsewhere", &["--bundle", "elsewhere", "--upper", "upper"]),
     ] {
@@ -181,6 +191,7 @@ fn commands_print_the_fields_that_are_documented() {
         check(&format!("inspect {name}"), &[0]);
     }
     check("containers", &[0]);
+    check("volumes", &[0]);
     check("list", &[0]);
     check("info app", &[0]);
     check(&format!("info {plain}"), &[0]);

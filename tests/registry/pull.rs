@@ -1,10 +1,11 @@
 //! A pull keeps and shares what it fetches, and fetches nothing twice; a push sends an unchanged
 //! image. The oracles are skopeo, podman and umoci.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -376,7 +377,7 @@ fn an_image_file_is_an_artifact_that_comes_back_byte_for_byte() {
 #[test]
 fn uploads_are_retried() {
     let bench = Bench::new();
-    let asked = Arc::new(AtomicUsize::new(0));
+    let first = Mutex::new(HashMap::new());
     let storage = Server::new(move |request| {
         assert!(request.header("authorization").is_empty());
         // The upload that was begun to ask whether one may be.
@@ -385,16 +386,14 @@ fn uploads_are_retried() {
         }
         let digest = request.path.split("digest=sha256%3A").nth(1).unwrap();
         let whole = format!("sha256:{digest}") == sha256(&request.body);
-        Response::new(
-            if asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
-                503
-            } else if whole {
-                201
-            } else {
-                400
-            },
-            b"",
-        )
+        let mut first = first.lock().unwrap();
+        let Some(refused) = first.get(digest).map(Instant::elapsed) else {
+            first.insert(digest.to_owned(), Instant::now());
+            return Response::new(503, b"").with("Retry-After", "1");
+        };
+        // As the answer to the first body has asked.
+        let has_waited = refused >= Duration::from_secs(1);
+        Response::new(if whole && has_waited { 201 } else { 400 }, b"")
     });
     let elsewhere = storage.address;
     let login = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));

@@ -1,5 +1,5 @@
-//! Credentials: those that `login`, `podman login`, `skopeo login` and `docker login` have saved, as
-//! containers-auth.json(5) describes.
+//! Credentials: those that `login`, `podman login`, `skopeo login` and `docker login` have saved,
+//! as containers-auth.json(5) describes.
 
 mod file;
 mod helper;
