@@ -21,7 +21,7 @@ wanted="
     setfattr:attr setfacl:acl setcap:libcap2-bin zstd:zstd xz:xz-utils bzip2:bzip2
     strace:strace pkg-config:pkg-config
     qemu-system-x86_64:qemu-system-x86 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
-    sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng
+    sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng jq:jq
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
     aarch64-linux-gnu-g++:g++-aarch64-linux-gnu"
