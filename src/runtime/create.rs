@@ -18,6 +18,7 @@ use super::steps::{self, Left, Step};
 use super::volumes::Volume;
 use super::{bundle, lxc, process, volumes};
 use crate::fs::Rootfs;
+use crate::serve::overview;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
 use crate::sys::idmap::IdMap;
@@ -115,6 +116,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     let _lock = store.lock_container(request.name, || {
         tracing::info!("waiting for another create or delete of {}", request.name)
     })?;
+    overview::sweep();
     let kept = clear_away(store, request.name)?;
     let described = ImageRecord {
         root_digest: image.root_digest.clone(),

@@ -10,7 +10,7 @@ use super::left::Existing;
 use super::record::{ContainerRecord, UpperLocation};
 use super::steps::{Recorded, Step};
 use crate::serve::mountpoint::MountPoint;
-use crate::serve::{self, mountpoint};
+use crate::serve::{self, mountpoint, overview};
 use crate::store::{self, Name, Store};
 use crate::sys::mountinfo::MountInfo;
 use crate::sys::users::{self, Used, User};
@@ -28,6 +28,7 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     let _lock = store.lock_container(name, || {
         tracing::info!("waiting for another create or delete of {name}")
     })?;
+    overview::sweep();
     let Some(mut existing) = Existing::find(store, name)? else {
         return store.container(name).map(|_| None).map_err(Error::from);
     };

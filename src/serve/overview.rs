@@ -1,6 +1,7 @@
 //! The mounts on this host, and their keepers.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::answer::{self, Answer};
@@ -208,6 +209,18 @@ pub fn ask() -> Result<Overview> {
 /// [`super::Error::Io`] if the directory of keepers or the mounts cannot be read.
 pub fn all() -> Result<Vec<Mounted>> {
     kept(&mountinfo::all()?)
+}
+
+/// Removes the hidden mounts of processes that were killed while they made an overlay: they keep a
+/// keeper alive.
+pub fn sweep() {
+    let is_hidden = |dir: &RunDir| {
+        let name = dir.path().file_name().map(OsStr::as_encoded_bytes);
+        name.is_some_and(|name| name.starts_with(mountinfo::LOWER.as_bytes()))
+    };
+    // Without the directory, nothing is hidden.
+    let dirs = RunDir::all().unwrap_or_default().into_iter();
+    dirs.filter(is_hidden).for_each(|dir| clear(&dir));
 }
 
 /// Where other users have mounted images, as far as this user may know of it: for root, all.
