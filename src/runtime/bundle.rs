@@ -15,7 +15,7 @@ use oci_spec::runtime::{
 
 use super::error::{Error, Result};
 use super::process::Process;
-use super::volumes::VolumeRecord;
+use super::volumes::{VolumeRecord, in_memory};
 use crate::sys::idmap::IdMap;
 
 /// The version to write: nothing newer is used, and runtimes refuse unknown versions.
@@ -207,7 +207,7 @@ fn mounts(process: &Process, settings: &Settings) -> Result<Vec<Mount>, OciSpecE
     }
     for volume in &settings.volumes {
         let mut options = vec!["rbind", "rprivate"];
-        if volume.own || volume.name.is_some() {
+        if volume.is_in_store() {
             options.extend(["nosuid", "nodev"]);
         }
         options.push(if volume.read_only { "ro" } else { "rw" });
@@ -222,12 +222,7 @@ fn mounts(process: &Process, settings: &Settings) -> Result<Vec<Mount>, OciSpecE
     }
     // Without a directory for it, a volume of a writable root file system is in that; a read-only
     // one needs a mount.
-    let has = |path: &String| settings.volumes.iter().any(|v| v.destination == *path);
-    let in_memory = process
-        .volumes
-        .iter()
-        .filter(|path| settings.read_only && !has(path));
-    for volume in in_memory {
+    for volume in in_memory(process, &settings.volumes, settings.read_only) {
         let options = ["rw", "nosuid", "nodev", "noexec", "relatime"]
             .map(str::to_owned)
             .to_vec();

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::create::{Created, clear_away, configured};
+use super::create::{Created, clear_away, outside_of};
 use super::directory::{RuntimeDirectory, check_free};
 use super::error::{Error, Result};
-use super::left::Existing;
+use super::left::{self, Existing};
 use super::record::{self, ContainerRecord, Runtime, State, UpperLocation};
 use super::root_mount::{self, RootMount};
 use super::steps::{self, Step};
@@ -42,15 +42,10 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
     if request.from == request.name {
         return Err(Error::unfit("a container cannot be cloned over itself"));
     }
-    let waiting = |name: &str| {
-        let name = name.to_owned();
-        move || tracing::info!("waiting for another create or delete of {name}")
-    };
     // In one order, because another process may clone the other way.
     let mut names = [request.from, request.name];
     names.sort_unstable();
-    let _first = store.lock_container(names[0], waiting(names[0]))?;
-    let _second = store.lock_container(names[1], waiting(names[1]))?;
+    let _locks = [left::lock(store, names[0])?, left::lock(store, names[1])?];
     let (original, dir) = delete::find(store, request.from)?;
     let from = store::Name::new(request.from)?;
     if original.state != State::Ready {
@@ -99,31 +94,23 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
         }
     }
     // Before anything is made: it fails if there is no such snapshot, or the container runs.
+    let is_dataset = written
+        .as_ref()
+        .is_some_and(|written| written.dataset.is_some());
     let still = match (&written, snapshot) {
-        (
-            Some(Written {
-                dataset: Some(_), ..
-            }),
-            _,
-        ) if is_inside => None,
-        (
-            Some(Written {
-                dataset: Some(_), ..
-            })
-            | None,
-            Some(_),
-        ) => {
+        _ if is_inside && is_dataset => None,
+        (Some(written), Some(snapshot)) if !is_dataset => Some(written.at_snapshot(snapshot)?),
+        (_, Some(_)) => {
             return Err(Error::unfit(format!(
                 "{} does not write into the store, and has no snapshots there",
                 request.from
             )));
         }
-        (Some(written), Some(snapshot)) => Some(written.at_snapshot(snapshot)?),
         (Some(written), None) => Some(written.hold()?),
         (None, None) => None,
     };
-    let made = store.clone_container(&from, snapshot, request.name, record::FILE);
-    let (container, is_filled) = made?;
+    let (container, is_filled) =
+        store.clone_container(&from, snapshot, request.name, record::FILE)?;
     let new_dir = container.path.clone();
     let mut begun = Existing::new(store, container, record);
     let made = steps::create(false).into_iter().try_for_each(|step| {
@@ -155,7 +142,7 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
                     volumes::copy(&dir, &new_dir, request.done)?;
                 }
                 let text = reconfigure::rewritten(&config, &record, &new_dir, request)?;
-                configured(&mut begun, &text)
+                outside_of(&mut begun)?.configure(&text)
             }
             Step::Mount => RootMount::of(&record, &new_dir).mount().map(drop),
             Step::MakeWorkingDirectory => {
@@ -175,12 +162,7 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
             dir: new_dir,
         }),
         (Ok(()), None) => Err(gone(&original)),
-        (Err(error), _) => {
-            if let Err(undoing) = begun.undo() {
-                tracing::warn!("undoing a failed clone: {}", crate::error::chain(&undoing));
-            }
-            Err(error)
-        }
+        (Err(error), _) => Err(begun.failed(error)),
     }
 }
 

@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use super::directory::{RuntimeDirectory, check_free};
 use super::error::{Error, Result};
 use super::image::ContainerImage;
-use super::left::Existing;
+use super::left::{self, Existing};
 use super::process::{Overrides, Process};
 use super::record::{ContainerRecord, ImageRecord, Runtime, UpperLocation};
 use super::root_mount::{self, Writable};
@@ -113,9 +113,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         },
         Target::Bundle { dir, .. } => Runtime::Bundle { dir: dir.clone() },
     };
-    let _lock = store.lock_container(request.name, || {
-        tracing::info!("waiting for another create or delete of {}", request.name)
-    })?;
+    let _lock = left::lock(store, request.name)?;
     overview::sweep();
     let kept = clear_away(store, request.name)?;
     let described = ImageRecord {
@@ -164,7 +162,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
                 Step::WriteConfiguration => {
                     let config = configuration(store, &request, &image, &process, &record, &dir)?;
                     // It contains environment variables, which may be secret.
-                    configured(begun, &config)?;
+                    outside_of(begun)?.configure(&config)?;
                 }
                 other => begun.take(&[other])?,
             }
@@ -201,28 +199,17 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         (Ok((dir, _)), _) => Ok(Created { record, dir }),
         (Err(error), Some(mut begun)) => {
             // It has been marked since the first step, even if it existed before.
-            if let Err(undoing) = begun.undo() {
-                tracing::warn!("undoing a failed create: {}", crate::error::chain(&undoing));
-            }
-            Err(error)
+            Err(begun.failed(error))
         }
         (Err(error), None) => Err(error),
     }
 }
 
 /// The runtime's directory of a container that is being made.
-fn outside_of<'a>(begun: &'a mut Existing<'_>) -> Result<&'a RuntimeDirectory> {
+pub(super) fn outside_of<'a>(begun: &'a mut Existing<'_>) -> Result<&'a RuntimeDirectory> {
     begun
         .outside()?
         .ok_or_else(|| Error::unfit("the directory of the container has been removed"))
-}
-
-/// Writes the configuration of a container that is being made.
-///
-/// # Errors
-/// [`Error::Io`], and [`Error::Unfit`] if its directory is gone.
-pub(super) fn configured(begun: &mut Existing<'_>, text: &str) -> Result<()> {
-    outside_of(begun)?.configure(text)
 }
 
 /// Undoes the remains of an interrupted `create` or `delete` of this name. Returns the container if

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::create::strange;
 use super::directory::RuntimeDirectory;
 use super::error::{Error, Result};
-use super::left::Existing;
+use super::left::{self, Existing};
 use super::record::{ContainerRecord, UpperLocation};
 use super::steps::{Recorded, Step};
 use crate::serve::mountpoint::MountPoint;
@@ -25,9 +25,7 @@ use crate::upper::written::Written;
 /// [`serve::Error::Busy`] if it is running, and others of [`Error`]. If this process is killed, the
 /// next call completes the work.
 pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
-    let _lock = store.lock_container(name, || {
-        tracing::info!("waiting for another create or delete of {name}")
-    })?;
+    let _lock = left::lock(store, name)?;
     overview::sweep();
     let Some(mut existing) = Existing::find(store, name)? else {
         return store.container(name).map(|_| None).map_err(Error::from);

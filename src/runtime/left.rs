@@ -11,7 +11,7 @@ use super::record::{ContainerRecord, State, UpperLocation};
 use super::root_mount;
 use super::steps::{self, Recorded, Remains, Step};
 use super::volumes;
-use crate::store::{self, Container, Store};
+use crate::store::{self, Container, Lock, Store};
 
 /// A container in the store, and its record.
 pub(super) struct Existing<'a> {
@@ -22,6 +22,17 @@ pub(super) struct Existing<'a> {
     own: bool,
     /// The runtime's directory, when it was made or looked for, and is there.
     outside: Option<RuntimeDirectory>,
+}
+
+/// Waits until no other process creates or deletes a container of this name, and keeps others from
+/// it.
+///
+/// # Errors
+/// [`Error::Store`].
+pub(super) fn lock(store: &Store, name: &str) -> Result<Lock> {
+    Ok(store.lock_container(name, || {
+        tracing::info!("waiting for another create or delete of {name}")
+    })?)
 }
 
 impl<'a> Existing<'a> {
@@ -93,11 +104,7 @@ impl<'a> Existing<'a> {
         }
     }
 
-    /// Removes the parts of it that exist.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub(super) fn undo(&mut self) -> Result<()> {
+    fn undo(&mut self) -> Result<()> {
         let Some(recorded) = self.found().record else {
             return Ok(());
         };
@@ -106,6 +113,14 @@ impl<'a> Existing<'a> {
             Some(record) => volumes::forget_unfilled(self.store, record),
             None => Ok(()),
         }
+    }
+
+    /// Removes the parts of it that exist, because of this error, which is returned.
+    pub(super) fn failed(&mut self, error: Error) -> Error {
+        if let Err(undoing) = self.undo() {
+            tracing::warn!("undoing it: {}", crate::error::chain(&undoing));
+        }
+        error
     }
 
     /// Takes steps, one after the other. What is not there is none of them.

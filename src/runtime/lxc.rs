@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
 use super::process::Process;
-use super::volumes::VolumeRecord;
+use super::volumes::{VolumeRecord, in_memory};
 use crate::sys::idmap::IdMap;
 
 /// LXC's own configuration for all containers.
@@ -102,28 +102,19 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
             fstab_word(volume.destination.trim_start_matches('/')),
         );
         let mut options = String::from("rbind");
-        if volume.own || volume.name.is_some() {
+        if volume.is_in_store() {
             options.push_str(",nosuid,nodev");
         }
         if volume.read_only {
             options.push_str(",ro");
         }
-        let create = if volume.source.is_file() {
-            "file"
-        } else {
-            "dir"
-        };
+        let create = if volume.is_directory() { "dir" } else { "file" };
         config.line(
             "lxc.mount.entry",
             &format!("{source} {target} none {options},create={create} 0 0"),
         )?;
     }
-    let has = |path: &String| settings.volumes.iter().any(|v| v.destination == *path);
-    let in_memory = process
-        .volumes
-        .iter()
-        .filter(|path| settings.read_only && !has(path));
-    for volume in in_memory {
+    for volume in in_memory(process, &settings.volumes, settings.read_only) {
         let target = fstab_word(volume.trim_start_matches('/'));
         config.line(
             "lxc.mount.entry",

@@ -49,7 +49,7 @@ pub(super) fn rewritten(
     if hostname.is_empty() || hostname.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return Err(Error::unfit(format!("{hostname:?} is not a host name")));
     }
-    let volumes = record.volumes.iter().filter(|v| v.own || v.name.is_some());
+    let volumes = record.volumes.iter().filter(|volume| volume.is_in_store());
     let changes = Changes {
         name: request.name,
         hostname,

@@ -19,7 +19,7 @@ use crate::error::Io;
 use crate::fs::paths;
 use crate::serve::mountpoint::MountPoint;
 use crate::store::{self, Name, Store, remove_tree};
-use crate::sys::directory::{self, DirectoryEntry};
+use crate::sys::directory::{self, DirectoryEntry, is_there};
 use crate::sys::files;
 use crate::sys::idmap::IdMap;
 use crate::sys::tree_copy::TreeCopy;
@@ -128,6 +128,30 @@ pub struct VolumeRecord {
     /// Whether the container cannot write to it.
     #[serde(default)]
     pub read_only: bool,
+}
+
+impl VolumeRecord {
+    /// Whether it is in the store, and so made and filled here.
+    pub(super) fn is_in_store(&self) -> bool {
+        self.own || self.name.is_some()
+    }
+
+    /// Whether it is a directory, or will be; what else a user may name is mounted over a file.
+    pub(super) fn is_directory(&self) -> bool {
+        self.is_in_store() || self.source.is_dir()
+    }
+}
+
+/// The volumes that an image declares and that have no place of their own: those of a read-only
+/// root file system need a mount in memory.
+pub(super) fn in_memory<'a>(
+    process: &'a Process,
+    volumes: &'a [VolumeRecord],
+    read_only: bool,
+) -> impl Iterator<Item = &'a String> {
+    let has = |path: &String| volumes.iter().any(|volume| volume.destination == *path);
+    let declared = process.volumes.iter();
+    declared.filter(move |path| read_only && !has(path))
 }
 
 /// The volumes of a container: those that were asked for, and for each other one that the image
@@ -267,21 +291,15 @@ fn users(store: &Store) -> Result<(Users, Option<Error>)> {
 /// [`Error::Io`].
 pub(super) fn copy(from: &Path, to: &Path, done: &dyn Fn(u64)) -> Result<()> {
     let (old, new) = (directory::open(from)?, directory::open(to)?);
-    match openat(
-        &old,
-        DIRECTORY,
-        OFlags::PATH | OFlags::NOFOLLOW,
-        Mode::empty(),
-    ) {
-        Err(Errno::NOENT) => return Ok(()),
-        other => other.map_err(Io::at("looking at", &from.join(DIRECTORY)))?,
-    };
+    if !is_there(&old, DIRECTORY).map_err(Io::at("looking at", from))? {
+        return Ok(());
+    }
     let mut copy = TreeCopy::new(old.as_fd(), new.as_fd(), from, done);
     Ok(copy.directory(Path::new(DIRECTORY))?)
 }
 
-/// Sets the places of a container's volumes for its directory in the store, `dir`: those of another
-/// container, whose clone it is, are elsewhere.
+/// Sets the places of a container's volumes in the store, for its directory there, `dir`. Makes the
+/// store's volumes that are missing.
 ///
 /// # Errors
 /// [`Error::Store`], [`Error::Unfit`].
@@ -302,24 +320,24 @@ pub(super) fn relocate(store: &Store, dir: &Path, volumes: &mut [VolumeRecord]) 
 /// # Errors
 /// [`Error::Store`], [`Error::Unfit`].
 pub(super) fn places(store: &Store, dir: &Path, wanted: &[Volume]) -> Result<Vec<VolumeRecord>> {
-    let place = |volume: &Volume| {
+    let record = |volume: &Volume| {
         let (source, name) = match &volume.source {
-            Source::Own => (
-                dir.join(DIRECTORY).join(escaped(&volume.destination)?),
-                None,
-            ),
-            Source::Named(name) => (store.volume(name)?.join(DATA), Some(name.to_string())),
+            // These get their places below.
+            Source::Own => (PathBuf::new(), None),
+            Source::Named(name) => (PathBuf::new(), Some(name.to_string())),
             Source::Host(path) => (path.clone(), None),
         };
-        Ok(VolumeRecord {
+        VolumeRecord {
             source,
             name,
             own: volume.source == Source::Own,
             destination: volume.destination.clone(),
             read_only: volume.read_only,
-        })
+        }
     };
-    wanted.iter().map(place).collect()
+    let mut volumes: Vec<_> = wanted.iter().map(record).collect();
+    relocate(store, dir, &mut volumes)?;
+    Ok(volumes)
 }
 
 /// The name of a directory for a path: `/` becomes `-`, as systemd-escape(1) does it.
@@ -353,11 +371,10 @@ pub(super) fn fill(store: &Store, record: &ContainerRecord, root: &MountPoint) -
         .and_then(root_of)
         .map(|(_, group)| group);
     for volume in &record.volumes {
-        if volume.source.is_dir() || volume.own || volume.name.is_some() {
+        if volume.is_directory() {
             make_directory(root, &volume.destination, record.idmap.as_ref())?;
         }
-        let name = volume.name.as_deref().map(Name::new).transpose();
-        let name = name?;
+        let name = volume.name.as_deref().map(Name::new).transpose()?;
         let _lock = name
             .as_ref()
             .map(|name| store.lock_volume(name))
@@ -449,10 +466,8 @@ fn fill_one(volume: &VolumeRecord, parent: &Path, root: &MountPoint) -> Result<(
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| failed(Errno::INVAL))?;
     let at = directory::open(parent)?;
-    match openat(&at, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
-        Ok(_) => return Ok(()),
-        Err(Errno::NOENT) => {}
-        Err(e) => return Err(failed(e).into()),
+    if is_there(&at, name).map_err(failed)? {
+        return Ok(());
     }
     let new = format!("{name}{UNFINISHED}");
     match remove_tree(parent, &new) {

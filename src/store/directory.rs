@@ -402,8 +402,6 @@ fn mark(dir: &Path) -> Result<()> {
     sync(dir)
 }
 
-/// Removes a directory: renames it first, so that it disappears at once, and then removes its
-/// contents.
 /// Removes what killed processes have left of directories that they were removing.
 fn sweep(all: &Path) -> Result<()> {
     for name in entries(all)? {
@@ -414,6 +412,8 @@ fn sweep(all: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes a directory: renames it first, so that it disappears at once, and then removes its
+/// contents.
 fn remove_dir(all: &Path, name: &Name) -> Result<()> {
     let dir = all.join(name);
     let work = if name.is_work() {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, Gid, Mode, OFlags, ResolveFlags, Stat, fchmod, fchown, fstat, mkdirat,
-    openat, openat2, readlinkat, unlinkat,
+    openat, openat2, readlinkat, statat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -214,6 +214,27 @@ pub fn link(fd: BorrowedFd<'_>) -> PathBuf {
 /// The system's error.
 pub fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     std::fs::read_link(link(fd))
+}
+
+/// Whether a directory has something of this name.
+///
+/// # Errors
+/// The system's error.
+pub fn is_there(dir: impl AsFd, name: &str) -> Result<bool, Errno> {
+    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+/// Writes everything to the disk that was written to the file system of a directory, also what
+/// programs wrote through mappings, which a snapshot would not have.
+///
+/// # Errors
+/// [`Io`].
+pub fn sync_file_system(dir: &Path) -> Result<()> {
+    let opened = std::fs::File::open(dir).map_err(Io::at("opening", dir))?;
+    syncfs(&opened).map_err(Io::at("syncing", dir))
 }
 
 /// Whether a directory is empty.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, ioctl_ficlone, lgetxattr, linkat, llistxattr, lsetxattr, mkdirat,
-    mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    XattrFlags, chmodat, chownat, ioctl_ficlone, lgetxattr, linkat, llistxattr, llistxattr_query,
+    lsetxattr, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -25,7 +25,7 @@ use crate::error::Io;
 const PIECE: usize = 1 << 20;
 /// A block of any file system, bytes.
 const BLOCK: usize = 1 << 16;
-/// The kernel's limits for a list of attribute names and for a value, bytes.
+/// The kernel's limit for the value of an attribute, bytes.
 const MAX_XATTR: usize = 1 << 16;
 /// Opens a directory to list it.
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -288,10 +288,15 @@ pub(crate) fn attributes(
         PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name)
     };
     let (from, new) = (path(from), path(to));
-    let mut names = vec![0; MAX_XATTR];
-    let len = match llistxattr(&from, &mut names[..]) {
+    // Most files have none.
+    let len = match llistxattr_query(&from) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => 0,
         other => other?,
+    };
+    let mut names = vec![0; len];
+    let len = match len {
+        0 => 0,
+        _ => llistxattr(&from, &mut names[..])?,
     };
     let mut value = Vec::new();
     for name in names[..len].split(|&b| b == 0).filter(|n| !n.is_empty()) {

@@ -11,7 +11,7 @@ use super::record::UpperRecord;
 use super::upper_dir::{UPPER, WORK};
 use super::written::Still;
 use crate::error::Io;
-use crate::sys::directory;
+use crate::sys::directory::{self, is_there};
 use crate::sys::tree_copy::TreeCopy;
 
 /// Where overlayfs keeps files that have several names, which are the same files in the upper.
@@ -69,11 +69,4 @@ fn forget_original(place: BorrowedFd<'_>) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-pub(super) fn is_there(dir: BorrowedFd<'_>, name: &str) -> Result<bool, Errno> {
-    match rustix::fs::statat(dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => Ok(false),
-        other => other.map(|_| true),
-    }
 }

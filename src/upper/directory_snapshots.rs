@@ -17,13 +17,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::copy::is_there;
 use super::error::{Error, Result};
 use super::record;
 use super::snapshots::SnapshotInfo;
 use super::upper_dir::{UPPER, VOLUMES, WORK};
 use super::written::{Still, Written};
 use crate::error::Io;
+use crate::sys::directory::is_there;
 use crate::sys::extents::tree_usage;
 use crate::sys::remove_tree::remove_tree;
 use crate::sys::tree_copy::shares_blocks;

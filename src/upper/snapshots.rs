@@ -10,9 +10,9 @@ use super::over_image::over;
 use super::record::UpperRecord;
 use super::upper_dir::{Upper, UpperDir};
 use super::written::Written;
-use crate::error::Io;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::{shared, unmount};
+use crate::sys::directory::sync_file_system;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::mountinfo::MountInfo;
 use crate::sys::users;
@@ -84,10 +84,7 @@ impl Written {
 
     fn zfs_snapshot(&self, dataset: &Dataset, name: &str) -> Result<Snapshot> {
         let snapshot = dataset.at(name)?;
-        // Data that programs wrote through mappings stays in memory until a sync.
-        let place = &self.layout.place;
-        let dir = std::fs::File::open(place).map_err(Io::at("opening", place))?;
-        rustix::fs::syncfs(&dir).map_err(Io::at("syncing", place))?;
+        sync_file_system(&self.layout.place)?;
         snapshot.take()?;
         Ok(snapshot)
     }

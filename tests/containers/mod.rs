@@ -113,6 +113,19 @@ nothing_is_left() {
 }
 "#;
 
+/// Script: a registry that speaks plain HTTP on port 5000, whose process is `$registry`. It needs
+/// docker-registry and ip.
+pub const REGISTRY: &str = r#"
+ip link set lo up; mkdir registry
+printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
+    'http: {addr: 127.0.0.1:5000}' > registry.yml
+docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
+for i in $(seq 100); do
+    (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break
+    sleep 0.1
+done
+"#;
+
 /// Runs a script in namespaces of its own, where IMAGE is an image and PROGRAM the program under
 /// test.
 pub fn inside(image: &Path, script: &str) -> Output {

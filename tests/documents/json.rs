@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::common::{Mounted, build_image, golden, lxcri_fs, stderr};
-use super::containers::{has, layout, pass};
+use super::containers::{REGISTRY, has, layout, pass};
 use super::store::Store;
-use super::{FOR_REGISTRY, REGISTRY, read};
+use super::{FOR_REGISTRY, HUB, read};
 
 /// Fields that no command prints here, of what is documented: those of rare states.
 const RARE: [&str; 9] = [
@@ -242,7 +242,10 @@ fn transfers_print_the_fields_that_are_documented() {
         lxcri-fs pull debian:13 --json >> pulled
         lxcri-fs push debian:13 127.0.0.1:5000/team/new:1 --json > pushed
         kill $registry; cat pulled; echo; cat pushed";
-    let printed = pass(&layout(temp.path(), &[]), &format!("{REGISTRY}\n{script}"));
+    let printed = pass(
+        &layout(temp.path(), &[]),
+        &format!("{REGISTRY}{HUB}\n{script}"),
+    );
     let (pulled, pushed) = printed.split_once("\n\n").unwrap();
     let mut seen = BTreeSet::new();
     let mut wrong = differences("pull", pulled, &mut seen);

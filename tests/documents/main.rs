@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use common::{lxcri_fs, run};
-use containers::{layout, pass};
+use containers::{REGISTRY, layout, pass};
 use serde_json::Value;
 
 fn root() -> &'static Path {
@@ -298,20 +298,13 @@ fn the_architecture_names_the_folders_of_the_sources() {
     assert_eq!(folders, rows.map(|(name, _)| name.to_owned()).collect());
 }
 
-/// The programs that [`REGISTRY`] needs.
+/// The programs that [`REGISTRY`] and [`HUB`] need.
 const FOR_REGISTRY: [&str; 4] = ["docker-registry", "ip", "skopeo", "umoci"];
 
-/// Script: a machine whose Docker Hub is a registry of its own, which has a small image.
-const REGISTRY: &str = r#"
-        ip link set lo up; mkdir registry bin; mount -t tmpfs tmpfs /mnt; mount -t tmpfs tmpfs /srv
+/// Script, after [`REGISTRY`]: a machine whose Docker Hub is that registry, with a small image.
+const HUB: &str = r#"
+        mkdir bin; mount -t tmpfs tmpfs /mnt; mount -t tmpfs tmpfs /srv
         ln -s "$PROGRAM" bin/lxcri-fs; export PATH=/run/bin:$PATH LXCRI_FS_CONFIG=/run/config.toml
-        printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
-            'http: {addr: 127.0.0.1:5000}' > registry.yml
-        docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
-        for i in $(seq 100); do
-            (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break
-            sleep 0.1
-        done
         skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$IMAGE:t" \
             docker://127.0.0.1:5000/library/debian:13
         printf '%s\n' '[registries."127.0.0.1:5000"]' 'insecure = true' '[registries."docker.io"]' \
@@ -337,7 +330,7 @@ fn the_first_steps_of_the_readme_work_in_order() {
     let printed = pass(
         &layout(temp.path(), &[]),
         &format!(
-            "{REGISTRY}\ncd /; {}\ncd /run; kill $registry; nothing_is_left",
+            "{REGISTRY}{HUB}\ncd /; {}\ncd /run; kill $registry; nothing_is_left",
             commands.join("\n")
         ),
     );

@@ -213,16 +213,12 @@ fn extract_takes_single_paths() {
         .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
         .find(|e| e["path"] == "bin")
         .unwrap();
+    let mtime: jiff::Timestamp = bin["mtime"].as_str().unwrap().parse().unwrap();
     assert_eq!(
         std::fs::metadata(dir.path().join("tree/bin"))
             .unwrap()
             .mtime(),
-        bin["mtime"]
-            .as_str()
-            .unwrap()
-            .parse::<jiff::Timestamp>()
-            .unwrap()
-            .as_second()
+        mtime.as_second()
     );
 }
 

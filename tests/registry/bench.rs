@@ -1,5 +1,6 @@
 //! A directory with a configuration, credentials and a store, in which commands are run.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -65,6 +66,33 @@ impl Bench {
             command.env_remove(name);
         }
         command
+    }
+
+    /// A program that runs as commands here do: in this directory, with their variables.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path());
+        for (name, value) in self.command().get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
+    /// A command line of ours on a terminal.
+    pub fn on_terminal(&self, arguments: &str) -> Command {
+        let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_lxcri-fs"));
+        let mut command = self.program("script");
+        command.args(["-qec", &line, "/dev/null"]);
+        command
+    }
+
+    /// [`Bench::layout`], and in the store as `app`.
+    pub fn app(&self) {
+        self.layout();
+        run(self.command().args(["build", "oci:layout:v1", "-t", "app"]));
     }
 
     pub fn build(&self, reference: &str, image: &str, args: &[&str]) -> Output {

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use base64::Engine;
@@ -68,16 +68,9 @@ fn podman_and_skopeo_use_what_login_saves_and_login_what_they_save() {
     std::fs::create_dir(bench.path("run")).unwrap();
     let file = bench.path("run/containers/auth.json");
     let with_run = |command: &mut Command| {
-        let mut again = Command::new(command.get_program());
+        let mut again = bench.program(command.get_program());
         again
             .args(command.get_args())
-            .current_dir(bench.dir.path())
-            .envs(
-                bench
-                    .command()
-                    .get_envs()
-                    .filter_map(|(k, v)| Some((k, v?))),
-            )
             .env("XDG_RUNTIME_DIR", bench.path("run"));
         again
     };
@@ -347,17 +340,8 @@ fn shows(terminal: &mut Child, seen: &mut String, text: &str) {
 #[test]
 fn what_is_not_given_is_asked_for_without_showing_the_password() {
     let (bench, _registry, host) = guarded();
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_lxcri-fs"));
-    let line = format!("{} login {host} --authfile auth.json", program.display());
-    let mut terminal = Command::new("script")
-        .args(["-qec", &line, "/dev/null"])
-        .current_dir(bench.dir.path())
-        .envs(
-            bench
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
+    let mut terminal = bench
+        .on_terminal(&format!("login {host} --authfile auth.json"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -1,7 +1,6 @@
 //! Plain HTTP: on this machine without further ado, elsewhere if the user says so.
 
 use std::net::TcpListener;
-use std::process::Command;
 
 use crate::bench::Bench;
 use crate::common::{run, stderr};
@@ -21,17 +20,9 @@ fn elsewhere(bench: &Bench, script: &str) -> (Option<i32>, String) {
     let program = env!("CARGO_BIN_EXE_lxcri-fs");
     let script =
         format!("mount --bind hosts /etc/hosts; lxcri_fs() {{ {program} \"$@\"; }}\n{script}");
-    let envs = bench.command();
-    let mut command = Command::new("unshare");
-    for (name, value) in envs.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let output = command
+    let output = bench
+        .program("unshare")
         .args(["-m", "bash", "-euc", &script])
-        .current_dir(bench.dir.path())
         .output()
         .unwrap();
     (output.status.code(), stderr(&output))
@@ -83,13 +74,10 @@ fn a_registry_on_this_machine_needs_no_configuration() {
 #[test]
 fn elsewhere_tls_verify_false_allows_plain_http_and_any_certificate() {
     let bench = Bench::new();
-    bench.layout();
+    bench.app();
     let plain = Registry::start(&bench.path("plain"));
     let guarded = Registry::with_login(&bench.path("guarded"));
     std::fs::write(bench.path("password"), PASSWORD).unwrap();
-    run(bench
-        .command()
-        .args(["build", "oci:layout:v1", "-t", "app"]));
     for registry in [&plain, &guarded] {
         let host = format!("{OTHER}:{}", registry.port);
         let name = format!("{host}/team/app:v1");

@@ -1,10 +1,10 @@
 //! What pulls and pushes show while they work: a line for each layer.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::bench::Bench;
-use crate::common::{run, stderr};
+use crate::common::stderr;
 use crate::fake::{Image, Server};
 use crate::server::Registry;
 
@@ -17,10 +17,7 @@ fn is_of_a_layer(line: &str) -> bool {
 #[test]
 fn without_a_terminal_a_line_tells_of_each_layer() {
     let bench = Bench::new();
-    bench.layout();
-    run(bench
-        .command()
-        .args(["build", "oci:layout:v1", "-t", "app"]));
+    bench.app();
     let registry = Registry::start(&bench.path("registry"));
     let name = format!("{}/app:v1", registry.host());
     let lines = |args: &[&str]| {
@@ -54,16 +51,8 @@ fn without_a_terminal_a_line_tells_of_each_layer() {
 
 /// What a command shows on a terminal.
 fn shown(bench: &Bench, arguments: &str) -> String {
-    let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_lxcri-fs"));
-    let output = Command::new("script")
-        .args(["-qec", &line, "/dev/null"])
-        .current_dir(bench.dir.path())
-        .envs(
-            bench
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
+    let output = bench
+        .on_terminal(arguments)
         .env("TERM", "xterm")
         .stdin(Stdio::null())
         .output()

@@ -17,10 +17,7 @@ fn push_without_room(bench: &Bench, args: &[&str]) -> Output {
 #[test]
 fn a_registry_that_cannot_be_pushed_to_is_asked_before_a_layer_is_made() {
     let bench = Bench::new();
-    bench.layout();
-    run(bench
-        .command()
-        .args(["build", "oci:layout:v1", "-t", "app"]));
+    bench.app();
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -54,10 +51,7 @@ fn a_registry_that_cannot_be_pushed_to_is_asked_before_a_layer_is_made() {
 #[test]
 fn what_was_compressed_once_is_not_compressed_again() {
     let bench = Bench::new();
-    bench.layout();
-    run(bench
-        .command()
-        .args(["build", "oci:layout:v1", "-t", "app"]));
+    bench.app();
     let registry = Registry::start(&bench.path("registry"));
     let name = |tag: &str| format!("{}/team/app:{tag}", registry.host());
     for compression in [

@@ -1,7 +1,7 @@
 //! `create` makes a container completely or leaves nothing, and `mount --all` restores what the
 //! records say.
 
-use crate::containers::{image, pass, pass_on};
+use crate::containers::{REGISTRY, image, pass, pass_on};
 
 #[test]
 fn a_failed_create_is_undone() {
@@ -163,15 +163,8 @@ fn create_pulls_a_missing_image() {
     }
     pass_on(
         &["--config.cmd", "true"],
-        r#"
-        ip link set lo up; mkdir registry
-        printf '%s\n' 'version: 0.1' 'storage: {filesystem: {rootdirectory: /run/registry}}' \
-            'http: {addr: 127.0.0.1:5000}' > registry.yml
-        docker-registry serve registry.yml >/dev/null 2>&1 & registry=$!
-        for i in $(seq 100); do
-            (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && break
-            sleep 0.1
-        done
+        &format!(
+            r#"{REGISTRY}
         skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$(dirname $IMAGE)/oci:t" \
             docker://127.0.0.1:5000/app:1
         printf '[registries."127.0.0.1:5000"]\ninsecure = true\n' > config.toml
@@ -185,6 +178,7 @@ fn create_pulls_a_missing_image() {
         # The registry is not asked for what is there.
         kill $registry; lxcri_fs create d --image 127.0.0.1:5000/app:1 --bundle /run/d
         ! lxcri_fs rm 127.0.0.1:5000/app:1 2>err; grep -q 'container a' err
-        for c in a b d; do lxcri_fs delete $c; done; nothing_is_left"#,
+        for c in a b d; do lxcri_fs delete $c; done; nothing_is_left"#
+        ),
     );
 }

@@ -150,7 +150,7 @@ fn lxc_mounts_volumes_also_in_user_namespaces() {
         for map in '' '--idmap 0:100000:65536'; do
             n=n${map:+shifted}
             lxcri_fs create c $map --image $IMAGE --lxc --lxc-path /run/lxc --volume "$n:/n" \
-                --volume "/run/ho st:/host" >/dev/null
+                --volume "/run/ho st:/host" --volume /dev/null:/null >/dev/null
             echo named > store/volumes/$n/data/f
             lxc-start -P /run/lxc -n c -F -l INFO -o c.log > log 2>&1 || fail "$(tail -5 c.log)"
             out=store/containers/c/upper/out

@@ -22,10 +22,11 @@ use super::error::{Error, Result};
 use super::facts::Facts;
 use super::name::Name;
 use crate::error::Io;
+use crate::sys::directory::sync_file_system;
 use crate::sys::extents::Usage;
 use crate::upper::dataset::PROPERTIES as CONTAINER_PROPERTIES;
 use crate::zfs::recorded::{CONTAINERS, IMAGES, VOLUMES};
-use crate::zfs::{Cause, Children, Create, Dataset, Properties, Snapshot};
+use crate::zfs::{self, Cause, Children, Create, Dataset, Properties, Snapshot};
 use facts::{ASKED, NONE, REFERENCES, own, parse, properties_of, references};
 
 /// The directory of locks. They concern only processes of this host, so they are not in the pool.
@@ -139,6 +140,18 @@ impl ZfsStore {
                 .map_err(Io::at("setting the mode of", &dir))?;
         }
         Ok(dataset.reach()?)
+    }
+
+    /// The error for the dataset of a new container that could not be made.
+    fn not_new(&self, name: &Name, error: zfs::Error) -> Error {
+        match error.cause() {
+            Some(Cause::Exists) => Error::Exists {
+                kind: "container",
+                name: name.to_string(),
+                store: format!("{PREFIX}{}", self.parent),
+            },
+            _ => error.into(),
+        }
     }
 
     fn container(&self, name: &Name) -> Result<Dataset> {
@@ -356,21 +369,13 @@ impl Backend for ZfsStore {
         self.prepare(&self.containers, &[("atime", "off")], 0o711)?;
         let dataset = self.container(name)?;
         let used = list(images);
-        let mut properties = CONTAINER_PROPERTIES.to_vec();
-        properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
+        let properties = of_unfinished(&used);
         dataset
             .create(&Create {
                 properties: &properties,
                 parents: false,
             })
-            .map_err(|e| match e.cause() {
-                Some(Cause::Exists) => Error::Exists {
-                    kind: "container",
-                    name: name.to_string(),
-                    store: format!("zfs:{}", self.parent),
-                },
-                _ => e.into(),
-            })?;
+            .map_err(|e| self.not_new(name, e))?;
         let path = private(&dataset).inspect_err(|_| drop(dataset.destroy(Children::Keep)))?;
         Ok(Container {
             name: name.clone(),
@@ -388,25 +393,19 @@ impl Backend for ZfsStore {
         name: &Name,
         without: &str,
     ) -> Result<Option<Container>> {
-        let (origin, is_new) = {
-            let original = self.container(&from.name)?;
-            match snapshot {
-                Some(snapshot) => (original.at(snapshot)?, false),
-                None => {
-                    let place = original.reach()?;
-                    // What programs wrote through mappings stays in memory until a sync.
-                    let dir = File::open(&place).map_err(Io::at("opening", &place))?;
-                    rustix::fs::syncfs(&dir).map_err(Io::at("syncing", &place))?;
-                    let snapshot = original.at(&format!("{CLONE}{}", Name::work()?))?;
-                    snapshot.take()?;
-                    (snapshot, true)
-                }
+        let original = self.container(&from.name)?;
+        let (origin, is_new) = match snapshot {
+            Some(snapshot) => (original.at(snapshot)?, false),
+            None => {
+                sync_file_system(&original.reach()?)?;
+                let snapshot = original.at(&format!("{CLONE}{}", Name::work()?))?;
+                snapshot.take()?;
+                (snapshot, true)
             }
         };
         let images = from.images.clone().unwrap_or_default();
         let used = list(&images);
-        let mut properties = CONTAINER_PROPERTIES.to_vec();
-        properties.extend([(CONTAINER_IMAGES, used.as_str()), (UNFINISHED, "yes")]);
+        let properties = of_unfinished(&used);
         // It gets its name once it has nothing any more that says that it is the other container.
         let work = self.container(&Name::work()?)?;
         let dataset = self.container(name)?;
@@ -420,14 +419,7 @@ impl Backend for ZfsStore {
                     }
                     _ => {}
                 }
-                work.rename(&dataset).map_err(|e| match e.cause() {
-                    Some(Cause::Exists) => Error::Exists {
-                        kind: "container",
-                        name: name.to_string(),
-                        store: format!("{PREFIX}{}", self.parent),
-                    },
-                    _ => e.into(),
-                })
+                work.rename(&dataset).map_err(|e| self.not_new(name, e))
             });
             renamed.inspect_err(|_| drop(work.destroy(Children::Keep)))
         });
@@ -513,6 +505,12 @@ fn usage(dataset: &Dataset) -> Result<Usage> {
         bytes,
         shared: bytes.saturating_sub(own),
     })
+}
+
+/// The properties of the dataset of a container that is being made of these images.
+fn of_unfinished(images: &str) -> Vec<(&str, &str)> {
+    let own = [(CONTAINER_IMAGES, images), (UNFINISHED, "yes")];
+    CONTAINER_PROPERTIES.into_iter().chain(own).collect()
 }
 
 /// The images of a container as the value of a property.
