@@ -3,6 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 
+#[path = "../../tests/erofs/compare.rs"]
+pub mod compare;
 #[path = "../../bfc/tests/forge/mod.rs"]
 pub mod forge;
 pub mod mutate;

@@ -34,6 +34,9 @@ const ODD_VALUES: [u64; 11] = [
 /// Lengths of records.
 const RECORDS: [usize; 5] = [DENTRY_LEN, FRAME_LEN, INODE_LEN, CONTENT_LEN, LAYER_LEN];
 
+/// Length of a block of EROFS metadata.
+const METADATA_BLOCK: usize = 4096;
+
 /// Random numbers, from a seed that the fuzzer keeps: Knuth's linear congruential generator.
 struct Random(u64);
 
@@ -66,6 +69,20 @@ pub fn mutate(bytes: &mut [u8], seed: u32) -> bool {
         change(&mut bytes[range.clone()], &mut random);
     }
     true
+}
+
+/// Changes a block of metadata, seldom the first, which has the super block.
+pub fn mutate_metadata(bytes: &mut [u8], seed: u32) {
+    let mut random = Random(seed.into());
+    let blocks = bytes.len() / METADATA_BLOCK;
+    if blocks == 0 {
+        return;
+    }
+    let first = usize::from(blocks > 1 && random.below(16) != 0);
+    let at = (first + random.below(blocks - first)) * METADATA_BLOCK;
+    for _ in 0..=random.below(3) {
+        change(&mut bytes[at..at + METADATA_BLOCK], &mut random);
+    }
 }
 
 fn change(structure: &mut [u8], random: &mut Random) {

@@ -20,7 +20,7 @@ pub use error::{Error, Result};
 pub use extract::{ExtractOptions, Extracted, Failure, extract, open_target};
 pub use image::ImageFile;
 pub use options::ImageOptions;
-pub use rootfs::{Decoded, EachEntry, EachInode, NamedInode, ROOT, Rootfs, Seek, Statfs};
+pub use rootfs::{Decoded, EachEntry, EachInode, NamedInode, ROOT, Rootfs, Seek, Statfs, Zeros};
 pub use spool::{Spool, TempDir};
 pub use stack::{MAX_IMAGES, StackError};
 pub use v1::tree_of_index;

@@ -25,8 +25,8 @@ use super::walk::{Order, Shown, Walk};
 use crate::layer::MAX_PATH;
 use crate::sync::Mutex;
 
-pub use holes::Seek;
 pub(super) use holes::is_zero;
+pub use holes::{Seek, Zeros};
 pub use read::Decoded;
 
 /// Inode number of the root.

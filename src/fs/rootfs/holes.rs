@@ -51,6 +51,17 @@ pub enum Seek {
     Hole,
 }
 
+/// What is known of a frame without its reader, see [`Rootfs::zeros`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeros {
+    /// It holds data.
+    No,
+    /// Its checksum is that of zeros.
+    Alike,
+    /// It holds nothing but zeros.
+    Yes,
+}
+
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     const ZEROS: [u8; 4096] = [0; 4096];
@@ -178,6 +189,46 @@ impl Rootfs {
             self.known().data.put(inode.data, data);
         }
         Ok(data)
+    }
+
+    /// What is known of each frame of a content; `None` if it has no frames, or is encrypted.
+    /// Frames whose checksum is that of zeros are compared by their digests with those that were
+    /// found to be zeros. Of those that differ, `decodes` are decoded, which counts down.
+    ///
+    /// # Errors
+    /// [`Error::Image`] when the records of frames are damaged.
+    pub fn zeros(&self, number: u32, decodes: &mut u32) -> Result<Option<Vec<Zeros>>> {
+        let content = self.section.content(number.into());
+        let content = content.map_err(|e| self.image_error(e))?;
+        if content.enc != Encryption::None {
+            return Ok(None);
+        }
+        let Some(frames) = self.cut(content)? else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        let known = (0..frames.content.frames).map(|frame| {
+            let Some(hash) = frames.may_be_hole(frame)? else {
+                return Ok(Zeros::No);
+            };
+            if self.known().zeros.get(&hash).is_some() {
+                return Ok(Zeros::Yes);
+            }
+            let Some(left) = decodes.checked_sub(1) else {
+                return Ok(Zeros::Alike);
+            };
+            *decodes = left;
+            bytes.clear();
+            let read =
+                self.read_by_number(number, frames.start(frame), 1 << frames.log2, &mut bytes);
+            // What cannot be decoded is data, of which its reader is told.
+            if read.is_err() || !is_zero(&bytes) {
+                return Ok(Zeros::Alike);
+            }
+            self.known().zeros.put(hash, ());
+            Ok(Zeros::Yes)
+        });
+        known.collect::<Result<_>>().map(Some)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
