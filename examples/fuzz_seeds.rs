@@ -1,5 +1,5 @@
-//! Small images of all kinds, as seeds of the fuzz target `image`: `cargo run --example fuzz_seeds
-//! DIRECTORY`.
+//! Small images of all kinds, as seeds of the fuzz targets `image` and `erofs`, with their EROFS
+//! metadata if that is wanted: `cargo run --example fuzz_seeds DIRECTORY [metadata]`.
 
 use std::error::Error;
 use std::io::Write;
@@ -11,6 +11,7 @@ use bfc::rootfs::{Attr, Xattr};
 use bfc::writer::WriteOptions;
 use lxcri_fs::build::sources::{self, Platform, SourceImage, SourceLayer, TarSource};
 use lxcri_fs::build::{BuildOptions, MAX_SIZE, build};
+use lxcri_fs::erofs::{self, Inodes, Layout};
 use lxcri_fs::error::Io;
 use lxcri_fs::layer::tar::{Body, Writer};
 
@@ -23,6 +24,7 @@ const FRAME_LOG2: u8 = 12;
 fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args_os().nth(1).ok_or("which directory?")?;
     let dir = Path::new(&dir);
+    let with_metadata = std::env::args_os().nth(2).is_some();
     std::fs::create_dir_all(dir)?;
     // The key that the fuzz target has.
     let key = bfc::Key::from_slice(&[0; 32])?;
@@ -53,7 +55,28 @@ fn main() -> Result<(), Box<dyn Error>> {
             bytes[locator..locator + 8].fill(0);
             mend::mend(&mut bytes);
             std::fs::write(dir.join(format!("{kind}-v1")), bytes)?;
+            if with_metadata && name != "encrypted" {
+                metadata(&dir.join(kind))?;
+                metadata(&dir.join(format!("{kind}-v1")))?;
+            }
         }
+    }
+    if with_metadata {
+        // A tree, as the target understands it: any bytes will do.
+        let items = (0..1200_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8);
+        let bytes: Vec<u8> = b"TREE".iter().copied().chain(items).collect();
+        std::fs::write(dir.join("tree"), bytes)?;
+    }
+    Ok(())
+}
+
+/// Writes the metadata of an image beside it.
+fn metadata(image: &Path) -> Result<(), Box<dyn Error>> {
+    let rootfs = lxcri_fs::image::open(image, None)?;
+    let layout = Layout::of(rootfs.section(), 4096)?;
+    for form in [Inodes::Short, Inodes::Long] {
+        let bytes = erofs::write(&rootfs, &layout, form)?;
+        std::fs::write(image.with_extension(format!("{form:?}")), bytes)?;
     }
     Ok(())
 }

@@ -39,9 +39,10 @@
 //! The other modules implement these. Dependencies go downwards only: [`cli`] parses arguments and
 //! prints; [`registry`] speaks the OCI distribution protocol; [`upper`] manages uppers, which take
 //! what a container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with the
-//! processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`zfs`] is
-//! the `zfs` command behind types; [`sys`] is the operating system; [`text`] makes untrusted text
-//! safe to print. The crate `bfc` is the image format.
+//! processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`erofs`]
+//! makes metadata for the kernel's EROFS; [`zfs`] is the `zfs` command behind types; [`sys`] is the
+//! operating system; [`text`] makes untrusted text safe to print. The crate `bfc` is the image
+//! format.
 //!
 //! Only `cli::output` prints, so that no untrusted text can control a terminal; clippy.toml and the
 //! lints below enforce that.
@@ -51,6 +52,7 @@
 
 pub mod build;
 pub mod cli;
+pub mod erofs;
 pub mod error;
 pub mod fs;
 pub mod image;

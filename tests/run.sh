@@ -24,7 +24,7 @@ wanted="
     sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng jq:jq
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
-    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu"
+    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu fsck.erofs:erofs-utils"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -85,6 +85,7 @@ for target in fuzz/fuzz_targets/*.rs; do
     mkdir -p "fuzz/corpus/$name"
     case $name in
         image) cargo run --locked --quiet --example fuzz_seeds "fuzz/corpus/$name" ;;
+        erofs) cargo run --locked --quiet --example fuzz_seeds "fuzz/corpus/$name" metadata ;;
         layer | guess) fuzz/seeds/layer.sh "fuzz/corpus/$name" ;;
     esac
     # The stable compiler has what the fuzzer needs, behind this switch.
@@ -107,6 +108,10 @@ fi
 
 step "Tests"
 cargo test --workspace --locked --no-fail-fast
+
+step "The same mounts with the fuse engine"
+LXCRI_FS_ENGINE=fuse cargo test --locked --no-fail-fast \
+    --test commit --test confinement --test images --test keeper --test serve --test upper
 
 # The emulated VM leaves a processor to the suites.
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then

@@ -1,4 +1,5 @@
 //! The images that the benches use, made once in the target directory.
+#![allow(dead_code)] // each bench uses a part
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

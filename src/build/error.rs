@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::erofs;
 use crate::error::{Exit, Io, Report};
 use crate::fs;
 use crate::layer::{self, merge, tar};
@@ -38,6 +39,9 @@ pub enum Error {
         /// The decompressor's error.
         source: io::Error,
     },
+    /// EROFS metadata of an image cannot be made.
+    #[error(transparent)]
+    Erofs(#[from] erofs::Error),
     /// A blob is not what its descriptor says.
     #[error("{name}: {reason}")]
     Mismatch {
@@ -173,6 +177,7 @@ impl Report for Error {
         match self {
             Error::Io(e) => e.exit(),
             Error::Fs(e) => e.exit(),
+            Error::Erofs(e) => e.exit(),
             Error::Remote { exit, .. } => *exit,
             Error::NoSource { .. } | Error::NoImage { .. } => Exit::NotFound,
             Error::Layer {
@@ -192,6 +197,7 @@ impl Report for Error {
         match self {
             Error::Io(e) => e.hint(),
             Error::Fs(e) => e.hint(),
+            Error::Erofs(e) => e.hint(),
             Error::Source { hint, .. }
             | Error::NoSource { hint, .. }
             | Error::NoImage { hint, .. }

@@ -74,12 +74,14 @@ fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
     }
     let Config {
         store,
+        engine,
         grace,
         registries,
         annotations,
     } = config;
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
+        ("engine", row(engine, json!(engine.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
         ("registries", row(registries, json!(registries.value))),
         (

@@ -24,6 +24,7 @@ use crate::runtime::lxc_defaults;
 use crate::runtime::process::Overrides;
 use crate::runtime::record::{ImageRecord, UpperLocation};
 use crate::runtime::volumes::{Source, Volume};
+use crate::serve::engine::Wanted as Engine;
 use crate::store::{self, Reference, Store, StoredImage};
 use crate::sys::idmap::IdMap;
 
@@ -90,6 +91,10 @@ pub(super) struct CreateArgs {
     /// INSIDE is the container's first id, OUTSIDE the host's (default: no user namespace)
     #[arg(long, value_name = "MAP")]
     idmap: Option<IdMap>,
+    /// What serves the image: split (the kernel's EROFS has names and attributes, FUSE serves
+    /// bytes), fuse, or auto, which is split where it works (default: as configured, or else auto)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<Engine>,
     /// The container's host name (default: its name)
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -217,6 +222,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
             (None, None) => UpperLocation::Store,
         },
         idmap: args.idmap.clone(),
+        engine: args.engine,
         overrides: Overrides {
             entrypoint: args.entrypoint.clone(),
             command: args.command.clone(),

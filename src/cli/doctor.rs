@@ -14,6 +14,7 @@ use super::store::StoreArgs;
 use crate::error::chain;
 use crate::runtime::record::ContainerRecord;
 use crate::serve::confine;
+use crate::serve::engine;
 use crate::serve::overview::{self, MountState, Overview};
 use crate::store::Store;
 use crate::store::doctor::{Finding, Level};
@@ -37,6 +38,7 @@ pub(super) struct DoctorArgs {
 
 pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
     let mut findings = fuse();
+    findings.push(engine());
     findings.extend(confinement());
     findings.extend(overlay());
     findings.extend(zfs());
@@ -145,6 +147,26 @@ fn fuse() -> Vec<Finding> {
     findings
 }
 
+/// What serves images on this host.
+fn engine() -> Finding {
+    let about = "engine";
+    match engine::refusal() {
+        None => Finding::new(
+            about,
+            Level::Good,
+            "split: EROFS can be mounted from files",
+            "the kernel itself has names, attributes and pages of images; FUSE serves bytes only",
+        ),
+        Some(why) => Finding::new(
+            about,
+            Level::Note,
+            format!("fuse: {why}"),
+            "FUSE serves names and attributes too, which is slower: the split engine needs root \
+             and Linux 6.12 or later with EROFS",
+        ),
+    }
+}
+
 /// What confines the process that parses images: found by trying it, not by looking it up.
 fn confinement() -> Vec<Finding> {
     let about = "worker";
@@ -214,7 +236,7 @@ fn overlay() -> Vec<Finding> {
             ));
         }
     }
-    if !kernel::finds_fuse_handles() {
+    if !kernel::finds_fuse_handles() && engine::refusal().is_some() {
         let so = "writing to a file of the image breaks its hard links";
         findings.push(Finding::new(
             about,

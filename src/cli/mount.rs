@@ -17,6 +17,7 @@ use crate::image::secret::is_encrypted;
 use crate::image::{self, Mount};
 use crate::runtime;
 use crate::serve;
+use crate::serve::engine::Wanted as Engine;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::shared;
 use crate::sys::idmap::IdMap;
@@ -103,8 +104,9 @@ pub(super) struct MountArgs {
     pub log_file: Option<PathBuf>,
     /// Mount options as in fstab, separated by commas: ro; suid and dev (without them, set-user-id
     /// bits and devices have no effect); noexec; allow_other; and, with the meaning of the options
-    /// above, upper=, quota=, reservation=, ephemeral[=], idmap=, subdir=, digest=, password-file=,
-    /// key-file=, cache-size=; with remount, the flags change of what is mounted on DIR
+    /// above, upper=, quota=, reservation=, ephemeral[=], idmap=, subdir=, digest=, engine=,
+    /// password-file=, key-file=, cache-size=; with remount, the flags change of what is mounted on
+    /// DIR
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
     /// Check the arguments and whether DIR is free, and mount nothing, as `mount -f`
@@ -114,6 +116,10 @@ pub(super) struct MountArgs {
     /// 32M)
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub cache_size: Option<u64>,
+    /// What serves the image: split (the kernel's EROFS has names and attributes, FUSE serves
+    /// bytes), fuse, or auto, which is split where it works (default: as configured, or else auto)
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<Engine>,
     /// How many threads serve requests (default: one for each processor, at least 4 and at most 16)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
@@ -135,6 +141,10 @@ impl MountArgs {
                 "reservation" => self.reservation = Some(bytes()?),
                 "idmap" => self.idmap = Some(option_text(name, value)?.parse().map_err(|_| bad())?),
                 "subdir" => self.subdir = path(),
+                "engine" => {
+                    let engine = option_text(name, value)?.parse();
+                    self.engine = Some(engine.map_err(|_| bad())?);
+                }
                 "digest" => self.digest = Some(option_text(name, value)?),
                 "password-file" => self.secret.password_file = path(),
                 "key-file" => self.secret.key_file = path(),
@@ -286,6 +296,10 @@ fn wanted(
     if let Some(bytes) = args.cache_size {
         mount.options.cache_bytes = bytes;
     }
+    mount.engine = match args.engine {
+        Some(engine) => engine,
+        None => args.store.config()?.engine.value,
+    };
     if let Some(threads) = args.threads {
         mount.threads = usize::from(threads);
     }
@@ -296,6 +310,13 @@ fn wanted(
     };
     (mount.idmap, mount.log_file) = (args.idmap.clone(), args.log_file.clone());
     (mount.flags, mount.read_only) = (flags, args.read_only);
+    if args.foreground && args.engine == Some(Engine::Split) {
+        return Err(Error::Other {
+            message: "--foreground mounts with FUSE alone".to_owned(),
+            hint: Some("mount without --foreground, or with --engine fuse".to_owned()),
+            exit: Exit::Usage,
+        });
+    }
     if args.foreground && (mount.upper.is_some() || mount.idmap.is_some()) {
         return Err(Error::Other {
             message: "--foreground mounts images read-only, without an upper or mapped ids"

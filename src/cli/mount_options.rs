@@ -78,7 +78,7 @@ impl MountOptions {
                 ("ephemeral", None) => values.push((name, OsString::new())),
                 (
                     "ephemeral" | "upper" | "quota" | "reservation" | "idmap" | "subdir" | "digest"
-                    | "password-file" | "key-file" | "cache-size",
+                    | "engine" | "password-file" | "key-file" | "cache-size",
                     Some(value),
                 ) => values.push((name, value)),
                 (name, _)

@@ -14,6 +14,7 @@ use super::error::Error;
 use super::output::{count, json, lines, moment, note, printable, time};
 use crate::serve::answer::Answer;
 use crate::serve::confine::Confinement;
+use crate::serve::engine::Engine;
 use crate::serve::overview::{self, MountState, Mounted, Overview, Seen, Unkept};
 use crate::sys::users;
 use crate::upper::upper_dir::is_ephemeral;
@@ -49,6 +50,8 @@ struct Row {
     keeper: Option<u32>,
     worker: Option<u32>,
     version: Option<String>,
+    /// split or fuse.
+    engine: Option<Engine>,
     restarts: Option<u64>,
     uptime_seconds: Option<u64>,
     /// How many processes use it.
@@ -112,8 +115,8 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
     let mut out = lines();
     writeln!(
         out,
-        "{:>7} {:>7} {:>8} {:>9} {:>5}  {:<10} {:<32} MOUNTED ON",
-        "KEEPER", "WORKER", "RESTARTS", "UPTIME", "USERS", "STATE", "IMAGE"
+        "{:>7} {:>7} {:>8} {:>9} {:>5}  {:<6} {:<10} {:<32} MOUNTED ON",
+        "KEEPER", "WORKER", "RESTARTS", "UPTIME", "USERS", "ENGINE", "STATE", "IMAGE"
     )?;
     let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     for row in rows {
@@ -125,14 +128,15 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
         let (image, mut mounted) = (row.images.join(" "), row.mountpoints.iter());
         let first = mounted.next().map_or("", |path| path);
         let uptime = row.uptime_seconds.map_or_else(|| "-".to_owned(), duration);
+        let engine = row.engine.map_or("-", Engine::name);
         let (state, users) = (row.state, row.users);
         write!(
             out,
-            "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  "
+            "{keeper:>7} {worker:>7} {restarts:>8} {uptime:>9} {users:>5}  {engine:<6} "
         )?;
         out.paint(style(state), &format!("{state:<10}"))?;
         writeln!(out, " {image:<32} {first}")?;
-        mounted.try_for_each(|path| writeln!(out, "{:>86}{path}", ""))?;
+        mounted.try_for_each(|path| writeln!(out, "{:>93}{path}", ""))?;
         for UpperRow { mountpoint, upper } in &row.uppers {
             let upper = upper
                 .as_deref()
@@ -162,6 +166,7 @@ fn row(
         keeper: Some(status.pid),
         worker: status.worker,
         version: Some(status.version),
+        engine: Some(status.engine),
         restarts: Some(status.restarts),
         confinement: status.confinement,
         uptime_seconds: Some(now().saturating_sub(status.since)),
@@ -202,6 +207,7 @@ fn stateful(
         keeper: None,
         worker: None,
         version: None,
+        engine: None,
         restarts: None,
         uptime_seconds: None,
         users: devices.iter().filter_map(|dev| users.get(dev)).sum(),

@@ -167,7 +167,12 @@ pub fn open_lower(
             secret: secret.cloned(),
         });
     }
-    let found = UpperRecord::new(found, record.subdir.clone(), record.idmap.clone());
+    let found = UpperRecord::new(
+        found,
+        record.subdir.clone(),
+        record.idmap.clone(),
+        record.overlay.engine,
+    );
     record.check(&found, "the upper".as_ref())?;
     let options = ImageOptions {
         subdir: record.subdir.clone(),

@@ -12,6 +12,7 @@ use super::file::open_file;
 use super::secret::image_key;
 use crate::error::Io;
 use crate::fs::ImageOptions;
+use crate::serve::engine::Wanted;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{MountRequest, MountedImage};
 use crate::serve::{keeper, worker};
@@ -48,6 +49,8 @@ pub struct Mount {
     pub options: ImageOptions,
     /// How many threads serve them, if they are not served yet.
     pub threads: usize,
+    /// What may serve them.
+    pub engine: Wanted,
     /// The upper; without one, the mount is read-only.
     pub upper: Option<Upper>,
     /// Whether the mount is read-only even with an upper.
@@ -79,6 +82,7 @@ impl Mount {
             secret: None,
             options: ImageOptions::default(),
             threads: worker::default_threads(),
+            engine: Wanted::default(),
             upper: None,
             read_only: false,
             idmap: None,
@@ -113,6 +117,7 @@ impl Mount {
             files: &files,
             options: self.options.clone(),
             threads: self.threads,
+            engine: self.engine,
             idmap: self.idmap.clone(),
             flags: self.flags,
             log_file: self.log_file.as_deref(),
@@ -141,6 +146,7 @@ impl Mount {
             shared: None,
             flags: self.flags,
             threads: self.threads,
+            engine: Wanted::Fuse,
             orphan: false,
         };
         let descriptors: Vec<BorrowedFd<'_>> =

@@ -22,6 +22,7 @@ use super::root_mount::{RootMount, Writable, secret_of};
 use crate::error::Io;
 use crate::fs::Rootfs;
 use crate::image;
+use crate::serve::engine::Wanted as Engine;
 use crate::store::{self, Config, Store};
 use crate::sys::idmap::IdMap;
 use crate::sys::{directory, files};
@@ -34,6 +35,8 @@ pub const IMAGE: &str = "org.lxcri-fs.image";
 pub const UPPER: &str = "org.lxcri-fs.upper";
 /// The map of ids, as `mount --idmap` takes it.
 pub const IDMAP: &str = "org.lxcri-fs.idmap";
+/// What serves the image, as `mount --engine` takes it.
+pub const ENGINE: &str = "org.lxcri-fs.engine";
 /// Name of the key of an encrypted image in [`KEYS`].
 pub const KEY_FILE: &str = "org.lxcri-fs.key-file";
 /// Directory of the uppers that annotations may name.
@@ -53,6 +56,7 @@ pub struct Wanted {
     image: ImageRecord,
     upper: Option<Writable>,
     idmap: Option<IdMap>,
+    engine: Option<Engine>,
 }
 
 impl Wanted {
@@ -67,7 +71,7 @@ impl Wanted {
             return Ok(None);
         };
         let config = Config::load(None)?;
-        for annotation in [IMAGE, UPPER, IDMAP, KEY_FILE]
+        for annotation in [IMAGE, UPPER, IDMAP, ENGINE, KEY_FILE]
             .into_iter()
             .filter(|name| get(name).is_some())
         {
@@ -92,6 +96,12 @@ impl Wanted {
                     .map_err(|e| Error::unfit(format!("annotation {IDMAP}: {e}")))
             })
             .transpose()?;
+        let engine = get(ENGINE)
+            .map(|text| {
+                text.parse()
+                    .map_err(|e| Error::unfit(format!("annotation {ENGINE}: {e}")))
+            })
+            .transpose()?;
         let path = if image.starts_with('/') {
             PathBuf::from(image)
         } else {
@@ -111,6 +121,7 @@ impl Wanted {
             image,
             upper,
             idmap,
+            engine,
         }))
     }
 
@@ -142,6 +153,7 @@ impl Wanted {
             image,
             upper,
             idmap,
+            engine,
         } = self.clone();
         if let Some(Writable::Upper(place)) = &upper {
             make_upper(Path::new(place))?;
@@ -150,6 +162,7 @@ impl Wanted {
             image,
             upper,
             idmap,
+            engine,
             root: root.to_owned(),
         }
         .mount()

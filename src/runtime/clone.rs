@@ -202,6 +202,7 @@ impl ContainerRecord {
         };
         let idmap = self.idmap.clone();
         let mut new = Self::new(name, self.image.clone(), upper, idmap, runtime, &self.cwd);
+        new.engine = self.engine;
         new.volumes.clone_from(&self.volumes);
         new
     }

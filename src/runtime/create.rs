@@ -18,6 +18,7 @@ use super::steps::{self, Left, Step};
 use super::volumes::Volume;
 use super::{bundle, lxc, process, volumes};
 use crate::fs::Rootfs;
+use crate::serve::engine::Wanted as Engine;
 use crate::serve::overview;
 use crate::serve::protocol::ImageKey;
 use crate::store::{self, Container, Store};
@@ -50,6 +51,8 @@ pub struct Request<'a> {
     pub upper: UpperLocation,
     /// The map of ids of its user namespace, if it has one.
     pub idmap: Option<IdMap>,
+    /// What may serve the image; `None` for what is configured.
+    pub engine: Option<Engine>,
     /// What to run instead of the image's command.
     pub overrides: Overrides,
     /// Host name; `None` for the container's name.
@@ -128,6 +131,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
         runtime,
         &process.cwd,
     );
+    record.engine = request.engine;
     record.found_upper |= kept.is_some();
     check_free(&record.runtime)?;
     // What is written to memory is discarded, and so is what would be in volumes of its own.

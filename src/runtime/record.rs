@@ -9,6 +9,7 @@ use super::error::{Error, Result};
 use super::volumes::VolumeRecord;
 use crate::fs::paths;
 use crate::image::ContainerAndImage;
+use crate::serve::engine::Wanted as Engine;
 use crate::store::{self, Store};
 use crate::sys::directory::replace;
 use crate::sys::files;
@@ -149,6 +150,9 @@ pub struct ContainerRecord {
     /// The map of ids; `None` for the ids in the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idmap: Option<IdMap>,
+    /// What may serve its image; `None` for what is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// Its runtime.
     pub runtime: Runtime,
     /// Whether the runtime's directory existed before.
@@ -195,6 +199,7 @@ impl ContainerRecord {
             image,
             upper,
             idmap,
+            engine: None,
             runtime,
             found_dir,
             found_upper,

@@ -15,12 +15,13 @@ use crate::error::Io;
 use crate::fs::ImageOptions;
 use crate::image::{self, secret};
 use crate::serve::answer::{self, Answer};
+use crate::serve::engine::Wanted as Engine;
 use crate::serve::fuse_mount::Unmount;
 use crate::serve::mountpoint::{self, MountPoint};
 use crate::serve::protocol::{self, ImageKey};
 use crate::serve::unmount::{unmount, unmount_at};
 use crate::serve::{self, worker};
-use crate::store::{self, Container, Store};
+use crate::store::{self, Config, Container, Store};
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::users::{self, Used};
@@ -41,6 +42,8 @@ pub struct RootMount {
     pub upper: Option<Writable>,
     /// The map of ids, if any.
     pub idmap: Option<IdMap>,
+    /// What may serve the image; `None` for what is configured.
+    pub engine: Option<Engine>,
     /// Where.
     pub root: PathBuf,
 }
@@ -84,6 +87,7 @@ impl RootMount {
             image: record.image.clone(),
             upper,
             idmap: record.idmap.clone(),
+            engine: record.engine,
             root: record.runtime.root(),
         }
     }
@@ -128,6 +132,7 @@ impl RootMount {
         mount.secret = secret_of(&self.image)?;
         mount.upper = self.upper.as_ref().map(Writable::upper).transpose()?;
         mount.idmap.clone_from(&self.idmap);
+        mount.engine = engine_of(self.engine)?;
         mount.flags = container_flags();
         mount.orphan = true;
         Ok(mount.at(&self.root)?)
@@ -144,6 +149,14 @@ pub(super) fn secret_of(image: &ImageRecord) -> Result<Option<bfc::Secret>> {
         (None, Some(path)) => Some(secret::password_file(path)?),
         (None, None) => secret::from_environment(),
     })
+}
+
+/// What may serve a container's image.
+fn engine_of(wanted: Option<Engine>) -> Result<Engine> {
+    match wanted {
+        Some(engine) => Ok(engine),
+        None => Ok(Config::load(None)?.engine.value),
+    }
 }
 
 /// The flags for a mount that only the container can reach.
@@ -170,6 +183,7 @@ pub fn mount<T>(
         files: std::slice::from_ref(file),
         options: ImageOptions::default(),
         threads: worker::default_threads(),
+        engine: engine_of(record.engine)?,
         idmap: record.idmap.clone(),
         flags: container_flags(),
         log_file: None,

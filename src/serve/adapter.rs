@@ -4,12 +4,11 @@
 mod answer;
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -21,10 +20,10 @@ use fuser::{
 };
 
 use super::attr::{BLOCK, file_type, may_have_lists};
-use super::in_hand::InHand;
-use super::stats::{Metrics, Op};
+use super::requests::Requests;
+use super::stats::Op;
 use super::surplus::Surplus;
-use crate::fs::{ROOT, Rootfs};
+use crate::fs::ROOT;
 
 /// Nothing ever changes, so the kernel may cache it for ever. (A century, because the kernel adds
 /// this to its clock.)
@@ -63,11 +62,8 @@ thread_local! {
 
 /// Serves a [`Rootfs`].
 pub(super) struct Adapter {
-    rootfs: Arc<Rootfs>,
+    requests: Requests,
     surplus: Surplus,
-    metrics: Arc<Metrics>,
-    logged: Mutex<HashSet<(u32, u64)>>,
-    in_hand: Arc<InHand>,
     resends: Arc<OnceLock<bool>>,
     /// Prefix of the attributes that overlayfs uses itself, which an image must not set.
     marks: &'static [u8],
@@ -77,19 +73,14 @@ pub(super) struct Adapter {
 impl Adapter {
     /// `resends` receives whether the kernel can send requests again.
     pub(super) fn new(
-        rootfs: Arc<Rootfs>,
+        requests: Requests,
         surplus: Surplus,
-        metrics: Arc<Metrics>,
-        in_hand: Arc<InHand>,
         resends: Arc<OnceLock<bool>>,
         marks: &'static [u8],
     ) -> Self {
         Self {
-            rootfs,
+            requests,
             surplus,
-            metrics,
-            logged: Mutex::default(),
-            in_hand,
             resends,
             marks,
             has_holes: OnceLock::new(),
@@ -118,7 +109,7 @@ impl Filesystem for Adapter {
         };
         // The kernel then requests the list of each inode that somebody other than its owner uses:
         // once, except for the root, which it set up before it knew about lists.
-        let lists = may_have_lists(&self.rootfs).then_some(InitFlags::FUSE_POSIX_ACL);
+        let lists = may_have_lists(self.requests.rootfs()).then_some(InitFlags::FUSE_POSIX_ACL);
         for flag in WANTED.into_iter().chain([handles]).chain(lists) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not support this feature");
@@ -134,22 +125,22 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let result = self.answer(Op::Lookup, req, parent, 0, |parent| {
+        let result = self.requests.answer(Op::Lookup, req, parent, 0, |parent| {
             self.look_up(parent, name.as_bytes())
         });
         reply!(reply, result, attr => reply.entry(&FOREVER, &attr, GENERATION));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let result = self.answer(Op::Getattr, req, ino, 0, |ino| {
-            self.attr(ino, &self.rootfs.inode(ino)?)
+        let result = self.requests.answer(Op::Getattr, req, ino, 0, |ino| {
+            self.attr(ino, &self.requests.rootfs().inode(ino)?)
         });
         reply!(reply, result, attr => reply.attr(&FOREVER, &attr));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let result = self.answer(Op::Readlink, req, ino, 0, |ino| {
-            Ok(self.rootfs.readlink(ino)?)
+        let result = self.requests.answer(Op::Readlink, req, ino, 0, |ino| {
+            Ok(self.requests.rootfs().readlink(ino)?)
         });
         reply!(reply, result, target => reply.data(&target));
     }
@@ -211,7 +202,7 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let offset = u64::try_from(offset).unwrap_or(u64::MAX);
-        let result = self.answer(Op::Lseek, req, ino, offset, |ino| {
+        let result = self.requests.answer(Op::Lseek, req, ino, offset, |ino| {
             self.seek(ino, offset, whence)
         });
         reply!(reply, result, found => reply.offset(found));
@@ -263,13 +254,16 @@ impl Filesystem for Adapter {
         let reading = self.surplus.reading();
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            match self.answer(Op::Read, req, ino, offset, |ino| {
+            match self.requests.answer(Op::Read, req, ino, offset, |ino| {
                 Ok(self
-                    .rootfs
+                    .requests
+                    .rootfs()
                     .read_decoded(ino, offset, size as usize, buffer)?)
             }) {
                 Ok(decoded) => {
-                    self.metrics.read(decoded.wanted.len(), buffer.len());
+                    self.requests
+                        .metrics()
+                        .read(decoded.wanted.len(), buffer.len());
                     reply.data(&buffer[decoded.wanted.clone()]);
                     self.surplus.push(&reading, ino, decoded, buffer);
                 }
@@ -286,7 +280,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let result = self.answer(Op::Readdir, req, ino, offset, |ino| {
+        let result = self.requests.answer(Op::Readdir, req, ino, offset, |ino| {
             let mut added = false;
             let mut add = |reply: &mut ReplyDirectory, next, ino: u32, kind, name: &[u8]| {
                 let full = reply.add(INodeNo(ino.into()), next, kind, OsStr::from_bytes(name));
@@ -300,7 +294,7 @@ impl Filesystem for Adapter {
                 && !add(
                     &mut reply,
                     DOTS,
-                    self.rootfs.parent(ino)?,
+                    self.requests.rootfs().parent(ino)?,
                     FileType::Directory,
                     b"..",
                 )
@@ -309,7 +303,8 @@ impl Filesystem for Adapter {
             }
             let from = offset.saturating_sub(DOTS);
             let result = self
-                .rootfs
+                .requests
+                .rootfs()
                 .readdir(ino, from, &mut |next, ino, kind, name| {
                     // An unknown type is reported when the entry is looked up.
                     let kind = file_type(kind).unwrap_or(FileType::RegularFile);
@@ -330,69 +325,79 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let result = self.answer(Op::Readdirplus, req, ino, offset, |dir| {
-            let mut added = false;
-            let mut add = |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
-                let full = reply.add(
-                    attr.ino,
-                    next,
-                    OsStr::from_bytes(name),
-                    &FOREVER,
-                    attr,
-                    GENERATION,
-                );
-                added |= !full;
-                !full
-            };
-            if offset < 1 && !add(&mut reply, 1, &self.look_up(dir, b".")?, b".") {
-                return Ok(());
-            }
-            if offset < DOTS && !add(&mut reply, DOTS, &self.look_up(dir, b"..")?, b"..") {
-                return Ok(());
-            }
-            let from = offset.saturating_sub(DOTS);
-            let mut unknown = None;
-            let result =
-                self.rootfs
-                    .readdir_plus(dir, from, &mut |next, ino, inode, name| match self
-                        .attr(ino, inode)
-                    {
+        let result = self
+            .requests
+            .answer(Op::Readdirplus, req, ino, offset, |dir| {
+                let mut added = false;
+                let mut add =
+                    |reply: &mut ReplyDirectoryPlus, next, attr: &FileAttr, name: &[u8]| {
+                        let full = reply.add(
+                            attr.ino,
+                            next,
+                            OsStr::from_bytes(name),
+                            &FOREVER,
+                            attr,
+                            GENERATION,
+                        );
+                        added |= !full;
+                        !full
+                    };
+                if offset < 1 && !add(&mut reply, 1, &self.look_up(dir, b".")?, b".") {
+                    return Ok(());
+                }
+                if offset < DOTS && !add(&mut reply, DOTS, &self.look_up(dir, b"..")?, b"..") {
+                    return Ok(());
+                }
+                let from = offset.saturating_sub(DOTS);
+                let mut unknown = None;
+                let result = self.requests.rootfs().readdir_plus(
+                    dir,
+                    from,
+                    &mut |next, ino, inode, name| match self.attr(ino, inode) {
                         Ok(attr) => add(&mut reply, next + DOTS, &attr, name),
                         Err(refusal) => {
                             unknown = Some(refusal);
                             false
                         }
-                    });
-            match (added, unknown) {
-                (true, _) => Ok(()),
-                (false, Some(refusal)) => Err(refusal),
-                (false, None) => Ok(result?),
-            }
-        });
+                    },
+                );
+                match (added, unknown) {
+                    (true, _) => Ok(()),
+                    (false, Some(refusal)) => Err(refusal),
+                    (false, None) => Ok(result?),
+                }
+            });
         reply!(reply, result, _unit => reply.ok());
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         // After ENOSYS, the kernel never asks again; otherwise overlayfs asks at every lookup.
-        if !self.rootfs.has_xattrs() {
+        if !self.requests.rootfs().has_xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        let result = self.answer(Op::Getxattr, req, ino, 0, |ino| match name.as_bytes() {
-            name if name.starts_with(self.marks) => Err(Errno::NO_XATTR.into()),
-            name => self.rootfs.xattr(ino, name)?.ok_or(Errno::NO_XATTR.into()),
-        });
+        let result = self
+            .requests
+            .answer(Op::Getxattr, req, ino, 0, |ino| match name.as_bytes() {
+                name if name.starts_with(self.marks) => Err(Errno::NO_XATTR.into()),
+                name => self
+                    .requests
+                    .rootfs()
+                    .xattr(ino, name)?
+                    .ok_or(Errno::NO_XATTR.into()),
+            });
         reply!(reply, result, value => reply_xattr(reply, size, &value));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let result = self.answer(Op::Listxattr, req, ino, 0, |ino| {
+        let result = self.requests.answer(Op::Listxattr, req, ino, 0, |ino| {
             // Asked for by users only, whom an error would make complain about each file.
-            if !self.rootfs.has_xattrs() {
+            if !self.requests.rootfs().has_xattrs() {
                 return Ok(Vec::new());
             }
             let mut list = Vec::new();
             for name in self
-                .rootfs
+                .requests
+                .rootfs()
                 .xattr_names(ino)?
                 .into_iter()
                 .filter(|name| !name.starts_with(self.marks))
@@ -406,9 +411,11 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let result = self.answer(Op::Statfs, req, INodeNo(ROOT.into()), 0, |_| {
-            Ok(self.rootfs.statfs())
-        });
+        let result = self
+            .requests
+            .answer(Op::Statfs, req, INodeNo(ROOT.into()), 0, |_| {
+                Ok(self.requests.rootfs().statfs())
+            });
         reply!(reply, result, s => {
             let blocks = s.bytes.div_ceil(BLOCK.into());
             reply.statfs(blocks, 0, 0, s.files, 0, BLOCK, 255, BLOCK)

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::error::Result;
 use super::mountpoint::MountPoint;
+use super::rundir;
 use crate::error::Io;
 use crate::sys::mountinfo::{self, MountInfo};
 use crate::sys::users;
@@ -124,10 +125,8 @@ fn meaning(errno: i32) -> Answer {
 /// [`Io`] when the mounts cannot be read.
 pub fn main(ids: &[u32]) -> Result<()> {
     users::only_look();
-    let mounts: Vec<MountInfo> = mountinfo::all()?
-        .into_iter()
-        .filter(|m| ids.contains(&m.id))
-        .collect();
+    let all = mountinfo::all()?;
+    let mounts: Vec<&MountInfo> = all.iter().filter(|m| ids.contains(&m.id)).collect();
     let say = |id: u32, errno: Errno| {
         let line = format!("{id} {}\n", errno.raw_os_error());
         #[allow(clippy::disallowed_methods)] // Numbers, for the process that started this one.
@@ -137,8 +136,11 @@ pub fn main(ids: &[u32]) -> Result<()> {
         say(*id, Errno::SRCH);
     }
     std::thread::scope(|scope| {
-        for mount in &mounts {
-            scope.spawn(move || say(mount.id, look(mount)));
+        for mount in mounts {
+            // The kernel itself knows the names of an EROFS: what serves its bytes is asked.
+            let dev = mount.overlay().map_or(mount.dev, |overlay| overlay.lower);
+            let asked = rundir::devices_of(&all, dev).unwrap_or(mount);
+            scope.spawn(move || say(mount.id, look(asked)));
         }
     });
     Ok(())

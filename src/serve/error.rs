@@ -89,6 +89,12 @@ pub enum Error {
     /// The kernel does not let another worker take over a mount.
     #[error("Linux before 6.9 does not let another process take over a mount")]
     NoResend,
+    /// The image cannot be mounted with the kernel's EROFS.
+    #[error("the split engine cannot mount the image: {reason}")]
+    Split {
+        /// Why.
+        reason: String,
+    },
     /// What is mounted there does not answer.
     #[error("what is mounted on {} does not answer", path.display())]
     Silent {

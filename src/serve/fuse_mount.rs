@@ -218,10 +218,10 @@ fn unmount_with_helper(mountpoint: &Path, lazy: bool) -> Result<()> {
     Err(helper_error("unmount", mountpoint, &output.stderr))
 }
 
-/// Raises the read-ahead of a mounted device. Everything works without it, so a refusal is only
-/// logged.
-pub(super) fn raise_read_ahead((major, minor): (u32, u32)) {
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+/// Raises the read-ahead of a mount, by its name below `/sys/class/bdi`. Everything works without
+/// it, so a refusal is only logged.
+pub(super) fn raise_read_ahead(name: &str) {
+    let path = format!("/sys/class/bdi/{name}/read_ahead_kb");
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::debug!(path, %error, "read-ahead unchanged");
     }

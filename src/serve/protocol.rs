@@ -7,8 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::confine::Confinement;
+use super::engine::{Engine, Wanted};
 use super::error::Failure;
 use super::stats::Stats;
+use crate::erofs::DEVICES;
 use crate::fs;
 use crate::sys::mount_attr::MountFlags;
 
@@ -32,6 +34,9 @@ pub struct MountRequest {
     pub flags: MountFlags,
     /// How many threads serve.
     pub threads: usize,
+    /// What may serve it. A keeper that an earlier version started serves by FUSE.
+    #[serde(default = "Wanted::fuse")]
+    pub engine: Wanted,
     /// Whether the keeper must not be a child of the mounting process: runtimes wait for all their
     /// children.
     #[serde(default)]
@@ -70,7 +75,11 @@ pub(super) enum KeeperReply {
     /// The file system answers at the mount point.
     Mounted,
     /// The mount comes with the reply.
-    Attached,
+    Attached {
+        /// What serves it.
+        #[serde(default)]
+        engine: Engine,
+    },
     /// Whether the mount is visible to users anywhere.
     Used(bool),
     /// The program is being replaced.
@@ -94,10 +103,16 @@ pub struct Status {
     pub version: String,
     /// Version of the handover between keepers.
     pub protocol: u32,
+    /// Version of the layout of its decoded devices; 0 without.
+    #[serde(default)]
+    pub layout: u32,
     /// How often the program was replaced.
     pub upgrades: u64,
     /// Device of the file system, major and minor number.
     pub dev: (u32, u32),
+    /// What serves it.
+    #[serde(default)]
+    pub engine: Engine,
     /// The images, lowest first.
     pub images: Vec<OsString>,
     /// When it was mounted, seconds since 1970.
@@ -131,6 +146,8 @@ pub(super) enum WorkerRequest {
         /// How many threads serve.
         threads: usize,
     },
+    /// Write the EROFS metadata of the images into the file that comes with the request.
+    Metadata,
     /// Serve on the /dev/fuse descriptor that comes with the request. After it comes the page in
     /// which the worker records the requests that it has in hand.
     Serve {
@@ -138,6 +155,8 @@ pub(super) enum WorkerRequest {
         resume: bool,
         /// Precautions about requests that ended other workers.
         precautions: Precautions,
+        /// What to serve: the file system, or the decoded devices.
+        engine: Engine,
     },
     /// Report statistics.
     Stats,
@@ -160,6 +179,15 @@ pub(super) struct Precautions {
 pub(super) enum WorkerReply {
     /// The images are open.
     Opened,
+    /// The metadata is written.
+    Metadata {
+        /// Its length, bytes.
+        len: u64,
+        /// Lengths of the decoded devices, bytes.
+        devices: [u64; DEVICES],
+    },
+    /// EROFS cannot say what the images contain, for this reason.
+    Unsayable(String),
     /// The handshake with the kernel is done: the mount is alive.
     Serving {
         /// Number of a thread that ends as soon as the worker does.

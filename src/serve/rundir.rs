@@ -11,6 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 
 use super::channel::Channel;
@@ -26,6 +28,11 @@ use crate::sys::mountinfo::{self, MountInfo};
 
 const SOCKET: &str = "control";
 const MOUNT: &str = "mnt";
+const DEVICES: &str = "devices";
+/// Prefix of the name of a directory for the decoded devices of an EROFS whose keeper is dead, but
+/// which is still mounted somewhere: they tell whether it is served. The numbers of its device
+/// follow.
+const LEFT: &str = "left-";
 /// How long a keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -198,6 +205,11 @@ impl RunDir {
         self.0.join(MOUNT)
     }
 
+    /// Where the decoded devices of that file system are, if it is an EROFS.
+    pub(super) fn devices(&self) -> PathBuf {
+        self.0.join(DEVICES)
+    }
+
     /// Creates the directory if necessary, and locks it. A holder keeps the lock no longer than a
     /// keeper may take to start.
     ///
@@ -294,6 +306,26 @@ impl RunDir {
     }
 }
 
+/// The mount of the decoded devices of the EROFS with this device; `None` if there is none, or if
+/// it is not visible.
+pub(super) fn devices_of(mounts: &[MountInfo], dev: (u32, u32)) -> Option<&MountInfo> {
+    let base = base().ok()?;
+    let hidden = mounts.iter().filter(|m| m.is_split && m.dev == dev);
+    let beside = hidden.filter_map(|m| {
+        let dir = m.mountpoint.parent()?;
+        let is_place = m.mountpoint.file_name()? == MOUNT && dir.parent()? == base;
+        is_place.then(|| dir.join(DEVICES))
+    });
+    let left = base.join(left_name(dev)).join(DEVICES);
+    beside
+        .chain([left])
+        .find_map(|devices| mounts.iter().rfind(|m| m.mountpoint == devices))
+}
+
+fn left_name((major, minor): (u32, u32)) -> String {
+    format!("{LEFT}{major}-{minor}")
+}
+
 /// The name of the directory of a keeper whose mount is not shared.
 pub(super) fn direct_name((major, minor): (u32, u32)) -> String {
     format!("dev-{major}-{minor}")
@@ -323,6 +355,7 @@ impl Locked {
     /// # Errors
     /// [`Error::Io`].
     pub fn clear(&self) -> Result<()> {
+        self.leave_devices()?;
         self.unmount()?;
         let socket = self.dir.socket();
         match std::fs::remove_file(&socket) {
@@ -340,8 +373,9 @@ impl Locked {
     /// [`Error::Io`].
     pub(super) fn retire(self) -> Result<RunDir> {
         self.unmount()?;
-        let mountpoint = self.dir.mountpoint();
-        std::fs::remove_dir(&mountpoint).map_err(Io::at("removing", &mountpoint))?;
+        for path in [self.dir.mountpoint(), self.dir.devices()] {
+            remove_directory(&path)?;
+        }
         let mut name = self.dir.0.clone().into_os_string();
         name.push(format!(".{}", std::process::id()));
         let retired = PathBuf::from(name);
@@ -349,16 +383,58 @@ impl Locked {
         Ok(RunDir(retired))
     }
 
+    /// Moves the decoded devices of an EROFS that users still see to a directory that is named
+    /// after it, where they stay as long as that is so.
+    fn leave_devices(&self) -> Result<()> {
+        let mounts = mountinfo::all()?;
+        let (hidden, devices) = (self.dir.mountpoint(), self.dir.devices());
+        let at = |path: &Path| mounts.iter().rfind(|m| m.mountpoint == path);
+        let Some(split) = at(&hidden).filter(|m| m.is_split && at(&devices).is_some()) else {
+            return Ok(());
+        };
+        let shows = |m: &&MountInfo| {
+            m.dev == split.dev
+                || m.overlay()
+                    .is_some_and(|overlay| overlay.lower == split.dev)
+        };
+        if mounts.iter().filter(shows).all(|m| m.mountpoint == hidden) {
+            return Ok(());
+        }
+        let left = RunDir::named(&left_name(split.dev))?.lock()?;
+        left.unmount()?;
+        make_directory(&left.dir.devices())?;
+        // Below a shared mount, as /run often is, no mount can be moved.
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = open_tree(CWD, &devices, flags);
+        let copy = copy.map_err(Io::at("making a bind mount of", &devices))?;
+        MountPoint::open(&left.dir.devices())?.attach(copy.as_fd())
+    }
+
+    /// Whether it holds devices of an EROFS that is mounted somewhere.
+    fn is_left_for_use(&self) -> Result<bool> {
+        let name = self.dir.0.file_name().and_then(std::ffi::OsStr::to_str);
+        let numbers = name.and_then(|name| name.strip_prefix(LEFT)?.split_once('-'));
+        let Some((Ok(major), Ok(minor))) = numbers.map(|(a, b)| (a.parse(), b.parse())) else {
+            return Ok(false);
+        };
+        let dev: (u32, u32) = (major, minor);
+        let shows = |m: &MountInfo| {
+            m.is_split && m.dev == dev || m.overlay().is_some_and(|overlay| overlay.lower == dev)
+        };
+        Ok(mountinfo::all()?.iter().any(shows))
+    }
+
     fn unmount(&self) -> Result<()> {
-        let mountpoint = self.dir.mountpoint();
-        while mountinfo::at(&mountpoint)?.is_some() {
-            fuse_mount::unmount(
-                &MountPoint::open(&mountpoint)?,
-                Unmount {
-                    lazy: true,
-                    force: false,
-                },
-            )?;
+        for mountpoint in [self.dir.mountpoint(), self.dir.devices()] {
+            while mountinfo::at(&mountpoint)?.is_some() {
+                fuse_mount::unmount(
+                    &MountPoint::open(&mountpoint)?,
+                    Unmount {
+                        lazy: true,
+                        force: false,
+                    },
+                )?;
+            }
         }
         Ok(())
     }
@@ -368,16 +444,25 @@ impl Locked {
     /// # Errors
     /// [`Error::Io`].
     pub fn remove(self) -> Result<()> {
+        if self.is_left_for_use()? {
+            return Ok(());
+        }
         self.clear()?;
-        for path in [self.dir.mountpoint(), self.dir.0.clone()] {
-            match std::fs::remove_dir(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(Io::at("removing", &path)(e).into());
-                }
-                _ => {}
-            }
+        for path in [
+            self.dir.mountpoint(),
+            self.dir.devices(),
+            self.dir.0.clone(),
+        ] {
+            remove_directory(&path)?;
         }
         Ok(())
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Io::at("removing", path)(e).into()),
+        _ => Ok(()),
     }
 }
 

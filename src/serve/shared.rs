@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::channel::Channel;
+use super::engine::{Engine, Wanted};
 use super::error::{Error, Result};
 use super::keeper;
 use super::mountpoint::MountPoint;
@@ -35,6 +36,7 @@ pub fn is_possible() -> bool {
 #[derive(Debug)]
 pub struct Detached {
     mount: OwnedFd,
+    engine: Engine,
     lock: Locked,
 }
 
@@ -67,7 +69,13 @@ pub fn acquire(
             dir.connect()?.ok_or(Error::Gone { peer: "keeper" })?
         }
     };
-    attached(&channel, lock)
+    let attached = attached(&channel, lock)?;
+    // Somebody else had it mounted where either will do.
+    if !request.engine.allows(attached.engine) {
+        let reason = "it is mounted with FUSE alone, because EROFS cannot show it".to_owned();
+        return Err(Error::Split { reason });
+    }
+    Ok(attached)
 }
 
 /// Makes another mount of the file system with this device, from its keeper.
@@ -89,9 +97,13 @@ pub fn another(dev: (u32, u32)) -> Result<Detached> {
 fn attached(channel: &Channel, lock: Locked) -> Result<Detached> {
     channel.send(&KeeperRequest::Attach, &[])?;
     match channel.expect(LIMIT)? {
-        (KeeperReply::Attached, mut fds) => {
+        (KeeperReply::Attached { engine }, mut fds) => {
             let mount = fds.pop().ok_or(Error::Gone { peer: "keeper" })?;
-            Ok(Detached { mount, lock })
+            Ok(Detached {
+                mount,
+                engine,
+                lock,
+            })
         }
         (KeeperReply::Failed(failure), _) => Err(Error::Failed(Box::new(failure))),
         _ => Err(Error::Gone { peer: "keeper" }),
@@ -115,6 +127,11 @@ impl Detached {
     /// [`Error::Io`] if the map cannot be made, or the kernel (before 6.12) cannot map ids.
     pub fn map_ids(&self, map: &IdMap) -> Result<()> {
         map_ids(self.mount.as_fd(), map)
+    }
+
+    /// What serves it.
+    pub fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// The mount: a directory descriptor.
@@ -281,7 +298,8 @@ fn identity(request: &MountRequest, images: &[BorrowedFd<'_>]) -> Result<String>
     })?;
     hasher
         .update(&options)
-        .update(&[u8::from(request.flags.allow_other)]);
+        .update(&[u8::from(request.flags.allow_other)])
+        .update(&[u8::from(request.engine == Wanted::Fuse)]);
     let mut name = String::from("image-");
     for byte in &hasher.finalize().as_bytes()[..16] {
         let _ = write!(name, "{byte:02x}");

@@ -37,7 +37,7 @@ const READY: u64 = 2 << 20;
 
 /// Stores bytes of an inode, from an offset on, in the page cache. A refusal (the inode was
 /// forgotten, or memory is short) only loses the page.
-type Store<'a> = dyn Fn(INodeNo, u64, &[u8]) + 'a;
+pub(super) type Store<'a> = dyn Fn(INodeNo, u64, &[u8]) + 'a;
 
 /// Work for the pusher.
 enum Task {

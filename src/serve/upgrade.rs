@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::error::{Error, Result};
 use super::overview::Mounted;
 use super::protocol::VERSION;
+use crate::erofs::Layout;
 use crate::error::Io;
 
 /// How long a keeper may take to start a worker again.
@@ -29,7 +30,9 @@ pub fn upgrade(mounted: &Mounted) -> Result<()> {
         image: PathBuf::from(before.images.last().cloned().unwrap_or_default()),
         version: before.version.clone(),
     };
-    if before.protocol != VERSION || before.failed.is_some() {
+    // Another layout would serve other bytes than those that the kernel has metadata of.
+    let same_layout = matches!(before.layout, 0 | Layout::VERSION);
+    if before.protocol != VERSION || !same_layout || before.failed.is_some() {
         return Err(refused());
     }
     if !before.replaceable {

@@ -3,23 +3,29 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bfc::Secret;
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Filesystem, Session, SessionACL};
 use nix::sys::signal::SigSet;
 
 use super::adapter::Adapter;
 use super::channel::Channel;
 use super::confine::Confinement;
+use super::devices::Devices;
+use super::engine::Engine;
 use super::error::{Error, Failure, Result};
 use super::in_hand::InHand;
 use super::protocol::{MountedImage, TemporaryFile, WorkerReply, WorkerRequest};
+use super::requests::Requests;
 use super::stats::Metrics;
+use super::surplus::Store;
 use super::{attr, confine, resume, secrets, surplus};
-use crate::error::Io;
+use crate::erofs::{self, Inodes, Layout};
+use crate::error::{Io, chain};
 use crate::fs::{self, ImageFile, ImageOptions, ROOT, Rootfs, Spool};
 
 /// How long the keeper may take to make a temporary file.
@@ -55,55 +61,116 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
     control.send(&WorkerReply::Opened, &[])?;
-    let Some((
-        WorkerRequest::Serve {
-            resume,
-            precautions,
-        },
-        mut fds,
-    )) = control.receive()?
-    else {
-        return Err(Error::Gone { peer: "keeper" });
+    let (resume, precautions, engine, mut fds) = loop {
+        match control.receive()? {
+            Some((WorkerRequest::Metadata, files)) => {
+                control.send(&write_metadata(&rootfs, marks, files)?, &[])?;
+            }
+            Some((
+                WorkerRequest::Serve {
+                    resume,
+                    precautions,
+                    engine,
+                },
+                fds,
+            )) => break (resume, precautions, engine, fds),
+            _ => return Err(Error::Gone { peer: "keeper" }),
+        }
     };
     let (Some(page), Some(fuse)) = (fds.pop(), fds.pop()) else {
         return Err(Error::Gone { peer: "keeper" });
     };
     let in_hand = Arc::new(InHand::new(&page, &precautions)?);
     drop(page);
-    let mut config = Config::default();
-    // The kernel has checked who may access the mount.
-    config.acl = SessionACL::All;
-    config.n_threads = Some(threads);
-    let rootfs = Arc::new(rootfs);
-    let metrics = Arc::new(Metrics::new());
-    let (surplus, pusher) = surplus::channel(rootfs.clone(), metrics.clone(), in_hand.clone());
+    let (rootfs, metrics) = (Arc::new(rootfs), Arc::new(Metrics::new()));
+    let requests = Requests::new(rootfs.clone(), metrics.clone(), in_hand.clone());
     let resends = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(
-        rootfs.clone(),
-        surplus,
-        metrics.clone(),
-        in_hand,
-        resends.clone(),
-        marks,
-    );
-    let session = if resume {
-        resume::session(adapter, &fuse, config)?
-    } else {
-        Session::from_fd(adapter, fuse, SessionACL::All, config)
-            .map_err(Io::doing("answering the kernel"))?
+    let told = (rootfs.clone(), metrics.clone());
+    let serving = Serving {
+        fuse,
+        resume,
+        threads,
+        resends: resends.clone(),
+        tell: Box::new(move |resends| tell(&control, resends, confinement, &told.1, &told.0)),
     };
-    // The answer in a simulated handshake does not come from the kernel.
-    let resends = resends.get().copied().filter(|_| !resume);
-    let notifier = session.notifier();
-    if precautions.push {
-        start_thread("push", move || {
-            pusher.run(&|ino, offset, bytes| drop(notifier.store(ino, offset, bytes)));
-        })?;
+    match engine {
+        Engine::Fuse => {
+            let (surplus, pusher) = surplus::channel(rootfs, metrics, in_hand);
+            let adapter = Adapter::new(requests, surplus, resends, marks);
+            let push = move |store: &Store<'_>| pusher.run(store);
+            serving.run(adapter, precautions.push.then_some(push))
+        }
+        Engine::Split => {
+            let layout = Layout::of(rootfs.section(), erofs::LARGE)
+                .map_err(|e| Error::Split { reason: chain(&e) })?;
+            let (devices, decoding) = Devices::new(requests, rootfs, layout, in_hand, resends);
+            let push = move |store: &Store<'_>| decoding.run(store);
+            serving.run(devices, precautions.push.then_some(push))
+        }
     }
-    start_thread("control", move || {
-        tell(&control, resends, confinement, &metrics, &rootfs)
-    })?;
-    Ok(session.run().map_err(Io::doing("serving"))?)
+}
+
+/// Writes the EROFS metadata of an image into the file that the keeper has passed.
+fn write_metadata(rootfs: &Rootfs, marks: &[u8], files: Vec<OwnedFd>) -> Result<WorkerReply> {
+    let file = files.into_iter().next();
+    let file = File::from(file.ok_or(Error::Gone { peer: "keeper" })?);
+    let made = Layout::of(rootfs.section(), erofs::LARGE)
+        .and_then(|layout| Ok((erofs::write(rootfs, &layout, Inodes::Long)?, layout)));
+    let _ = marks;
+    Ok(match made {
+        Ok((metadata, layout)) => {
+            file.write_all_at(&metadata, 0)
+                .map_err(Io::doing("handing over the metadata"))?;
+            WorkerReply::Metadata {
+                len: metadata.len() as u64,
+                devices: [layout.bytes(0), layout.bytes(1)],
+            }
+        }
+        Err(error) => WorkerReply::Unsayable(chain(&error)),
+    })
+}
+
+/// A connection to serve.
+struct Serving {
+    fuse: OwnedFd,
+    /// Whether another worker has served it before.
+    resume: bool,
+    threads: usize,
+    /// Whether the kernel can send requests again, once a handshake has told.
+    resends: Arc<OnceLock<bool>>,
+    /// Tells the keeper that the mount is alive, and answers it.
+    tell: Box<dyn FnOnce(Option<bool>) + Send>,
+}
+
+impl Serving {
+    /// Serves until it is unmounted.
+    fn run<F: Filesystem>(
+        self,
+        filesystem: F,
+        push: Option<impl FnOnce(&Store<'_>) + Send + 'static>,
+    ) -> Result<()> {
+        let mut config = Config::default();
+        // The kernel has checked who may access the mount.
+        config.acl = SessionACL::All;
+        config.n_threads = Some(self.threads);
+        let session = if self.resume {
+            resume::session(filesystem, &self.fuse, config)?
+        } else {
+            Session::from_fd(filesystem, self.fuse, SessionACL::All, config)
+                .map_err(Io::doing("answering the kernel"))?
+        };
+        // The answer in a simulated handshake does not come from the kernel.
+        let resends = self.resends.get().copied().filter(|_| !self.resume);
+        let notifier = session.notifier();
+        if let Some(push) = push {
+            start_thread("push", move || {
+                push(&|ino, offset, bytes| drop(notifier.store(ino, offset, bytes)));
+            })?;
+        }
+        let tell = self.tell;
+        start_thread("control", move || tell(resends))?;
+        Ok(session.run().map_err(Io::doing("serving"))?)
+    }
 }
 
 fn start_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error::{Error, Result};
 use crate::error::Io;
 use crate::registry::Registries;
+use crate::serve::engine::Wanted as Engine;
 use crate::text::line_at;
 use crate::zfs::Dataset;
 
@@ -22,6 +23,8 @@ pub const CONFIG: &str = "/etc/lxcri-fs/config.toml";
 pub const CONFIG_VARIABLE: &str = "LXCRI_FS_CONFIG";
 /// Environment variable with the place of the store.
 pub const STORE_VARIABLE: &str = "LXCRI_FS_STORE";
+/// Environment variable with what may serve mounts.
+pub const ENGINE_VARIABLE: &str = "LXCRI_FS_ENGINE";
 /// Root's default store.
 const STORE: &str = "/var/lib/lxcri-fs";
 /// How long an image without a name is kept.
@@ -138,6 +141,8 @@ impl<T> Setting<T> {
 pub struct Config {
     /// Where images and containers are.
     pub store: Setting<Location>,
+    /// What may serve mounts, unless a command or a container says it.
+    pub engine: Setting<Engine>,
     /// How long `gc` keeps an image that has no name any more.
     pub grace: Setting<SignedDuration>,
     /// Settings of registries.
@@ -152,6 +157,7 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 struct File {
     store: Option<Location>,
+    engine: Option<Engine>,
     gc: Gc,
     registries: Option<Registries>,
     annotations: Annotations,
@@ -170,6 +176,7 @@ enum Annotation {
     Image,
     Upper,
     Idmap,
+    Engine,
     KeyFile,
 }
 
@@ -179,6 +186,7 @@ impl Annotation {
             Self::Image => "image",
             Self::Upper => "upper",
             Self::Idmap => "idmap",
+            Self::Engine => "engine",
             Self::KeyFile => "key-file",
         };
         name.to_owned()
@@ -238,6 +246,7 @@ impl Config {
         };
         let mut config = Self {
             store: Setting::new(file.store, &path, default_store),
+            engine: Setting::new(file.engine, &path, Engine::default),
             grace: Setting::new(file.gc.grace, &path, || GRACE),
             registries: Setting::new(file.registries, &path, Registries::default),
             annotations: Setting::new(
@@ -257,6 +266,14 @@ impl Config {
             config.store = Setting {
                 value: text_of(&text)?.parse()?,
                 origin: Origin::Environment(STORE_VARIABLE),
+            };
+        }
+        if let Some(text) = std::env::var_os(ENGINE_VARIABLE).filter(|v| !v.is_empty()) {
+            config.engine = Setting {
+                value: text.to_string_lossy().parse().map_err(|_| Error::Engine {
+                    text: text.to_string_lossy().into_owned(),
+                })?,
+                origin: Origin::Environment(ENGINE_VARIABLE),
             };
         }
         Ok(config)

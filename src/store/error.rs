@@ -35,6 +35,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An invalid engine in the environment.
+    #[error("{}={text} is not an engine", super::config::ENGINE_VARIABLE)]
+    Engine {
+        /// As it was given.
+        text: String,
+    },
     /// An invalid name of an image.
     #[error("{text:?} is not the name of an image: {reason}")]
     Reference {
@@ -168,6 +174,7 @@ impl Report for Error {
             Error::Zfs(e) => e.exit(),
             Error::Facts { .. } => Exit::Damaged,
             Error::Location { .. }
+            | Error::Engine { .. }
             | Error::Reference { .. }
             | Error::Name { .. }
             | Error::Ambiguous { .. } => Exit::Usage,
@@ -189,6 +196,7 @@ impl Report for Error {
                 "a container has the name that `lxcri-fs create` got; `lxcri-fs ps` lists what is \
                  mounted, and a path or zfs:DATASET names an upper of no container"
             }
+            Error::Engine { .. } => "an engine is auto, split or fuse",
             Error::Location { .. } => "write dir:/var/lib/lxcri-fs or zfs:tank/containers",
             Error::Reference { .. } => {
                 "images in the store have names such as nginx:1.27 or \

@@ -5,15 +5,18 @@
 
 pub mod descriptors;
 pub mod directory;
+pub mod erofs;
 pub mod extents;
 pub mod files;
+pub(crate) mod handle;
 pub mod idmap;
 pub mod kernel;
 pub mod lock;
 pub(crate) mod memory;
-pub(crate) mod mount_attr;
+pub mod mount_attr;
 pub mod mountinfo;
 pub(crate) mod namespace;
+pub mod ramfs;
 pub(crate) mod remove_tree;
 pub(crate) mod replace;
 pub(crate) mod tmpfs;

@@ -91,7 +91,10 @@ pub(crate) fn change(mount: BorrowedFd<'_>, flags: FlagChanges) -> io::Result<()
 
 /// Makes a mount that is not attached yet show the ids to which the user namespace maps the stored
 /// ones.
-pub(crate) fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
+///
+/// # Errors
+/// The system's error.
+pub fn map_ids(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::try_from(namespace.as_raw_fd()).unwrap_or(u64::MAX);
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,

@@ -11,8 +11,15 @@ use rustix::io::Errno;
 use super::Result;
 use crate::error::Io;
 
-/// The file system type of mounts of lxcri-fs.
+/// The file system type of FUSE mounts of lxcri-fs.
 pub const FS_TYPE: &str = "fuse.lxcri-fs";
+/// The file system type of mounts whose names the kernel has, and only whose bytes lxcri-fs serves.
+const EROFS: &str = "erofs";
+/// Name of the directory that holds the metadata of such a mount, on a file system of its own: the
+/// source of the mount is a descriptor of that file system, this name, and the image's path.
+pub(crate) const METADATA: &str = "lxcri-fs";
+/// Stands for the path of an image that is too long for the source of a mount.
+pub(crate) const UNNAMED_IMAGE: &str = "+image";
 /// Prefix of the name of an overlay's lower directory, at least while the overlay was being
 /// mounted; the device numbers of the mount there follow.
 pub(crate) const LOWER: &str = "lower-";
@@ -85,6 +92,8 @@ pub struct MountInfo {
     pub fs_type: String,
     /// The source of the mount; for mounts of lxcri-fs, the image's path.
     pub source: PathBuf,
+    /// Whether it is an EROFS whose metadata lxcri-fs made.
+    pub is_split: bool,
     /// Options of the file system, as the kernel escapes them.
     pub super_options: OsString,
 }
@@ -112,7 +121,7 @@ impl Overlay {
 impl MountInfo {
     /// Whether this is a file system of lxcri-fs, or an overlay of lxcri-fs over one.
     pub fn is_ours(&self) -> bool {
-        self.fs_type == FS_TYPE || self.overlay().is_some()
+        self.fs_type == FS_TYPE || self.is_split || self.overlay().is_some()
     }
 
     /// The user who mounted it, if it is a file system of lxcri-fs.
@@ -211,17 +220,28 @@ impl MountInfo {
         );
         // Optional fields end with a hyphen.
         let mut fields = fields.skip_while(|f| *f != b"-").skip(1);
+        let (fs_type, source) = (text(fields.next()?), unescape(fields.next()?));
+        let image = (fs_type == EROFS).then(|| image_of(&source)).flatten();
         Some(Self {
             id,
             dev: (major.parse().ok()?, minor.parse().ok()?),
             root,
             mountpoint,
             options,
-            fs_type: text(fields.next()?),
-            source: unescape(fields.next()?),
+            fs_type,
+            is_split: image.is_some(),
+            source: image.unwrap_or(source),
             super_options: OsString::from_vec(fields.next().unwrap_or_default().to_vec()),
         })
     }
+}
+
+/// The image in the source of an EROFS mount; `None` if the mount is not one of lxcri-fs.
+fn image_of(source: &Path) -> Option<PathBuf> {
+    let name = source.strip_prefix("/proc/self/fd").ok()?;
+    let mut names = name.components();
+    let _descriptor = names.next()?;
+    (names.next()?.as_os_str() == METADATA).then(|| Path::new("/").join(names.as_path()))
 }
 
 /// Undoes the kernel's escapes: blank, tab, line end and backslash as three octal digits.
@@ -296,6 +316,12 @@ mod tests {
         );
         assert!(info.is_ours());
         assert_eq!((info.overlay(), info.user_id()), (None, Some(0)));
+        let line = "37 35 0:58 / /mnt ro - erofs /proc/self/fd/9/lxcri-fs/images/x.bfc ro,device=d";
+        let split = MountInfo::parse(line.as_bytes()).unwrap();
+        assert!(split.is_ours() && split.is_split);
+        assert_eq!(split.source, Path::new("/images/x.bfc"));
+        let line = "37 35 0:58 / /mnt ro - erofs /proc/self/fd/9/other/images/x.bfc ro";
+        assert!(!MountInfo::parse(line.as_bytes()).unwrap().is_ours());
         assert_eq!(MountInfo::parse(b"36 35 0:57 / /mnt"), None);
         assert_eq!(MountInfo::parse(b""), None);
     }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::lower::Lower;
-use super::record::Marks;
+use super::record::Features;
 use super::upper_dir::{Directories, UpperDir, copy_attributes};
 use crate::build::sources::upper::{Linked, Upper};
 use crate::error::Io;
@@ -44,6 +44,7 @@ pub(super) fn complete(
     directories: &Directories,
     lower: &Lower,
     image: Rootfs,
+    known: Features,
 ) -> Result<()> {
     let name = place.layout.place.display().to_string();
     let dir = place
@@ -54,7 +55,8 @@ pub(super) fn complete(
         place: dir,
         name,
         image: Arc::new(image),
-        marks: Marks::Trusted,
+        marks: known.marks,
+        numbers: known.numbers(),
     };
     let linked = upper.linked()?;
     if linked.is_empty() {

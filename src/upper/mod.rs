@@ -1,14 +1,13 @@
 //! Uppers: directories over images that take what containers write. Mounts them, and reads what was
 //! written.
 //!
-//! On disk, an upper has overlayfs's own form, whichever [`engine`] is used: `upper/` with what was
-//! written, where whiteouts are 0/0 character devices and marks are `trusted.overlay.*` attributes,
-//! and overlayfs's `work/`. Beside them is a [`record`] of the image that it belongs to.
+//! On disk, an upper has overlayfs's own form: `upper/` with what was written, where whiteouts are
+//! 0/0 character devices and marks are `trusted.overlay.*` attributes, and overlayfs's `work/`.
+//! Beside them is a [`record`] of the image that it belongs to.
 
 mod copy;
 pub mod dataset;
 mod directory_snapshots;
-pub mod engine;
 mod error;
 pub mod in_use;
 mod index;

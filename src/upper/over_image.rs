@@ -7,20 +7,21 @@ use std::path::{Path, PathBuf};
 
 use bfc::Secret;
 
-use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
 use super::index;
 use super::lower::Lower;
-use super::overlay::Overlay;
+use super::overlay::{self, Parts};
 use super::record::{UpperRecord, identify};
 use super::upper_dir::{Upper, UpperDir};
 use super::xattrs::Attributes;
 use crate::error::Io;
 use crate::fs::{ImageFile, ImageOptions, Rootfs};
+use crate::serve::engine::Wanted;
 use crate::serve::keeper;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::protocol::{MountRequest, MountedImage};
 use crate::serve::shared::{self, Detached, Hidden};
+use crate::sys::handle;
 use crate::sys::idmap::IdMap;
 use crate::sys::mount_attr::MountFlags;
 
@@ -35,6 +36,8 @@ pub struct Request<'a> {
     pub options: ImageOptions,
     /// How many threads serve them, if they are not served yet.
     pub threads: usize,
+    /// What may serve them.
+    pub engine: Wanted,
     /// The map of ids; `None` for the ids in the images.
     pub idmap: Option<IdMap>,
     /// Flags of the mount.
@@ -63,8 +66,22 @@ impl Request<'_> {
                 ..MountFlags::default()
             },
             threads: self.threads,
+            engine: self.engine,
             orphan: self.orphan,
         }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let paths = self.images.iter().map(|image| PathBuf::from(&image.path));
+        paths.collect()
+    }
+
+    /// The attributes to lay out above the image; EROFS shows them as fast itself.
+    fn attributes(&self, engine: Wanted) -> Result<Option<Attributes>> {
+        if engine != Wanted::Fuse {
+            return Ok(None);
+        }
+        Attributes::of(&self.paths(), self.files, &self.options)
     }
 
     /// The images, open.
@@ -99,16 +116,13 @@ pub fn mount_under<T, E: From<Error>>(
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T), E>,
     read_only: bool,
 ) -> Result<T, E> {
-    let paths: Vec<PathBuf> = request
-        .images
-        .iter()
-        .map(|image| PathBuf::from(&image.path))
-        .collect();
+    let paths = request.paths();
     let source = paths.first().map_or(Path::new(""), |path| path);
-    let attributes = Attributes::of(&paths, request.files, &request.options)?;
+    let engine = request.engine.on_this_host();
+    let attributes = request.attributes(engine)?;
     std::thread::scope(|scope| {
         let hide_xattrs = attributes.is_some();
-        let serve = move || acquire(request, hide_xattrs);
+        let serve = move || acquire(request, engine, hide_xattrs);
         let serving = std::thread::Builder::new()
             .spawn_scoped(scope, serve)
             .map_err(|e| Error::Io(Io::at("starting to serve", source)(e)))?;
@@ -116,12 +130,11 @@ pub fn mount_under<T, E: From<Error>>(
             .iter()
             .zip(request.files)
             .map(|(path, file)| identify(path, file))
-            .collect::<Result<_>>()?;
-        let record = UpperRecord::new(
-            images,
-            request.options.subdir.clone(),
-            request.idmap.clone(),
-        );
+            .collect::<Result<Vec<_>>>()?;
+        let record = |engine| {
+            let (subdir, idmap) = (request.options.subdir.clone(), request.idmap.clone());
+            UpperRecord::new(images.clone(), subdir, idmap, engine)
+        };
         let xattrs = attributes
             .as_ref()
             .map(Attributes::layer)
@@ -131,35 +144,46 @@ pub fn mount_under<T, E: From<Error>>(
         let place = UpperDir::open(&upper)?;
         let path = &place.layout.place;
         let known = UpperRecord::read_in(place.as_fd(), path)?;
-        match &known {
-            Some(known) => {
-                known.check(&record, path)?;
-                known.check_marks(path)?;
-            }
-            None => place.claim()?,
+        if let Some(known) = &known {
+            known.check(&record(known.overlay.engine), path)?;
+            known.check_marks(path)?;
+            known.check_engine(engine, path)?;
         }
-        let changed = known
-            .as_ref()
-            .is_none_or(|known| known.overlay != record.overlay);
-        let written = if changed {
-            Some(record.write(place.as_fd(), path)?)
-        } else {
-            None
-        };
         let mut image = serving
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         if hide_xattrs && xattrs.is_none() {
             // The image must show them itself after all.
-            image = acquire(request, false)?;
+            image = acquire(request, engine, false)?;
         }
-        let lower = Lower { image, xattrs };
+        let mut lower = Lower { image, xattrs };
+        // What an upper says of the image's files is by the numbers that they had.
+        if let Some(known) = &known
+            && known.overlay.engine != lower.image.engine()
+        {
+            lower = lower_of(request, known.overlay.engine.into())?;
+        }
+        let mut record = record(lower.image.engine());
+        record.overlay.handles = handle::kind_of(lower.root()).filter(|_| record.overlay.index);
+        let changed = match &known {
+            Some(known) => known.overlay != record.overlay,
+            None => {
+                place.claim()?;
+                true
+            }
+        };
+        let written = if changed {
+            Some(record.write(place.as_fd(), path)?)
+        } else {
+            None
+        };
         if let Some(idmap) = &request.idmap {
             lower.map_ids(idmap)?;
         }
         let directories = place.prepare(lower.root())?;
-        if known.is_some_and(|known| known.overlay.index && !record.overlay.index) {
-            index::complete(&place, &directories, &lower, request.rootfs()?)?;
+        if let Some(known) = known.filter(|k| record.overlay.loses_index_of(&k.overlay)) {
+            let image = request.rootfs()?;
+            index::complete(&place, &directories, &lower, image, known.overlay)?;
         }
         if let Some(written) = written {
             written.keep()?;
@@ -167,6 +191,15 @@ pub fn mount_under<T, E: From<Error>>(
         over(lower, source, &place, request.flags, read_only, &mountpoint)?;
         Ok(prepared)
     })
+}
+
+/// The lower layers of an upper that needs this engine.
+fn lower_of(request: &Request<'_>, engine: Wanted) -> Result<Lower> {
+    let attributes = request.attributes(engine)?;
+    let xattrs = attributes.as_ref().map(Attributes::layer).transpose()?;
+    let xattrs = xattrs.flatten();
+    let image = acquire(request, engine, xattrs.is_some())?;
+    Ok(Lower { image, xattrs })
 }
 
 /// Mounts images without an upper.
@@ -180,6 +213,7 @@ pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
         let wanted = MountRequest {
             mountpoint: at,
             flags,
+            engine: request.engine.of_user()?,
             ..request.to_keeper()
         };
         return Ok(keeper::start(
@@ -189,7 +223,7 @@ pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
             request.log_file,
         )?);
     }
-    let image = acquire(request, false)?;
+    let image = acquire(request, request.engine.on_this_host(), false)?;
     if let Some(idmap) = &request.idmap {
         image.map_ids(idmap)?;
     }
@@ -197,7 +231,7 @@ pub fn mount(request: &Request<'_>, mountpoint: &MountPoint) -> Result<()> {
 }
 
 /// A detached mount of the images; with `hide_xattrs`, without their attributes.
-fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
+fn acquire(request: &Request<'_>, engine: Wanted, hide_xattrs: bool) -> Result<Detached> {
     if !shared::is_possible() {
         return Err(Error::NotAllowed);
     }
@@ -207,6 +241,7 @@ fn acquire(request: &Request<'_>, hide_xattrs: bool) -> Result<Detached> {
             hide_xattrs,
             ..request.options.clone()
         },
+        engine,
         ..request.to_keeper()
     };
     Ok(shared::acquire(
@@ -229,7 +264,7 @@ pub(super) fn over(
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
     let upper = &place.layout;
-    let merged = Overlay.mount(&Parts {
+    let merged = overlay::mount(&Parts {
         source,
         xattrs: xattrs.as_ref(),
         lower: &lower,

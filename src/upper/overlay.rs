@@ -15,12 +15,13 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::engine::{Engine, Parts};
 use super::error::{Error, Result};
 use super::upper_dir::{Directories, Layout};
 use crate::error::Io;
+use crate::serve::shared::Hidden;
 use crate::sys::idmap::in_user_namespace;
 use crate::sys::kernel;
+use crate::sys::mount_attr::MountFlags;
 use crate::sys::mountinfo::{self, DirectoryId};
 use crate::sys::tmpfs;
 
@@ -50,22 +51,39 @@ const PRIVILEGED: [(&str, &str); 4] = [
     ("metacopy", "on"),
 ];
 
-/// The kernel's overlayfs.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Overlay;
+/// The parts of a merged file system.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts<'a> {
+    /// The source for mountinfo.
+    pub source: &'a Path,
+    /// The image's extended attributes, if the image itself does not show them.
+    pub xattrs: Option<&'a Hidden>,
+    /// The image.
+    pub lower: &'a Hidden,
+    /// The names of the upper's directories, for messages and mountinfo.
+    pub upper: &'a Layout,
+    /// The upper's directories.
+    pub directories: &'a Directories,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+    /// Whether the mount is read-only.
+    pub read_only: bool,
+}
 
-impl Engine for Overlay {
-    fn mount(&self, parts: &Parts<'_>) -> Result<OwnedFd> {
-        let start = Instant::now();
-        loop {
-            match make(parts) {
-                // A mount that was just unmounted ends when the last process leaves it, for
-                // instance one that asks whether it answers.
-                Err(Error::InUse {
-                    mountpoint: None, ..
-                }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
-                made => return made,
-            }
+/// Makes a detached mount of the merged file system.
+///
+/// # Errors
+/// [`Error::Refused`] and [`Error::InUse`].
+pub(super) fn mount(parts: &Parts<'_>) -> Result<OwnedFd> {
+    let start = Instant::now();
+    loop {
+        match make(parts) {
+            // A mount that was just unmounted ends when the last process leaves it, for instance
+            // one that asks whether it answers.
+            Err(Error::InUse {
+                mountpoint: None, ..
+            }) if start.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            made => return made,
         }
     }
 }

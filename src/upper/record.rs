@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::xattrs::Attributes;
 pub use crate::build::sources::upper::Marks;
+use crate::build::sources::upper::Numbers;
+use crate::erofs;
 use crate::error::Io;
 use crate::fs::{self, paths};
+use crate::serve::engine::{Engine, Wanted};
 use crate::sys::idmap::{IdMap, in_user_namespace};
 use crate::sys::{kernel, replace};
 use crate::text::hex;
@@ -73,11 +76,25 @@ pub struct Features {
     pub redirect_dir: bool,
     /// Whether files have the image's inode numbers.
     pub xino: bool,
+    /// Whose numbers these are: what served the image.
+    #[serde(default)]
+    pub engine: Engine,
+    /// The version of EROFS metadata, which gives them; 0 where FUSE does.
+    #[serde(default)]
+    pub numbering: u32,
+    /// The type of the image's file handles, by which `work/index` names files; `None` if it has
+    /// none, or if an earlier version of this program wrote the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handles: Option<i32>,
 }
 
 impl Features {
-    /// The options that overlayfs gets on this host.
-    pub fn here() -> Self {
+    /// The options that overlayfs gets on this host, over an image that `engine` serves.
+    pub fn here(engine: Engine) -> Self {
+        let numbering = match engine {
+            Engine::Fuse => 0,
+            Engine::Split => erofs::VERSION,
+        };
         if in_user_namespace() {
             Self {
                 marks: Marks::User,
@@ -85,15 +102,36 @@ impl Features {
                 metacopy: false,
                 redirect_dir: false,
                 xino: true,
+                engine,
+                numbering,
+                handles: None,
             }
         } else {
             Self {
                 marks: Marks::Trusted,
-                index: kernel::finds_fuse_handles(),
+                index: engine == Engine::Split || kernel::finds_fuse_handles(),
                 metacopy: true,
                 redirect_dir: true,
                 xino: true,
+                engine,
+                numbering,
+                handles: None,
             }
+        }
+    }
+
+    /// Whether overlayfs would not find, with these options, what `work/index` of an upper with
+    /// `known` names.
+    pub(super) fn loses_index_of(&self, known: &Self) -> bool {
+        let other_handles = known.handles.is_some() && known.handles != self.handles;
+        known.index && (!self.index || other_handles)
+    }
+
+    /// Whose inode numbers overlayfs names files of the image by.
+    pub(super) fn numbers(self) -> Numbers {
+        match self.engine {
+            Engine::Fuse => Numbers::Image,
+            Engine::Split => Numbers::Erofs,
         }
     }
 
@@ -101,7 +139,7 @@ impl Features {
     fn unsaid() -> Self {
         Self {
             index: !in_user_namespace(),
-            ..Self::here()
+            ..Self::here(Engine::Fuse)
         }
     }
 }
@@ -125,13 +163,18 @@ impl Pending {
 
 impl UpperRecord {
     /// A record for a new upper over these images.
-    pub fn new(images: Vec<LowerImage>, subdir: Option<PathBuf>, idmap: Option<IdMap>) -> Self {
+    pub fn new(
+        images: Vec<LowerImage>,
+        subdir: Option<PathBuf>,
+        idmap: Option<IdMap>,
+        engine: Engine,
+    ) -> Self {
         Self {
             version: VERSION,
             images,
             subdir,
             idmap,
-            overlay: Features::here(),
+            overlay: Features::here(engine),
         }
     }
 
@@ -200,7 +243,7 @@ impl UpperRecord {
             Marks::Trusted => "the host's root, whose overlayfs attributes are trusted.overlay.*",
             Marks::User => "a user namespace, whose overlayfs attributes are user.overlay.*",
         };
-        let here = Features::here().marks;
+        let here = Features::here(Engine::Fuse).marks;
         if self.overlay.marks == here {
             return Ok(());
         }
@@ -208,6 +251,33 @@ impl UpperRecord {
             path: place.to_owned(),
             recorded: text(self.overlay.marks).to_owned(),
             wanted: text(here).to_owned(),
+        })
+    }
+
+    /// Refuses an upper whose files have the numbers of an engine that the mount cannot have.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`].
+    pub(super) fn check_engine(&self, wanted: Wanted, place: &Path) -> Result<()> {
+        let Features {
+            engine, numbering, ..
+        } = self.overlay;
+        let here = Features::here(engine).numbering;
+        if wanted.allows(engine) && numbering == here {
+            return Ok(());
+        }
+        let text = |engine, numbering| match engine {
+            Engine::Fuse => "the fuse engine".to_owned(),
+            Engine::Split => format!("the split engine, version {numbering}"),
+        };
+        let wanted = match wanted {
+            Wanted::Fuse => text(Engine::Fuse, 0),
+            Wanted::Auto | Wanted::Split => text(Engine::Split, erofs::VERSION),
+        };
+        Err(Error::Foreign {
+            path: place.to_owned(),
+            recorded: format!("inode numbers of {}", text(engine, numbering)),
+            wanted: format!("inode numbers of {wanted}"),
         })
     }
 

@@ -320,5 +320,6 @@ fn source(place: &Path, record: &UpperRecord, image: Arc<Rootfs>) -> Result<Sour
         name: place.display().to_string(),
         image,
         marks: record.overlay.marks,
+        numbers: record.overlay.numbers(),
     })
 }

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -240,9 +241,27 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// Whether hard links part on the first write: overlayfs has no index from Linux 6.16 on (see
-/// docs/WRITING.md).
+/// Whether hard links part on the first write (see docs/WRITING.md).
 pub fn hard_links_part() -> bool {
+    handles_are_stale() && !is_split()
+}
+
+/// What `--engine auto` takes on this host.
+pub fn is_split() -> bool {
+    static IS_SPLIT: OnceLock<bool> = OnceLock::new();
+    *IS_SPLIT.get_or_init(|| {
+        let asked = std::env::var("LXCRI_FS_ENGINE").unwrap_or_default();
+        let found = || {
+            let said = lxcri_fs().arg("doctor").output().unwrap().stdout;
+            String::from_utf8_lossy(&said).contains("engine   split: ")
+        };
+        asked == "split" || asked != "fuse" && found()
+    })
+}
+
+/// Whether the kernel takes FUSE files that are found by handle for out of date, so that overlayfs
+/// has no index over them: from Linux 6.16 on.
+pub fn handles_are_stale() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())

@@ -1,4 +1,4 @@
-//! What is decoded before anybody asks for it. Needs root.
+//! What is decoded before anybody asks for it, with either engine. Needs root.
 
 use std::time::Duration;
 
@@ -6,6 +6,16 @@ use crate::common::{Mounted, build_image, eventually, lxcri_fs, requests, run, s
 
 #[test]
 fn sequential_readers_find_the_next_files_decoded() {
+    find_decoded("fuse");
+}
+
+/// The kernel reads the decoded device ahead, from one file into the next.
+#[test]
+fn sequential_readers_find_the_next_files_read_by_the_kernel() {
+    find_decoded("split");
+}
+
+fn find_decoded(engine: &str) {
     let temp = tempfile::tempdir().unwrap();
     let (source, image, dir) = (
         temp.path().join("source"),
@@ -30,7 +40,7 @@ fn sequential_readers_find_the_next_files_decoded() {
     let with_content = (0..400).filter(|n| n % sizes.len() != 0).count() as u64;
     let mut fewest = u64::MAX;
     for round in 0..5 {
-        let mounted = Mounted::new(&[image.to_str().unwrap()], &dir);
+        let mounted = Mounted::new(&["--engine", engine, image.to_str().unwrap()], &dir);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), names.len());
         for (n, name) in names.iter().enumerate() {
             assert!(

@@ -94,7 +94,7 @@ fn ordinary_tools_see_what_the_source_has() {
         "tar --sort=name --numeric-owner --format=posix --pax-option=delete=atime,delete=ctime \
          -cf - . | sha256sum",
     );
-    both("ls -laR --time-style=full-iso usr/bin etc | grep -v ^total | awk '!/^d/'");
+    both("ls -laR --time-style=full-iso usr/bin etc | grep -v ^total | awk '!/^d/' | tr -s ' '");
 }
 
 #[test]

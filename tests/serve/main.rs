@@ -6,3 +6,4 @@
 mod common;
 mod failures;
 mod mounts;
+mod split;

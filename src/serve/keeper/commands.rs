@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::channel::Channel;
+use super::super::engine::Engine;
 use super::super::error::{Error, Failure, Result};
 use super::super::protocol::{self, KeeperReply, KeeperRequest, Status};
 use super::super::stats::Stats;
@@ -11,6 +12,7 @@ use super::events::SHORTAGE;
 use super::machine::{Event, Service, UNANSWERED};
 use super::process::Worker;
 use super::{Keeper, failure_of};
+use crate::erofs::Layout;
 use crate::error::chain;
 
 /// How long a process that connects may take to send its request.
@@ -56,7 +58,8 @@ impl Keeper {
             (KeeperRequest::Attach, _) => match self.place.clone_mount() {
                 Ok(mount) => {
                     self.place.is_wanted_by(channel.peer_pid());
-                    channel.send(&KeeperReply::Attached, &[mount.as_fd()])?;
+                    let engine = self.place.engine();
+                    channel.send(&KeeperReply::Attached { engine }, &[mount.as_fd()])?;
                     // Until the mount is attached, the lock of the directory counts as a user. If
                     // it is never attached, this check finds out.
                     return Ok(Some(Event::MountsChanged));
@@ -127,8 +130,13 @@ impl Keeper {
             worker: self.worker.as_ref().map(Worker::pid),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: protocol::VERSION,
+            layout: match self.place.engine() {
+                Engine::Fuse => 0,
+                Engine::Split => Layout::VERSION,
+            },
             upgrades: self.upgrades,
             dev: self.place.dev(),
+            engine: self.place.engine(),
             images: self.request.images.iter().map(|i| i.path.clone()).collect(),
             since: seconds(self.since),
             restarts: self.machine.restarts(),

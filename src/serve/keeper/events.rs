@@ -277,7 +277,8 @@ impl Keeper {
         worker.open(&self.request, &self.images, LIMIT)?;
         // Before the worker reads requests, so that it gets none of them twice.
         resume::resend(fuse)?;
-        worker.serve_again(fuse, self.machine.suspects().precautions(), LIMIT)?;
+        let precautions = self.machine.suspects().precautions();
+        worker.serve_again(fuse, precautions, self.place.engine(), LIMIT)?;
         Ok(worker)
     }
 }

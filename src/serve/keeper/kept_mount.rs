@@ -10,6 +10,7 @@ use rustix::mount::{MountPropagationFlags, OpenTreeFlags, mount_change, open_tre
 use serde::{Deserialize, Serialize};
 
 use super::super::channel::Listener;
+use super::super::engine::Engine;
 use super::super::error::{Error, Result};
 use super::super::fuse_mount::{self, Unmount};
 use super::super::mountpoint::MountPoint;
@@ -36,6 +37,9 @@ pub(in super::super) struct KeptMount {
     mountpoint: PathBuf,
     /// Whether that place is hidden, and users see bind mounts of it.
     shared: bool,
+    /// What serves it.
+    #[serde(default)]
+    engine: Engine,
     /// The keeper's directory; `None` if it could not be created.
     dir: Option<RunDir>,
     /// Whether new users start a keeper of their own.
@@ -61,6 +65,11 @@ impl KeptMount {
         request: &MountRequest,
         mounted: MountInfo,
     ) -> Result<(Self, Option<Listener>)> {
+        let engine = if mounted.is_split {
+            Engine::Split
+        } else {
+            Engine::Fuse
+        };
         let MountInfo {
             dev,
             source,
@@ -84,6 +93,7 @@ impl KeptMount {
             source,
             mountpoint,
             shared,
+            engine,
             dir: None,
             released: false,
             elsewhere: BTreeMap::new(),
@@ -111,6 +121,10 @@ impl KeptMount {
 
     pub(super) fn dev(&self) -> (u32, u32) {
         self.dev
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// A detached mount of a shared file system.
@@ -253,10 +267,11 @@ impl KeptMount {
     /// mounts of users stay.
     pub(super) fn disconnect(&mut self, processes: &[u32]) -> Result<()> {
         if self.shared {
-            let _ = self.unmount(Unmount {
+            let how = Unmount {
                 lazy: false,
                 force: true,
-            });
+            };
+            let _ = Self::unmount(&self.connection(), how);
         }
         self.release(processes).map(drop)
     }
@@ -264,14 +279,18 @@ impl KeptMount {
     /// Unmounts everything, also for users, because the file system does not answer or is unknown.
     /// `locked` is its directory.
     pub(super) fn abandon(&mut self, locked: Option<Locked>) {
+        let how = Unmount {
+            lazy: true,
+            force: true,
+        };
         // Something may have been mounted over it meanwhile.
         if mountinfo::at(&self.mountpoint)
             .is_ok_and(|mounted| mounted.is_some_and(|m| m.dev == self.dev))
         {
-            let _ = self.unmount(Unmount {
-                lazy: true,
-                force: true,
-            });
+            let _ = Self::unmount(&self.mountpoint, how);
+        }
+        if self.engine == Engine::Split {
+            let _ = Self::unmount(&self.connection(), how);
         }
         match locked {
             Some(locked) => {
@@ -284,8 +303,16 @@ impl KeptMount {
         }
     }
 
-    fn unmount(&self, how: Unmount) -> Result<()> {
-        fuse_mount::unmount(&MountPoint::open(&self.mountpoint)?, how)
+    /// Where the FUSE file system is mounted. To unmount it by force closes the connection.
+    fn connection(&self) -> PathBuf {
+        match (self.engine, &self.dir) {
+            (Engine::Split, Some(dir)) => dir.devices(),
+            _ => self.mountpoint.clone(),
+        }
+    }
+
+    fn unmount(path: &Path, how: Unmount) -> Result<()> {
+        fuse_mount::unmount(&MountPoint::open(path)?, how)
     }
 
     /// Removes the remains under /run.

@@ -29,12 +29,14 @@ use self::machine::Machine;
 use self::process::Worker;
 use self::start::KeeperStart;
 use super::channel::{Channel, Listener};
+use super::engine::{Engine, Wanted};
 use super::error::{Error, Failure, Result};
 use super::fuse_mount::{self, Unmount};
 use super::log::{self, Style};
 use super::mountpoint::MountPoint;
 use super::protocol::{KeeperReply, MountRequest};
 use super::rundir::{Locked, RunDir};
+use super::split::{self, Metadata, cache};
 use super::{rundir, secrets};
 use crate::error::{Io, chain};
 use crate::sys::{mountinfo, namespace};
@@ -212,6 +214,9 @@ fn in_background(
             drop(locked);
             drop(control);
             detach::into_scope(&keeper.pids());
+            if let Some((place, metadata)) = keeper.unkept.take() {
+                place.write(&metadata);
+            }
             keeper.keep()
         }
         Err(error) => {
@@ -258,52 +263,140 @@ struct Keeper {
     since: SystemTime,
     /// How often the program was replaced.
     upgrades: u64,
+    /// New metadata, and where to keep them once nobody waits.
+    unkept: Option<(cache::Place, Metadata)>,
 }
 
 impl Keeper {
-    /// Mounts after the images are open, and unmounts again if the file system does not answer.
-    fn mount(request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
-        let mut worker = Worker::start(style)?;
-        worker.open(&request, &images, LIMIT)?;
-        let at = MountPoint::open(Path::new(&request.mountpoint))?;
-        let mountpoint = at.path();
-        let fuse = fuse_mount::mount(Path::new(source_of(&request)), &at, request.flags)?;
-        let undo = || {
-            let _ = fuse_mount::unmount(
-                &at,
-                Unmount {
-                    lazy: true,
-                    force: true,
-                },
-            );
+    /// Mounts with the engine that the request wants; if that is left open, with FUSE where the
+    /// other cannot.
+    fn mount(mut request: MountRequest, images: Vec<OwnedFd>, style: Style) -> Result<Self> {
+        let engine = match request.engine {
+            Wanted::Fuse => Engine::Fuse,
+            Wanted::Auto | Wanted::Split => Engine::Split,
         };
-        let resends = worker.serve_first(&fuse, LIMIT).inspect_err(|_| undo())?;
-        // The kernel limits it during the handshake, so it is raised afterwards.
-        let settled = at.mounted().and_then(|mounted| {
-            let mounted = mounted
-                .filter(mountinfo::MountInfo::is_ours)
-                .ok_or(Error::Gone { peer: "worker" })?;
-            fuse_mount::raise_read_ahead(mounted.dev);
-            KeptMount::settle(&request, mounted)
-        });
-        let (place, control) = settled.inspect_err(|_| undo())?;
-        tracing::info!(
-            image = %source_of(&request).display(),
-            mountpoint = %mountpoint.display(),
-            "mounted",
-        );
-        let machine = Machine::new(Instant::now(), true, resends, 0);
-        Self::assemble(
-            machine,
-            request,
-            images,
-            style,
-            place,
-            fuse,
-            Some(worker),
-            control,
-        )
-        .inspect_err(|_| undo())
+        match Self::mount_with(engine, &request, &images, style) {
+            Err(Error::Split { reason }) if request.engine == Wanted::Auto => {
+                tracing::info!(reason, "mounting with FUSE alone");
+                request.engine = Wanted::Fuse;
+                Self::mount(request, images, style)
+            }
+            mounted => {
+                let Mounted {
+                    worker,
+                    fuse,
+                    resends,
+                    place,
+                    control,
+                    unkept,
+                } = mounted?;
+                let machine = Machine::new(Instant::now(), true, resends, 0);
+                let mut undo = place.clone();
+                Self::assemble(
+                    machine,
+                    request,
+                    images,
+                    style,
+                    place,
+                    fuse,
+                    Some(worker),
+                    control,
+                )
+                .inspect_err(|_| undo.abandon(None))
+                .map(|keeper| Self { unkept, ..keeper })
+            }
+        }
+    }
+
+    /// Mounts after the images are open, and unmounts again if the file system does not answer.
+    fn mount_with(
+        engine: Engine,
+        request: &MountRequest,
+        images: &[OwnedFd],
+        style: Style,
+    ) -> Result<Mounted> {
+        std::thread::scope(|scope| {
+            // A process of its own makes the metadata, so that the one that serves is small, and
+            // both start at the same time.
+            let place = request.shared.as_ref().and_then(|name| {
+                // With a digest, nothing but the image itself is believed.
+                let is_any = request.options.digest.is_none();
+                cache::Place::of(name.to_str().filter(|_| is_any)?)
+            });
+            let kept = place.clone();
+            let metadata = move || -> Result<_> {
+                if let Some(metadata) = kept.as_ref().and_then(cache::Place::read) {
+                    return Ok((metadata, false));
+                }
+                let mut worker = Worker::start(style)?;
+                worker.open(request, images, LIMIT)?;
+                Ok((worker.metadata(LIMIT)?, true))
+            };
+            let making = match engine {
+                Engine::Fuse => None,
+                Engine::Split => Some(
+                    std::thread::Builder::new()
+                        .spawn_scoped(scope, metadata)
+                        .map_err(Io::doing("starting a thread"))?,
+                ),
+            };
+            let mut worker = Worker::start(style)?;
+            worker.open(request, images, LIMIT)?;
+            let at = MountPoint::open(Path::new(&request.mountpoint))?;
+            // FUSE serves the file system itself, or what EROFS reads.
+            let served = match engine {
+                Engine::Fuse => at.clone(),
+                Engine::Split => devices_of(request)?,
+            };
+            let source = Path::new(source_of(request));
+            let fuse = fuse_mount::mount(source, &served, request.flags)?;
+            let undo = || {
+                for at in [&at, &served] {
+                    if at.mounted().is_ok_and(|mounted| mounted.is_some()) {
+                        let how = Unmount {
+                            lazy: true,
+                            force: true,
+                        };
+                        let _ = fuse_mount::unmount(at, how);
+                    }
+                }
+            };
+            let serve = || -> Result<_> {
+                let resends = worker.serve_first(&fuse, engine, LIMIT)?;
+                let is_ours = |at: &MountPoint| {
+                    let mounted = at.mounted()?.filter(mountinfo::MountInfo::is_ours);
+                    mounted.ok_or(Error::Gone { peer: "worker" })
+                };
+                // The kernel limits it during the handshake, so it is raised afterwards.
+                let (major, minor) = is_ours(&served)?.dev;
+                fuse_mount::raise_read_ahead(&format!("{major}:{minor}"));
+                let mut new = None;
+                if let Some(making) = making {
+                    let made = making.join();
+                    let made = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    let (metadata, is_new) = made?;
+                    split::mount(&metadata, &served, source, &at, LIMIT)?;
+                    new = Some(metadata).filter(|_| is_new);
+                }
+                let (kept_mount, control) = KeptMount::settle(request, is_ours(&at)?)?;
+                Ok((resends, kept_mount, control, new))
+            };
+            let (resends, kept_mount, control, new) = serve().inspect_err(|_| undo())?;
+            tracing::info!(
+                image = %source.display(),
+                mountpoint = %at.path().display(),
+                %engine,
+                "mounted",
+            );
+            Ok(Mounted {
+                worker,
+                fuse,
+                resends,
+                place: kept_mount,
+                control,
+                unkept: place.zip(new),
+            })
+        })
     }
 
     #[allow(clippy::too_many_arguments)] // all that it is made of
@@ -333,6 +426,7 @@ impl Keeper {
             waiting: Vec::new(),
             since: SystemTime::now(),
             upgrades: 0,
+            unkept: None,
         };
         for key in keeper
             .request
@@ -350,6 +444,33 @@ impl Keeper {
         std::iter::once(std::process::id())
             .chain(self.worker.iter().chain(&self.departed).map(Worker::pid))
             .collect()
+    }
+}
+
+/// A new mount.
+struct Mounted {
+    worker: Worker,
+    fuse: OwnedFd,
+    /// Whether the kernel can send requests again.
+    resends: bool,
+    place: KeptMount,
+    control: Option<Listener>,
+    /// New metadata, and where to keep them.
+    unkept: Option<(cache::Place, Metadata)>,
+}
+
+/// Where the decoded devices of a shared mount are, in a hidden place.
+fn devices_of(request: &MountRequest) -> Result<MountPoint> {
+    let name = request.shared.as_ref().ok_or_else(|| Error::Split {
+        reason: "a mount with a keeper in the foreground, or one that fusermount3 makes, is FUSE's"
+            .to_owned(),
+    })?;
+    let path = RunDir::named(&name.to_string_lossy())?.devices();
+    match std::fs::create_dir(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(Io::at("making the directory", &path)(e).into())
+        }
+        _ => MountPoint::open(&path),
     }
 }
 

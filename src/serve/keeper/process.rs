@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::channel::Channel;
 use super::super::confine::Confinement;
+use super::super::engine::Engine;
 use super::super::error::{Error, Result};
 use super::super::in_hand::Page;
 use super::super::log::Style;
@@ -19,6 +20,7 @@ use super::super::protocol::{
     MountRequest, Precautions, TemporaryFile, WorkerReply, WorkerRequest,
 };
 use super::super::secrets;
+use super::super::split::{Draft, Metadata};
 use super::super::stats::Stats;
 use super::SELF;
 use super::restarts::End;
@@ -111,15 +113,30 @@ impl Worker {
         self.ask(&open, &files, limit).map(drop)
     }
 
+    /// Makes the worker write the EROFS metadata of the images, and checks them.
+    pub(super) fn metadata(&self, limit: Duration) -> Result<Metadata> {
+        let draft = Draft::new()?;
+        match self.ask(&WorkerRequest::Metadata, &[draft.as_fd()], limit)? {
+            WorkerReply::Metadata { len, devices } => draft.checked(len, devices),
+            WorkerReply::Unsayable(reason) => Err(Error::Split { reason }),
+            _ => Err(Error::Gone { peer: "worker" }),
+        }
+    }
+
     /// Makes the worker serve a new connection. Returns whether the kernel can send requests again.
-    pub(super) fn serve_first(&mut self, fuse: &OwnedFd, limit: Duration) -> Result<bool> {
+    pub(super) fn serve_first(
+        &mut self,
+        fuse: &OwnedFd,
+        engine: Engine,
+        limit: Duration,
+    ) -> Result<bool> {
         let precautions = Precautions {
             refused: Vec::new(),
             suspects: Vec::new(),
             push: true,
         };
         Ok(self
-            .serve(fuse, false, precautions, limit)?
+            .serve(fuse, false, precautions, engine, limit)?
             .unwrap_or_default())
     }
 
@@ -128,9 +145,10 @@ impl Worker {
         &mut self,
         fuse: &OwnedFd,
         precautions: Precautions,
+        engine: Engine,
         limit: Duration,
     ) -> Result<()> {
-        self.serve(fuse, true, precautions, limit).map(drop)
+        self.serve(fuse, true, precautions, engine, limit).map(drop)
     }
 
     fn serve(
@@ -138,11 +156,13 @@ impl Worker {
         fuse: &OwnedFd,
         resume: bool,
         precautions: Precautions,
+        engine: Engine,
         limit: Duration,
     ) -> Result<Option<bool>> {
         let request = WorkerRequest::Serve {
             resume,
             precautions,
+            engine,
         };
         let WorkerReply::Serving {
             sentinel,

@@ -7,11 +7,13 @@ const BIG_ENDIAN: u8 = 1;
 /// Length of what precedes the file system's own part: version, magic number, length, flags, type,
 /// UUID.
 const HEADER_LEN: usize = 5 + 16;
-/// FILEID_INO64_GEN: FUSE's handle, the inode number in two halves, the higher first, and a
-/// generation (fs/fuse/inode.c).
-const FUSE: u8 = 0x81;
+/// FILEID_INO64_GEN: the handle of FUSE (fs/fuse/inode.c), and of EROFS since Linux 6.16
+/// (fs/erofs/super.c): the inode number in two halves, the higher first, and a generation.
+const LONG: u8 = 0x81;
+/// FILEID_INO32_GEN: the handle of EROFS before that: the inode number, and a generation.
+const SHORT: u8 = 1;
 
-/// The inode number in the name of an index entry; `None` if it is not a file of lxcri-fs.
+/// The inode number in the name of an index entry; `None` if it is not a file of an image.
 pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
     let digit = |b: u8| {
         char::from(b)
@@ -29,7 +31,7 @@ pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
         })
         .collect();
     let bytes = bytes?;
-    let [VERSION, MAGIC, len, flags, FUSE, ..] = bytes[..] else {
+    let [VERSION, MAGIC, len, flags, kind, ..] = bytes[..] else {
         return None;
     };
     if usize::from(len) != bytes.len() || (flags & BIG_ENDIAN != 0) != cfg!(target_endian = "big") {
@@ -42,8 +44,17 @@ pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
             .ok()
             .map(u32::from_ne_bytes)
     };
-    let (high, low, _generation) = (word(0)?, word(1)?, word(2)?);
-    (high == 0).then_some(low)
+    match kind {
+        LONG => {
+            let (high, low, _generation) = (word(0)?, word(1)?, word(2)?);
+            (high == 0).then_some(low)
+        }
+        SHORT => {
+            let (number, _generation) = (word(0)?, word(1)?);
+            Some(number)
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod links;
 mod plan;
 mod tar;
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SourceImage, SourceLayer, attributes};
 use crate::build::error::{Error, Result};
+use crate::erofs::{self, Inodes, Layout};
 use crate::error::Io;
 use crate::fs::Rootfs;
 use plan::Plan;
@@ -46,6 +48,8 @@ pub struct Upper {
     pub image: Arc<Rootfs>,
     /// Whose attributes overlayfs kept its marks in.
     pub marks: Marks,
+    /// Whose inode numbers it names files of the image by.
+    pub numbers: Numbers,
 }
 
 impl std::fmt::Debug for Upper {
@@ -55,6 +59,15 @@ impl std::fmt::Debug for Upper {
             .field("marks", &self.marks)
             .finish_non_exhaustive()
     }
+}
+
+/// Whose inode numbers overlayfs names files of an image by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// The image's.
+    Image,
+    /// Those of its EROFS metadata: [`erofs::numbers`].
+    Erofs,
 }
 
 /// A file with several names that is copied up.
@@ -127,6 +140,28 @@ impl Upper {
             layers: vec![layer],
             ..SourceImage::default()
         })
+    }
+
+    /// The image's number of an inode that overlayfs names by this one.
+    fn inode_of(&self, number: u32, known: &mut Option<HashMap<u32, u32>>) -> Result<Option<u32>> {
+        if self.numbers == Numbers::Image {
+            return Ok(Some(number));
+        }
+        let known = match known {
+            Some(known) => known,
+            none => {
+                let layout = Layout::of(self.image.section(), erofs::LARGE)?;
+                let numbers = erofs::numbers(&self.image, &layout, Inodes::Long)?;
+                none.insert(
+                    numbers
+                        .into_iter()
+                        .zip(0..)
+                        .filter(|(nid, _)| *nid > 0)
+                        .collect(),
+                )
+            }
+        };
+        Ok(known.get(&number).copied())
     }
 
     /// A directory below the place.

@@ -192,8 +192,12 @@ impl Walk<'_> {
             Err(Errno::NOENT) => return Ok(()),
             other => other.map_err(self.upper.failed("opening", b"work/index"))?,
         };
+        let mut numbers = None;
         for name in self.list(&index, b"work/index")? {
-            let Some(ino) = handle::inode_of_index(&name) else {
+            let Some(number) = handle::inode_of_index(&name) else {
+                continue;
+            };
+            let Some(ino) = self.upper.inode_of(number, &mut numbers)? else {
                 continue;
             };
             let path = join(b"work/index", &name);
