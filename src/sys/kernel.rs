@@ -14,7 +14,7 @@ pub fn version() -> (u32, u32) {
 }
 
 /// Whether overlayfs can find files of a FUSE mount by handle, which its `index` needs:
-/// docs/SEMANTICS.md, "Linux 6.16 and later".
+/// docs/SEMANTICS.md, "The fuse engine on Linux 6.16 and later".
 pub fn finds_fuse_handles() -> bool {
     version() < (6, 16)
 }

@@ -1,5 +1,5 @@
 //! Completes an upper that was written with an index, on a kernel where overlayfs cannot have one:
-//! docs/SEMANTICS.md, "Linux 6.16 and later".
+//! docs/SEMANTICS.md, "The fuse engine on Linux 6.16 and later".
 //!
 //! With an index, a copied-up file with several names has only the names that were used in the
 //! upper, and overlayfs finds it under the others through `work/index`. Without an index, these
