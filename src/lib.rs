@@ -63,6 +63,7 @@ pub mod store;
 mod sync;
 pub mod sys;
 pub mod text;
+pub mod update;
 pub mod upper;
 pub mod zfs;
 
