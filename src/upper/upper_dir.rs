@@ -13,6 +13,8 @@ use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
 use super::directory_snapshots::{self, ROLLBACK, SNAPSHOTS};
+use super::rebase::{self, LOST, PREVIOUS, UPDATE};
+
 use super::error::{Error, Result};
 use crate::error::Io;
 use crate::serve::shared::Hidden;
@@ -31,12 +33,15 @@ pub const VOLUMES: &str = "volumes";
 pub(super) const WORK: &str = "work";
 /// Names that a new place may contain: the parts of an upper, the store's files of a container, and
 /// what file systems have in their root directories.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 13] = [
     UPPER,
     WORK,
     VOLUMES,
     SNAPSHOTS,
     ROLLBACK,
+    UPDATE,
+    PREVIOUS,
+    LOST,
     "store.json",
     "container.json",
     "unfinished",
@@ -154,6 +159,7 @@ impl UpperDir {
         let path = directory::path_of(dir.as_fd()).map_err(Io::at("finding", path))?;
         check_type(&path, dir.as_fd())?;
         directory_snapshots::finish(dir.as_fd(), &path)?;
+        rebase::finish(dir.as_fd(), &path)?;
         Ok(Self {
             layout: Layout::in_place(path),
             is_kept: true,
