@@ -52,6 +52,7 @@ mod tag;
 mod tls;
 mod transfer;
 mod umount;
+mod update;
 mod upgrade;
 mod upper_name;
 mod verify;
@@ -111,6 +112,7 @@ enum Command {
     Volumes(volumes::VolumesArgs),
     Rollback(rollback::RollbackArgs),
     Rebase(rebase::RebaseArgs),
+    Update(Box<update::UpdateArgs>),
     Clone(clone::CloneArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
@@ -188,6 +190,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Volumes(args) => volumes::run(&args),
         Command::Rollback(args) => rollback::run(&args),
         Command::Rebase(args) => rebase::run(&args),
+        Command::Update(args) => update::run(&args),
         Command::Clone(args) => clone::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),

@@ -110,6 +110,19 @@ impl Written {
         UpperRecord::read(&self.layout.place)?.ok_or_else(none)
     }
 
+    /// Goes back to before its last move to another image.
+    ///
+    /// # Errors
+    /// [`Error::NoUpdate`], [`Error::Busy`], [`Error::Io`].
+    pub fn before_update(&self) -> Result<()> {
+        let place = &self.layout.place;
+        if !self.mounts()?.is_empty() || in_use::is_known_in_use(place) {
+            let (path, users) = (place.clone(), Vec::new());
+            return Err(Error::Busy { path, users });
+        }
+        rebase::back(place, |_, _| Ok(()))
+    }
+
     /// Reads it in its current state.
     ///
     /// # Errors
