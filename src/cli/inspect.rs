@@ -54,6 +54,10 @@ struct Inspected<'a> {
 fn with_moment<S: Serializer>(record: &&ContainerRecord, to: S) -> Result<S::Ok, S::Error> {
     let mut fields = serde_json::to_value(record).map_err(S::Error::custom)?;
     let created = i64::try_from(record.created).ok();
+    // Variables may be secret.
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("settings");
+    }
     fields["created"] = created.and_then(|at| moment(at, 0)).into();
     fields.serialize(to)
 }
