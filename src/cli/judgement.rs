@@ -59,8 +59,8 @@ impl MergeArgs {
         let first = judgement.conflicts.first().map(describe);
         Err(Error::Other {
             message: format!(
-                "{}, first {}",
-                count(judgement.conflicts.len() as u64, "conflict", "conflicts"),
+                "both sides changed {} in different ways, first {}",
+                count(judgement.conflicts.len() as u64, "path", "paths"),
                 first.unwrap_or_default()
             ),
             hint: Some(

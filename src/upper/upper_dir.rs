@@ -20,6 +20,7 @@ use crate::error::Io;
 use crate::serve::shared::Hidden;
 use crate::sys::directory::{self, DirectoryEntry};
 use crate::sys::idmap::in_user_namespace;
+use crate::sys::mountinfo::EPHEMERAL;
 use crate::sys::replace::UNFINISHED;
 use crate::sys::tmpfs;
 use crate::sys::tree_copy::attributes;
@@ -407,9 +408,6 @@ fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
         None => Ok(()),
     }
 }
-
-/// Prefix of the directories where uppers in memory are mounted.
-const EPHEMERAL: &str = "ephemeral-";
 
 /// Whether an upper directory is in memory.
 pub fn is_ephemeral(upper: &Path) -> bool {
