@@ -461,7 +461,8 @@ proptest! {
             prop_assert!(tree.get(path).is_some_and(|node| !node.is_dir()), "{path:?}");
         }
         // Names of one file in mine are names of one file where both are as in mine.
-        let as_mine = |path: &&Vec<u8>| found.get(*path).map(Node::seen) == Some(mine[*path].seen());
+        let as_mine =
+            |path: &&Vec<u8>| found.get(*path).map(Node::seen) == Some(mine[*path].seen());
         for path in mine.keys().filter(as_mine) {
             let file = mine[path].entry.file;
             let twins = mine.keys().filter(|twin| file.is_some() && mine[*twin].entry.file == file);

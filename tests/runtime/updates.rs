@@ -4,8 +4,8 @@
 use crate::containers::{has, pass_on, shell};
 
 /// What every script begins with: `app:1` and `app:2`, which differ in `/data/hello`, `/etc/conf`,
-/// `/etc/group`, a new `/new` and a file that is gone, `/data/old`; and `tree DIR`, which says all of
-/// a tree.
+/// `/etc/group`, a new `/new` and a file that is gone, `/data/old`; and `tree DIR`, which says all
+/// of a tree.
 const IMAGES: &str = r#"
 run() { crun --cgroup-manager=disabled run -b "$1" "$2" || fail "$2"; }
 mkdir -p l1/data l1/etc l2/data l2/etc
@@ -17,7 +17,8 @@ printf 'root:x:0:\napp:x:1001:\nextra:x:2000:app\nweb:x:33:other,app\nnew:x:44:\
 lxcri_fs build bfc:$IMAGE --layer l1 --layer l2 --change 'ENV V=2' -t app:2 >/dev/null
 tree() {
     (cd $1; find . -mount \( -path ./dev -o -path ./proc -o -path ./sys \) -prune -o \
-        -printf '%p %y %m %U %G %s %T@ %l\n' | sed 's/^\(.* d .*\) [0-9]* \([0-9.]* \)$/\1 \2/' | sort
+        -printf '%p %y %m %U %G %s %T@ %l\n' |
+            sed 's/^\(.* d .*\) [0-9]* \([0-9.]* \)$/\1 \2/' | sort
         find . -mount -type f -print0 | sort -z | xargs -0 sha256sum)
 }
 "#;
@@ -107,7 +108,8 @@ fn what_is_behind_is_listed_and_updated_together() {
         for c in a b c; do echo $c > $c/rootfs/own; done
         lxcri_fs tag app:2 app 2>/dev/null
         code=0; lxcri_fs containers --outdated --json > out 2>/dev/null || code=$?
-        [ $code = 7 ] && [ "$(jq -r .name < out | tr '\n' ' ')" = 'a b m ' ] || fail "$code $(cat out)"
+        [ $code = 7 ] && [ "$(jq -r .name < out | tr '\n' ' ')" = 'a b m ' ] ||
+            fail "$code $(cat out)"
         lxcri_fs update --all --filter auto=on > out; grep -q '^b: updated' out || fail "$(cat out)"
         [ "$(wc -l < out)" = 1 ] || fail "$(cat out)"
         [ "$(cat b/rootfs/new b/rootfs/own)" = "$(printf 'new\nb')" ]; [ -e up/previous ]

@@ -1,15 +1,18 @@
 //! Finds paths in a directory that nobody changes meanwhile, however long they are.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
-/// Longest path that is given to the kernel at once, bytes (PATH_MAX is 4096).
-const MAX_PATH: usize = 4000;
+use crate::update::tree::is_within;
+
+/// How many directories stay open, so that the next one is found from there.
+const KEPT: usize = 128;
 /// Looks up names.
 const FIND: OFlags = OFlags::PATH
     .union(OFlags::DIRECTORY)
@@ -19,18 +22,24 @@ const FIND: OFlags = OFlags::PATH
 /// A directory in which paths are looked up. Symlinks are never followed.
 pub(super) struct Lookup {
     root: OwnedFd,
-    /// The directory that was found last.
-    last: Option<(Vec<u8>, OwnedFd)>,
+    /// The path of the directory that was found last.
+    path: Vec<u8>,
+    /// It, after some of those above it, each with the length of its path.
+    open: VecDeque<(usize, OwnedFd)>,
 }
 
 impl Lookup {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root, last: None }
+        Self {
+            root,
+            path: Vec::new(),
+            open: VecDeque::new(),
+        }
     }
 
-    /// Forgets the directory that was found last, because it may have been replaced.
+    /// Forgets the directories that were found, because one may have been replaced.
     pub(super) fn forget(&mut self) {
-        self.last = None;
+        self.open.clear();
     }
 
     /// The directory that a path is in, and its name there; `None` if there is none.
@@ -46,41 +55,46 @@ impl Lookup {
             None if path.is_empty() => (path, &b"."[..]),
             None => (&path[..0], path),
         };
-        if self.last.as_ref().is_none_or(|(last, _)| last != parent) {
-            match open(self.root.as_fd(), parent) {
-                Ok(dir) => self.last = Some((parent.to_vec(), dir)),
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-                Err(e) => return Err(e),
-            }
+        match self.enter(parent) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            other => other.map(|dir| Some((dir, OsStr::from_bytes(name)))),
         }
-        let dir = self.last.as_ref().map(|(_, dir)| dir.as_fd());
-        Ok(dir.map(|dir| (dir, OsStr::from_bytes(name))))
     }
-}
 
-/// Opens the directory at a path to look up names in it.
-fn open(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    let mut at = openat(root, ".", FIND, Mode::empty())?;
-    let mut left = path;
-    while !left.is_empty() {
-        let end = match left.len() <= MAX_PATH {
-            true => left.len(),
-            false => left[..MAX_PATH]
+    /// The directory at a path. Each name is looked up by itself, from the nearest directory above
+    /// it that is open, so that no path is too long.
+    fn enter(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
+        let is_above = |len: usize| is_within(path, &self.path[..len]);
+        while self.open.back().is_some_and(|(len, _)| !is_above(*len)) {
+            self.open.pop_back();
+        }
+        let mut at = self.open.back().map_or(0, |(len, _)| *len);
+        self.path = path.to_vec();
+        while at < path.len() {
+            let start = at + usize::from(at > 0);
+            let rest = &path[start..];
+            let end = rest
                 .iter()
-                .rposition(|&b| b == b'/')
-                .ok_or(Errno::NAMETOOLONG)?,
-        };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        at = openat2(
-            &at,
-            OsStr::from_bytes(&left[..end]),
-            FIND,
-            Mode::empty(),
-            resolve,
-        )?;
-        left = left.get(end + 1..).unwrap_or_default();
+                .position(|&b| b == b'/')
+                .map_or(path.len(), |n| start + n);
+            let above = self
+                .open
+                .back()
+                .map_or(self.root.as_fd(), |(_, dir)| dir.as_fd());
+            let name = OsStr::from_bytes(&path[start..end]);
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let dir = openat2(above, name, FIND, Mode::empty(), resolve)?;
+            self.open.push_back((end, dir));
+            if self.open.len() > KEPT {
+                self.open.pop_front();
+            }
+            at = end;
+        }
+        Ok(self
+            .open
+            .back()
+            .map_or(self.root.as_fd(), |(_, dir)| dir.as_fd()))
     }
-    Ok(at)
 }
 
 /// A path as messages show it.
