@@ -83,9 +83,9 @@ fn before_update(args: &RollbackArgs) -> Result<(), Error> {
     let started = running.map_or(Ok(()), Lxc::start);
     let image = gone_back?;
     started?;
-    Ok(say(format_args!(
+    say(format_args!(
         "{}: back to {}; `lxcri-fs rollback {0}` returns",
         record.name,
         printable(image.name.as_bytes())
-    ))?)
+    ))
 }

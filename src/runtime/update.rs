@@ -80,10 +80,9 @@ impl<'a> Found<'a> {
     /// Finds a container, whose lock is held, and completes what was begun.
     fn find(store: &'a Store, name: &str) -> Result<Self> {
         let (_, dir) = delete::find(store, name)?;
-        match settle(store, &Name::new(name)?, &dir) {
+        if let Err(error) = settle(store, &Name::new(name)?, &dir) {
             // It may be what keeps the update from being completed that makes somebody go back.
-            Err(error) => tracing::warn!("{}", chain(&error)),
-            Ok(_) => {}
+            tracing::warn!("{}", chain(&error));
         }
         let missing = || Error::unfit(format!("{name} has been removed"));
         let existing = Existing::find(store, name)?.ok_or_else(missing)?;

@@ -224,12 +224,13 @@ fn an_upper_moves_between_encrypted_images() {
 }
 
 #[test]
-fn no_depth_keeps_an_upper_from_being_moved() {
+fn no_length_of_a_path_keeps_an_upper_from_being_moved() {
     let fixture = Fixture::new();
     let to = new_image(&fixture, "echo x > added");
     let upper = fixture.upper("upper");
     let deep = |script: &str| {
-        let step = "for i in $(seq 1200); do [ -d dddd ] || mkdir dddd; cd dddd; done";
+        // Longer than PATH_MAX.
+        let step = "n=$(printf '%0100d' 0); for i in $(seq 60); do mkdir -p $n; cd $n; done";
         sh(&fixture.path("merged"), &format!("{step}; {script}"))
     };
     {

@@ -68,6 +68,6 @@ fn zfs_an_upper_in_a_dataset_of_its_own_is_updated() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "A /own\n");
     store.run(&["rollback", "e"]);
     assert!(!root.join("other").exists() && root.join("own").exists());
-    store.run(&["delete", "e"]);
+    store.run(&["delete", "e", "c1"]);
     zfs(&["destroy", "-r", &dataset]);
 }

@@ -1,6 +1,6 @@
-//! Moves an upper to another image: reads the three trees of an update ([`sides`]), carries out
+//! Moves an upper to another image: reads the three trees of an update ([`Sides`]), carries out
 //! what [`crate::update`] judged in a new upper beside the old one ([`apply`]), and puts the new
-//! one into the old one's place ([`switch`]).
+//! one into the old one's place ([`Stage`]).
 
 mod apply;
 mod lookup;
