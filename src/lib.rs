@@ -65,6 +65,7 @@ pub mod store;
 mod sync;
 pub mod sys;
 pub mod text;
+pub mod update;
 pub mod upper;
 pub mod zfs;
 

@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::colour;
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::format::Format;
-use super::output::{lines, moment, printable, size, time};
+use super::output::{count, lines, moment, printable, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
 use crate::runtime::record::{Runtime, UpperLocation};
@@ -28,11 +28,15 @@ Examples:
   lxcri-fs containers
   lxcri-fs containers -q | xargs -n 1 lxcri-fs inspect
   lxcri-fs containers --format '{{.Name}}: {{.Status}}, {{.Image}}'
+  lxcri-fs containers --outdated
   lxcri-fs containers --json | jq -r 'select(.image.is_current == false).name'")]
 pub(super) struct ContainersArgs {
     /// Print names only
     #[arg(short, long, conflicts_with_all = ["json", "format"])]
     quiet: bool,
+    /// Only those whose image's name means another image now; if there are any, the exit code is 7
+    #[arg(long, conflicts_with = "quiet")]
+    outdated: bool,
     /// Print one JSON object for each container
     #[arg(long)]
     json: bool,
@@ -53,6 +57,11 @@ const FIELDS: &[&str] = &[
     "image.path",
     "image.root_digest",
     "image.is_current",
+    "previous",
+    "previous.name",
+    "previous.root_digest",
+    "previous.left",
+    "auto_update",
     "runtime",
     "configuration",
     "root",
@@ -69,6 +78,10 @@ struct Row {
     name: String,
     status: Status,
     image: Option<Image>,
+    /// What `rollback` goes back to.
+    previous: Option<Previous>,
+    /// Whether `update --all --filter auto=on` updates it.
+    auto_update: bool,
     /// `lxc` or `oci`.
     runtime: Option<&'static str>,
     /// The runtime's configuration.
@@ -101,6 +114,14 @@ struct Image {
     is_current: Option<bool>,
 }
 
+#[derive(Serialize)]
+struct Previous {
+    name: String,
+    root_digest: Option<String>,
+    /// When the container left it.
+    left: Option<String>,
+}
+
 pub(super) fn run(args: &ContainersArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let mut out = lines();
@@ -110,14 +131,25 @@ pub(super) fn run(args: &ContainersArgs) -> Result<(), Error> {
             .try_for_each(|container| writeln!(out, "{}", container.name))
             .map_err(Error::Output);
     }
-    let rows: Vec<Row> = status::all(&store)?
+    let all = status::all(&store)?;
+    let listed = all
         .iter()
-        .map(|listed| row(listed, &store))
-        .collect();
+        .filter(|listed| !args.outdated || listed.is_current == Some(false));
+    let rows: Vec<Row> = listed.map(|listed| row(listed, &store)).collect();
     if args.json || args.format.is_some() {
-        return args.format.as_ref().unwrap_or(&Format::Json).print(&rows);
+        args.format.as_ref().unwrap_or(&Format::Json).print(&rows)?;
+    } else {
+        print(&rows).map_err(Error::Output)?;
     }
-    print(&rows).map_err(Error::Output)
+    if !args.outdated || rows.is_empty() {
+        return Ok(());
+    }
+    let behind = count(rows.len() as u64, "container is", "containers are");
+    Err(Error::Other {
+        message: format!("{behind} behind"),
+        hint: Some("`lxcri-fs update --all` updates them".to_owned()),
+        exit: Exit::Outdated,
+    })
 }
 
 fn row(listed: &Listed, store: &Store) -> Row {
@@ -138,6 +170,16 @@ fn row(listed: &Listed, store: &Store) -> Row {
             root_digest: record.image.root_digest.clone(),
             is_current: listed.is_current,
         }),
+        previous: record
+            .and_then(|record| record.previous.as_ref())
+            .map(|previous| Previous {
+                name: previous.image.name.clone(),
+                root_digest: previous.image.root_digest.clone(),
+                left: i64::try_from(previous.left)
+                    .ok()
+                    .and_then(|at| moment(at, 0)),
+            }),
+        auto_update: record.is_some_and(|record| record.auto_update),
         runtime: record.map(|record| match record.runtime {
             Runtime::Lxc { .. } => "lxc",
             Runtime::Bundle { .. } => "oci",
@@ -185,6 +227,12 @@ fn print(rows: &[Row]) -> std::io::Result<()> {
             row.runtime.unwrap_or("-"),
             created.as_deref().unwrap_or("-"),
         )?;
+        if let Some(previous) = &row.previous {
+            let name = printable(previous.name.as_bytes());
+            let digest = previous.root_digest.as_deref().unwrap_or_default();
+            let digest = digest.get(.."blake3:".len() + 12).unwrap_or(digest);
+            writeln!(out, "{:>8}can go back to {name} ({digest})", "")?;
+        }
         if let Some(explained) = explain(row) {
             writeln!(out, "{:>8}{explained}", "")?;
         }

@@ -123,6 +123,9 @@ pub(super) struct CreateArgs {
     /// volumes begin with what the image has there. Can be given several times
     #[arg(long, value_name = "[SOURCE:]DEST[:ro]")]
     volume: Vec<Volume>,
+    /// Let `update --all --filter auto=on` update the container
+    #[arg(long)]
+    auto_update: bool,
     /// Make the root file system read-only in the container
     #[arg(long)]
     read_only: bool,
@@ -239,6 +242,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
             .map(from_here)
             .collect::<Result<_, _>>()?,
         read_only: args.read_only,
+        auto_update: args.auto_update,
         target: target(args)?,
     };
     let created = create(&store, request)?;
@@ -262,7 +266,12 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<StoredImage>, PathBuf), E
         When::Never => false,
     };
     if pulls && !(missing && is_file) {
-        pull_it(args)?;
+        pull_named(
+            &args.store,
+            args.tls,
+            &args.image,
+            args.pull == When::Missing,
+        )?;
         found = args.store.in_store(&args.image);
     }
     match found? {
@@ -274,15 +283,20 @@ fn resolve(args: &CreateArgs) -> Result<(Store, Option<StoredImage>, PathBuf), E
     }
 }
 
-/// Pulls the image into the store.
-fn pull_it(args: &CreateArgs) -> Result<(), Error> {
+/// Pulls an image into the store; `missing` says that it is not there.
+pub(super) fn pull_named(
+    store: &StoreArgs,
+    tls: TlsArgs,
+    image: &Path,
+    missing: bool,
+) -> Result<(), Error> {
     let wrong = || Error::Other {
-        message: format!("{:?} is not a reference", args.image),
+        message: format!("{image:?} is not a reference"),
         hint: None,
         exit: Exit::Usage,
     };
-    let registries = args.store.registries(args.tls)?;
-    let reference = registries.resolve(args.image.to_str().ok_or_else(wrong)?)?;
+    let registries = store.registries(tls)?;
+    let reference = registries.resolve(image.to_str().ok_or_else(wrong)?)?;
     // Without a terminal, one line in the end is enough.
     let transfer = Arc::new(Transfer::new(!is_terminal()));
     let pull = Pull {
@@ -291,13 +305,13 @@ fn pull_it(args: &CreateArgs) -> Result<(), Error> {
         ..Pull::of(&reference)
     };
     let name: Reference = reference.whole().parse()?;
-    if args.pull == When::Missing {
+    if missing {
         note(format_args!(
             "lxcri-fs: the store has no image {}: pulling it",
             name.familiar()
         ));
     }
-    let pulled = pull.to_store(&args.store.open()?, &name, true, &Waiting);
+    let pulled = pull.to_store(&store.open()?, &name, true, &Waiting);
     transfer.finish();
     let pulled = pulled?;
     super::pull::tell(name.familiar(), &pulled, transfer.fetched_bytes())

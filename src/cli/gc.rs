@@ -10,15 +10,17 @@ use super::error::{Error, Exit};
 use super::output::{json, moment, note, say, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
+use crate::runtime::update;
 use crate::store::config::duration;
-use crate::store::{Garbage, Outcome, Step, StoredImage};
+use crate::store::{Container, Garbage, Outcome, Step, Store, StoredImage};
 
 /// Remove what the store no longer needs: images without a name, and remains of interrupted work
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   lxcri-fs gc --dry-run
-  lxcri-fs gc --grace 0s")]
+  lxcri-fs gc --grace 0s
+  lxcri-fs gc --rollbacks")]
 pub(super) struct GcArgs {
     /// Only list what would be removed
     #[arg(short = 'n', long)]
@@ -27,6 +29,10 @@ pub(super) struct GcArgs {
     /// (default: gc.grace of the configuration, or else 24h)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     grace: Option<SignedDuration>,
+    /// Also remove what containers can go back to after an update; `rollback NAME` is not possible
+    /// then
+    #[arg(long)]
+    rollbacks: bool,
     #[command(flatten)]
     store: StoreArgs,
     /// Print one JSON object for each thing removed or kept
@@ -60,6 +66,9 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     let config = args.store.config()?;
     let store = args.store.open()?;
     let grace = args.grace.unwrap_or(config.grace.value);
+    if args.rollbacks && !args.dry_run {
+        forget_rollbacks(&store)?;
+    }
     let plan = store.garbage(grace)?;
     if !args.dry_run {
         store.sweep_locks()?;
@@ -124,6 +133,9 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
             }
         ))?;
     }
+    if !args.json {
+        tell_kept(&store)?;
+    }
     if !args.json && !young.is_empty() {
         note(format_args!(
             "lxcri-fs: `--grace 0s` removes what the grace period keeps"
@@ -140,6 +152,44 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
         hint: None,
         exit: Exit::Failure,
     })
+}
+
+/// Removes the ways back of all containers.
+fn forget_rollbacks(store: &Store) -> Result<(), Error> {
+    for container in store.containers()? {
+        let name = container.name.as_str();
+        // What is wrong with a container keeps no other from it.
+        if let Err(error) = update::forget(store, name) {
+            note(format_args!(
+                "lxcri-fs: {name} keeps what it can go back to: {}",
+                chain(&error)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Says what is kept because containers can go back to it.
+fn tell_kept(store: &Store) -> Result<(), Error> {
+    let can_go_back = |container: &&Container| {
+        container
+            .images
+            .as_ref()
+            .is_some_and(|images| images.len() > 1)
+    };
+    let containers = store.containers()?;
+    let kept: Vec<_> = containers.iter().filter(can_go_back).collect();
+    if !kept.is_empty() {
+        let names: Vec<_> = kept
+            .iter()
+            .map(|container| container.name.as_str())
+            .collect();
+        note(format_args!(
+            "lxcri-fs: what {} can go back to is kept; `lxcri-fs gc --rollbacks` removes it",
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn row(step: &Step) -> Row {

@@ -54,6 +54,20 @@ struct Inspected<'a> {
 fn with_moment<S: Serializer>(record: &&ContainerRecord, to: S) -> Result<S::Ok, S::Error> {
     let mut fields = serde_json::to_value(record).map_err(S::Error::custom)?;
     let created = i64::try_from(record.created).ok();
+    // Variables may be secret.
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("settings");
+    }
+    if let Some(previous) = &record.previous {
+        let left = i64::try_from(previous.left)
+            .ok()
+            .and_then(|at| moment(at, 0));
+        fields["previous"] = serde_json::json!({
+            "name": previous.image.name,
+            "root_digest": previous.image.root_digest,
+            "left": left,
+        });
+    }
     fields["created"] = created.and_then(|at| moment(at, 0)).into();
     fields.serialize(to)
 }
@@ -123,6 +137,10 @@ fn print(inspected: &Inspected<'_>) -> std::io::Result<()> {
     writeln!(out, "Writes to     {written}")?;
     if let Some(map) = &record.idmap {
         writeln!(out, "Ids           {map}")?;
+    }
+    if let Some(previous) = &record.previous {
+        let name = printable(previous.image.name.as_bytes());
+        writeln!(out, "Can go back to {name}")?;
     }
     for volume in &record.volumes {
         let source = printable(volume.source.as_os_str().as_encoded_bytes());

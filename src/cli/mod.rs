@@ -24,6 +24,7 @@ mod gc;
 mod hook;
 mod info;
 mod inspect;
+mod judgement;
 mod limits;
 mod list;
 mod login;
@@ -37,6 +38,7 @@ mod progress;
 mod ps;
 mod pull;
 mod push;
+mod rebase;
 mod rm;
 mod rollback;
 mod runtime;
@@ -50,6 +52,7 @@ mod tag;
 mod tls;
 mod transfer;
 mod umount;
+mod update;
 mod upgrade;
 mod upper_name;
 mod verify;
@@ -108,6 +111,8 @@ enum Command {
     Snapshots(snapshots::SnapshotsArgs),
     Volumes(volumes::VolumesArgs),
     Rollback(rollback::RollbackArgs),
+    Rebase(rebase::RebaseArgs),
+    Update(Box<update::UpdateArgs>),
     Clone(clone::CloneArgs),
     Ls(ls::LsArgs),
     Cat(cat::CatArgs),
@@ -184,6 +189,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Snapshots(args) => snapshots::run(&args),
         Command::Volumes(args) => volumes::run(&args),
         Command::Rollback(args) => rollback::run(&args),
+        Command::Rebase(args) => rebase::run(&args),
+        Command::Update(args) => update::run(&args),
         Command::Clone(args) => clone::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),

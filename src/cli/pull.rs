@@ -12,6 +12,7 @@ use super::error::Error;
 use super::output::{json, say, size};
 use super::progress::Waiting;
 use super::store::StoreArgs;
+use super::tag::tell_behind;
 use super::tls::TlsArgs;
 use super::transfer::Transfer;
 use crate::build::Platform;
@@ -107,7 +108,11 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Error> {
         }
     };
     transfer.finish();
-    print(args, &name, &pulled?, transfer.fetched_bytes())
+    print(args, &name, &pulled?, transfer.fetched_bytes())?;
+    match args.output.is_none().then(|| name.parse::<Reference>()) {
+        Some(Ok(name)) => tell_behind(&args.store.open()?, &name),
+        _ => Ok(()),
+    }
 }
 
 fn print(args: &PullArgs, name: &str, pulled: &Pulled, fetched: u64) -> Result<(), Error> {

@@ -3,8 +3,10 @@
 use clap::Args;
 
 use super::error::Error;
+use super::output::note;
 use super::store::StoreArgs;
-use crate::store::Reference;
+use crate::runtime::status::behind;
+use crate::store::{Reference, Store};
 
 /// Give an image in the store more names
 ///
@@ -24,8 +26,22 @@ pub(super) struct TagArgs {
 pub(super) fn run(args: &TagArgs) -> Result<(), Error> {
     let store = args.store.open()?;
     let image = args.store.named(&store, &args.image)?;
-    Ok(args
-        .names
-        .iter()
-        .try_for_each(|name| store.tag(&image, name))?)
+    for name in &args.names {
+        store.tag(&image, name)?;
+        tell_behind(&store, name)?;
+    }
+    Ok(())
+}
+
+/// Says which containers of a name are behind, now that it means another image.
+pub(super) fn tell_behind(store: &Store, name: &Reference) -> Result<(), Error> {
+    let behind = behind(store, name)?;
+    if let [first, ..] = &behind[..] {
+        let all = behind.join(", ");
+        note(format_args!(
+            "lxcri-fs: behind {}: {all}; `lxcri-fs update {first}` updates it",
+            name.familiar()
+        ));
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::error::{Error, Exit};
 use super::store::StoreArgs;
+use crate::runtime::update;
 use crate::upper::written::Written;
 
 /// `UPPER@SNAPSHOT`, or `UPPER` alone.
@@ -57,9 +58,11 @@ pub(super) fn find(upper: &OsStr, store: &StoreArgs) -> Result<Written, Error> {
         || upper.as_bytes().starts_with(b"zfs:")
         || Path::new(upper).is_dir();
     match upper.to_str().filter(|_| !is_path) {
-        Some(name) => Ok(Written::find(
-            store.open()?.container(name)?.path.as_os_str(),
-        )?),
+        Some(name) => {
+            let store = store.open()?;
+            update::finish(&store, name)?;
+            Ok(Written::find(store.container(name)?.path.as_os_str())?)
+        }
         None => Ok(Written::find(upper)?),
     }
 }

@@ -56,6 +56,14 @@ pub enum Error {
     /// The upper was written over a subdirectory, but a layer belongs to a whole root file system.
     #[error("what was written over a subdirectory of an image cannot become a layer of that image")]
     Subdirectory,
+    /// An upper that cannot be moved to another image.
+    #[error("{} {why}: it cannot be moved to another image", path.display())]
+    NotRebased {
+        /// The upper's directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// A directory given as a source is not a layer, but has one in it.
     #[error("{} is the directory of an upper, not a layer", .0.display())]
     IsUpper(PathBuf),
@@ -85,6 +93,7 @@ impl Error {
             | Error::WouldNotFit { .. }
             | Error::Several
             | Error::Subdirectory
+            | Error::NotRebased { .. }
             | Error::IsUpper(_)
             | Error::StdinTwice => return None,
         })
@@ -121,6 +130,9 @@ impl Report for Error {
             Error::Subdirectory => {
                 "`lxcri-fs build dir:DIR -o FILE`, with the directory it is mounted on, makes an \
                  image of everything the mount shows"
+            }
+            Error::NotRebased { .. } => {
+                "`lxcri-fs commit` makes one image of what it shows, over which a new upper begins"
             }
             Error::IsUpper(_) => {
                 "`lxcri-fs commit` makes a layer of what was written over an image; the directory \

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bfc::Secret;
@@ -107,22 +107,8 @@ impl Mount {
     /// # Errors
     /// [`Error`]; nothing is mounted then.
     pub fn on(&self, mountpoint: &MountPoint) -> Result<()> {
-        let files = self
-            .images
-            .iter()
-            .map(|(path, file)| file.try_clone().map_err(Io::at("opening the image", path)));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
-        let request = upper::Request {
-            images: self.served()?,
-            files: &files,
-            options: self.options.clone(),
-            threads: self.threads,
-            engine: self.engine,
-            idmap: self.idmap.clone(),
-            flags: self.flags,
-            log_file: self.log_file.as_deref(),
-            orphan: self.orphan,
-        };
+        let files = self.files()?;
+        let request = self.request(&files)?;
         match &self.upper {
             Some(upper) => Ok(upper::mount_under(
                 &request,
@@ -131,6 +117,46 @@ impl Mount {
             )?),
             None => Ok(upper::mount(&request, mountpoint)?),
         }
+    }
+
+    /// Mounts them where nobody sees it, under the upper, or without one under an upper in memory.
+    /// The mount ends when the result is dropped.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn detached(&self) -> Result<OwnedFd> {
+        let files = self.files()?;
+        let upper = self
+            .upper
+            .clone()
+            .unwrap_or(Upper::Ephemeral { size: None });
+        Ok(upper::mount_detached(
+            &self.request(&files)?,
+            upper,
+            self.read_only,
+        )?)
+    }
+
+    fn files(&self) -> Result<Vec<File>> {
+        let files = self
+            .images
+            .iter()
+            .map(|(path, file)| file.try_clone().map_err(Io::at("opening the image", path)));
+        Ok(files.collect::<Result<_, _>>()?)
+    }
+
+    fn request<'a>(&'a self, files: &'a [File]) -> Result<upper::Request<'a>> {
+        Ok(upper::Request {
+            images: self.served()?,
+            files,
+            options: self.options.clone(),
+            threads: self.threads,
+            engine: self.engine,
+            idmap: self.idmap.clone(),
+            flags: self.flags,
+            log_file: self.log_file.as_deref(),
+            orphan: self.orphan,
+        })
     }
 
     /// Turns this process into the keeper of the mount. Returns only on failure.

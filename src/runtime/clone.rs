@@ -10,10 +10,11 @@ use super::left::{self, Existing};
 use super::record::{self, ContainerRecord, Runtime, State, UpperLocation};
 use super::root_mount::{self, RootMount};
 use super::steps::{self, Step};
-use super::{delete, reconfigure, volumes};
+use super::{delete, reconfigure, update, volumes};
 use crate::serve;
 use crate::serve::mountpoint::MountPoint;
 use crate::store::{self, Store};
+use crate::upper::rebase;
 use crate::upper::written::Written;
 
 /// A request to clone a container.
@@ -46,8 +47,10 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
     let mut names = [request.from, request.name];
     names.sort_unstable();
     let _locks = [left::lock(store, names[0])?, left::lock(store, names[1])?];
-    let (original, dir) = delete::find(store, request.from)?;
     let from = store::Name::new(request.from)?;
+    let (_, dir) = delete::find(store, request.from)?;
+    update::settle(store, &from, &dir)?;
+    let (original, dir) = delete::find(store, request.from)?;
     if original.state != State::Ready {
         return Err(Error::unfit(format!(
             "{} is being created or deleted, or was deleted",
@@ -72,7 +75,10 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
             )),
         });
     }
-    let record = original.successor(request.name, request.dir.as_deref());
+    let mut record = original.successor(request.name, request.dir.as_deref());
+    if let Some(settings) = &mut record.settings {
+        settings.hostname = request.hostname.map(str::to_owned);
+    }
     check_free(&record.runtime)?;
     let written = match &original.upper {
         UpperLocation::Store => Some(Written::find(dir.as_os_str())?),
@@ -117,6 +123,8 @@ pub fn clone(store: &Store, request: &Request<'_>) -> Result<Created> {
         let record = begun.record.clone().unwrap_or_else(|| original.clone());
         match step {
             Step::MakeContainer => {
+                // A clone of a dataset has what the original can go back to.
+                rebase::forget(&new_dir)?;
                 let place = store.place(&begun.container.name)?;
                 if let Some(record) = &mut begun.record {
                     record.place = Some(place);
@@ -204,6 +212,7 @@ impl ContainerRecord {
         let mut new = Self::new(name, self.image.clone(), upper, idmap, runtime, &self.cwd);
         new.engine = self.engine;
         new.volumes.clone_from(&self.volumes);
+        new.settings.clone_from(&self.settings);
         new
     }
 }

@@ -1,12 +1,12 @@
 //! Creates a container as one transaction: a failed `create` is undone, and a killed one is undone
 //! by the next `create` or `delete` of that name.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxSeccomp;
 
+use super::configuration::{configuration, is_system};
 use super::directory::{RuntimeDirectory, check_free};
 use super::error::{Error, Result};
 use super::image::ContainerImage;
@@ -14,9 +14,10 @@ use super::left::{self, Existing};
 use super::process::{Overrides, Process};
 use super::record::{ContainerRecord, ImageRecord, Runtime, UpperLocation};
 use super::root_mount::{self, Writable};
+use super::settings::Settings;
 use super::steps::{self, Left, Step};
+use super::volumes;
 use super::volumes::Volume;
-use super::{bundle, lxc, process, volumes};
 use crate::fs::Rootfs;
 use crate::serve::engine::Wanted as Engine;
 use crate::serve::overview;
@@ -27,10 +28,6 @@ use crate::sys::idmap::IdMap;
 /// Annotation of bundles that `create` wrote: the container's name. Only the store says what the
 /// container is.
 pub const CONTAINER: &str = "org.lxcri-fs.container";
-/// Makes crun show the messages of hooks, which other runtimes do anyway.
-const CRUN_STDERR: (&str, &str) = ("run.oci.hooks.stderr", "/dev/stderr");
-/// Programs that start a whole system.
-const INIT: [&str; 3] = ["init", "systemd", "openrc-init"];
 
 /// A request to create a container.
 #[derive(Debug)]
@@ -61,6 +58,8 @@ pub struct Request<'a> {
     pub volumes: Vec<Volume>,
     /// Whether its root file system is read-only in the container.
     pub read_only: bool,
+    /// Whether `update --all --filter auto=on` updates it.
+    pub auto_update: bool,
     /// The runtime that it is for.
     pub target: Target,
 }
@@ -133,6 +132,9 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
     );
     record.engine = request.engine;
     record.found_upper |= kept.is_some();
+    let settings = Settings::of(&request)?;
+    record.settings = Some(settings.clone());
+    record.auto_update = request.auto_update;
     check_free(&record.runtime)?;
     // What is written to memory is discarded, and so is what would be in volumes of its own.
     let keeps = !matches!(request.upper, UpperLocation::Ephemeral { .. });
@@ -164,7 +166,7 @@ pub fn create(store: &Store, request: Request<'_>) -> Result<Created> {
             match step {
                 Step::MakeDirectories => begun.make_outside(group.map(|(_, group)| group))?,
                 Step::WriteConfiguration => {
-                    let config = configuration(store, &request, &image, &process, &record, &dir)?;
+                    let config = configuration(store, &settings, &image, &process, &record, &dir)?;
                     // It contains environment variables, which may be secret.
                     outside_of(begun)?.configure(&config)?;
                 }
@@ -258,114 +260,6 @@ pub(super) fn strange(store: &Store, name: &str, recorded: bool) -> Error {
     Error::Unfit {
         what: format!("{name} in the store {} {why}", store.location()),
         hint: Some(hint),
-    }
-}
-
-/// Whether an image is a system: it has an init, and no other command.
-fn is_system(image: &ContainerImage<'_>, process: &Process, overrides: &Overrides) -> Result<bool> {
-    let config = image.config.config().as_ref();
-    let says = config.is_some_and(|c| {
-        let has_cmd = c.cmd().as_ref().is_some_and(|words| !words.is_empty());
-        has_cmd || !process::entrypoint(c).is_empty()
-    });
-    if !says && overrides.command.is_empty() && overrides.entrypoint.is_none() {
-        return image.has_program("/sbin/init");
-    }
-    let program = process.args[0].rsplit('/').next().unwrap_or_default();
-    Ok(process.args.len() == 1 && INIT.contains(&program) && image.has_program("/sbin/init")?)
-}
-
-fn configuration(
-    store: &Store,
-    request: &Request<'_>,
-    image: &ContainerImage<'_>,
-    process: &Process,
-    record: &ContainerRecord,
-    dir: &Path,
-) -> Result<String> {
-    let hostname = request
-        .hostname
-        .clone()
-        .unwrap_or_else(|| request.name.to_owned());
-    let (root, read_only, idmap) = (
-        record.runtime.root(),
-        request.read_only,
-        request.idmap.clone(),
-    );
-    match &request.target {
-        Target::Bundle {
-            terminal,
-            seccomp,
-            new_privileges,
-            ..
-        } => {
-            let (terminal, seccomp, new_privileges) = (*terminal, seccomp.clone(), *new_privileges);
-            let annotations = HashMap::from([
-                (CONTAINER.to_owned(), request.name.to_owned()),
-                (CRUN_STDERR.0.to_owned(), CRUN_STDERR.1.to_owned()),
-            ]);
-            let create_hooks = vec![super::command_line(&[
-                "hook",
-                "oci",
-                "prestart",
-                "--store",
-                &store.location().to_string(),
-            ])?];
-            let settings = bundle::Settings {
-                root,
-                volumes: record.volumes.clone(),
-                read_only,
-                terminal,
-                hostname,
-                idmap,
-                seccomp,
-                new_privileges,
-                annotations,
-                create_hooks,
-            };
-            bundle::to_json(&bundle::spec(process, &settings)?)
-        }
-        Target::Lxc {
-            copied, includes, ..
-        } => {
-            let mut defaults = vec![PathBuf::from(lxc::COMMON)];
-            defaults.extend(idmap.is_some().then(|| PathBuf::from(lxc::USER_NAMESPACE)));
-            defaults.retain(|path| {
-                let is_there = path.exists();
-                if !is_there {
-                    tracing::warn!("{} is missing: is LXC installed?", path.display());
-                }
-                is_there
-            });
-            let hook = super::command_line(&["hook", "lxc", &text(dir)?])?;
-            let settings = lxc::Settings {
-                root,
-                volumes: record.volumes.clone(),
-                read_only,
-                hostname,
-                idmap,
-                defaults,
-                copied: copied.clone(),
-                includes: includes.clone(),
-                hook,
-            };
-            if matches!(record.runtime, Runtime::Lxc { system: true, .. }) {
-                return lxc::config(process, lxc::Start::System, &settings);
-            }
-            let program = process.program(image)?.ok_or_else(|| {
-                Error::unfit(format!("the image has no program {:?}", process.args[0]))
-            })?;
-            let shell = image.has_program("/bin/sh")?;
-            lxc::config(
-                process,
-                lxc::Start::Application {
-                    process,
-                    program: &program,
-                    shell,
-                },
-                &settings,
-            )
-        }
     }
 }
 

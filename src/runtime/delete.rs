@@ -9,6 +9,8 @@ use super::error::{Error, Result};
 use super::left::{self, Existing};
 use super::record::{ContainerRecord, UpperLocation};
 use super::steps::{Recorded, Step};
+use super::update;
+use crate::error::chain;
 use crate::serve::mountpoint::MountPoint;
 use crate::serve::{self, mountpoint, overview};
 use crate::store::{self, Name, Store};
@@ -27,6 +29,13 @@ use crate::upper::written::Written;
 pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
     let _lock = left::lock(store, name)?;
     overview::sweep();
+    if let Ok((_, dir)) = find(store, name) {
+        // What an update has left must not be mistaken for what was there before.
+        let settled = update::settle(store, &Name::new(name)?, &dir);
+        if let Err(error) = settled {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
     let Some(mut existing) = Existing::find(store, name)? else {
         return store.container(name).map(|_| None).map_err(Error::from);
     };
@@ -54,7 +63,7 @@ pub fn delete(store: &Store, name: &str, keep: bool) -> Result<Option<String>> {
 }
 
 /// Refuses a container that runs, or whose root file system is not ours.
-fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<()> {
+pub(super) fn refuse_running(existing: &Existing<'_>, root: Option<&MountPoint>) -> Result<()> {
     let Some(record) = &existing.record else {
         return Ok(());
     };

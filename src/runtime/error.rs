@@ -33,6 +33,24 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// The container runs.
+    #[error("{name} is running")]
+    Running {
+        /// The container's name.
+        name: String,
+        /// How to stop it.
+        stop: String,
+        /// What uses it.
+        source: serve::Error,
+    },
+    /// Whoever asked for it refused what it would be.
+    #[error("{what}")]
+    Refused {
+        /// Why.
+        what: String,
+        /// What to try.
+        hint: Option<String>,
+    },
     /// The image cannot become the container that was requested.
     #[error("{what}")]
     Unfit {
@@ -72,6 +90,7 @@ impl Report for Error {
             Error::Store(e) => e.exit(),
             Error::Image(e) => e.exit(),
             Error::Io(e) => e.exit(),
+            Error::Running { .. } => Exit::Busy,
             _ => Exit::Failure,
         }
     }
@@ -85,7 +104,8 @@ impl Report for Error {
             Error::Store(e) => e.hint(),
             Error::Image(e) => e.hint(),
             Error::Io(e) => e.hint(),
-            Error::Unfit { hint, .. } => hint.clone(),
+            Error::Unfit { hint, .. } | Error::Refused { hint, .. } => hint.clone(),
+            Error::Running { stop, .. } => Some(stop.clone()),
             _ => None,
         }
     }

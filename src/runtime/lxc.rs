@@ -13,6 +13,8 @@ use crate::sys::idmap::IdMap;
 pub const COMMON: &str = "/usr/share/lxc/config/common.conf";
 /// LXC's own configuration for containers with a user namespace.
 pub const USER_NAMESPACE: &str = "/usr/share/lxc/config/userns.conf";
+/// What `update` keeps begins below this line.
+pub(super) const MARKER: &str = "# Your own lines: `lxcri-fs update` keeps what is below this one.";
 /// The signal that asks an application to stop, if its image names none.
 const SIGTERM: u32 = 15;
 /// Longest command, bytes: the limit for one argument of execve(2).
@@ -145,6 +147,8 @@ pub fn config(process: &Process, start: Start<'_>, settings: &Settings) -> Resul
     for path in &settings.includes {
         config.path("lxc.include", "", path)?;
     }
+    config.0.push_str(MARKER);
+    config.0.push('\n');
     Ok(config.0)
 }
 

@@ -8,7 +8,9 @@
 
 pub mod annotations;
 pub mod bundle;
+mod carry;
 pub mod clone;
+mod configuration;
 pub mod create;
 pub mod delete;
 mod directory;
@@ -23,12 +25,15 @@ pub mod lxc_defaults;
 pub mod process;
 mod reconfigure;
 pub mod record;
+pub mod restart;
 pub mod root_mount;
 mod rootpath;
 mod roots;
+pub mod settings;
 pub mod signal;
 pub mod status;
 pub mod steps;
+pub mod update;
 pub mod user;
 pub mod volumes;
 pub mod wrapper;

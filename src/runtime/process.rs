@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use oci_spec::image::Config;
+use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::image::ContainerImage;
@@ -18,7 +19,8 @@ const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
 const ANNOTATIONS: &str = "org.opencontainers.image.";
 
 /// Options that override an image's configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Overrides {
     /// Program to run instead of the image's entrypoint, which also drops the image's arguments.
     /// Empty for no entrypoint.

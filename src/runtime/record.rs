@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::settings::Settings;
 use super::volumes::VolumeRecord;
 use crate::fs::paths;
 use crate::image::ContainerAndImage;
@@ -61,6 +62,19 @@ pub struct ImageRecord {
         skip_serializing_if = "Option::is_none"
     )]
     pub key_file: Option<PathBuf>,
+}
+
+/// What a container can go back to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// Its image there.
+    pub image: ImageRecord,
+    /// When the container left it, seconds since 1970.
+    pub left: u64,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Where a container writes.
@@ -136,7 +150,7 @@ pub fn images(store: &Store) -> Vec<ContainerAndImage> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRecord {
     /// Version of the fields.
-    version: u32,
+    pub(super) version: u32,
     /// Its name.
     pub name: String,
     /// Its state.
@@ -164,10 +178,25 @@ pub struct ContainerRecord {
     /// Its volumes, in the order in which they are mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRecord>,
+    /// What the user asked `create` for; none if an earlier version created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
+    /// Whether `update --all --auto` updates it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub auto_update: bool,
+    /// What `rollback` goes back to, if there is anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Previous>,
     /// What identified it on the host when it was created: `zfs:` and its dataset, or `dir:` and
     /// its directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
+}
+
+/// The time, seconds since 1970.
+pub(super) fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
 }
 
 impl ContainerRecord {
@@ -180,9 +209,7 @@ impl ContainerRecord {
         runtime: Runtime,
         cwd: &str,
     ) -> Self {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
+        let now = now();
         let found_dir = runtime.dir().exists();
         // Whether a dataset exists is not known here.
         let found_upper = match &upper {
@@ -205,6 +232,9 @@ impl ContainerRecord {
             found_upper,
             cwd,
             volumes: Vec::new(),
+            settings: None,
+            auto_update: false,
+            previous: None,
             place: None,
         }
     }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::error::{Error, Result};
 use super::record::{ContainerRecord, ImageRecord, Runtime, State, UpperLocation};
+use super::update;
 use crate::error::Io;
 use crate::fs::ImageOptions;
 use crate::image::{self, secret};
@@ -143,7 +144,7 @@ impl RootMount {
 ///
 /// # Errors
 /// [`Error::Image`] if its file cannot be read.
-pub(super) fn secret_of(image: &ImageRecord) -> Result<Option<bfc::Secret>> {
+pub fn secret_of(image: &ImageRecord) -> Result<Option<bfc::Secret>> {
     Ok(match (&image.key_file, &image.password_file) {
         (Some(path), _) => Some(secret::key_file(path)?),
         (None, Some(path)) => Some(secret::password_file(path)?),
@@ -218,6 +219,7 @@ fn mount_listed(store: &Store, container: &Container) -> Result<()> {
         Err(store::Error::NotFound { .. }) => return Ok(()),
         other => other?,
     };
+    update::settle(store, &container.name, &dir)?;
     match ContainerRecord::read(&dir)? {
         Some(record) if !record.is_of(store, &container.name)? => Err(record.of_another()),
         Some(record)

@@ -169,6 +169,30 @@ pub fn of(
     }
 }
 
+/// The containers of a store whose image has this name, which means another image now.
+///
+/// # Errors
+/// [`Error::Store`].
+pub fn behind(store: &Store, name: &Reference) -> Result<Vec<String>> {
+    let images = store.images()?;
+    let mut behind = Vec::new();
+    for container in store.containers()? {
+        // One that cannot be read is told of by `containers`.
+        let Ok((record, _)) = read(store, &container) else {
+            continue;
+        };
+        let is_of = record
+            .image
+            .name
+            .parse::<Reference>()
+            .is_ok_and(|of| of == *name);
+        if is_of && is_current(&record, &images) == Some(false) {
+            behind.push(container.name.to_string());
+        }
+    }
+    Ok(behind)
+}
+
 /// Whether the name that a container was created from still means its image.
 fn is_current(record: &ContainerRecord, images: &[StoredImage]) -> Option<bool> {
     let digest = record

@@ -42,7 +42,8 @@ const MAX_NAME: usize = 255 - UNFINISHED.len();
 const MAX_VOLUMES: usize = 1000;
 
 /// A volume that a user asks for: `SOURCE:DESTINATION[:ro]`, or a destination alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Volume {
     /// What is mounted.
     pub source: Source,
@@ -108,6 +109,26 @@ impl FromStr for Volume {
             destination: destination.to_owned(),
             read_only,
         })
+    }
+}
+
+impl TryFrom<String> for Volume {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Volume> for String {
+    fn from(volume: Volume) -> Self {
+        let source = match volume.source {
+            Source::Own => String::new(),
+            Source::Named(name) => format!("{name}:"),
+            Source::Host(path) => format!("{}:", path.display()),
+        };
+        let read_only = if volume.read_only { ":ro" } else { "" };
+        format!("{source}{}{read_only}", volume.destination)
     }
 }
 
@@ -523,6 +544,10 @@ mod tests {
                 destination: destination.to_owned(),
                 read_only,
             };
+            assert_eq!(
+                volume(&String::from(expected.clone())),
+                Ok(expected.clone())
+            );
             assert_eq!(volume(text), Ok(expected), "{text}");
         }
         for text in [

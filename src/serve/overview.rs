@@ -216,7 +216,12 @@ pub fn all() -> Result<Vec<Mounted>> {
 pub fn sweep() {
     let is_hidden = |dir: &RunDir| {
         let name = dir.path().file_name().map(OsStr::as_encoded_bytes);
-        name.is_some_and(|name| name.starts_with(mountinfo::LOWER.as_bytes()))
+        let hidden = [mountinfo::LOWER, mountinfo::EPHEMERAL];
+        name.is_some_and(|name| {
+            hidden
+                .iter()
+                .any(|begin| name.starts_with(begin.as_bytes()))
+        })
     };
     // Without the directory, nothing is hidden.
     let dirs = RunDir::all().unwrap_or_default().into_iter();

@@ -32,8 +32,8 @@ pub struct Container {
     pub path: PathBuf,
     /// Its dataset, on ZFS.
     pub dataset: Option<Dataset>,
-    /// The images that it is made of, the lowest first; `None` if their list is damaged: it may
-    /// need any image.
+    /// The images that it needs: its own first, then those that it can go back to; `None` if their
+    /// list is damaged: it may need any image.
     pub images: Option<Vec<ImageUse>>,
     /// Whether a process is creating or removing it, or was killed while doing so.
     pub unfinished: bool,
@@ -132,6 +132,9 @@ pub trait Backend: Debug + Send + Sync {
         name: &Name,
         without: &str,
     ) -> Result<Option<Container>>;
+
+    /// Sets the images that a container needs.
+    fn set_images(&self, name: &Name, images: &[ImageUse]) -> Result<()>;
 
     /// Sets or clears the mark of an unfinished container.
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()>;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Error, Result};
-use super::{Container, Location, Lock, Name, Store, directory};
+use super::{Container, ImageUse, Location, Lock, Name, Store, directory};
 use crate::sys::mountinfo;
 use crate::zfs::{Dataset, recorded};
 
@@ -58,6 +58,24 @@ impl Store {
                 Ok((self.backend.create_container(&name, &images)?, false))
             }
         }
+    }
+
+    /// Sets the images that a container needs: its own, and one that it can go back to. Images
+    /// outside the store are left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Zfs`].
+    pub(crate) fn set_images(&self, name: &Name, root_digests: &[&str]) -> Result<()> {
+        let _lock = self.change()?;
+        let images = self.images()?;
+        let uses = root_digests.iter().filter_map(|digest| {
+            let image = images.iter().find(|i| i.facts.root_digest == **digest)?;
+            Some(ImageUse {
+                name: image.name.to_string(),
+                root_digest: image.facts.root_digest.clone(),
+            })
+        });
+        self.backend.set_images(name, &uses.collect::<Vec<_>>())
     }
 
     /// As [`Store::lock_container`], for hooks, for which a runtime waits.

@@ -317,6 +317,10 @@ impl Backend for DirectoryStore {
         Ok(self.container_dirs().join(name))
     }
 
+    fn set_images(&self, name: &Name, images: &[ImageUse]) -> Result<()> {
+        write_json(&self.container_dirs().join(name), CONTAINER, &images)
+    }
+
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
         let dir = self.container_dirs().join(name);
         if unfinished {

@@ -90,8 +90,11 @@ impl Store {
                 continue;
             };
             let digest = &image.facts.root_digest;
-            if images.iter().any(|used| used.root_digest == *digest) {
-                users.push(format!("container {}", container.name));
+            let name = &container.name;
+            match images.iter().position(|used| used.root_digest == *digest) {
+                None => {}
+                Some(0) => users.push(format!("container {name}")),
+                Some(_) => users.push(format!("container {name}, which can go back to it")),
             }
         }
         users.extend(self.backend.dependents(&image.name)?);

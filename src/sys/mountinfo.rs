@@ -23,6 +23,8 @@ pub(crate) const UNNAMED_IMAGE: &str = "+image";
 /// Prefix of the name of an overlay's lower directory, at least while the overlay was being
 /// mounted; the device numbers of the mount there follow.
 pub(crate) const LOWER: &str = "lower-";
+/// Begins the names of directories where uppers in memory are mounted while an overlay is made.
+pub const EPHEMERAL: &str = "ephemeral-";
 /// Prefix of the name under which overlayfs got an upper; the numbers of its device and inode
 /// follow.
 const UPPER: &str = "upper-";

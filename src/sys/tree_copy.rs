@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, ioctl_ficlone, lgetxattr, linkat, llistxattr, llistxattr_query,
-    lsetxattr, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    XattrFlags, chmodat, chownat, copy_file_range, ioctl_ficlone, lgetxattr, linkat, llistxattr,
+    llistxattr_query, lsetxattr, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
@@ -23,6 +24,8 @@ use crate::error::Io;
 
 /// How much is copied at once, bytes.
 const PIECE: usize = 1 << 20;
+/// How much the kernel is asked to copy at once, bytes: progress is told in between.
+const MAX_IN_KERNEL: usize = 1 << 28;
 /// A block of any file system, bytes.
 const BLOCK: usize = 1 << 16;
 /// The kernel's limit for the value of an attribute, bytes.
@@ -167,7 +170,11 @@ impl<'a> TreeCopy<'a> {
         Ok(None)
     }
 
-    fn content(
+    /// Copies the content of a file, which the target does not have yet, without its attributes.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn content(
         &mut self,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
@@ -196,11 +203,24 @@ impl<'a> TreeCopy<'a> {
         }
         new.set_len(size)?;
         let mut at = 0;
+        // It shares contents even through an overlay, but not of every file.
+        let mut in_kernel = true;
         // A file system without SEEK_DATA says that all is data.
         while let Some(start) = next(&old, SeekFrom::Data(at))? {
             let end = next(&old, SeekFrom::Hole(start))?.unwrap_or(size);
             at = start;
             while at < end {
+                if in_kernel {
+                    match copied_in_kernel(&old, &new, at, end - at) {
+                        Some(0) => return Ok(()),
+                        Some(len) => {
+                            at += len;
+                            (self.done)(len);
+                            continue;
+                        }
+                        None => in_kernel = false,
+                    }
+                }
                 let most = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
                 let len = old.read_at(&mut self.buffer[..most], at)?;
                 if len == 0 {
@@ -213,6 +233,16 @@ impl<'a> TreeCopy<'a> {
         }
         Ok(())
     }
+}
+
+/// How many bytes the kernel copied, or shared; `None` if it does not for these files.
+fn copied_in_kernel(old: &File, new: &File, at: u64, len: u64) -> Option<u64> {
+    let (mut from, mut to) = (at, at);
+    let len = usize::try_from(len)
+        .unwrap_or(usize::MAX)
+        .min(MAX_IN_KERNEL);
+    let copied = copy_file_range(old, Some(&mut from), new, Some(&mut to), len);
+    copied.ok().map(|len| len as u64)
 }
 
 /// Whether the file system of a directory can share blocks between files.

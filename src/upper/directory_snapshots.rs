@@ -44,17 +44,17 @@ const MAX_NAME: usize = 200;
 
 /// The directory of an upper, locked: no other process takes, removes or rolls back to a snapshot
 /// of it.
-struct Locked<'a> {
-    dir: File,
+pub(super) struct Locked<'a> {
+    pub(super) dir: File,
     place: &'a Path,
 }
 
 impl<'a> Locked<'a> {
-    fn of(place: &'a Path) -> Result<Self> {
+    pub(super) fn of(place: &'a Path) -> Result<Self> {
         Self::within(directory::open(place)?.as_fd(), place)
     }
 
-    fn within(found: BorrowedFd<'_>, place: &'a Path) -> Result<Self> {
+    pub(super) fn within(found: BorrowedFd<'_>, place: &'a Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(found, ".", flags, Mode::empty()).map_err(Io::at("opening", place))?;
         flock(&dir, FlockOperation::LockExclusive).map_err(Io::at("locking", place))?;
@@ -63,7 +63,7 @@ impl<'a> Locked<'a> {
     }
 
     /// Makes an empty directory, in place of what a killed process has left.
-    fn make(&self, parent: BorrowedFd<'_>, path: &Path, name: &str) -> Result<()> {
+    pub(super) fn make(&self, parent: BorrowedFd<'_>, path: &Path, name: &str) -> Result<()> {
         gone(remove_tree(path, name))?;
         let made = mkdirat(parent, name, Mode::RWXU);
         Ok(made.map_err(Io::at("making the directory", &path.join(name)))?)
@@ -222,7 +222,7 @@ impl Written {
 }
 
 /// The result of removing what may not be there.
-fn gone(removed: sys::Result<()>) -> Result<()> {
+pub(super) fn gone(removed: sys::Result<()>) -> Result<()> {
     match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => Ok(other?),

@@ -207,6 +207,25 @@ pub enum Error {
         /// Its error.
         source: io::Error,
     },
+    /// There is no update to go back to before.
+    #[error("{} has not been updated, or what was there before is gone", path.display())]
+    NoUpdate {
+        /// The upper's directory.
+        path: PathBuf,
+    },
+    /// The file system has not enough room for a new upper beside the old one.
+    #[error(
+        "{} has {free} bytes of free space, but what is carried over takes {needed}",
+        path.display()
+    )]
+    NoRoom {
+        /// The upper's directory.
+        path: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The record beside the upper is malformed.
     #[error("{} is not a valid record of an upper", path.display())]
     Record {
@@ -228,7 +247,9 @@ impl Report for Error {
             Error::Zfs(e) => e.exit(),
             Error::Build(e) => e.exit(),
             Error::LeftUnmounted { source, .. } => source.exit(),
-            Error::NoUpper { .. } | Error::NoSnapshot { .. } => Exit::NotFound,
+            Error::NoUpper { .. } | Error::NoSnapshot { .. } | Error::NoUpdate { .. } => {
+                Exit::NotFound
+            }
             Error::SnapshotName { .. } => Exit::Usage,
             Error::InUse { .. }
             | Error::Mounted { .. }
@@ -278,6 +299,14 @@ impl Report for Error {
             Error::NotOnZfs { .. } => "`lxcri-fs clone NAME NEW` makes a container of another",
             Error::NoSnapshot { .. } => "`lxcri-fs snapshots UPPER` lists them",
             Error::SnapshotExists { .. } => "`lxcri-fs snapshot --delete UPPER@NAME` deletes it",
+            Error::NoUpdate { .. } => {
+                "`lxcri-fs containers` says which containers can go back; a snapshot is named as \
+                 in `lxcri-fs rollback web1@before`"
+            }
+            Error::NoRoom { .. } => {
+                "free space there; on btrfs, XFS and ZFS, files that are carried over share their \
+                 blocks with the old ones"
+            }
             Error::SnapshotName { .. } => "letters, digits, and - _ . : make a name",
             Error::NewerSnapshots {
                 clone: Some(clone), ..

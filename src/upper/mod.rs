@@ -14,6 +14,7 @@ mod index;
 mod lower;
 pub mod over_image;
 mod overlay;
+pub mod rebase;
 pub mod record;
 pub mod snapshots;
 pub mod upper_dir;
@@ -21,6 +22,6 @@ pub mod written;
 mod xattrs;
 
 pub use error::{Error, Result};
-pub use over_image::{Request, mount, mount_under};
+pub use over_image::{Request, mount, mount_detached, mount_under};
 pub use record::UpperRecord;
 pub use upper_dir::{Upper, UpperDir};

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bfc::Secret;
@@ -116,6 +116,29 @@ pub fn mount_under<T, E: From<Error>>(
     prepare: impl FnOnce() -> Result<(Upper, MountPoint, T), E>,
     read_only: bool,
 ) -> Result<T, E> {
+    let prepare = || {
+        let (upper, mountpoint, prepared) = prepare()?;
+        Ok::<_, E>((upper, (mountpoint, prepared)))
+    };
+    let (merged, (mountpoint, prepared)) = merged(request, prepare, read_only)?;
+    shared::attach(merged.as_fd(), &mountpoint).map_err(Error::from)?;
+    Ok(prepared)
+}
+
+/// Mounts images under an upper where nobody sees it; the mount ends when the result is dropped.
+///
+/// # Errors
+/// As [`mount_under`].
+pub fn mount_detached(request: &Request<'_>, upper: Upper, read_only: bool) -> Result<OwnedFd> {
+    Ok(merged(request, || Ok::<_, Error>((upper, ())), read_only)?.0)
+}
+
+/// A detached mount of images under an upper. `prepare` returns the upper, and a value to pass on.
+fn merged<T, E: From<Error>>(
+    request: &Request<'_>,
+    prepare: impl FnOnce() -> Result<(Upper, T), E>,
+    read_only: bool,
+) -> Result<(OwnedFd, T), E> {
     let paths = request.paths();
     let source = paths.first().map_or(Path::new(""), |path| path);
     let engine = request.engine.on_this_host();
@@ -140,7 +163,7 @@ pub fn mount_under<T, E: From<Error>>(
             .map(Attributes::layer)
             .transpose()?
             .flatten();
-        let (upper, mountpoint, prepared) = prepare()?;
+        let (upper, prepared) = prepare()?;
         let place = UpperDir::open(&upper)?;
         let path = &place.layout.place;
         let known = UpperRecord::read_in(place.as_fd(), path)?;
@@ -188,8 +211,8 @@ pub fn mount_under<T, E: From<Error>>(
         if let Some(written) = written {
             written.keep()?;
         }
-        over(lower, source, &place, request.flags, read_only, &mountpoint)?;
-        Ok(prepared)
+        let merged = overlay(lower, source, &place, request.flags, read_only)?;
+        Ok((merged, prepared))
     })
 }
 
@@ -260,11 +283,23 @@ pub(super) fn over(
     read_only: bool,
     mountpoint: &MountPoint,
 ) -> Result<()> {
+    let merged = overlay(lower, source, place, flags, read_only)?;
+    Ok(shared::attach(merged.as_fd(), mountpoint)?)
+}
+
+/// A detached mount of an upper over an image.
+fn overlay(
+    lower: Lower,
+    source: &Path,
+    place: &UpperDir,
+    flags: MountFlags,
+    read_only: bool,
+) -> Result<OwnedFd> {
     let directories = place.prepare(lower.root())?;
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
     let lower = lower.image.hide()?;
     let upper = &place.layout;
-    let merged = overlay::mount(&Parts {
+    overlay::mount(&Parts {
         source,
         xattrs: xattrs.as_ref(),
         lower: &lower,
@@ -272,6 +307,5 @@ pub(super) fn over(
         directories: &directories,
         flags,
         read_only,
-    })?;
-    Ok(shared::attach(merged.as_fd(), mountpoint)?)
+    })
 }

@@ -13,11 +13,14 @@ use rustix::io::Errno;
 
 use super::dataset::{self, Limits};
 use super::directory_snapshots::{self, ROLLBACK, SNAPSHOTS};
+use super::rebase::{self, LOST, PREVIOUS, UPDATE};
+
 use super::error::{Error, Result};
 use crate::error::Io;
 use crate::serve::shared::Hidden;
 use crate::sys::directory::{self, DirectoryEntry};
 use crate::sys::idmap::in_user_namespace;
+use crate::sys::mountinfo::EPHEMERAL;
 use crate::sys::replace::UNFINISHED;
 use crate::sys::tmpfs;
 use crate::sys::tree_copy::attributes;
@@ -31,12 +34,15 @@ pub const VOLUMES: &str = "volumes";
 pub(super) const WORK: &str = "work";
 /// Names that a new place may contain: the parts of an upper, the store's files of a container, and
 /// what file systems have in their root directories.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 13] = [
     UPPER,
     WORK,
     VOLUMES,
     SNAPSHOTS,
     ROLLBACK,
+    UPDATE,
+    PREVIOUS,
+    LOST,
     "store.json",
     "container.json",
     "unfinished",
@@ -154,6 +160,7 @@ impl UpperDir {
         let path = directory::path_of(dir.as_fd()).map_err(Io::at("finding", path))?;
         check_type(&path, dir.as_fd())?;
         directory_snapshots::finish(dir.as_fd(), &path)?;
+        rebase::finish(dir.as_fd(), &path)?;
         Ok(Self {
             layout: Layout::in_place(path),
             is_kept: true,
@@ -401,9 +408,6 @@ fn check_type(path: &Path, dir: BorrowedFd<'_>) -> Result<()> {
         None => Ok(()),
     }
 }
-
-/// Prefix of the directories where uppers in memory are mounted.
-const EPHEMERAL: &str = "ephemeral-";
 
 /// Whether an upper directory is in memory.
 pub fn is_ephemeral(upper: &Path) -> bool {

@@ -12,6 +12,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::directory_snapshots;
 use super::error::{Error, Result};
 use super::in_use;
+use super::rebase;
 use super::record::UpperRecord;
 use super::upper_dir::{Layout, Upper, is_ephemeral};
 use crate::build::sources::upper::Upper as Source;
@@ -84,9 +85,11 @@ impl Written {
             }
         };
         let zfs = mountinfo::at(&place)?.filter(|m| m.fs_type == "zfs" && m.root == Path::new("/"));
+        let dir = directory::open(&place)?;
         if zfs.is_none() {
-            directory_snapshots::finish(directory::open(&place)?.as_fd(), &place)?;
+            directory_snapshots::finish(dir.as_fd(), &place)?;
         }
+        rebase::finish(dir.as_fd(), &place)?;
         let layout = Layout::in_place(place);
         layout.check()?;
         Ok(Self {
@@ -105,6 +108,19 @@ impl Written {
             reason: "has no record of an image",
         };
         UpperRecord::read(&self.layout.place)?.ok_or_else(none)
+    }
+
+    /// Goes back to before its last move to another image.
+    ///
+    /// # Errors
+    /// [`Error::NoUpdate`], [`Error::Busy`], [`Error::Io`].
+    pub fn before_update(&self) -> Result<()> {
+        let place = &self.layout.place;
+        if !self.mounts()?.is_empty() || in_use::is_known_in_use(place) {
+            let (path, users) = (place.clone(), Vec::new());
+            return Err(Error::Busy { path, users });
+        }
+        rebase::back(place, |_, _| Ok(()))
     }
 
     /// Reads it in its current state.

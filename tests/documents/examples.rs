@@ -8,7 +8,7 @@ use super::containers::{has, image, pass};
 
 /// What is not here: ZFS, registries, podman, Docker, and mount(8)'s helper. Tests that have them
 /// run these commands; src/cli/documented.rs parses all examples.
-const ELSEWHERE: [&str; 9] = [
+const ELSEWHERE: [&str; 10] = [
     "zfs:",
     "registry.example.org",
     "pull nginx:1.27",
@@ -18,6 +18,7 @@ const ELSEWHERE: [&str; 9] = [
     "mount -t fuse.lxcri-fs",
     "snapshots web1",
     "oci:nginx:1.27",
+    "--check",
 ];
 
 /// Makes what examples name: `debian.bfc`, `nginx.bfc` and others in this directory, `nginx:1.27`
@@ -40,7 +41,7 @@ tree; tar -cJf rootfs.tar.xz -C rootfs .
 images() {
     rm -rf rootfs; mkdir rootfs
     for name in debian nginx app image; do cp made.bfc $name.bfc; done
-    for name in nginx:1.25 nginx:1.26 nginx:1.27; do
+    for name in nginx:1.25 nginx:1.26 nginx:1.28 nginx:1.27; do
         echo $name > site/version; lxcri-fs build bfc:nginx.bfc --layer site -t $name
     done >/dev/null
 }
@@ -68,6 +69,12 @@ fn before(command: &str, line: &str) -> &'static str {
         ("clone", line) if line.contains("job1") => {
             "lxcri-fs create job1 --image nginx:1.27 --bundle /srv/job1 >/dev/null"
         }
+        ("rebase", _) => {
+            "lxcri-fs mount nginx:1.27 /mnt --upper /srv/web1
+             echo x > /mnt/written; lxcri-fs umount /mnt"
+        }
+        ("rollback", _) => "web1; lxcri-fs update web1 --image nginx:1.28 >/dev/null",
+        ("update", _) => "web1",
         ("clone" | "containers" | "inspect" | "delete" | "diff", _) => "web1",
         ("volumes", line) if line.contains("--delete") => {
             "lxcri-fs create job --image nginx:1.27 --bundle /srv/job --volume old-database:/db

@@ -32,6 +32,9 @@ const TABLE: &[(i32, &[&str])] = &[
             "inspect web",
             "snapshots web",
             "volumes",
+            "update web",
+            "update web --dry-run",
+            "update --auto on web",
         ],
     ),
     (
@@ -80,10 +83,14 @@ const TABLE: &[(i32, &[&str])] = &[
             "create a/b --image app --bundle new",
             "create new --image app",
             "snapshot web",
-            "rollback web",
             "pull UPPER/case",
             "verify",
             "commit web",
+            "update",
+            "update web --all",
+            "update --all --filter x=y",
+            "update web --image layered --check true",
+            "update web --image layered --keep etc",
         ],
     ),
     (
@@ -123,6 +130,11 @@ const TABLE: &[(i32, &[&str])] = &[
         5,
         &[
             "rollback web@now",
+            "rollback web",
+            "rollback missing",
+            "update missing",
+            "update web --image missing --pull never",
+            "rebase missing --from app --to app",
             "clone web@now new",
             "clone missing new",
             "volumes --delete missing",
@@ -197,6 +209,7 @@ const TABLE: &[(i32, &[&str])] = &[
             "build source -o IMAGE --force",
         ],
     ),
+    (7, &["containers --outdated"]),
 ];
 
 /// Makes what the command lines name.
@@ -230,6 +243,11 @@ fn prepare(store: &Store) {
         std::fs::write(path(name), image).unwrap();
     }
     store.run(&["build", "source", "-t", "app"]);
+    store.run(&["build", "source", "--layer", "layer", "-t", "layered"]);
+    store.run(&["build", "source", "--layer", "full", "-t", "moving"]);
+    let behind = ["--image", "moving", "--bundle", "behind"];
+    store.run(&[&["create", "behind"][..], &behind].concat());
+    store.run(&["tag", "layered", "moving"]);
     store.run(&["create", "web", "--image", "app", "--bundle", "bundle"]);
 }
 

@@ -1,6 +1,7 @@
 //! docs/JSON.md has every field that commands print with `--json`, and its type.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::store::Store;
 use super::{FOR_REGISTRY, HUB, read};
 
 /// Fields that no command prints here, of what is documented: those of rare states.
-const RARE: [&str; 9] = [
+const RARE: [&str; 12] = [
     "containers: error",
     "info: torn_after",
     "inspect: idmap",
@@ -18,6 +19,9 @@ const RARE: [&str; 9] = [
     "inspect: image.password_file",
     "list: manifest_digest",
     "ls: device[]",
+    "rebase: conflicts[].about[]",
+    "rebase: conflicts[].advice",
+    "update: conflicts[].advice",
     "ps: failed",
     "ps: not_answering_since",
 ];
@@ -103,7 +107,9 @@ fn differences(command: &str, printed: &str, seen: &mut BTreeSet<String>) -> Vec
         let mut found = Vec::new();
         leaves(&value, "", fields, &mut found);
         for (path, kind) in &found {
-            let is_missing_object = kind == "null" && path == "image" && command == "containers";
+            let is_missing_object = kind == "null"
+                && ["image", "previous"].contains(&path.as_str())
+                && command == "containers";
             match fields.get(path) {
                 _ if is_missing_object => {}
                 None => wrong.push(format!("{command}: {path} is not documented")),
@@ -129,7 +135,7 @@ fn differences(command: &str, printed: &str, seen: &mut BTreeSet<String>) -> Vec
 fn commands_print_the_fields_that_are_documented() {
     let store = Store::directory();
     let at = |name: &str| store.dir.path().join(name);
-    for name in ["layer", "mnt", "plain"] {
+    for name in ["layer", "mnt", "next", "plain"] {
         std::fs::create_dir(at(name)).unwrap();
     }
     std::fs::write(at("layer/more"), "more\n").unwrap();
@@ -184,12 +190,26 @@ fn commands_print_the_fields_that_are_documented() {
         store.run(&[&["create", name, "--image", image], more].concat());
     }
     std::fs::write(at("bundle/rootfs/new"), "x").unwrap();
+    // What both sides change: contents, and a mode.
+    std::fs::write(at("bundle/rootfs/file"), "mine").unwrap();
+    std::fs::write(at("next/file"), "theirs").unwrap();
+    for (path, mode) in [("bundle/rootfs/more", 0o600), ("next/more", 0o640)] {
+        std::fs::write(at(path), "more\n").unwrap();
+        std::fs::set_permissions(at(path), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    store.run(&["build", "bfc:app.bfc", "--layer", "next", "-t", "next"]);
     store.run(&["umount", "bundle/rootfs"]);
     check("diff web", &[0]);
     check("commit web -t committed", &[0]);
     for name in ["web", "memory", "elsewhere"] {
         check(&format!("inspect {name}"), &[0]);
     }
+    check("containers", &[0]);
+    check("update web --image next --dry-run", &[0]);
+    check("update web --image next", &[0]);
+    check("update memory --image next", &[1]);
+    store.run(&["update", "--auto", "on", "web"]);
+    check("inspect web", &[0]);
     check("containers", &[0]);
     check("volumes", &[0]);
     check("list", &[0]);
@@ -211,9 +231,11 @@ fn commands_print_the_fields_that_are_documented() {
         &at("mnt"),
     );
     std::fs::read(at("mnt/more")).unwrap();
+    std::fs::write(at("mnt/file"), "mine").unwrap();
     check("ps", &[0]);
     check("stats mnt", &[0]);
     drop(mounted);
+    check("rebase written --from app.bfc --to next", &[0]);
     check("gc", &[0]);
     check("gc --grace 0s --dry-run", &[0]);
     check("gc --grace 0s", &[0]);
@@ -273,8 +295,8 @@ fn formats_know_the_fields_that_are_documented() {
         let said = said.lines().next().unwrap();
         let plain = |name: &str| name.replace(['_', '[', ']'], "").to_ascii_lowercase();
         let mut known: BTreeSet<String> = said.split(", ").map(|n| plain(&n[1..])).collect();
-        // The object itself.
-        known.remove("image");
+        // The objects themselves.
+        known.retain(|name| !["image", "previous"].contains(&name.as_str()));
         let fields: BTreeSet<String> = documented[command].keys().map(|n| plain(n)).collect();
         assert_eq!(known, fields, "{command}");
     }

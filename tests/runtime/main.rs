@@ -18,4 +18,5 @@ mod lxc;
 mod oci;
 mod podman;
 mod races;
+mod updates;
 mod volumes;

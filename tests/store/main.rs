@@ -13,4 +13,5 @@ mod keeps;
 mod killed;
 mod layers;
 mod snapshots;
+mod updates;
 mod upkeep;

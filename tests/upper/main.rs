@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod identity;
+mod rebase;
 mod xattrs;
 
 use std::io::Read;

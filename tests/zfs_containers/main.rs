@@ -9,6 +9,7 @@ mod bench;
 mod clones;
 #[path = "../common/mod.rs"]
 mod common;
+mod updates;
 mod volumes;
 
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::super::error::{Error, Result};
 use super::super::record::{ContainerRecord, State};
 use super::super::root_mount::{self, RootMount};
+use super::super::update;
 use crate::store::{Name, Store};
 
 /// What LXC's environment variables say about the container.
@@ -26,6 +27,9 @@ pub fn lxc(container: &Path, facts: &HookVariables) -> Result<()> {
     let found = Store::of_container(container)?;
     let lock = |(store, name): &(Store, Name)| store.lock_container_soon(name.as_str());
     let _lock = found.as_ref().map(lock).transpose()?;
+    if let (Some((store, name)), "pre-start" | "pre-mount") = (&found, facts.hook.as_str()) {
+        update::settle_before_start(store, name, container)?;
+    }
     let own = match &found {
         Some((store, name)) => ContainerRecord::read(container)?
             .map(|record| record.is_of(store, name).map(|own| (record, own)))

@@ -9,7 +9,7 @@ use super::super::annotations::Wanted;
 use super::super::error::{Error, Result};
 use super::super::record::{self, ContainerRecord};
 use super::super::root_mount;
-use super::super::{bundle, create, delete};
+use super::super::{bundle, create, delete, update};
 use crate::error::Io;
 use crate::store::{self, Lock, Name, Store};
 use crate::sys::files;
@@ -141,6 +141,8 @@ impl Named {
         // A lock would create a store that does not exist.
         delete::find_named(&store, &name)?;
         let _lock = store.lock_container_soon(name.as_str())?;
+        let (_, dir) = delete::find_named(&store, &name)?;
+        update::settle_before_start(&store, &name, &dir)?;
         let (record, dir) = delete::find_named(&store, &name)?;
         let own = record.runtime.root();
         let own = own.canonicalize().unwrap_or(own);

@@ -436,6 +436,12 @@ impl Backend for ZfsStore {
         }))
     }
 
+    fn set_images(&self, name: &Name, images: &[ImageUse]) -> Result<()> {
+        Ok(self
+            .container(name)?
+            .set(&[(CONTAINER_IMAGES, &list(images))])?)
+    }
+
     fn mark(&self, name: &Name, unfinished: bool) -> Result<()> {
         let dataset = self.container(name)?;
         if unfinished {
