@@ -64,7 +64,7 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
     let (resume, precautions, engine, mut fds) = loop {
         match control.receive()? {
             Some((WorkerRequest::Metadata, files)) => {
-                control.send(&write_metadata(&rootfs, marks, files)?, &[])?;
+                control.send(&write_metadata(&rootfs, files)?, &[])?;
             }
             Some((
                 WorkerRequest::Serve {
@@ -76,6 +76,13 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
             )) => break (resume, precautions, engine, fds),
             _ => return Err(Error::Gone { peer: "keeper" }),
         }
+    };
+    let layout = match engine {
+        Engine::Fuse => None,
+        Engine::Split => match Layout::of(rootfs.section(), erofs::LARGE) {
+            Ok(layout) => Some(layout),
+            Err(error) => return control.send(&WorkerReply::Unsayable(chain(&error)), &[]),
+        },
     };
     let (Some(page), Some(fuse)) = (fds.pop(), fds.pop()) else {
         return Err(Error::Gone { peer: "keeper" });
@@ -93,16 +100,14 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         resends: resends.clone(),
         tell: Box::new(move |resends| tell(&control, resends, confinement, &told.1, &told.0)),
     };
-    match engine {
-        Engine::Fuse => {
+    match layout {
+        None => {
             let (surplus, pusher) = surplus::channel(rootfs, metrics, in_hand);
             let adapter = Adapter::new(requests, surplus, resends, marks);
             let push = move |store: &Store<'_>| pusher.run(store);
             serving.run(adapter, precautions.push.then_some(push))
         }
-        Engine::Split => {
-            let layout = Layout::of(rootfs.section(), erofs::LARGE)
-                .map_err(|e| Error::Split { reason: chain(&e) })?;
+        Some(layout) => {
             let (devices, decoding) = Devices::new(requests, rootfs, layout, in_hand, resends);
             let push = move |store: &Store<'_>| decoding.run(store);
             serving.run(devices, precautions.push.then_some(push))
@@ -111,12 +116,11 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
 }
 
 /// Writes the EROFS metadata of an image into the file that the keeper has passed.
-fn write_metadata(rootfs: &Rootfs, marks: &[u8], files: Vec<OwnedFd>) -> Result<WorkerReply> {
+fn write_metadata(rootfs: &Rootfs, files: Vec<OwnedFd>) -> Result<WorkerReply> {
     let file = files.into_iter().next();
     let file = File::from(file.ok_or(Error::Gone { peer: "keeper" })?);
     let made = Layout::of(rootfs.section(), erofs::LARGE)
         .and_then(|layout| Ok((erofs::write(rootfs, &layout, Inodes::Long)?, layout)));
-    let _ = marks;
     Ok(match made {
         Ok((metadata, layout)) => {
             file.write_all_at(&metadata, 0)

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fstat, futimens, linkat, mkdirat,
-    openat, openat2, renameat, syncfs, unlinkat,
+    AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, fremovexattr, fstat, futimens,
+    linkat, mkdirat, openat, openat2, renameat, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -27,6 +27,8 @@ use crate::fs::Rootfs;
 
 /// Name of the index in overlayfs's own directory.
 const INDEX: &str = "index";
+/// Attribute with the file handle of what a file was copied up from.
+const ORIGIN: &str = "trusted.overlay.origin";
 /// Flags for opening directories, never through a symlink.
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -107,6 +109,20 @@ pub(super) fn complete(
         "restored all names of hard-linked files",
     );
     Ok(())
+}
+
+/// Removes what says by a file handle that the upper's root belongs to the image's. With an index,
+/// overlayfs refuses another handle; without the mark, it makes a new one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn forget_root(place: &UpperDir, directories: &Directories) -> Result<()> {
+    match fremovexattr(&directories.upper, ORIGIN) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(error) => {
+            Err(Io::at("removing overlayfs's mark of", &place.layout.upper)(error).into())
+        }
+    }
 }
 
 /// A path's directory, and its last name.

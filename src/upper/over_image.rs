@@ -207,6 +207,7 @@ fn merged<T, E: From<Error>>(
         if let Some(known) = known.filter(|k| record.overlay.loses_index_of(&k.overlay)) {
             let image = request.rootfs()?;
             index::complete(&place, &directories, &lower, image, known.overlay)?;
+            index::forget_root(&place, &directories)?;
         }
         if let Some(written) = written {
             written.keep()?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Mounted, build_image, handles_are_stale, lxcri_fs, run, stderr};
+use crate::common::{Mounted, build_image, handles_are_stale, is_split, lxcri_fs, run, stderr};
 use serde_json::Value;
 
 use super::{Fixture, mounts, sh};
@@ -364,4 +364,44 @@ print(int(sys.argv[1]).to_bytes(4, "little").hex())' "$(cat ../ino-$1)")"
         .arg(&new));
     let _mounted = Mounted::new(&[new.to_str().unwrap()], &merged);
     assert_eq!(sh(&merged, "cat moved/sub/y b/c/2"), "in\nnew\nlast\n");
+}
+
+/// Another version of the kernel may name the image's files by another kind of handle, which
+/// overlayfs then does not find in its index.
+#[test]
+fn an_index_with_other_handles_is_completed() {
+    if !is_split() {
+        eprintln!("NOT TESTED: this host mounts no EROFS");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    sh(
+        dir.path(),
+        "mkdir -p root/a root/b merged; echo old > root/a/1; ln root/a/1 root/b/2",
+    );
+    let (image, merged) = (dir.path().join("image.bfc"), dir.path().join("merged"));
+    build_image(dir.path().join("root"), &image);
+    let up = dir.path().join("up");
+    let mount = || {
+        Mounted::new(
+            &[image.to_str().unwrap(), "--upper", up.to_str().unwrap()],
+            &merged,
+        )
+    };
+    {
+        let _mounted = mount();
+        sh(&merged, "echo new >> a/1");
+    }
+    // What the kernel names now, and what it says it did.
+    assert_ne!(sh(&up, "ls work/index"), "");
+    assert_eq!(sh(&up, "ls upper"), "a\n");
+    sh(
+        &up,
+        "sed -i 's/\"handles\": [0-9]*/\"handles\": 77/' lxcri-fs.json; grep -q 77 lxcri-fs.json",
+    );
+    let _mounted = mount();
+    assert_eq!(sh(&merged, "cat b/2"), "old\nnew\n");
+    assert_eq!(sh(&merged, "stat -c %h a/1 b/2"), "2\n2\n");
+    assert_eq!(sh(&up, "ls upper/b"), "2\n");
+    assert!(!sh(&up, "cat lxcri-fs.json").contains("77"));
 }

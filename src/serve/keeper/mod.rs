@@ -374,7 +374,13 @@ impl Keeper {
                 if let Some(making) = making {
                     let made = making.join();
                     let made = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    let (metadata, is_new) = made?;
+                    let (metadata, is_new) = made.map_err(|error| match error {
+                        Error::Split { .. } => error,
+                        // The image is open in the worker that serves: it is one for FUSE.
+                        error => Error::Split {
+                            reason: chain(&error),
+                        },
+                    })?;
                     split::mount(&metadata, &served, source, &at, LIMIT)?;
                     new = Some(metadata).filter(|_| is_new);
                 }

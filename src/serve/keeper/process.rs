@@ -164,14 +164,16 @@ impl Worker {
             precautions,
             engine,
         };
-        let WorkerReply::Serving {
-            sentinel,
-            resends,
-            confinement,
-        } = self.ask(&request, &[fuse.as_fd(), self.page.as_fd()], limit)?
-        else {
-            return Err(Error::Gone { peer: "worker" });
-        };
+        let (sentinel, resends, confinement) =
+            match self.ask(&request, &[fuse.as_fd(), self.page.as_fd()], limit)? {
+                WorkerReply::Serving {
+                    sentinel,
+                    resends,
+                    confinement,
+                } => (sentinel, resends, confinement),
+                WorkerReply::Unsayable(reason) => return Err(Error::Split { reason }),
+                _ => return Err(Error::Gone { peer: "worker" }),
+            };
         // A kernel that cannot watch a thread cannot pass requests to another worker either.
         self.sentinel = Pid::from_raw(sentinel).and_then(|thread| pidfd_open(thread, THREAD).ok());
         self.confinement = Some(confinement);

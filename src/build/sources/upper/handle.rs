@@ -1,6 +1,8 @@
 //! Overlayfs's names for files of the image: the file handles in its index (struct `ovl_fb`,
 //! fs/overlayfs/overlayfs.h).
 
+use super::Numbers;
+
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
 const BIG_ENDIAN: u8 = 1;
@@ -13,8 +15,9 @@ const LONG: u8 = 0x81;
 /// FILEID_INO32_GEN: the handle of EROFS before that: the inode number, and a generation.
 const SHORT: u8 = 1;
 
-/// The inode number in the name of an index entry; `None` if it is not a file of an image.
-pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
+/// The inode number in the name of an index entry; `None` if it is not a file of an image whose
+/// inodes have these numbers.
+pub(super) fn inode_of_index(name: &[u8], numbers: Numbers) -> Option<u32> {
     let digit = |b: u8| {
         char::from(b)
             .to_digit(16)
@@ -49,7 +52,7 @@ pub(super) fn inode_of_index(name: &[u8]) -> Option<u32> {
             let (high, low, _generation) = (word(0)?, word(1)?, word(2)?);
             (high == 0).then_some(low)
         }
-        SHORT => {
+        SHORT if numbers == Numbers::Erofs => {
             let (number, _generation) = (word(0)?, word(1)?);
             Some(number)
         }
@@ -65,11 +68,15 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn an_index_entry_names_an_inode() {
         let name = b"00fb21008100000000000000000000000000000000000000000200000000000000";
-        assert_eq!(inode_of_index(name), Some(2));
-        assert_eq!(inode_of_index(&name[2..]), None);
-        assert_eq!(inode_of_index(b"#7"), None);
-        assert_eq!(inode_of_index(b""), None);
-        let ext4 = b"00fb1d0001b3e5f7c1e7a34d6b8e2f0d0e8a51c7f30c00000001e3a2b4";
-        assert_eq!(inode_of_index(ext4), None);
+        for numbers in [Numbers::Image, Numbers::Erofs] {
+            assert_eq!(inode_of_index(name, numbers), Some(2));
+            assert_eq!(inode_of_index(&name[2..], numbers), None);
+            assert_eq!(inode_of_index(b"#7", numbers), None);
+            assert_eq!(inode_of_index(b"", numbers), None);
+        }
+        // Of ext4, or of EROFS before Linux 6.16.
+        let short = b"00fb1d0001b3e5f7c1e7a34d6b8e2f0d0e8a51c7f30c00000001e3a2b4";
+        assert_eq!(inode_of_index(short, Numbers::Image), None);
+        assert_eq!(inode_of_index(short, Numbers::Erofs), Some(12));
     }
 }

@@ -194,7 +194,7 @@ impl Walk<'_> {
         };
         let mut numbers = None;
         for name in self.list(&index, b"work/index")? {
-            let Some(number) = handle::inode_of_index(&name) else {
+            let Some(number) = handle::inode_of_index(&name, self.upper.numbers) else {
                 continue;
             };
             let Some(ino) = self.upper.inode_of(number, &mut numbers)? else {
