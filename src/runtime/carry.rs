@@ -164,7 +164,7 @@ mod tests {
                 { "destination": "/proc" }, { "destination": "/new" }, { "destination": "/mine" },
             ],
             "linux": {
-                "namespaces": [{ "type": "pid" }, { "type": "network", "path": "/run/n" }],
+                "namespaces": [{ "type": "network", "path": "/run/n" }, { "type": "pid" }],
                 "cgroupsPath": "/mine",
             },
         });

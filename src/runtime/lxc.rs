@@ -14,7 +14,8 @@ pub const COMMON: &str = "/usr/share/lxc/config/common.conf";
 /// LXC's own configuration for containers with a user namespace.
 pub const USER_NAMESPACE: &str = "/usr/share/lxc/config/userns.conf";
 /// What `update` keeps begins below this line.
-pub(super) const MARKER: &str = "# Your own lines: `lxcri-fs update` keeps what is below this one.";
+pub(super) const MARKER: &str =
+    "# Your own lines: `lxcri-fs update` keeps everything below this line.";
 /// The signal that asks an application to stop, if its image names none.
 const SIGTERM: u32 = 15;
 /// Longest command, bytes: the limit for one argument of execve(2).

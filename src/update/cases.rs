@@ -55,6 +55,7 @@ fn a_database_of_packages_is_never_mixed() {
         let [conflict] = &judgement.conflicts[..] else {
             panic!("{judgement:?}")
         };
+        assert_eq!(conflict.path, b"var/lib/dpkg/status");
         assert!(matches!(
             conflict.reason,
             Reason::Packages {

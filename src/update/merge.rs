@@ -252,7 +252,10 @@ impl<T: Trees> Merge<'_, T> {
                 }
                 if database.counts(&path) && self.differ(&path, Side::Base, Side::Theirs)? {
                     theirs = true;
-                    first.get_or_insert(path);
+                    // Named by the file that users know, if that differs.
+                    if first.is_none() || database.parts[0].as_bytes() == path {
+                        first = Some(path);
+                    }
                 }
             }
         }
