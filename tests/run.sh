@@ -24,11 +24,14 @@ wanted="
     sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng jq:jq
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
-    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu"
+    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
+    mandoc:mandoc fish:fish zsh:zsh"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
 done
+# It has no program.
+[ -e /usr/share/bash-completion/bash_completion ] || missing+=" bash-completion"
 if [ -n "$missing" ]; then
     apt-get update -q
     # shellcheck disable=SC2086 # a list of words

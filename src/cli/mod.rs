@@ -7,6 +7,8 @@ mod cat;
 mod clone;
 mod colour;
 mod commit;
+#[doc(hidden)]
+pub mod complete;
 mod config;
 mod containers;
 mod create;
@@ -140,6 +142,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or(args);
     if let Some(result) = daemon::run(&args) {
         return exit_code(result.map_err(Error::from));
+    }
+    if complete::answer(&args) {
+        return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
