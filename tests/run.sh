@@ -25,7 +25,8 @@ wanted="
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
     aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
-    mandoc:mandoc fish:fish zsh:zsh"
+    mandoc:mandoc fish:fish zsh:zsh lintian:lintian rpmbuild:rpm systemd-analyze:systemd
+    dpkg-shlibdeps:dpkg-dev"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
@@ -118,6 +119,10 @@ fi
 zfs_log=$(mktemp)
 setsid tests/zfs/run >"$zfs_log" 2>&1 &
 vm=$!
+
+step "Packages"
+# The bare machines get what this host's apt needs to reach its mirror.
+LXCRI_FS_FRESH_HOST=1 tests/packages.sh
 
 step "File-system suites on an image with an upper"
 timeout --kill-after=30 600 tests/suites.sh

@@ -22,6 +22,12 @@ const WRITTEN: [(&str, &str); 3] = [
     ),
     ("bfc.5", include_str!("../../docs/man/bfc.5")),
 ];
+/// Other names of the program, and the pages that describe what it does under them.
+const LINKS: [(&str, &str); 3] = [
+    ("man1/lxcri-fs-crun.1", "man1/lxcri-fs-runtime.1"),
+    ("man1/lxcri-fs-runc.1", "man1/lxcri-fs-runtime.1"),
+    ("man8/mount.fuse.lxcri-fs.8", "man1/lxcri-fs-mount.1"),
+];
 /// Where shells look for completions.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "bash-completion/completions/lxcri-fs"),
@@ -61,6 +67,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         write(
             &dir.join(format!("man/man{section}/{name}")),
             text.as_bytes(),
+        )?;
+    }
+    for (name, page) in LINKS {
+        write(
+            &dir.join("man").join(name),
+            format!(".so {page}\n").as_bytes(),
         )?;
     }
     for (shell, path) in COMPLETIONS {

@@ -60,6 +60,7 @@ fn every_command_has_a_page_without_warnings() {
             pages(&share, section)
                 .into_iter()
                 .map(move |name| dir.join(name))
+                .filter(|path| !std::fs::read(path).unwrap().starts_with(b".so "))
         })
         .collect();
     let lint = Command::new("mandoc")
