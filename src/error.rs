@@ -115,6 +115,8 @@ pub enum Exit {
     NotFound = 5,
     /// Something is in use.
     Busy = 6,
+    /// A policy or a verifier does not accept an image.
+    Untrusted = 7,
 }
 
 impl Exit {
@@ -126,6 +128,7 @@ impl Exit {
             Exit::Key,
             Exit::NotFound,
             Exit::Busy,
+            Exit::Untrusted,
         ];
         all.into_iter()
             .find(|exit| *exit as u8 == code)

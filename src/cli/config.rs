@@ -76,12 +76,16 @@ fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
         store,
         grace,
         registries,
+        policy,
+        verifiers,
         annotations,
     } = config;
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
         ("registries", row(registries, json!(registries.value))),
+        ("trust.policy", row(policy, json!(policy.value))),
+        ("trust.verifiers", row(verifiers, json!(verifiers.value))),
         (
             "annotations.allow",
             row(annotations, json!(annotations.value)),

@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use crate::error::Io;
 use crate::registry::Registries;
 use crate::text::line_at;
+use crate::trust;
 use crate::zfs::Dataset;
 
 /// The configuration file, unless [`CONFIG_VARIABLE`] names another.
@@ -142,6 +143,10 @@ pub struct Config {
     pub grace: Setting<SignedDuration>,
     /// Settings of registries.
     pub registries: Setting<Registries>,
+    /// The policy that says which images may be pulled.
+    pub policy: Setting<PathBuf>,
+    /// The directory of programs that are asked about each image.
+    pub verifiers: Setting<PathBuf>,
     /// Annotations that count even for a container with a root file system of its own, whose image
     /// may have set them: their names without the prefix `org.lxcri-fs.`.
     pub annotations: Setting<Vec<String>>,
@@ -154,7 +159,15 @@ struct File {
     store: Option<Location>,
     gc: Gc,
     registries: Option<Registries>,
+    trust: Trust,
     annotations: Annotations,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Trust {
+    policy: Option<PathBuf>,
+    verifiers: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -240,6 +253,8 @@ impl Config {
             store: Setting::new(file.store, &path, default_store),
             grace: Setting::new(file.gc.grace, &path, || GRACE),
             registries: Setting::new(file.registries, &path, Registries::default),
+            policy: Setting::new(file.trust.policy, &path, trust::default_policy),
+            verifiers: Setting::new(file.trust.verifiers, &path, || trust::VERIFIERS.into()),
             annotations: Setting::new(
                 file.annotations
                     .allow
@@ -260,6 +275,15 @@ impl Config {
             };
         }
         Ok(config)
+    }
+
+    /// Which images may be pulled. A policy that the file names must exist.
+    pub fn trust(&self) -> trust::Settings {
+        trust::Settings {
+            policy: self.policy.value.clone(),
+            required: self.policy.origin != Origin::Default,
+            verifiers: self.verifiers.value.clone(),
+        }
     }
 }
 

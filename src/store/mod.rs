@@ -38,7 +38,7 @@ pub use error::{Error, Result};
 pub use facts::Facts;
 pub use gc::{Garbage, Outcome, Step};
 pub use name::Name;
-pub use new_image::{NewImage, Published};
+pub use new_image::{NewImage, Published, Pulled};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 pub use sound::{SoundBase, is_sound_file};

@@ -197,6 +197,8 @@ const TABLE: &[(i32, &[&str])] = &[
             "build source -o IMAGE --force",
         ],
     ),
+    // tests/registry/policy.rs has those, which need a policy.
+    (7, &[]),
 ];
 
 /// Makes what the command lines name.

@@ -11,6 +11,7 @@ mod credentials;
 mod fake;
 mod login;
 mod plain;
+mod policy;
 mod progress;
 mod pull;
 mod push;

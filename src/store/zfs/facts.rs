@@ -18,8 +18,9 @@ pub(super) const COMPRESSION: &str = "org.lxcri-fs:compression";
 pub(super) const ENCRYPTION: &str = "org.lxcri-fs:encryption";
 pub(super) const SIZE: &str = "org.lxcri-fs:size";
 pub(super) const CHECKED: &str = "org.lxcri-fs:checked";
+pub(super) const TRUST: &str = "org.lxcri-fs:trust";
 /// The properties that are read from an image's dataset.
-pub(super) const ASKED: [&str; 15] = [
+pub(super) const ASKED: [&str; 16] = [
     REFERENCES,
     ROOT_DIGEST,
     MANIFEST_DIGEST,
@@ -31,6 +32,7 @@ pub(super) const ASKED: [&str; 15] = [
     ENCRYPTION,
     SIZE,
     CHECKED,
+    TRUST,
     "origin",
     "mountpoint",
     "mounted",
@@ -54,6 +56,15 @@ pub(super) fn references(value: &str) -> Vec<Reference> {
         .split(' ')
         .filter_map(|text| text.parse().ok())
         .collect()
+}
+
+/// Why an image was accepted: as many of the last pulls as fit.
+fn trust(facts: &Facts) -> String {
+    let kept = (0..=facts.trust.len()).rev();
+    let mut texts = kept.map(|n| serde_json::json!(facts.trust[..n]).to_string());
+    texts
+        .find(|text| text.len() <= MAX_VALUE)
+        .unwrap_or_default()
 }
 
 pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
@@ -104,6 +115,7 @@ pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
             CHECKED,
             facts.checked.clone().unwrap_or_else(|| NONE.to_owned()),
         ),
+        (TRUST, trust(facts)),
     ]
 }
 
@@ -138,5 +150,8 @@ pub(super) fn parse(properties: &Properties) -> Option<Facts> {
         checked: own(properties, CHECKED)
             .filter(|stamp| *stamp != NONE)
             .map(str::to_owned),
+        trust: own(properties, TRUST)
+            .and_then(|list| serde_json::from_str(list).ok())
+            .unwrap_or_default(),
     })
 }
