@@ -43,7 +43,6 @@ mod rm;
 mod rollback;
 mod runtime;
 mod secret;
-mod size;
 mod snapshot;
 mod snapshots;
 mod stats;
@@ -65,6 +64,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 pub use error::{Error, Exit};
 
 use crate::serve::{daemon, log};
+use crate::store::size;
 use crate::text::neutral;
 pub use secret::SecretArgs;
 

@@ -11,6 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
+use super::size;
 use crate::error::Io;
 use crate::registry::Registries;
 use crate::text::line_at;
@@ -141,6 +142,11 @@ pub struct Config {
     pub store: Setting<Location>,
     /// How long `gc` keeps an image that has no name any more.
     pub grace: Setting<SignedDuration>,
+    /// What images may take before `gc` removes some that could be pulled again, bytes; 0 for no
+    /// limit.
+    pub max_size: Setting<u64>,
+    /// What `gc` leaves free in this way, bytes; 0 for no limit.
+    pub keep_free: Setting<u64>,
     /// Settings of registries.
     pub registries: Setting<Registries>,
     /// The policy that says which images may be pulled.
@@ -203,6 +209,15 @@ impl Annotation {
 struct Gc {
     #[serde(deserialize_with = "optional_duration")]
     grace: Option<SignedDuration>,
+    #[serde(rename = "max-size", deserialize_with = "optional_size")]
+    max_size: Option<u64>,
+    #[serde(rename = "keep-free", deserialize_with = "optional_size")]
+    keep_free: Option<u64>,
+}
+
+fn optional_size<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    size::parse(&text).map(Some).map_err(D::Error::custom)
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(
@@ -252,6 +267,8 @@ impl Config {
         let mut config = Self {
             store: Setting::new(file.store, &path, default_store),
             grace: Setting::new(file.gc.grace, &path, || GRACE),
+            max_size: Setting::new(file.gc.max_size, &path, || 0),
+            keep_free: Setting::new(file.gc.keep_free, &path, || 0),
             registries: Setting::new(file.registries, &path, Registries::default),
             policy: Setting::new(file.trust.policy, &path, trust::default_policy),
             verifiers: Setting::new(file.trust.verifiers, &path, || trust::VERIFIERS.into()),

@@ -19,7 +19,9 @@ pub mod protect;
 mod reference;
 mod remove_tree;
 mod room;
+pub mod size;
 mod sound;
+mod spare;
 mod uses;
 mod volumes;
 mod zfs;
@@ -42,6 +44,7 @@ pub use new_image::{NewImage, Published, Pulled};
 pub use reference::Reference;
 pub use remove_tree::{mounts_below, refuse_mounts, remove_tree};
 pub use sound::{SoundBase, is_sound_file};
+pub use spare::Limits;
 
 pub(crate) use self::uses::file_id;
 use self::zfs::ZfsStore;

@@ -16,6 +16,7 @@ mod progress;
 mod pull;
 mod push;
 mod registries_conf;
+mod room;
 mod server;
 mod transfer;
 mod trust;
