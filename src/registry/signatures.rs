@@ -31,7 +31,13 @@ impl Session {
     /// [`trust::Error::Fetch`] if they cannot be fetched.
     pub(super) fn signatures(&self, digest: &Digest) -> trust::Result<Vec<Signature>> {
         let fetched = self.by_tag(digest).and_then(|mut found| {
-            self.by_reference(digest, &mut found)?;
+            match self.by_reference(digest, &mut found) {
+                // Some registries refuse requests that they do not know. What was found may do.
+                Err(error) if !found.is_empty() => {
+                    tracing::info!("referrers of {digest}: {}", crate::error::chain(&error));
+                }
+                other => other?,
+            }
             Ok(found)
         });
         fetched.map_err(|error| trust::Error::Fetch {

@@ -127,14 +127,15 @@ fn refused(bench: &Bench, reference: &str, said: &str) {
 #[test]
 fn signatures_of_every_kind_of_key_are_accepted_from_tags_and_referrers() {
     for (key, ..) in KEYS {
-        for way in ["tag", "referrers", "referrers' tag"] {
+        // The second is of a registry that refuses requests for referrers.
+        for way in ["tag", "tag alone", "referrers", "referrers' tag"] {
             let bench = Bench::new();
             keys(&bench);
             let mut image = Image::new(key, 1000);
             let server_image = {
                 // The name needs no port here: the rule accepts another repository.
                 let document = payload("registry.example.org/team/app", &digest(&image));
-                if way == "tag" {
+                if way.starts_with("tag") {
                     sign(&bench, &mut image, key, &document);
                 } else {
                     let mut manifest = signature(&bench, &mut image, key, &document);
@@ -154,9 +155,13 @@ fn signatures_of_every_kind_of_key_are_accepted_from_tags_and_referrers() {
             };
             let top = digest(&image);
             let knows_referrers = way == "referrers";
+            let refuses = way == "tag alone";
             let server = Server::new(move |request| {
                 let is_list = request.path.contains("/referrers/");
                 let list = top.replace(':', "-");
+                if is_list && refuses {
+                    return Response::new(405, b"");
+                }
                 match is_list && knows_referrers {
                     true => {
                         assert!(request.path.ends_with(&top), "{}", request.path);
@@ -287,6 +292,29 @@ fn wrong_stripped_foreign_and_replayed_signatures_are_refused() {
         ));
         let (code, said) = pull(&bench, &reference);
         assert_eq!(code == Some(0), accepted, "{signed}: {code:?} {said}");
+    }
+}
+
+/// A registry that does not say what refers to an image may hide a signature, but makes none.
+#[test]
+fn signatures_that_cannot_be_fetched_are_none() {
+    let bench = Bench::new();
+    keys(&bench);
+    let image = Image::new("app", 1000);
+    for (part, status) in [("/referrers/", 405), (".sig", 403)] {
+        let image = image.clone();
+        let server = Server::new(move |request| match request.path.contains(part) {
+            true => Response::new(status, b""),
+            false => image.answer(request),
+        });
+        let rule = json!([{ "type": "sigstoreSigned", "keyPath": bench.path("ecdsa.pub") }]);
+        policy(&bench, "", &rule);
+        let (code, said) = pull(&bench, &format!("{}/app", server.host()));
+        assert!(
+            code == Some(1) && said.contains("fetching the signatures"),
+            "{code:?} {said}"
+        );
+        assert!(bench.listed().is_empty());
     }
 }
 
