@@ -155,3 +155,49 @@ pub(super) fn parse(properties: &Properties) -> Option<Facts> {
             .unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::build::Digest;
+    use crate::trust::Verdict;
+
+    #[test]
+    fn properties_say_the_same_and_keep_the_latest_verdicts_that_fit() {
+        let verdict = |number: usize, length: usize| Verdict {
+            reference: format!("registry.example.org/{}:{number}", "a".repeat(length)),
+            manifests: vec![Digest([7; 32]), Digest([8; 32])],
+            key: number
+                .is_multiple_of(2)
+                .then(|| "/etc/keys/\"own\".pub".to_owned()),
+            rule: "registry.example.org".to_owned(),
+            fingerprint: Digest([9; 32]),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let facts = |trust: Vec<Verdict>| Facts {
+            refs: vec!["app:1".parse().unwrap()],
+            root_digest: "0".repeat(64),
+            manifest_digest: Some(Digest([1; 32])),
+            created: Timestamp::UNIX_EPOCH,
+            layers: vec![Digest([2; 32])],
+            unnamed: None,
+            uppers: Vec::new(),
+            compression: "zstd".to_owned(),
+            encryption: "none".to_owned(),
+            size: 1,
+            parent: None,
+            checked: None,
+            trust,
+        };
+        for (count, length, kept) in [(0, 10, 0), (1, 10, 1), (8, 10, 8), (8, 2000, 3)] {
+            let all: Vec<_> = (0..count).map(|number| verdict(number, length)).collect();
+            let properties = properties_of(&facts(all.clone()));
+            assert!(properties.iter().all(|(_, value)| value.len() <= MAX_VALUE));
+            let read = parse(&properties.into_iter().collect()).unwrap();
+            assert_eq!(read, facts(all[..kept].to_vec()), "{count} {length}");
+        }
+    }
+}
