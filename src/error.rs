@@ -117,6 +117,8 @@ pub enum Exit {
     Busy = 6,
     /// Something is out of date, of what was asked about.
     Outdated = 7,
+    /// A policy or a verifier does not accept an image.
+    Untrusted = 8,
 }
 
 impl Exit {
@@ -129,6 +131,7 @@ impl Exit {
             Exit::NotFound,
             Exit::Busy,
             Exit::Outdated,
+            Exit::Untrusted,
         ];
         all.into_iter()
             .find(|exit| *exit as u8 == code)

@@ -37,7 +37,8 @@
 //! | [`error`] | how errors are told |
 //!
 //! The other modules implement these. Dependencies go downwards only: [`cli`] parses arguments and
-//! prints; [`registry`] speaks the OCI distribution protocol; [`upper`] manages uppers, which take
+//! prints; [`registry`] speaks the OCI distribution protocol, and [`trust`] says what of it may be
+//! pulled; [`upper`] manages uppers, which take
 //! what a container writes over an image; [`serve`] is the thin FUSE adapter over [`fs`], with the
 //! processes that keep mounts; [`build`] turns sources into images, from [`layer`] tars; [`erofs`]
 //! makes metadata for the kernel's EROFS; [`zfs`] is the `zfs` command behind types; [`sys`] is the
@@ -65,6 +66,7 @@ pub mod store;
 mod sync;
 pub mod sys;
 pub mod text;
+pub mod trust;
 pub mod update;
 pub mod upper;
 pub mod zfs;

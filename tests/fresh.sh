@@ -28,10 +28,8 @@ case $rust in
         exit 1
         ;;
 esac
-# shellcheck source=/dev/null
-release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' \
-    'Created-By: Packages' | sed -n "s/^$release main //p" | head -n 1)
+# shellcheck source=tests/bare
+. tests/bare
 
 dir=${LXCRI_FS_FRESH_DIR:-}
 if [ -z "$dir" ]; then
@@ -40,37 +38,12 @@ if [ -z "$dir" ]; then
 fi
 
 make_tree() { # RELEASE TREE
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates \
-        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt=force-unsafe-io "$1" "$2" \
-        ${mirror:+"$mirror"}
-    cp -L /etc/resolv.conf "$2/etc/resolv.conf"
-    if [ -n "${LXCRI_FS_FRESH_HOST:-}" ]; then
-        apt-config dump |
-            grep -E '^Acquire::(https?|Check-|Retries)' >"$2/etc/apt/apt.conf.d/00host" || :
-        cp -r /usr/local/share/ca-certificates "$2/usr/local/share/"
-        chroot "$2" update-ca-certificates >/dev/null
-    fi
+    make_bare_tree "$1" "$2"
     mkdir -p "$2/opt/rust" "$2/root/.cargo/registry"
     # A copy: two hosts must not write to one cache.
     [ ! -d "$cargo_home/registry/cache" ] ||
         cp -r "$cargo_home"/registry/{cache,index} "$2/root/.cargo/registry/"
 }
-
-# What a host has when it has booted.
-boot='
-    cd "$1"; shift
-    mount --bind . . ; cd "$PWD"
-    mount -t proc proc proc; mount -t sysfs sysfs sys; mount -t cgroup2 cgroup2 sys/fs/cgroup
-    mount -t devtmpfs dev dev; mkdir -p dev/pts dev/shm; [ -e dev/fd ] || ln -s /proc/self/fd dev/fd
-    mount -t devpts -o newinstance,mode=620,ptmxmode=666 devpts dev/pts
-    mount -t tmpfs -o mode=1777 tmpfs dev/shm
-    mount -t tmpfs -o mode=755 tmpfs run; mkdir -m 1777 run/lock
-    mount --bind -o ro "$1" opt/rust; shift
-    mkdir -p host; pivot_root . host; cd /; umount -l host; rmdir host
-    mount --make-rshared /; hostname fresh
-    exec env -i HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 \
-        TERM="${TERM:-dumb}" \
-        PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"'
 
 mapfile -t settings < <(env | grep -E '^(LXCRI_FS_|CARGO_PROFILE_|https?_proxy=|no_proxy=)' || :)
 
@@ -84,8 +57,7 @@ on_a_fresh_machine() { # RELEASE
     else
         git clone -q --no-hardlinks . "$tree/root/lxcri-fs"
     fi
-    unshare --mount --pid --ipc --uts --fork --kill-child --propagation private bash -euc "$boot" \
-        _ "$tree" "$rust" "${settings[@]}" \
+    in_bare_tree "$tree" "$rust" "${settings[@]}" \
         bash -euc "cd ~/lxcri-fs
             ./demo.sh; echo \"=== $1: demo.sh took \$SECONDS s\"
             ./tests/run.sh ${LXCRI_FS_FRESH_TESTS:-}; echo \"=== $1: both took \$SECONDS s\""

@@ -24,11 +24,15 @@ wanted="
     sfdisk:fdisk objcopy:binutils setpriv:util-linux fuser:psmisc stress-ng:stress-ng jq:jq
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
-    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu fsck.erofs:erofs-utils"
+    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
+    fsck.erofs:erofs-utils mandoc:mandoc fish:fish zsh:zsh lintian:lintian rpmbuild:rpm systemd-analyze:systemd
+    dpkg-shlibdeps:dpkg-dev"
 missing=
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || missing+=" ${pair##*:}"
 done
+# It has no program.
+[ -e /usr/share/bash-completion/bash_completion ] || missing+=" bash-completion"
 if [ -n "$missing" ]; then
     apt-get update -q
     # shellcheck disable=SC2086 # a list of words
@@ -120,6 +124,10 @@ fi
 zfs_log=$(mktemp)
 setsid tests/zfs/run >"$zfs_log" 2>&1 &
 vm=$!
+
+step "Packages"
+# The bare machines get what this host's apt needs to reach its mirror.
+LXCRI_FS_FRESH_HOST=1 tests/packages.sh
 
 step "File-system suites on an image with an upper"
 timeout --kill-after=30 600 tests/suites.sh

@@ -65,6 +65,11 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Error> {
         .map_err(Error::Output)
 }
 
+/// As the configuration has it.
+fn bytes(number: u64) -> Value {
+    json!(number.to_string())
+}
+
 fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
     fn row<T>(setting: &Setting<T>, value: Value) -> Row {
         Row {
@@ -76,14 +81,22 @@ fn rows(config: &Config) -> BTreeMap<&'static str, Row> {
         store,
         engine,
         grace,
+        max_size,
+        keep_free,
         registries,
+        policy,
+        verifiers,
         annotations,
     } = config;
     BTreeMap::from([
         ("store", row(store, json!(store.value))),
         ("engine", row(engine, json!(engine.value))),
         ("gc.grace", row(grace, json!(format!("{:#}", grace.value)))),
+        ("gc.max-size", row(max_size, bytes(max_size.value))),
+        ("gc.keep-free", row(keep_free, bytes(keep_free.value))),
         ("registries", row(registries, json!(registries.value))),
+        ("trust.policy", row(policy, json!(policy.value))),
+        ("trust.verifiers", row(verifiers, json!(verifiers.value))),
         (
             "annotations.allow",
             row(annotations, json!(annotations.value)),

@@ -17,7 +17,7 @@ use super::transfer::Transfer;
 use crate::error::{Io, chain};
 use crate::fs::{ImageFile, ImageOptions, Rootfs, verify};
 use crate::image::secret::image_key;
-use crate::image::{Pull, open_file};
+use crate::image::{Pull, ask_again, open_file};
 use crate::runtime::bundle;
 use crate::runtime::create::{Request, Target, create};
 use crate::runtime::lxc_defaults;
@@ -176,6 +176,12 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Error> {
     // Filling a volume takes three descriptors for each level of its tree.
     super::limits::raise_open_files();
     let (store, stored, path) = resolve(args)?;
+    if let Some(image) = stored
+        .as_ref()
+        .filter(|image| !image.facts.trust.is_empty())
+    {
+        ask_again(&store, image, &args.store.registries(args.tls)?)?;
+    }
     let file = match &stored {
         Some(image) => store.open_image(image)?,
         None => open_file(&path)?,

@@ -1,5 +1,7 @@
 //! `lxcri-fs doctor`
 
+mod host;
+
 use std::io::Write as _;
 use std::path::Path;
 
@@ -43,6 +45,8 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Error> {
     findings.extend(overlay());
     findings.extend(zfs());
     findings.extend(limits());
+    let uid = rustix::process::getuid().as_raw();
+    findings.extend(host::host(Path::new("/"), uid));
     findings.extend(mounts()?);
     findings.extend(store(&args.store)?);
     for finding in &findings {
@@ -404,6 +408,7 @@ fn store(args: &StoreArgs) -> Result<Vec<Finding>, Error> {
             ));
         }
     }
+    findings.extend(host::sharing(store.location()));
     if let Ok(free) = store.free() {
         let level = if free < 1 << 30 {
             Level::Note

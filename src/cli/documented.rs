@@ -200,6 +200,15 @@ fn commands_in_documents_are_accepted() {
     assert_all_accepted(&found, 60);
 }
 
+/// Without the macros of mdoc, they are lines of literal blocks.
+#[test]
+fn commands_in_manual_pages_are_accepted() {
+    let is_command = |line: &&str| line.starts_with("lxcri-fs ");
+    let literal = |text: &str| text.lines().filter(is_command).map(str::to_owned).collect();
+    let found = in_files(&["docs/man"], &["5", "7"], literal);
+    assert_all_accepted(&found, 15);
+}
+
 #[test]
 fn commands_in_examples_are_accepted() {
     let mut found = Vec::new();

@@ -10,7 +10,8 @@ use crate::{build, fs, image, registry, runtime, serve, store, upper, zfs};
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 an image \
                                      is damaged or no image, 4 a password, key or login is missing \
                                      or wrong, 5 something named does not exist, 6 something is in \
-                                     use, 7 containers are behind (`containers --outdated`).";
+                                     use, 7 containers are behind (`containers --outdated`), 8 a \
+                                     policy or a verifier does not accept an image.";
 
 /// A failed command.
 #[derive(Debug, thiserror::Error)]

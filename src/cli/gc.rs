@@ -7,12 +7,13 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::error::{Error, Exit};
-use super::output::{json, moment, note, say, size, time};
+use super::output::{complain, json, moment, note, say, size, time};
 use super::store::StoreArgs;
 use crate::error::chain;
 use crate::runtime::update;
 use crate::store::config::duration;
-use crate::store::{Container, Garbage, Outcome, Step, Store, StoredImage};
+use crate::store::size::parse as parse_size;
+use crate::store::{Container, Garbage, Limits, Outcome, Step, Store, StoredImage};
 
 /// Remove what the store no longer needs: images without a name, and remains of interrupted work
 #[derive(Debug, Args)]
@@ -20,7 +21,8 @@ use crate::store::{Container, Garbage, Outcome, Step, Store, StoredImage};
 Examples:
   lxcri-fs gc --dry-run
   lxcri-fs gc --grace 0s
-  lxcri-fs gc --rollbacks")]
+  lxcri-fs gc --rollbacks
+  lxcri-fs gc --dry-run --keep-free 20G")]
 pub(super) struct GcArgs {
     /// Only list what would be removed
     #[arg(short = 'n', long)]
@@ -33,6 +35,14 @@ pub(super) struct GcArgs {
     /// then
     #[arg(long)]
     rollbacks: bool,
+    /// Remove also images that could be pulled again and that nothing uses, the oldest first, until
+    /// images take no more than SIZE (default: gc.max-size of the configuration, or else no limit)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<u64>,
+    /// The same, until SIZE is free where the store is (default: gc.keep-free of the configuration,
+    /// or else no limit)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    keep_free: Option<u64>,
     #[command(flatten)]
     store: StoreArgs,
     /// Print one JSON object for each thing removed or kept
@@ -62,6 +72,79 @@ struct Row {
     kept_until: Option<String>,
 }
 
+/// What a run has done.
+#[derive(Default)]
+struct Done {
+    /// Bytes that were freed, or would be.
+    freed: u64,
+    /// How many steps were taken.
+    steps: usize,
+    /// How many of them failed.
+    failed: usize,
+}
+
+/// Takes a step, and prints what came of it.
+fn take(
+    args: &GcArgs,
+    store: &Store,
+    step: &Step,
+    grace: SignedDuration,
+    done: &mut Done,
+) -> Result<(), Error> {
+    let outcome = (!args.dry_run).then(|| store.collect(step, grace));
+    let mut row = row(step);
+    done.steps += 1;
+    match outcome {
+        None => done.freed += step.usage.own(),
+        Some(Outcome::Freed(bytes)) => {
+            done.freed += bytes;
+            row.freed = Some(bytes);
+        }
+        Some(Outcome::Kept(why)) => row.kept = Some(why),
+        Some(Outcome::Failed(error)) => {
+            done.failed += 1;
+            row.kept = Some(chain(&error));
+        }
+    }
+    if args.json {
+        return json(&row);
+    }
+    let what = describe(&step.garbage);
+    match (&row.kept, row.freed) {
+        (Some(why), _) => say(format_args!("{what}: kept: {why}")),
+        (None, Some(freed)) => say(format_args!("{what}: {} freed", size(freed))),
+        (None, None) => say(format_args!("{what}: {}", size(row.bytes))),
+    }
+}
+
+/// Takes steps beyond garbage, until the limits are kept; what there is to be said if they are not
+/// even then.
+fn make_room(
+    args: &GcArgs,
+    store: &Store,
+    limits: Limits,
+    grace: SignedDuration,
+    done: &mut Done,
+) -> Result<(), Error> {
+    // What was removed is no longer counted.
+    let freed = |done: &Done| if args.dry_run { done.freed } else { 0 };
+    if limits == Limits::default() || !store.exceeds(limits, freed(done))? {
+        return Ok(());
+    }
+    for step in &store.spare()? {
+        take(args, store, step, grace, done)?;
+        if !store.exceeds(limits, freed(done))? {
+            return Ok(());
+        }
+    }
+    complain(
+        "the limits are exceeded, and nothing else can be removed: images are used, or were built \
+         here",
+        None,
+    );
+    Ok(())
+}
+
 pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     let config = args.store.config()?;
     let store = args.store.open()?;
@@ -69,38 +152,25 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
     if args.rollbacks && !args.dry_run {
         forget_rollbacks(&store)?;
     }
+    let limits = Limits {
+        max_size: args.max_size.unwrap_or(config.max_size.value),
+        keep_free: args.keep_free.unwrap_or(config.keep_free.value),
+    };
     let plan = store.garbage(grace)?;
     if !args.dry_run {
         store.sweep_locks()?;
     }
-    let young = store.kept_by_grace(&plan)?;
-    let (mut total, mut failed) = (0, 0);
+    let mut done = Done::default();
     for step in &plan {
-        let outcome = (!args.dry_run).then(|| store.collect(step, grace));
-        let mut row = row(step);
-        match outcome {
-            None => total += step.usage.own(),
-            Some(Outcome::Freed(bytes)) => {
-                total += bytes;
-                row.freed = Some(bytes);
-            }
-            Some(Outcome::Kept(why)) => row.kept = Some(why),
-            Some(Outcome::Failed(error)) => {
-                failed += 1;
-                row.kept = Some(chain(&error));
-            }
-        }
-        if args.json {
-            json(&row)?;
-            continue;
-        }
-        let what = describe(&step.garbage);
-        match (&row.kept, row.freed) {
-            (Some(why), _) => say(format_args!("{what}: kept: {why}")),
-            (None, Some(freed)) => say(format_args!("{what}: {} freed", size(freed))),
-            (None, None) => say(format_args!("{what}: {}", size(row.bytes))),
-        }?;
+        take(args, &store, step, grace, &mut done)?;
     }
+    make_room(args, &store, limits, grace, &mut done)?;
+    let young = store.kept_by_grace(&plan)?;
+    let Done {
+        freed: total,
+        steps,
+        failed,
+    } = done;
     for step in &young {
         let until = step
             .garbage
@@ -148,7 +218,7 @@ pub(super) fn run(args: &GcArgs) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Other {
-        message: format!("{failed} of {} could not be removed", plan.len()),
+        message: format!("{failed} of {} could not be removed", steps),
         hint: None,
         exit: Exit::Failure,
     })
@@ -198,6 +268,16 @@ fn row(step: &Step) -> Row {
             let digest = format!("blake3:{}", image.facts.root_digest);
             ("image", former_name(image), Some(digest))
         }
+        Garbage::Spare(image) => {
+            let digest = format!("blake3:{}", image.facts.root_digest);
+            let name = image
+                .facts
+                .refs
+                .first()
+                .map(|name| name.familiar().to_owned());
+            let name = name.or_else(|| former_name(image));
+            ("spare image", name, Some(digest))
+        }
         Garbage::Work(_) => ("unfinished image", None, None),
         Garbage::Container(name) => ("unfinished container", Some(name.to_string()), None),
         Garbage::Snapshot(snapshot) => (
@@ -229,6 +309,13 @@ fn describe(garbage: &Garbage) -> String {
             match former_name(image) {
                 Some(name) => format!("image {digest}, formerly {name}"),
                 None => format!("image {digest}"),
+            }
+        }
+        Garbage::Spare(image) => {
+            let digest = image.facts.short_digest();
+            match image.facts.refs.first() {
+                Some(name) => format!("image {digest}, {}", name.familiar()),
+                None => format!("image {digest}, without a name"),
             }
         }
         Garbage::Work(_) => "unfinished image".to_owned(),

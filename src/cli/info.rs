@@ -1,6 +1,7 @@
 //! `lxcri-fs info`
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use crate::image::open_file;
 use crate::serve::confine::Kept;
 use crate::store::graph;
 use crate::text::hex;
+use crate::trust::Verdict;
 
 /// Show images' format, size, compression and layers
 ///
@@ -61,8 +63,31 @@ struct Info {
     /// on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     chain: Vec<String>,
+    /// Why it was accepted, for each name that it was pulled under.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trust: Vec<TrustRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Serialize)]
+struct TrustRow {
+    reference: String,
+    /// The key that has signed it, if the rule requires a signature.
+    key: Option<String>,
+    rule: String,
+    checked: String,
+}
+
+impl TrustRow {
+    fn of(verdict: &Verdict) -> Self {
+        Self {
+            reference: verdict.reference.clone(),
+            key: verdict.key.clone(),
+            rule: verdict.rule.clone(),
+            checked: verdict.at.to_string(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -85,7 +110,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     }
     confine(Kept::default(), &ImageOptions::default());
     let mut is_first = true;
-    for (path, file, chain) in opened {
+    for (path, file, chain, trust) in opened {
         let mut info = match inspect(&path, file) {
             Ok(info) => info,
             Err(source) => {
@@ -100,6 +125,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
             }
         };
         info.chain = chain;
+        info.trust = trust;
         if args.json {
             json(&info)?;
             continue;
@@ -112,19 +138,22 @@ pub(super) fn run(args: &InfoArgs) -> Result<(), Error> {
     all_or(failures, args.images.len(), "images cannot be shown")
 }
 
-/// Opens an image; its path, and the images that it was cloned from, nearest first.
-fn open(image: &Path, store: &StoreArgs) -> Result<(PathBuf, std::fs::File, Vec<String>), Error> {
+/// An image, its path, the images that it was cloned from, nearest first, and why it was accepted.
+type Opened = (PathBuf, File, Vec<String>, Vec<TrustRow>);
+
+fn open(image: &Path, store: &StoreArgs) -> Result<Opened, Error> {
     let Some((store, image)) = store.in_store(image)? else {
-        return Ok((image.to_owned(), open_file(image)?, Vec::new()));
+        return Ok((image.to_owned(), open_file(image)?, Vec::new(), Vec::new()));
     };
     let file = store.open_image(&image)?;
     let images = store.images()?;
     let chain = graph::chain(&images, &image.name);
     let chain = chain.iter().map(|image| image.name.to_string());
-    Ok((image.path.clone(), file, chain.collect()))
+    let trust = image.facts.trust.iter().map(TrustRow::of).collect();
+    Ok((image.path.clone(), file, chain.collect(), trust))
 }
 
-fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
+fn inspect(path: &Path, file: File) -> bfc::Result<Info> {
     let container = bfc::Container::open(std::sync::Arc::new(file))?;
     let locator = container.locator()?;
     let section = match &locator {
@@ -166,6 +195,7 @@ fn inspect(path: &Path, file: std::fs::File) -> bfc::Result<Info> {
         torn_after: container.torn(),
         layers: Vec::new(),
         chain: Vec::new(),
+        trust: Vec::new(),
         config: serde_json::from_slice(&section.blob(section.header().config)?).ok(),
     };
     // Layers share contents.
@@ -255,6 +285,22 @@ fn print(info: &Info) -> std::io::Result<()> {
     }
     for name in info.chain.iter().skip(1) {
         writeln!(out, "Cloned from   {name}")?;
+    }
+    for row in &info.trust {
+        let how = match &row.key {
+            Some(key) => format!("signed with {key}"),
+            None => "accepted without a signature".to_owned(),
+        };
+        let TrustRow {
+            reference,
+            rule,
+            checked,
+            ..
+        } = row;
+        writeln!(
+            out,
+            "Trust         {reference}: {how}, by the rule {rule}, {checked}"
+        )?;
     }
     if let Some(config) = &info.config {
         writeln!(out, "OCI config    {config}")?;

@@ -60,6 +60,7 @@ const FIELDS: &[&str] = &[
     "own_bytes",
     "shared_bytes",
     "parent",
+    "trust",
 ];
 
 /// An image as `--json` prints it.
@@ -86,6 +87,8 @@ struct Row<'a> {
     shared_bytes: u64,
     /// The image that it was cloned from.
     parent: Option<&'a str>,
+    /// `signed` or `accepted`, if it was pulled.
+    trust: Option<&'static str>,
 }
 
 pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
@@ -98,7 +101,7 @@ pub(super) fn run(args: &ListArgs) -> Result<(), Error> {
     if !as_rows && !args.quiet {
         writeln!(
             out,
-            "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}",
+            "{:<40} {:<12}  {:<16} {:>6} {:>10} {:>10}  TRUST",
             "REFERENCE", "DIGEST", "CREATED (UTC)", "LAYERS", "SIZE", "OWN"
         )
         .map_err(Error::Output)?;
@@ -164,15 +167,27 @@ fn print(out: &mut impl Write, image: &StoredImage, usage: Usage) -> std::io::Re
     );
     writeln!(
         out,
-        "{first:<40} {digest:<12}  {created:<16} {layers:>6} {:>10} {:>10}",
+        "{first:<40} {digest:<12}  {created:<16} {layers:>6} {:>10} {:>10}  {}",
         size(usage.bytes),
-        size(usage.own())
+        size(usage.own()),
+        trust(image).unwrap_or("local")
     )?;
     facts
         .refs
         .iter()
         .skip(1)
         .try_for_each(|reference| writeln!(out, "{:<40} {digest:<12}", reference.familiar()))
+}
+
+/// How it was accepted when it was pulled; none if it was built here.
+fn trust(image: &StoredImage) -> Option<&'static str> {
+    let is_signed = image
+        .facts
+        .trust
+        .iter()
+        .any(|verdict| verdict.key.is_some());
+    let accepted = if is_signed { "signed" } else { "accepted" };
+    (!image.facts.trust.is_empty()).then_some(accepted)
 }
 
 fn row(image: &StoredImage, usage: Usage) -> Row<'_> {
@@ -194,5 +209,6 @@ fn row(image: &StoredImage, usage: Usage) -> Row<'_> {
         own_bytes: usage.own(),
         shared_bytes: usage.shared,
         parent: image.parent.as_ref().map(|p| p.as_str()),
+        trust: trust(image),
     }
 }

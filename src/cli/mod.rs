@@ -7,6 +7,8 @@ mod cat;
 mod clone;
 mod colour;
 mod commit;
+#[doc(hidden)]
+pub mod complete;
 mod config;
 mod containers;
 mod create;
@@ -43,7 +45,6 @@ mod rm;
 mod rollback;
 mod runtime;
 mod secret;
-mod size;
 mod snapshot;
 mod snapshots;
 mod stats;
@@ -66,6 +67,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 pub use error::{Error, Exit};
 
 use crate::serve::{daemon, log};
+use crate::store::size;
 use crate::text::neutral;
 pub use secret::SecretArgs;
 
@@ -145,6 +147,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or(args);
     if let Some(result) = daemon::run(&args) {
         return exit_code(result.map_err(Error::from));
+    }
+    if complete::answer(&args) {
+        return ExitCode::SUCCESS;
     }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

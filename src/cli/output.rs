@@ -276,6 +276,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    /// What is printed can be typed.
+    #[test]
+    fn sizes() {
+        for bytes in [0, 1, 1023, 1024, 1_300_000, 5 << 30, u64::MAX >> 2] {
+            let parsed = crate::store::size::parse(&size(bytes)).unwrap();
+            assert!(bytes.abs_diff(parsed) <= bytes / 20, "{}", size(bytes));
+        }
+    }
+
     #[test]
     fn times() {
         assert_eq!(time(0), "1970-01-01 00:00");

@@ -53,8 +53,10 @@ impl StoreArgs {
 
     /// The settings of registries: of the configuration, of registries.conf, and of `tls`.
     pub(super) fn registries(&self, tls: TlsArgs) -> Result<Registries, Error> {
-        let registries = self.config()?.registries.value.with_registries_conf()?;
-        Ok(tls.apply(registries))
+        let config = self.config()?;
+        let trust = config.trust();
+        let registries = config.registries.value.with_registries_conf()?;
+        Ok(tls.apply(registries).with_trust(trust))
     }
 
     /// As [`StoreArgs::registries`], if any of these sources is in a registry; reads the

@@ -28,7 +28,7 @@ pub use file::{open, open_file};
 pub use in_place::{ContainerAndImage, InPlace, refuse_to_replace};
 pub use layered::Layered;
 pub use mount::Mount;
-pub use pull::{Pull, Pulled};
+pub use pull::{Pull, Pulled, ask_again};
 pub use push::{Layers, Push};
 pub use rebase::{Judged, Rebase};
 pub use sources::{Sources, is_file, is_remote, total};

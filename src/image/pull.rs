@@ -65,6 +65,24 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
+/// Asks again whether an image of a store may be used, if the rules have changed since it was
+/// pulled. It may if one of the names that it was pulled under is accepted; an image that was built
+/// here always may.
+///
+/// # Errors
+/// [`Error`](super::Error), if it may not, or if that cannot be found out.
+pub fn ask_again(store: &Store, image: &StoredImage, registries: &Registries) -> Result<()> {
+    let mut refused = None;
+    for verdict in &image.facts.trust {
+        match pull::ask_again(verdict, registries) {
+            Ok(now) if now == *verdict => return Ok(()),
+            Ok(now) => return Ok(store.accept(image, now)?),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    refused.map_or(Ok(()), |error| Err(error.into()))
+}
+
 impl<'a> Pull<'a> {
     /// A pull for this machine's platform, which fetches nothing that the store has.
     pub fn of(reference: &'a registry::Reference) -> Self {
@@ -113,17 +131,28 @@ impl<'a> Pull<'a> {
     ) -> Result<Pulled> {
         let _one_at_a_time = store.lock_reference(name, || events.waiting(name))?;
         let options = self.options(store.temp_dir()?);
-        if !self.force
-            && let Some((image, manifest_digest)) = self.up_to_date(store, name)?
-        {
-            return Ok(Pulled {
-                facts: image.facts,
-                manifest_digest,
-                up_to_date: true,
-            });
-        }
+        let known = if self.force {
+            None
+        } else {
+            self.up_to_date(store, name)?
+        };
+        let up_to_date = |(image, manifest_digest): (StoredImage, Digest)| Pulled {
+            facts: image.facts,
+            manifest_digest,
+            up_to_date: true,
+        };
+        let known = match known {
+            Some(known) if self.is_accepted(&known.0)? => return Ok(up_to_date(known)),
+            known => known,
+        };
         let found = pull::find(self.reference, &options)?;
-        let manifest_digest = found.digest();
+        let (manifest_digest, verdict) = (found.digest(), found.verdict().clone());
+        // The rules have changed, the image has not.
+        if let Some(known) = known.filter(|(_, digest)| *digest == manifest_digest) {
+            found.leave();
+            store.accept(&known.0, verdict)?;
+            return Ok(up_to_date(known));
+        }
         let base = match &found {
             pull::Fetchable::Image(source) if share && !self.force => {
                 let layers: Vec<_> = source
@@ -144,12 +173,26 @@ impl<'a> Pull<'a> {
             new.base(),
             new.is_clone(),
         )?;
-        let published = new.publish(name, Some(manifest_digest), self.force)?;
+        let pulled = store::Pulled {
+            manifest_digest,
+            verdict,
+        };
+        let published = new.publish(name, Some(pulled), self.force)?;
         Ok(Pulled {
             facts: published.image.facts,
             manifest_digest,
             up_to_date: false,
         })
+    }
+
+    /// Whether the image was accepted under the rules that count now.
+    fn is_accepted(&self, image: &StoredImage) -> Result<bool> {
+        let verdicts = &image.facts.trust;
+        Ok(pull::is_accepted(
+            self.reference,
+            verdicts,
+            &self.registries,
+        )?)
     }
 
     fn options(&self, temp_dir: PathBuf) -> pull::PullOptions {

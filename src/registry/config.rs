@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Reference;
 use super::error::{Error, Result};
 use super::registries_conf::{RegistriesConf, Rule};
-use crate::reference;
+use crate::{reference, trust};
 
 /// The table `registries` of the configuration, by `HOST[:PORT]`; Docker Hub is `docker.io`. For a
 /// registry that is not in it, registries.conf counts.
@@ -22,6 +22,9 @@ pub struct Registries {
     /// Whether certificates must be valid, if the command line says so.
     #[serde(skip)]
     verify: Option<bool>,
+    /// Which images may be pulled.
+    #[serde(skip)]
+    trust: trust::Settings,
 }
 
 /// Settings of one registry.
@@ -62,6 +65,19 @@ impl Registries {
     pub fn with_verify(mut self, verify: Option<bool>) -> Self {
         self.verify = verify;
         self
+    }
+
+    /// These settings, with those that say which images may be pulled (otherwise the system's
+    /// policy does).
+    #[must_use]
+    pub fn with_trust(mut self, trust: trust::Settings) -> Self {
+        self.trust = trust;
+        self
+    }
+
+    /// Which images may be pulled.
+    pub(super) fn trust(&self) -> &trust::Settings {
+        &self.trust
     }
 
     /// What `text` refers to: a reference, or a short name that registries.conf has an alias for.

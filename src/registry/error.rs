@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use reqwest::{StatusCode, Url};
 
-use crate::build;
 use crate::error::{Exit, Io, Report};
+use crate::{build, trust};
 
 /// Longest part of a registry's message that is shown, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -145,6 +145,9 @@ pub enum Error {
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The image is not accepted.
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
     /// What was fetched is wrong, or the image cannot be read.
     #[error(transparent)]
     Build(#[from] build::Error),
@@ -208,6 +211,7 @@ impl Report for Error {
             Error::Status { status, .. } if *status == StatusCode::NOT_FOUND => Exit::NotFound,
             Error::Io(e) => e.exit(),
             Error::Build(e) => e.exit(),
+            Error::Trust(e) => e.exit(),
             _ => Exit::Failure,
         }
     }
@@ -255,6 +259,7 @@ impl Report for Error {
             ),
             Error::Io(error) => error.hint(),
             Error::Build(error) => error.hint(),
+            Error::Trust(error) => error.hint(),
             _ => None,
         }
     }

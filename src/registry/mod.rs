@@ -27,6 +27,7 @@ mod rate;
 mod registries_conf;
 mod retry;
 mod session;
+mod signatures;
 mod spool;
 
 pub use config::Registries;

@@ -16,6 +16,7 @@ use crate::build::sources::{self, Documents, SourceImage, SourceLayer};
 use crate::build::{self, Digest, Mismatch, Output, Platform};
 use crate::error::Io;
 use crate::text::hex;
+use crate::trust::{self, Trust, Verdict};
 use crate::{fs, reference};
 
 /// How to pull.
@@ -49,6 +50,8 @@ pub struct RemoteImage {
     pub image: SourceImage,
     /// What the reference leads to: the digest of a manifest, or of an index.
     pub digest: Digest,
+    /// Why it may be pulled.
+    pub verdict: Verdict,
     /// What is fetched.
     pub blobs: Arc<Blobs>,
 }
@@ -60,6 +63,8 @@ pub struct RemoteFile {
     pub artifact: Artifact,
     /// What the reference leads to.
     pub digest: Digest,
+    /// Why it may be pulled.
+    pub verdict: Verdict,
     /// What is fetched: the file alone.
     pub blobs: Arc<Blobs>,
 }
@@ -79,6 +84,21 @@ impl Fetchable {
         match self {
             Self::Image(source) => source.digest,
             Self::File(file) => file.digest,
+        }
+    }
+
+    /// Fetches nothing of it.
+    pub fn leave(self) {
+        let (Self::Image(RemoteImage { blobs, .. }) | Self::File(RemoteFile { blobs, .. })) = self;
+        // Nothing has failed.
+        let _ = blobs.finish(Ok(()));
+    }
+
+    /// Why it may be pulled.
+    pub fn verdict(&self) -> &Verdict {
+        match self {
+            Self::Image(source) => &source.verdict,
+            Self::File(file) => &file.verdict,
         }
     }
 }
@@ -102,14 +122,26 @@ pub fn digest(reference: &Reference, registries: &Registries) -> Result<Digest> 
     Session::new(reference, registries)?.digest(tag(reference))
 }
 
-/// Finds an image: reads its manifest and its configuration, no layer.
+/// Finds an image: reads its manifest and its configuration, no layer; and asks whether it may be
+/// pulled.
 ///
 /// # Errors
-/// [`Error`].
+/// [`Error`]; [`Error::Trust`] if it may not.
 pub fn find(reference: &Reference, options: &PullOptions) -> Result<Fetchable> {
+    let trust = Trust::load(options.registries.trust())?;
+    trust.may_be_accepted(reference)?;
     let session = Session::new(reference, &options.registries)?;
     let top = session.manifest(tag(reference))?;
+    let judge = |manifests: &[trust::Manifest]| {
+        trust.judge(reference, manifests, &|digest| session.signatures(digest))
+    };
+    let asked = trust::Manifest {
+        digest: top.digest,
+        media_type: top.media_type.clone(),
+        size: top.bytes.len() as u64,
+    };
     if let Some(artifact) = Artifact::of(&top.bytes) {
+        let verdict = judge(&[asked])?;
         let wanted = Wanted {
             digest: artifact.digest,
             size: artifact.size,
@@ -123,6 +155,7 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Fetchable> {
         return Ok(Fetchable::File(RemoteFile {
             artifact,
             digest: top.digest,
+            verdict,
             blobs,
         }));
     }
@@ -132,6 +165,16 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Fetchable> {
         top: &top,
     };
     let found = sources::choose(&remote, &remote.index()?, None, &options.platform)?;
+    let own = trust::Manifest {
+        digest: Digest::of(&found.manifest),
+        media_type: MediaType::ImageManifest.to_string(),
+        size: found.manifest.len() as u64,
+    };
+    let verdict = if own.digest == asked.digest {
+        judge(&[asked])?
+    } else {
+        judge(&[asked, own])?
+    };
 
     let wanted: Vec<_> = found
         .layers
@@ -167,8 +210,46 @@ pub fn find(reference: &Reference, options: &PullOptions) -> Result<Fetchable> {
             manifest: found.manifest,
         },
         digest: top.digest,
+        verdict,
         blobs,
     }))
+}
+
+/// Whether one of these verdicts is of this name, under the rules that count now.
+///
+/// # Errors
+/// [`Error::Trust`] if the rules cannot be read.
+pub fn is_accepted(
+    reference: &Reference,
+    verdicts: &[Verdict],
+    registries: &Registries,
+) -> Result<bool> {
+    let trust = Trust::load(registries.trust())?;
+    let name = reference.whole();
+    let mut verdicts = verdicts.iter().filter(|verdict| verdict.reference == name);
+    Ok(verdicts.any(|verdict| trust.is_current(verdict, reference)))
+}
+
+/// Asks again whether an image may be used that was pulled earlier.
+///
+/// # Errors
+/// [`Error`]; [`Error::Trust`] if it may not.
+pub fn ask_again(verdict: &Verdict, registries: &Registries) -> Result<Verdict> {
+    let reference = parse(&verdict.reference)?;
+    let trust = Trust::load(registries.trust())?;
+    if trust.is_current(verdict, &reference) {
+        return Ok(verdict.clone());
+    }
+    trust.may_be_accepted(&reference)?;
+    // What the store has of manifests is their digests.
+    let asked = |digest: &Digest| trust::Manifest {
+        digest: *digest,
+        media_type: MediaType::ImageManifest.to_string(),
+        size: 0,
+    };
+    let manifests: Vec<_> = verdict.manifests.iter().map(asked).collect();
+    let session = Session::new(&reference, registries)?;
+    Ok(trust.judge(&reference, &manifests, &|digest| session.signatures(digest))?)
 }
 
 /// Finds an image that is to be built of.

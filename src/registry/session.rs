@@ -21,6 +21,8 @@ pub(super) const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, \
                                     application/vnd.oci.image.manifest.v1+json, \
                                     application/vnd.docker.distribution.manifest.list.v2+json, \
                                     application/vnd.docker.distribution.manifest.v2+json";
+/// Media type of an index.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Header with the digest of a manifest.
 pub(super) const CONTENT_DIGEST: &str = "docker-content-digest";
 
@@ -112,6 +114,20 @@ impl Session {
             Err(Error::Protocol { .. }) => Ok(self.manifest(tag)?.digest),
             other => other,
         }
+    }
+
+    /// The list of the manifests that refer to one: an index.
+    ///
+    /// # Errors
+    /// Those of [`Endpoint::send`]; with the status 404 if the registry knows none.
+    pub(super) fn referrers(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.runtime.block_on(self.sources.first(async |endpoint| {
+            let path = format!("referrers/{digest}");
+            let response = endpoint
+                .send(|http, base| http.get(endpoint.url(base, &path)).header(ACCEPT, INDEX))
+                .await?;
+            document(expect(response, &[StatusCode::OK]).await?, MAX_DOCUMENT).await
+        }))
     }
 
     /// A short blob, such as a configuration.

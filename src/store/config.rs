@@ -11,10 +11,12 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
+use super::size;
 use crate::error::Io;
 use crate::registry::Registries;
 use crate::serve::engine::Wanted as Engine;
 use crate::text::line_at;
+use crate::trust;
 use crate::zfs::Dataset;
 
 /// The configuration file, unless [`CONFIG_VARIABLE`] names another.
@@ -145,8 +147,17 @@ pub struct Config {
     pub engine: Setting<Engine>,
     /// How long `gc` keeps an image that has no name any more.
     pub grace: Setting<SignedDuration>,
+    /// What images may take before `gc` removes some that could be pulled again, bytes; 0 for no
+    /// limit.
+    pub max_size: Setting<u64>,
+    /// What `gc` leaves free in this way, bytes; 0 for no limit.
+    pub keep_free: Setting<u64>,
     /// Settings of registries.
     pub registries: Setting<Registries>,
+    /// The policy that says which images may be pulled.
+    pub policy: Setting<PathBuf>,
+    /// The directory of programs that are asked about each image.
+    pub verifiers: Setting<PathBuf>,
     /// Annotations that count even for a container with a root file system of its own, whose image
     /// may have set them: their names without the prefix `org.lxcri-fs.`.
     pub annotations: Setting<Vec<String>>,
@@ -160,7 +171,15 @@ struct File {
     engine: Option<Engine>,
     gc: Gc,
     registries: Option<Registries>,
+    trust: Trust,
     annotations: Annotations,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Trust {
+    policy: Option<PathBuf>,
+    verifiers: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -198,6 +217,15 @@ impl Annotation {
 struct Gc {
     #[serde(deserialize_with = "optional_duration")]
     grace: Option<SignedDuration>,
+    #[serde(rename = "max-size", deserialize_with = "optional_size")]
+    max_size: Option<u64>,
+    #[serde(rename = "keep-free", deserialize_with = "optional_size")]
+    keep_free: Option<u64>,
+}
+
+fn optional_size<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    size::parse(&text).map(Some).map_err(D::Error::custom)
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(
@@ -248,7 +276,11 @@ impl Config {
             store: Setting::new(file.store, &path, default_store),
             engine: Setting::new(file.engine, &path, Engine::default),
             grace: Setting::new(file.gc.grace, &path, || GRACE),
+            max_size: Setting::new(file.gc.max_size, &path, || 0),
+            keep_free: Setting::new(file.gc.keep_free, &path, || 0),
             registries: Setting::new(file.registries, &path, Registries::default),
+            policy: Setting::new(file.trust.policy, &path, trust::default_policy),
+            verifiers: Setting::new(file.trust.verifiers, &path, || trust::VERIFIERS.into()),
             annotations: Setting::new(
                 file.annotations
                     .allow
@@ -277,6 +309,15 @@ impl Config {
             };
         }
         Ok(config)
+    }
+
+    /// Which images may be pulled. A policy that the file names must exist.
+    pub fn trust(&self) -> trust::Settings {
+        trust::Settings {
+            policy: self.policy.value.clone(),
+            required: self.policy.origin != Origin::Default,
+            verifiers: self.verifiers.value.clone(),
+        }
     }
 }
 

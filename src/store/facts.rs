@@ -17,6 +17,10 @@ use crate::build::Digest;
 use crate::error::Io;
 use crate::fs;
 use crate::text::hex;
+use crate::trust::Verdict;
+
+/// For how many names it is kept why an image was accepted: those of the last pulls.
+const MAX_VERDICTS: usize = 8;
 
 /// The facts of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +57,10 @@ pub struct Facts {
     /// the file has this stamp, its layers can be reused without another check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checked: Option<String>,
+    /// Why it was accepted when it was pulled, for each name that it was pulled under; empty if it
+    /// was built here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust: Vec<Verdict>,
 }
 
 /// Identifies the state of a file: its inode number, length and time of change.
@@ -134,6 +142,7 @@ impl Facts {
             size: container.len(),
             parent: None,
             checked: None,
+            trust: Vec::new(),
         })
     }
 
@@ -157,6 +166,14 @@ impl Facts {
     /// Since when it may be garbage, if it has no name.
     pub(super) fn unnamed_since(&self) -> Timestamp {
         self.unnamed.unwrap_or(self.created)
+    }
+
+    /// Keeps why it was accepted: in place of what was kept for the same name.
+    pub(super) fn accept(&mut self, verdict: Verdict) {
+        self.trust
+            .retain(|kept| kept.reference != verdict.reference);
+        self.trust.insert(0, verdict);
+        self.trust.truncate(MAX_VERDICTS);
     }
 
     /// As many digits of the root digest as are needed to distinguish images.

@@ -21,6 +21,8 @@ use crate::zfs::Snapshot;
 pub enum Garbage {
     /// An image without a name.
     Image(Box<StoredImage>),
+    /// An image that could be pulled again.
+    Spare(Box<StoredImage>),
     /// An image whose writing or removal was interrupted.
     Work(Name),
     /// A container whose creation or removal was interrupted.
@@ -40,14 +42,18 @@ impl Garbage {
                 let modified = path.metadata().and_then(|m| m.modified()).ok()?;
                 Timestamp::try_from(modified).ok()
             }
-            Garbage::Work(_) | Garbage::Container(_) | Garbage::Snapshot(_) => None,
+            Garbage::Work(_) | Garbage::Container(_) | Garbage::Snapshot(_) | Garbage::Spare(_) => {
+                None
+            }
         }
     }
 
     /// Whether both are the same thing.
     fn is(&self, other: &Garbage) -> bool {
         match (self, other) {
-            (Garbage::Image(a), Garbage::Image(b)) => a.name == b.name,
+            (Garbage::Image(a) | Garbage::Spare(a), Garbage::Image(b) | Garbage::Spare(b)) => {
+                a.name == b.name
+            }
             (Garbage::Work(a), Garbage::Work(b))
             | (Garbage::Container(a), Garbage::Container(b)) => a == b,
             (Garbage::Snapshot(a), Garbage::Snapshot(b)) => a == b,
@@ -198,10 +204,19 @@ impl Store {
                 if !now.facts.refs.is_empty() || !is_old(&now, grace) {
                     return Ok(Outcome::Kept("it has a name again".to_owned()));
                 }
-                match self.remove_image(&now, false) {
-                    Ok(freed) => Ok(Outcome::Freed(freed)),
-                    Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
-                    Err(error) => Err(error),
+                self.remove_unused(&now)
+            }
+            Garbage::Spare(image) => {
+                _change = self.change()?;
+                let found = self.scan()?.images.into_iter().find(|i| {
+                    i.name == image.name && i.facts.root_digest == image.facts.root_digest
+                });
+                match found {
+                    None => Ok(Outcome::Kept("it has been removed already".to_owned())),
+                    Some(now) if now.facts.refs != image.facts.refs => {
+                        Ok(Outcome::Kept("it has another name".to_owned()))
+                    }
+                    Some(now) => self.remove_unused(&now),
                 }
             }
             Garbage::Snapshot(snapshot) => {
@@ -234,10 +249,18 @@ impl Store {
         }
     }
 
+    fn remove_unused(&self, image: &StoredImage) -> Result<Outcome> {
+        match self.remove_image(image, false) {
+            Ok(freed) => Ok(Outcome::Freed(freed)),
+            Err(Error::InUse { users, .. }) => Ok(Outcome::Kept(users.join(", "))),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The space that something takes; zero if it is unknown.
-    fn usage(&self, garbage: &Garbage) -> Usage {
+    pub(super) fn usage(&self, garbage: &Garbage) -> Usage {
         let usage = match garbage {
-            Garbage::Image(image) => self.backend.usage(&image.name),
+            Garbage::Image(image) | Garbage::Spare(image) => self.backend.usage(&image.name),
             Garbage::Work(name) => self.backend.usage(name),
             Garbage::Container(name) => self.backend.container_usage(name),
             Garbage::Snapshot(snapshot) => {

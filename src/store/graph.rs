@@ -88,6 +88,7 @@ mod tests {
             size: 0,
             parent: None,
             checked: None,
+            trust: Vec::new(),
         };
         let parsed = |text: &str| Name::new(text).unwrap();
         StoredImage {

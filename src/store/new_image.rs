@@ -14,6 +14,7 @@ use super::{Store, directory};
 use crate::build::Digest;
 use crate::error::Io;
 use crate::sys::lock::Lock;
+use crate::trust::Verdict;
 
 /// An image that is being written. Dropping it removes what was written.
 #[derive(Debug)]
@@ -26,6 +27,15 @@ pub struct NewImage<'a> {
     published: bool,
     /// Shows other processes that this image is being written.
     _lock: Lock,
+}
+
+/// What is known of an image that comes from a registry.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    /// The registry's digest for the reference.
+    pub manifest_digest: Digest,
+    /// Why it may be pulled.
+    pub verdict: Verdict,
 }
 
 /// A new image that was published.
@@ -84,8 +94,8 @@ impl<'a> NewImage<'a> {
     }
 
     /// Puts the image, which is complete and closed, into the store under a reference, which
-    /// another image loses. `manifest_digest` is the registry's digest for the reference, if there
-    /// is one. If the store has an image with the same root digest, that stays, unless `replace`
+    /// another image loses. `pulled` is what is known of one that comes from a registry. If the
+    /// store has an image with the same root digest, that stays, unless `replace`
     /// says that its file may be damaged.
     ///
     /// # Errors
@@ -93,7 +103,7 @@ impl<'a> NewImage<'a> {
     pub fn publish(
         mut self,
         reference: &Reference,
-        manifest_digest: Option<Digest>,
+        pulled: Option<Pulled>,
         replace: bool,
     ) -> Result<Published> {
         let path = directory::image_file(&self.begun.dir, &self.work)?;
@@ -109,8 +119,9 @@ impl<'a> NewImage<'a> {
             .base
             .as_ref()
             .map(|(image, _)| image.facts.root_digest.clone());
-        if manifest_digest.is_some() {
-            facts.manifest_digest = manifest_digest;
+        if let Some(pulled) = &pulled {
+            facts.manifest_digest = Some(pulled.manifest_digest);
+            facts.accept(pulled.verdict.clone());
         }
         let same = |scan: &Scan| {
             let mut images = scan.images.iter();
@@ -127,8 +138,9 @@ impl<'a> NewImage<'a> {
         let _lock = self.store.change()?;
         let scan = self.store.backend.scan()?;
         if let Some(mut same) = same(&scan) {
-            if manifest_digest.is_some() && manifest_digest != same.facts.manifest_digest {
-                same.facts.manifest_digest = manifest_digest;
+            if let Some(pulled) = pulled {
+                same.facts.manifest_digest = Some(pulled.manifest_digest);
+                same.facts.accept(pulled.verdict);
                 self.store.backend.set_facts(&same.name, &same.facts)?;
             }
             if replace {

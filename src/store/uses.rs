@@ -12,6 +12,7 @@ use super::error::{Error, Result};
 use crate::error::Io;
 use crate::serve::overview;
 use crate::sys::lock::{Mode, lock};
+use crate::trust::Verdict;
 use crate::upper;
 use crate::upper::record::UpperRecord;
 use crate::zfs::Dataset;
@@ -159,6 +160,22 @@ impl Store {
         }
         facts.uppers.push(place.to_owned());
         self.backend.set_facts(&now.name, &facts)
+    }
+}
+
+impl Store {
+    /// Notes why an image was accepted when it was asked about again.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be changed.
+    pub fn accept(&self, image: &StoredImage, verdict: Verdict) -> Result<()> {
+        let _lock = self.change()?;
+        let mut images = self.backend.scan()?.images.into_iter();
+        let Some(mut now) = images.find(|now| now.name == image.name) else {
+            return Ok(());
+        };
+        now.facts.accept(verdict);
+        self.backend.set_facts(&now.name, &now.facts)
     }
 }
 

@@ -63,6 +63,19 @@ impl Properties {
     }
 }
 
+#[cfg(test)]
+impl FromIterator<(&'static str, String)> for Properties {
+    /// Properties that were set on the dataset.
+    fn from_iter<I: IntoIterator<Item = (&'static str, String)>>(set: I) -> Self {
+        let source = PropertySource::Local;
+        let local = |(name, value): (&str, _)| {
+            let source = source.clone();
+            (name.to_owned(), Property { value, source })
+        };
+        Self(set.into_iter().map(local).collect())
+    }
+}
+
 /// Parses the output of `zfs get -Hp -o name,property,value,source`: the properties of each
 /// dataset, in the order printed.
 ///

@@ -210,6 +210,8 @@ const TABLE: &[(i32, &[&str])] = &[
         ],
     ),
     (7, &["containers --outdated"]),
+    // tests/registry/policy.rs has those, which need a policy.
+    (8, &[]),
 ];
 
 /// Makes what the command lines name.

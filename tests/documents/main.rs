@@ -339,3 +339,33 @@ fn the_first_steps_of_the_readme_work_in_order() {
         "{printed}"
     );
 }
+
+/// The tutorial, lxcri-fs(7), on a machine as that of the first steps. The doctor may find
+/// something wrong with it.
+#[test]
+fn the_tutorial_works_in_order() {
+    let page = read("docs/man/lxcri-fs.7");
+    let mut commands = Vec::new();
+    for block in page.split(".Bd -literal -offset indent\n").skip(1) {
+        commands.extend(block.lines().take_while(|line| *line != ".Ed"));
+    }
+    assert!(commands.len() >= 16, "{commands:?}");
+    if !FOR_REGISTRY
+        .into_iter()
+        .chain(["crun"])
+        .all(containers::has)
+    {
+        return;
+    }
+    let commands = commands
+        .join("\n")
+        .replace("crun run", "crun --cgroup-manager=disabled run")
+        .replace("lxcri-fs doctor", "lxcri-fs doctor || [ $? = 1 ]");
+    let temp = tempfile::tempdir().unwrap();
+    let printed = pass(
+        &layout(temp.path(), &[]),
+        &format!("{REGISTRY}{HUB}\ncd /; {commands}\ncd /run; kill $registry; nothing_is_left"),
+    );
+    let notes = printed.lines().filter(|line| *line == "hello");
+    assert_eq!(notes.count(), 2, "{printed}");
+}

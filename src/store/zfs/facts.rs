@@ -18,8 +18,9 @@ pub(super) const COMPRESSION: &str = "org.lxcri-fs:compression";
 pub(super) const ENCRYPTION: &str = "org.lxcri-fs:encryption";
 pub(super) const SIZE: &str = "org.lxcri-fs:size";
 pub(super) const CHECKED: &str = "org.lxcri-fs:checked";
+pub(super) const TRUST: &str = "org.lxcri-fs:trust";
 /// The properties that are read from an image's dataset.
-pub(super) const ASKED: [&str; 15] = [
+pub(super) const ASKED: [&str; 16] = [
     REFERENCES,
     ROOT_DIGEST,
     MANIFEST_DIGEST,
@@ -31,6 +32,7 @@ pub(super) const ASKED: [&str; 15] = [
     ENCRYPTION,
     SIZE,
     CHECKED,
+    TRUST,
     "origin",
     "mountpoint",
     "mounted",
@@ -54,6 +56,15 @@ pub(super) fn references(value: &str) -> Vec<Reference> {
         .split(' ')
         .filter_map(|text| text.parse().ok())
         .collect()
+}
+
+/// Why an image was accepted: as many of the last pulls as fit.
+fn trust(facts: &Facts) -> String {
+    let kept = (0..=facts.trust.len()).rev();
+    let mut texts = kept.map(|n| serde_json::json!(facts.trust[..n]).to_string());
+    texts
+        .find(|text| text.len() <= MAX_VALUE)
+        .unwrap_or_default()
 }
 
 pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
@@ -104,6 +115,7 @@ pub(super) fn properties_of(facts: &Facts) -> Vec<(&'static str, String)> {
             CHECKED,
             facts.checked.clone().unwrap_or_else(|| NONE.to_owned()),
         ),
+        (TRUST, trust(facts)),
     ]
 }
 
@@ -138,5 +150,54 @@ pub(super) fn parse(properties: &Properties) -> Option<Facts> {
         checked: own(properties, CHECKED)
             .filter(|stamp| *stamp != NONE)
             .map(str::to_owned),
+        trust: own(properties, TRUST)
+            .and_then(|list| serde_json::from_str(list).ok())
+            .unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::build::Digest;
+    use crate::trust::Verdict;
+
+    #[test]
+    fn properties_say_the_same_and_keep_the_latest_verdicts_that_fit() {
+        let verdict = |number: usize, length: usize| Verdict {
+            reference: format!("registry.example.org/{}:{number}", "a".repeat(length)),
+            manifests: vec![Digest([7; 32]), Digest([8; 32])],
+            key: number
+                .is_multiple_of(2)
+                .then(|| "/etc/keys/\"own\".pub".to_owned()),
+            rule: "registry.example.org".to_owned(),
+            fingerprint: Digest([9; 32]),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let facts = |trust: Vec<Verdict>| Facts {
+            refs: vec!["app:1".parse().unwrap()],
+            root_digest: "0".repeat(64),
+            manifest_digest: Some(Digest([1; 32])),
+            created: Timestamp::UNIX_EPOCH,
+            layers: vec![Digest([2; 32])],
+            unnamed: None,
+            uppers: Vec::new(),
+            compression: "zstd".to_owned(),
+            encryption: "none".to_owned(),
+            size: 1,
+            parent: None,
+            checked: None,
+            trust,
+        };
+        for (count, length, kept) in [(0, 10, 0), (1, 10, 1), (8, 10, 8), (8, 2000, 3)] {
+            let all: Vec<_> = (0..count).map(|number| verdict(number, length)).collect();
+            let properties = properties_of(&facts(all.clone()));
+            assert!(properties.iter().all(|(_, value)| value.len() <= MAX_VALUE));
+            let read = parse(&properties.into_iter().collect()).unwrap();
+            assert_eq!(read, facts(all[..kept].to_vec()), "{count} {length}");
+        }
+    }
 }
