@@ -176,7 +176,7 @@ END
                 for tag in cosign skopeo none; do
                     skopeos=0 ours=0
                     skopeo --policy policy.json copy -q $plain "docker://$app:$tag" dir:copy \
-                        2>/dev/null || skopeos=7
+                        2>/dev/null || skopeos=8
                     lxcri-fs pull -q "$app:$tag" >/dev/null 2>said || ours=$?
                     [ $ours = $skopeos ] || { cat said; fail "$key $identity $tag: $ours"; }
                     if [ $ours = 0 ]; then
