@@ -108,6 +108,16 @@ impl Devices {
         })
     }
 
+    /// Where the piece begins that has a checksum of its own, a frame or all of the content: its
+    /// pages are asked for one by one when it is damaged.
+    fn piece_at(&self, content: Content, offset: u64) -> u64 {
+        let section = self.requests.rootfs().section();
+        match section.content(content.number.into()) {
+            Ok(record) if record.frames > 0 => self.frames.at(content, offset).start,
+            _ => 0,
+        }
+    }
+
     /// Appends `len` bytes of a device from `offset`; fewer only at its end.
     fn read(&self, device: u8, offset: u64, len: u64, out: &mut Vec<u8>) -> Answer<()> {
         for piece in self.layout.pieces(device, offset, len) {
@@ -129,7 +139,9 @@ impl Devices {
                     let content = Content { number, size };
                     self.frames
                         .read(self.requests.rootfs(), content, range.clone(), out)
-                        .map_err(|error| Refusal::Content(number, offset, error))?;
+                        .map_err(|error| {
+                            Refusal::Content(number, self.piece_at(content, offset), error)
+                        })?;
                     if size > AT_ONCE
                         && let Some(place) = self.layout.place(number)
                     {
