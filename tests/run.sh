@@ -25,7 +25,8 @@ wanted="
     docker-registry:docker-registry openssl:openssl crun:crun runc:runc lxc-start:lxc
     newuidmap:uidmap ps:procps podman:podman busybox:busybox-static python3:python3 ip:iproute2
     aarch64-linux-gnu-g++:g++-aarch64-linux-gnu
-    fsck.erofs:erofs-utils mandoc:mandoc fish:fish zsh:zsh lintian:lintian rpmbuild:rpm systemd-analyze:systemd
+    fsck.erofs:erofs-utils
+    mandoc:mandoc fish:fish zsh:zsh lintian:lintian rpmbuild:rpm systemd-analyze:systemd
     dpkg-shlibdeps:dpkg-dev"
 missing=
 for pair in $wanted; do
