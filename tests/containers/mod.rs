@@ -131,7 +131,8 @@ done
 pub fn inside(image: &Path, script: &str) -> Output {
     // Mounts that others have at this moment are not to be found here, nor kept by us.
     let setup = r#"
-        grep -e ' - fuse.lxcri-fs ' -e ' - overlay ' /proc/self/mountinfo | cut -d' ' -f5 | tac |
+        grep -e ' - fuse.lxcri-fs ' -e ' - erofs .*/lxcri-fs/' -e ' - overlay ' \
+            /proc/self/mountinfo | cut -d' ' -f5 | tac |
             while read -r dir; do umount -l "$dir" 2>/dev/null || :; done
         mount -t proc proc /proc
         mount -t sysfs sysfs /sys

@@ -352,6 +352,7 @@ fn each_exit_code_is_given_as_documented() {
         let _ = store.output(&["umount", "point"]);
     }
     store.run(&["delete", "web"]);
+    store.run(&["delete", "behind"]);
     let codes: Vec<i32> = TABLE.iter().map(|(code, _)| *code).collect();
     assert_eq!(codes, documented());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
