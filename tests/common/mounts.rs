@@ -31,7 +31,8 @@ pub fn setup<const N: usize>() -> (tempfile::TempDir, PathBuf, [PathBuf; N]) {
 /// The shell's first line in a mount namespace of its own: without it, the copies of what other
 /// tests have mounted would keep those mounts alive, which they expect to end.
 pub const LEAVE_OTHERS: &str = r#"
-awk '$3 == "fuse.lxcri-fs" || $3 == "erofs" && $1 ~ "/lxcri-fs/" { print $2 }' /proc/self/mounts | while read -r others; do
+awk '$3 == "fuse.lxcri-fs" || $3 == "erofs" && $1 ~ "/lxcri-fs/" { print $2 }' \
+    /proc/self/mounts | while read -r others; do
     umount -l "$others" || true
 done
 "#;
