@@ -114,10 +114,6 @@ fi
 step "Tests"
 cargo test --workspace --locked --no-fail-fast
 
-step "The same mounts with the fuse engine"
-LXCRI_FS_ENGINE=fuse cargo test --locked --no-fail-fast \
-    --test commit --test confinement --test images --test keeper --test serve --test upper
-
 # The emulated VM leaves a processor to the suites.
 if [ -z "${LXCRI_FS_TEST_POOL:-}" ]; then
     wait $vm || { cat "$vm_log" >&2; exit 1; }
@@ -132,6 +128,10 @@ LXCRI_FS_FRESH_HOST=1 tests/packages.sh
 
 step "File-system suites on an image with an upper"
 timeout --kill-after=30 600 tests/suites.sh
+
+step "The same mounts with the fuse engine"
+LXCRI_FS_ENGINE=fuse cargo test --locked --no-fail-fast \
+    --test commit --test confinement --test images --test keeper --test serve --test upper
 
 step "Tests on ZFS"
 ended=0

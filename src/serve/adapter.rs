@@ -20,7 +20,7 @@ use fuser::{
 };
 
 use super::attr::{BLOCK, file_type, may_have_lists};
-use super::requests::Requests;
+use super::requests::{Requests, reply};
 use super::stats::Op;
 use super::surplus::Surplus;
 use crate::fs::ROOT;
@@ -86,16 +86,6 @@ impl Adapter {
             has_holes: OnceLock::new(),
         }
     }
-}
-
-/// Replies with the value, or the errno.
-macro_rules! reply {
-    ($reply:ident, $result:expr, $value:ident => $ok:expr) => {
-        match $result {
-            Ok($value) => $ok,
-            Err(errno) => $reply.error(errno),
-        }
-    };
 }
 
 impl Filesystem for Adapter {

@@ -23,7 +23,7 @@ use self::ahead::{Ahead, Decoding};
 use self::frames::{Content, Frames};
 use super::attr::BLOCK;
 use super::in_hand::InHand;
-use super::requests::{Answer, Refusal, Requests};
+use super::requests::{Answer, Refusal, Requests, reply};
 use super::stats::Op;
 use crate::erofs::{DEVICES, Layout, Piece};
 use crate::fs::{ROOT, Rootfs};
@@ -167,16 +167,6 @@ fn device(ino: u32) -> Answer<u8> {
     device
         .filter(|&device| usize::from(device) < DEVICES)
         .ok_or_else(|| Errno::ENOENT.into())
-}
-
-/// Replies with the value, or the errno.
-macro_rules! reply {
-    ($reply:ident, $result:expr, $value:ident => $ok:expr) => {
-        match $result {
-            Ok($value) => $ok,
-            Err(errno) => $reply.error(errno),
-        }
-    };
 }
 
 impl Filesystem for Devices {

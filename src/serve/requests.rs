@@ -57,6 +57,17 @@ impl From<Errno> for Refusal {
 
 pub(super) type Answer<T> = Result<T, Refusal>;
 
+/// Replies with the value, or the errno.
+macro_rules! reply {
+    ($reply:ident, $result:expr, $value:ident => $ok:expr) => {
+        match $result {
+            Ok($value) => $ok,
+            Err(errno) => $reply.error(errno),
+        }
+    };
+}
+pub(super) use reply;
+
 /// Answers the requests for an image.
 pub(super) struct Requests {
     rootfs: Arc<Rootfs>,
