@@ -121,7 +121,7 @@ pub fn mount_under<T, E: From<Error>>(
         Ok::<_, E>((upper, (mountpoint, prepared)))
     };
     let (merged, (mountpoint, prepared)) = merged(request, prepare, read_only)?;
-    shared::attach(merged.as_fd(), &mountpoint).map_err(Error::from)?;
+    merged.attach(&mountpoint)?;
     Ok(prepared)
 }
 
@@ -130,7 +130,21 @@ pub fn mount_under<T, E: From<Error>>(
 /// # Errors
 /// As [`mount_under`].
 pub fn mount_detached(request: &Request<'_>, upper: Upper, read_only: bool) -> Result<OwnedFd> {
-    Ok(merged(request, || Ok::<_, Error>((upper, ())), read_only)?.0)
+    let (merged, ()) = merged(request, || Ok::<_, Error>((upper, ())), read_only)?;
+    Ok(merged.mount)
+}
+
+/// A merged file system that is attached nowhere. As long as this exists, the image's keeper does
+/// not end for want of users.
+struct Merged {
+    mount: OwnedFd,
+    _image: Hidden,
+}
+
+impl Merged {
+    fn attach(self, mountpoint: &MountPoint) -> Result<()> {
+        Ok(shared::attach(self.mount.as_fd(), mountpoint)?)
+    }
 }
 
 /// A detached mount of images under an upper. `prepare` returns the upper, and a value to pass on.
@@ -138,7 +152,7 @@ fn merged<T, E: From<Error>>(
     request: &Request<'_>,
     prepare: impl FnOnce() -> Result<(Upper, T), E>,
     read_only: bool,
-) -> Result<(OwnedFd, T), E> {
+) -> Result<(Merged, T), E> {
     let paths = request.paths();
     let source = paths.first().map_or(Path::new(""), |path| path);
     let engine = request.engine.on_this_host();
@@ -284,8 +298,7 @@ pub(super) fn over(
     read_only: bool,
     mountpoint: &MountPoint,
 ) -> Result<()> {
-    let merged = overlay(lower, source, place, flags, read_only)?;
-    Ok(shared::attach(merged.as_fd(), mountpoint)?)
+    overlay(lower, source, place, flags, read_only)?.attach(mountpoint)
 }
 
 /// A detached mount of an upper over an image.
@@ -295,18 +308,21 @@ fn overlay(
     place: &UpperDir,
     flags: MountFlags,
     read_only: bool,
-) -> Result<OwnedFd> {
+) -> Result<Merged> {
     let directories = place.prepare(lower.root())?;
     let xattrs = lower.xattrs.map(Hidden::lower).transpose()?;
-    let lower = lower.image.hide()?;
-    let upper = &place.layout;
-    overlay::mount(&Parts {
+    let image = lower.image.hide()?;
+    let mount = overlay::mount(&Parts {
         source,
         xattrs: xattrs.as_ref(),
-        lower: &lower,
-        upper,
+        lower: &image,
+        upper: &place.layout,
         directories: &directories,
         flags,
         read_only,
+    })?;
+    Ok(Merged {
+        mount,
+        _image: image,
     })
 }
