@@ -53,6 +53,7 @@ pub(super) fn run(args: &RebaseArgs) -> Result<(), Error> {
         old_secret: secret.clone(),
         new: args.store.open_image(&args.to)?,
         new_secret: secret,
+        engine: args.store.config()?.engine.value,
         options: args.merge.options()?,
         orphan: false,
     };

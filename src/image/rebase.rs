@@ -16,6 +16,7 @@ use super::events::{Events, Stage as Work};
 use super::file::open_file;
 use super::mount::Mount;
 use crate::error::Io;
+use crate::serve::engine::Wanted as Engine;
 use crate::sys::mount_attr::MountFlags;
 use crate::sys::tree_copy::shares_blocks;
 use crate::update::{self, Judgement};
@@ -41,6 +42,8 @@ pub struct Rebase {
     pub new: (PathBuf, File),
     /// The password or key of the new image.
     pub new_secret: Option<Secret>,
+    /// What may serve the new image.
+    pub engine: Engine,
     /// How to merge.
     pub options: update::Options,
     /// Whether processes that serve images must not be children of this process.
@@ -123,9 +126,12 @@ impl Rebase {
     /// The three trees; the new image is under this upper.
     fn sides(&self, record: &UpperRecord, new: Upper) -> Result<Sides> {
         let old = self.old_image(record)?;
-        let mount = |images, secret: &Option<Secret>, upper, read_only| {
+        // What was written can be read only by the numbers that its image's files had.
+        let before = Engine::from(record.overlay.engine);
+        let mount = |images, secret: &Option<Secret>, upper, engine, read_only| {
             let mount = Mount {
                 secret: secret.clone(),
+                engine,
                 upper: Some(upper),
                 read_only,
                 idmap: record.idmap.clone(),
@@ -137,7 +143,7 @@ impl Rebase {
         };
         let open_old = || Ok::<_, Error>(vec![(old.clone(), open_file(&old)?)]);
         let unused = Upper::Ephemeral { size: Some(UNUSED) };
-        let base = mount(open_old()?, &self.old_secret, unused, true)?;
+        let base = mount(open_old()?, &self.old_secret, unused, before, true)?;
         let place = &self.written.layout.place;
         let mine = match self.written.mounts()?.first() {
             Some(mounted) => bind(&mounted.mountpoint)?,
@@ -145,6 +151,7 @@ impl Rebase {
                 open_old()?,
                 &self.old_secret,
                 Upper::Dir(place.clone()),
+                before,
                 true,
             )?,
         };
@@ -152,7 +159,8 @@ impl Rebase {
         let file = file
             .try_clone()
             .map_err(Io::at("opening the image", path))?;
-        let theirs = mount(vec![(path.clone(), file)], &self.new_secret, new, false)?;
+        let images = vec![(path.clone(), file)];
+        let theirs = mount(images, &self.new_secret, new, self.engine, false)?;
         Ok(Sides::new(base, mine, theirs, place))
     }
 

@@ -153,7 +153,10 @@ pub fn secret_of(image: &ImageRecord) -> Result<Option<bfc::Secret>> {
 }
 
 /// What may serve a container's image.
-fn engine_of(wanted: Option<Engine>) -> Result<Engine> {
+///
+/// # Errors
+/// [`Error::Store`] when the configuration cannot be read.
+pub(super) fn engine_of(wanted: Option<Engine>) -> Result<Engine> {
     match wanted {
         Some(engine) => Ok(engine),
         None => Ok(Config::load(None)?.engine.value),

@@ -174,6 +174,7 @@ fn rebase_of(found: &Found<'_>, request: &Request<'_>) -> Result<Rebase> {
         old_secret: root_mount::secret_of(&found.record.image)?,
         new: (path, file),
         new_secret: root_mount::secret_of(&request.image)?,
+        engine: root_mount::engine_of(found.record.engine)?,
         options: request.options.clone(),
         orphan: false,
     })
