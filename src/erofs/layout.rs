@@ -12,8 +12,10 @@ use bfc::rootfs::Section;
 
 use super::error::{Error, Result};
 use super::format::{BLOCK, BLOCK_LOG2, DEVICE_COUNT, MAX_BLOCKS};
-use super::metadata::MAX_METADATA;
 
+/// Longest metadata, bytes. It also bounds the memory that making them takes: that much for the
+/// metadata, and as much again for the names of one directory and for attributes.
+pub const MAX_METADATA: u64 = 1 << 30;
 /// How many devices there are. One may be empty.
 pub const DEVICES: usize = DEVICE_COUNT as usize;
 /// Contents of this length and more are on device 1, by default. Those below it are read ahead, and

@@ -29,15 +29,12 @@ use super::format::{
     DeviceSlot, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, INODE_SLOT, Inode, LONG_INODE_LEN,
     MAX_TARGET, NULL_BLOCK, SHORT_INODE_LEN, SUPER_OFFSET, SuperBlock, encode_device,
 };
-use super::layout::{DEVICES, Layout};
+use super::layout::{DEVICES, Layout, MAX_METADATA};
 use crate::fs::{ROOT, Rootfs};
 
 /// Changes whenever the same image would get other metadata. If the numbers of inodes change, an
 /// upper that was used over an older version does not fit any more.
 pub const VERSION: u32 = 1;
-/// Longest metadata, bytes. It also bounds the memory that making them takes: that much for the
-/// metadata, and as much again for the names of one directory and for attributes.
-pub const MAX_METADATA: u64 = 1 << 30;
 /// Most inodes.
 #[allow(clippy::cast_possible_truncation)] // 2^25
 const MAX_INODES: u32 = (MAX_METADATA / INODE_SLOT) as u32;

@@ -14,7 +14,7 @@ mod read;
 
 pub use check::{Damage, check};
 pub use error::{Error, Result};
-pub use layout::{DEVICES, Found, LARGE, Layout, Piece, Pieces, Place};
-pub use metadata::{Inodes, MAX_METADATA, VERSION, numbers, write};
+pub use layout::{DEVICES, Found, LARGE, Layout, MAX_METADATA, Piece, Pieces, Place};
+pub use metadata::{Inodes, VERSION, numbers, write};
 pub use probe::{Unavailable, probe};
 pub use read::{Block, Data, Entry, Metadata, Node};

@@ -10,7 +10,8 @@ use super::format::{
     XattrEntry, file_type, split_xattr_name, u16_at, u32_at,
 };
 use super::layout::DEVICES;
-use super::metadata::{MAX_METADATA, device_slots, first_blocks};
+use super::layout::MAX_METADATA;
+use super::metadata::{device_slots, first_blocks};
 use bfc::format::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use bfc::rootfs::format::MAX_NANOSECONDS;
 
