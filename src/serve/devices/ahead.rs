@@ -109,7 +109,8 @@ impl Ahead {
                 Some(stream) => {
                     stream.end = stream.end.max(range.end);
                     stream.steps += 1;
-                    if stream.steps < STEPS {
+                    // The kernel reads a cached device ahead itself, in several requests at a time.
+                    if is_cached || stream.steps < STEPS {
                         return;
                     }
                     let wanted = stream.end.saturating_add(AHEAD).min(content.size);
