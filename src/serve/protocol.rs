@@ -178,7 +178,10 @@ pub(super) struct Precautions {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerReply {
     /// The images are open.
-    Opened,
+    Opened {
+        /// What identifies them by their contents, as far as they say so themselves.
+        digests: Vec<String>,
+    },
     /// The metadata is written.
     Metadata {
         /// Its length, bytes.

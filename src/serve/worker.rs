@@ -27,6 +27,7 @@ use super::{attr, confine, resume, secrets, surplus};
 use crate::erofs::{self, Inodes, Layout};
 use crate::error::{Io, chain};
 use crate::fs::{self, ImageFile, ImageOptions, ROOT, Rootfs, Spool};
+use crate::text::hex;
 
 /// How long the keeper may take to make a temporary file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +61,12 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
         Ok(rootfs) => rootfs,
         Err(error) => return control.send(&WorkerReply::Failed(describe(&error)), &[]),
     };
-    control.send(&WorkerReply::Opened, &[])?;
+    control.send(
+        &WorkerReply::Opened {
+            digests: digests(&rootfs),
+        },
+        &[],
+    )?;
     let (resume, precautions, engine, mut fds) = loop {
         match control.receive()? {
             Some((WorkerRequest::Metadata, files)) => {
@@ -113,6 +119,15 @@ pub fn main(describe: fn(&fs::Error) -> Failure) -> Result<()> {
             serving.run(devices, precautions.push.then_some(push))
         }
     }
+}
+
+/// The root digests of the images, or the identifiers of those that have none.
+fn digests(rootfs: &Rootfs) -> Vec<String> {
+    let digest = |container: &bfc::Container| match container.locator() {
+        Ok(Some(locator)) => hex(&locator.root_digest),
+        _ => hex(&container.header().uuid),
+    };
+    rootfs.containers().map(digest).collect()
 }
 
 /// Writes the EROFS metadata of an image into the file that the keeper has passed.

@@ -36,6 +36,35 @@ impl<T: PartialEq + Clone> Three<'_, T> {
     }
 }
 
+/// Set-user-id and set-group-id.
+const SET_IDS: u32 = 0o6000;
+/// Prefix of the attributes by which content gets rights, or is vouched for: capabilities, labels,
+/// signatures.
+const SECURITY: &[u8] = b"security.";
+
+/// Makes the rights of content follow it: what one side has written must not get those that the
+/// other side has given to something else. `from` are the attributes of the side that the content
+/// comes from; `None` if it is of both. Without its owner, a file has no rights of its own, as after
+/// chown(2).
+pub(super) fn follow(attributes: &mut Attributes, from: Option<&Attributes>) {
+    let is_owner = |from: &&Attributes| (from.uid, from.gid) == (attributes.uid, attributes.gid);
+    let from = from.filter(is_owner);
+    attributes.access.mode &= !SET_IDS;
+    attributes
+        .xattrs
+        .retain(|name, _| !name.starts_with(SECURITY));
+    if let Some(from) = from {
+        attributes.access.mode |= from.access.mode & SET_IDS;
+        let own = from
+            .xattrs
+            .iter()
+            .filter(|(name, _)| name.starts_with(SECURITY));
+        attributes
+            .xattrs
+            .extend(own.map(|(name, value)| (name.clone(), value.clone())));
+    }
+}
+
 /// Merges the attributes of something that both sides have. `content` is the side that its content
 /// comes from, if the sides differ in that: a file's time is that of its content. Times are no
 /// conflict: builds and containers change them without anybody's intention, and the later one wins.

@@ -1,6 +1,6 @@
 //! Merges of databases of packages and of lists of users.
 
-#![allow(clippy::panic)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use super::model::{InMemory, Node, Tree, apply, changed, clear};
 use super::*;
@@ -96,4 +96,70 @@ fn lists_of_users_are_merged_and_their_copies_are_no_conflict() {
     );
     assert_eq!(found[&b"etc/passwd-"[..]].content, b"m");
     assert_eq!(judgement.conflicts, []);
+}
+
+/// What a container's user has written does not become a program of root's.
+#[test]
+fn rights_follow_the_content_that_they_were_given_to() {
+    let tree = |content: &str, uid: u32, mode: u32, capability: bool| {
+        let mut tree = with(&[("tool", content)]);
+        let node = tree.get_mut(&b"tool"[..]).unwrap();
+        let attributes = &mut node.entry.attributes;
+        (attributes.uid, attributes.access.mode) = (uid, mode);
+        if capability {
+            attributes
+                .xattrs
+                .insert(b"security.capability".to_vec(), b"all".to_vec());
+        }
+        tree
+    };
+    let base = tree("old", 1000, 0o644, false);
+    let written = tree("evil", 1000, 0o644, false);
+    for theirs in [tree("new", 0, 0o4755, true), tree("old", 0, 0o4755, true)] {
+        let mut trees = InMemory {
+            base: &base,
+            mine: &written,
+            theirs: &theirs,
+        };
+        let Ok(judgement) = merge(&mut trees, &changed(&base, &written), &Options::default());
+        let found = apply(&judgement, &written, &theirs);
+        let node = &found[&b"tool"[..]];
+        assert_eq!(node.content, b"evil");
+        assert_eq!(node.entry.attributes.access.mode, 0o755);
+        assert!(node.entry.attributes.xattrs.is_empty());
+    }
+}
+
+/// A symlink in the place of a file does not open the file to everybody.
+#[test]
+fn a_symlinks_attributes_are_no_files() {
+    let file = |content: &str| {
+        let mut tree = with(&[("secret", content)]);
+        tree.get_mut(&b"secret"[..])
+            .unwrap()
+            .entry
+            .attributes
+            .access
+            .mode = 0o600;
+        tree
+    };
+    let (base, theirs) = (file("old"), file("new"));
+    let mut mine = with(&[]);
+    let mut link = Node::new(Kind::Symlink(b"elsewhere".to_vec()), b"");
+    link.entry.attributes.access.mode = 0o777;
+    mine.insert(b"secret".to_vec(), link);
+    let options = Options {
+        policy: Policy::Theirs,
+        keep: Vec::new(),
+    };
+    let mut trees = InMemory {
+        base: &base,
+        mine: &mine,
+        theirs: &theirs,
+    };
+    let Ok(judgement) = merge(&mut trees, &changed(&base, &mine), &options);
+    let found = apply(&judgement, &mine, &theirs);
+    let node = &found[&b"secret"[..]];
+    assert_eq!(node.content, b"new");
+    assert_eq!(node.entry.attributes.access.mode, 0o600);
 }

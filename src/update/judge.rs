@@ -198,9 +198,26 @@ fn both<T: Trees>(
             Some(policy.winner())
         };
     }
-    let old = base.map(|base| &base.attributes);
+    let old = base.filter(|base| base.is_like(mine));
+    let old = old.map(|base| &base.attributes);
     let (own, new) = (&mine.attributes, &theirs.attributes);
-    let merged = attributes::merge(old, own, new, content, policy);
+    let merged = match content {
+        // A symlink's mode, say, is nothing that a file should have.
+        Some(side) if !mine.is_like(theirs) => attributes::Merged {
+            attributes: if side == Side::Mine { own } else { new }.clone(),
+            conflicts: Vec::new(),
+        },
+        _ => {
+            let mut merged = attributes::merge(old, own, new, content, policy);
+            match content {
+                Some(Side::Mine) => attributes::follow(&mut merged.attributes, Some(own)),
+                Some(_) => attributes::follow(&mut merged.attributes, Some(new)),
+                None if text.is_some() => attributes::follow(&mut merged.attributes, None),
+                None => {}
+            }
+            merged
+        }
+    };
     let reason = if in_conflict {
         Some(Reason::Content)
     } else if !entries.is_empty() || !ids.is_empty() {

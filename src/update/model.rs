@@ -224,6 +224,9 @@ fn model(
                 });
                 node = side.unwrap().clone();
             }
+            // Attributes of a symlink are nothing for a file.
+            let is_mixed = !m.entry.is_like(&t.entry);
+            let b = b.filter(|b| b.entry.is_like(&m.entry));
             let [old, own, new] = [b, Some(m), Some(t)].map(|n| n.map(|n| &n.entry.attributes));
             let (own, new) = (own.unwrap(), new.unwrap());
             macro_rules! three {
@@ -240,18 +243,20 @@ fn model(
                     }
                 }};
             }
-            let attributes = &mut node.entry.attributes;
-            attributes.uid = three!(|a| a.uid);
-            attributes.gid = three!(|a| a.gid);
-            attributes.access = three!(|a| a.access.clone());
-            let x = three!(|a| a.xattrs.get(&b"user.x"[..]).cloned());
-            attributes.xattrs = x.into_iter().map(|x| (b"user.x".to_vec(), x)).collect();
-            attributes.mtime = match (side, old) {
-                (Some(side), _) => side.entry.attributes.mtime,
-                (None, Some(old)) if own.mtime == old.mtime => new.mtime,
-                (None, Some(old)) if new.mtime == old.mtime => own.mtime,
-                _ => own.mtime.max(new.mtime),
-            };
+            if !is_mixed {
+                let attributes = &mut node.entry.attributes;
+                attributes.uid = three!(|a| a.uid);
+                attributes.gid = three!(|a| a.gid);
+                attributes.access = three!(|a| a.access.clone());
+                let x = three!(|a| a.xattrs.get(&b"user.x"[..]).cloned());
+                attributes.xattrs = x.into_iter().map(|x| (b"user.x".to_vec(), x)).collect();
+                attributes.mtime = match (side, old) {
+                    (Some(side), _) => side.entry.attributes.mtime,
+                    (None, Some(old)) if own.mtime == old.mtime => new.mtime,
+                    (None, Some(old)) if new.mtime == old.mtime => own.mtime,
+                    _ => own.mtime.max(new.mtime),
+                };
+            }
             (Some(node), is_conflict)
         }
         (None, ..) => (win(policy, m, t).cloned(), true),

@@ -75,6 +75,15 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether both are files, symlinks or special files of one type: attributes of one mean
+    /// nothing for another.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (&self.kind, &other.kind) {
+            (Kind::Special(mine, _), Kind::Special(theirs, _)) => mine == theirs,
+            (mine, theirs) => std::mem::discriminant(mine) == std::mem::discriminant(theirs),
+        }
+    }
+
     pub(super) fn is_dir(&self) -> bool {
         self.kind == Kind::Directory
     }

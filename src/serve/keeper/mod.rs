@@ -316,14 +316,16 @@ impl Keeper {
         style: Style,
     ) -> Result<Mounted> {
         std::thread::scope(|scope| {
-            // A process of its own makes the metadata, so that the one that serves is small, and
-            // both start at the same time.
+            let mut worker = Worker::start(style)?;
+            let digests = worker.open(request, images, LIMIT)?;
             let place = request.shared.as_ref().and_then(|name| {
                 // With a digest, nothing but the image itself is believed.
-                let is_any = request.options.digest.is_none();
-                cache::Place::of(name.to_str().filter(|_| is_any)?)
+                let is_any = engine == Engine::Split && request.options.digest.is_none();
+                cache::Place::of(name.to_str().filter(|_| is_any)?, &digests)
             });
             let kept = place.clone();
+            // A process of its own makes the metadata, so that the one that serves is small, while
+            // that one connects to the kernel.
             let metadata = move || -> Result<_> {
                 if let Some(metadata) = kept.as_ref().and_then(cache::Place::read) {
                     return Ok((metadata, false));
@@ -340,8 +342,6 @@ impl Keeper {
                         .map_err(Io::doing("starting a thread"))?,
                 ),
             };
-            let mut worker = Worker::start(style)?;
-            worker.open(request, images, LIMIT)?;
             let at = MountPoint::open(Path::new(&request.mountpoint))?;
             // FUSE serves the file system itself, or what EROFS reads.
             let served = match engine {

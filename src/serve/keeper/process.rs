@@ -96,13 +96,13 @@ impl Worker {
         })
     }
 
-    /// Makes the worker open the images.
+    /// Makes the worker open the images. Returns what they say identifies them.
     pub(super) fn open(
         &mut self,
         request: &MountRequest,
         images: &[OwnedFd],
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<Vec<String>> {
         let spool = self.spool_end.take();
         let open = WorkerRequest::Open {
             images: request.images.clone(),
@@ -110,7 +110,10 @@ impl Worker {
             threads: request.threads,
         };
         let files: Vec<BorrowedFd<'_>> = spool.iter().chain(images).map(AsFd::as_fd).collect();
-        self.ask(&open, &files, limit).map(drop)
+        match self.ask(&open, &files, limit)? {
+            WorkerReply::Opened { digests } => Ok(digests),
+            _ => Err(Error::Gone { peer: "worker" }),
+        }
     }
 
     /// Makes the worker write the EROFS metadata of the images, and checks them.

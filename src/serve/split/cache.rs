@@ -2,7 +2,8 @@
 //!
 //! They are in a directory that only root can reach, one file for each image and way to open it.
 //! The name of a file tells which file the image is, its length and its times, as the keeper itself
-//! sees them: no image can have another one's metadata.
+//! sees them, and the image's digest, as a worker that has it open says: no image can have another
+//! one's metadata.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -27,8 +28,10 @@ const HEAD: usize = blake3::OUT_LEN;
 pub(in super::super) struct Place(PathBuf);
 
 impl Place {
-    /// The place for the image with this identity; `None` where it cannot be kept.
-    pub(in super::super) fn of(identity: &str) -> Option<Self> {
+    /// The place for the images with this identity, of which a worker says that they have these
+    /// digests; `None` where it cannot be kept. A file of another image may have the same number,
+    /// length and times where somebody else controls the file system.
+    pub(in super::super) fn of(identity: &str, digests: &[String]) -> Option<Self> {
         let directory = Path::new(DIRECTORY);
         let made = DirBuilder::new()
             .mode(0o700)
@@ -40,9 +43,12 @@ impl Place {
             return None;
         }
         let (metadata, layout) = (erofs::VERSION, Layout::VERSION);
-        Some(Self(
-            directory.join(format!("{identity}-{metadata}-{layout}")),
-        ))
+        let mut hasher = blake3::Hasher::new();
+        for text in digests.iter().map(String::as_str).chain([identity]) {
+            hasher.update(text.as_bytes()).update(&[0]);
+        }
+        let name = hasher.finalize().to_hex();
+        Some(Self(directory.join(format!("{name}-{metadata}-{layout}"))))
     }
 
     /// What was kept there, if that is what it was.

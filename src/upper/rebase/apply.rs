@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -173,9 +174,16 @@ impl New<'_> {
 
     /// Makes a name of a file with several a file of its own.
     fn part(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        let new = OsString::from(format!(".lxcri-fs-{}", std::process::id()));
-        // The copy is made beside it, under its own name in another directory.
-        mkdirat(dir, &*new, Mode::RWXU)?;
+        // The copy is made beside it, under its own name in another directory. The container may
+        // have one of any name that it can guess.
+        let new = loop {
+            let random = RandomState::new().build_hasher().finish();
+            let new = OsString::from(format!(".lxcri-fs-{random:016x}"));
+            match mkdirat(dir, &*new, Mode::RWXU) {
+                Err(Errno::EXIST) => {}
+                made => break made.map(|()| new)?,
+            }
+        };
         let beside = openat(dir, &*new, DIRECTORY, Mode::empty())?;
         copy(dir, beside.as_fd(), name, self.top, self.done)?;
         // A new inode has no attributes to lose: all are set afterwards.
