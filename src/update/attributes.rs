@@ -44,8 +44,8 @@ const SECURITY: &[u8] = b"security.";
 
 /// Makes the rights of content follow it: what one side has written must not get those that the
 /// other side has given to something else. `from` are the attributes of the side that the content
-/// comes from; `None` if it is of both. Without its owner, a file has no rights of its own, as after
-/// chown(2).
+/// comes from; `None` if it is of both. Without its owner, a file has no rights of its own, as
+/// after chown(2).
 pub(super) fn follow(attributes: &mut Attributes, from: Option<&Attributes>) {
     let is_owner = |from: &&Attributes| (from.uid, from.gid) == (attributes.uid, attributes.gid);
     let from = from.filter(is_owner);
