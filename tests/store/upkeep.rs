@@ -72,8 +72,10 @@ fn gc_removes_untagged_and_interrupted_images_and_counts_them(store: &Store) {
     ]);
     store.build("new", "app");
     // A build that is stopped at work, and then killed.
-    let mut noise = vec![0; 16 << 20];
-    rustix::rand::getrandom(&mut noise, rustix::rand::GetRandomFlags::empty()).unwrap();
+    let mut noise = vec![0; 96 << 20];
+    for part in noise.chunks_mut(1 << 20) {
+        rustix::rand::getrandom(part, rustix::rand::GetRandomFlags::empty()).unwrap();
+    }
     let source = store.source("noise", &noise);
     let mut build = Killed(
         store
