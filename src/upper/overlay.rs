@@ -27,8 +27,8 @@ use crate::sys::tmpfs;
 
 /// Longest value of an option that fsconfig(2) takes, bytes.
 const MAX_NAME: usize = 255;
-/// How long an upper may stay in use by a mount that is no longer visible: what was written to it is
-/// synced when it ends.
+/// How long an upper may stay in use by a mount that is no longer visible: what was written to it
+/// is synced when it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait before the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
